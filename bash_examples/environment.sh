@@ -1,0 +1,26 @@
+# shellcheck shell=bash
+# Sourced by demo.sh and tests/run.sh: uses the active virtual or conda environment, or makes .venv beside the code.
+
+use_environment() {
+  local root=$1 python
+  if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+    if [ ! -e "$root/.venv/complete" ]; then
+      python=${PYTHON:-python3}
+      "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        { echo "error: Python 3.10 or newer is needed; name one with PYTHON=/path/to/python3" >&2; return 2; }
+      echo "Installing requirements.txt into $root/.venv (once; a few minutes)"
+      "$python" -m venv "$root/.venv"
+      "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt"
+      touch "$root/.venv/complete"
+    fi
+    # shellcheck disable=SC1091
+    source "$root/.venv/bin/activate"
+  fi
+  python - <<'PY' || return 2
+import importlib.util, sys
+missing = [m for m in ("torch", "torchvision", "pandas", "matplotlib", "yaml", "faiss") if not importlib.util.find_spec(m)]
+if missing:
+    sys.exit(f"error: the active environment lacks {', '.join(missing)}: "
+             "pip install -r requirements.txt, or deactivate it and run again")
+PY
+}

@@ -1,0 +1,1 @@
+"""What more than one script of the déjà vu test must agree on. Utilities never parse arguments and never print."""

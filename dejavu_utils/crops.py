@@ -1,0 +1,80 @@
+"""Pure geometry of the crops that the attack embeds: background crop (two rules) and corner crop.
+
+Boxes and crops are (xmin, ymin, xmax, ymax) in pixels, the origin in the upper left corner, as in Pascal VOC and PIL.
+"""
+
+RULES = ("paper", "exact")
+
+
+def background_crop(width, height, boxes, min_px=100, rule="paper"):
+    """The part of an image that shows no annotated object, or None where there is none.
+
+    width, height: size of the image in pixels. boxes: sequence of (xmin, ymin, xmax, ymax). min_px: the crop's shorter
+    side must be longer than this many pixels. rule:
+
+    * "paper" (Meehan et al. 2023, arXiv 2304.13850): cut the image into vertical strips at the x edges of all boxes;
+      in every strip take the y gaps that no box over that strip covers; of all these rectangles take the one with the
+      largest shorter side, of equals the last (left to right, then top to bottom). A box that reaches beyond the
+      image's width gives no crop.
+    * "exact": the empty rectangle with the largest shorter side; neighboring strips may join, boxes are clipped.
+
+    Returns (xmin, ymin, xmax, ymax), or None if no rectangle is large enough, if there are no boxes (then nothing says
+    where the object is) or if a box is reversed. ValueError for an unknown rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"crop rule {rule!r} is not one of {', '.join(RULES)}")
+    if not boxes or any(x1 < x0 or y1 < y0 for x0, y0, x1, y1 in boxes):
+        return None
+    if rule == "paper":
+        if any(x1 > width for _, _, x1, _ in boxes):
+            return None
+        boxes = [(max(x0, 0), max(y0, 0), x1, min(y1, height)) for x0, y0, x1, y1 in boxes]
+        candidates = _strip_gaps(width, height, boxes)
+    else:
+        boxes = [(max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)) for x0, y0, x1, y1 in boxes]
+        candidates = _empty_rectangles(width, height, [b for b in boxes if b[0] < b[2] and b[1] < b[3]])
+    best, best_side = None, min_px
+    for crop in candidates:
+        side = min(crop[2] - crop[0], crop[3] - crop[1])
+        if side > best_side or (side == best_side and best is not None):  # of equals the last
+            best, best_side = crop, side
+    return best
+
+
+def corner_crop(width, height, fraction=0.3):
+    """The lower left corner, int(fraction x side) pixels of each side (at least one), as (xmin, ymin, xmax, ymax).
+
+    ValueError unless 0 < fraction <= 1.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"corner crop fraction {fraction} is not in (0, 1]")
+    return 0, height - max(1, int(fraction * height)), max(1, int(fraction * width)), height
+
+
+def _gaps(height, intervals):
+    """The y intervals within [0, height] that none of the given (ymin, ymax) covers, from top to bottom."""
+    end = 0
+    for y0, y1 in sorted(intervals):
+        if y0 > end:
+            yield end, y0
+        end = max(end, y1)
+    if height > end:
+        yield end, height
+
+
+def _strip_gaps(width, height, boxes):
+    edges = sorted({0, width, *(x for x0, _, x1, _ in boxes for x in (x0, x1))})
+    for left, right in zip(edges, edges[1:]):
+        over = [(y0, y1) for x0, y0, x1, y1 in boxes if x0 <= left and x1 >= right]
+        for top, bottom in _gaps(height, over):
+            yield left, top, right, bottom
+
+
+def _empty_rectangles(width, height, boxes):
+    """Every maximal empty rectangle is among those spanned by a left edge, a right edge and a gap between them."""
+    for left in sorted({0, *(b[2] for b in boxes)}):
+        for right in sorted({width, *(b[0] for b in boxes)}):
+            if right > left:
+                over = [(y0, y1) for x0, y0, x1, y1 in boxes if x0 < right and x1 > left]
+                for top, bottom in _gaps(height, over):
+                    yield left, top, right, bottom

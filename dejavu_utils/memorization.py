@@ -1,0 +1,191 @@
+"""From neighbor labels (or class scores) to predictions, confidences, the four shares and the déjà vu score.
+
+NumPy only. Definitions: Meehan et al. 2023 (arXiv 2304.13850), sections 3 and 4. "Target" is the model that was trained
+on the attacked set, "reference" the model that was not.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SHARES = ("memorized", "correlated", "misrepresented", "unassociated")
+SWEEP_FRACTIONS = np.linspace(0.1, 1.0, 100)
+_ROWS_AT_ONCE = 8192  # bounds the scratch memory to a few times 8192 x k integers
+_Z95 = 1.959963984540054
+
+
+@dataclass
+class Predictions:
+    """top: int64 (n, 5), the predicted classes in falling order, -1 where there is none. confidence: float64 (n,)."""
+
+    top: np.ndarray
+    confidence: np.ndarray
+
+    def right(self, labels, top_k):
+        """bool (n,): is the true label among the first top_k predictions? labels: int (n,)."""
+        return (self.top[:, :top_k] == np.asarray(labels).reshape(-1, 1)).any(axis=1)
+
+
+def predict_from_neighbors(neighbor_labels, k_attk=0):
+    """Classes by count among the first k_attk neighbors; confidence = minus the entropy (nats) of their histogram.
+
+    neighbor_labels: int (n, k), nearest first. k_attk: neighbors that vote, 0 for all k. Classes with the same count
+    are ranked by their nearest member; a class without a neighbor is never predicted. ValueError if k_attk > k.
+    """
+    neighbor_labels = np.asarray(neighbor_labels)
+    n, k = neighbor_labels.shape
+    votes = k_attk or k
+    if votes > k:
+        raise ValueError(f"k_attk is {votes}, but the neighbor files hold only {k} neighbors")
+    top = np.full((n, 5), -1, dtype=np.int64)
+    confidence = np.empty(n)
+    for start in range(0, n, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        top[rows], confidence[rows] = _vote(neighbor_labels[rows, :votes])
+    return Predictions(top, confidence)
+
+
+def _vote(labels):
+    n, k = labels.shape
+    nearest_first = np.argsort(labels, axis=1, kind="stable")
+    grouped = np.take_along_axis(labels, nearest_first, axis=1)
+    starts = np.ones((n, k), dtype=bool)  # where in a row of grouped labels does a new class begin?
+    starts[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
+    flat = np.flatnonzero(starts)
+    counts = np.diff(flat, append=n * k)  # every row begins a class, so no group spans two rows
+    # One sortable number a class: more neighbors first, then the smaller rank of the nearest one.
+    keys = np.full((n, k), -1, dtype=np.int64)
+    keys.reshape(-1)[flat] = counts * k + (k - 1 - nearest_first.reshape(-1)[flat])
+    p_log_p = np.zeros(n * k)
+    p_log_p[flat] = counts / k * np.log(counts / k)
+    order = np.argsort(-keys, axis=1, kind="stable")[:, :5]
+    top = np.full((n, 5), -1, dtype=np.int64)
+    top[:, : order.shape[1]] = np.where(
+        np.take_along_axis(keys, order, axis=1) >= 0, np.take_along_axis(grouped, order, axis=1), -1
+    )
+    return top, p_log_p.reshape(n, k).sum(axis=1)
+
+
+def predict_from_scores(scores):
+    """Classes by score, equals by index; confidence = the largest score. scores: float (n, classes), e.g. logits."""
+    scores = np.asarray(scores)
+    top = np.full((len(scores), 5), -1, dtype=np.int64)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    top[:, : order.shape[1]] = order
+    return Predictions(top, scores.max(axis=1).astype(np.float64))
+
+
+def most_confident(confidence, fraction):
+    """Indices of the int(fraction x n) most confident examples; of equals the earlier rows."""
+    return np.argsort(-np.asarray(confidence), kind="stable")[: int(fraction * len(confidence))]
+
+
+def accuracy_sweep(predictions, labels, top_k, fractions=SWEEP_FRACTIONS):
+    """Accuracy on the most confident int(fraction x n) examples for each fraction; float64, NaN where there is none."""
+    order = most_confident(predictions.confidence, 1.0)
+    hits = np.concatenate([[0], np.cumsum(predictions.right(labels, top_k)[order])])
+    sizes = (np.asarray(fractions) * len(order)).astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        return hits[sizes] / np.where(sizes > 0, sizes, np.nan)
+
+
+@dataclass
+class DirectedAttack:
+    """One attacked set: both models' predictions on the same examples, row by row. labels: int64 (n,)."""
+
+    target: Predictions
+    reference: Predictions
+    labels: np.ndarray
+
+
+def wilson_interval(successes, n):
+    """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); (nan, nan) for n = 0."""
+    if n == 0:
+        return float("nan"), float("nan")
+    p, z2 = successes / n, _Z95**2
+    center = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return float(max(0.0, center - half)), float(min(1.0, center + half))
+
+
+def mean_of_proportions(hits):
+    """(mean, low, high) of the mean of independent proportions, given as a list of bool arrays.
+
+    The 95 % interval joins the Wilson intervals of the single proportions (MOVER; Newcombe 1998, Zou & Donner 2008).
+    """
+    means = np.array([h.mean() if len(h) else np.nan for h in hits])
+    low, high = np.array([wilson_interval(int(h.sum()), len(h)) for h in hits]).T
+    mean = means.mean()
+    down = np.sqrt(((means - low) ** 2).sum()) / len(means)
+    up = np.sqrt(((high - means) ** 2).sum()) / len(means)
+    return float(mean), float(mean - down), float(mean + up)
+
+
+def summarize(attacks, top_k, pct_confidence=100.0, draws=2000, seed=0):
+    """Target and reference accuracy, déjà vu score and the four shares, averaged over the attacked sets.
+
+    attacks: list of DirectedAttack, usually [set A, set B]. pct_confidence: accuracies are taken over the
+    int(pct / 100 x n) examples that the model in question is most confident of; the shares always over all examples,
+    so that at 100 % score = memorized - misrepresented. Returns a dict of {"target", "reference", "score", and the four
+    shares}: {"value", "low", "high"} with 95 % intervals, Wilson for proportions and a paired bootstrap (`draws`
+    resamplings of the examples with `seed`) for the score, and "n": attacked examples of each set.
+    """
+    fraction = pct_confidence / 100
+    target_hits, reference_hits, scores, shares = [], [], [], []
+    rng = np.random.default_rng(seed)
+    for attack in attacks:
+        n = len(attack.labels)
+        target_right = attack.target.right(attack.labels, top_k)
+        reference_right = attack.reference.right(attack.labels, top_k)
+        shares.append(share_of(target_right, reference_right))
+        target_chosen = np.zeros(n, dtype=bool)
+        target_chosen[most_confident(attack.target.confidence, fraction)] = True
+        reference_chosen = np.zeros(n, dtype=bool)
+        reference_chosen[most_confident(attack.reference.confidence, fraction)] = True
+        target_hits.append(target_right[target_chosen])
+        reference_hits.append(reference_right[reference_chosen])
+        # An example counts for each model as not chosen (0), wrong (1) or right (2). Drawing how often each of the nine
+        # pairs occurs is the same as drawing the examples with replacement, and costs nothing.
+        state = 3 * (target_chosen * (1 + target_right)) + reference_chosen * (1 + reference_right)
+        pairs = rng.multinomial(n, np.bincount(state, minlength=9) / max(n, 1), size=draws).reshape(draws, 3, 3)
+        target_counts, reference_counts = pairs.sum(axis=2), pairs.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            scores.append(
+                target_counts[:, 2] / target_counts[:, 1:].sum(axis=1)
+                - reference_counts[:, 2] / reference_counts[:, 1:].sum(axis=1)
+            )
+    summary = {"n": [len(attack.labels) for attack in attacks]}
+    for name, hits in (("target", target_hits), ("reference", reference_hits)):
+        summary[name] = _estimate(*mean_of_proportions(hits))
+    drawn = np.mean(scores, axis=0)
+    low, high = np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    score = summary["target"]["value"] - summary["reference"]["value"]
+    summary["score"] = _estimate(score, float(low), float(high))
+    for code, name in enumerate(SHARES):
+        summary[name] = _estimate(*mean_of_proportions([s == code for s in shares]))
+    return summary
+
+
+def share_of(target_right, reference_right):
+    """Index into SHARES of each example; bool (n,), bool (n,) -> int64 (n,)."""
+    return np.where(target_right, np.where(reference_right, 1, 0), np.where(reference_right, 2, 3))
+
+
+def align_rows(first_idxs, second_idxs):
+    """Row numbers (in the first, in the second) that put both files' examples in the order of their image index.
+
+    ValueError if an index occurs twice or the two files do not hold the same images.
+    """
+    orders = []
+    for idxs in (first_idxs, second_idxs):
+        order = np.argsort(idxs, kind="stable")
+        if (np.diff(np.asarray(idxs)[order]) == 0).any():
+            raise ValueError("an image index occurs twice among the attacked examples")
+        orders.append(order)
+    if not np.array_equal(np.asarray(first_idxs)[orders[0]], np.asarray(second_idxs)[orders[1]]):
+        raise ValueError("the two models were not attacked with the same images")
+    return orders
+
+
+def _estimate(value, low, high):
+    return {"value": float(value), "low": low, "high": high}

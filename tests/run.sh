@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The tests as the README gives them: linters, then pytest with the arguments given (default: all but the slow ones).
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+# shellcheck source=../bash_examples/environment.sh
+source bash_examples/environment.sh
+use_environment "$root"
+
+for tool in ruff shellcheck; do
+  command -v "$tool" >/dev/null || echo "$tool: not installed, its checks are skipped" >&2
+done
+if command -v ruff >/dev/null; then
+  ruff check .
+  ruff format --check .
+fi
+if command -v shellcheck >/dev/null; then
+  git ls-files -z '*.sh' '.ci/run' | xargs -0 shellcheck -x
+fi
+if [ $# -eq 0 ]; then
+  set -- -m "not slow"
+fi
+python -m pytest "$@"
