@@ -3,7 +3,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
-# shellcheck source=../bash_examples/environment.sh
+# shellcheck source=bash_examples/environment.sh
 source bash_examples/environment.sh
 use_environment "$root"
 
