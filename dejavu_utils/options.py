@@ -1,0 +1,168 @@
+"""Command lines: one-line errors, 0/1 flags, and a YAML file with dotted flags over it.
+
+Habit: a script's `main` runs under `run`, bad input is an `InputError` that names the file or flag and the remedy.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+
+class InputError(Exception):
+    """Something the user can mend: one line that names the file or flag and what to do about it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose errors are one line, that takes no abbreviated flags, and whose help shows the defaults."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        empty = action.default in (None, "", argparse.SUPPRESS) or isinstance(action, argparse._StoreTrueAction)
+        return action.help if empty else super()._get_help_string(action)
+
+
+def run(main):
+    """Calls main(); bad input and failing files end in one line on stderr and exit code 2, Ctrl-C in exit code 130."""
+    try:
+        main()
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.exit(141)
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message):
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}\n")
+    sys.exit(2)
+
+
+def zero_or_one(text):
+    """argparse type of the 0/1 flags: 0, 1, true or false -> int."""
+    values = {"0": 0, "1": 1, "false": 0, "true": 1}
+    if str(text).lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or 1")
+    return values[str(text).lower()]
+
+
+def positive_int(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def existing_file(path, flag):
+    """The path, if it is a file; an InputError that names the flag otherwise."""
+    if not path:
+        raise InputError(f"{flag} is needed: name a file")
+    if not Path(path).is_file():
+        raise InputError(f"{flag} {path}: no such file")
+    return Path(path)
+
+
+def existing_folder(path, flag):
+    """The path, if it is a folder; an InputError that names the flag otherwise."""
+    if not path:
+        raise InputError(f"{flag} is needed: name a folder")
+    if not Path(path).is_dir():
+        raise InputError(f"{flag} {path}: no such folder")
+    return Path(path)
+
+
+def parse_settings(parser, sections, accepted_without_effect=(), argv=None):
+    """Reads `--config-file YAML` and the dotted flags `--section.name VALUE`; flag beats YAML beats default.
+
+    sections: {section: {name: (default, type or tuple of choices, help)}}. accepted_without_effect: names
+    "section.name" or "section.*" that older files and commands carry; they are accepted and reported.
+    Returns ({"section.name": value}, notices: list of str). An unknown key, in the file or on the command line, is an
+    error that names it.
+    """
+    group_of = {}
+    for section, settings in sections.items():
+        group = parser.add_argument_group(section)
+        for name, (default, kind, text) in settings.items():
+            key = f"{section}.{name}"
+            group_of[key] = (default, kind)
+            choices = kind if isinstance(kind, tuple) else None
+            group.add_argument(
+                f"--{key}",
+                dest=key,
+                type=str if choices else kind,
+                choices=choices,
+                default=argparse.SUPPRESS,
+                metavar=None if choices else name.upper(),
+                help=f"{text} (default: {default})" if default not in (None, "") else text,
+            )
+    known, unknown = parser.parse_known_args(argv)
+    notices = _ignored_flags(parser, unknown, accepted_without_effect)
+    values = {key: default for key, (default, _) in group_of.items()}
+    if known.config_file:
+        values.update(_read_yaml(known.config_file, group_of, accepted_without_effect, notices))
+    values.update({key: value for key, value in vars(known).items() if key in group_of})
+    return values, notices
+
+
+def _ignored_flags(parser, unknown, accepted):
+    notices, rest = [], list(unknown)
+    while rest:
+        flag = rest.pop(0)
+        key = flag.lstrip("-").split("=")[0]
+        if not flag.startswith("--"):
+            parser.error(f"unexpected argument {flag!r}")
+        if not _matches(key, accepted):
+            parser.error(f"unknown flag {flag.split('=')[0]}")
+        if "=" not in flag and rest and not rest[0].startswith("--"):
+            rest.pop(0)
+        notices.append(f"{flag.split('=')[0]} has no effect here and is ignored")
+    return notices
+
+
+def _matches(key, accepted):
+    return key in accepted or f"{key.split('.')[0]}.*" in accepted
+
+
+def _read_yaml(path, group_of, accepted, notices):
+    try:
+        loaded = yaml.safe_load(existing_file(path, "--config-file").read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config-file {path}: not valid YAML: {error}") from None
+    if not isinstance(loaded, dict) or not all(isinstance(v, dict) for v in loaded.values()):
+        raise InputError(f"--config-file {path}: expected sections with `name: value` lines below them")
+    values = {}
+    for section, settings in loaded.items():
+        for name, value in settings.items():
+            key = f"{section}.{name}"
+            if key in group_of:
+                values[key] = _convert(value, group_of[key][1], f"--config-file {path}: {key}")
+            elif _matches(key, accepted):
+                notices.append(f"{key} in {path} has no effect here and is ignored")
+            else:
+                raise InputError(f"--config-file {path}: unknown key {key}")
+    return values
+
+
+def _convert(value, kind, where):
+    """YAML reads 1e-6 as text and yes as a bool: the setting's own type decides."""
+    if isinstance(kind, tuple):
+        if str(value) not in kind:
+            raise InputError(f"{where}: {value!r} is not one of {', '.join(kind)}")
+        return str(value)
+    try:
+        return kind(str(value) if not isinstance(value, (int, float)) or kind is str else value)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise InputError(f"{where}: {value!r} is not a {getattr(kind, '__name__', 'valid value')}") from None
