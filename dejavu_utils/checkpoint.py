@@ -1,0 +1,39 @@
+"""Checkpoints: saved complete or not at all, plain types only, loaded with weights_only."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from dejavu_utils.files import complete_file
+from dejavu_utils.options import InputError
+
+PREFIX = "module."  # published checkpoints were saved from DistributedDataParallel; ours carry the same names
+
+
+def save_checkpoint(path, checkpoint):
+    """torch.save under a temporary name, then a rename."""
+    with complete_file(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def load_checkpoint(path, flag):
+    """The checkpoint on the CPU; InputError names the flag for a file that is missing or is not a checkpoint."""
+    if not path or not Path(path).is_file():
+        raise InputError(f"{flag} {path or ''}: no such file; train_SSL.py writes model_ep{{E}}.pth")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{flag} {path}: not a checkpoint that can be read ({reason})") from None
+
+
+def with_prefix(state):
+    """State-dict names as checkpoints carry them."""
+    return {PREFIX + name: value for name, value in state.items()}
+
+
+def without_prefix(state):
+    """State-dict names as the network carries them."""
+    return {name.removeprefix(PREFIX): value for name, value in state.items()}

@@ -1,0 +1,188 @@
+"""Image folders as ImageNet ships them: listing and fingerprint, index files, box XML, the evaluation transform."""
+
+import hashlib
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from dejavu_utils.files import save_json
+from dejavu_utils.options import InputError
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images in [0, 1], per channel
+STD = (0.229, 0.224, 0.225)
+PARTITION_FILE = "partition.json"
+
+
+class ImageListing:
+    """The images of a torchvision ImageFolder tree; an image's index is its position in `ImageFolder.samples`.
+
+    root: Path. classes: list of class folder names. labels: int64 (n,). paths: list of str, relative to root.
+    """
+
+    def __init__(self, root, classes, paths, labels):
+        self.root, self.classes, self.paths = Path(root), classes, paths
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def path(self, index):
+        """Path of the image with this index."""
+        return self.root / self.paths[index]
+
+    def stem(self, index):
+        """The image's ID: its file name without the extension."""
+        return Path(self.paths[index]).stem
+
+    def fingerprint(self):
+        """What index files depend on: counts and SHA-256 of the relative paths in their order, whole and by class."""
+        starts = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))  # labels never fall in a listing
+        by_class = {
+            name: [int(stop - start), _digest(self.paths[start:stop])[:12]]
+            for name, start, stop in zip(self.classes, starts, starts[1:])
+        }
+        return {
+            "images": len(self),
+            "classes": len(self.classes),
+            "sha256": _digest(self.paths),
+            "by_class": by_class,
+        }
+
+
+def _digest(paths):
+    return hashlib.sha256("\n".join(path.replace("\\", "/") for path in paths).encode()).hexdigest()
+
+
+def list_images(root, flag="the image folder"):
+    """Lists `root/CLASS/**/IMAGE` in ImageFolder's order (sorted, never directory-listing order).
+
+    flag: what to call the folder in an error. InputError if there is no class folder or one holds no image.
+    """
+    if not root or not Path(root).is_dir():
+        raise InputError(f"{flag} {root or ''}: no such folder")
+    try:
+        folder = ImageFolder(str(root))
+    except FileNotFoundError as error:
+        raise InputError(f"{flag} {root}: expected class folders with images below it: {error}") from None
+    prefix = len(str(root).rstrip("/")) + 1
+    return ImageListing(root, folder.classes, [path[prefix:] for path, _ in folder.samples], folder.targets)
+
+
+def load_indices(path, flag, listing):
+    """The image indices in an .npy file, int64 (n,), checked against the listing.
+
+    Where a partition.json lies in the file's folder or the one above, its fingerprint must be that of the listing;
+    index files made by others (without one) only have to be in range. InputError names the flag and what differs.
+    """
+    if not path or not Path(path).is_file():
+        raise InputError(f"{flag} {path or ''}: no such file; make it with imagenet_partition.py")
+    try:
+        indices = np.load(path)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{flag} {path}: not an .npy file of indices: {error}") from None
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise InputError(f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices")
+    if len(indices) and (indices.min() < 0 or indices.max() >= len(listing)):
+        raise InputError(
+            f"{flag} {path}: holds index {indices.max()}, but {listing.root} has only {len(listing)} images; "
+            "give the image folder that the index files were made from"
+        )
+    for folder in (Path(path).parent, Path(path).parent.parent):
+        if (folder / PARTITION_FILE).is_file():
+            _check_fingerprint(folder / PARTITION_FILE, listing, f"{flag} {path}")
+            break
+    return indices.astype(np.int64)
+
+
+def _check_fingerprint(partition_file, listing, what):
+    try:
+        recorded = json.loads(partition_file.read_text(encoding="utf-8"))["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{partition_file}: not written by imagenet_partition.py ({error!r}); make it again") from None
+    found = listing.fingerprint()
+    if recorded.get("sha256") == found["sha256"]:
+        return
+    before, now = recorded.get("by_class", {}), found["by_class"]
+    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    raise InputError(
+        f"{what}: made for another image folder than {listing.root}: {recorded.get('images')} images then, "
+        f"{found['images']} now; {len(changed)} classes differ, the first is {changed[0] if changed else '?'}; "
+        "give the folder of then, or run imagenet_partition.py again"
+    )
+
+
+def save_partition_record(folder, record, listing):
+    """Writes partition.json: `record` and the listing's fingerprint, which `load_indices` compares."""
+    save_json(Path(folder) / PARTITION_FILE, {**record, "fingerprint": listing.fingerprint()})
+
+
+def box_path(bbox_dir, listing, index):
+    """Where the image's Pascal-VOC XML is expected: BBOX_DIR/Annotation/CLASS/ID.xml."""
+    name = listing.classes[listing.labels[index]]
+    return Path(bbox_dir) / "Annotation" / name / f"{listing.stem(index)}.xml"
+
+
+def read_boxes(path):
+    """The boxes in a Pascal-VOC XML, a list of int (xmin, ymin, xmax, ymax); empty where no object is marked.
+
+    ValueError for a file that is not such an XML, or one with a document type or entities (those can be made to fill
+    the memory; annotations have none).
+    """
+    data = Path(path).read_bytes()
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise ValueError("has a document type or entity declaration")
+    try:
+        boxes = ElementTree.fromstring(data).iterfind("./object/bndbox")
+        return [tuple(int(float(box.findtext(side))) for side in ("xmin", "ymin", "xmax", "ymax")) for box in boxes]
+    except (ElementTree.ParseError, TypeError, ValueError) as error:
+        raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
+
+
+def evaluation_transform(resolution=224):
+    """PIL image -> normalized float32 (3, resolution, resolution).
+
+    The short side goes to int(resolution x 256 / 224) pixels (bilinear), then the centre is cut out. Published: 224.
+    """
+    return transforms.Compose(
+        [
+            transforms.Resize(int(resolution * 256 / 224)),
+            transforms.CenterCrop(resolution),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+
+def load_image(path):
+    """The image as PIL RGB; InputError names a file that cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error}); replace or remove it") from None
+
+
+class IndexedImages(torch.utils.data.Dataset):
+    """The images at `indices`, cut to `crops` (None: whole images) and transformed: (tensor, label) each.
+
+    indices: int64 (n,). crops: n of (xmin, ymin, xmax, ymax) in pixels. transform: PIL image -> tensor.
+    """
+
+    def __init__(self, listing, indices, transform, crops=None):
+        self.listing, self.indices, self.transform, self.crops = listing, indices, transform, crops
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, position):
+        index = self.indices[position]
+        image = load_image(self.listing.path(index))
+        if self.crops is not None:
+            image = image.crop(tuple(self.crops[position]))
+        return self.transform(image), int(self.listing.labels[index])

@@ -1,0 +1,172 @@
+"""The SSL network (trunk, projector, head of the loss), its linear probes, and building one from a checkpoint."""
+
+import torch
+import torchvision
+from torch import nn
+
+from dejavu_utils.checkpoint import load_checkpoint, without_prefix
+from dejavu_utils.options import InputError
+
+LAYERS = ("projector", "backbone", "logits")
+
+
+def architectures():
+    """Names of the torchvision trunks that can be built."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    return tuple(n for n in names if n.startswith(("resnet", "vgg")))
+
+
+def _trunk(arch, fc):
+    """(network without its classifier, width of its output)."""
+    net = getattr(torchvision.models, arch)(weights=None)
+    if arch.startswith("vgg"):
+        width = net.classifier[0].in_features
+        net.classifier = nn.Identity()
+        return net, width
+    width = net.fc.in_features
+    net.fc = nn.Linear(width, 256) if fc else nn.Identity()
+    return net, 256 if fc else width
+
+
+def mlp_widths(mlp, flag="model.mlp"):
+    """ "2048-512" -> [2048, 512]."""
+    try:
+        widths = [int(part) for part in str(mlp).split("-")]
+    except ValueError:
+        widths = []
+    if not widths or min(widths) < 1:
+        raise InputError(f"{flag} {mlp!r}: expected widths joined by '-', for instance 2048-512")
+    return widths
+
+
+def _mlp(width_in, widths, relu_at_end=False):
+    """Hidden layers Linear + BatchNorm + ReLU, the last a Linear without bias."""
+    layers = []
+    for width in widths[:-1]:
+        layers.append(nn.Sequential(nn.Linear(width_in, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)))
+        width_in = width
+    layers.append(nn.Linear(width_in, widths[-1], bias=False))
+    if relu_at_end:
+        layers.append(nn.ReLU(inplace=False))
+    return nn.Sequential(*layers)
+
+
+class SSLNetwork(nn.Module):
+    """Trunk `net`, `projector`, and what the loss adds: `bn` (barlow), `fc` (supervised).
+
+    arch: a torchvision resnet or vgg. mlp: widths of the projector, "2048-512". loss: simclr, vicreg, barlow or
+    supervised. num_classes: width of the supervised head. mlp_coeff scales the last hidden width; fc: Linear(., 256) on
+    the trunk; proj_relu: ReLU after the projector's last layer; remove_head: no projector, the loss acts on the trunk.
+    """
+
+    def __init__(self, arch, mlp, loss, num_classes=None, mlp_coeff=1.0, fc=False, proj_relu=False, remove_head=False):
+        super().__init__()
+        self.arch, self.mlp, self.loss, self.num_classes = arch, mlp, loss, num_classes
+        self.net, self.backbone_width = _trunk(arch, fc)
+        widths = mlp_widths(mlp)
+        if len(widths) > 1:
+            widths[-2] = int(widths[-2] * mlp_coeff)
+        self.projector = nn.Sequential() if remove_head else _mlp(self.backbone_width, widths, proj_relu)
+        self.projector_width = self.backbone_width if remove_head else widths[-1]
+        if loss == "barlow":
+            self.bn = nn.BatchNorm1d(self.projector_width, affine=False)
+        if loss == "supervised":
+            self.fc = nn.Sequential(
+                nn.BatchNorm1d(self.projector_width), nn.ReLU(), nn.Linear(self.projector_width, num_classes)
+            )
+
+    def forward(self, images):
+        """float (n, 3, h, w) -> list of float (n, width): the trunk's output, then that of each projector layer."""
+        outputs = [self.net(images)]
+        for layer in self.projector:
+            outputs.append(layer(outputs[-1]))
+        return outputs
+
+    def layer_widths(self):
+        """Widths of what `forward` returns."""
+        widths = [self.backbone_width]
+        for layer in self.projector:
+            linear = layer[0] if isinstance(layer, nn.Sequential) else layer
+            widths.append(getattr(linear, "out_features", widths[-1]))
+        return widths
+
+    def embed(self, images, layer):
+        """float (n, 3, h, w) -> float (n, width(layer)); layer: projector, backbone or logits."""
+        if layer == "backbone":
+            return self.net(images)
+        outputs = self(images)
+        return self.fc(outputs[-1]) if layer == "logits" else outputs[-1]
+
+    def width(self, layer):
+        """Width of `embed`'s output; ValueError for logits of a network without a supervised head."""
+        if layer == "logits" and self.loss != "supervised":
+            raise ValueError(f"a {self.loss} network has no logits")
+        return {"projector": self.projector_width, "backbone": self.backbone_width, "logits": self.num_classes}[layer]
+
+
+class Probes(nn.Module):
+    """One linear classifier on each of several layers' outputs. widths: list of int."""
+
+    def __init__(self, widths, num_classes):
+        super().__init__()
+        self.probes = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
+
+    def forward(self, outputs):
+        """list of float (n, width) -> list of float (n, num_classes); no gradient reaches the outputs."""
+        return [probe(output.detach()) for probe, output in zip(self.probes, outputs)]
+
+
+def load_model(path, flag="--model_pth"):
+    """The network of a checkpoint, in eval mode on the CPU, its weights loaded strictly.
+
+    Built from the settings in the checkpoint; one without them (published, or a bare state dict) from the names and
+    shapes of its weights. InputError names the flag for a file that does not hold such a network.
+    """
+    checkpoint = load_checkpoint(path, flag)
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{flag} {path}: holds a {type(checkpoint).__name__}, expected a checkpoint of train_SSL.py")
+    state = without_prefix(checkpoint.get("model", checkpoint))
+    try:
+        if "settings" in checkpoint:
+            network = network_from_settings(checkpoint["settings"], checkpoint["num_classes"])
+        else:
+            network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
+        network.load_state_dict(state)
+    except (KeyError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
+    return network.eval()
+
+
+def network_from_settings(settings, num_classes):
+    """settings: flat {"model.arch": ...} as in params.json."""
+    return SSLNetwork(
+        settings["model.arch"],
+        settings["model.mlp"],
+        settings["training.loss"],
+        num_classes,
+        settings["model.mlp_coeff"],
+        settings["model.fc"],
+        settings["model.proj_relu"],
+        settings["model.remove_head"],
+    )
+
+
+def _network_from_shapes(shapes):
+    trunk = {name.removeprefix("net."): shape for name, shape in shapes.items() if name.startswith("net.")}
+    fc = "fc.weight" in trunk
+    for arch in architectures():
+        with torch.device("meta"):
+            candidate, _ = _trunk(arch, fc)
+        if {name: tuple(value.shape) for name, value in candidate.state_dict().items()} == trunk:
+            break
+    else:
+        raise ValueError("the names and shapes under net. are those of no torchvision resnet or vgg")
+    projector = [(name, s[0]) for name, s in shapes.items() if name.startswith("projector.") and len(s) == 2]
+    mlp = "-".join(str(width) for _, width in projector)
+    loss, num_classes = "simclr", None  # VICReg's network is the same
+    if "bn.running_mean" in shapes:
+        loss = "barlow"
+    elif "fc.2.weight" in shapes:
+        loss, num_classes = "supervised", shapes["fc.2.weight"][0]
+    return SSLNetwork(arch, mlp or "1", loss, num_classes, fc=fc, remove_head=not projector)

@@ -1,0 +1,74 @@
+"""LARS and the schedules of learning rate, teacher momentum and resolution."""
+
+import math
+
+import torch
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888) with momentum.
+
+    q = eta |p| / |g + wd p| (1 if a norm is 0); mu = momentum mu + q (g + wd p); p -= lr mu. Parameters of one
+    dimension (biases, normalization) get neither decay nor q.
+    """
+
+    def __init__(self, params, lr, momentum=0.9, weight_decay=0.0, eta=1e-3):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                update = p.grad
+                if p.ndim > 1:
+                    update = update + group["weight_decay"] * p
+                    p_norm, update_norm = p.norm(), update.norm()
+                    q = torch.where((p_norm > 0) & (update_norm > 0), group["eta"] * p_norm / update_norm, 1.0)
+                    update = update * q
+                state = self.state[p]
+                if "mu" not in state:
+                    state["mu"] = torch.zeros_like(p)
+                state["mu"].mul_(group["momentum"]).add_(update)
+                p.sub_(state["mu"], alpha=group["lr"])
+        return loss
+
+
+def make_optimizer(name, model, momentum, weight_decay):
+    """sgd, adamw or lars over the model's parameters; those of one dimension get no weight decay.
+
+    The learning rate is set before every step, from `learning_rate`.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if name == "lars":
+        return LARS(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)  # one pass over the parameters, on CPUs too
+
+
+def learning_rate(step, total_steps, warmup_steps, base_lr, batch_size, end_lr_ratio):
+    """Linear warm-up from 0 to base_lr x batch_size / 256, then a cosine to end_lr_ratio of that."""
+    peak = base_lr * batch_size / 256
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    q = 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * q + peak * end_lr_ratio * (1 - q)
+
+
+def resolution_at(epoch, min_res, max_res, start_ramp, end_ramp):
+    """Side of the training crops in pixels: min up to start_ramp, max from end_ramp, between them the nearest multiple
+    of 32 on the straight line."""
+    if epoch <= start_ramp:
+        return min_res
+    if epoch >= end_ramp:
+        return max_res
+    side = min_res + (max_res - min_res) * (epoch - start_ramp) / (end_ramp - start_ramp)
+    return int(round(side / 32)) * 32

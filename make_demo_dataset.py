@@ -1,0 +1,187 @@
+"""Draws an ImageNet-shaped folder of images with a known answer: the background says nothing about the class.
+
+Every image has one object of its class (a badge in the class's hue with a glyph of the DejaVu Sans font) on a
+background of its own, drawn independently of the class. A background crop therefore tells the class only to a model
+that remembers the image: the reference model must sit at chance (1 / classes), and what the target model has above it
+is memorization.
+
+Writes SAVE_DIR/images/CLASS/ID.JPEG, SAVE_DIR/boxes/Annotation/CLASS/ID.xml (Pascal VOC; not for the last images of a
+class if --unboxed_per_class is given) and SAVE_DIR/demo.json (the arguments and the names of the objects).
+
+    python make_demo_dataset.py --save_dir demo/data
+    python make_demo_dataset.py --save_dir /tmp/more --classes 8 --images_per_class 400 --side 192 --seed 3
+"""
+
+import colorsys
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.font_manager import FontProperties, findfont
+from PIL import Image, ImageDraw, ImageFont
+
+from dejavu_utils.files import save_json
+from dejavu_utils.options import InputError, Parser, positive_int, run
+from dejavu_utils.progress import Progress
+
+OBJECTS = (
+    ("plane", 0x2708),
+    ("umbrella", 0x2602),
+    ("spade", 0x2660),
+    ("star", 0x2605),
+    ("anchor", 0x2693),
+    ("knight", 0x265E),
+    ("telephone", 0x260E),
+    ("heart", 0x2665),
+    ("snowman", 0x2603),
+    ("cloud", 0x2601),
+    ("note", 0x266B),
+    ("scissors", 0x2702),
+    ("envelope", 0x2709),
+    ("pencil", 0x270E),
+    ("sun", 0x2600),
+    ("flag", 0x2691),
+    ("gear", 0x2699),
+    ("recycling", 0x267B),
+    ("king", 0x265A),
+    ("flower", 0x2740),
+)
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--save_dir", required=True, help="folder for images/, boxes/ and demo.json")
+    parser.add_argument("--classes", type=positive_int, default=5, help="number of classes")
+    parser.add_argument("--images_per_class", type=positive_int, default=200, help="images of each class")
+    parser.add_argument("--unboxed_per_class", type=int, default=10, help="of these, images without a box XML")
+    parser.add_argument("--side", type=positive_int, default=128, help="height and width of an image in pixels")
+    parser.add_argument("--object_size", type=float, default=0.5, help="diameter of an object / side of the image")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same files")
+    parser.add_argument("--num_workers", type=positive_int, default=2, help="processes that draw")
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse_args()
+    if args.unboxed_per_class < 0 or args.unboxed_per_class > args.images_per_class:
+        raise InputError("--unboxed_per_class must lie between 0 and --images_per_class")
+    if args.side < 32:
+        raise InputError(f"--side {args.side}: an image needs at least 32 pixels a side")
+    if not 0.1 <= args.object_size <= 0.8:
+        raise InputError(f"--object_size {args.object_size}: must lie between 0.1 and 0.8")
+    save_dir = Path(args.save_dir)
+    if (save_dir / "images").exists() or (save_dir / "boxes").exists():
+        raise InputError(f"--save_dir {save_dir}: holds images or boxes already; remove them or name another folder")
+    partial_dir = save_dir / ".partial"  # the final folders appear when every image is there
+    shutil.rmtree(partial_dir, ignore_errors=True)
+    names = [class_name(label) for label in range(args.classes)]
+    for name in names:
+        (partial_dir / "images" / name).mkdir(parents=True)
+        (partial_dir / "boxes" / "Annotation" / name).mkdir(parents=True)
+    numbers = range(args.classes * args.images_per_class)
+    with Progress(len(numbers), "images drawn") as progress, ProcessPoolExecutor(args.num_workers) as pool:
+        for _ in pool.map(partial(draw_and_save, args, partial_dir), numbers, chunksize=16):
+            progress.update()
+    (partial_dir / "images").rename(save_dir / "images")
+    (partial_dir / "boxes").rename(save_dir / "boxes")
+    partial_dir.rmdir()
+    save_json(save_dir / "demo.json", {**vars(args), "class_names": names, "chance": 1 / args.classes})
+    print(f"{len(numbers)} images of {args.classes} classes in {save_dir / 'images'}, boxes in {save_dir / 'boxes'}")
+
+
+def class_name(label):
+    """A folder name whose order is that of the labels; classes beyond the list of objects repeat it in other hues."""
+    return f"{label:03d}_{OBJECTS[label % len(OBJECTS)][0]}"
+
+
+def draw_and_save(args, folder, number):
+    """Draws image `number`: its class is number // images_per_class; all randomness comes from (seed, number)."""
+    label, rank = divmod(number, args.images_per_class)
+    background_rng, object_rng = (np.random.default_rng([args.seed, number, part]) for part in (0, 1))
+    image = draw_background(background_rng, args.side)
+    box = paste_object(image, object_rng, label, args.classes, args.object_size)
+    name = class_name(label)
+    image.save(folder / "images" / name / f"{name}_{rank:05d}.JPEG", quality=92)
+    if rank < args.images_per_class - args.unboxed_per_class:
+        xml = voc_xml(name, f"{name}_{rank:05d}", args.side, box)
+        (folder / "boxes" / "Annotation" / name / f"{name}_{rank:05d}.xml").write_text(xml, encoding="utf-8")
+
+
+def draw_background(rng, side):
+    """A stationary texture: 1/f noise mapped through three random colors, and a faint wave; any crop identifies it."""
+    colors = rng.uniform(20, 235, size=(3, 3))
+    height = fractal_noise(rng, side, exponent=rng.uniform(0.9, 1.4))
+    frequency = rng.uniform(3, 12)
+    angle = rng.uniform(0, np.pi)
+    y, x = np.mgrid[:side, :side] / side
+    wave = np.sin(2 * np.pi * (frequency * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform()))
+    level = 1 + 0.55 * height + rng.uniform(0.1, 0.45) * wave  # 0, 1, 2 are the three colors
+    level = np.clip(level, 0, 2)
+    first = np.minimum(level.astype(np.int64), 1)
+    share = (level - first)[..., None]
+    pixels = colors[first] * (1 - share) + colors[first + 1] * share
+    return Image.fromarray(np.clip(pixels + rng.normal(0, 3, pixels.shape), 0, 255).astype(np.uint8))
+
+
+def fractal_noise(rng, side, exponent):
+    """float (side, side) noise with amplitude ~ 1 / frequency**exponent above 3 waves an image, mean 0, deviation 1."""
+    fy, fx = np.fft.fftfreq(side, 1 / side)[:, None], np.fft.rfftfreq(side, 1 / side)[None]
+    frequency = np.hypot(fy, fx)
+    amplitude = np.where(frequency >= 3, np.maximum(frequency, 3.0) ** -exponent, 0)  # no long waves: stationary
+    spectrum = amplitude * np.exp(2j * np.pi * rng.uniform(size=amplitude.shape))
+    noise = np.fft.irfft2(spectrum, s=(side, side))
+    return (noise - noise.mean()) / noise.std()
+
+
+def paste_object(image, rng, label, classes, object_size):
+    """Draws a badge (a disc in the class's hue, the class's glyph in white on it) and returns its box.
+
+    Size and place are drawn independently of the class too, so that not even the shape of a background crop tells it.
+    """
+    side = image.width
+    diameter = int(round(object_size * side * rng.uniform(0.92, 1.08)))
+    xmin, ymin = (int(v) for v in rng.integers(0, side - diameter + 1, size=2))
+    color = colorsys.hsv_to_rgb((label / classes + rng.normal(0, 0.01)) % 1, rng.uniform(0.85, 1), rng.uniform(0.8, 1))
+    fine = 4 * diameter  # drawn four times as large and reduced: smooth edges
+    badge = Image.new("RGB", (fine, fine), "white")
+    disc = Image.new("L", (fine, fine))
+    ImageDraw.Draw(disc).ellipse((0, 0, fine - 1, fine - 1), fill=255)
+    rim = fine // 24
+    ImageDraw.Draw(badge).ellipse((rim, rim, fine - 1 - rim, fine - 1 - rim), fill=tuple(int(255 * c) for c in color))
+    mask = glyph(OBJECTS[label % len(OBJECTS)][1], int(0.64 * fine), rng.uniform(-15, 15))
+    badge.paste("white", ((fine - mask.width) // 2, (fine - mask.height) // 2), mask)
+    size = (diameter, diameter)
+    image.paste(badge.resize(size, Image.BOX), (xmin, ymin), disc.resize(size, Image.BOX))
+    return xmin + 1, ymin + 1, xmin + diameter, ymin + diameter  # VOC counts pixels from 1
+
+
+def glyph(code, longest, degrees):
+    """The character as an "L" mask cut to its ink, the longer side `longest` pixels."""
+    font = ImageFont.truetype(findfont(FontProperties(family="DejaVu Sans")), longest)
+    left, top, right, bottom = font.getbbox(chr(code))
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((-left, -top), chr(code), font=font, fill=255)
+    mask = mask.rotate(degrees, resample=Image.BILINEAR, expand=True)
+    mask = mask.crop(mask.getbbox())
+    scale = longest / max(mask.size)
+    return mask.resize([max(1, round(extent * scale)) for extent in mask.size], Image.BILINEAR)
+
+
+def voc_xml(class_folder, stem, side, box):
+    xmin, ymin, xmax, ymax = box
+    return f"""<annotation>
+ <folder>{class_folder}</folder>
+ <filename>{stem}</filename>
+ <size><width>{side}</width><height>{side}</height><depth>3</depth></size>
+ <object>
+  <name>{class_folder}</name>
+  <bndbox><xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox>
+ </object>
+</annotation>
+"""
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,159 @@
+"""Each augmentation against torchvision's functional with the same parameters; draws keyed by position."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import RandomResizedCrop, functional
+
+from dejavu_utils import augment
+
+IDENTITY_ORDER = (0, 1, 2, 3)
+
+
+def parameters(n, **changes):
+    values = dict(
+        flip=torch.zeros(n, dtype=torch.bool),
+        jitter=torch.zeros(n, dtype=torch.bool),
+        factors=torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(n, 1),
+        order=torch.tensor([IDENTITY_ORDER]).repeat(n, 1),
+        gray=torch.zeros(n, dtype=torch.bool),
+        solarize=torch.zeros(n, dtype=torch.bool),
+        sigma=None,
+    )
+    values.update(changes)
+    return augment.Parameters(**values)
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 17, 23), dtype=torch.uint8, generator=generator)
+    images[0, :] = 128  # no hue
+    return images
+
+
+def normalized(x):
+    return functional.normalize(x, augment.MEAN, augment.STD)
+
+
+def test_without_operations_only_normalizes(images):
+    expected = normalized(images.float() / 255)
+    torch.testing.assert_close(augment.apply(images, parameters(6)), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "index, factor, operation",
+    [
+        (0, 1.3, functional.adjust_brightness),
+        (0, 0.6, functional.adjust_brightness),
+        (1, 1.4, functional.adjust_contrast),
+        (1, 0.7, functional.adjust_contrast),
+        (2, 0.8, functional.adjust_saturation),
+        (2, 1.2, functional.adjust_saturation),
+        (3, 0.1, functional.adjust_hue),
+        (3, -0.1, functional.adjust_hue),
+        (3, 0.43, functional.adjust_hue),
+    ],
+)
+def test_color_operation(images, index, factor, operation):
+    p = parameters(6, jitter=torch.ones(6, dtype=torch.bool))
+    p.factors[:, index] = factor
+    expected = normalized(operation(images.float() / 255, factor))
+    torch.testing.assert_close(augment.apply(images, p), expected, rtol=0, atol=1e-5)
+
+
+def test_orders_and_factors_of_single_images(images):
+    operations = (
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+        functional.adjust_hue,
+    )
+    rng = np.random.default_rng(0)
+    p = parameters(6, jitter=torch.tensor([True, True, False, True, True, True]))
+    p.order[:] = torch.from_numpy(np.stack([rng.permutation(4) for _ in range(6)]))
+    p.factors[:] = torch.from_numpy(rng.uniform([0.6, 0.6, 0.8, -0.1], [1.4, 1.4, 1.2, 0.1], (6, 4)).astype(np.float32))
+    expected = images.float() / 255
+    for i in range(6):
+        if p.jitter[i]:
+            for operation in p.order[i]:
+                expected[i] = operations[operation](expected[i], p.factors[i, operation].item())
+    torch.testing.assert_close(augment.apply(images, p), normalized(expected), rtol=0, atol=2e-5)
+
+
+def test_flip_gray_solarize(images):
+    chosen = torch.tensor([True, False, True, False, True, False])
+    p = parameters(6, flip=chosen, gray=~chosen, solarize=chosen)
+    x = images.float() / 255
+    expected = torch.stack(
+        [
+            functional.solarize(functional.hflip(x[i]), 128 / 255)
+            if chosen[i]
+            else functional.rgb_to_grayscale(x[i], num_output_channels=3)
+            for i in range(6)
+        ]
+    )
+    torch.testing.assert_close(augment.apply(images, p), normalized(expected), rtol=0, atol=1e-5)
+
+
+def test_blur_is_5_wide_and_9_high_after_normalization():
+    images = torch.zeros(1, 3, 31, 31, dtype=torch.uint8)
+    images[:, :, 15, 15] = 255
+    change = augment.apply(images, parameters(1, sigma=2.0)) - augment.apply(images * 0, parameters(1, sigma=2.0))
+    rows, columns = change[0, 0].abs().gt(1e-6).nonzero(as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (11, 19, 13, 17)
+    expected = functional.gaussian_blur(normalized(images.float() / 255), [5, 9], [2.0, 2.0])
+    torch.testing.assert_close(augment.apply(images, parameters(1, sigma=2.0)), expected)
+
+
+def test_draws_depend_on_the_position_alone():
+    whole = augment.uniforms(3, 7, 0, 0, 100)
+    parts = [augment.uniforms(3, 7, 0, start, 20) for start in range(0, 100, 20)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    for other in ((4, 7, 0), (3, 8, 0), (3, 7, 1)):
+        assert not np.isclose(whole, augment.uniforms(*other, 0, 100)).any(axis=1).any()
+
+
+def test_crops_stay_inside_and_have_the_drawn_areas_and_aspects():
+    n = 20000
+    sizes = np.tile([[375, 500]], (n, 1))
+    boxes = augment.crop_boxes(augment.uniforms(0, 0, 0, 0, n), sizes, augment.FIRST_VIEW)
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and (boxes[:, 2] <= 500).all() and (boxes[:, 3] <= 375).all()
+    aspect, area = w / h, w * h / (375 * 500)
+    assert 0.745 < aspect.min() and aspect.max() < 1.342
+    assert 0.079 < area.min() and area.max() < 1.0
+    torch.manual_seed(0)
+    image = torch.zeros(1, 375, 500)
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
+    theirs_area = theirs[:, 2] * theirs[:, 3] / (375 * 500)
+    for q in (0.1, 0.5, 0.9):  # the same distribution: quantiles agree within their sampling error
+        assert np.quantile(area, q) == pytest.approx(np.quantile(theirs_area, q), abs=0.03)
+        assert np.quantile(boxes[:, 0], q) == pytest.approx(np.quantile(theirs[:, 1], q), abs=12)
+        assert np.quantile(boxes[:, 1], q) == pytest.approx(np.quantile(theirs[:, 0], q), abs=12)
+
+
+def test_very_long_image_gets_the_centre():
+    boxes = augment.crop_boxes(
+        augment.uniforms(0, 0, 0, 0, 50), np.tile([[10, 1000]], (50, 1)), augment.View(area=(1, 1))
+    )
+    assert (boxes == [[493, 0, 506, 10]]).all()
+
+
+def test_parameters_are_drawn_with_the_published_probabilities():
+    draws = augment.uniforms(1, 2, 1, 0, 20000)
+    p = augment.draw_parameters(draws, augment.SECOND_VIEW)
+    for mask, probability in ((p.flip, 0.5), (p.jitter, 0.8), (p.gray, 0.2), (p.solarize, 0.2)):
+        assert mask.float().mean().item() == pytest.approx(probability, abs=0.02)
+    low, high = p.factors.amin(0), p.factors.amax(0)
+    torch.testing.assert_close(low, torch.tensor([0.6, 0.6, 0.8, -0.1]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(high, torch.tensor([1.4, 1.4, 1.2, 0.1]), atol=1e-3, rtol=0)
+    assert p.sigma is None
+    assert (np.bincount((p.order * torch.tensor([64, 16, 4, 1])).sum(1).numpy(), minlength=256) > 0).sum() == 24
+    sigmas = [augment.draw_parameters(augment.uniforms(0, e, 0, 0, 4), augment.FIRST_VIEW).sigma for e in range(300)]
+    assert 0.1 <= min(sigmas) < 0.2 and 1.9 < max(sigmas) <= 2.0
+
+
+def test_evaluation_crop_is_224_of_256_of_the_short_side():
+    boxes = augment.center_boxes([[256, 512], [375, 500]])
+    assert boxes.tolist() == [[144, 16, 368, 240], [86, 23, 414, 351]]

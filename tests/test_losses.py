@@ -1,0 +1,59 @@
+"""Losses against the values that the study's method gives (tests/data/losses.json), and against finite differences."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dejavu_utils import losses
+
+DATA = Path(__file__).parent / "data"
+EXPECTED = json.loads((DATA / "losses.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    arrays = np.load(DATA / "losses.npz")
+    return torch.from_numpy(arrays["z1"]), torch.from_numpy(arrays["z2"])
+
+
+def test_vicreg_equals_the_reference(embeddings):
+    z1, z2 = embeddings
+    assert losses.vicreg(z1, z2).item() == pytest.approx(EXPECTED["vicreg"], rel=1e-5)
+    total, invariance, variance, covariance = EXPECTED["vicreg_parts"]
+    assert losses.vicreg(z1, z2, 25, 0, 0).item() == pytest.approx(invariance, rel=1e-5)
+    assert losses.vicreg(z1, z2, 0, 25, 0).item() == pytest.approx(variance, rel=1e-5)
+    assert losses.vicreg(z1, z2, 0, 0, 1).item() == pytest.approx(covariance, rel=1e-5)
+
+
+def test_simclr_equals_the_reference(embeddings):
+    assert losses.simclr(*embeddings, 0.15).item() == pytest.approx(EXPECTED["simclr_t0.15"][2], rel=1e-5)
+
+
+def test_barlow_equals_the_reference(embeddings):
+    z1, z2 = (F.batch_norm(z, None, None, training=True) for z in embeddings)
+    assert losses.barlow(z1, z2, 0.0051).item() == pytest.approx(EXPECTED["barlow_lambda0.0051"], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.vicreg, losses.simclr, losses.barlow])
+def test_losses_are_symmetric_and_float32_under_autocast(embeddings, loss):
+    z1, z2 = embeddings
+    assert loss(z1, z2).item() == pytest.approx(loss(z2, z1).item(), rel=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss(z1.bfloat16(), z2.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("loss", [losses.vicreg, losses.simclr])
+def test_gradients_equal_finite_differences(loss):
+    torch.manual_seed(0)
+    z1, z2 = (torch.randn(6, 4, requires_grad=True) for _ in range(2))
+    value = loss(z1, z2)
+    value.backward()
+    direction = torch.randn(6, 4)
+    step = 1e-2
+    with torch.no_grad():
+        change = (loss(z1 + step * direction, z2) - loss(z1 - step * direction, z2)) / (2 * step)
+    assert (z1.grad * direction).sum().item() == pytest.approx(change.item(), rel=2e-2)

@@ -1,0 +1,83 @@
+"""Networks carry the published names and shapes, and a checkpoint rebuilds its own network."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.models import Probes, SSLNetwork, load_model
+from dejavu_utils.options import InputError
+
+SHAPES = json.loads((Path(__file__).parent / "data" / "state_dict_shapes.json").read_text())
+BUILT = [key for key in SHAPES if not key.endswith("byol")]
+
+
+@pytest.mark.parametrize("key", BUILT)
+def test_names_and_shapes_are_the_published_ones(key):
+    with torch.device("meta"):
+        network = SSLNetwork(*key.split("|"))
+    assert {name: list(value.shape) for name, value in network.state_dict().items()} == SHAPES[key]
+
+
+def test_probes_have_the_published_names():
+    names = set(with_prefix(Probes([512, 64], 5).state_dict()))
+    assert names == {f"module.probes.{layer}.{part}" for layer in (0, 1) for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("loss, classes", [("vicreg", None), ("barlow", None), ("supervised", 7)])
+@pytest.mark.parametrize("bare", [False, True])
+def test_published_checkpoints_are_rebuilt_from_names_and_shapes(tmp_path, loss, classes, bare):
+    network = SSLNetwork("resnet18", "64-48-32", loss, classes).eval()
+    state = with_prefix(network.state_dict())
+    save_checkpoint(tmp_path / "model.pth", state if bare else {"epoch": 3, "model": state})
+    loaded = load_model(tmp_path / "model.pth")
+    assert (loaded.arch, loaded.mlp, loaded.num_classes) == ("resnet18", "64-48-32", classes)
+    assert not loaded.training
+    images = torch.randn(2, 3, 32, 32)
+    for layer in ("backbone", "projector") + (("logits",) if classes else ()):
+        embedded = loaded.embed(images, layer)
+        assert torch.equal(embedded, network.embed(images, layer))
+        assert embedded.shape == (2, loaded.width(layer))
+
+
+@pytest.mark.parametrize(
+    "options", [{"mlp_coeff": 2.0}, {"fc": True}, {"proj_relu": True}, {"remove_head": True}, {"arch": "vgg11"}]
+)
+def test_layer_widths_are_those_of_the_outputs(options):
+    network = SSLNetwork(options.pop("arch", "resnet18"), "64-48-32", "vicreg", **options).eval()
+    outputs = network(torch.randn(2, 3, 32, 32))
+    assert [output.shape[1] for output in outputs] == network.layer_widths()
+    assert outputs[-1].shape[1] == network.width("projector")
+    if options.get("proj_relu"):
+        assert outputs[-1].min() >= 0
+
+
+def test_probes_send_no_gradient_to_the_network():
+    output = torch.randn(4, 8, requires_grad=True)
+    Probes([8], 3)([output])[0].sum().backward()
+    assert output.grad is None
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"not a checkpoint", "not a checkpoint that can be read"),
+        ({"model": {"module.net.conv1.weight": torch.zeros(1)}}, "no torchvision resnet or vgg"),
+        ([1, 2], "holds a list"),
+    ],
+)
+def test_other_files_are_named_with_the_reason(tmp_path, content, reason):
+    path = tmp_path / "model.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(InputError, match=f"--model_A_pth {path}.*{reason}"):
+        load_model(path, "--model_A_pth")
+
+
+def test_weights_are_loaded_strictly(tmp_path):
+    state = with_prefix(SSLNetwork("resnet18", "32-16", "vicreg").state_dict())
+    del state["module.projector.0.0.bias"]
+    torch.save({"model": state}, tmp_path / "model.pth")
+    with pytest.raises(InputError, match="projector.0.0.bias"):
+        load_model(tmp_path / "model.pth")

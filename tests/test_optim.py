@@ -1,0 +1,63 @@
+"""LARS and the schedules against the values of the study's method (tests/data/losses.json, losses.npz)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dejavu_utils.optim import LARS, learning_rate, make_optimizer, resolution_at
+
+DATA = Path(__file__).parent / "data"
+EXPECTED = json.loads((DATA / "losses.json").read_text())
+
+
+def test_learning_rate_equals_the_reference():
+    arguments = EXPECTED["lr_schedule"]["args"]
+    for step, expected in zip(EXPECTED["lr_schedule"]["steps"], EXPECTED["lr_schedule"]["lr"]):
+        assert learning_rate(step, **arguments) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_four_steps_of_lars_equal_the_reference():
+    arrays = {name: torch.from_numpy(array) for name, array in np.load(DATA / "losses.npz").items()}
+    net = torch.nn.Linear(5, 4)
+    with torch.no_grad():
+        net.weight.copy_(arrays["lars_w0"])
+        net.bias.copy_(arrays["lars_b0"])
+    optimizer = LARS(net.parameters(), lr=0.3, weight_decay=1e-2, momentum=0.9, eta=1e-3)
+    for x in arrays["lars_x"]:
+        optimizer.zero_grad()
+        net(x).pow(2).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(net.weight.detach(), arrays["lars_w"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(net.bias.detach(), arrays["lars_b"], rtol=1e-5, atol=1e-7)
+
+
+def test_lars_takes_a_whole_step_where_a_norm_is_zero():
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.ones(2, 2)
+    LARS([weight], lr=0.5).step()
+    assert torch.equal(weight.detach(), torch.full((2, 2), -0.5))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_biases_and_normalization_get_no_weight_decay(name):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = make_optimizer(name, net, momentum=0.9, weight_decay=0.1)
+    before = {k: v.detach().clone() for k, v in net.named_parameters()}
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    after = dict(net.named_parameters())
+    torch.testing.assert_close(after["0.weight"].detach(), before["0.weight"] * (1 - 0.5 * 0.1))
+    for name_ in ("0.bias", "1.weight", "1.bias"):
+        assert torch.equal(after[name_].detach(), before[name_])
+
+
+def test_published_resolutions():
+    sides = [resolution_at(epoch, 160, 192, 70, 85) for epoch in (0, 70, 77, 78, 85, 999)]
+    assert sides == [160, 160, 160, 192, 192, 192]
+    assert [resolution_at(e, 64, 224, 10, 30) for e in (10, 12, 14, 20, 29, 30)] == [64, 64, 96, 128, 224, 224]
