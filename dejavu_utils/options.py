@@ -109,8 +109,11 @@ def parse_settings(parser, sections, accepted_without_effect=(), argv=None):
                 metavar=None if choices else name.upper(),
                 help=f"{text} (default: {default})" if default not in (None, "") else text,
             )
+    argv, notices = _without_ignored(sys.argv[1:] if argv is None else argv, accepted_without_effect)
     known, unknown = parser.parse_known_args(argv)
-    notices = _ignored_flags(parser, unknown, accepted_without_effect)
+    if unknown:
+        what = "unknown flag" if unknown[0].startswith("-") else "unexpected argument"
+        parser.error(f"{what} {unknown[0].split('=')[0]}")
     values = {key: default for key, (default, _) in group_of.items()}
     if known.config_file:
         values.update(_read_yaml(known.config_file, group_of, accepted_without_effect, notices))
@@ -118,19 +121,19 @@ def parse_settings(parser, sections, accepted_without_effect=(), argv=None):
     return values, notices
 
 
-def _ignored_flags(parser, unknown, accepted):
-    notices, rest = [], list(unknown)
-    while rest:
-        flag = rest.pop(0)
-        key = flag.lstrip("-").split("=")[0]
-        if not flag.startswith("--"):
-            parser.error(f"unexpected argument {flag!r}")
-        if not _matches(key, accepted):
-            parser.error(f"unknown flag {flag.split('=')[0]}")
-        if "=" not in flag and rest and not rest[0].startswith("--"):
-            rest.pop(0)
-        notices.append(f"{flag.split('=')[0]} has no effect here and is ignored")
-    return notices
+def _without_ignored(argv, accepted):
+    """(argv without the flags that are accepted but do nothing and their values, a notice for each)."""
+    kept, notices, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        flag, _, value = word.partition("=")
+        if not (word.startswith("--") and _matches(flag[2:], accepted)):
+            kept.append(word)
+            continue
+        if not value and words and not words[0].startswith("--"):
+            words.pop(0)
+        notices.append(f"{flag} has no effect here and is ignored")
+    return kept, notices
 
 
 def _matches(key, accepted):

@@ -1,0 +1,227 @@
+"""FFCV's .beton files, version 2: images and labels in one file, written in parallel, read at random.
+
+Layout (little endian): header; one descriptor a field; one record a sample; the images, none of which crosses a page
+boundary; the allocation table. Source: the format of FFCV (https://github.com/libffcv/ffcv); files go both ways.
+"""
+
+import io
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dejavu_utils.files import complete_file
+from dejavu_utils.options import InputError
+
+MODES = ("raw", "jpg", "smart")
+VERSION = 2
+MIN_PAGE_SIZE = 2**21
+DEFAULT_PAGE_SIZE = 2**23
+_LABEL, _IMAGE = 1, 2  # FFCV's type ids
+_JPG, _RAW = 0, 1
+_HEADER = np.dtype(
+    {
+        "names": ["version", "num_fields", "page_size", "num_samples", "alloc_table_ptr"],
+        "formats": ["<u2", "<u2", "<u4", "<u8", "<u8"],
+    },
+    align=True,
+)
+_FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
+_RECORD = np.dtype(
+    {
+        "names": ["mode", "width", "height", "data_ptr", "label"],
+        "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
+        "offsets": [0, 1, 3, 5, 16],
+        "itemsize": 24,
+    }
+)
+_ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+
+def write_beton(
+    path,
+    images,
+    labels,
+    mode="raw",
+    smart_threshold=None,
+    max_resolution=None,
+    jpeg_quality=90,
+    page_size=DEFAULT_PAGE_SIZE,
+    num_workers=1,
+    on_progress=lambda count: None,
+):
+    """Writes a .beton, complete or not at all; the bytes depend on the input alone, not on num_workers.
+
+    images: sequence whose items are uint8 H x W x 3 RGB arrays; read by `num_workers` threads, a few at a time.
+    labels: int (n,). mode: raw pixels, jpg, or smart (jpg where the raw pixels need more than smart_threshold bytes;
+    raw where no threshold is given). max_resolution: longest side in pixels, None for no limit. page_size: bytes, a
+    power of two of at least 2 MiB, doubled until the largest image fits. on_progress: called with the number of images
+    done since the last call.
+    """
+    if mode not in MODES:
+        raise ValueError(f"write mode {mode!r} is not one of {', '.join(MODES)}")
+    if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1):
+        raise ValueError(f"page size {page_size} is not a power of two of at least {MIN_PAGE_SIZE}")
+    records = np.zeros(len(images), _RECORD)
+    records["label"] = labels
+    table = np.zeros(len(images), _ALLOCATION)
+    table["sample_id"] = np.arange(len(images))
+    first = _HEADER.itemsize + 2 * _FIELD.itemsize
+    position = _next_page(first + records.nbytes, page_size)
+
+    def encode(index):
+        image = shrink(images[index], max_resolution)
+        raw = mode == "raw" or (mode == "smart" and (smart_threshold is None or image.nbytes <= smart_threshold))
+        return image.shape, raw, image.tobytes() if raw else _encode_jpg(image, jpeg_quality)
+
+    with complete_file(path) as temporary, open(temporary, "wb") as handle:
+        for index, (shape, raw, data) in enumerate(_in_order(encode, len(images), num_workers)):
+            while len(data) > page_size:
+                page_size *= 2  # what lies within smaller pages lies within larger ones
+            if position // page_size != (position + len(data) - 1) // page_size:
+                position = _next_page(position, page_size)
+            handle.seek(position)  # what is skipped reads as zeros
+            handle.write(data)
+            records[index] = (_RAW if raw else _JPG, shape[1], shape[0], position, records["label"][index])
+            table[index] = (index, position, len(data))
+            position += len(data)
+            on_progress(1)
+        position = _next_page(position, page_size)
+        handle.seek(position)
+        handle.write(table.tobytes())
+        handle.seek(0)
+        handle.write(np.array([(VERSION, 2, page_size, len(images), position)], _HEADER).tobytes())
+        handle.write(np.array([(_IMAGE, b"image", b""), (_LABEL, b"label", b"")], _FIELD).tobytes())
+        handle.write(records.tobytes())
+
+
+def shrink(image, max_resolution):
+    """uint8 H x W x 3 -> the same with the longest side at most max_resolution pixels, by area interpolation.
+
+    Both sides become int(side x (max_resolution / longest)) in floating point, as published (561 becomes 511 at 512).
+    """
+    longest = max(image.shape[:2])
+    if max_resolution is None or longest <= max_resolution:
+        return image
+    ratio = max_resolution / longest
+    height, width = (max(1, int(side * ratio)) for side in image.shape[:2])
+    rows, columns = _area_weights(image.shape[0], height), _area_weights(image.shape[1], width)
+    pixels = image.astype(np.float32).transpose(2, 0, 1)
+    return np.rint(rows @ pixels @ columns.T).astype(np.uint8).transpose(1, 2, 0)
+
+
+def _area_weights(length, new_length):
+    """float32 (new_length, length): share of each old pixel in each new one; PIL's box filter takes whole pixels."""
+    edges = np.arange(new_length + 1) * (length / new_length)
+    start, stop = edges[:-1, None], edges[1:, None]
+    pixel = np.arange(length)
+    overlap = np.clip(np.minimum(stop, pixel + 1) - np.maximum(start, pixel), 0, None)
+    return (overlap * (new_length / length)).astype(np.float32)
+
+
+def _encode_jpg(image, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _next_page(position, page_size):
+    return -(-position // page_size) * page_size
+
+
+def _in_order(function, count, num_workers):
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        waiting = deque()
+        try:
+            for index in range(count):
+                waiting.append(pool.submit(function, index))
+                if len(waiting) >= 4 * max(1, num_workers):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # one that failed ends the rest
+            for future in waiting:
+                future.cancel()
+
+
+class Beton:
+    """A .beton with one image and one label a sample, read at random (memory-mapped; safe in threads; can be pickled).
+
+    labels: int64 (n,). sizes: int64 (n, 2), height and width in pixels. num_classes: 1 + largest label. path: str.
+    in_memory: read the whole file first. InputError, which names the file, for one that is not a .beton or is
+    truncated.
+    """
+
+    def __init__(self, path, in_memory=False):
+        self.path, self.in_memory = str(path), in_memory
+        try:
+            self._map()
+            self._read_tables()
+        except (ValueError, IndexError, OSError) as error:
+            raise InputError(
+                f"{path}: not a complete .beton of images and labels ({error}); write it again with gen_betons.sh"
+            ) from None
+
+    def _map(self):
+        if not Path(self.path).is_file():
+            raise OSError("no such file")
+        if self.in_memory:
+            self._bytes = np.fromfile(self.path, dtype=np.uint8)
+        else:
+            self._bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
+
+    def _read_tables(self):
+        header = self._table(0, _HEADER, 1)[0]
+        if header["version"] != VERSION or header["num_fields"] > 64:
+            raise ValueError(f"version {header['version']}, expected {VERSION}")
+        fields = self._table(_HEADER.itemsize, _FIELD, int(header["num_fields"]))
+        if fields["type_id"].tolist() != [_IMAGE, _LABEL]:
+            raise ValueError(f"fields of types {fields['type_id'].tolist()}, expected an image and a label")
+        n = int(header["num_samples"])
+        self._records = self._table(_HEADER.itemsize + fields.nbytes, _RECORD, n)
+        table = self._table(int(header["alloc_table_ptr"]), _ALLOCATION, n)
+        if (table["ptr"] + table["size"] > len(self._bytes)).any():
+            raise ValueError("images lie beyond its end")
+        by_ptr = np.argsort(table["ptr"], kind="stable")
+        places = np.searchsorted(table["ptr"], self._records["data_ptr"], sorter=by_ptr)
+        places = by_ptr[np.minimum(places, max(n - 1, 0))]
+        self._lengths = table["size"][places].astype(np.int64)
+        self.labels = self._records["label"].astype(np.int64)
+        self.sizes = np.stack([self._records["height"], self._records["width"]], axis=1).astype(np.int64)
+        raw = self._records["mode"] == _RAW
+        if (table["ptr"][places] != self._records["data_ptr"]).any() or (
+            self._lengths[raw] != 3 * self.sizes[raw].prod(axis=1)
+        ).any():
+            raise ValueError("its tables disagree")
+        self.num_classes = int(self.labels.max()) + 1 if n else 0
+
+    def _table(self, start, dtype, count):
+        data = self._bytes[start : start + count * dtype.itemsize]
+        if len(data) < count * dtype.itemsize:
+            raise ValueError("it is truncated")
+        return np.frombuffer(data.tobytes(), dtype)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def read(self, index):
+        """Image `index` as a uint8 H x W x 3 RGB array (a read-only view of the file for raw ones)."""
+        record = self._records[index]
+        start = int(record["data_ptr"])
+        data = self._bytes[start : start + self._lengths[index]]
+        if record["mode"] == _RAW:
+            return data.reshape(*self.sizes[index], 3)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise InputError(f"{self.path}: image {index} cannot be decoded ({error}); write the file again") from None
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "_bytes"}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._map()

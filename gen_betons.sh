@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Writes the training sets as betons: INDEX_FOLDER/{n}_per_class/train_{A,B}.npy -> BETONS_FOLDER/{n}_per_class_{A,B}.beton
+#
+#   ./gen_betons.sh                                  every n below INDEX_FOLDER
+#   DATASETS="100 300" ./gen_betons.sh               these n
+#   FORCE=1 ./gen_betons.sh --write-mode jpg         again, with options of write_ffcv_dataset.py
+#
+# Environment: IMAGENET_DATASET_DIR, INDEX_FOLDER, BETONS_FOLDER. A finished file is skipped unless FORCE=1.
+set -euo pipefail
+root=$(cd "$(dirname "$0")" && pwd)
+
+for name in IMAGENET_DATASET_DIR INDEX_FOLDER BETONS_FOLDER; do
+  [ -n "${!name:-}" ] || { echo "gen_betons.sh: error: the variable $name is not set: export $name=FOLDER" >&2; exit 2; }
+done
+for name in IMAGENET_DATASET_DIR INDEX_FOLDER; do
+  [ -d "${!name}" ] || { echo "gen_betons.sh: error: $name ${!name}: no such folder" >&2; exit 2; }
+done
+if [ -z "${DATASETS:-}" ]; then
+  DATASETS=$(find "$INDEX_FOLDER" -maxdepth 1 -name '*_per_class' -type d -exec basename {} _per_class \; | sort -n)
+  [ -n "$DATASETS" ] || { echo "gen_betons.sh: error: INDEX_FOLDER $INDEX_FOLDER holds no {n}_per_class folder:" \
+    "run imagenet_partition.py first" >&2; exit 2; }
+fi
+mkdir -p "$BETONS_FOLDER"
+
+for n in $DATASETS; do
+  for side in A B; do
+    beton=$BETONS_FOLDER/${n}_per_class_$side.beton
+    if [ -e "$beton" ] && [ "${FORCE:-0}" != 1 ]; then
+      echo "$beton: there already (FORCE=1 writes it again)"
+      continue
+    fi
+    "${PYTHON:-python}" "$root/write_ffcv_dataset.py" --imgnet-path "$IMAGENET_DATASET_DIR" \
+      --idx-path "$INDEX_FOLDER/${n}_per_class/train_$side.npy" --write-path "$beton" "$@"
+  done
+done

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Writes the validation set of the online probes as a beton: INDEX_FOLDER/val_set.npy -> BETONS_FOLDER/val.beton
+#
+#   ./gen_val_betons.sh
+#   FORCE=1 ./gen_val_betons.sh --write-mode jpg     again, with options of write_ffcv_dataset.py
+#
+# Environment: IMAGENET_DATASET_DIR, INDEX_FOLDER, BETONS_FOLDER. A finished file is skipped unless FORCE=1.
+set -euo pipefail
+root=$(cd "$(dirname "$0")" && pwd)
+
+for name in IMAGENET_DATASET_DIR INDEX_FOLDER BETONS_FOLDER; do
+  [ -n "${!name:-}" ] || { echo "gen_val_betons.sh: error: the variable $name is not set: export $name=FOLDER" >&2; exit 2; }
+done
+for name in IMAGENET_DATASET_DIR INDEX_FOLDER; do
+  [ -d "${!name}" ] || { echo "gen_val_betons.sh: error: $name ${!name}: no such folder" >&2; exit 2; }
+done
+mkdir -p "$BETONS_FOLDER"
+
+if [ -e "$BETONS_FOLDER/val.beton" ] && [ "${FORCE:-0}" != 1 ]; then
+  echo "$BETONS_FOLDER/val.beton: there already (FORCE=1 writes it again)"
+else
+  "${PYTHON:-python}" "$root/write_ffcv_dataset.py" --imgnet-path "$IMAGENET_DATASET_DIR" \
+    --idx-path "$INDEX_FOLDER/val_set.npy" --write-path "$BETONS_FOLDER/val.beton" "$@"
+fi

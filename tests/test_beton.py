@@ -1,0 +1,211 @@
+"""The .beton format against files that FFCV wrote (tests/data/beton), and the scripts that write betons."""
+
+import lzma
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dejavu_utils.beton import Beton, shrink, write_beton
+from dejavu_utils.options import InputError
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(__file__).parent / "data" / "beton"
+MODES = {"raw": {}, "jpg": {}, "smart": {"smart_threshold": 20000}}
+
+
+@pytest.fixture(scope="module")
+def source():
+    arrays = np.load(DATA / "source_images.npz")
+    return [arrays[f"arr_{i}"] for i in range(7)], arrays["labels"]
+
+
+@pytest.fixture(scope="module", params=MODES)
+def theirs(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("theirs") / f"{request.param}.beton"
+    path.write_bytes(lzma.open(DATA / f"{request.param}.beton.xz").read())
+    return request.param, path, np.load(DATA / f"{request.param}_metadata.npz")
+
+
+def test_reads_what_ffcv_wrote(theirs, source):
+    mode, path, metadata = theirs
+    images, labels = source
+    for beton in (Beton(path), Beton(path, in_memory=True), pickle.loads(pickle.dumps(Beton(path)))):
+        assert len(beton) == 7 and beton.num_classes == 1000
+        np.testing.assert_array_equal(beton.labels, labels)
+        np.testing.assert_array_equal(beton.sizes, np.stack([metadata["height"], metadata["width"]], axis=1))
+        for index, image in enumerate(images):
+            read = beton.read(index)
+            assert read.shape == (*beton.sizes[index], 3)
+            if metadata["mode"][index] == 1 and max(image.shape) <= 512:
+                np.testing.assert_array_equal(read, image)
+            else:
+                assert np.abs(read.astype(int) - shrink(image, 512).astype(int)).mean() < 12  # jpg
+
+
+def test_area_interpolation_is_that_of_opencv(source, tmp_path):
+    path = tmp_path / "raw.beton"
+    path.write_bytes(lzma.open(DATA / "raw.beton.xz").read())
+    beton = Beton(path)
+    for index in (3, 6):  # 300 x 600 and 700 x 20
+        ours = shrink(source[0][index], 512)
+        assert np.abs(ours.astype(int) - beton.read(index).astype(int)).max() <= 1
+
+
+def test_writes_what_ffcv_writes(theirs, source, tmp_path):
+    """Everything but the pixels that pass a resize or a JPEG encoder: header, fields, records, allocation table."""
+    mode, path, metadata = theirs
+    images, labels = source
+    write_beton(tmp_path / "ours.beton", images, labels, mode, max_resolution=512, page_size=2**21, **MODES[mode])
+    ours, expected = (tmp_path / "ours.beton").read_bytes(), path.read_bytes()
+    records = slice(24 + 2 * 1041, 24 + 2 * 1041 + 7 * 24)
+    assert ours[: records.start] == expected[: records.start]
+    if mode == "raw":
+        assert len(ours) == len(expected)
+        differences = np.flatnonzero(np.frombuffer(ours, np.uint8) != np.frombuffer(expected, np.uint8))
+        resized = [range(p, p + n) for _, p, n in metadata["alloc"][[3, 6]].tolist()]
+        assert all(any(d in span for span in resized) for d in differences)
+    beton = Beton(tmp_path / "ours.beton")
+    np.testing.assert_array_equal(beton.labels, labels)
+    np.testing.assert_array_equal(beton.sizes, np.stack([metadata["height"], metadata["width"]], axis=1))
+    modes = np.frombuffer(ours[records], np.uint8)[::24]
+    np.testing.assert_array_equal(modes, metadata["mode"])
+
+
+def test_no_image_crosses_a_page_and_pages_grow(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (500, 400 + 7 * i, 3), dtype=np.uint8) for i in range(9)]
+    images.insert(4, rng.integers(0, 256, (900, 900, 3), dtype=np.uint8))  # 2.4 MB: more than the smallest page
+    write_beton(tmp_path / "x.beton", images, range(10), page_size=2**21, num_workers=3)
+    data = (tmp_path / "x.beton").read_bytes()
+    page_size = int.from_bytes(data[4:8], "little")
+    assert page_size == 2**22
+    table = np.frombuffer(data[int.from_bytes(data[16:24], "little") :], "<u8").reshape(-1, 3)
+    assert (table[:, 1] // page_size == (table[:, 1] + table[:, 2] - 1) // page_size).all()
+    beton = Beton(tmp_path / "x.beton")
+    assert all(np.array_equal(beton.read(i), image) for i, image in enumerate(images))
+
+
+@pytest.mark.parametrize(
+    "shape, expected", [((561, 300), (511, 273)), ((512, 512), (512, 512)), ((375, 500), (375, 500))]
+)
+def test_sides_are_truncated_in_floating_point(shape, expected):
+    assert shrink(np.zeros((*shape, 3), np.uint8), 512).shape[:2] == expected
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(source, tmp_path):
+    for workers in (1, 4):
+        write_beton(tmp_path / f"{workers}.beton", *source, "jpg", max_resolution=100, num_workers=workers)
+    assert (tmp_path / "1.beton").read_bytes() == (tmp_path / "4.beton").read_bytes()
+
+
+def test_an_image_that_fails_leaves_no_file(tmp_path):
+    class Failing(list):
+        def __getitem__(self, index):
+            if index == 5:
+                raise InputError("image 5 cannot be read")
+            return np.zeros((8, 8, 3), np.uint8)
+
+    with pytest.raises(InputError, match="image 5"):
+        write_beton(tmp_path / "x.beton", Failing(range(9)), range(9), num_workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"some text", bytes(3000)])
+def test_other_files_are_named(tmp_path, content):
+    (tmp_path / "x.beton").write_bytes(content)
+    with pytest.raises(InputError, match="x.beton: not a complete .beton"):
+        Beton(tmp_path / "x.beton")
+
+
+def test_truncated_files_are_named(theirs, tmp_path):
+    data = theirs[1].read_bytes()
+    for length in (20, 2200, 2**21 + 5000, len(data) - 1):
+        (tmp_path / "x.beton").write_bytes(data[:length])
+        with pytest.raises(InputError, match="x.beton: not a complete .beton"):
+            Beton(tmp_path / "x.beton")
+
+
+@pytest.mark.ffcv
+def test_ffcv_reads_what_is_written_here(source, tmp_path):
+    reader = pytest.importorskip("ffcv.reader", reason="ffcv is not installed")
+    images, labels = source
+    write_beton(tmp_path / "x.beton", images, labels, max_resolution=512)
+    read = reader.Reader(str(tmp_path / "x.beton"))
+    assert read.num_samples == 7
+    np.testing.assert_array_equal(read.metadata["f1"], labels)
+    np.testing.assert_array_equal(read.metadata["f0"]["width"], Beton(tmp_path / "x.beton").sizes[:, 1])
+
+
+# The scripts.
+
+
+@pytest.fixture
+def folders(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        path = tmp_path / "images" / f"class_{index % 2}" / f"{index}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    for n in (1, 2):
+        (tmp_path / "index" / f"{n}_per_class").mkdir(parents=True)
+        np.save(tmp_path / "index" / f"{n}_per_class" / "train_A.npy", np.array([0, 5])[:n])
+        np.save(tmp_path / "index" / f"{n}_per_class" / "train_B.npy", np.array([1, 3])[:n])
+    np.save(tmp_path / "index" / "val_set.npy", np.array([2, 4]))
+    return tmp_path
+
+
+def run(folders, script, *arguments, **variables):
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "IMAGENET_DATASET_DIR": str(folders / "images"),
+        "INDEX_FOLDER": str(folders / "index"),
+        "BETONS_FOLDER": str(folders / "betons"),
+        **variables,
+    }
+    return subprocess.run([ROOT / script, *arguments], env=environment, capture_output=True, text=True, cwd=folders)
+
+
+def test_gen_scripts_write_what_is_missing(folders):
+    assert run(folders, "gen_betons.sh", DATASETS="2").returncode == 0
+    assert {p.name for p in (folders / "betons").iterdir()} == {"2_per_class_A.beton", "2_per_class_B.beton"}
+    assert Beton(folders / "betons" / "2_per_class_A.beton").labels.tolist() == [0, 1]
+    before = (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns
+    result = run(folders, "gen_betons.sh", "--write-mode", "jpg")
+    assert result.returncode == 0 and "there already" in result.stdout
+    assert (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns == before
+    assert (folders / "betons" / "1_per_class_B.beton").exists()
+    assert run(folders, "gen_betons.sh", FORCE="1").returncode == 0
+    assert (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns > before
+    assert run(folders, "gen_val_betons.sh").returncode == 0
+    val = Beton(folders / "betons" / "val.beton")
+    with Image.open(folders / "images" / "class_0" / "4.JPEG") as image:
+        np.testing.assert_array_equal(val.read(0), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    "script, variables, message",
+    [
+        ("gen_betons.sh", {"INDEX_FOLDER": ""}, "the variable INDEX_FOLDER is not set"),
+        ("gen_val_betons.sh", {"IMAGENET_DATASET_DIR": "/nowhere"}, "IMAGENET_DATASET_DIR /nowhere: no such folder"),
+        ("gen_betons.sh", {"DATASETS": "7"}, "7_per_class/train_A.npy: no such file"),
+    ],
+)
+def test_gen_scripts_name_what_is_missing(folders, script, variables, message):
+    result = run(folders, script, **variables)
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_an_unreadable_image_is_named(folders):
+    (folders / "images" / "class_0" / "0.JPEG").write_bytes(b"not an image")
+    result = run(folders, "gen_betons.sh", DATASETS="1")
+    assert result.returncode == 2
+    assert "class_0/0.JPEG: cannot be read as an image" in result.stderr and "Traceback" not in result.stderr
+    assert not list((folders / "betons").iterdir())

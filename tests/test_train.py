@@ -1,0 +1,184 @@
+"""train_SSL.py as a user runs it, on a tiny .beton: files, log, resume, errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dejavu_utils.beton import write_beton
+from dejavu_utils.models import load_model
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "model.arch": "resnet18",
+    "model.mlp": "32-16",
+    "resolution.min_res": 32,
+    "resolution.max_res": 32,
+    "data.num_workers": 2,
+    "validation.resolution": 32,
+    "training.loss": "vicreg",
+    "training.batch_size": 8,
+    "training.epochs": 4,
+    "training.warmup_epochs": 1,
+    "training.eval_freq": 2,
+    "training.precision": "fp32",
+    "logging.snapshot_freq": 2,
+    "logging.checkpoint_freq": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def betons(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("betons")
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 20), ("val", 10)):
+        images = [rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8) for i in range(n)]
+        write_beton(folder / f"{name}.beton", images, [i % 6 for i in range(n)])
+    return folder
+
+
+def command(betons, folder, **changes):
+    settings = {
+        **SMALL,
+        "data.train_dataset": betons / "train.beton",
+        "data.val_dataset": betons / "val.beton",
+        "logging.folder": folder,
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    return [
+        sys.executable,
+        str(ROOT / "train_SSL.py"),
+        *(str(x) for k, v in settings.items() for x in (f"--{k}", v)),
+        "0",
+    ]
+
+
+def run(arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment, **options)
+
+
+def weights(folder):
+    return torch.load(folder / "final_weights.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole_run(betons, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    result = run(command(betons, folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_files_and_log(whole_run):
+    assert {p.name for p in whole_run.iterdir()} == {
+        *("params.json", "log", "model.pth", "model_ep2.pth", "model_ep4.pth", "final_weights.pt")
+    }
+    params = json.loads((whole_run / "params.json").read_text())
+    assert params["training.batch_size"] == 8 and params["vicreg.sim_coeff"] == 25
+    records = [json.loads(line) for line in (whole_run / "log").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2, 3, 4]
+    assert {"timestamp", "relative_time", "train_loss", "loss", "time"} <= records[0].keys()
+    for layer in (0, 1, 2):
+        assert 0 <= records[0][f"top_1_layer{layer}"] <= records[0][f"top_5_layer{layer}"] <= 1
+        assert [f"loss_classif_val_layer{layer}" in r for r in records] == [False, True, False, True]
+
+
+def test_checkpoint_rebuilds_the_network(whole_run):
+    network = load_model(whole_run / "model_ep4.pth")
+    assert (network.arch, network.mlp, network.loss, network.num_classes) == ("resnet18", "32-16", "vicreg", 6)
+    final = weights(whole_run)
+    assert all(torch.equal(final[f"module.{k}"], v) for k, v in network.state_dict().items())
+    checkpoint = torch.load(whole_run / "model.pth", weights_only=True)
+    assert checkpoint["epoch"] == 4 and "module.probes.2.weight" in checkpoint["probes"]
+
+
+def test_number_of_workers_and_a_second_run_change_nothing(betons, whole_run, tmp_path):
+    assert run(command(betons, tmp_path, data__num_workers=1, data__in_memory=1)).returncode == 0
+    expected = weights(whole_run)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    again = run(command(betons, tmp_path))
+    assert again.returncode == 0 and "4 epochs are done" in again.stdout
+    assert len((tmp_path / "log").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("loss", ["vicreg", "simclr"])
+def test_killed_and_continued_equals_uninterrupted(betons, tmp_path, loss):
+    settings = dict(training__loss=loss, training__optimizer="lars", training__base_lr=0.2)
+    assert run(command(betons, tmp_path / "whole", **settings)).returncode == 0
+    process = subprocess.Popen(
+        command(betons, tmp_path / "killed", **settings),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 2/4"):
+            process.kill()
+            break
+    process.wait()
+    assert not (tmp_path / "killed" / "final_weights.pt").exists()
+    continued = run(command(betons, tmp_path / "killed", **settings))
+    assert continued.returncode == 0 and "going on after epoch" in continued.stdout
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "killed").items())
+    log = [json.loads(line)["epoch"] for line in (tmp_path / "killed" / "log").read_text().splitlines()]
+    assert log == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("loss", ["barlow", "supervised"])
+def test_other_losses_train(betons, tmp_path, loss):
+    result = run(command(betons, tmp_path, training__loss=loss, training__epochs=2))
+    assert result.returncode == 0, result.stderr
+    assert load_model(tmp_path / "model_ep2.pth").loss == loss
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data__train_dataset": "/nowhere.beton"}, "--data.train_dataset /nowhere.beton: no such file"),
+        ({"training__warmup_epochs": 4}, "--training.warmup_epochs 4: must be fewer than --training.epochs 4"),
+        ({"training__batch_size": 21}, "there are only 20 images"),
+        ({"model__mlp": "32x16"}, "--model.mlp '32x16'"),
+        ({"training__unknown": 1}, "unknown flag --training.unknown"),
+    ],
+)
+def test_bad_settings_are_one_line(betons, tmp_path, changes, message):
+    result = run(command(betons, tmp_path, **changes))
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_other_settings_in_the_same_folder_are_refused(betons, whole_run):
+    result = run(command(betons, whole_run, training__base_lr=1.0))
+    assert result.returncode == 2
+    assert "--training.base_lr 1.0" in result.stderr and "another --logging.folder" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["vicreg", "simclr", "demo"])
+def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name):
+    arguments = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0, training__loss=name)
+    if name == "demo":
+        arguments = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0)
+    result = run([*arguments[:2], "--config-file", str(ROOT / "configs" / f"{name}_cfg.yaml"), *arguments[2:]])
+    assert result.returncode == 0, result.stderr
+    params = json.loads((tmp_path / "params.json").read_text())
+    assert params["model.arch"] == "resnet18" and params["training.epochs"] == 1
+    if name == "vicreg":
+        assert params["training.weight_decay"] == 1e-6 and params["training.base_lr"] == 0.2
+
+
+def test_keys_without_effect_are_accepted_with_a_notice(betons, tmp_path):
+    extra = ["--attack.k", "100", "--lr.tta", "1", "--training.bn_wd=0"]
+    result = run([*command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0)[:-1], *extra, "0"])
+    assert result.returncode == 0, result.stderr
+    assert [line for line in result.stdout.splitlines() if line.startswith("note:")] == [
+        "note: --attack.k has no effect here and is ignored",
+        "note: --lr.tta has no effect here and is ignored",
+        "note: --training.bn_wd has no effect here and is ignored",
+    ]
