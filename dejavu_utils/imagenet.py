@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -40,6 +41,7 @@ class ImageListing:
         """The image's ID: its file name without the extension."""
         return Path(self.paths[index]).stem
 
+    @cached_property
     def fingerprint(self):
         """What index files depend on: counts and SHA-256 of the relative paths in their order, whole and by class."""
         starts = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))  # labels never fall in a listing
@@ -88,15 +90,15 @@ def load_indices(path, flag, listing):
         raise InputError(f"{flag} {path}: not an .npy file of indices: {error}") from None
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise InputError(f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices")
-    if len(indices) and (indices.min() < 0 or indices.max() >= len(listing)):
-        raise InputError(
-            f"{flag} {path}: holds index {indices.max()}, but {listing.root} has only {len(listing)} images; "
-            "give the image folder that the index files were made from"
-        )
     for folder in (Path(path).parent, Path(path).parent.parent):
         if (folder / PARTITION_FILE).is_file():
             _check_fingerprint(folder / PARTITION_FILE, listing, f"{flag} {path}")
             break
+    if len(indices) and (indices.min() < 0 or indices.max() >= len(listing)):
+        raise InputError(
+            f"{flag} {path}: holds indices from {indices.min()} to {indices.max()}, but {listing.root} has images 0 to "
+            f"{len(listing) - 1}; give the image folder that the index files were made from"
+        )
     return indices.astype(np.int64)
 
 
@@ -105,7 +107,7 @@ def _check_fingerprint(partition_file, listing, what):
         recorded = json.loads(partition_file.read_text(encoding="utf-8"))["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{partition_file}: not written by imagenet_partition.py ({error!r}); make it again") from None
-    found = listing.fingerprint()
+    found = listing.fingerprint
     if recorded.get("sha256") == found["sha256"]:
         return
     before, now = recorded.get("by_class", {}), found["by_class"]
@@ -119,7 +121,7 @@ def _check_fingerprint(partition_file, listing, what):
 
 def save_partition_record(folder, record, listing):
     """Writes partition.json: `record` and the listing's fingerprint, which `load_indices` compares."""
-    save_json(Path(folder) / PARTITION_FILE, {**record, "fingerprint": listing.fingerprint()})
+    save_json(Path(folder) / PARTITION_FILE, {**record, "fingerprint": listing.fingerprint})
 
 
 def box_path(bbox_dir, listing, index):

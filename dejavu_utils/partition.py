@@ -1,0 +1,101 @@
+"""Splitting a boxed image folder into training sets A and B and a public set X: pure functions of labels and boxes."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+
+@dataclass
+class Partition:
+    """Image indices, int64 (.,), each class by class. train_A = bbox_A + shared, train_B = bbox_B + shared."""
+
+    bbox_A: np.ndarray
+    bbox_B: np.ndarray
+    shared: np.ndarray
+    public: np.ndarray
+    train_A: np.ndarray
+    train_B: np.ndarray
+
+    def items(self):
+        """(name, indices) of the six sets."""
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+
+def split(labels, boxed, per_class, order=None):
+    """The partition with `per_class` training images of each class (Meehan et al. 2023, section 4).
+
+    labels: int (n,), class of each image, never falling. boxed: bool (n,). order: int (n,), a permutation of the images
+    within each class that says which come first; None for the order of the indices. With m boxed images in a class and
+    b = min(m // 2, per_class): the first b boxed go to bbox_A, the next b to bbox_B, the rest to public (first); of the
+    images without a box the first per_class - b are shared, the rest public. A class too small gives what it has.
+    """
+    order = np.arange(len(labels)) if order is None else order
+    bounds = np.searchsorted(labels, np.arange(labels[-1] + 2 if len(labels) else 1))
+    parts = {name: [] for name in ("bbox_A", "bbox_B", "shared", "public", "train_A", "train_B")}
+    for start, stop in zip(bounds, bounds[1:]):
+        members = order[start:stop]
+        with_box, without = members[boxed[members]], members[~boxed[members]]
+        b = min(len(with_box) // 2, per_class)
+        first, second, shared = with_box[:b], with_box[b : 2 * b], without[: per_class - b]
+        parts["bbox_A"].append(first)
+        parts["bbox_B"].append(second)
+        parts["shared"].append(shared)
+        parts["public"] += [with_box[2 * b :], without[per_class - b :]]
+        parts["train_A"] += [first, shared]
+        parts["train_B"] += [second, shared]
+    empty = np.empty(0, np.int64)
+    return Partition(**{name: np.concatenate([empty, *arrays]).astype(np.int64) for name, arrays in parts.items()})
+
+
+def shuffled_order(labels, seed):
+    """A random order of the images within each class, int64 (n,), the same on every machine for a seed."""
+    order = np.arange(len(labels))
+    bounds = np.searchsorted(labels, np.arange(labels[-1] + 2 if len(labels) else 1))
+    for label, (start, stop) in enumerate(zip(bounds, bounds[1:])):
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, label])))
+        order[start:stop] = start + generator.permutation(stop - start)
+    return order
+
+
+def equal_classes(public, labels):
+    """The first images of each class in `public`, as many of each as the smallest class has; class by class."""
+    counts = np.bincount(labels[public], minlength=labels.max() + 1)
+    least = counts.min()
+    by_class = public[np.argsort(labels[public], kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.concatenate([by_class[start : start + least] for start in starts])
+
+
+def check(partitions, labels):
+    """The invariants of {per_class: Partition}: a list of (what was checked, whether it holds)."""
+    n, classes = len(labels), int(labels.max()) + 1
+    results = []
+    for per_class, p in sorted(partitions.items()):
+        times = np.bincount(np.concatenate([p.bbox_A, p.bbox_B, p.shared, p.public]), minlength=n)
+        results.append((f"{per_class} per class: bbox_A, bbox_B, shared and public are disjoint", times.max() <= 1))
+        results.append((f"{per_class} per class: every image is in one of them", times.min() == 1))
+        counts = [np.bincount(labels[s], minlength=classes) for s in (p.bbox_A, p.bbox_B, p.train_A, p.train_B)]
+        results.append(
+            (
+                f"{per_class} per class: A and B are equal in each class",
+                np.array_equal(counts[0], counts[1]) and np.array_equal(counts[2], counts[3]),
+            )
+        )
+        joined = [np.sort(np.concatenate([box, p.shared])) for box in (p.bbox_A, p.bbox_B)]
+        results.append(
+            (
+                f"{per_class} per class: train_A and train_B are their boxed images and the shared ones",
+                np.array_equal(joined[0], np.sort(p.train_A)) and np.array_equal(joined[1], np.sort(p.train_B)),
+            )
+        )
+    sizes = sorted(partitions)
+    for smaller, larger in zip(sizes, sizes[1:]):
+        inside = np.zeros(n, dtype=bool)
+        inside[partitions[smaller].public] = True
+        results.append(
+            (
+                f"public of {larger} per class is contained in public of {smaller}",
+                bool(inside[partitions[larger].public].all()),
+            )
+        )
+    return results

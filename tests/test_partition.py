@@ -1,0 +1,195 @@
+"""The split: its rules, its order, its invariants; the script on a tiny tree."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from dejavu_utils.imagenet import evaluation_transform, list_images, load_indices, read_boxes
+from dejavu_utils.options import InputError
+from dejavu_utils.partition import check, equal_classes, shuffled_order, split
+
+ROOT = Path(__file__).parents[1]
+
+
+def random_listing(seed, classes=6, most=60):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), rng.integers(1, most, classes))
+    return labels, rng.random(len(labels)) < rng.uniform(0, 1, classes)[labels]
+
+
+def test_small_example_by_hand():
+    labels = np.array([0] * 8 + [1] * 5)
+    boxed = np.array([1, 0, 1, 1, 0, 1, 1, 0] + [0, 1, 0, 0, 1], dtype=bool)
+    p = split(labels, boxed, 3)
+    # class 0: boxed 0 2 3 5 6 -> b = 2; without 1 4 7. class 1: boxed 9 12 -> b = 1; without 8 10 11.
+    assert p.bbox_A.tolist() == [0, 2, 9]
+    assert p.bbox_B.tolist() == [3, 5, 12]
+    assert p.shared.tolist() == [1, 8, 10]
+    assert p.public.tolist() == [6, 4, 7, 11]
+    assert p.train_A.tolist() == [0, 2, 1, 9, 8, 10]
+    assert p.train_B.tolist() == [3, 5, 1, 12, 8, 10]
+    assert equal_classes(p.public, labels).tolist() == [6, 11]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_invariants_hold_for_any_listing(seed, shuffle):
+    labels, boxed = random_listing(seed)
+    order = shuffled_order(labels, seed) if shuffle else None
+    partitions = {n: split(labels, boxed, n, order) for n in (1, 5, 12, 40)}
+    assert all(holds for _, holds in check(partitions, labels))
+    for n, p in partitions.items():
+        m = np.bincount(labels[boxed], minlength=6)
+        assert np.array_equal(np.bincount(labels[p.bbox_A], minlength=6), np.minimum(m // 2, n))
+        assert all(array.dtype == np.int64 for _, array in p.items())
+
+
+@pytest.mark.parametrize("broken", ["overlap", "missing", "unequal", "not contained"])
+def test_violations_are_seen(broken):
+    labels, boxed = random_listing(3, most=90)
+    partitions = {n: split(labels, boxed, n) for n in (5, 10)}
+    p = partitions[10]
+    if broken == "overlap":
+        p.public = np.append(p.public, p.bbox_A[0])
+    elif broken == "missing":
+        p.public = p.public[1:]
+    elif broken == "unequal":
+        p.train_A = p.train_A[1:]
+    else:
+        partitions[5].public = partitions[5].public[5:]
+    assert not all(holds for _, holds in check(partitions, labels))
+
+
+def test_shuffling_keeps_classes_and_depends_on_the_seed_alone():
+    labels, _ = random_listing(1)
+    order = shuffled_order(labels, 7)
+    assert np.array_equal(np.sort(order), np.arange(len(labels))) and np.array_equal(labels[order], labels)
+    assert np.array_equal(order, shuffled_order(labels, 7)) and not np.array_equal(order, shuffled_order(labels, 8))
+    # Pinned: the same files on any machine and with any NumPy.
+    assert shuffled_order(np.zeros(10, int), 0).tolist() == [8, 0, 3, 7, 6, 4, 1, 5, 2, 9]
+
+
+# The script, and what later stages read.
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for label, name in enumerate(["n02", "n01", "n03"]):  # made in another order than sorted
+        for rank in (3, 1, 4, 0, 2, 5, 6, 7)[: 8 - label]:
+            path = tmp_path / "images" / name / f"{name}_{rank}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+            if rank < 4 and name != "n03":
+                xml = tmp_path / "boxes" / "Annotation" / name / f"{name}_{rank}.xml"
+                xml.parent.mkdir(parents=True, exist_ok=True)
+                xml.write_text("<annotation/>")
+    (tmp_path / "boxes" / "Annotation" / "n02" / "n02_99.xml").write_text("<annotation/>")
+    (tmp_path / "boxes" / "Annotation" / "n77").mkdir()
+    return tmp_path
+
+
+def partition(tree, *arguments):
+    command = [sys.executable, ROOT / "imagenet_partition.py", "--imgnet_dir", tree / "images"]
+    command += ["--bbox_dir", tree / "boxes", "--save_dir", tree / "index", *arguments]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, env=dict(os.environ))
+
+
+def test_script_writes_the_sets_and_reports(tree):
+    result = partition(tree, "--per_class", "2", "4")
+    assert result.returncode == 0, result.stderr
+    for text in (
+        "21 images of 3 classes",
+        "8 images have a box; 1 XML belong to no image",
+        "classes without XML: 1 (n03)",
+        "folders of XML without a class of images: 1 (n77)",
+        "ok       public of 4 per class is contained in public of 2",
+        "val_set: 3 images, 1 a class",
+    ):
+        assert text in result.stdout
+    names = {"bbox_A", "bbox_B", "shared", "public", "train_A", "train_B"}
+    assert {p.stem for p in (tree / "index" / "4_per_class").iterdir()} == names
+    listing = list_images(tree / "images")
+    train = load_indices(tree / "index" / "2_per_class" / "train_A.npy", "--x", listing)
+    assert train.tolist() == [0, 1, 7, 8, 15, 16]
+    record = json.loads((tree / "index" / "partition.json").read_text())
+    assert record["sets"]["2_per_class"]["train_A"] == {"images": 6, "smallest_class": 2} and record["seed"] is None
+    assert partition(tree, "--per_class", "2", "--seed", "4").returncode == 0
+    assert load_indices(tree / "index" / "2_per_class" / "train_A.npy", "--x", listing).tolist() != train.tolist()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--per_class", "9"], "--per_class 9: leaves a class without a public image"),
+        (["--bbox_dir", "/nowhere"], "--bbox_dir /nowhere: no such folder"),
+        (["--imgnet_dir", "/nowhere"], "--imgnet_dir /nowhere: no such folder"),
+        (["--per_class", "x"], "--per_class"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tree, arguments, message):
+    result = partition(tree, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tree / "index").exists()
+
+
+def test_listing_is_that_of_image_folder(tree):
+    (tree / "images" / "n01" / "deeper").mkdir()
+    Image.new("RGB", (8, 8)).save(tree / "images" / "n01" / "deeper" / "a.png")
+    (tree / "images" / "n01" / "notes.txt").write_text("not an image")
+    listing, folder = list_images(tree / "images"), ImageFolder(tree / "images")
+    assert [str(listing.path(i)) for i in range(len(listing))] == [path for path, _ in folder.samples]
+    assert listing.labels.tolist() == folder.targets and listing.classes == folder.classes
+
+
+def test_index_files_are_refused_for_another_image_folder(tree):
+    assert partition(tree, "--per_class", "2").returncode == 0
+    (tree / "images" / "n02" / "n02_3.JPEG").unlink()
+    listing = list_images(tree / "images")
+    for path in ("2_per_class/public.npy", "val_set.npy"):
+        with pytest.raises(InputError, match="21 images then, 20 now; 1 classes differ, the first is n02"):
+            load_indices(tree / "index" / path, "--idx", listing)
+    (tree / "index" / "partition.json").unlink()  # index files made by others have none
+    assert len(load_indices(tree / "index" / "val_set.npy", "--idx", listing)) == 9
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.array([0, 21]), "indices from 0 to 21"),
+        (np.array([-1, 2]), "indices from -1 to 2"),
+        (np.array([0.5]), "float64"),
+        (np.zeros((2, 2), int), "expected a row"),
+    ],
+)
+def test_bad_index_files_are_named(tree, array, message):
+    np.save(tree / "x.npy", array)
+    with pytest.raises(InputError, match=f"--idx .*x.npy: .*{message}"):
+        load_indices(tree / "x.npy", "--idx", list_images(tree / "images"))
+
+
+def test_read_boxes(tmp_path):
+    path = tmp_path / "x.xml"
+    box = "<object><bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object>"
+    path.write_text(f"<annotation>{box.format(1)}{box.format(5)}</annotation>")
+    assert read_boxes(path) == [(1, 2, 30, 40), (5, 2, 30, 40)]
+    path.write_text("<annotation></annotation>")
+    assert read_boxes(path) == []
+    for bad in ("<annotation>", '<!DOCTYPE x [<!ENTITY a "b">]><annotation/>', f"<a>{box.format('x')}</a>"):
+        path.write_text(bad)
+        with pytest.raises(ValueError):
+            read_boxes(path)
+
+
+def test_evaluation_transform_has_the_published_proportions():
+    image = Image.new("RGB", (500, 375), (124, 116, 104))
+    tensor = evaluation_transform()(image)
+    assert tensor.shape == (3, 224, 224) and tensor.abs().max() < 0.02  # ImageNet's mean color
+    assert evaluation_transform(32)(image).shape == (3, 32, 32)
