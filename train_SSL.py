@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from dejavu_utils.beton import Beton
 
 from dejavu_utils import augment, losses
+from dejavu_utils.beton import Beton
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from dejavu_utils.files import complete_file, save_json
-from dejavu_utils.launch import ScriptJob, choose_device, seed_everything, submit
+from dejavu_utils.launch import ScriptJob, autocast, choose_device, seed_everything, submit
 from dejavu_utils.loader import NativeLoader, evaluation_batches
 from dejavu_utils.models import Probes, architectures, mlp_widths, network_from_settings
 from dejavu_utils.optim import learning_rate, make_optimizer, resolution_at
@@ -244,11 +244,6 @@ class Run:
         self.forward = torch.compile(self.network) if settings["training.compile"] else self.network
         self.started = time.time()
 
-    def autocast(self):
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
-
     def train_epoch(self, loader):
         """One pass over the training set; returns the record for the log."""
         settings, start = self.settings, time.time()
@@ -291,7 +286,7 @@ class Run:
         """One update of the network and of the probes; returns the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self.autocast():
+        with autocast(self.device, self.precision):
             outputs = self.forward(views[0])
             second = self.forward(views[1])[-1] if len(views) > 1 else None
             loss = self.loss(outputs[-1], second, labels)
@@ -335,7 +330,7 @@ class Run:
             self.device,
         )
         for images, labels in batches:
-            with self.autocast():
+            with autocast(self.device, self.precision):
                 logits = self.probes(self.network(images))
             meter.add(logits, [F.cross_entropy(z.float(), labels) for z in logits], labels)
         return meter.result("_val")

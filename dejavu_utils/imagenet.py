@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +14,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from dejavu_utils.crops import background_crop
 from dejavu_utils.files import save_json
 from dejavu_utils.options import InputError
 
@@ -146,6 +149,50 @@ def read_boxes(path):
         raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
 
 
+def background_crops(listing, indices, bbox_dir, min_px=100, rule="paper", on_progress=lambda count: None):
+    """Background crops (dejavu_utils.crops) of the images at `indices` that have one.
+
+    Sizes are read from the images' headers, boxes from BBOX_DIR/Annotation/CLASS/ID.xml. on_progress: called with the
+    number of images done since the last call. Returns (indices int64 (m,) of the images with a crop, their crops int64
+    (m, 4) of xmin, ymin, xmax, ymax in pixels, counts: {"images", "attacked", and how many were skipped for what}).
+    """
+    reasons = ("no crop larger than min_px", "no XML", "unreadable XML", "no object in the XML", "reversed box")
+    counts = dict.fromkeys(("images", "attacked", *reasons), 0)
+    kept, crops = [], []
+
+    def examine(index):
+        path = box_path(bbox_dir, listing, index)
+        try:
+            boxes = read_boxes(path)
+        except FileNotFoundError:
+            return "no XML"
+        except ValueError:
+            return "unreadable XML"
+        if not boxes:
+            return "no object in the XML"
+        if any(xmax < xmin or ymax < ymin for xmin, ymin, xmax, ymax in boxes):
+            return "reversed box"
+        return background_crop(*image_size(listing.path(index)), boxes, min_px, rule) or reasons[0]
+
+    with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
+        for index, found in zip(indices, pool.map(examine, indices)):
+            counts["images"] += 1
+            if isinstance(found, str):
+                counts[found] += 1
+            else:
+                kept.append(index)
+                crops.append(found)
+            on_progress(1)
+    counts["attacked"] = len(kept)
+    return np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts
+
+
+def image_size(path):
+    """(width, height) in pixels from the file's header; InputError names a file that is no image."""
+    with _opened(path) as image:
+        return image.size
+
+
 def evaluation_transform(resolution=224):
     """PIL image -> normalized float32 (3, resolution, resolution).
 
@@ -163,9 +210,15 @@ def evaluation_transform(resolution=224):
 
 def load_image(path):
     """The image as PIL RGB; InputError names a file that cannot be decoded."""
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def _opened(path):
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error}); replace or remove it") from None
 

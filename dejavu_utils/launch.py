@@ -4,6 +4,7 @@ import importlib.util
 import random
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,37 @@ class ScriptJob:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+def autocast(device, precision):
+    """The context in which a network runs in `precision`: fp32, bf16 or fp16."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def here_or_submitted(script, function, args):
+    """Calls a root script's function(args) here with --local 1, else submits it as a job and prints the job's id.
+
+    args: the Namespace of a parser with options.add_launch_flags, with output_dir and num_workers.
+    """
+    job = ScriptJob(script, function, args)
+    if args.local:
+        return job()
+    job_id = submit(
+        job,
+        args.output_dir,
+        "--local 1",
+        timeout_min=args.timeout,
+        slurm_partition=args.partition or None,
+        slurm_additional_parameters={"dependency": args.dependency} if args.dependency else None,
+        slurm_signal_delay_s=120,
+        mem_gb=args.mem_gb,
+        gpus_per_node=1,
+        cpus_per_task=max(1, args.num_workers),
+        name=Path(args.output_dir).name,
+    )
+    print(job_id)
 
 
 def submit(job, folder, stay_here, **parameters):

@@ -8,6 +8,7 @@ from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.options import InputError
 
 LAYERS = ("projector", "backbone", "logits")
+OWN_HEAD = ("barlow", "supervised")  # losses that add modules of their own to the network
 
 
 def architectures():
@@ -54,9 +55,10 @@ def _mlp(width_in, widths, relu_at_end=False):
 class SSLNetwork(nn.Module):
     """Trunk `net`, `projector`, and what the loss adds: `bn` (barlow), `fc` (supervised).
 
-    arch: a torchvision resnet or vgg. mlp: widths of the projector, "2048-512". loss: simclr, vicreg, barlow or
-    supervised. num_classes: width of the supervised head. mlp_coeff scales the last hidden width; fc: Linear(., 256) on
-    the trunk; proj_relu: ReLU after the projector's last layer; remove_head: no projector, the loss acts on the trunk.
+    arch: a torchvision resnet or vgg. mlp: widths of the projector, "2048-512". loss: simclr, vicreg, barlow,
+    supervised, or None where it is not known and adds nothing. num_classes: width of the supervised head. mlp_coeff
+    scales the last hidden width; fc: Linear(., 256) on the trunk; proj_relu: ReLU after the projector's last layer;
+    remove_head: no projector, the loss acts on the trunk.
     """
 
     def __init__(self, arch, mlp, loss, num_classes=None, mlp_coeff=1.0, fc=False, proj_relu=False, remove_head=False):
@@ -138,6 +140,22 @@ def load_model(path, flag="--model_pth"):
     return network.eval()
 
 
+def check_typed(network, where, mlp=None, loss=None, resnet50=False):
+    """InputError if a flag that the user typed contradicts the network of the checkpoint `where` (flag and path).
+
+    The loss of a checkpoint without settings is known only where the loss adds a head of its own.
+    """
+    known = network.loss or (loss if loss not in OWN_HEAD else "one without a head of its own")
+    for flag, typed, found in (
+        ("--mlp", mlp and "-".join(map(str, mlp_widths(mlp, "--mlp"))), network.mlp),
+        ("--loss", loss, known),
+        ("--resnet50", resnet50 and "resnet50", network.arch),
+    ):
+        if typed and typed != found:
+            what = flag if flag == "--resnet50" else f"{flag} {typed}"
+            raise InputError(f"{what}: {where} holds {found}; leave the flag out or name another checkpoint")
+
+
 def network_from_settings(settings, num_classes):
     """settings: flat {"model.arch": ...} as in params.json."""
     return SSLNetwork(
@@ -164,7 +182,7 @@ def _network_from_shapes(shapes):
         raise ValueError("the names and shapes under net. are those of no torchvision resnet or vgg")
     projector = [(name, s[0]) for name, s in shapes.items() if name.startswith("projector.") and len(s) == 2]
     mlp = "-".join(str(width) for _, width in projector)
-    loss, num_classes = "simclr", None  # VICReg's network is the same
+    loss, num_classes = None, None  # VICReg and SimCLR train the same network
     if "bn.running_mean" in shapes:
         loss = "barlow"
     elif "fc.2.weight" in shapes:

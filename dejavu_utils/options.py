@@ -4,6 +4,7 @@ Habit: a script's `main` runs under `run`, bad input is an `InputError` that nam
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -65,6 +66,32 @@ def positive_int(text):
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
+
+
+def default_workers():
+    """Worker processes for reading images: the cores this process may use, at most 10."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 10)
+
+
+def add_launch_flags(parser, timeout, mem_gb):
+    """The flags of dejavu_utils.launch.here_or_submitted."""
+    group = parser.add_argument_group("where it runs")
+    group.add_argument("--local", type=zero_or_one, default=0, help="1: run here; 0: submit a SLURM job")
+    group.add_argument("--local_gpu", type=int, default=0, help="which GPU to use with --local 1, if there is one")
+    group.add_argument("--timeout", type=positive_int, default=timeout, help="time limit of the job, minutes")
+    group.add_argument("--partition", default="", help="SLURM partition")
+    group.add_argument("--mem_gb", type=positive_int, default=mem_gb, help="memory of the job, GB")
+    group.add_argument("--dependency", default="", help="SLURM dependency, for instance afterok:123")
+
+
+def add_inference_flags(parser, batch_size):
+    """The flags of running a trained network over image files."""
+    group = parser.add_argument_group("speed")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="images")
+    group.add_argument("--num_workers", type=int, default=default_workers(), help="processes that read images")
+    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network")
+    group.add_argument("--resolution", type=positive_int, default=224, help="side of the network's input, pixels")
 
 
 def existing_file(path, flag):

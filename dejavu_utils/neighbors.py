@@ -1,0 +1,66 @@
+"""Exact nearest neighbors of a set of queries among public embeddings that arrive in blocks.
+
+Only the queries, one block and the k best so far are held, so that the public set never has to be in memory.
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+_ROWS_AT_ONCE = 4096  # queries whose distances to a block are held at once on the device
+
+
+class NeighborSearch:
+    """The k nearest public embeddings of every query, by L2 distance in float32.
+
+    queries: float32 (n, d), n > 0, C-contiguous; moved to their mean in place, and not copied. k: neighbors. device: where
+    the distances are computed. `add` takes the public embeddings block after block; `result` gives the neighbors.
+    """
+
+    def __init__(self, queries, k, device=None):
+        self.queries, self.k, self.device = queries, k, device or torch.device("cpu")
+        # Distances do not change, but float32 has digits left for them where all embeddings share a large mean.
+        self.center = queries.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.queries -= self.center
+        n = len(queries)
+        self.distances = np.empty((n, 0), np.float32)
+        self.positions = np.empty((n, 0), np.int64)
+        self.seen = 0
+
+    def add(self, block):
+        """block: float32 (m, d), the public embeddings that follow those already added."""
+        k = min(self.k, len(block))
+        distances, positions = _nearest(self.queries, block - self.center, k, self.device)
+        distances = np.concatenate([self.distances, distances], axis=1)
+        positions = np.concatenate([self.positions, positions + self.seen], axis=1)
+        # Of equal distances the earlier position comes first, however the public set is cut into blocks.
+        order = np.lexsort((positions, distances), axis=1)[:, : self.k]
+        self.distances = np.take_along_axis(distances, order, axis=1)
+        self.positions = np.take_along_axis(positions, order, axis=1)
+        self.seen += len(block)
+
+    def result(self):
+        """Positions of the neighbors in the public set, nearest first, int64 (n, k). ValueError if it holds fewer."""
+        if self.seen < self.k:
+            raise ValueError(f"k is {self.k}, but the public set holds only {self.seen} images")
+        return self.positions
+
+
+def _nearest(queries, block, k, device):
+    """(squared distances float32 (n, k), positions in the block int64 (n, k))."""
+    # Under macOS the OpenMP libraries of faiss and of PyTorch do not go together in one process.
+    if device.type == "cpu" and sys.platform != "darwin":
+        import faiss
+
+        return faiss.knn(queries, np.ascontiguousarray(block), k)
+    block = torch.from_numpy(block).to(device)
+    block_norms = block.square().sum(dim=1)
+    distances, positions = [], []
+    for start in range(0, len(queries), _ROWS_AT_ONCE):
+        rows = torch.from_numpy(queries[start : start + _ROWS_AT_ONCE]).to(device)
+        squared = torch.addmm(block_norms, rows, block.T, alpha=-2) + rows.square().sum(dim=1, keepdim=True)
+        nearest = squared.topk(k, dim=1, largest=False)
+        distances.append(nearest.values.cpu().numpy())
+        positions.append(nearest.indices.cpu().numpy())
+    return np.concatenate(distances), np.concatenate(positions)

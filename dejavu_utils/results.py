@@ -1,0 +1,200 @@
+"""Result folders: what the attack and the linear probe write, and reading it back, whoever wrote it."""
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dejavu_utils import memorization as mem
+from dejavu_utils.options import InputError
+
+SETS = ("A", "B")
+TOP_KS = (1, 5)
+CONFIDENCES = (5, 20, 100)  # per cent of the examples, in results.json
+
+
+def attack_path(folder, model, attacked, what):
+    """Where a file of the attack lies, e.g. FOLDER/A_attk_B_neighb_labels.npy: model A on the images of set B."""
+    return Path(folder) / f"{model}_attk_{attacked}_{what}.npy"
+
+
+@dataclass
+class AttackedSet:
+    """One attacked set, in the order of the image indices. idxs: int64 (n,). attack: memorization.DirectedAttack."""
+
+    idxs: np.ndarray
+    attack: mem.DirectedAttack
+
+
+def read_attack(folder, k_attk=0):
+    """{"A": AttackedSet, "B": AttackedSet} from the neighbor (or score) files of an attack, their rows in any order.
+
+    k_attk: neighbors that vote, 0 for all. InputError names the file that is missing or does not fit the others.
+    """
+    return {attacked: _read_set(Path(folder), attacked, k_attk) for attacked in SETS}
+
+
+def _read_set(folder, attacked, k_attk):
+    target, reference = (attacked, "B" if attacked == "A" else "A")
+    idxs = {model: _load(attack_path(folder, model, attacked, "attk_idxs")).ravel() for model in SETS}
+    try:
+        rows = dict(zip((target, reference), mem.align_rows(idxs[target], idxs[reference])))
+    except ValueError as error:
+        raise InputError(f"{attack_path(folder, target, attacked, 'attk_idxs')}: {error}; attack again") from None
+    labels, predictions = {}, {}
+    for model in SETS:
+        label_path = attack_path(folder, model, attacked, "labels")
+        labels[model] = _fitting(_load(label_path).ravel(), len(idxs[model]), label_path)[rows[model]]
+        predictions[model] = _predictions(folder, model, attacked, rows[model], k_attk)
+    if not np.array_equal(labels[target], labels[reference]):
+        raise InputError(f"{attack_path(folder, reference, attacked, 'labels')}: not the labels of the other model")
+    attack = mem.DirectedAttack(predictions[target], predictions[reference], labels[target].astype(np.int64))
+    return AttackedSet(idxs[target][rows[target]].astype(np.int64), attack)
+
+
+def _predictions(folder, model, attacked, rows, k_attk):
+    path = attack_path(folder, model, attacked, "scores")
+    if path.is_file():
+        return mem.predict_from_scores(_fitting(_load(path), len(rows), path)[rows])
+    path = attack_path(folder, model, attacked, "neighb_labels")
+    neighbor_labels = _fitting(_load(path), len(rows), path)[rows]
+    try:
+        return mem.predict_from_neighbors(neighbor_labels, k_attk)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _load(path):
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; label_inference_attack.py writes it")
+    try:
+        return np.load(path)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a complete .npy file ({error}); attack again") from None
+
+
+def _fitting(array, n, path):
+    if len(array) != n:
+        raise InputError(f"{path}: has {len(array)} rows where the attacked indices are {n}; attack again")
+    return array
+
+
+def attack_statistics(sets):
+    """{"both", "A", "B"} -> {"top_1", "top_5"} -> {"accuracy": {pct: ...}, "shares": ...} from `read_attack`'s sets.
+
+    accuracy: for the 5, 20 and 100 % most confident examples, target and reference accuracy and their difference, the
+    déjà vu score; shares: of all examples. Each is {"value", "low", "high"} with a 95 % interval. "both": mean of the
+    two attacked sets.
+    """
+    groups = {"both": list(sets.values()), **{name: [attacked] for name, attacked in sets.items()}}
+    return {
+        name: {f"top_{top_k}": _statistics([s.attack for s in members], top_k) for top_k in TOP_KS}
+        for name, members in groups.items()
+    }
+
+
+def _statistics(attacks, top_k):
+    summaries = {pct: mem.summarize(attacks, top_k, pct) for pct in CONFIDENCES}
+    return {
+        "accuracy": {
+            str(pct): {name: _without_nan(summary[name]) for name in ("target", "reference", "score")}
+            for pct, summary in summaries.items()
+        },
+        "shares": {name: _without_nan(summaries[100][name]) for name in mem.SHARES},
+    }
+
+
+def _without_nan(estimate):
+    """JSON has no NaN: a figure of no example is null."""
+    return {name: value if np.isfinite(value) else None for name, value in estimate.items()}
+
+
+def figure_in_words(figure):
+    """{"value", "low", "high"} as 0.400 [0.350, 0.450]."""
+    if figure["value"] is None:
+        return "none"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def example_table(attacked, listing):
+    """One row an attacked example, as attack_{A,B}.csv holds them. attacked: AttackedSet. Returns a DataFrame."""
+    attack = attacked.attack
+    columns = {
+        "index": attacked.idxs,
+        "path": [listing.paths[index] for index in attacked.idxs],
+        "label": attack.labels,
+    }
+    for name in ("target", "reference"):
+        predictions = getattr(attack, name)
+        columns[f"{name}_top1"] = predictions.top[:, 0]
+        columns[f"{name}_confidence"] = predictions.confidence
+        for top_k in TOP_KS:
+            columns[f"{name}_top{top_k}_correct"] = predictions.right(attack.labels, top_k).astype(int)
+    shares = mem.share_of(attack.target.right(attack.labels, 1), attack.reference.right(attack.labels, 1))
+    columns["share"] = [mem.SHARES[share] for share in shares]
+    return pd.DataFrame(columns)
+
+
+def probe_estimates(hits):
+    """{"top_1": estimate, "top_5": estimate} with Wilson intervals. hits: {1: bool (n,), 5: bool (n,)}."""
+    return {
+        f"top_{top_k}": _without_nan(dict(zip(("value", "low", "high"), mem.mean_of_proportions([right]))))
+        for top_k, right in hits.items()
+    }
+
+
+def read_probe(folder):
+    """{"train", "val"} -> {"top_1", "top_5"} -> {"value", "low", "high"} of a linear probe's folder.
+
+    From results.json, or, in folders of others, from the dicts at the end of *_log.out: the last but one is validation,
+    the last is training; those have no interval (NaN). InputError names a folder that holds neither.
+    """
+    folder = Path(folder)
+    if (folder / "results.json").is_file():
+        try:
+            return json.loads((folder / "results.json").read_text(encoding="utf-8"))["final"]
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{folder / 'results.json'}: not written by lin_probe.py ({error!r})") from None
+    logs = sorted(folder.rglob("*_log.out"), key=lambda path: path.stat().st_mtime)
+    for log in reversed(logs):
+        dicts = [_accuracies(text) for text in re.findall(r"\{[^{}]*\}", log.read_text(errors="replace"))]
+        dicts = [found for found in dicts if found]
+        if len(dicts) >= 2:
+            return {"val": dicts[-2], "train": dicts[-1]}
+    raise InputError(f"{folder}: holds neither results.json nor a *_log.out that ends with accuracies; probe again")
+
+
+def _accuracies(text):
+    """{"top_1", "top_5"} of a printed dict such as {'top_1': np.float64(0.5), 'top_5': 0.8}, or None."""
+    try:
+        printed = ast.literal_eval(re.sub(r"\bnp\.float\d+\(([^()]*)\)", r"\1", text))
+    except (ValueError, SyntaxError):
+        return None
+    if not isinstance(printed, dict):
+        return None
+    found = {}
+    for name, value in printed.items():
+        rank = re.search(r"(?<!\d)[15](?!\d)", str(name))
+        if rank and isinstance(value, (int, float)):
+            found[f"top_{rank[0]}"] = {"value": float(value), "low": np.nan, "high": np.nan}
+    if len(found) < 2:
+        return None
+    if max(estimate["value"] for estimate in found.values()) > 1:  # per cent
+        for estimate in found.values():
+            estimate["value"] /= 100
+    return found
+
+
+def sweep_points(folder, template, value=int):
+    """The folders of a sweep, sorted by value: [(value(digits), Path)].
+
+    template: a folder name with {} for the digits that vary, e.g. "NN_attk_vicreg_300pc_{}ep".
+    """
+    before, after = template.split("{}")
+    pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+    matches = ((pattern.fullmatch(entry.name), entry) for entry in Path(folder).iterdir() if entry.is_dir())
+    return sorted((value(match[1]), entry) for match, entry in matches if match)

@@ -1,0 +1,71 @@
+"""What several tests need: running a script as a user does, a tiny image folder with boxes, an untrained checkpoint."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.models import SSLNetwork
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_script(name, *arguments, **environment):
+    """`python NAME ARGUMENTS` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *(str(a) for a in arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def flags(settings):
+    """{"k": 5} -> ["--k", "5"]; None leaves a flag out, "" gives a switch."""
+    words = []
+    for name, value in settings.items():
+        if value is not None:
+            words += [f"--{name}"] + ([] if value == "" else [str(value)])
+    return words
+
+
+def assert_one_line_error(result, *texts):
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and "Traceback" not in result.stderr
+    for text in texts:
+        assert text in errors[0]
+
+
+def draw_tree(folder, classes=3, per_class=12, boxed=8, seed=0):
+    """images/CLASS/ID.JPEG of 60 x 50 or 50 x 60 pixels and boxes/Annotation/CLASS/ID.xml for the first `boxed`."""
+    rng = np.random.default_rng(seed)
+    for label in range(classes):
+        for rank in range(per_class):
+            size = ((60, 50), (50, 60))[rank % 2]
+            name = f"c{label}"
+            path = folder / "images" / name / f"{name}_{rank:02d}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize(size, Image.BILINEAR).save(path)
+            if rank < boxed:
+                xml = folder / "boxes" / "Annotation" / name / f"{name}_{rank:02d}.xml"
+                xml.parent.mkdir(parents=True, exist_ok=True)
+                xmin, ymin = rng.integers(1, 20, 2)
+                sides = {"xmin": xmin, "ymin": ymin, "xmax": xmin + 20, "ymax": ymin + 20}
+                box = "".join(f"<{side}>{value}</{side}>" for side, value in sides.items())
+                xml.write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
+    return folder
+
+
+def save_untrained(path, seed=0, loss="simclr", mlp="32-16", classes=3):
+    """A published-style checkpoint (no settings inside) of a resnet18 with random weights; returns the network."""
+    torch.manual_seed(seed)
+    network = SSLNetwork("resnet18", mlp, loss, classes if loss == "supervised" else None).eval()
+    save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict())})
+    return network

@@ -1,0 +1,270 @@
+"""The attack: planted answers through the real neighbor search, and the script as a user runs it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import assert_one_line_error, draw_tree, flags, run_script, save_untrained
+from PIL import Image
+from torchvision import transforms
+
+from dejavu_utils import memorization as mem
+from dejavu_utils.crops import background_crop, corner_crop
+from dejavu_utils.imagenet import box_path, list_images, read_boxes
+from dejavu_utils.neighbors import NeighborSearch
+from dejavu_utils.results import read_attack
+
+# Planted answers: embeddings that tell the class in a known share of the examples.
+
+
+def planted_sets(rng, n, classes, memorized, correlated, width=16, k=20):
+    """One attacked set: a target that embeds memorized + correlated of the crops at their class, a reference that does
+    so for the correlated ones; all other crops lie at the place of a wrong class."""
+    centers = rng.normal(size=(classes, width)) * 4
+    public_labels = np.repeat(np.arange(classes), 60)
+    public = (centers[public_labels] + rng.normal(size=(len(public_labels), width))).astype(np.float32)
+    labels = rng.integers(0, classes, n)
+    kind = rng.choice(3, n, p=[memorized, correlated, 1 - memorized - correlated])
+    predictions = []
+    for known in (kind < 2, kind == 1):
+        shown = np.where(known, labels, (labels + rng.integers(1, classes, n)) % classes)
+        queries = (centers[shown] + rng.normal(size=(n, width))).astype(np.float32)
+        search = NeighborSearch(queries, k)
+        for block in np.array_split(public, 7):
+            search.add(block)
+        predictions.append(mem.predict_from_neighbors(public_labels[search.result()]))
+    return mem.DirectedAttack(*predictions, labels)
+
+
+@pytest.mark.parametrize("memorized", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("correlated", [0.0, 0.3])
+def test_planted_embeddings_are_measured_at_their_rate(memorized, correlated):
+    rng = np.random.default_rng(5)
+    summary = mem.summarize([planted_sets(rng, 2000, 12, memorized, correlated) for _ in range(2)], 1)
+    for name, truth in (("score", memorized), ("memorized", memorized), ("correlated", correlated)):
+        assert abs(summary[name]["value"] - truth) < 0.025
+    assert abs(summary["reference"]["value"] - correlated) < 0.025
+
+
+def test_random_embeddings_are_at_chance():
+    rng = np.random.default_rng(6)
+    public_labels = rng.integers(0, 8, 800)
+    attacks = []
+    for _ in range(2):
+        predictions = []
+        for _ in range(2):
+            search = NeighborSearch(rng.normal(size=(3000, 8)).astype(np.float32), 30)
+            search.add(rng.normal(size=(800, 8)).astype(np.float32))
+            predictions.append(mem.predict_from_neighbors(public_labels[search.result()]))
+        attacks.append(mem.DirectedAttack(*predictions, rng.integers(0, 8, 3000)))
+    summary = mem.summarize(attacks, 1)
+    assert abs(summary["target"]["value"] - 1 / 8) < 0.02 and abs(summary["reference"]["value"] - 1 / 8) < 0.02
+    assert summary["score"]["low"] < 0 < summary["score"]["high"]
+
+
+# The script.
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = draw_tree(tmp_path_factory.mktemp("data"))
+    listing = list_images(folder / "images")
+    rank = np.arange(len(listing)) % 12
+    for name, chosen in (("A", rank < 4), ("B", (rank >= 4) & (rank < 8)), ("public", rank >= 8)):
+        np.save(folder / f"{name}.npy", np.flatnonzero(chosen)[::-1])
+    networks = {model: save_untrained(folder / f"{model}.pth", seed) for seed, model in enumerate("AB")}
+    for seed, model in enumerate("AB"):
+        save_untrained(folder / f"{model}_supervised.pth", seed, "supervised")
+    return folder, networks
+
+
+def attack(data, output_dir, **changes):
+    folder = data[0]
+    settings = {
+        "local": 1,
+        "output_dir": output_dir,
+        "model_A_pth": folder / "A.pth",
+        "model_B_pth": folder / "B.pth",
+        "bbox_A_idx_pth": folder / "A.npy",
+        "bbox_B_idx_pth": folder / "B.npy",
+        "public_idx_pth": folder / "public.npy",
+        "imgnet_train_pth": folder / "images",
+        "imgnet_bbox_pth": folder / "boxes",
+        "k": 7,
+        "k_attk": 5,
+        "min_px": 10,
+        "resolution": 32,
+        "num_workers": 0,
+        **changes,
+    }
+    return run_script("label_inference_attack.py", *flags(settings))
+
+
+def embed(network, layer, listing, indices, crop_of=lambda image, index: None):
+    """What the script should compute, image by image, with torchvision's transforms."""
+    transform = transforms.Compose(
+        [
+            transforms.Resize(int(32 * 256 / 224)),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    outputs = []
+    for index in indices:
+        image = Image.open(listing.path(index)).convert("RGB")
+        image = image.crop(crop_of(image, index)) if crop_of(image, index) else image
+        with torch.no_grad():
+            outputs.append(network.embed(transform(image)[None], layer)[0].double().numpy())
+    return np.array(outputs)
+
+
+def background(folder, listing):
+    def crop_of(image, index):
+        return background_crop(*image.size, read_boxes(box_path(folder / "boxes", listing, index)), 10)
+
+    return crop_of
+
+
+@pytest.mark.parametrize("layer, changes", [("projector", {}), ("backbone", {"use_backbone": 1, "batch_size": 5})])
+def test_files_hold_the_nearest_public_images(data, tmp_path, layer, changes):
+    folder, networks = data
+    result = attack(data, tmp_path, **changes)
+    assert result.returncode == 0, result.stderr
+    listing = list_images(folder / "images")
+    public = np.load(folder / "public.npy")
+    for model, network in networks.items():
+        gallery = embed(network, layer, listing, public)
+        for name in "AB":
+            indices = np.load(folder / f"{name}.npy")
+            queries = embed(network, layer, listing, indices, background(folder, listing))
+            squared = ((queries[:, None] - gallery[None]) ** 2).sum(axis=2)
+            expected = public[np.argsort(squared, axis=1)[:, :7]]
+            saved = {
+                what: np.load(tmp_path / f"{model}_attk_{name}_{what}.npy")
+                for what in ("attk_idxs", "labels", "neighb_idxs", "neighb_labels")
+            }
+            assert all(array.dtype == np.int64 for array in saved.values())
+            np.testing.assert_array_equal(saved["attk_idxs"], indices)
+            np.testing.assert_array_equal(saved["labels"], listing.labels[indices][:, None])
+            np.testing.assert_array_equal(saved["neighb_idxs"], expected)
+            np.testing.assert_array_equal(saved["neighb_labels"], listing.labels[expected])
+
+
+def test_results_and_tables_agree_with_the_files(data, tmp_path):
+    result = attack(data, tmp_path)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["counts"]["A"]["attacked"] == 12 and results["counts"]["public"] == 12
+    assert results["settings"]["layer"] == "projector" and results["settings"]["k_attk"] == 5
+    sets = read_attack(tmp_path, k_attk=5)
+    summary = mem.summarize([sets["A"].attack, sets["B"].attack], 1)
+    top_1 = results["both"]["top_1"]
+    for name in ("target", "reference", "score"):
+        assert top_1["accuracy"]["100"][name] == summary[name]
+        assert set(top_1["accuracy"]) == {"5", "20", "100"}
+    assert top_1["accuracy"]["5"]["target"]["value"] is None  # 5 % of 12 examples are none
+    difference = top_1["shares"]["memorized"]["value"] - top_1["shares"]["misrepresented"]["value"]
+    assert top_1["accuracy"]["100"]["score"]["value"] == pytest.approx(difference, abs=1e-12)
+    for name in "AB":
+        table = pd.read_csv(tmp_path / f"attack_{name}.csv")
+        assert len(table) == 12 and (table["index"].diff().dropna() > 0).all()
+        assert table["target_top1_correct"].mean() == results[name]["top_1"]["accuracy"]["100"]["target"]["value"]
+        assert (table["target_top1_correct"] == (table["target_top1"] == table["label"])).all()
+        assert (table["share"] == "memorized").mean() == results[name]["top_1"]["shares"]["memorized"]["value"]
+        for model in "AB":
+            sweep = np.load(tmp_path / f"top_1_conf_sweep_{model}_attk_{name}.npy")
+            role = "target" if model == name else "reference"
+            assert sweep.shape == (100,) and sweep[-1] == table[f"{role}_top1_correct"].mean()
+    assert f"target {summary['target']['value']:.3f}" in result.stdout
+
+
+def test_one_model_twice_has_no_deja_vu(data, tmp_path):
+    assert attack(data, tmp_path, model_B_pth=data[0] / "A.pth").returncode == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["both"]["top_1"]["accuracy"]["100"]["score"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+@pytest.mark.parametrize("switch", ["", "1"])
+def test_corner_crop_attacks_every_image_and_reads_no_xml(data, tmp_path, switch):
+    folder, networks = data
+    changes = {"use_corner_crop": switch, "corner_crop_frac": 0.4, "imgnet_bbox_pth": None}
+    result = attack(data, tmp_path, **changes)
+    assert result.returncode == 0, result.stderr
+    listing = list_images(folder / "images")
+    indices, public = np.load(folder / "A.npy"), np.load(folder / "public.npy")
+    queries = embed(networks["B"], "projector", listing, indices, lambda image, _: corner_crop(*image.size, 0.4))
+    squared = ((queries[:, None] - embed(networks["B"], "projector", listing, public)[None]) ** 2).sum(axis=2)
+    found = np.load(tmp_path / "B_attk_A_neighb_idxs.npy")
+    np.testing.assert_array_equal(found, public[np.argsort(squared, axis=1)[:, :7]])
+
+
+def test_supervised_logits_are_the_scores(data, tmp_path):
+    folder, _ = data
+    models = {f"model_{model}_pth": folder / f"{model}_supervised.pth" for model in "AB"}
+    result = attack(data, tmp_path, **models, use_supervised_linear=1)
+    assert result.returncode == 0, result.stderr
+    assert not list(tmp_path.glob("*neighb*"))
+    scores = np.load(tmp_path / "A_attk_B_scores.npy")
+    assert scores.shape == (12, 3)
+    sets = read_attack(tmp_path)
+    right = scores.argmax(axis=1) == np.load(tmp_path / "A_attk_B_labels.npy").ravel()
+    assert sets["B"].attack.reference.right(sets["B"].attack.labels, 1).mean() == right.mean()
+    assert_one_line_error(attack(data, tmp_path), "--output_dir", "another kind of attack")
+
+
+def test_images_without_a_usable_crop_are_skipped_and_counted(data, tmp_path):
+    folder = draw_tree(tmp_path / "tree")
+    annotation = folder / "boxes" / "Annotation" / "c0"
+    (annotation / "c0_00.xml").unlink()
+    (annotation / "c0_01.xml").write_text("<annotation>")
+    (annotation / "c0_02.xml").write_text("<annotation></annotation>")
+    box = "<object><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>60</ymax></bndbox></object>"
+    (annotation / "c0_03.xml").write_text(f"<annotation>{box.format(30, 20)}</annotation>")
+    (annotation / "c0_04.xml").write_text(f"<annotation>{box.format(1, 50)}</annotation>")
+    result = attack(data, tmp_path / "out", imgnet_train_pth=folder / "images", imgnet_bbox_pth=folder / "boxes")
+    assert result.returncode == 0, result.stderr
+    counts = json.loads((tmp_path / "out" / "results.json").read_text())["counts"]
+    assert counts["A"] == {
+        "images": 12,
+        "attacked": 8,
+        "no crop larger than min_px": 0,
+        "no XML": 1,
+        "unreadable XML": 1,
+        "no object in the XML": 1,
+        "reversed box": 1,
+    }
+    assert counts["B"]["no crop larger than min_px"] == 1
+    assert len(np.load(tmp_path / "out" / "B_attk_A_attk_idxs.npy")) == 8
+
+
+@pytest.mark.parametrize(
+    "changes, texts",
+    [
+        ({"model_A_pth": "/nowhere.pth"}, ["--model_A_pth /nowhere.pth: no such file"]),
+        ({"model_A_pth": "A.npy"}, ["--model_A_pth", "not a checkpoint"]),
+        ({"imgnet_bbox_pth": None}, ["--imgnet_bbox_pth is needed"]),
+        ({"mlp": "64-32"}, ["--mlp 64-32", "A.pth holds 32-16"]),
+        ({"loss": "barlow"}, ["--loss barlow", "A.pth holds"]),
+        ({"resnet50": ""}, ["--resnet50", "A.pth holds resnet18"]),
+        ({"use_supervised_linear": 1}, ["--use_supervised_linear 1", "no supervised head"]),
+        ({"model_B_pth": "B_supervised.pth"}, ["--model_B_pth", "trained the same way"]),
+        ({"k": 13, "k_attk": 0}, ["--k 13", "only 12 images"]),
+        ({"k_attk": 8}, ["--k_attk 8", "--k 7"]),
+        ({"bbox_B_idx_pth": "A.npy"}, ["--bbox_B_idx_pth", "12 images"]),
+        ({"public_idx_pth": "A.npy"}, ["--public_idx_pth", "12 images"]),
+        ({"min_px": 1000}, ["--min_px 1000"]),
+        ({"local": 0}, ["srun", "--local 1"]),
+        ({"use_backbone": "yes"}, ["--use_backbone"]),
+    ],
+)
+def test_bad_input_is_one_line(data, tmp_path, changes, texts):
+    changes = {
+        name: data[0] / value if str(value).endswith((".npy", "A.pth", "d.pth")) and "/" not in value else value
+        for name, value in changes.items()
+    }
+    result = attack(data, tmp_path / "out", **changes)
+    assert_one_line_error(result, *texts)
+    assert not list((tmp_path / "out").glob("*.npy"))
