@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dejavu_utils import augment
+from dejavu_utils.imagenet import load_image
 
 
 class NativeLoader:
@@ -53,6 +54,32 @@ class NativeLoader:
                 for crop, p in zip(crops, parameters)
             ]
             yield views, torch.from_numpy(self.beton.labels[chosen]).to(self.device, non_blocking=True)
+
+
+class RandomCrops(torch.utils.data.Dataset):
+    """Random crops from image files, in an epoch's order: (uint8 (3, resolution, resolution), label) each.
+
+    listing: dejavu_utils.imagenet.ImageListing. indices: int64 (n,), the images. view: augment.View, of which the crop
+    is done here (bicubic); the rest is augment.apply's, with the numbers of augment.uniforms(seed, epoch, STREAM,
+    position, ...). An item depends on (seed, epoch, position) alone, not on the number of workers.
+    """
+
+    STREAM = 0
+
+    def __init__(self, listing, indices, view, resolution, seed, epoch):
+        self.listing, self.view, self.resolution, self.seed, self.epoch = listing, view, resolution, seed, epoch
+        self.indices = indices[augment.epoch_order(seed, epoch, len(indices))]
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, position):
+        index = self.indices[position]
+        image = load_image(self.listing.path(index))
+        draws = augment.uniforms(self.seed, self.epoch, self.STREAM, position, 1)
+        box = augment.crop_boxes(draws, [[image.height, image.width]], self.view)[0]
+        cut = image.crop(tuple(box)).resize((self.resolution, self.resolution), Image.BICUBIC)
+        return torch.from_numpy(np.array(cut)).permute(2, 0, 1), int(self.listing.labels[index])
 
 
 def evaluation_batches(beton, batch_size, resolution, num_workers, device):

@@ -14,8 +14,8 @@ _ROWS_AT_ONCE = 4096  # queries whose distances to a block are held at once on t
 class NeighborSearch:
     """The k nearest public embeddings of every query, by L2 distance in float32.
 
-    queries: float32 (n, d), n > 0, C-contiguous; moved to their mean in place, and not copied. k: neighbors. device: where
-    the distances are computed. `add` takes the public embeddings block after block; `result` gives the neighbors.
+    queries: float32 (n, d), n > 0, C-contiguous; moved to their mean in place, and not copied. k: neighbors. device:
+    where the distances are computed. `add` takes the public embeddings block after block; `result` gives the neighbors.
     """
 
     def __init__(self, queries, k, device=None):
