@@ -1,0 +1,150 @@
+"""plot_quant_results.py on result folders of others (npy only, logs only) and of our own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import assert_one_line_error, flags, run_script
+from PIL import Image
+
+from dejavu_utils.results import read_probe, sweep_points
+
+DATA = Path(__file__).parent / "data"
+TRACES = json.loads((DATA / "attack_traces.json").read_text())
+POINT = DATA / "attack" / "NN_attk_vicreg_300pc_50ep"
+
+
+def plot(tmp_path, **changes):
+    settings = {
+        "model": "vicreg",
+        "epoch_sweep_dataset": 300,
+        "dataset_sweep_epoch": 50,
+        "pct_confidences": "5,20,100",
+        "attk_folder_path": DATA / "attack",
+        "plot_lin_probe": 0,
+        "save_path": tmp_path / "plot",
+        **changes,
+    }
+    return run_script("plot_quant_results.py", *flags(settings))
+
+
+def test_one_published_point_gives_the_published_figures(tmp_path):
+    result = plot(tmp_path)
+    assert result.returncode == 0, result.stderr
+    for plural, x, position in (("epochs", "epoch", 50), ("datasets", "dataset", 300)):
+        for top_k in (1, 5):
+            accuracy = pd.read_csv(tmp_path / "plot" / f"attk_{plural}_acc_top{top_k}.csv")
+            assert list(accuracy.columns[:4]) == [x, "pct_confidence", "target_acc", "reference_acc"]
+            assert accuracy["pct_confidence"].tolist() == [5, 20, 100] and (accuracy[x] == position).all()
+            for row in accuracy.itertuples():
+                traces = {
+                    pair: TRACES[f"{pair[0]}_attk_{pair[1]}_top{top_k}_{row.pct_confidence}conf_300pc"][0]
+                    for pair in ("AA", "BB", "AB", "BA")
+                }
+                assert row.target_acc == pytest.approx((traces["AA"] + traces["BB"]) / 2, abs=1e-12)
+                assert row.reference_acc == pytest.approx((traces["BA"] + traces["AB"]) / 2, abs=1e-12)
+                assert row.target_low < row.target_acc <= row.target_high
+            (shares,) = pd.read_csv(tmp_path / "plot" / f"attk_{plural}_partition_top{top_k}.csv").to_dict("records")
+            assert list(shares)[:5] == [x, "memorized", "correlated", "misrepresented", "unassociated"]
+            for share, on_A, on_B in (("memorized", "yes_A_no_B", "no_A_yes_B"), ("correlated", *["yes_A_yes_B"] * 2)):
+                expected = (
+                    TRACES[f"{on_A}_attk_A_top{top_k}_300pc"][0] + TRACES[f"{on_B}_attk_B_top{top_k}_300pc"][0]
+                ) / 2
+                assert shares[share] == pytest.approx(expected, abs=1e-12)
+    names = {path.name for path in (tmp_path / "plot").iterdir()}
+    for plural in ("epochs", "datasets"):
+        for kind in ("acc", "partition"):
+            stem = f"attk_{plural}_{kind}_top1"
+            assert {f"{stem}{suffix}" for suffix in (".csv", ".png", ".pdf", "_legend.png", "_legend.pdf")} <= names
+    assert Image.open(tmp_path / "plot" / "attk_epochs_acc_top1_legend.png").size[0] > 600
+    assert (tmp_path / "plot" / "attk_epochs_acc_top1.pdf").read_bytes().startswith(b"%PDF")
+
+
+def write_probe_log(folder, val, train, numpy_2=False):
+    folder.mkdir(parents=True)
+    number = (lambda value: f"np.float64({value})") if numpy_2 else str
+    lines = ["loading", "{'loss': 3.0}", "{'top_1': 0.1, 'top_5': 0.2}"]
+    lines += [f"{{'top_1': {number(a)}, 'top_5': {number(b)}}}" for a, b in (val, train)]
+    (folder / "123_0_log.out").write_text("\n".join(lines) + "\n")
+
+
+def test_sweeps_of_several_points_and_probes_of_both_kinds(tmp_path):
+    for name in ("vicreg_300pc_50ep", "vicreg_300pc_1000ep", "vicreg_100pc_50ep"):
+        shutil.copytree(POINT, tmp_path / "attack_sweeps" / f"NN_attk_{name}")
+    (tmp_path / "attack_sweeps" / "NN_attk_vicreg_300pc_250ep").mkdir()  # submitted, not finished
+    write_probe_log(tmp_path / "probes" / "lp_vicreg_300pc_50ep", (0.4, 0.7), (0.5, 0.8), numpy_2=True)
+    write_probe_log(tmp_path / "probes" / "lp_vicreg_300pc_1000ep", (0.45, 0.75), (0.6, 0.9))
+    ours = tmp_path / "probes" / "lp_vicreg_300pc_100ep"
+    ours.mkdir()
+    figures = {f"top_{k}": {"value": 0.3 + k / 10, "low": 0.2, "high": 0.9} for k in (1, 5)}
+    (ours / "results.json").write_text(json.dumps({"final": {"train": figures, "val": figures}}))
+    result = plot(
+        tmp_path, attk_folder_path=tmp_path, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes", k_neighb=50
+    )
+    assert result.returncode == 0, result.stderr
+    assert "note: left out:" in result.stdout and "NN_attk_vicreg_300pc_250ep" in result.stdout
+    epochs = pd.read_csv(tmp_path / "plot" / "attk_epochs_acc_top1.csv")
+    assert epochs["epoch"].unique().tolist() == [50, 1000]
+    assert pd.read_csv(tmp_path / "plot" / "attk_datasets_partition_top5.csv")["dataset"].tolist() == [100, 300]
+    probes = pd.read_csv(tmp_path / "plot" / "lp_epochs_top1.csv")
+    assert probes[["epoch", "train_acc", "val_acc"]].values.tolist() == [
+        [50, 0.5, 0.4],
+        [100, 0.4, 0.4],
+        [1000, 0.6, 0.45],
+    ]
+    assert pd.read_csv(tmp_path / "plot" / "lp_datasets_top5.csv")["val_acc"].tolist() == [0.7]
+
+
+def test_parameter_sweep(tmp_path):
+    for digits in ("05", "075", "15", "99"):
+        shutil.copytree(POINT, tmp_path / "attack_sweeps" / f"NN_attk_simclr_p{digits}t_50ep")
+        write_probe_log(tmp_path / "probes" / f"lp_simclr_p{digits}t_50ep", (0.4, 0.7), (0.5, 0.8))
+    changes = dict(attk_folder_path=tmp_path, sweep_param="simclr.temperature")
+    result = plot(tmp_path, **changes, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes")
+    assert result.returncode == 0, result.stderr
+    params = pd.read_csv(tmp_path / "plot" / "attk_params_partition_top1.csv")["param"]
+    assert params.tolist() == [0.05, 0.075, 0.15, 0.99]
+    assert pd.read_csv(tmp_path / "plot" / "lp_param_vals_top1.csv")["param"].tolist() == params.tolist()
+    settings = flags({**changes, "dataset_sweep_epoch": 50, "plot_lin_probe": 0, "save_path": tmp_path / "two"})
+    assert run_script("plot_quant_results.py", *settings, "--sweep_values", ".075", ".99").returncode == 0
+    assert pd.read_csv(tmp_path / "two" / "attk_params_acc_top1.csv")["param"].unique().tolist() == [0.075, 0.99]
+
+
+def test_sweep_points_are_sorted_by_value(tmp_path):
+    for name in ("x_1000ep", "x_50ep", "x_250ep", "x_ep", "y_50ep"):
+        (tmp_path / name).mkdir()
+    assert [value for value, _ in sweep_points(tmp_path, "x_{}ep")] == [50, 250, 1000]
+
+
+def test_probe_logs_in_per_cent(tmp_path):
+    write_probe_log(tmp_path / "p", (40.0, 70.0), (50.0, 80.0))
+    assert read_probe(tmp_path / "p")["val"]["top_5"]["value"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    "changes, texts",
+    [
+        ({"model": "dino"}, ["--attk_folder_path", "NN_attk_dino_300pc_*ep or NN_attk_dino_*pc_50ep"]),
+        ({"attk_folder_path": "/nowhere"}, ["--attk_folder_path /nowhere: no such folder"]),
+        ({"pct_confidences": "20;100"}, ["--pct_confidences", "20,100"]),
+        ({"k_neighb": 101}, ["nothing matches"]),
+        ({"plot_lin_probe": 1}, ["--lin_probe_folder_path is needed"]),
+        ({"plot_lin_probe": 1, "lin_probe_folder_path": DATA}, ["--lin_probe_folder_path", "lp_vicreg_300pc_*ep"]),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, changes, texts):
+    assert_one_line_error(plot(tmp_path, **changes), *texts)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    copy = shutil.copytree(POINT, tmp_path / "attack_sweeps" / POINT.name)
+    for path in copy.iterdir():
+        path.chmod(0o644)
+    labels = np.load(copy / "B_attk_A_labels.npy")
+    np.save(copy / "B_attk_A_labels.npy", labels[:-1])
+    result = plot(tmp_path, attk_folder_path=tmp_path)
+    assert_one_line_error(result, "nothing matches")
+    assert "B_attk_A_labels.npy: has 399 rows" in result.stdout
