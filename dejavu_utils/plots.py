@@ -79,11 +79,11 @@ def _save_both(path, draw, positions, x_label):
         axes = figure.add_subplot()
         draw(axes)
         axes.set_xlabel(x_label)
-        axes.set_ylim(bottom=0)
         axes.margins(x=0.04)
+        axes.set_ylim(0, 1.04 * axes.dataLim.y1)
         if len(positions.unique()) <= 8:
             axes.set_xticks(sorted(positions.unique()))
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if suffix:

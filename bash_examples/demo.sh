@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# From nothing to a measured déjà vu: draws a data set with a known answer and runs every stage on it, with the scripts
+# and flags that ImageNet users use. About eight minutes on two CPU cores; finished stages are skipped when run again.
+#
+#   bash bash_examples/demo.sh
+#   SEED=1 DEMO_DIR=/tmp/demo bash bash_examples/demo.sh
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=bash_examples/environment.sh
+source "$root/bash_examples/environment.sh"
+use_environment "$root"
+
+DEMO_DIR=${DEMO_DIR:-$root/demo}        # everything is written below it
+SEED=${SEED:-0}                         # of the data and of both trainings
+EPOCHS=${EPOCHS:-600}                   # passes over the training set
+PER_CLASS=${PER_CLASS:-50}              # n of the partition: images a class that one training set holds
+CLASSES=${CLASSES:-5}                   # chance is 1 / CLASSES
+SNAPSHOTS=${SNAPSHOTS:-4}               # points of the figures of accuracy against epochs
+K=${K:-50}                              # public neighbors that vote
+cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+PRECISION=${PRECISION:-auto}
+if [ "$PRECISION" = auto ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
+  PRECISION=bf16                        # CPUs that multiply in bf16 train almost twice as fast with it
+fi
+
+case $DEMO_DIR in /*) ;; *) DEMO_DIR=$PWD/$DEMO_DIR ;; esac
+run=$DEMO_DIR/seed${SEED}
+[ "$CLASSES:$PER_CLASS" = 5:50 ] || run=${run}_${CLASSES}classes_${PER_CLASS}pc
+export IMAGENET_DATASET_DIR=$run/data/images
+export IMAGENET_BBOX_ANNOTATIONS=$run/data/boxes
+export INDEX_FOLDER=$run/index
+export BETONS_FOLDER=$run/betons
+export LOGGING_FOLDER=$run/simclr_${EPOCHS}epochs
+model=simclr
+boxed=$((PER_CLASS - PER_CLASS / 10))   # images with a box in one training set and class; the others are in both sets
+every=$(((EPOCHS + SNAPSHOTS - 1) / SNAPSHOTS))
+
+say() { printf '\n== %s\n' "$*"; }
+cd "$root"
+started=$SECONDS
+
+say "1/7 data: $run/data"
+if [ -e "$run/data/demo.json" ]; then
+  echo "there already"
+else
+  rm -rf "$run/data"
+  python make_demo_dataset.py --save_dir "$run/data" --seed "$SEED" --classes "$CLASSES" \
+    --images_per_class "$((4 * PER_CLASS + 16))" --unboxed_per_class "$((4 * PER_CLASS + 16 - 2 * boxed))"
+fi
+
+say "2/7 partition: $INDEX_FOLDER"
+if [ -e "$INDEX_FOLDER/partition.json" ]; then
+  echo "there already"
+else
+  python imagenet_partition.py --save_dir "$INDEX_FOLDER" --imgnet_dir "$IMAGENET_DATASET_DIR" \
+    --bbox_dir "$IMAGENET_BBOX_ANNOTATIONS" --per_class "$PER_CLASS"
+fi
+
+say "3/7 betons: $BETONS_FOLDER"
+mkdir -p "$BETONS_FOLDER"
+DATASETS=$PER_CLASS ./gen_betons.sh
+./gen_val_betons.sh
+
+say "4/7 training of model A and model B, both at once: $LOGGING_FOLDER"
+train() { # train A|B SEED
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))} python train_SSL.py \
+    --config-file configs/demo_cfg.yaml \
+    --data.train_dataset "$BETONS_FOLDER/${PER_CLASS}_per_class_$1.beton" \
+    --data.val_dataset "$BETONS_FOLDER/val.beton" \
+    --data.random_seed "$2" \
+    --training.epochs "$EPOCHS" --training.eval_freq "$every" --training.precision "$PRECISION" \
+    --training.warmup_epochs "$((EPOCHS / 10))" \
+    --logging.snapshot_freq "$every" --logging.log_level 1 \
+    --logging.folder "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_$1" 0
+}
+mkdir -p "$LOGGING_FOLDER"
+pkill -f -- "--logging.folder $LOGGING_FOLDER/" || true  # left over from a demo that was killed
+train A $((2 * SEED)) >"$LOGGING_FOLDER/train_A_log.out" 2>&1 &
+pid_A=$!
+train B $((2 * SEED + 1)) >"$LOGGING_FOLDER/train_B_log.out" 2>&1 &
+pid_B=$!
+trap 'kill "$pid_A" "$pid_B" 2>/dev/null || true' EXIT
+while kill -0 "$pid_A" 2>/dev/null && kill -0 "$pid_B" 2>/dev/null; do
+  for _ in $(seq 10); do
+    kill -0 "$pid_A" 2>/dev/null && kill -0 "$pid_B" 2>/dev/null && sleep 1
+  done
+  for side in A B; do echo "model $side  $(tail -n 1 "$LOGGING_FOLDER/train_${side}_log.out")"; done
+done
+for side in A B; do
+  pid=pid_$side
+  wait "${!pid}" || { echo "error: training of model $side failed, see $LOGGING_FOLDER/train_${side}_log.out:" >&2
+    tail -n 3 "$LOGGING_FOLDER/train_${side}_log.out" >&2; exit 1; }
+done
+trap - EXIT
+echo "both models are trained (minute $(((SECONDS - started) / 60)) of the demo)"
+
+say "5/7 attack of every snapshot"
+attack() { # attack FOLDER EPOCH USE_BACKBONE
+  local folder=$LOGGING_FOLDER/$1/NN_attk_${model}_${PER_CLASS}pc_$2ep
+  if [ -e "$folder/results.json" ]; then
+    echo "$folder: there already"
+    return
+  fi
+  python label_inference_attack.py --local 1 --loss "$model" --output_dir "$folder" \
+    --model_A_pth "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_A/model_ep$2.pth" \
+    --model_B_pth "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_B/model_ep$2.pth" \
+    --bbox_A_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/bbox_A.npy" \
+    --bbox_B_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/bbox_B.npy" \
+    --public_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/public.npy" \
+    --imgnet_train_pth "$IMAGENET_DATASET_DIR" --imgnet_bbox_pth "$IMAGENET_BBOX_ANNOTATIONS" \
+    --k "$K" --k_attk "$K" --use_backbone "$3" --resolution 32 --min_px 32 --num_workers "$cores"
+}
+epochs=$(for i in $(seq "$SNAPSHOTS"); do echo $((i * every < EPOCHS ? i * every : EPOCHS)); done | sort -nu)
+for epoch in $epochs; do
+  attack attack_sweeps "$epoch" 0
+done
+attack attack_sweeps_backbone "$EPOCHS" 1
+
+say "6/7 linear probe of every snapshot of model A"
+for epoch in $epochs; do
+  folder=$LOGGING_FOLDER/lin_probe_sweeps_with_aug/lp_${model}_${PER_CLASS}pc_${epoch}ep
+  if [ -e "$folder/results.json" ]; then
+    echo "$folder: there already"
+    continue
+  fi
+  python lin_probe.py --local 1 --loss "$model" --output_dir "$folder" \
+    --model_pth "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_A/model_ep$epoch.pth" \
+    --train_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/train_A.npy" --val_idx_pth "$INDEX_FOLDER/val_set.npy" \
+    --imgnet_train_pth "$IMAGENET_DATASET_DIR" --epochs 10 --start_lr 0.1 --end_lr 0.01 --resolution 32 \
+    --num_workers "$cores"
+done
+
+say "7/7 figures: $LOGGING_FOLDER/plot"
+python plot_quant_results.py --model "$model" --k_neighb "$K" \
+  --epoch_sweep_dataset "$PER_CLASS" --dataset_sweep_epoch "$EPOCHS" --pct_confidences '20,100' \
+  --attack_fname attack_sweeps --attk_folder_path "$LOGGING_FOLDER/attack_sweeps" \
+  --plot_lin_probe 1 --lin_probe_folder_path "$LOGGING_FOLDER/lin_probe_sweeps_with_aug" \
+  --save_path "$LOGGING_FOLDER/plot"
+
+say "Result"
+python bash_examples/summary_table.py --chance "$(python -c "print(1 / $CLASSES)")" \
+  --save_path "$LOGGING_FOLDER/summary.csv" \
+  "projector=$LOGGING_FOLDER/attack_sweeps/NN_attk_${model}_${PER_CLASS}pc_${EPOCHS}ep" \
+  "backbone=$LOGGING_FOLDER/attack_sweeps_backbone/NN_attk_${model}_${PER_CLASS}pc_${EPOCHS}ep"
+echo
+echo "Figures in $LOGGING_FOLDER/plot, the table in $LOGGING_FOLDER/summary.csv, $((SECONDS - started)) s in all."
