@@ -150,6 +150,10 @@ def train_epoch(args, encoder, classifier, optimizer, listing, indices, epoch):
             images = augment.apply(crops, augment.draw_parameters(draws, VIEW).to(encoder.device))
             logits = classifier(encoder(images))
             loss = F.cross_entropy(logits, labels)
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"--start_lr {args.start_lr}: the loss is {loss} in epoch {epoch + 1}; give a smaller one"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -158,8 +162,6 @@ def train_epoch(args, encoder, classifier, optimizer, listing, indices, epoch):
                 right[top_k] += int(hits.sum())
             done += len(labels)
             progress.update(len(labels))
-    if not loss_sum < float("inf"):
-        raise InputError(f"--start_lr {args.start_lr}: the loss is not finite in epoch {epoch + 1}; give a smaller one")
     return {
         "epoch": epoch + 1,
         "loss": loss_sum / done,

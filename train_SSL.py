@@ -27,7 +27,7 @@ from dejavu_utils.beton import Beton
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from dejavu_utils.files import complete_file, save_json
 from dejavu_utils.launch import ScriptJob, autocast, choose_device, seed_everything, submit
-from dejavu_utils.loader import NativeLoader, evaluation_batches
+from dejavu_utils.loader import FfcvLoader, NativeLoader, evaluation_batches
 from dejavu_utils.models import Probes, architectures, mlp_widths, network_from_settings
 from dejavu_utils.optim import learning_rate, make_optimizer, resolution_at
 from dejavu_utils.options import InputError, Parser, existing_file, parse_settings, run, zero_or_one
@@ -54,6 +54,11 @@ SECTIONS = {
         "num_workers": (10, int, "threads that read, decode and crop"),
         "in_memory": (0, zero_or_one, "1: read the whole .beton into memory first"),
         "random_seed": (0, int, "seed of the weights, the order of images and the views"),
+        "loader": (
+            "auto",
+            ("auto", "native", "ffcv"),
+            "auto = native: torchvision's definitions, the same batches on every run, and faster; ffcv = FFCV-SSL's",
+        ),
     },
     "augment": {
         "min_area": (0.08, float, "smallest share of an image's area that a crop shows"),
@@ -190,7 +195,7 @@ def train(settings):
         say(settings, 1, f"going on after epoch {run_state.epoch}, from {checkpoint_path}")
     save_json(folder / "params.json", settings)
     try:
-        loader = NativeLoader(
+        loader = (FfcvLoader if settings["data.loader"] == "ffcv" else NativeLoader)(
             train_set,
             settings["training.batch_size"],
             training_views(settings),
@@ -204,7 +209,7 @@ def train(settings):
         settings,
         1,
         f"{len(train_set)} images, {num_classes} classes, {len(loader)} steps of {settings['training.batch_size']} "
-        f"images an epoch, on {device} in {run_state.precision}",
+        f"images an epoch, on {device} in {run_state.precision}, {type(loader).__name__}",
     )
     epochs = settings["training.epochs"]
     trim_log(folder / "log", run_state.epoch)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.transforms import functional
+import torch.nn.functional as F
 
 from dejavu_utils.imagenet import MEAN, STD
 
@@ -20,7 +20,8 @@ _ORDERS = np.array(list(itertools.permutations(range(4))))
 
 @dataclass(frozen=True)
 class View:
-    """What one view of an image goes through. area: range of the crop's share of the image."""
+    """What one view of an image goes through. area: range of the crop's share of the image. side: of the crop after
+    resizing, pixels; None: the resolution of the epoch."""
 
     area: tuple = (0.08, 1.0)
     aspect: tuple = (3 / 4, 4 / 3)
@@ -33,10 +34,12 @@ class View:
     grayscale: float = 0.2
     solarize: float = 0.0
     blur: bool = False
+    side: int | None = None
 
 
 FIRST_VIEW = View(blur=True)
 SECOND_VIEW = View(solarize=0.2)
+SMALL_VIEW = View(area=(0.05, 0.4), side=96)  # DINO's local crops
 
 
 def uniforms(seed, epoch, view, start, count):
@@ -102,6 +105,11 @@ class Parameters:
     solarize: torch.Tensor
     sigma: float | None
 
+    def __getitem__(self, rows):
+        """The parameters of these rows of the batch; the blur stays the batch's."""
+        chosen = {name: value[rows] if torch.is_tensor(value) else value for name, value in vars(self).items()}
+        return Parameters(**chosen)
+
     def to(self, device):
         moved = {
             name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
@@ -128,66 +136,133 @@ def draw_parameters(draws, view):
     )
 
 
-def apply(images, parameters):
-    """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), augmented and normalized with ImageNet's mean and deviation."""
+def apply(images, parameters, out=None):
+    """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), augmented and normalized with ImageNet's mean and deviation.
+
+    out: where to write the result. On a CPU the images are done one by one, so that each stays in the cache, with only
+    the operations that it was drawn; on other devices all at once, as `apply_batched` does.
+    """
+    if images.device.type != "cpu":
+        return apply_batched(images, parameters)
+    out = torch.empty(images.shape) if out is None else out
+    weights = _blur_weights(parameters.sigma)
+    drawn = zip(
+        parameters.flip.tolist(),
+        parameters.jitter.tolist(),
+        parameters.order.tolist(),
+        parameters.gray.tolist(),
+        parameters.solarize.tolist(),
+    )
+    for row, (flip, jitter, order, gray, solarize) in enumerate(drawn):
+        x = images[row : row + 1].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        if flip:
+            x = x.flip(-1)
+        if jitter:
+            for operation in order:
+                x = _ADJUST[operation](x, parameters.factors[row, operation].view(1, 1, 1, 1))
+        if gray:
+            x = _gray(x).expand_as(x)
+        if solarize:
+            x = _solarized(x)
+        if weights is None:
+            _normalize(x, out[row : row + 1])
+        else:
+            _blur(_normalize(x), *weights, out[row : row + 1])
+    return out
+
+
+def apply_batched(images, parameters):
+    """What `apply` does, with every operation on all images of the batch that it was drawn for at once."""
     x = images.float().div_(255)
     x = torch.where(parameters.flip[:, None, None, None], x.flip(-1), x)
-    x = _color_jitter(x, parameters)
-    x = torch.where(parameters.gray[:, None, None, None], _gray(x).expand_as(x), x)
-    inverted = torch.where(x >= 128 / 255, 1 - x, x)
-    x = torch.where(parameters.solarize[:, None, None, None], inverted, x)
-    x = normalize(x)
-    if parameters.sigma is not None:
-        x = functional.gaussian_blur(x, [5, 9], [parameters.sigma, parameters.sigma])  # 5 wide, 9 high
+    for place in range(4):
+        operation = torch.where(parameters.jitter, parameters.order[:, place], -1)
+        for index, adjust in enumerate(_ADJUST):
+            chosen = (operation == index).nonzero()[:, 0]
+            if len(chosen):
+                x[chosen] = adjust(x[chosen], parameters.factors[chosen, index].view(-1, 1, 1, 1))
+    x = torch.where(parameters.gray[:, None, None, None], _gray(x), x)
+    x = torch.where(parameters.solarize[:, None, None, None], _solarized(x), x)
+    x = _normalize(x)
+    weights = _blur_weights(parameters.sigma)
+    return x if weights is None else _blur(x, *weights, torch.empty_like(x))
+
+
+def normalize(images, out=None):
+    """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), normalized with ImageNet's mean and deviation. out: where to."""
+    return _normalize(images.float().div_(255), out)
+
+
+def _normalize(x, out=None):
+    scale = torch.tensor([1 / std for std in STD], device=x.device).view(3, 1, 1)
+    shift = torch.tensor([-mean / std for mean, std in zip(MEAN, STD)], device=x.device).view(3, 1, 1)
+    return torch.addcmul(shift, x, scale, out=out)
+
+
+def _blur_weights(sigma):
+    """(five weights across, nine down) of a Gaussian with `sigma` pixels; None for None."""
+    if sigma is None:
+        return None
+    kernels = [np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2) for half in (2, 4)]
+    return [(kernel / kernel.sum()).tolist() for kernel in kernels]
+
+
+def _blur(x, across, down, out):
+    """Separable convolution with reflected borders: sums of shifted images, much faster on CPUs than a convolution."""
+    for weights, dim in ((across, 3), (down, 2)):
+        half = len(weights) // 2
+        size = x.shape[dim]
+        padded = F.pad(x, (half, half, 0, 0) if dim == 3 else (0, 0, half, half), mode="reflect")
+        x = torch.mul(padded.narrow(dim, half, size), weights[half], out=out if dim == 2 else None)
+        for shift in range(half):  # the kernel is symmetric
+            pair = padded.narrow(dim, shift, size) + padded.narrow(dim, len(weights) - 1 - shift, size)
+            x.add_(pair, alpha=weights[shift])
     return x
 
 
-def normalize(x):
-    """float (n, 3, h, w) in [0, 1] -> ImageNet-normalized."""
-    mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (MEAN, STD))
-    return (x - mean) / std
-
-
-def _color_jitter(x, parameters):
-    result = x.clone()
-    for place in range(4):
-        operation = torch.where(parameters.jitter, parameters.order[:, place], -1)
-        for index, adjust in enumerate((_brightness, _contrast, _saturation, _hue)):
-            chosen = (operation == index).nonzero()[:, 0]
-            if len(chosen):
-                factor = parameters.factors[chosen, index].view(-1, 1, 1, 1)
-                result[chosen] = adjust(result[chosen], factor)
-    return result
+def _solarized(x):
+    inverted = _mask(torch.ge, x, torch.full((), 128 / 255, device=x.device))
+    return torch.addcmul(x, inverted, 1 - 2 * x)
 
 
 def _gray(x):
-    return (0.2989 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2])[:, None]
+    gray = x[:, 0:1] * 0.2989
+    return gray.add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:3], alpha=0.114)
 
 
 def _brightness(x, factor):
-    return (x * factor).clamp(0, 1)
+    return (x * factor).clamp_(0, 1)
 
 
 def _contrast(x, factor):
-    return (x * factor + _gray(x).mean(dim=(1, 2, 3), keepdim=True) * (1 - factor)).clamp(0, 1)
+    return torch.lerp(_gray(x).mean(dim=(1, 2, 3), keepdim=True), x, factor).clamp_(0, 1)
 
 
 def _saturation(x, factor):
-    return (x * factor + _gray(x) * (1 - factor)).clamp(0, 1)
+    return torch.lerp(_gray(x), x, factor).clamp_(0, 1)
 
 
 def _hue(x, shift):
     """Turns the hue of the hexcone model by `shift` circles."""
-    r, g, b = x.unbind(1)
-    value = x.amax(1)
-    chroma = value - x.amin(1)
-    safe = torch.where(chroma == 0, 1.0, chroma)
-    sector = torch.where(
-        value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
-    )  # of six
-    sector = sector + 6 * shift[:, 0]
-    channels = []
-    for offset in (5, 3, 1):  # red, green, blue of a hue: Smith 1978, in one formula
-        k = (offset + sector) % 6
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, 1)
+    r, g, b = x[:, 0:1], x[:, 1:2], x[:, 2:3]
+    value = x.amax(1, keepdim=True)
+    chroma = value - x.amin(1, keepdim=True)
+    # The hue in sixths of a circle, counted from red; where there is no chroma any hue will do.
+    red, green = _mask(torch.eq, r, value), _mask(torch.eq, g, value)
+    green.addcmul_(green, red, value=-1)
+    blue = 1 - red - green
+    hue = red.mul_(g - b).addcmul_(green, b - r).addcmul_(blue, r - g).div_(chroma.clamp(min=1e-12))
+    hue.add_(green, alpha=2).add_(blue, alpha=4)
+    # Red, green and blue of a hue (Smith 1978) in one formula: each falls from value by chroma around its opposite hue.
+    # Counted from there in circles, and one circle more, so that the fraction is that of a positive number.
+    opposite = torch.tensor([11 / 6, 9 / 6, 7 / 6], device=x.device).view(1, 3, 1, 1) + shift
+    k = torch.add(opposite, hue, alpha=1 / 6).frac_().mul_(6)
+    return torch.addcmul(value, torch.minimum(k, 4 - k).clamp_(0, 1), chroma, value=-1)
+
+
+def _mask(compare, x, y):
+    """1.0 where compare(x, y), else 0.0; on CPUs arithmetic with such masks is ten times as fast as torch.where."""
+    return compare(x, y, out=torch.empty_like(x))
+
+
+_ADJUST = (_brightness, _contrast, _saturation, _hue)

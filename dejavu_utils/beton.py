@@ -170,7 +170,8 @@ class Beton:
         if self.in_memory:
             self._bytes = np.fromfile(self.path, dtype=np.uint8)
         else:
-            self._bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
+            # Copy-on-write: the file is never written, and PyTorch takes the arrays without a copy or a warning.
+            self._bytes = np.memmap(self.path, dtype=np.uint8, mode="c")
 
     def _read_tables(self):
         header = self._table(0, _HEADER, 1)[0]
@@ -207,7 +208,7 @@ class Beton:
         return len(self.labels)
 
     def read(self, index):
-        """Image `index` as a uint8 H x W x 3 RGB array (a read-only view of the file for raw ones)."""
+        """Image `index` as a uint8 H x W x 3 RGB array (a view of the file, not to be written, for raw ones)."""
         record = self._records[index]
         start = int(record["data_ptr"])
         data = self._bytes[start : start + self._lengths[index]]
@@ -215,7 +216,7 @@ class Beton:
             return data.reshape(*self.sizes[index], 3)
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.array(image.convert("RGB"))
         except (OSError, SyntaxError) as error:
             raise InputError(f"{self.path}: image {index} cannot be decoded ({error}); write the file again") from None
 

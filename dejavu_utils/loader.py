@@ -1,59 +1,251 @@
-"""Batches from a .beton: augmented views for training, centre crops for evaluation.
+"""Batches of images: augmented views of a .beton for training, centre crops for evaluation, crops from image files.
 
-CPU threads read, decode and crop; everything else is batched on the device.
+CPU threads read, decode, cut and resize; everything else is batched on the device, or done by the threads too where the
+device is the CPU.
 """
 
+import importlib.util
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 
 from dejavu_utils import augment
 from dejavu_utils.imagenet import load_image
+from dejavu_utils.options import InputError
+
+_ROWS_A_TASK = 16  # small enough that all threads share the first batch of a run
+_BATCHES_AHEAD = 2
 
 
 class NativeLoader:
     """Random views of the images of a .beton, in an order drawn anew for each epoch.
 
-    beton: dejavu_utils.beton.Beton. batch_size: images. views: list of augment.View. num_workers: threads that read,
-    decode and crop. Batches depend on (seed, epoch, position in the epoch's order) alone, not on num_workers; an
-    incomplete last batch is dropped. ValueError if there is not one whole batch.
+    beton: dejavu_utils.beton.Beton. batch_size: images of this process. views: list of augment.View. num_workers:
+    threads that read, decode and crop. rank, world_size: this process and how many there are; they share every global
+    batch of batch_size x world_size images without overlap. Batches depend on (seed, epoch, position in the epoch's
+    order) alone, not on num_workers; an incomplete last batch is dropped. ValueError if there is not one whole batch.
     """
 
-    def __init__(self, beton, batch_size, views, seed, num_workers, device):
-        if len(beton) < batch_size:
-            raise ValueError(f"the batch size is {batch_size}, but there are only {len(beton)} images")
+    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
+        if len(beton) < batch_size * world_size:
+            raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
         self.beton, self.batch_size, self.views, self.seed = beton, batch_size, views, seed
-        self.num_workers, self.device = max(1, num_workers), device
+        self.num_workers, self.device, self.rank, self.world_size = num_workers, device, rank, world_size
 
     def __len__(self):
         """Batches in an epoch."""
-        return len(self.beton) // self.batch_size
+        return len(self.beton) // (self.batch_size * self.world_size)
 
-    def epoch(self, epoch, resolution):
-        """Yields (views, labels) on the device.
+    def epoch(self, epoch, resolution, first_step=0):
+        """Yields (views, labels) on the device, from step `first_step` on (those before cost nothing).
 
-        views: list of normalized float32 (batch, 3, resolution, resolution). labels: int64 (batch,).
+        resolution: side of the views that have no side of their own, pixels. views: list of normalized float32 (batch,
+        3, side, side). labels: int64 (batch,).
         """
         order = augment.epoch_order(self.seed, epoch, len(self.beton))
+        everybody = self.batch_size * self.world_size
+        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
 
-        def make(step):
-            start = step * self.batch_size
-            chosen = order[start : start + self.batch_size]
-            draws = [augment.uniforms(self.seed, epoch, v, start, len(chosen)) for v in range(len(self.views))]
-            sizes = self.beton.sizes[chosen]
-            boxes = [augment.crop_boxes(u, sizes, view) for u, view in zip(draws, self.views)]
-            crops = _crop_all(self.beton, chosen, boxes, resolution)
-            return crops, [augment.draw_parameters(u, view) for u, view in zip(draws, self.views)], chosen
+        def plan(step):
+            start = step * everybody
+            chosen = order[start : start + everybody][mine]
+            parts = []
+            for number, view in enumerate(self.views):
+                draws = augment.uniforms(self.seed, epoch, number, start, everybody)
+                boxes = augment.crop_boxes(draws[mine], self.beton.sizes[chosen], view)
+                parts.append((view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine]))
+            return chosen, parts
 
-        for crops, parameters, chosen in _ahead(make, len(self), self.num_workers):
-            views = [
-                augment.apply(crop.to(self.device, non_blocking=True), p.to(self.device))
-                for crop, p in zip(crops, parameters)
+        yield from _batches(self.beton, map(plan, range(first_step, len(self))), self.num_workers, self.device)
+
+
+class FfcvLoader:
+    """The published pipelines in FFCV-SSL's loader, behind NativeLoader's interface.
+
+    Offered as it is: its crops are square, its hue shift is one-sided, the order of its color jitter is fixed, and its
+    random numbers are not seeded, so that two runs differ. InputError where FFCV-SSL is not installed or does not have
+    what a view asks for.
+    """
+
+    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
+        if not ffcv_is_installed():
+            raise InputError("--data.loader ffcv: FFCV-SSL is not installed here; install it or take native")
+        if len(beton) < batch_size * world_size:
+            raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
+        if any((view.flip, view.aspect) != (0.5, (3 / 4, 4 / 3)) for view in views):
+            raise ValueError("FFCV-SSL's loader flips every second image and keeps the published aspects")
+        self.beton, self.batch_size, self.views, self.seed = beton, batch_size, views, seed
+        self.num_workers, self.device, self.rank, self.world_size = num_workers, device, rank, world_size
+        self._compiled = {}  # by resolution
+
+    def __len__(self):
+        """Batches in an epoch."""
+        return len(self.beton) // (self.batch_size * self.world_size)
+
+    def epoch(self, epoch, resolution, first_step=0):
+        """What NativeLoader.epoch yields; the steps before `first_step` are read and thrown away."""
+        if resolution not in self._compiled:
+            self._compiled[resolution] = self._compile(resolution)
+        loader = self._compiled[resolution]
+        loader.next_epoch = epoch
+        for step, batch in enumerate(loader):
+            if step == len(self):
+                break
+            if step >= first_step:
+                named = dict(zip(loader.pipelines, batch))
+                yield [named[name] for name in self._names()], named["label"].flatten().to(self.device)
+
+    def _names(self):
+        return ["image", *(f"image_{number}" for number in range(1, len(self.views)))]
+
+    def _compile(self, resolution):
+        from ffcv.fields.basics import IntDecoder
+        from ffcv.loader import Loader, OrderOption
+        from ffcv.transforms import ToTensor
+
+        names = self._names()
+        pipelines = {name: self._pipeline(view, resolution) for name, view in zip(names, self.views)}
+        return Loader(
+            self.beton.path,
+            batch_size=self.batch_size,
+            num_workers=max(1, self.num_workers),
+            order=OrderOption.RANDOM,
+            os_cache=True,
+            drop_last=True,
+            seed=self.seed,
+            pipelines={**pipelines, "label": [IntDecoder(), ToTensor()]},
+            custom_field_mapper=dict.fromkeys(names[1:], "image") or None,
+            distributed=self.world_size > 1,
+        )
+
+    def _pipeline(self, view, resolution):
+        from ffcv import transforms
+        from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+        from torchvision.transforms import GaussianBlur
+
+        side = view.side or resolution
+        steps = [
+            RandomResizedCropRGBImageDecoder((side, side), scale=view.area, ratio=view.aspect),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomColorJitter(view.jitter, view.brightness, view.contrast, view.saturation, view.hue),
+            transforms.RandomGrayscale(view.grayscale),
+        ]
+        if view.solarize:
+            steps.append(transforms.RandomSolarization(view.solarize, 128))
+        if self.device.type == "cpu":  # on a GPU it would need CuPy
+            mean, std = (255 * np.array(values) for values in (augment.MEAN, augment.STD))
+            steps += [
+                transforms.NormalizeImage(mean, std, np.float32),
+                transforms.ToTensor(),
+                transforms.ToTorchImage(),
             ]
-            yield views, torch.from_numpy(self.beton.labels[chosen]).to(self.device, non_blocking=True)
+        else:
+            steps += [transforms.ToTensor(), transforms.ToDevice(self.device), transforms.ToTorchImage(), _Normalize()]
+        return [*steps, GaussianBlur((5, 9), (0.1, 2.0))] if view.blur else steps
+
+
+class _Normalize(torch.nn.Module):
+    def forward(self, images):
+        return augment.normalize(images)
+
+
+def ffcv_is_installed():
+    """Is FFCV-SSL here (FFCV itself has no second view and no color jitter)?"""
+    return (
+        importlib.util.find_spec("ffcv") is not None
+        and importlib.util.find_spec("ffcv.transforms.colorjitter") is not None
+    )
+
+
+def evaluation_batches(beton, batch_size, resolution, num_workers, device):
+    """Yields (centre crops, labels) of all images in their order, on the device.
+
+    Crops: the centred 224 / 256 of the short side, normalized float32 (n, 3, resolution, resolution). labels: int64
+    (n,).
+    """
+
+    def plan(step):
+        chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
+        return chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
+
+    for views, labels in _batches(beton, map(plan, range(-(-len(beton) // batch_size))), num_workers, device):
+        yield views[0], labels
+
+
+def _batches(beton, plans, num_workers, device):
+    """Carries out plans, (image indices, [(side, boxes, augment.Parameters or None) of each view]), a little ahead."""
+    on_cpu = device.type == "cpu"
+
+    def start(plan):
+        chosen, parts = plan
+        views = [_empty(len(chosen), side, on_cpu) for side, _, _ in parts]
+        tasks = [slice(first, first + _ROWS_A_TASK) for first in range(0, len(chosen), _ROWS_A_TASK)]
+        return plan, views, [pool.submit(fill, plan, views, rows) for rows in tasks]
+
+    def fill(plan, views, rows):
+        chosen, parts = plan
+        crops = [_crops(len(chosen[rows]), side) if on_cpu else view[rows] for view, (side, _, _) in zip(views, parts)]
+        for row, index in enumerate(chosen[rows]):
+            image = beton.read(index)
+            for crop, (side, boxes, _) in zip(crops, parts):
+                crop[row] = cut_and_resize(image, boxes[rows][row], side)
+        if on_cpu:
+            for view, crop, (_, _, parameters) in zip(views, crops, parts):
+                finish(crop, parameters and parameters[rows], view[rows])
+
+    def finish(crop, parameters, out=None):
+        return augment.normalize(crop, out) if parameters is None else augment.apply(crop, parameters, out)
+
+    def wait(plan, views, futures):
+        for future in futures:
+            future.result()
+        chosen, parts = plan
+        if not on_cpu:
+            views = [
+                finish(view.to(device, non_blocking=True), parameters and parameters.to(device))
+                for view, (_, _, parameters) in zip(views, parts)
+            ]
+        return views, torch.from_numpy(beton.labels[chosen]).to(device, non_blocking=True)
+
+    # Each thread works on images of its own: PyTorch must not start threads in it. The consumer's own number is fixed
+    # by asking for it; it would be that of the threads otherwise.
+    torch.get_num_threads()
+    with ThreadPoolExecutor(max(1, num_workers), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        under_way = deque()
+        try:
+            for plan in plans:
+                under_way.append(start(plan))
+                if len(under_way) > _BATCHES_AHEAD:
+                    yield wait(*under_way.popleft())
+            while under_way:
+                yield wait(*under_way.popleft())
+        finally:  # the consumer has stopped early, or a thread has failed
+            for _, _, futures in under_way:
+                for future in futures:
+                    future.cancel()
+
+
+def _empty(n, side, finished):
+    """The tensor of a view: float32 where the threads finish it, else uint8 crops that go to the device."""
+    return torch.empty(n, 3, side, side) if finished else _crops(n, side, pin=torch.cuda.is_available())
+
+
+def _crops(n, side, pin=False):
+    return torch.empty((n, 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last, pin_memory=pin)
+
+
+def cut_and_resize(image, box, side, mode="bilinear"):
+    """The part `box` of an image at side x side pixels, with antialiasing, as torchvision's resized_crop does.
+
+    image: uint8 (height, width, 3) NumPy array. box: xmin, ymin, xmax, ymax in pixels. mode: bilinear or bicubic.
+    Returns uint8 (3, side, side).
+    """
+    xmin, ymin, xmax, ymax = box
+    cut = torch.from_numpy(image[ymin:ymax, xmin:xmax]).permute(2, 0, 1)[None]
+    return F.interpolate(cut, size=(side, side), mode=mode, antialias=True)[0]
 
 
 class RandomCrops(torch.utils.data.Dataset):
@@ -75,52 +267,7 @@ class RandomCrops(torch.utils.data.Dataset):
 
     def __getitem__(self, position):
         index = self.indices[position]
-        image = load_image(self.listing.path(index))
+        image = np.array(load_image(self.listing.path(index)))
         draws = augment.uniforms(self.seed, self.epoch, self.STREAM, position, 1)
-        box = augment.crop_boxes(draws, [[image.height, image.width]], self.view)[0]
-        cut = image.crop(tuple(box)).resize((self.resolution, self.resolution), Image.BICUBIC)
-        return torch.from_numpy(np.array(cut)).permute(2, 0, 1), int(self.listing.labels[index])
-
-
-def evaluation_batches(beton, batch_size, resolution, num_workers, device):
-    """Yields (centre crops, labels) of all images in their order, on the device.
-
-    Crops: the centred 224 / 256 of the short side, normalized float32 (n, 3, resolution, resolution). labels: int64
-    (n,).
-    """
-
-    def make(step):
-        chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
-        (crop,) = _crop_all(beton, chosen, [augment.center_boxes(beton.sizes[chosen])], resolution)
-        return crop, chosen
-
-    for crop, chosen in _ahead(make, -(-len(beton) // batch_size), max(1, num_workers)):
-        images = augment.normalize(crop.to(device, non_blocking=True).float() / 255)
-        yield images, torch.from_numpy(beton.labels[chosen]).to(device)
-
-
-def _crop_all(beton, chosen, boxes, resolution):
-    """Reads each image once and cuts every view's crop: list of uint8 (n, 3, resolution, resolution), one a view."""
-    pin = torch.cuda.is_available()
-    crops = [torch.empty((len(chosen), resolution, resolution, 3), dtype=torch.uint8, pin_memory=pin) for _ in boxes]
-    arrays = [crop.numpy() for crop in crops]
-    for row, index in enumerate(chosen):
-        image = beton.read(index)
-        for array, box in zip(arrays, boxes):
-            xmin, ymin, xmax, ymax = box[row]
-            # Cut first: with resize(box=...) the filter would look at pixels outside the crop, torchvision's does not.
-            cut = Image.fromarray(np.ascontiguousarray(image[ymin:ymax, xmin:xmax]))
-            array[row] = cut.resize((resolution, resolution), Image.BILINEAR)
-    return [crop.permute(0, 3, 1, 2) for crop in crops]
-
-
-def _ahead(make, steps, num_workers):
-    """make(0), make(1), ... in order, computed by threads a few steps ahead of their use."""
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting = deque()
-        for step in range(steps):
-            waiting.append(pool.submit(make, step))
-            if len(waiting) > num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        box = augment.crop_boxes(draws, [image.shape[:2]], self.view)[0]
+        return cut_and_resize(image, box, self.resolution, "bicubic"), int(self.listing.labels[index])
