@@ -19,6 +19,7 @@ from dejavu_utils.files import save_npy
 from dejavu_utils.imagenet import list_images, save_partition_record
 from dejavu_utils.options import InputError, Parser, existing_folder, positive_int, run
 from dejavu_utils.partition import check, equal_classes, shuffled_order, split
+from dejavu_utils.progress import Progress
 
 
 def parse_args(argv=None):
@@ -41,6 +42,7 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
+    print(f"listing {args.imgnet_dir}", flush=True)
     listing = list_images(args.imgnet_dir, "--imgnet_dir")
     existing_folder(args.bbox_dir, "--bbox_dir")
     print(f"{len(listing)} images of {len(listing.classes)} classes in {args.imgnet_dir}")
@@ -77,12 +79,14 @@ def find_boxed(listing, annotation_dir):
     boxed = np.zeros(len(listing), dtype=bool)
     starts = np.searchsorted(listing.labels, np.arange(len(listing.classes) + 1))
     without_image, classes_without_xml = 0, []
-    for name, start, stop in zip(listing.classes, starts, starts[1:]):
-        stems = xml_stems(annotation_dir / name)
-        if not stems:
-            classes_without_xml.append(name)
-        boxed[start:stop] = [listing.stem(index) in stems for index in range(start, stop)]
-        without_image += len(stems) - int(boxed[start:stop].sum())
+    with Progress(len(listing.classes), "classes looked up") as progress:
+        for name, start, stop in zip(listing.classes, starts, starts[1:]):
+            stems = xml_stems(annotation_dir / name)
+            if not stems:
+                classes_without_xml.append(name)
+            boxed[start:stop] = [listing.stem(index) in stems for index in range(start, stop)]
+            without_image += len(stems) - int(boxed[start:stop].sum())
+            progress.update()
     if not boxed.any():
         raise InputError(f"--bbox_dir {annotation_dir.parent}: no XML there belongs to an image of --imgnet_dir")
     unknown = sorted(

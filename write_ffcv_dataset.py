@@ -8,9 +8,12 @@ Reads an image folder (CLASS/ID.JPEG) and an .npy of image indices from imagenet
         --write-path /tmp/val.beton --write-mode jpg --num-workers 2
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from dejavu_utils.beton import MODES, write_beton
+from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import list_images, load_image, load_indices
 from dejavu_utils.options import InputError, Parser, positive_int, run
 from dejavu_utils.progress import Progress
@@ -32,6 +35,11 @@ def parse_args(argv=None):
     parser.add_argument("--max-resolution", type=positive_int, default=512, help="longest side of an image, pixels")
     parser.add_argument("--jpeg-quality", type=positive_int, default=90, help="1 to 100")
     parser.add_argument("--num-workers", type=positive_int, default=8, help="threads that read and encode")
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out images that cannot be read and list them in WRITE_PATH.skipped.txt; else one is an error",
+    )
     return parser.parse_args(argv)
 
 
@@ -44,7 +52,7 @@ def main():
     if not len(indices):
         raise InputError(f"--idx-path {args.idx_path}: holds no index")
     with Progress(len(indices), "images written") as progress:
-        write_beton(
+        skipped = write_beton(
             args.write_path,
             Images(listing, indices),
             listing.labels[indices],
@@ -53,8 +61,18 @@ def main():
             max_resolution=args.max_resolution,
             jpeg_quality=args.jpeg_quality,
             num_workers=args.num_workers,
+            skip_unreadable=args.skip_unreadable,
             on_progress=progress.update,
         )
+    side_file = Path(f"{args.write_path}.skipped.txt")
+    if skipped:
+        with complete_file(side_file) as temporary:
+            temporary.write_text(
+                "".join(f"{indices[p]}\t{reason}\n" for p, reason in skipped.items()), encoding="utf-8"
+            )
+        print(f"{len(skipped)} images cannot be read and are left out; they are listed in {side_file}")
+    else:
+        side_file.unlink(missing_ok=True)  # of an earlier writing
     print(args.write_path)
 
 

@@ -5,6 +5,7 @@ boundary; the allocation table. Source: the format of FFCV (https://github.com/l
 """
 
 import io
+import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ MODES = ("raw", "jpg", "smart")
 VERSION = 2
 MIN_PAGE_SIZE = 2**21
 DEFAULT_PAGE_SIZE = 2**23
+_FIRST_IMAGES = 200  # after so many the size of the whole file can be foreseen
 _LABEL, _IMAGE = 1, 2  # FFCV's type ids
 _JPG, _RAW = 0, 1
 _HEADER = np.dtype(
@@ -50,15 +52,18 @@ def write_beton(
     jpeg_quality=90,
     page_size=DEFAULT_PAGE_SIZE,
     num_workers=1,
+    skip_unreadable=False,
     on_progress=lambda count: None,
 ):
     """Writes a .beton, complete or not at all; the bytes depend on the input alone, not on num_workers.
 
-    images: sequence whose items are uint8 H x W x 3 RGB arrays; read by `num_workers` threads, a few at a time.
+    images: sequence whose items are uint8 H x W x 3 RGB arrays; read by `num_workers` threads, a few at a time. One
+    that cannot be read raises InputError: it ends the writing, or is left out if skip_unreadable.
     labels: int (n,). mode: raw pixels, jpg, or smart (jpg where the raw pixels need more than smart_threshold bytes;
     raw where no threshold is given). max_resolution: longest side in pixels, None for no limit. page_size: bytes, a
     power of two of at least 2 MiB, doubled until the largest image fits. on_progress: called with the number of images
-    done since the last call.
+    done since the last call. Returns {position in `images`: reason} of those left out. InputError if the disk is too
+    small for what the first images let expect.
     """
     if mode not in MODES:
         raise ValueError(f"write mode {mode!r} is not one of {', '.join(MODES)}")
@@ -66,35 +71,59 @@ def write_beton(
         raise ValueError(f"page size {page_size} is not a power of two of at least {MIN_PAGE_SIZE}")
     records = np.zeros(len(images), _RECORD)
     records["label"] = labels
-    table = np.zeros(len(images), _ALLOCATION)
-    table["sample_id"] = np.arange(len(images))
+    sizes = np.zeros(len(images), np.int64)
+    skipped = {}
     first = _HEADER.itemsize + 2 * _FIELD.itemsize
     position = _next_page(first + records.nbytes, page_size)
 
     def encode(index):
-        image = shrink(images[index], max_resolution)
+        try:
+            image = shrink(images[index], max_resolution)
+        except InputError as error:
+            return error
         raw = mode == "raw" or (mode == "smart" and (smart_threshold is None or image.nbytes <= smart_threshold))
-        return image.shape, raw, image.tobytes() if raw else _encode_jpg(image, jpeg_quality)
+        return image.shape, raw, np.ascontiguousarray(image) if raw else _encode_jpg(image, jpeg_quality)
 
     with complete_file(path) as temporary, open(temporary, "wb") as handle:
-        for index, (shape, raw, data) in enumerate(_in_order(encode, len(images), num_workers)):
-            while len(data) > page_size:
+        for index, encoded in enumerate(_in_order(encode, len(images), num_workers)):
+            if index == _FIRST_IMAGES:
+                _check_free_space(path, position * len(images) // index)
+            on_progress(1)
+            if isinstance(encoded, InputError):
+                if not skip_unreadable:
+                    raise encoded
+                skipped[index] = str(encoded)
+                continue
+            shape, raw, data = encoded
+            sizes[index] = memoryview(data).nbytes
+            while sizes[index] > page_size:
                 page_size *= 2  # what lies within smaller pages lies within larger ones
-            if position // page_size != (position + len(data) - 1) // page_size:
+            if position // page_size != (position + sizes[index] - 1) // page_size:
                 position = _next_page(position, page_size)
             handle.seek(position)  # what is skipped reads as zeros
             handle.write(data)
             records[index] = (_RAW if raw else _JPG, shape[1], shape[0], position, records["label"][index])
-            table[index] = (index, position, len(data))
-            position += len(data)
-            on_progress(1)
+            position += int(sizes[index])
+        kept = np.setdiff1d(np.arange(len(images)), list(skipped))
+        table = np.zeros(len(kept), _ALLOCATION)
+        table["sample_id"], table["ptr"], table["size"] = np.arange(len(kept)), records["data_ptr"][kept], sizes[kept]
         position = _next_page(position, page_size)
         handle.seek(position)
         handle.write(table.tobytes())
         handle.seek(0)
-        handle.write(np.array([(VERSION, 2, page_size, len(images), position)], _HEADER).tobytes())
+        handle.write(np.array([(VERSION, 2, page_size, len(kept), position)], _HEADER).tobytes())
         handle.write(np.array([(_IMAGE, b"image", b""), (_LABEL, b"label", b"")], _FIELD).tobytes())
-        handle.write(records.tobytes())
+        handle.write(records.view(f"V{_RECORD.itemsize}")[kept].tobytes())  # bytes: the padding stays zero
+    return skipped
+
+
+def _check_free_space(path, expected):
+    free = shutil.disk_usage(Path(path).parent).free
+    if expected > 1.02 * free:
+        raise InputError(
+            f"{path}: needs about {expected / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there; make room, or "
+            "write jpg images (--write-mode jpg)"
+        )
 
 
 def shrink(image, max_resolution):
@@ -105,20 +134,11 @@ def shrink(image, max_resolution):
     longest = max(image.shape[:2])
     if max_resolution is None or longest <= max_resolution:
         return image
+    import cv2  # area interpolation as FFCV does it, to the bit; PIL's box filter takes whole pixels
+
     ratio = max_resolution / longest
     height, width = (max(1, int(side * ratio)) for side in image.shape[:2])
-    rows, columns = _area_weights(image.shape[0], height), _area_weights(image.shape[1], width)
-    pixels = image.astype(np.float32).transpose(2, 0, 1)
-    return np.rint(rows @ pixels @ columns.T).astype(np.uint8).transpose(1, 2, 0)
-
-
-def _area_weights(length, new_length):
-    """float32 (new_length, length): share of each old pixel in each new one; PIL's box filter takes whole pixels."""
-    edges = np.arange(new_length + 1) * (length / new_length)
-    start, stop = edges[:-1, None], edges[1:, None]
-    pixel = np.arange(length)
-    overlap = np.clip(np.minimum(stop, pixel + 1) - np.maximum(start, pixel), 0, None)
-    return (overlap * (new_length / length)).astype(np.float32)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _encode_jpg(image, quality):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -42,7 +43,7 @@ class ImageListing:
 
     def stem(self, index):
         """The image's ID: its file name without the extension."""
-        return Path(self.paths[index]).stem
+        return os.path.splitext(os.path.basename(self.paths[index]))[0]
 
     @cached_property
     def fingerprint(self):

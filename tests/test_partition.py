@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import assert_one_line_error
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -135,8 +136,7 @@ def test_script_writes_the_sets_and_reports(tree):
 )
 def test_bad_input_is_one_line_and_writes_nothing(tree, arguments, message):
     result = partition(tree, *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert_one_line_error(result, message)
     assert not (tree / "index").exists()
 
 
