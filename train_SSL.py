@@ -13,7 +13,6 @@ and final_weights.pt. The same command run again goes on where it stopped.
 """
 
 import json
-import math
 import os
 import time
 from contextlib import nullcontext
@@ -21,21 +20,31 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from dejavu_utils import augment, losses
+from dejavu_utils import augment
 from dejavu_utils.beton import Beton
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
+from dejavu_utils.distributed import (
+    any_process,
+    average_gradients,
+    rank,
+    sum_over_processes,
+    synchronize_batch_norm,
+    world_size,
+)
 from dejavu_utils.files import complete_file, save_json
-from dejavu_utils.launch import ScriptJob, autocast, choose_device, seed_everything, submit
+from dejavu_utils.launch import ScriptJob, StopSignal, autocast, connect, seed_everything, start_here, submit
 from dejavu_utils.loader import FfcvLoader, NativeLoader, evaluation_batches
-from dejavu_utils.models import Probes, architectures, mlp_widths, network_from_settings
+from dejavu_utils.models import LOSSES, Probes, check_arch, mlp_widths, network_from_settings
+from dejavu_utils.objectives import Objective, ViewsForward
 from dejavu_utils.optim import learning_rate, make_optimizer, resolution_at
 from dejavu_utils.options import InputError, Parser, existing_file, parse_settings, run, zero_or_one
 from dejavu_utils.progress import Progress
 
 SECTIONS = {
     "model": {
-        "arch": ("resnet50", architectures(), "trunk, a torchvision resnet or vgg"),
+        "arch": ("resnet50", str, "trunk: a classifier of torchvision (resnet101, vgg16, ...) or timm, by name"),
         "mlp": ("2048-512", str, "widths of the projector's layers"),
         "mlp_coeff": (1.0, float, "scales the projector's last hidden width"),
         "remove_head": (0, zero_or_one, "1: no projector, the loss acts on the trunk's output"),
@@ -78,6 +87,17 @@ SECTIONS = {
     },
     "simclr": {"temperature": (0.15, float, "temperature of the softmax over cosine similarities")},
     "barlow": {"lambd": (0.0051, float, "weight of the off-diagonal correlations")},
+    "byol": {
+        "momentum_teacher": (0.996, float, "share of the old teacher that an update keeps; rises to 1 by a cosine")
+    },
+    "dino": {
+        "warmup_teacher_temp": (0.04, float, "teacher's temperature at first"),
+        "teacher_temp": (0.07, float, "teacher's temperature after the warm-up"),
+        "warmup_teacher_temp_epochs": (50, int, "epochs from the one to the other"),
+        "student_temp": (0.1, float, "student's temperature"),
+        "center_momentum": (0.9, float, "share of the old centre that an update keeps"),
+        "momentum_teacher": (0.996, float, "share of the old teacher that an update keeps, at first; 1 at last"),
+    },
     "logging": {
         "folder": ("", str, "where everything is written"),
         "log_level": (2, int, "0: the log file only; 1: a line an epoch on stdout; 2: progress within epochs too"),
@@ -89,8 +109,8 @@ SECTIONS = {
         "resolution": (224, int, "side of the centre crops, pixels"),
     },
     "training": {
-        "loss": ("simclr", ("vicreg", "simclr", "barlow", "supervised"), "training objective"),
-        "batch_size": (512, int, "images per process"),
+        "loss": ("simclr", LOSSES, "training objective"),
+        "batch_size": (512, int, "images per process; the global batch is that of all processes"),
         "epochs": (30, int, "passes over the training set"),
         "optimizer": ("adamw", ("sgd", "adamw", "lars"), "optimizer"),
         "base_lr": (5e-4, float, "learning rate after warm-up = base_lr x global batch / 256"),
@@ -99,7 +119,14 @@ SECTIONS = {
         "momentum": (0.9, float, "momentum of sgd and lars"),
         "weight_decay": (4e-5, float, "decay of weights; biases and normalization have none"),
         "label_smoothing": (0.0, float, "of the supervised loss"),
+        "num_small_crops": (0, int, "dino: further views of 96 pixels, of 5 to 40 % of an image's area"),
         "eval_freq": (50, int, "epochs between two validations of the probes"),
+        "eval_only": (0, zero_or_one, "1: only validate the probes of model.pth"),
+        "train_probes_only": (
+            0,
+            zero_or_one,
+            "1: train new probes on model.pth's frozen network; writes probes_{seed}.pth and log_probes_{seed}",
+        ),
         "clip_grad": (0.0, float, "largest norm of the gradient, 0 = no limit"),
         "precision": (
             "auto",
@@ -109,8 +136,9 @@ SECTIONS = {
         "compile": (0, zero_or_one, "1: torch.compile the trunk"),
     },
     "dist": {
-        "use_submitit": (0, zero_or_one, "1: submit a SLURM job; 0: train here"),
-        "ngpus": (8, int, "GPUs a node"),
+        "use_submitit": (0, zero_or_one, "1: submit a SLURM job; 0: train here, on all visible GPUs or the CPU"),
+        "world_size": (0, int, "processes on this machine with use_submitit 0; 0: one a GPU, one on a CPU"),
+        "ngpus": (8, int, "GPUs, and so processes, a node"),
         "nodes": (1, int, "nodes"),
         "timeout": (2800, int, "time limit of the job, minutes"),
         "partition": ("", str, "SLURM partition"),
@@ -123,7 +151,7 @@ SECTIONS = {
 # Published YAML files and commands carry these; they changed nothing there either.
 WITHOUT_EFFECT = (
     *("attack.k", "attack.k_attk", "lr.*", "training.bn_wd", "validation.lr_tta", "model.patch_keep", "dist.address"),
-    *("training.distributed", "training.use_ssl", "dist.world_size", "dist.port"),
+    *("training.distributed", "training.use_ssl", "dist.port"),
 )
 MAY_DIFFER = ("logging.", "dist.", "data.num_workers", "data.in_memory", "training.compile")  # when a run is resumed
 
@@ -136,12 +164,11 @@ def main():
     for notice in notices:
         print(f"note: {notice}")
     check_settings(settings)
+    work = ScriptJob(__file__, "train", settings)
     if not settings["dist.use_submitit"]:
-        return train(settings)
-    if settings["dist.nodes"] * settings["dist.ngpus"] > 1:
-        raise InputError("--dist.ngpus: training is one process for now; give --dist.nodes 1 --dist.ngpus 1")
+        return start_here(work, settings["dist.world_size"])
     job = submit(
-        ScriptJob(__file__, "train", settings),
+        work,
         Path(settings["logging.folder"]) / "submitit",
         "--dist.use_submitit 0",
         timeout_min=settings["dist.timeout"],
@@ -152,6 +179,8 @@ def main():
         else None,
         slurm_signal_delay_s=120,
         mem_gb=settings["dist.mem_gb"] or 60 * settings["dist.ngpus"],
+        nodes=settings["dist.nodes"],
+        tasks_per_node=settings["dist.ngpus"],
         gpus_per_node=settings["dist.ngpus"],
         cpus_per_task=settings["dist.cpus_per_task"],
         name=Path(settings["logging.folder"]).name,
@@ -166,6 +195,11 @@ def check_settings(settings):
     if not settings["logging.folder"]:
         raise InputError("--logging.folder is needed: name the folder of this run")
     mlp_widths(settings["model.mlp"], "--model.mlp")
+    check_arch(settings["model.arch"])
+    if settings["training.num_small_crops"] and settings["training.loss"] != "dino":
+        raise InputError("--training.num_small_crops: only dino has small crops; leave it out")
+    if settings["training.loss"] == "byol" and settings["model.remove_head"]:
+        raise InputError("--model.remove_head 1: BYOL predicts the projector's output; leave it out")
     for key in ("training.batch_size", "training.epochs", "training.eval_freq", "validation.batch_size"):
         if settings[key] < 1:
             raise InputError(f"--{key} {settings[key]}: must be at least 1")
@@ -181,122 +215,202 @@ def check_settings(settings):
 
 
 def train(settings):
-    device = choose_device()
+    device = connect()
+    stop = StopSignal()
+    first = rank() == 0
     folder = Path(settings["logging.folder"])
     folder.mkdir(parents=True, exist_ok=True)
     train_set = Beton(settings["data.train_dataset"], in_memory=bool(settings["data.in_memory"]))
     val_set = Beton(settings["data.val_dataset"], in_memory=bool(settings["data.in_memory"]))
     num_classes = max(train_set.num_classes, val_set.num_classes)
     seed_everything(settings["data.random_seed"])
-    run_state = Run(settings, num_classes, device)
+    loader = make_loader(settings, train_set, device)
+    state = Run(settings, num_classes, device, len(loader))
     checkpoint_path = folder / "model.pth"
+    if settings["training.train_probes_only"]:
+        return train_probes(settings, state, loader, val_set, stop)
     if checkpoint_path.is_file():
-        run_state.restore(load_checkpoint(checkpoint_path, "--logging.folder"), checkpoint_path)
-        say(settings, 1, f"going on after epoch {run_state.epoch}, from {checkpoint_path}")
-    save_json(folder / "params.json", settings)
+        state.restore(load_checkpoint(checkpoint_path, "--logging.folder"), checkpoint_path)
+        say(settings, 1, f"going on after epoch {state.epoch}, step {state.steps_done}, from {checkpoint_path}")
+    elif settings["training.eval_only"]:
+        raise InputError(f"--training.eval_only 1: there is no {checkpoint_path} to evaluate")
+    if settings["training.eval_only"]:
+        record = {"epoch": state.epoch, **state.validate(val_set)}
+        return say(settings, 0, json.dumps(record))
+    if first:
+        save_json(folder / "params.json", settings)
+        trim_log(folder / "log", state.epoch)
+    effective = settings["training.batch_size"] * world_size()
+    say(
+        settings,
+        1,
+        f"{len(train_set)} images, {num_classes} classes, {len(loader)} steps of {effective} images an epoch "
+        f"({world_size()} processes), on {device} in {state.precision}, {type(loader).__name__}",
+    )
+    epochs = settings["training.epochs"]
+    while state.epoch < epochs:
+        record = state.train_epoch(loader, stop)
+        if record is None:  # asked to stop
+            if first:
+                save_checkpoint(checkpoint_path, state.checkpoint())
+            say(
+                settings,
+                0,
+                f"stopped after epoch {state.epoch}, step {state.steps_done}; the same command goes on there",
+            )
+            stop.leave()
+        last = state.epoch == epochs
+        if state.epoch % settings["training.eval_freq"] == 0 or last:
+            record.update(state.validate(val_set))
+        snapshot = state.epoch % settings["logging.snapshot_freq"] == 0 or last
+        if first and snapshot:
+            save_checkpoint(folder / f"model_ep{state.epoch}.pth", state.checkpoint())
+        if first:
+            append_log(folder / "log", record)
+        if first and (snapshot or state.epoch % settings["logging.checkpoint_freq"] == 0):
+            save_checkpoint(checkpoint_path, state.checkpoint())
+        say(settings, 1, summary_line(record, epochs))
+    if first:
+        save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
+    say(settings, 1, f"{folder}: {epochs} epochs are done")
+
+
+def train_probes(settings, state, loader, val_set, stop):
+    """Trains new probes on the frozen network of model.pth and saves them beside it."""
+    folder, seed = Path(settings["logging.folder"]), settings["data.random_seed"]
+    state.freeze(load_checkpoint(folder / "model.pth", "--logging.folder"), folder / "model.pth")
+    log = folder / f"log_probes_{seed}"
+    if rank() == 0:
+        trim_log(log, 0)
+    while state.epoch < settings["training.epochs"]:
+        record = state.train_epoch(loader, stop)
+        if record is None:
+            stop.leave()  # probes are trained in minutes: the next run begins anew
+        if state.epoch % settings["training.eval_freq"] == 0 or state.epoch == settings["training.epochs"]:
+            record.update(state.validate(val_set))
+        if rank() == 0:
+            append_log(log, record)
+        say(settings, 1, summary_line(record, settings["training.epochs"]))
+    if rank() == 0:
+        saved = {"epoch": state.epoch, "probes": with_prefix(state.probes.state_dict()), "settings": settings}
+        save_checkpoint(folder / f"probes_{seed}.pth", {**saved, "num_classes": state.num_classes})
+
+
+def make_loader(settings, train_set, device):
+    kind = FfcvLoader if settings["data.loader"] == "ffcv" else NativeLoader
     try:
-        loader = (FfcvLoader if settings["data.loader"] == "ffcv" else NativeLoader)(
+        return kind(
             train_set,
             settings["training.batch_size"],
             training_views(settings),
             settings["data.random_seed"],
             settings["data.num_workers"],
             device,
+            rank(),
+            world_size(),
         )
     except ValueError as error:
         raise InputError(f"--training.batch_size, --data.train_dataset {train_set.path}: {error}") from None
-    say(
-        settings,
-        1,
-        f"{len(train_set)} images, {num_classes} classes, {len(loader)} steps of {settings['training.batch_size']} "
-        f"images an epoch, on {device} in {run_state.precision}, {type(loader).__name__}",
-    )
-    epochs = settings["training.epochs"]
-    trim_log(folder / "log", run_state.epoch)
-    while run_state.epoch < epochs:
-        record = run_state.train_epoch(loader)
-        if run_state.epoch % settings["training.eval_freq"] == 0 or run_state.epoch == epochs:
-            record.update(run_state.validate(val_set))
-        snapshot = run_state.epoch % settings["logging.snapshot_freq"] == 0 or run_state.epoch == epochs
-        if snapshot:
-            save_checkpoint(folder / f"model_ep{run_state.epoch}.pth", run_state.checkpoint())
-        append_log(folder / "log", record)
-        if snapshot or run_state.epoch % settings["logging.checkpoint_freq"] == 0:
-            save_checkpoint(checkpoint_path, run_state.checkpoint())
-        say(settings, 1, summary_line(record, epochs))
-    save_checkpoint(folder / "final_weights.pt", with_prefix(run_state.network.state_dict()))
-    say(settings, 1, f"{folder}: {epochs} epochs are done")
 
 
 class Run:
-    """Everything that changes while a model is trained: network, probes, optimizers, epoch."""
+    """Everything that changes while a model is trained: network, teacher, probes, optimizers, place in the data."""
 
-    def __init__(self, settings, num_classes, device):
-        self.settings, self.num_classes, self.device, self.epoch = settings, num_classes, device, 0
-        self.network = network_from_settings(settings, num_classes).to(device)
-        self.probes = Probes(self.network.layer_widths(), num_classes).to(device)
+    def __init__(self, settings, num_classes, device, steps_per_epoch):
+        self.settings, self.num_classes, self.device = settings, num_classes, device
+        self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
+        self.frozen = False
+        self.meter, self.started = Meter(), time.time()
+        self.schedule = dict(
+            total_steps=settings["training.epochs"] * steps_per_epoch,
+            warmup_steps=settings["training.warmup_epochs"] * steps_per_epoch,
+            base_lr=settings["training.base_lr"],
+            batch_size=settings["training.batch_size"] * world_size(),
+            end_lr_ratio=settings["training.end_lr_ratio"],
+        )
+        network = network_from_settings(settings, num_classes).to(device)
+        for part in ("net", "projector", "predictor", "fc"):  # not Barlow's bn: it sees the embeddings of all processes
+            if hasattr(network, part):
+                setattr(network, part, synchronize_batch_norm(getattr(network, part), device))
         if device.type == "cuda":
-            self.network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)
+        self.network = network
+        self.objective = Objective(settings, network, self.schedule["total_steps"])
+        self.probes = Probes(network.layer_widths(), num_classes).to(device)
         self.optimizer = make_optimizer(
             settings["training.optimizer"],
-            self.network,
+            network,
             settings["training.momentum"],
             settings["training.weight_decay"],
         )
         self.optimizer_probes = torch.optim.AdamW(self.probes.parameters(), lr=1e-4)
         self.precision = choose_precision(settings["training.precision"], device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.forward = torch.compile(self.network) if settings["training.compile"] else self.network
-        self.started = time.time()
+        self.forward = ViewsForward(network)
+        if settings["training.compile"]:
+            self.forward = torch.compile(self.forward)
+        if world_size() > 1:
+            devices = [device.index] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.forward, device_ids=devices, broadcast_buffers=False)
 
-    def train_epoch(self, loader):
-        """One pass over the training set; returns the record for the log."""
-        settings, start = self.settings, time.time()
+    def train_epoch(self, loader, stop):
+        """The rest of one pass over the training set; returns the record for the log, or None if asked to stop."""
+        settings, start, first_step = self.settings, time.time(), self.steps_done
         resolution = resolution_at(self.epoch, *(settings[f"resolution.{n}"] for n in RAMP))
-        meter, total_loss, loss = ProbeMeter(), 0.0, math.nan
-        self.network.train()
-        schedule = dict(
-            total_steps=settings["training.epochs"] * len(loader),
-            warmup_steps=settings["training.warmup_epochs"] * len(loader),
-            base_lr=settings["training.base_lr"],
-            batch_size=settings["training.batch_size"],
-            end_lr_ratio=settings["training.end_lr_ratio"],
-        )
-        quiet = settings["logging.log_level"] < 2
+        self.network.train(not self.frozen)
+        quiet = settings["logging.log_level"] < 2 or rank() > 0
         with nullcontext() if quiet else Progress(len(loader), f"steps of epoch {self.epoch + 1}") as progress:
-            for step, (views, labels) in enumerate(loader.epoch(self.epoch, resolution)):
-                rate = learning_rate(self.epoch * len(loader) + step, **schedule)
-                loss = self.step(views, labels, rate, meter)
-                if not math.isfinite(loss):
-                    raise InputError(
-                        f"the loss is {loss} at epoch {self.epoch + 1}, step {step + 1}; the last good checkpoint is "
-                        "kept in --logging.folder: try a smaller --training.base_lr or --training.precision fp32"
-                    )
-                total_loss += loss
+            for views, labels in loader.epoch(self.epoch, resolution, first_step):
+                step = self.epoch * len(loader) + self.steps_done
+                rate = learning_rate(step, **self.schedule)
+                self.step(views, labels, rate, step)
+                self.steps_done += 1
                 if progress:
                     progress.update()
-        self.epoch += 1
-        now = time.time()
-        return {
-            "timestamp": now,
-            "relative_time": now - self.started,
+                if any_process(stop.received is not None, self.device) and self.steps_done < len(loader):
+                    return None
+        seconds, images = time.time() - start, (self.steps_done - first_step) * self.schedule["batch_size"]
+        self.epoch, self.steps_done = self.epoch + 1, 0
+        record = {
+            "timestamp": time.time(),
+            "relative_time": time.time() - self.started,
             "epoch": self.epoch,
-            "train_loss": total_loss / len(loader),
-            "loss": loss,
-            "time": now - start,
-            **meter.result(""),
+            **self.meter.result(),
+            "time": seconds,
+            "images_per_second": images / seconds,
+            "lr": rate,
+            "resolution": resolution,
         }
+        self.meter = Meter()
+        return record
 
-    def step(self, views, labels, rate, meter):
-        """One update of the network and of the probes; returns the loss."""
+    def step(self, views, labels, rate, step):
+        """One update of the network, its teacher and the probes."""
+        with autocast(self.device, self.precision):
+            if self.frozen:
+                with torch.no_grad():
+                    outputs, loss = self.network(views[0]), torch.zeros((), device=self.device)
+            else:
+                outputs, embeddings = self.forward(views)
+                loss = self.objective(embeddings, views, labels, self.epoch)
+            logits = self.probes(outputs)
+        if not self.frozen:
+            self.update_network(loss, rate, step)
+        probe_losses = [F.cross_entropy(z.float(), labels) for z in logits]
+        self.optimizer_probes.zero_grad(set_to_none=True)
+        sum(probe_losses).backward()
+        average_gradients(list(self.probes.parameters()))
+        self.optimizer_probes.step()
+        self.meter.add(loss, logits, probe_losses, labels)
+
+    def update_network(self, loss, rate, step):
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss.item()} at epoch {self.epoch + 1}, step {self.steps_done + 1}; the last good "
+                "checkpoint is kept in --logging.folder: try a smaller --training.base_lr or --training.precision fp32"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with autocast(self.device, self.precision):
-            outputs = self.forward(views[0])
-            second = self.forward(views[1])[-1] if len(views) > 1 else None
-            loss = self.loss(outputs[-1], second, labels)
-            logits = self.probes(outputs)
-        probe_losses = [F.cross_entropy(z.float(), labels) for z in logits]
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.settings["training.clip_grad"]:
@@ -304,28 +418,12 @@ class Run:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings["training.clip_grad"])
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer_probes.zero_grad(set_to_none=True)
-        sum(probe_losses).backward()
-        self.optimizer_probes.step()
-        meter.add(logits, probe_losses, labels)
-        return loss.item()
-
-    def loss(self, z1, z2, labels):
-        settings, name = self.settings, self.settings["training.loss"]
-        if name == "vicreg":
-            return losses.vicreg(z1, z2, *(settings[f"vicreg.{n}_coeff"] for n in ("sim", "std", "cov")))
-        if name == "simclr":
-            return losses.simclr(z1, z2, settings["simclr.temperature"])
-        if name == "barlow":
-            return losses.barlow(self.network.bn(z1), self.network.bn(z2), settings["barlow.lambd"])
-        return F.cross_entropy(
-            self.network.fc(z1).float(), labels, label_smoothing=settings["training.label_smoothing"]
-        )
+        self.objective.after_step(step)
 
     @torch.no_grad()
     def validate(self, val_set):
-        """The probes' accuracy on the validation set; the record's `_val` entries."""
-        settings, meter = self.settings, ProbeMeter()
+        """The probes' accuracy on the validation set; the record's `_val` entries. Every process does all of it."""
+        settings, meter = self.settings, Meter()
         self.network.eval()
         batches = evaluation_batches(
             val_set,
@@ -337,26 +435,43 @@ class Run:
         for images, labels in batches:
             with autocast(self.device, self.precision):
                 logits = self.probes(self.network(images))
-            meter.add(logits, [F.cross_entropy(z.float(), labels) for z in logits], labels)
-        return meter.result("_val")
+            probe_losses = [F.cross_entropy(z.float(), labels) for z in logits]
+            meter.add(torch.zeros(()), logits, probe_losses, labels)
+        return meter.probes("_val")
 
     def checkpoint(self):
         return {
             "epoch": self.epoch,
+            "steps_done": self.steps_done,
             "model": with_prefix(self.network.state_dict()),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "probes": with_prefix(self.probes.state_dict()),
             "optimizer_probes": self.optimizer_probes.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "meter": self.meter.state_dict(),
             "random_state": torch.get_rng_state(),
             "settings": self.settings,
             "num_classes": self.num_classes,
+            "world_size": world_size(),
         }
+
+    def freeze(self, checkpoint, path):
+        """Takes the network of a checkpoint and trains nothing but the probes from now on."""
+        try:
+            self.network.load_state_dict(without_prefix(checkpoint["model"]))
+        except (KeyError, RuntimeError) as error:
+            raise InputError(
+                f"--logging.folder {path}: not of this network: {' '.join(str(error).split())[:300]}"
+            ) from None
+        self.frozen = True
 
     def restore(self, checkpoint, path):
         """Goes back to a checkpoint of the same run; InputError names the first setting that is not the same."""
         before = checkpoint.get("settings", {})
-        for key, value in self.settings.items():
+        now = {**self.settings, "number of processes": world_size()}
+        before = {**before, "number of processes": checkpoint.get("world_size", world_size())}
+        for key, value in now.items():
             if before.get(key) != value and not key.startswith(MAY_DIFFER):
                 raise InputError(
                     f"--{key} {value}: {path} was trained with {before.get(key)}; "
@@ -367,38 +482,57 @@ class Run:
                 f"--data.train_dataset: has {self.num_classes} classes, {path} {checkpoint['num_classes']}"
             )
         self.network.load_state_dict(without_prefix(checkpoint["model"]))
+        self.objective.load_state_dict(checkpoint["objective"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.probes.load_state_dict(without_prefix(checkpoint["probes"]))
         self.optimizer_probes.load_state_dict(checkpoint["optimizer_probes"])
         self.scaler.load_state_dict(checkpoint["scaler"])
+        self.meter.load_state_dict(checkpoint["meter"])
         torch.set_rng_state(checkpoint["random_state"])
-        self.epoch = checkpoint["epoch"]
+        self.epoch, self.steps_done = checkpoint["epoch"], checkpoint["steps_done"]
 
 
 RAMP = ("min_res", "max_res", "start_ramp", "end_ramp")
 
 
-class ProbeMeter:
-    """Sums of the probes' losses and hits over batches; kept on the device until `result`."""
+class Meter:
+    """Sums of losses and probes' hits over the batches of an epoch; kept on the device until they are asked for."""
 
     def __init__(self):
-        self.sums, self.count = 0, 0
+        self.sums, self.loss_sum, self.loss, self.batches, self.count = 0, 0, 0, 0, 0
 
     @torch.no_grad()
-    def add(self, logits, probe_losses, labels):
+    def add(self, loss, logits, probe_losses, labels):
         rows = []
-        for z, loss in zip(logits, probe_losses):
+        for z, probe_loss in zip(logits, probe_losses):
             right = z.topk(min(5, z.shape[1]), dim=1).indices == labels[:, None]
-            rows.append(torch.stack([loss.float() * len(labels), right[:, 0].sum(), right.sum()]))
+            rows.append(torch.stack([probe_loss.float() * len(labels), right[:, 0].sum(), right.sum()]))
         self.sums = self.sums + torch.stack(rows).double()
+        self.loss = loss.detach().double()
+        self.loss_sum = self.loss_sum + self.loss
+        self.batches += 1
         self.count += len(labels)
 
-    def result(self, suffix):
+    def result(self):
+        """The record's training entries, over the images of all processes."""
+        both = sum_over_processes(torch.stack([self.loss_sum / self.batches, self.loss])) / world_size()
+        train_loss, loss = both.tolist()
+        self.sums = sum_over_processes(self.sums) / world_size()
+        return {"train_loss": train_loss, "loss": loss, **self.probes("")}
+
+    def probes(self, suffix):
+        """loss_classif, top_1 and top_5 of each layer's probe."""
         record = {}
         for layer, values in enumerate((self.sums / self.count).tolist()):
             for name, value in zip(("loss_classif", "top_1", "top_5"), values):
                 record[f"{name}{suffix}_layer{layer}"] = value
         return record
+
+    def state_dict(self):
+        return dict(vars(self))
+
+    def load_state_dict(self, state):
+        vars(self).update(state)
 
 
 def training_views(settings):
@@ -410,7 +544,12 @@ def training_views(settings):
     )
     first = augment.View(blur=bool(settings["augment.blur"]), **common)
     second = augment.View(solarize=settings["augment.solarize"], **common)
-    return [first] if settings["training.loss"] == "supervised" else [first, second]
+    if settings["training.loss"] == "supervised":
+        return [first]
+    small = augment.View(**{**common, "area": augment.SMALL_VIEW.area}, side=augment.SMALL_VIEW.side)
+    return [first, second] + [small] * (
+        settings["training.num_small_crops"] if settings["training.loss"] == "dino" else 0
+    )
 
 
 def choose_precision(name, device):
@@ -437,18 +576,18 @@ def append_log(path, record):
 
 
 def summary_line(record, epochs):
-    left = record["time"] * (epochs - record["epoch"])
+    left = record["time"] * (epochs - record["epoch"])  # a little more: what validation and saving take
     accuracy = f"probe top-1 {record['top_1_layer0']:.3f}"
     if "top_1_val_layer0" in record:
         accuracy += f" (val {record['top_1_val_layer0']:.3f})"
     return (
-        f"epoch {record['epoch']}/{epochs}: loss {record['train_loss']:.4f}, {accuracy}, "
-        f"{record['time']:.1f} s, about {left / 60:.0f} min left"
+        f"epoch {record['epoch']}/{epochs}: loss {record['train_loss']:.4f}, {accuracy}, lr {record['lr']:.2g}, "
+        f"{record['images_per_second']:.0f} images/s, {record['time']:.1f} s, about {left / 60:.0f} min left"
     )
 
 
 def say(settings, level, text):
-    if settings["logging.log_level"] >= level:
+    if settings["logging.log_level"] >= level and rank() == 0:
         print(text, flush=True)
 
 

@@ -4,21 +4,23 @@
 use_environment() {
   local root=$1 python
   if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-    if [ ! -e "$root/.venv/complete" ]; then
+    if ! cmp -s "$root/requirements.txt" "$root/.venv/installed.txt"; then
       python=${PYTHON:-python3}
       "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         { echo "error: Python 3.10 or newer is needed; name one with PYTHON=/path/to/python3" >&2; return 2; }
       echo "Installing requirements.txt into $root/.venv (once; a few minutes)"
       "$python" -m venv "$root/.venv"
       "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt"
-      touch "$root/.venv/complete"
+      cp "$root/requirements.txt" "$root/.venv/installed.txt"  # what is complete, and from which list
     fi
     # shellcheck disable=SC1091
     source "$root/.venv/bin/activate"
   fi
   python - <<'PY' || return 2
 import importlib.util, sys
-missing = [m for m in ("torch", "torchvision", "pandas", "matplotlib", "yaml", "faiss") if not importlib.util.find_spec(m)]
+names = {"cv2": "opencv-python-headless", "yaml": "pyyaml"} | ({} if sys.platform == "darwin" else {"faiss": "faiss-cpu"})
+modules = ("torch", "torchvision", "pandas", "matplotlib", *names)
+missing = [names.get(m, m) for m in modules if not importlib.util.find_spec(m)]
 if missing:
     sys.exit(f"error: the active environment lacks {', '.join(missing)}: "
              "pip install -r requirements.txt, or deactivate it and run again")

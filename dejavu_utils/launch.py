@@ -1,16 +1,22 @@
-"""Where a script's work runs: in this process, or as a SLURM job through submitit (imported here and nowhere else)."""
+"""Where a script's work runs: here, in several processes, or as a SLURM job through submitit (imported only here)."""
 
 import importlib.util
+import os
 import random
 import shutil
+import signal
+import socket
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dejavu_utils.options import InputError
+from dejavu_utils.options import InputError, run
+
+_IN_SUBMITIT = "SUBMITIT_EXECUTOR"
 
 
 def choose_device(index=0):
@@ -21,6 +27,86 @@ def choose_device(index=0):
         raise InputError(f"--local_gpu {index}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def connect():
+    """Joins the processes of this job, if it has several, and returns this process's device.
+
+    Reads what torchrun, `start_here` or submitit say in the environment. NCCL on GPUs, gloo on CPUs.
+    """
+    if _IN_SUBMITIT in os.environ and "RANK" not in os.environ:
+        import submitit
+
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return choose_device()
+    device = choose_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def start_here(job, processes):
+    """Calls a ScriptJob in `processes` processes of this machine: its GPUs if there are several, one if 0 and a CPU.
+
+    Under torchrun this process is one of them. Signals are passed on to the processes; the first that fails ends all.
+    """
+    processes = processes or max(1, torch.cuda.device_count())
+    if "RANK" in os.environ or processes == 1:
+        return job()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.spawn(_spawned, args=(job, processes, port), nprocs=processes, join=False)
+
+    def pass_on(signum, _):
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, signum)
+
+    for signum in StopSignal.SIGNALS:
+        signal.signal(signum, pass_on)
+    try:
+        while not context.join():
+            pass
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(error.exit_code)  # the process has said why
+
+
+def _spawned(rank, job, processes, port):
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="localhost", MASTER_PORT=str(port)
+    )
+    run(job)
+
+
+class StopSignal:
+    """Notes that this process was asked to stop, so that the work can end where it is safe.
+
+    `received`: has it? SIGUSR2 is what submitit's jobs get before their time limit and when they are preempted; there
+    SIGTERM comes along and is left to submitit.
+    """
+
+    SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self.received, self._previous = None, {}
+        for signum in self.SIGNALS:
+            if signum == signal.SIGTERM and _IN_SUBMITIT in os.environ:
+                continue
+            self._previous[signum] = signal.signal(signum, self._note)
+
+    def _note(self, signum, _):
+        self.received = signum
+
+    def leave(self):
+        """Ends the process once everything is saved: as submitit wants it in its jobs, else with 128 + signal."""
+        signum = self.received or signal.SIGTERM
+        previous = self._previous.get(signum)
+        if _IN_SUBMITIT in os.environ and callable(previous):
+            previous(signum, None)  # queues the job again and exits; in all processes but the first it returns
+            time.sleep(120)
+        sys.exit(128 + signum)
 
 
 def seed_everything(seed):

@@ -60,3 +60,37 @@ def barlow(z1, z2, lambd=0.0051):
     c = z1.T @ z2 / len(z1)
     diagonal = c.diagonal()
     return (diagonal - 1).square().sum() + lambd * (c.square().sum() - diagonal.square().sum())
+
+
+def byol(predictions, targets):
+    """BYOL (Grill et al. 2020, arXiv 2006.07733): mean over the batch of the SUM of both directions' 2 - 2 cos.
+
+    predictions: the student's predictor outputs of view 1 and view 2, float (n, d) each. targets: the teacher's
+    projections of view 1 and view 2; view 1 is predicted from view 2's target and the other way round. A scalar in
+    float32.
+    """
+    loss = 0
+    for prediction, target in zip(predictions, reversed(targets)):
+        with torch.autocast(prediction.device.type, enabled=False):
+            cosine = F.cosine_similarity(prediction.float(), target.detach().float(), dim=1)
+        loss = loss + (2 - 2 * cosine).mean()
+    return loss
+
+
+def dino(students, teachers, center, student_temp, teacher_temp):
+    """DINO (Caron et al. 2021, arXiv 2104.14294): cross-entropy of the teacher's centred, sharpened distribution.
+
+    students: the student's outputs of all views (two large ones first, then the small ones), float (n, d) each.
+    teachers: the teacher's outputs of the two large views. center: float (d,). Mean over the pairs of different views,
+    2 (2 + s) - 2 of them with s small views. A scalar in float32.
+    """
+    loss, pairs = 0, 0
+    with torch.autocast(center.device.type, enabled=False):
+        sharpened = [F.softmax((t.detach().float() - center) / teacher_temp, dim=1) for t in teachers]
+        logs = [F.log_softmax(s.float() / student_temp, dim=1) for s in students]
+        for number, target in enumerate(sharpened):
+            for other, log in enumerate(logs):
+                if other != number:
+                    loss = loss - (target * log).sum(dim=1).mean()
+                    pairs += 1
+    return loss / pairs

@@ -8,25 +8,53 @@ from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.options import InputError
 
 LAYERS = ("projector", "backbone", "logits")
-OWN_HEAD = ("barlow", "supervised")  # losses that add modules of their own to the network
+LOSSES = ("vicreg", "simclr", "barlow", "byol", "dino", "supervised")
+OWN_HEAD = ("barlow", "byol", "supervised")  # losses that add modules of their own to the network
 
 
 def architectures():
-    """Names of the torchvision trunks that can be built."""
+    """Names of the torchvision trunks whose checkpoints can be rebuilt without settings: the resnets and vggs."""
     names = torchvision.models.list_models(module=torchvision.models)
     return tuple(n for n in names if n.startswith(("resnet", "vgg")))
 
 
 def _trunk(arch, fc):
-    """(network without its classifier, width of its output)."""
-    net = getattr(torchvision.models, arch)(weights=None)
-    if arch.startswith("vgg"):
-        width = net.classifier[0].in_features
-        net.classifier = nn.Identity()
-        return net, width
-    width = net.fc.in_features
-    net.fc = nn.Linear(width, 256) if fc else nn.Identity()
-    return net, 256 if fc else width
+    """(network without its classifier, width of its output): torchvision's classifiers by name, else timm's."""
+    if arch in ("googlenet", "inception_v3"):
+        raise InputError(f"model.arch {arch}: gives several outputs in training, and cannot be a trunk here")
+    if arch in torchvision.models.list_models(module=torchvision.models):
+        net = getattr(torchvision.models, arch)(weights=None)
+        if arch.startswith("vgg"):
+            width = net.classifier[0].in_features
+            net.classifier = nn.Identity()
+            return net, width
+        name, last = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+        parent = net.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], nn.Linear(last.in_features, 256) if fc else nn.Identity())
+        return net, 256 if fc else last.in_features
+    net = _timm_trunk(arch)
+    width = net.num_features if not hasattr(net, "head_hidden_size") else net.head_hidden_size
+    return (nn.Sequential(net, nn.Linear(width, 256)), 256) if fc else (net, width)
+
+
+def _timm_trunk(arch):
+    try:
+        import timm
+    except ImportError:
+        raise InputError(
+            f"model.arch {arch}: no classifier of torchvision; timm may have it: pip install timm"
+        ) from None
+    if not timm.is_model(arch):
+        raise InputError(f"model.arch {arch}: neither torchvision nor timm has it")
+    # Crops grow during training: a transformer must take images of any size.
+    sizes = {"dynamic_img_size": True} if arch.startswith(("vit_", "deit", "eva")) else {}
+    return timm.create_model(arch, pretrained=False, num_classes=0, **sizes)
+
+
+def check_arch(arch):
+    """InputError unless a trunk of this name can be built."""
+    with torch.device("meta"):
+        _trunk(arch, False)
 
 
 def mlp_widths(mlp, flag="model.mlp"):
@@ -53,12 +81,12 @@ def _mlp(width_in, widths, relu_at_end=False):
 
 
 class SSLNetwork(nn.Module):
-    """Trunk `net`, `projector`, and what the loss adds: `bn` (barlow), `fc` (supervised).
+    """Trunk `net`, `projector`, and what the loss adds: `bn` (barlow), `predictor` (byol), `fc` (supervised).
 
-    arch: a torchvision resnet or vgg. mlp: widths of the projector, "2048-512". loss: simclr, vicreg, barlow,
-    supervised, or None where it is not known and adds nothing. num_classes: width of the supervised head. mlp_coeff
-    scales the last hidden width; fc: Linear(., 256) on the trunk; proj_relu: ReLU after the projector's last layer;
-    remove_head: no projector, the loss acts on the trunk.
+    arch: a classifier of torchvision or timm, by name. mlp: widths of the projector, "2048-512". loss: one of LOSSES,
+    or None where it is not known and adds nothing. num_classes: width of the supervised head. mlp_coeff scales the last
+    hidden width; fc: Linear(., 256) on the trunk; proj_relu: ReLU after the projector's last layer; remove_head: no
+    projector, the loss acts on the trunk.
     """
 
     def __init__(self, arch, mlp, loss, num_classes=None, mlp_coeff=1.0, fc=False, proj_relu=False, remove_head=False):
@@ -72,6 +100,8 @@ class SSLNetwork(nn.Module):
         self.projector_width = self.backbone_width if remove_head else widths[-1]
         if loss == "barlow":
             self.bn = nn.BatchNorm1d(self.projector_width, affine=False)
+        if loss == "byol":
+            self.predictor = _mlp(self.projector_width, widths)
         if loss == "supervised":
             self.fc = nn.Sequential(
                 nn.BatchNorm1d(self.projector_width), nn.ReLU(), nn.Linear(self.projector_width, num_classes)
@@ -185,6 +215,8 @@ def _network_from_shapes(shapes):
     loss, num_classes = None, None  # VICReg and SimCLR train the same network
     if "bn.running_mean" in shapes:
         loss = "barlow"
+    elif any(name.startswith("predictor.") for name in shapes):
+        loss = "byol"
     elif "fc.2.weight" in shapes:
         loss, num_classes = "supervised", shapes["fc.2.weight"][0]
     return SSLNetwork(arch, mlp or "1", loss, num_classes, fc=fc, remove_head=not projector)

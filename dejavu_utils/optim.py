@@ -72,3 +72,15 @@ def resolution_at(epoch, min_res, max_res, start_ramp, end_ramp):
         return max_res
     side = min_res + (max_res - min_res) * (epoch - start_ramp) / (end_ramp - start_ramp)
     return int(round(side / 32)) * 32
+
+
+def teacher_momentum(step, total_steps, base):
+    """Share of the old teacher that an update keeps: from `base` at step 0 to 1 by a cosine."""
+    return 1 - (1 - base) * (math.cos(math.pi * step / total_steps) + 1) / 2
+
+
+def teacher_temperature(epoch, first, last, warmup_epochs):
+    """DINO's teacher temperature: linear from `first` to `last` over the warm-up epochs, then `last`."""
+    if epoch >= warmup_epochs - 1:
+        return last
+    return first + (last - first) * epoch / (warmup_epochs - 1)

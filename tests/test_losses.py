@@ -57,3 +57,44 @@ def test_gradients_equal_finite_differences(loss):
     with torch.no_grad():
         change = (loss(z1 + step * direction, z2) - loss(z1 - step * direction, z2)) / (2 * step)
     assert (z1.grad * direction).sum().item() == pytest.approx(change.item(), rel=2e-2)
+
+
+def test_byol_equals_the_reference():
+    arrays = np.load(DATA / "losses.npz")
+    students, teachers = (list(torch.from_numpy(arrays[name])) for name in ("student", "teacher"))
+    assert losses.byol(students, teachers).item() == pytest.approx(EXPECTED["byol"], rel=1e-5)
+
+
+@pytest.mark.parametrize("small", [0, 3])
+def test_dino_is_the_mean_over_pairs_of_different_views(small):
+    rng = np.random.default_rng(0)
+    students, teachers = rng.normal(size=(2 + small, 5, 7)), rng.normal(size=(2, 5, 7))
+    center = rng.normal(size=7)
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+
+    pairs = [(t, s) for t in range(2) for s in range(2 + small) if s != t]
+    assert len(pairs) == 2 * (2 + small) - 2
+    expected = np.mean(
+        [
+            -(softmax((teachers[t] - center) / 0.05) * np.log(softmax(students[s] / 0.1))).sum(axis=1).mean()
+            for t, s in pairs
+        ]
+    )
+    found = losses.dino(
+        [torch.from_numpy(s) for s in students],
+        [torch.from_numpy(t) for t in teachers],
+        torch.tensor(center),
+        0.1,
+        0.05,
+    )
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_teachers_get_no_gradient():
+    torch.manual_seed(0)
+    students = [torch.randn(4, 3, requires_grad=True) for _ in range(2)]
+    teachers = [torch.randn(4, 3, requires_grad=True) for _ in range(2)]
+    (losses.byol(students, teachers) + losses.dino(students, teachers, torch.zeros(3), 0.1, 0.04)).backward()
+    assert all(s.grad.abs().sum() > 0 for s in students) and all(t.grad is None for t in teachers)

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from dejavu_utils.optim import LARS, learning_rate, make_optimizer, resolution_at
+from dejavu_utils.optim import (
+    LARS,
+    learning_rate,
+    make_optimizer,
+    resolution_at,
+    teacher_momentum,
+    teacher_temperature,
+)
 
 DATA = Path(__file__).parent / "data"
 EXPECTED = json.loads((DATA / "losses.json").read_text())
@@ -61,3 +68,15 @@ def test_published_resolutions():
     sides = [resolution_at(epoch, 160, 192, 70, 85) for epoch in (0, 70, 77, 78, 85, 999)]
     assert sides == [160, 160, 160, 192, 192, 192]
     assert [resolution_at(e, 64, 224, 10, 30) for e in (10, 12, 14, 20, 29, 30)] == [64, 64, 96, 128, 224, 224]
+
+
+def test_teacher_momentum_equals_the_reference():
+    expected = EXPECTED["ema_schedule_0.996_to_1_e3_n7"]
+    found = [teacher_momentum(step, 21, 0.996) for step in range(21)]
+    assert found == pytest.approx(expected, rel=1e-9) and teacher_momentum(21, 21, 0.996) == 1
+
+
+def test_teacher_temperature_warms_up_linearly():
+    found = [teacher_temperature(epoch, 0.04, 0.07, 4) for epoch in range(6)]
+    assert found == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
+    assert teacher_temperature(0, 0.04, 0.07, 0) == 0.07

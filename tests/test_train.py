@@ -1,7 +1,10 @@
 """train_SSL.py as a user runs it, on a tiny .beton: files, log, resume, errors."""
 
+import itertools
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -131,11 +134,112 @@ def test_killed_and_continued_equals_uninterrupted(betons, tmp_path, loss):
     assert log == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("loss", ["barlow", "supervised"])
-def test_other_losses_train(betons, tmp_path, loss):
+def interrupted_run(arguments, signum, lines):
+    """Starts the command and sends the signal after so many lines that tell of progress; (exit code, all output)."""
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("epoch ") and lines > 0:
+            lines -= 1
+            if lines == 0:
+                process.send_signal(signum)
+    return process.wait(), "".join(output)
+
+
+@pytest.mark.parametrize("loss", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised"])
+def test_stopped_by_signals_within_epochs_and_continued_equals_uninterrupted(betons, tmp_path, loss):
+    """Ten times in a row, at whatever step the signal comes; the log's figures are those of one run, too."""
+    settings = dict(training__loss=loss, training__epochs=12, training__batch_size=4, logging__checkpoint_freq=100)
+    settings |= {"training__num_small_crops": 2, "resolution__min_res": 64} if loss == "dino" else {}
+    settings |= {"logging__snapshot_freq": 100, "training__eval_freq": 100}
+    assert run(command(betons, tmp_path / "whole", **settings)).returncode == 0
+    stopped = 0
+    for signum in itertools.cycle((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)):
+        code, output = interrupted_run(command(betons, tmp_path / "parts", **settings), signum, 1)
+        if code == 0:
+            break
+        assert code == 128 + signum and "stopped after epoch" in output, output
+        stopped += 1
+    assert stopped >= 8
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "parts").items())
+    logs = [[json.loads(line) for line in (tmp_path / n / "log").read_text().splitlines()] for n in ("whole", "parts")]
+    times = {"timestamp", "relative_time", "time", "images_per_second"}
+    assert [{k: v for k, v in r.items() if k not in times} for r in logs[0]] == [
+        {k: v for k, v in r.items() if k not in times} for r in logs[1]
+    ]
+
+
+@pytest.mark.parametrize("loss", ["barlow", "byol", "dino", "supervised"])
+def test_checkpoints_of_other_losses_load_and_resume(betons, tmp_path, loss):
     result = run(command(betons, tmp_path, training__loss=loss, training__epochs=2))
     assert result.returncode == 0, result.stderr
     assert load_model(tmp_path / "model_ep2.pth").loss == loss
+    kept = torch.load(tmp_path / "model.pth", weights_only=True)["objective"]
+    assert set(kept) == {"byol": {"teacher"}, "dino": {"teacher", "center"}}.get(loss, set())
+
+
+def test_two_processes_here(betons, tmp_path):
+    settings = dict(dist__world_size=2, training__batch_size=4, training__loss="barlow")
+    result = run(command(betons, tmp_path, **settings))
+    assert result.returncode == 0, result.stderr
+    assert "steps of 8 images an epoch (2 processes)" in result.stdout
+    records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
+    code, output = interrupted_run(command(betons, tmp_path / "x", **settings), signal.SIGTERM, 2)
+    assert code == 128 + signal.SIGTERM and output.count("stopped after epoch") == 1
+    assert run(command(betons, tmp_path / "x", **settings)).returncode == 0
+    expected = weights(tmp_path)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "x").items())
+    result = run(command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1}))
+    assert result.returncode == 2 and "number of processes" in result.stderr
+    result = run(command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15}))
+    assert result.returncode == 2 and "there are only 20 images" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_torchrun(betons, tmp_path):
+    arguments = command(betons, tmp_path, training__batch_size=4, training__epochs=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = run([*torchrun, *arguments[1:]])
+    assert result.returncode == 0, result.stderr
+    assert "(2 processes)" in result.stdout and len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+def test_eval_only_and_probes_only(betons, whole_run, tmp_path):
+    folder = shutil.copytree(whole_run, tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    result = run(command(betons, folder, training__eval_only=1))
+    assert result.returncode == 0, result.stderr
+    last = json.loads((folder / "log").read_text().splitlines()[-1])
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found == {name: value for name, value in last.items() if "_val_" in name or name == "epoch"}
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    result = run(command(betons, folder, training__train_probes_only=1, data__random_seed=7, training__epochs=2))
+    assert result.returncode == 0, result.stderr
+    assert len((folder / "log_probes_7").read_text().splitlines()) == 2
+    probes = torch.load(folder / "probes_7.pth", weights_only=True)["probes"]
+    trained = torch.load(folder / "model.pth", weights_only=True)["probes"]
+    assert {k: v.shape for k, v in probes.items()} == {k: v.shape for k, v in trained.items()}
+    assert not torch.equal(probes["module.probes.0.weight"], trained["module.probes.0.weight"])
+    assert (folder / "model.pth").stat().st_mtime_ns == before["model.pth"]
+    result = run(command(betons, tmp_path / "nothing", training__eval_only=1))
+    assert result.returncode == 2 and "--training.eval_only 1: there is no" in result.stderr
+
+
+def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
+    settings = dict(training__optimizer="sgd", training__epochs=4, training__warmup_epochs=0)
+    assert run(command(betons, tmp_path, **settings, training__base_lr=1e30)).returncode == 2
+    result = run(command(betons, tmp_path / "x", **settings, training__base_lr=1e30))
+    assert "the loss is" in result.stderr and "a smaller --training.base_lr" in result.stderr
+    assert not (tmp_path / "model.pth").exists()
 
 
 @pytest.mark.parametrize(
@@ -160,7 +264,7 @@ def test_other_settings_in_the_same_folder_are_refused(betons, whole_run):
     assert "--training.base_lr 1.0" in result.stderr and "another --logging.folder" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["vicreg", "simclr", "demo"])
+@pytest.mark.parametrize("name", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised", "demo"])
 def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name):
     arguments = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0, training__loss=name)
     if name == "demo":

@@ -1,0 +1,154 @@
+"""A world of two processes equals a world of one on the same global batch: values, gradients and whole trainings."""
+
+import copy
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from dejavu_utils.distributed import any_process, average_gradients, gather, sum_over_processes, synchronize_batch_norm
+from dejavu_utils.models import LOSSES, SSLNetwork
+from dejavu_utils.objectives import Objective, ViewsForward
+
+CPU = torch.device("cpu")
+SETTINGS = {
+    **{f"vicreg.{name}_coeff": value for name, value in (("sim", 25.0), ("std", 25.0), ("cov", 1.0))},
+    "simclr.temperature": 0.15,
+    "barlow.lambd": 0.0051,
+    "byol.momentum_teacher": 0.9,
+    "dino.momentum_teacher": 0.9,
+    "dino.warmup_teacher_temp": 0.04,
+    "dino.teacher_temp": 0.07,
+    "dino.warmup_teacher_temp_epochs": 5,
+    "dino.student_temp": 0.1,
+    "dino.center_momentum": 0.9,
+    "training.label_smoothing": 0.1,
+}
+
+
+class Trunk(nn.Module):
+    """A small trunk with batch norm over images."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def small_network(loss):
+    torch.manual_seed(0)
+    network = SSLNetwork("resnet18", "8-6", loss, 5)
+    network.net = Trunk()
+    network.projector[0][0] = nn.Linear(16, 8)
+    return network
+
+
+def train(loss, views, labels, rows):
+    """Two updates on these rows of every view; (losses, gradients of the second update, state dict, objective)."""
+    network = small_network(loss)
+    for part in ("net", "projector", "predictor", "fc"):
+        if hasattr(network, part):
+            setattr(network, part, synchronize_batch_norm(getattr(network, part), CPU))
+    objective = Objective({**SETTINGS, "training.loss": loss}, network, total_steps=4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    forward, values = ViewsForward(network), []
+    for step in range(2):
+        mine = [view[rows] for view in views]
+        _, embeddings = forward(mine)
+        value = objective(embeddings, mine, labels[rows], epoch=step)
+        optimizer.zero_grad()
+        value.backward()
+        average_gradients(list(network.parameters()))
+        optimizer.step()
+        objective.after_step(step)
+        values.append(value.detach())
+    gradients = [p.grad for p in network.parameters()]
+    return torch.stack(values), gradients, network.state_dict(), objective.state_dict()
+
+
+def batch(loss):
+    generator = torch.Generator().manual_seed(1)
+    sizes = [12, 12, 8, 8] if loss == "dino" else [12, 12]
+    views = [
+        torch.randn(8, 3, size, size, generator=generator) for size in sizes[: 1 if loss == "supervised" else None]
+    ]
+    return views, torch.randint(0, 5, (8,), generator=generator)
+
+
+def flat(tree):
+    if isinstance(tree, dict):
+        return [x for value in tree.values() for x in flat(value)]
+    return [x for value in tree for x in flat(value)] if isinstance(tree, (list, tuple)) else [tree]
+
+
+def worker(rank, port, folder, function, arguments):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    torch.save(function(rank, *arguments), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def in_two_processes(folder, function, *arguments):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, args=(port, folder, function, arguments), nprocs=2)
+    return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def train_half(rank, loss):
+    return train(loss, *batch(loss), slice(4 * rank, 4 * rank + 4))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_train_as_one(tmp_path, loss):
+    values, *expected = train(loss, *batch(loss), slice(0, 8))
+    halves = in_two_processes(tmp_path, train_half, loss)
+    mean_value = (halves[0][0] + halves[1][0]) / 2  # supervised, BYOL, DINO: each process has the mean of its images
+    torch.testing.assert_close(mean_value, values, rtol=1e-5, atol=1e-6)
+    for _, *found in halves:
+        for a, b in zip(flat(found), flat(expected)):
+            assert (a - b).double().norm() <= 1e-4 * b.double().norm() + 1e-5  # some are zero but for rounding
+    if loss in ("vicreg", "simclr", "barlow"):  # a loss of the whole batch, known to every process
+        torch.testing.assert_close(halves[0][0], values, rtol=1e-5, atol=1e-6)
+
+
+def exchange(rank):
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, 2.0]) * (rank + 1)
+    average_gradients([parameter])
+    gathered = gather(torch.full((2, 1), float(rank)))
+    flags = [any_process(rank == 1, CPU), any_process(False, CPU)]
+    return parameter.grad, gathered, flags, sum_over_processes(torch.tensor(float(rank + 1)))
+
+
+def test_exchanges(tmp_path):
+    for gradient, gathered, flags, total in in_two_processes(tmp_path, exchange):
+        assert gradient.tolist() == [1.5, 3.0] and gathered.ravel().tolist() == [0, 0, 1, 1]
+        assert flags == [True, False] and total == 3
+
+
+def test_one_process_needs_no_exchange():
+    x = torch.randn(3, 2)
+    assert gather(x) is x and any_process(True, CPU) and not any_process(False, CPU)
+    module = nn.BatchNorm1d(2)
+    assert synchronize_batch_norm(module, CPU) is module
+
+
+def test_teachers_move_and_students_do_not_follow():
+    for loss in ("byol", "dino"):
+        network = small_network(loss)
+        objective = Objective({**SETTINGS, "training.loss": loss}, network, total_steps=10)
+        before = copy.deepcopy(objective.teacher.state_dict())
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(1)
+        objective.after_step(0)
+        for (name, old), p in zip(objective.teacher.named_parameters(), network.parameters()):
+            torch.testing.assert_close(old, before[name] * 0.9 + p * 0.1)

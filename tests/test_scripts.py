@@ -1,0 +1,119 @@
+"""The chain as a user runs it: the demo in miniature (and whole, slow), and the README's commands."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+from helpers import ROOT, run_script
+
+MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3")
+
+
+def start_demo(folder, **environment):
+    return subprocess.Popen(
+        ["bash", str(ROOT / "bash_examples" / "demo.sh")],
+        env={**os.environ, "DEMO_DIR": str(folder), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that it can be killed with all that it has started
+    )
+
+
+def test_demo_in_miniature_killed_continued_and_run_again(tmp_path):
+    folder = tmp_path / "a folder"
+    run = folder / "seed3_4classes_20pc" / "simclr_12epochs"
+    process = start_demo(folder, **MINIATURE)
+    deadline = time.monotonic() + 300
+    log = run / "train_A_log.out"
+    while not (log.exists() and "epoch 7/12" in log.read_text()):  # past the checkpoint after epoch 6
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "attack_sweeps").exists()
+
+    process = start_demo(folder, **MINIATURE)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "going on after epoch" in log.read_text()
+    for stage in range(1, 8):
+        assert f"== {stage}/7" in output
+    summary = pd.read_csv(run / "summary.csv")
+    assert summary["attack"].tolist() == ["projector", "projector", "backbone", "backbone"]
+    assert summary["pct_confidence"].tolist() == [100, 20, 100, 20] and (summary["chance"] == 0.25).all()
+    results = json.loads(
+        (run / "attack_sweeps" / "NN_attk_simclr_20pc_12ep" / "results.json").read_text(encoding="utf-8")
+    )
+    assert results["counts"]["A"]["images"] == 72 and results["counts"]["public"] == 240
+    table = output[output.index("== Result") :]
+    for name, column in (("target", "target"), ("score", "score")):
+        figure = results["both"]["top_1"]["accuracy"]["100"][name]
+        assert summary[column][0] == figure["value"]
+        assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in table
+    assert pd.read_csv(run / "plot" / "attk_epochs_acc_top1.csv")["epoch"].unique().tolist() == [6, 12]
+    assert pd.read_csv(run / "plot" / "lp_epochs_top1.csv")["epoch"].tolist() == [6, 12]
+    for name in ("attk_epochs_acc_top1_legend.png", "attk_epochs_partition_top1.pdf", "lp_epochs_top5.png"):
+        assert (run / "plot" / name).stat().st_size > 5000
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
+    process = start_demo(folder, **MINIATURE)
+    again, _ = process.communicate()
+    assert process.returncode == 0, again
+    assert again.count("there already") == 10  # data, partition, three betons, three attacks, two probes
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")} == before
+    assert again[again.index("== Result") :].splitlines()[:6] == table.splitlines()[:6]
+
+
+@pytest.mark.slow
+def test_demo_measures_memorization_against_the_known_answer(tmp_path):
+    process = start_demo(tmp_path, SEED="7")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    summary = pd.read_csv(tmp_path / "seed7" / "simclr_600epochs" / "summary.csv")
+    for row in summary.itertuples():
+        assert row.score_low > 0, output
+        if row.pct_confidence == 100:
+            assert abs(row.reference - row.chance) < 0.06, output
+    assert summary["target"][0] > summary["chance"][0] + 0.15, output
+
+
+def readme_commands():
+    """(script, flags) of each `python SCRIPT` in the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = "\n".join(blocks).replace("\\\n", " ")
+    for line in blocks.splitlines():
+        words = shlex.split(line) if line.startswith("python ") else []
+        if words:
+            yield words[1], [word for word in words[2:] if word.startswith("--")]
+
+
+def test_the_readme_names_what_is_there():
+    commands = list(readme_commands())
+    assert {script for script, _ in commands} == {
+        *("imagenet_partition.py", "train_SSL.py", "label_inference_attack.py", "lin_probe.py", "plot_quant_results.py")
+    }
+    for script, flags in commands:
+        result = run_script(script, "--help")
+        assert result.returncode == 0
+        known = set(re.findall(r"(?<![\w-])--[\w.-]+", result.stdout))
+        assert set(flags) <= known, script
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"(?:bash|--config-file) ([\w./]+)|^\./(\w+\.sh)|!\[.*?\]\((.*?)\)", text, re.MULTILINE):
+        assert (ROOT / "".join(path)).is_file(), path
+
+
+def test_every_help_shows_its_commands_and_every_script_names_a_missing_flag():
+    for path in sorted(ROOT.glob("*.py")):
+        result = run_script(path.name, "--help")
+        assert result.returncode == 0 and f"python {path.name}" in result.stdout, path.name
+        result = run_script(path.name)
+        assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, path.name
+        assert re.search(r"error: .*--", result.stderr), path.name
