@@ -16,7 +16,7 @@ for name in IMAGENET_DATASET_DIR INDEX_FOLDER; do
   [ -d "${!name}" ] || { echo "gen_betons.sh: error: $name ${!name}: no such folder" >&2; exit 2; }
 done
 if [ -z "${DATASETS:-}" ]; then
-  DATASETS=$(find "$INDEX_FOLDER" -maxdepth 1 -name '*_per_class' -type d -exec basename {} _per_class \; | sort -n)
+  DATASETS=$(find -L "$INDEX_FOLDER" -maxdepth 1 -name '*_per_class' -type d -exec basename {} _per_class \; | sort -n)
   [ -n "$DATASETS" ] || { echo "gen_betons.sh: error: INDEX_FOLDER $INDEX_FOLDER holds no {n}_per_class folder:" \
     "run imagenet_partition.py first" >&2; exit 2; }
 fi

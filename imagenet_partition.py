@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from dejavu_utils.files import save_npy
-from dejavu_utils.imagenet import list_images, save_partition_record
-from dejavu_utils.options import InputError, Parser, existing_folder, positive_int, run
+from dejavu_utils.imagenet import PARTITION_FILE, list_images, save_partition_record
+from dejavu_utils.options import InputError, Parser, existing_folder, non_negative_int, positive_int, run
 from dejavu_utils.partition import check, equal_classes, shuffled_order, split
 from dejavu_utils.progress import Progress
 
@@ -35,7 +35,7 @@ def parse_args(argv=None):
         help="n: images of each class in a training set, one partition for each",
     )
     parser.add_argument(
-        "--seed", type=int, help="shuffle the images of each class; not given: the order of the indices"
+        "--seed", type=non_negative_int, help="shuffle the images of each class; not given: the order of the indices"
     )
     return parser.parse_args(argv)
 
@@ -47,8 +47,6 @@ def main():
     existing_folder(args.bbox_dir, "--bbox_dir")
     print(f"{len(listing)} images of {len(listing.classes)} classes in {args.imgnet_dir}")
     boxed = find_boxed(listing, Path(args.bbox_dir) / "Annotation")
-    if args.seed is not None and args.seed < 0:
-        raise InputError(f"--seed {args.seed}: must not be negative")
     order = None if args.seed is None else shuffled_order(listing.labels, args.seed)
     partitions = {n: split(listing.labels, boxed, n, order) for n in sorted(set(args.per_class))}
     results = check(partitions, listing.labels)
@@ -58,18 +56,29 @@ def main():
         raise InputError(f"--imgnet_dir {args.imgnet_dir}: an invariant is violated (above); nothing was written")
     largest = max(partitions)
     val_set = equal_classes(partitions[largest].public, listing.labels)
-    if not len(val_set):
-        raise InputError(
-            f"--per_class {largest}: leaves a class without a public image, so there would be no val_set; "
-            f"the smallest class has {np.bincount(listing.labels).min()} images: give smaller numbers"
-        )
+    refuse_other_partitions(args)
+    (Path(args.save_dir) / PARTITION_FILE).unlink(missing_ok=True)  # written last: then all files are of one run
     for n, partition in partitions.items():
         for name, indices in partition.items():
             save_npy(Path(args.save_dir) / f"{n}_per_class" / f"{name}.npy", indices)
         report(n, partition, listing)
     save_npy(Path(args.save_dir) / "val_set.npy", val_set)
-    print(f"val_set: {len(val_set)} images, {len(val_set) // len(listing.classes)} a class")
+    shown = len(np.unique(listing.labels[val_set]))
+    print(f"val_set: {len(val_set)} images, {len(val_set) // max(shown, 1)} a class")
+    without = np.setdiff1d(np.arange(len(listing.classes)), listing.labels[val_set])
+    print_some("classes without a public image, and so not in val_set", [listing.classes[c] for c in without])
     save_partition_record(args.save_dir, record(args, partitions, val_set, listing), listing)
+
+
+def refuse_other_partitions(args):
+    """Folders of an earlier run with other numbers would share val_set.npy and partition.json with this one."""
+    found = {path.name.removesuffix("_per_class") for path in Path(args.save_dir).glob("*_per_class")}
+    others = sorted(found - {str(n) for n in args.per_class})
+    if others:
+        raise InputError(
+            f"--save_dir {args.save_dir}: holds partitions of {', '.join(others)} per class, which this run does not "
+            "make again; remove them, add them to --per_class, or name another folder"
+        )
 
 
 def find_boxed(listing, annotation_dir):

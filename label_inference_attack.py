@@ -43,7 +43,7 @@ from dejavu_utils.imagenet import (
 )
 from dejavu_utils.launch import autocast, choose_device, here_or_submitted
 from dejavu_utils.memorization import SHARES, SWEEP_FRACTIONS, accuracy_sweep
-from dejavu_utils.models import check_typed, load_model
+from dejavu_utils.models import LOSSES, check_typed, load_model
 from dejavu_utils.neighbors import NeighborSearch
 from dejavu_utils.options import (
     InputError,
@@ -77,7 +77,7 @@ def parse_args(argv=None):
     group.add_argument("--model_A_pth", required=True, help="checkpoint of the model trained on set A")
     group.add_argument("--model_B_pth", required=True, help="checkpoint of the model trained on set B")
     group.add_argument("--mlp", help="checked against the checkpoints if given: widths of the projector")
-    group.add_argument("--loss", help="checked against the checkpoints if given: training objective")
+    group.add_argument("--loss", choices=LOSSES, help="checked against the checkpoints if given: training objective")
     group.add_argument("--resnet50", action="store_true", help="checked against the checkpoints if given: the trunk")
     group.add_argument(
         "--use_backbone", type=zero_or_one, default=0, help="1: embed with the backbone; 0: with the projector"
@@ -167,6 +167,9 @@ def attack(args):
             {"neighb_idxs": public[positions], "neighb_labels": listing.labels[public[positions]]}
             for positions in neighbors
         ]
+    (Path(args.output_dir) / "results.json").unlink(
+        missing_ok=True
+    )  # of an earlier attack; the new one is written last
     save_outcome(args, listing, attacked, outcome, n_first=len(found["A"][0]))
     sets = read_attack(args.output_dir, args.k_attk)
     save_statistics(args, sets)
@@ -278,7 +281,7 @@ def find_neighbors(args, networks, layer, listing, public, queries, device):
 def embeddings(args, networks, layer, listing, indices, crops, device, what):
     """Yields {model: float32 (batch, width)} of the images (or their crops) in their order."""
     images = IndexedImages(listing, indices, evaluation_transform(args.resolution), crops)
-    loader = DataLoader(images, args.batch_size, num_workers=max(0, args.num_workers), pin_memory=device.type == "cuda")
+    loader = DataLoader(images, args.batch_size, num_workers=args.num_workers, pin_memory=device.type == "cuda")
     with Progress(len(indices), what) as progress:
         for batch, _ in loader:
             batch = batch.to(device, non_blocking=True)

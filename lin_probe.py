@@ -26,7 +26,7 @@ from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
 from dejavu_utils.launch import autocast, choose_device, here_or_submitted, seed_everything
 from dejavu_utils.loader import RandomCrops
-from dejavu_utils.models import check_typed, load_model
+from dejavu_utils.models import LOSSES, check_typed, load_model
 from dejavu_utils.options import (
     InputError,
     Parser,
@@ -34,6 +34,7 @@ from dejavu_utils.options import (
     add_launch_flags,
     existing_file,
     existing_folder,
+    non_negative_int,
     positive_int,
     run,
 )
@@ -50,7 +51,7 @@ def parse_args(argv=None):
     group.add_argument("--model_pth", required=True, help="checkpoint of train_SSL.py")
     group.add_argument("--use_projector", action="store_true", help="probe the projector's output, not the backbone's")
     group.add_argument("--mlp", help="checked against the checkpoint if given: widths of the projector")
-    group.add_argument("--loss", help="checked against the checkpoint if given: training objective")
+    group.add_argument("--loss", choices=LOSSES, help="checked against the checkpoint if given: training objective")
     group.add_argument("--resnet50", action="store_true", help="checked against the checkpoint if given: the trunk")
     group = parser.add_argument_group("data")
     group.add_argument("--train_idx_pth", required=True, help=".npy of the images to train the classifier on")
@@ -60,7 +61,9 @@ def parse_args(argv=None):
     group.add_argument("--start_lr", type=float, default=10.0, help="learning rate of the first step")
     group.add_argument("--end_lr", type=float, default=1.0, help="learning rate that the last step comes close to")
     group.add_argument("--epochs", type=positive_int, default=2, help="passes over the training images")
-    group.add_argument("--seed", type=int, default=0, help="of the classifier, the order of images and the views")
+    group.add_argument(
+        "--seed", type=non_negative_int, default=0, help="of the classifier, the order of images and the views"
+    )
     add_inference_flags(parser, batch_size=64)
     add_launch_flags(parser, timeout=1440, mem_gb=100)
     return parser.parse_args(argv)
@@ -71,8 +74,8 @@ def main():
     for name in ("model_pth", "train_idx_pth", "val_idx_pth"):
         existing_file(getattr(args, name), f"--{name}")
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
-    if not 0 <= args.start_lr < float("inf") or not 0 <= args.end_lr < float("inf") or args.seed < 0:
-        raise InputError("--start_lr, --end_lr and --seed must not be negative or infinite")
+    if not 0 <= args.start_lr < float("inf") or not 0 <= args.end_lr < float("inf"):
+        raise InputError("--start_lr and --end_lr must not be negative or infinite")
     here_or_submitted(__file__, "probe", args)
 
 
@@ -136,7 +139,7 @@ class Encoder:
 def train_epoch(args, encoder, classifier, optimizer, listing, indices, epoch):
     """One pass over the augmented training images; the epoch's record."""
     dataset = RandomCrops(listing, indices, VIEW, args.resolution, args.seed, epoch)
-    loader = DataLoader(dataset, args.batch_size, num_workers=max(0, args.num_workers), pin_memory=on_gpu(encoder))
+    loader = DataLoader(dataset, args.batch_size, num_workers=args.num_workers, pin_memory=on_gpu(encoder))
     total_steps, done = args.epochs * len(loader), 0
     loss_sum, right = 0.0, {top_k: 0 for top_k in TOP_KS}
     with Progress(len(indices), f"images of epoch {epoch + 1}") as progress:
@@ -176,7 +179,7 @@ def on_gpu(encoder):
 def feature_batches(args, encoder, listing, indices, what):
     """Yields (features float32 (n, width), labels int64 (n,)) on the device, under the test transform."""
     images = IndexedImages(listing, indices, evaluation_transform(args.resolution))
-    loader = DataLoader(images, args.batch_size, num_workers=max(0, args.num_workers), pin_memory=on_gpu(encoder))
+    loader = DataLoader(images, args.batch_size, num_workers=args.num_workers, pin_memory=on_gpu(encoder))
     with Progress(len(indices), what) as progress:
         for batch, labels in loader:
             yield encoder(batch.to(encoder.device, non_blocking=True)), labels.to(encoder.device)

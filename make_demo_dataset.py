@@ -23,7 +23,7 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from dejavu_utils.files import save_json
-from dejavu_utils.options import InputError, Parser, positive_int, run
+from dejavu_utils.options import InputError, Parser, non_negative_int, positive_int, run
 from dejavu_utils.progress import Progress
 
 OBJECTS = (
@@ -58,7 +58,7 @@ def parse_args(argv=None):
     parser.add_argument("--unboxed_per_class", type=int, default=10, help="of these, images without a box XML")
     parser.add_argument("--side", type=positive_int, default=128, help="height and width of an image in pixels")
     parser.add_argument("--object_size", type=float, default=0.5, help="diameter of an object / side of the image")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same files")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="same seed, same files")
     parser.add_argument("--num_workers", type=positive_int, default=2, help="processes that draw")
     return parser.parse_args(argv)
 

@@ -76,20 +76,21 @@ def main():
     attacks = existing_folder(args.attk_folder_path, "--attk_folder_path")
     if (attacks / args.attack_fname).is_dir():
         attacks = attacks / args.attack_fname
+    if args.plot_lin_probe and not args.lin_probe_folder_path:
+        raise InputError("--lin_probe_folder_path is needed: name a folder, or give --plot_lin_probe 0")
     plot_sweeps(args, attacks, "--attk_folder_path", "NN_attk_", attack_frames, "attk_{}_", "params")
     if args.plot_lin_probe:
-        if not args.lin_probe_folder_path:
-            raise InputError("--lin_probe_folder_path is needed: name a folder, or give --plot_lin_probe 0")
         probes = existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path")
         plot_sweeps(args, probes, "--lin_probe_folder_path", "lp_", probe_frames, "lp_{}_", "param_vals")
 
 
 def plot_sweeps(args, folder, flag, prefix, frames_of, stem, params):
     """Draws the figures of each sweep below `folder`; InputError if not one point is there."""
-    tried, drawn = [], 0
+    tried, reasons, drawn = [], [], 0
     for x, plural, template, value, label in sweeps(args, params):
         tried.append((prefix + template).format("*"))
-        points = read_points(args, folder, prefix + template, value, x)
+        points, left_out = read_points(args, folder, prefix + template, value, x)
+        reasons += left_out
         if not points:
             print(f"note: no {tried[-1]} in {folder}: no figure of {plural}")
             continue
@@ -99,6 +100,8 @@ def plot_sweeps(args, folder, flag, prefix, frames_of, stem, params):
             save(path, frame, x, top_k, label)
             print(f"{path}.png, {len(points)} points")
             drawn += 1
+    if not drawn and reasons:
+        raise InputError(f"{flag}: no point could be read; the last reason: {reasons[-1]}")
     if not drawn:
         raise InputError(f"{flag} {folder}: nothing matches {' or '.join(tried)}")
 
@@ -115,9 +118,9 @@ def sweeps(args, params):
 
 
 def read_points(args, folder, template, value, x):
-    """[(value, what the folder holds)] of every point that is complete; the others are named and left out."""
+    """([(value, what the folder holds)] of every point that is complete, why the others are left out)."""
     read = (lambda path: read_attack(path, args.k_neighb)) if template.startswith("NN_") else read_probe
-    points = []
+    points, left_out = [], []
     for position, path in sweep_points(folder, template, value):
         if x == "param" and args.sweep_values and position not in args.sweep_values:
             continue
@@ -125,7 +128,8 @@ def read_points(args, folder, template, value, x):
             points.append((position, read(path)))
         except InputError as error:
             print(f"note: left out: {error}")
-    return points
+            left_out.append(error)
+    return points, left_out
 
 
 def attack_frames(args, points, x):

@@ -8,11 +8,12 @@ and final_weights.pt. The same command run again goes on where it stopped.
         --data.train_dataset $BETONS_FOLDER/300_per_class_A.beton --data.val_dataset $BETONS_FOLDER/val.beton \\
         --logging.folder $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A
     python train_SSL.py --config-file configs/demo_cfg.yaml \\
-        --data.train_dataset demo/betons/50_per_class_A.beton --data.val_dataset demo/betons/val.beton \\
-        --logging.folder demo/simclr/simclr_dssweep_50pc_A
+        --data.train_dataset demo/seed0/betons/50_per_class_A.beton --data.val_dataset demo/seed0/betons/val.beton \\
+        --logging.folder /tmp/simclr_50pc_A
 """
 
 import json
+import math
 import os
 import time
 from contextlib import nullcontext
@@ -133,12 +134,12 @@ SECTIONS = {
             ("auto", "fp32", "bf16", "fp16"),
             "auto = bf16 on GPUs that have it, else fp16; fp32 on CPUs",
         ),
-        "compile": (0, zero_or_one, "1: torch.compile the trunk"),
+        "compile": (0, zero_or_one, "1: torch.compile the network"),
     },
     "dist": {
         "use_submitit": (0, zero_or_one, "1: submit a SLURM job; 0: train here, on all visible GPUs or the CPU"),
         "world_size": (0, int, "processes on this machine with use_submitit 0; 0: one a GPU, one on a CPU"),
-        "ngpus": (8, int, "GPUs, and so processes, a node"),
+        "ngpus": (8, int, "GPUs, and so processes, a node; 0: no GPU, world_size processes a node"),
         "nodes": (1, int, "nodes"),
         "timeout": (2800, int, "time limit of the job, minutes"),
         "partition": ("", str, "SLURM partition"),
@@ -153,7 +154,11 @@ WITHOUT_EFFECT = (
     *("attack.k", "attack.k_attk", "lr.*", "training.bn_wd", "validation.lr_tta", "model.patch_keep", "dist.address"),
     *("training.distributed", "training.use_ssl", "dist.port"),
 )
-MAY_DIFFER = ("logging.", "dist.", "data.num_workers", "data.in_memory", "training.compile")  # when a run is resumed
+# May differ when a run is resumed: what does not touch the weights. (The images are compared by what they are.)
+MAY_DIFFER = (
+    *("logging.", "dist.", "validation.", "data.num_workers", "data.in_memory", "data.train_dataset"),
+    *("data.val_dataset", "training.compile", "training.eval_", "training.train_probes_only"),
+)
 
 
 def main():
@@ -178,10 +183,10 @@ def main():
         if settings["dist.dependency"]
         else None,
         slurm_signal_delay_s=120,
-        mem_gb=settings["dist.mem_gb"] or 60 * settings["dist.ngpus"],
+        mem_gb=settings["dist.mem_gb"] or 60 * max(1, settings["dist.ngpus"]),
         nodes=settings["dist.nodes"],
-        tasks_per_node=settings["dist.ngpus"],
-        gpus_per_node=settings["dist.ngpus"],
+        tasks_per_node=settings["dist.ngpus"] or max(1, settings["dist.world_size"]),
+        gpus_per_node=settings["dist.ngpus"] or None,
         cpus_per_task=settings["dist.cpus_per_task"],
         name=Path(settings["logging.folder"]).name,
     )
@@ -195,14 +200,13 @@ def check_settings(settings):
     if not settings["logging.folder"]:
         raise InputError("--logging.folder is needed: name the folder of this run")
     mlp_widths(settings["model.mlp"], "--model.mlp")
-    check_arch(settings["model.arch"])
     if settings["training.num_small_crops"] and settings["training.loss"] != "dino":
         raise InputError("--training.num_small_crops: only dino has small crops; leave it out")
     if settings["training.loss"] == "byol" and settings["model.remove_head"]:
         raise InputError("--model.remove_head 1: BYOL predicts the projector's output; leave it out")
-    for key in ("training.batch_size", "training.epochs", "training.eval_freq", "validation.batch_size"):
-        if settings[key] < 1:
-            raise InputError(f"--{key} {settings[key]}: must be at least 1")
+    for key, least in LEAST.items():
+        if settings[key] < least:
+            raise InputError(f"--{key} {settings[key]}: must be at least {least}")
     if not 0 <= settings["training.warmup_epochs"] < settings["training.epochs"]:
         raise InputError(
             f"--training.warmup_epochs {settings['training.warmup_epochs']}: must be fewer than "
@@ -210,6 +214,8 @@ def check_settings(settings):
         )
     if settings["resolution.end_ramp"] < settings["resolution.start_ramp"]:
         raise InputError("--resolution.end_ramp: must not come before --resolution.start_ramp")
+    sides = [settings[f"resolution.{name}"] for name in ("min_res", "max_res")] + [settings["validation.resolution"]]
+    check_arch(settings["model.arch"], sides)
     if not 0 < settings["augment.min_area"] <= settings["augment.max_area"] <= 1:
         raise InputError("--augment.min_area: must be above 0 and at most --augment.max_area, which is at most 1")
 
@@ -225,7 +231,7 @@ def train(settings):
     num_classes = max(train_set.num_classes, val_set.num_classes)
     seed_everything(settings["data.random_seed"])
     loader = make_loader(settings, train_set, device)
-    state = Run(settings, num_classes, device, len(loader))
+    state = Run(settings, num_classes, device, len(loader), train_set.fingerprint)
     checkpoint_path = folder / "model.pth"
     if settings["training.train_probes_only"]:
         return train_probes(settings, state, loader, val_set, stop)
@@ -251,14 +257,7 @@ def train(settings):
     while state.epoch < epochs:
         record = state.train_epoch(loader, stop)
         if record is None:  # asked to stop
-            if first:
-                save_checkpoint(checkpoint_path, state.checkpoint())
-            say(
-                settings,
-                0,
-                f"stopped after epoch {state.epoch}, step {state.steps_done}; the same command goes on there",
-            )
-            stop.leave()
+            save_and_leave(settings, state, stop)
         last = state.epoch == epochs
         if state.epoch % settings["training.eval_freq"] == 0 or last:
             record.update(state.validate(val_set))
@@ -270,9 +269,18 @@ def train(settings):
         if first and (snapshot or state.epoch % settings["logging.checkpoint_freq"] == 0):
             save_checkpoint(checkpoint_path, state.checkpoint())
         say(settings, 1, summary_line(record, epochs))
+        if not last and any_process(stop.received is not None, device):
+            save_and_leave(settings, state, stop)
     if first:
         save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
     say(settings, 1, f"{folder}: {epochs} epochs are done")
+
+
+def save_and_leave(settings, state, stop):
+    if rank() == 0:
+        save_checkpoint(Path(settings["logging.folder"]) / "model.pth", state.checkpoint())
+    say(settings, 0, f"stopped after epoch {state.epoch}, step {state.steps_done}; the same command goes on there")
+    stop.leave()
 
 
 def train_probes(settings, state, loader, val_set, stop):
@@ -316,8 +324,8 @@ def make_loader(settings, train_set, device):
 class Run:
     """Everything that changes while a model is trained: network, teacher, probes, optimizers, place in the data."""
 
-    def __init__(self, settings, num_classes, device, steps_per_epoch):
-        self.settings, self.num_classes, self.device = settings, num_classes, device
+    def __init__(self, settings, num_classes, device, steps_per_epoch, train_set):
+        self.settings, self.num_classes, self.device, self.train_set = settings, num_classes, device, train_set
         self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
         self.frozen = False
         self.meter, self.started = Meter(), time.time()
@@ -453,6 +461,7 @@ class Run:
             "random_state": torch.get_rng_state(),
             "settings": self.settings,
             "num_classes": self.num_classes,
+            "train_set": self.train_set,
             "world_size": world_size(),
         }
 
@@ -468,18 +477,22 @@ class Run:
 
     def restore(self, checkpoint, path):
         """Goes back to a checkpoint of the same run; InputError names the first setting that is not the same."""
-        before = checkpoint.get("settings", {})
-        now = {**self.settings, "number of processes": world_size()}
-        before = {**before, "number of processes": checkpoint.get("world_size", world_size())}
-        for key, value in now.items():
+        if "settings" not in checkpoint:
+            raise InputError(f"--logging.folder: {path} was not written by this program; name another folder")
+        before, what = checkpoint["settings"], f"{path} was trained with"
+        for key, value in self.settings.items():
             if before.get(key) != value and not key.startswith(MAY_DIFFER):
                 raise InputError(
-                    f"--{key} {value}: {path} was trained with {before.get(key)}; "
-                    "use the same, or another --logging.folder"
+                    f"--{key} {value}: {what} {before.get(key)}; use the same, or another --logging.folder"
                 )
+        if checkpoint["train_set"] != self.train_set:
+            raise InputError(f"--data.train_dataset {self.settings['data.train_dataset']}: {what} other images")
         if checkpoint["num_classes"] != self.num_classes:
+            raise InputError(f"--data.val_dataset: {what} {checkpoint['num_classes']} classes, not {self.num_classes}")
+        if checkpoint["world_size"] != world_size() and not self.settings["training.eval_only"]:
             raise InputError(
-                f"--data.train_dataset: has {self.num_classes} classes, {path} {checkpoint['num_classes']}"
+                f"--dist.*: {what} {checkpoint['world_size']} processes, and so another global batch; now there are "
+                f"{world_size()}: use the same number, or another --logging.folder"
             )
         self.network.load_state_dict(without_prefix(checkpoint["model"]))
         self.objective.load_state_dict(checkpoint["objective"])
@@ -492,6 +505,12 @@ class Run:
         self.epoch, self.steps_done = checkpoint["epoch"], checkpoint["steps_done"]
 
 
+# Below these nothing works. A batch of one has no variance for batch normalization.
+LEAST = {
+    **{"training.batch_size": 2, "training.epochs": 1, "training.eval_freq": 1, "validation.batch_size": 1},
+    **{"resolution.min_res": 16, "resolution.max_res": 16, "validation.resolution": 16, "data.random_seed": 0},
+    **{"logging.checkpoint_freq": 1, "logging.snapshot_freq": 1, "training.num_small_crops": 0, "dist.world_size": 0},
+}
 RAMP = ("min_res", "max_res", "start_ramp", "end_ramp")
 
 
@@ -563,9 +582,17 @@ def choose_precision(name, device):
 def trim_log(path, epoch):
     """Drops the log's lines of epochs that will be trained again."""
     if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["epoch"] <= epoch]
+        kept = [line for line in path.read_text().splitlines() if epoch_of(line) <= epoch]
         with complete_file(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
+
+
+def epoch_of(line):
+    """The epoch of a log's line; infinity for one that a crash has cut off."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def append_log(path, record):

@@ -26,11 +26,13 @@ fi
 case $DEMO_DIR in /*) ;; *) DEMO_DIR=$PWD/$DEMO_DIR ;; esac
 run=$DEMO_DIR/seed${SEED}
 [ "$CLASSES:$PER_CLASS" = 5:50 ] || run=${run}_${CLASSES}classes_${PER_CLASS}pc
+settings=simclr_${EPOCHS}epochs
+[ "$SNAPSHOTS:$K" = 4:50 ] || settings=${settings}_${SNAPSHOTS}snapshots_${K}neighbors
 export IMAGENET_DATASET_DIR=$run/data/images
 export IMAGENET_BBOX_ANNOTATIONS=$run/data/boxes
 export INDEX_FOLDER=$run/index
 export BETONS_FOLDER=$run/betons
-export LOGGING_FOLDER=$run/simclr_${EPOCHS}epochs
+export LOGGING_FOLDER=$run/$settings
 model=simclr
 boxed=$((PER_CLASS - PER_CLASS / 10))   # images with a box in one training set and class; the others are in both sets
 every=$(((EPOCHS + SNAPSHOTS - 1) / SNAPSHOTS))
@@ -62,8 +64,9 @@ DATASETS=$PER_CLASS ./gen_betons.sh
 ./gen_val_betons.sh
 
 say "4/7 training of model A and model B, both at once: $LOGGING_FOLDER"
-train() { # train A|B SEED
-  OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))} python train_SSL.py \
+train() { # train A|B SEED; takes the place of the subshell it runs in, so that killing that one kills it
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
+  exec python train_SSL.py \
     --config-file configs/demo_cfg.yaml \
     --data.train_dataset "$BETONS_FOLDER/${PER_CLASS}_per_class_$1.beton" \
     --data.val_dataset "$BETONS_FOLDER/val.beton" \
@@ -74,11 +77,16 @@ train() { # train A|B SEED
     --logging.folder "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_$1" 0
 }
 mkdir -p "$LOGGING_FOLDER"
-pkill -f -- "--logging.folder $LOGGING_FOLDER/" || true  # left over from a demo that was killed
+for side in A B; do # a training left over from a demo that was killed would write beside the new one
+  left=$(cat "$LOGGING_FOLDER/train_$side.pid" 2>/dev/null || true)
+  if [ -n "$left" ] && ps -p "$left" -o args= 2>/dev/null | grep -q train_SSL.py; then kill "$left"; sleep 3; fi
+done
 train A $((2 * SEED)) >"$LOGGING_FOLDER/train_A_log.out" 2>&1 &
 pid_A=$!
 train B $((2 * SEED + 1)) >"$LOGGING_FOLDER/train_B_log.out" 2>&1 &
 pid_B=$!
+echo "$pid_A" >"$LOGGING_FOLDER/train_A.pid"
+echo "$pid_B" >"$LOGGING_FOLDER/train_B.pid"
 trap 'kill "$pid_A" "$pid_B" 2>/dev/null || true' EXIT
 while kill -0 "$pid_A" 2>/dev/null && kill -0 "$pid_B" 2>/dev/null; do
   for _ in $(seq 10); do

@@ -34,9 +34,14 @@ def main():
     args = parse_args()
     rows, lines = [], [("", "examples", "target", "reference", "chance", "déjà vu score")]
     for attack in args.attacks:
-        label, _, folder = attack.rpartition("=")
+        label, _, folder = attack.partition("=")
         path = existing_file(Path(folder) / "results.json", f"attack {label}")
-        accuracy = json.loads(path.read_text(encoding="utf-8"))["both"]["top_1"]["accuracy"]
+        try:
+            accuracy = json.loads(path.read_text(encoding="utf-8"))["both"]["top_1"]["accuracy"]
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"attack {label}: {path} was not written by label_inference_attack.py ({error!r})"
+            ) from None
         for pct in args.pct_confidences:
             if str(pct) not in accuracy:
                 raise InputError(f"--pct_confidences {pct}: {path} has {', '.join(accuracy)}")

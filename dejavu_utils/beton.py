@@ -4,6 +4,7 @@ Layout (little endian): header; one descriptor a field; one record a sample; the
 boundary; the allocation table. Source: the format of FFCV (https://github.com/libffcv/ffcv); files go both ways.
 """
 
+import hashlib
 import io
 import shutil
 from collections import deque
@@ -170,6 +171,7 @@ class Beton:
     """A .beton with one image and one label a sample, read at random (memory-mapped; safe in threads; can be pickled).
 
     labels: int64 (n,). sizes: int64 (n, 2), height and width in pixels. num_classes: 1 + largest label. path: str.
+    fingerprint: text that tells data sets apart (from labels, sizes and places of the images).
     in_memory: read the whole file first. InputError, which names the file, for one that is not a .beton or is
     truncated.
     """
@@ -217,6 +219,7 @@ class Beton:
         ).any():
             raise ValueError("its tables disagree")
         self.num_classes = int(self.labels.max()) + 1 if n else 0
+        self.fingerprint = hashlib.sha256(self._records.tobytes()).hexdigest()[:16]
 
     def _table(self, start, dtype, count):
         data = self._bytes[start : start + count * dtype.itemsize]

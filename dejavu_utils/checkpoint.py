@@ -15,7 +15,10 @@ PREFIX = "module."  # published checkpoints were saved from DistributedDataParal
 def save_checkpoint(path, checkpoint):
     """torch.save under a temporary name, then a rename."""
     with complete_file(path) as temporary:
-        torch.save(checkpoint, temporary)
+        try:
+            torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # what PyTorch makes of a full disk
+            raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?") from None
 
 
 def load_checkpoint(path, flag):

@@ -28,10 +28,10 @@ def background_crop(width, height, boxes, min_px=100, rule="paper"):
     if rule == "paper":
         if any(x1 > width for _, _, x1, _ in boxes):
             return None
-        boxes = [(max(x0, 0), max(y0, 0), x1, min(y1, height)) for x0, y0, x1, y1 in boxes]
+        boxes = _clipped(width, height, boxes)
         candidates = _strip_gaps(width, height, boxes)
     else:
-        boxes = [(max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)) for x0, y0, x1, y1 in boxes]
+        boxes = _clipped(width, height, boxes)
         candidates = _empty_rectangles(width, height, [b for b in boxes if b[0] < b[2] and b[1] < b[3]])
     best, best_side = None, min_px
     for crop in candidates:
@@ -49,6 +49,13 @@ def corner_crop(width, height, fraction=0.3):
     if not 0 < fraction <= 1:
         raise ValueError(f"corner crop fraction {fraction} is not in (0, 1]")
     return 0, height - max(1, int(fraction * height)), max(1, int(fraction * width)), height
+
+
+def _clipped(width, height, boxes):
+    return [
+        (min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height))
+        for x0, y0, x1, y1 in boxes
+    ]
 
 
 def _gaps(height, intervals):

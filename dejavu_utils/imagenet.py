@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -72,11 +73,12 @@ def list_images(root, flag="the image folder"):
     """
     if not root or not Path(root).is_dir():
         raise InputError(f"{flag} {root or ''}: no such folder")
+    root = os.path.normpath(root)
     try:
-        folder = ImageFolder(str(root))
+        folder = ImageFolder(root)
     except FileNotFoundError as error:
         raise InputError(f"{flag} {root}: expected class folders with images below it: {error}") from None
-    prefix = len(str(root).rstrip("/")) + 1
+    prefix = len(os.path.join(root, ""))
     return ImageListing(root, folder.classes, [path[prefix:] for path, _ in folder.samples], folder.targets)
 
 
@@ -90,8 +92,10 @@ def load_indices(path, flag, listing):
         raise InputError(f"{flag} {path or ''}: no such file; make it with imagenet_partition.py")
     try:
         indices = np.load(path)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise InputError(f"{flag} {path}: not an .npy file of indices: {error}") from None
+    if not isinstance(indices, np.ndarray):
+        raise InputError(f"{flag} {path}: not an .npy file of indices, but an archive")
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise InputError(f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices")
     for folder in (Path(path).parent, Path(path).parent.parent):

@@ -97,6 +97,8 @@ class StopSignal:
             self._previous[signum] = signal.signal(signum, self._note)
 
     def _note(self, signum, _):
+        if signum == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: do not wait for the step to end
         self.received = signum
 
     def leave(self):

@@ -66,8 +66,8 @@ class FfcvLoader:
     """The published pipelines in FFCV-SSL's loader, behind NativeLoader's interface.
 
     Offered as it is: its crops are square, its hue shift is one-sided, the order of its color jitter is fixed, and its
-    random numbers are not seeded, so that two runs differ. InputError where FFCV-SSL is not installed or does not have
-    what a view asks for.
+    random numbers are not seeded, so that two runs differ. InputError where FFCV-SSL is not installed; ValueError if
+    there is not one whole batch, or a view asks for what it does not have.
     """
 
     def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):

@@ -51,10 +51,22 @@ def _timm_trunk(arch):
     return timm.create_model(arch, pretrained=False, num_classes=0, **sizes)
 
 
-def check_arch(arch):
-    """InputError unless a trunk of this name can be built."""
-    with torch.device("meta"):
-        _trunk(arch, False)
+@torch.no_grad()
+def check_arch(arch, sides):
+    """InputError unless a trunk of this name can be built, and takes square images of these sides (pixels)."""
+    with torch.device("meta"):  # shapes only
+        try:
+            net = _trunk(arch, False)[0].eval()
+        except IndexError:
+            raise InputError(
+                f"model.arch {arch}: has no linear classifier to take off, and cannot be a trunk"
+            ) from None
+        for side in sorted(set(sides)):
+            try:
+                net(torch.empty(1, 3, side, side))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                reason = " ".join(str(error).split())[:150]
+                raise InputError(f"model.arch {arch}: does not take images of {side} pixels ({reason})") from None
 
 
 def mlp_widths(mlp, flag="model.mlp"):

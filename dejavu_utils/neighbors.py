@@ -8,18 +8,21 @@ import sys
 import numpy as np
 import torch
 
-_ROWS_AT_ONCE = 4096  # queries whose distances to a block are held at once on the device
+_DISTANCES_AT_ONCE = 2**26  # held on the device: 256 MB
 
 
 class NeighborSearch:
     """The k nearest public embeddings of every query, by L2 distance in float32.
 
     queries: float32 (n, d), n > 0, C-contiguous; moved to their mean in place, and not copied. k: neighbors. device:
-    where the distances are computed. `add` takes the public embeddings block after block; `result` gives the neighbors.
+    where the distances are computed. use_faiss: by faiss, else by PyTorch; not given: by faiss on CPUs, but not on
+    macOS, where the OpenMP libraries of the two do not go together in one process. `add` takes the public embeddings
+    block after block; `result` gives the neighbors.
     """
 
-    def __init__(self, queries, k, device=None):
+    def __init__(self, queries, k, device=None, use_faiss=None):
         self.queries, self.k, self.device = queries, k, device or torch.device("cpu")
+        self.use_faiss = self.device.type == "cpu" and sys.platform != "darwin" if use_faiss is None else use_faiss
         # Distances do not change, but float32 has digits left for them where all embeddings share a large mean.
         self.center = queries.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.queries -= self.center
@@ -31,7 +34,7 @@ class NeighborSearch:
     def add(self, block):
         """block: float32 (m, d), the public embeddings that follow those already added."""
         k = min(self.k, len(block))
-        distances, positions = _nearest(self.queries, block - self.center, k, self.device)
+        distances, positions = self._nearest(block - self.center, k)
         distances = np.concatenate([self.distances, distances], axis=1)
         positions = np.concatenate([self.positions, positions + self.seen], axis=1)
         # Of equal distances the earlier position comes first, however the public set is cut into blocks.
@@ -46,21 +49,20 @@ class NeighborSearch:
             raise ValueError(f"k is {self.k}, but the public set holds only {self.seen} images")
         return self.positions
 
+    def _nearest(self, block, k):
+        """(squared distances float32 (n, k), positions in the block int64 (n, k))."""
+        if self.use_faiss:
+            import faiss
 
-def _nearest(queries, block, k, device):
-    """(squared distances float32 (n, k), positions in the block int64 (n, k))."""
-    # Under macOS the OpenMP libraries of faiss and of PyTorch do not go together in one process.
-    if device.type == "cpu" and sys.platform != "darwin":
-        import faiss
-
-        return faiss.knn(queries, np.ascontiguousarray(block), k)
-    block = torch.from_numpy(block).to(device)
-    block_norms = block.square().sum(dim=1)
-    distances, positions = [], []
-    for start in range(0, len(queries), _ROWS_AT_ONCE):
-        rows = torch.from_numpy(queries[start : start + _ROWS_AT_ONCE]).to(device)
-        squared = torch.addmm(block_norms, rows, block.T, alpha=-2) + rows.square().sum(dim=1, keepdim=True)
-        nearest = squared.topk(k, dim=1, largest=False)
-        distances.append(nearest.values.cpu().numpy())
-        positions.append(nearest.indices.cpu().numpy())
-    return np.concatenate(distances), np.concatenate(positions)
+            return faiss.knn(self.queries, np.ascontiguousarray(block), k)
+        block = torch.from_numpy(block).to(self.device)
+        block_norms = block.square().sum(dim=1)
+        distances, positions = [], []
+        rows_at_once = max(1, _DISTANCES_AT_ONCE // len(block))
+        for start in range(0, len(self.queries), rows_at_once):
+            rows = torch.from_numpy(self.queries[start : start + rows_at_once]).to(self.device)
+            squared = torch.addmm(block_norms, rows, block.T, alpha=-2).add_(rows.square().sum(dim=1, keepdim=True))
+            nearest = squared.topk(k, dim=1, largest=False)
+            distances.append(nearest.values.cpu().numpy())
+            positions.append(nearest.indices.cpu().numpy())
+        return np.concatenate(distances), np.concatenate(positions)

@@ -5,7 +5,9 @@ Habit: a script's `main` runs under `run`, bad input is an `InputError` that nam
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import yaml
@@ -33,7 +35,12 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def run(main):
-    """Calls main(); bad input and failing files end in one line on stderr and exit code 2, Ctrl-C in exit code 130."""
+    """Calls main(); bad input and failing files end in one line on stderr and exit code 2, Ctrl-C in exit code 130.
+
+    SIGTERM ends the process like an error, so that half-written temporary files are removed.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except InputError as error:
@@ -68,6 +75,13 @@ def positive_int(text):
     return value
 
 
+def non_negative_int(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
 def default_workers():
     """Worker processes for reading images: the cores this process may use, at most 10."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -89,7 +103,9 @@ def add_inference_flags(parser, batch_size):
     """The flags of running a trained network over image files."""
     group = parser.add_argument_group("speed")
     group.add_argument("--batch_size", type=positive_int, default=batch_size, help="images")
-    group.add_argument("--num_workers", type=int, default=default_workers(), help="processes that read images")
+    group.add_argument(
+        "--num_workers", type=non_negative_int, default=default_workers(), help="processes that read images"
+    )
     group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network")
     group.add_argument("--resolution", type=positive_int, default=224, help="side of the network's input, pixels")
 
@@ -125,6 +141,7 @@ def parse_settings(parser, sections, accepted_without_effect=(), argv=None):
         group = parser.add_argument_group(section)
         for name, (default, kind, text) in settings.items():
             key = f"{section}.{name}"
+            text = text.replace("%", "%%")  # argparse formats help texts
             group_of[key] = (default, kind)
             choices = kind if isinstance(kind, tuple) else None
             group.add_argument(

@@ -58,12 +58,17 @@ def shuffled_order(labels, seed):
 
 
 def equal_classes(public, labels):
-    """The first images of each class in `public`, as many of each as the smallest class has; class by class."""
+    """The first images of each class in `public`, as many of each as the smallest class has; class by class.
+
+    Classes without an image there are left out.
+    """
     counts = np.bincount(labels[public], minlength=labels.max() + 1)
-    least = counts.min()
+    least = counts[counts > 0].min(initial=len(labels))
     by_class = public[np.argsort(labels[public], kind="stable")]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    return np.concatenate([by_class[start : start + least] for start in starts])
+    return np.concatenate(
+        [by_class[start : start + least] for start, count in zip(starts, counts) if count] or [public]
+    )
 
 
 def check(partitions, labels):

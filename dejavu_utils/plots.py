@@ -4,6 +4,7 @@ Colors are Okabe & Ito's, told apart by color-blind readers; line styles and mar
 Bands are 95 % intervals.
 """
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -80,7 +81,8 @@ def _save_both(path, draw, positions, x_label):
         draw(axes)
         axes.set_xlabel(x_label)
         axes.margins(x=0.04)
-        axes.set_ylim(0, 1.04 * axes.dataLim.y1)
+        if np.isfinite(axes.dataLim.y1):  # else there is not one example, and nothing to draw
+            axes.set_ylim(0, 1.04 * axes.dataLim.y1)
         if len(positions.unique()) <= 8:
             axes.set_xticks(sorted(positions.unique()))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,11 @@ def _load(path):
     if not path.is_file():
         raise InputError(f"{path}: no such file; label_inference_attack.py writes it")
     try:
-        return np.load(path)
-    except (ValueError, EOFError) as error:
+        array = np.load(path)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive")
+        return array
+    except (ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: not a complete .npy file ({error}); attack again") from None
 
 

@@ -15,8 +15,9 @@ if command -v ruff >/dev/null; then
   ruff format --check .
 fi
 if command -v shellcheck >/dev/null; then
-  git ls-files -z '*.sh' '.ci/run' | xargs -0 shellcheck -x
+  find . -path ./.venv -prune -o \( -name '*.sh' -o -path ./.ci/run \) -print0 | xargs -0 shellcheck -x
 fi
+python -c 'import pytest' 2>/dev/null || { echo "error: pytest is not installed: pip install -r requirements.txt" >&2; exit 2; }
 if [ $# -eq 0 ]; then
   set -- -m "not slow"
 fi

@@ -16,6 +16,13 @@ def test_paper_rule_gives_the_published_crops():
     for case in CASES:
         crop = background_crop(case["width"], case["height"], case["boxes"], case["min_px"])
         assert short_side(crop) == case["short_side"], case
+        assert crop == (case["crop"] and tuple(case["crop"])), case  # of equals the last
+
+
+def test_boxes_outside_the_image_hide_nothing():
+    for box in ((100, 300, 400, 400), (-50, 20, -10, 90), (100, -80, 400, -5)):
+        xmin, ymin, xmax, ymax = background_crop(500, 256, [box], 10)
+        assert 0 <= xmin < xmax <= 500 and (ymin, ymax) == (0, 256)
 
 
 def clipped(case):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from dejavu_utils import neighbors
 from dejavu_utils.neighbors import NeighborSearch
 
 
@@ -18,32 +17,27 @@ def assert_nearest(found, queries, public, k):
     assert (found == expected).mean() > 0.999
 
 
-def search(queries, public, k, blocks):
-    found = NeighborSearch(queries.copy(), k)
+def search(queries, public, k, blocks, use_faiss):
+    found = NeighborSearch(queries.copy(), k, use_faiss=use_faiss)
     for block in np.array_split(public, blocks):
         found.add(block)
     return found.result()
 
 
-@pytest.fixture(params=["faiss", "torch"])
-def backend(request, monkeypatch):
-    if request.param == "torch":  # the path of GPUs and of macOS
-        monkeypatch.setattr(neighbors.sys, "platform", "darwin")
-    return request.param
-
-
+@pytest.mark.parametrize("use_faiss", [True, False])
 @pytest.mark.parametrize("blocks", [1, 3, 40])
 @pytest.mark.parametrize("offset", [0.0, 300.0])
-def test_same_as_brute_force(backend, blocks, offset):
+def test_same_as_brute_force(use_faiss, blocks, offset):
     rng = np.random.default_rng(0)
     queries = (rng.normal(size=(300, 24)) + offset).astype(np.float32)
     public = (rng.normal(size=(1000, 24)) + offset).astype(np.float32)
-    assert_nearest(search(queries, public, 20, blocks), queries, public, 20)
+    assert_nearest(search(queries, public, 20, blocks, use_faiss), queries, public, 20)
 
 
-def test_equal_distances_are_ordered_by_position(backend):
+@pytest.mark.parametrize("use_faiss", [True, False])
+def test_equal_distances_are_ordered_by_position(use_faiss):
     public = np.tile(np.float32([[1, 0], [0, 1]]), (4, 1))
-    found = search(np.float32([[0, 0]]), public, 8, 8)
+    found = search(np.float32([[0, 0]]), public, 8, 8, use_faiss)
     assert found.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 

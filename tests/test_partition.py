@@ -121,14 +121,30 @@ def test_script_writes_the_sets_and_reports(tree):
     assert train.tolist() == [0, 1, 7, 8, 15, 16]
     record = json.loads((tree / "index" / "partition.json").read_text())
     assert record["sets"]["2_per_class"]["train_A"] == {"images": 6, "smallest_class": 2} and record["seed"] is None
-    assert partition(tree, "--per_class", "2", "--seed", "4").returncode == 0
+    assert partition(tree, "--per_class", "2", "4", "--seed", "4").returncode == 0
     assert load_indices(tree / "index" / "2_per_class" / "train_A.npy", "--x", listing).tolist() != train.tolist()
+
+
+def test_a_class_too_small_is_reported(tree):
+    result = partition(tree, "--per_class", "2", "9")
+    assert result.returncode == 0, result.stderr
+    assert "9 per class: classes too small for it: 3 (n01, n02, n03)" in result.stdout
+    assert "9_per_class" in {path.name for path in (tree / "index").iterdir()}
+
+
+def test_partitions_of_an_earlier_run_are_not_left_beside_new_ones(tree):
+    assert partition(tree, "--per_class", "2", "4").returncode == 0
+    before = {path: path.read_bytes() for path in (tree / "index").rglob("*") if path.is_file()}
+    result = partition(tree, "--per_class", "2")
+    assert_one_line_error(result, "--save_dir", "holds partitions of 4 per class")
+    assert {path: path.read_bytes() for path in (tree / "index").rglob("*") if path.is_file()} == before
+    assert partition(tree, "--per_class", "4", "2", "--seed", "1").returncode == 0
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--per_class", "9"], "--per_class 9: leaves a class without a public image"),
+        (["--seed", "-1"], "--seed"),
         (["--bbox_dir", "/nowhere"], "--bbox_dir /nowhere: no such folder"),
         (["--imgnet_dir", "/nowhere"], "--imgnet_dir /nowhere: no such folder"),
         (["--per_class", "x"], "--per_class"),

@@ -130,7 +130,7 @@ def test_probe_logs_in_per_cent(tmp_path):
         ({"model": "dino"}, ["--attk_folder_path", "NN_attk_dino_300pc_*ep or NN_attk_dino_*pc_50ep"]),
         ({"attk_folder_path": "/nowhere"}, ["--attk_folder_path /nowhere: no such folder"]),
         ({"pct_confidences": "20;100"}, ["--pct_confidences", "20,100"]),
-        ({"k_neighb": 101}, ["nothing matches"]),
+        ({"k_neighb": 101}, ["neighb_labels.npy", "k_attk is 101", "only 100"]),
         ({"plot_lin_probe": 1}, ["--lin_probe_folder_path is needed"]),
         ({"plot_lin_probe": 1, "lin_probe_folder_path": DATA}, ["--lin_probe_folder_path", "lp_vicreg_300pc_*ep"]),
     ],
@@ -146,5 +146,9 @@ def test_a_damaged_file_is_named(tmp_path):
     labels = np.load(copy / "B_attk_A_labels.npy")
     np.save(copy / "B_attk_A_labels.npy", labels[:-1])
     result = plot(tmp_path, attk_folder_path=tmp_path)
-    assert_one_line_error(result, "nothing matches")
-    assert "B_attk_A_labels.npy: has 399 rows" in result.stdout
+    assert_one_line_error(result, "B_attk_A_labels.npy: has 399 rows")
+
+
+def test_a_share_without_an_example_has_no_figure_and_no_failure(tmp_path):
+    assert plot(tmp_path, pct_confidences="0.1").returncode == 0
+    assert pd.read_csv(tmp_path / "plot" / "attk_epochs_acc_top1.csv")["target_acc"].isna().all()

@@ -28,7 +28,7 @@ def start_demo(folder, **environment):
 
 def test_demo_in_miniature_killed_continued_and_run_again(tmp_path):
     folder = tmp_path / "a folder"
-    run = folder / "seed3_4classes_20pc" / "simclr_12epochs"
+    run = folder / "seed3_4classes_20pc" / "simclr_12epochs_2snapshots_10neighbors"
     process = start_demo(folder, **MINIATURE)
     deadline = time.monotonic() + 300
     log = run / "train_A_log.out"
@@ -51,7 +51,7 @@ def test_demo_in_miniature_killed_continued_and_run_again(tmp_path):
     results = json.loads(
         (run / "attack_sweeps" / "NN_attk_simclr_20pc_12ep" / "results.json").read_text(encoding="utf-8")
     )
-    assert results["counts"]["A"]["images"] == 72 and results["counts"]["public"] == 240
+    assert results["counts"]["A"]["images"] == 72 and results["counts"]["public"] == 232
     table = output[output.index("== Result") :]
     for name, column in (("target", "target"), ("score", "score")):
         figure = results["both"]["top_1"]["accuracy"]["100"][name]
@@ -117,3 +117,43 @@ def test_every_help_shows_its_commands_and_every_script_names_a_missing_flag():
         result = run_script(path.name)
         assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, path.name
         assert re.search(r"error: .*--", result.stderr), path.name
+
+
+# The commands of the study's own README, word by word; $ROOT stands for its five environment variables.
+PUBLISHED = [
+    ("imagenet_partition.py --save_dir $ROOT/i --imgnet_dir $ROOT/images --bbox_dir $ROOT/boxes", "--imgnet_dir"),
+    (
+        "train_SSL.py --config-file configs/vicreg_cfg.yaml --dist.use_submitit 1 --data.train_dataset "
+        "$ROOT/300_per_class_A.beton --data.val_dataset $ROOT/val.beton --logging.folder "
+        "$ROOT/vicreg/vicreg_dssweep_300pc_A 0",
+        "--data.train_dataset",
+    ),
+    (
+        "label_inference_attack.py --local 0 --loss vicreg --output_dir $ROOT/NN_attk_vicreg_300pc_1000ep "
+        "--model_A_pth $ROOT/vicreg_dssweep_300pc_A/model_ep1000.pth --model_B_pth "
+        "$ROOT/vicreg_dssweep_300pc_B/model_ep1000.pth --bbox_A_idx_pth $ROOT/bbox_A.npy --bbox_B_idx_pth "
+        "$ROOT/bbox_B.npy --public_idx_pth $ROOT/500_per_class/public.npy --imgnet_train_pth $ROOT/images "
+        "--imgnet_bbox_pth $ROOT/boxes --k 100 --k_attk 100",
+        "--model_A_pth",
+    ),
+    (
+        "lin_probe.py --local 0 --model_pth $ROOT/vicreg_dssweep_300pc_A/model_ep1000.pth --end_lr 0.1 --epochs 20 "
+        "--loss vicreg --train_idx_pth $ROOT/train_A.npy --val_idx_pth $ROOT/val_set.npy --imgnet_train_pth "
+        "$ROOT/images --output_dir $ROOT/lp_vicreg_300pc_1000ep",
+        "--model_pth",
+    ),
+    (
+        "plot_quant_results.py --model vicreg --epoch_sweep_dataset 300 --dataset_sweep_epoch 1000 --pct_confidences "
+        "20,100 --attack_fname attack_sweeps --plot_lin_probe 1 --attk_folder_path $ROOT/attack_sweeps "
+        "--lin_probe_folder_path $ROOT/lin_probe_sweeps_with_aug --save_path $ROOT/plot/",
+        "--attk_folder_path",
+    ),
+]
+
+
+@pytest.mark.parametrize("command, first_missing", PUBLISHED)
+def test_published_commands_are_understood_and_name_the_first_file_that_is_missing(tmp_path, command, first_missing):
+    script, *words = command.replace("$ROOT", str(tmp_path / "absent")).split()
+    result = run_script(script, *words)
+    assert result.returncode == 2
+    assert re.search(rf"error: {first_missing} \S*absent\S*: no such", result.stderr), result.stderr

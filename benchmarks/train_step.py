@@ -1,0 +1,142 @@
+"""Images per second of a training step, data excluded: ours, the bare step, and the published step's structure.
+
+Bare: two forward passes, loss, backward and update of the same network, without probes: the limit. Published structure:
+the same, then a second forward pass of view 1 without gradient for the probes, and the projector applied once more. All
+at the same precision and memory layout, in turn.
+
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --device cuda --arch resnet101 --mlp 8192-8192-8192 --resolution 160 \\
+        --batch_size 128
+"""
+
+import argparse
+import time
+
+import torch
+import torch.nn.functional as F
+from harness import alternate
+
+import train_SSL
+from dejavu_utils import losses
+from dejavu_utils.launch import autocast
+from dejavu_utils.models import Probes
+from dejavu_utils.optim import make_optimizer
+
+CLASSES = 1000
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--mlp", default="512-512-512")
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--optimizer", default="lars")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--steps", type=int, default=5, help="steps a turn")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    precision = train_SSL.choose_precision(args.precision, device)
+    torch.manual_seed(0)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    shape = (args.batch_size, 3, args.resolution, args.resolution)
+    views = [torch.randn(shape, device=device).to(memory_format=layout) for _ in range(2)]
+    labels = torch.randint(0, CLASSES, (args.batch_size,), device=device)
+    ours = our_step(args, device, precision)
+    sides = {
+        "train_SSL.py": lambda: ours(views, labels),
+        "bare step": bare_step(args, device, precision, views),
+        "published structure": published_step(args, device, precision, views, labels),
+    }
+    print(
+        f"images/s, VICReg, {args.arch}, projector {args.mlp}, {args.batch_size} images of {args.resolution} px, "
+        f"{precision}, {args.optimizer}, {device}"
+    )
+    alternate({name: timed(step, args, device, name) for name, step in sides.items()}, args.rounds)
+
+
+def timed(step, args, device, name):
+    def run():
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        for _ in range(args.steps):
+            step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            print(f"  {name}: peak memory {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+        return args.steps * args.batch_size / (time.perf_counter() - start)
+
+    return run
+
+
+def our_step(args, device, precision):
+    settings = {
+        f"{section}.{name}": value[0] for section, part in train_SSL.SECTIONS.items() for name, value in part.items()
+    }
+    settings |= {"model.arch": args.arch, "model.mlp": args.mlp, "training.loss": "vicreg"}
+    settings |= {"training.optimizer": args.optimizer, "training.precision": precision}
+    settings |= {"training.batch_size": args.batch_size}
+    state = train_SSL.Run(settings, CLASSES, device, 1000, "")
+    state.network.train()
+    return lambda views, labels: state.step(views, labels, 0.01, 0)
+
+
+def network_and_optimizer(args, device):
+    torch.manual_seed(0)
+    network = train_SSL.network_from_settings(
+        {
+            **{"model.arch": args.arch, "model.mlp": args.mlp, "training.loss": "vicreg", "model.mlp_coeff": 1.0},
+            **{"model.fc": 0, "model.proj_relu": 0, "model.remove_head": 0},
+        },
+        CLASSES,
+    ).to(device)
+    if device.type == "cuda":
+        network.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(args.optimizer, network, 0.9, 1e-6)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    return network, optimizer
+
+
+def bare_step(args, device, precision, views):
+    network, optimizer = network_and_optimizer(args, device)
+
+    def step():
+        with autocast(device, precision):
+            loss = losses.vicreg(network(views[0])[-1], network(views[1])[-1])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def published_step(args, device, precision, views, labels):
+    network, optimizer = network_and_optimizer(args, device)
+    probes = Probes(network.layer_widths(), CLASSES).to(device)
+    optimizer_probes = torch.optim.AdamW(probes.parameters(), lr=1e-4)
+
+    def step():
+        with autocast(device, precision):
+            loss = losses.vicreg(network(views[0])[-1], network(views[1])[-1])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        with autocast(device, precision):
+            with torch.no_grad():
+                outputs = network(views[0])
+                network.projector(outputs[0])
+            probe_loss = sum(F.cross_entropy(z.float(), labels) for z in probes(outputs))
+        optimizer_probes.zero_grad(set_to_none=True)
+        probe_loss.backward()
+        optimizer_probes.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
