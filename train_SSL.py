@@ -35,7 +35,16 @@ from dejavu_utils.distributed import (
     world_size,
 )
 from dejavu_utils.files import complete_file, save_json
-from dejavu_utils.launch import ScriptJob, StopSignal, autocast, connect, seed_everything, start_here, submit
+from dejavu_utils.launch import (
+    ScriptJob,
+    StopSignal,
+    autocast,
+    connect,
+    disconnect,
+    seed_everything,
+    start_here,
+    submit,
+)
 from dejavu_utils.loader import FfcvLoader, NativeLoader, evaluation_batches
 from dejavu_utils.models import LOSSES, Probes, check_arch, mlp_widths, network_from_settings
 from dejavu_utils.objectives import Objective, ViewsForward
@@ -162,10 +171,7 @@ MAY_DIFFER = (
 
 
 def main():
-    parser = Parser(description=__doc__)
-    parser.add_argument("--config-file", dest="config_file", help="YAML file of sections and settings")
-    parser.add_argument("ignored", nargs="?", help="an optional last word (published commands end in 0); ignored")
-    settings, notices = parse_settings(parser, SECTIONS, WITHOUT_EFFECT)
+    settings, notices = read_settings()
     for notice in notices:
         print(f"note: {notice}")
     check_settings(settings)
@@ -191,6 +197,14 @@ def main():
         name=Path(settings["logging.folder"]).name,
     )
     print(job)
+
+
+def read_settings(argv=None):
+    """({"section.name": value}, notices) from the command line and the YAML file it names."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--config-file", dest="config_file", help="YAML file of sections and settings")
+    parser.add_argument("ignored", nargs="?", help="an optional last word (published commands end in 0); ignored")
+    return parse_settings(parser, SECTIONS, WITHOUT_EFFECT, argv)
 
 
 def check_settings(settings):
@@ -274,6 +288,7 @@ def train(settings):
     if first:
         save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
     say(settings, 1, f"{folder}: {epochs} epochs are done")
+    disconnect()
 
 
 def save_and_leave(settings, state, stop):

@@ -146,28 +146,30 @@ def apply(images, parameters, out=None):
         return apply_batched(images, parameters)
     out = torch.empty(images.shape) if out is None else out
     weights = _blur_weights(parameters.sigma)
+    constants = _scale_and_shift(images.device)
     drawn = zip(
         parameters.flip.tolist(),
         parameters.jitter.tolist(),
         parameters.order.tolist(),
+        parameters.factors[..., None, None, None, None].unbind(),
         parameters.gray.tolist(),
         parameters.solarize.tolist(),
     )
-    for row, (flip, jitter, order, gray, solarize) in enumerate(drawn):
+    for row, (flip, jitter, order, factors, gray, solarize) in enumerate(drawn):
         x = images[row : row + 1].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if flip:
             x = x.flip(-1)
         if jitter:
             for operation in order:
-                x = _ADJUST[operation](x, parameters.factors[row, operation].view(1, 1, 1, 1))
+                x = _ADJUST[operation](x, factors[operation])
         if gray:
             x = _gray(x).expand_as(x)
         if solarize:
             x = _solarized(x)
         if weights is None:
-            _normalize(x, out[row : row + 1])
+            _normalize(x, constants, out[row : row + 1])
         else:
-            _blur(_normalize(x), *weights, out[row : row + 1])
+            _blur(_normalize(x, constants), *weights, out[row : row + 1])
     return out
 
 
@@ -183,19 +185,24 @@ def apply_batched(images, parameters):
                 x[chosen] = adjust(x[chosen], parameters.factors[chosen, index].view(-1, 1, 1, 1))
     x = torch.where(parameters.gray[:, None, None, None], _gray(x), x)
     x = torch.where(parameters.solarize[:, None, None, None], _solarized(x), x)
-    x = _normalize(x)
+    x = _normalize(x, _scale_and_shift(x.device))
     weights = _blur_weights(parameters.sigma)
     return x if weights is None else _blur(x, *weights, torch.empty_like(x))
 
 
 def normalize(images, out=None):
     """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), normalized with ImageNet's mean and deviation. out: where to."""
-    return _normalize(images.float().div_(255), out)
+    return _normalize(images.float().div_(255), _scale_and_shift(images.device), out)
 
 
-def _normalize(x, out=None):
-    scale = torch.tensor([1 / std for std in STD], device=x.device).view(3, 1, 1)
-    shift = torch.tensor([-mean / std for mean, std in zip(MEAN, STD)], device=x.device).view(3, 1, 1)
+def _scale_and_shift(device):
+    scale = [1 / std for std in STD]
+    shift = [-mean / std for mean, std in zip(MEAN, STD)]
+    return [torch.tensor(values, device=device).view(3, 1, 1) for values in (scale, shift)]
+
+
+def _normalize(x, constants, out=None):
+    scale, shift = constants
     return torch.addcmul(shift, x, scale, out=out)
 
 

@@ -46,6 +46,12 @@ def connect():
     return device
 
 
+def disconnect():
+    """Leaves the processes that `connect` joined, at the end of the work."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def start_here(job, processes):
     """Calls a ScriptJob in `processes` processes of this machine: its GPUs if there are several, one if 0 and a CPU.
 
