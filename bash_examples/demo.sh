@@ -4,6 +4,7 @@
 #
 #   bash bash_examples/demo.sh
 #   SEED=1 DEMO_DIR=/tmp/demo bash bash_examples/demo.sh
+#   LOSS=vicreg bash bash_examples/demo.sh
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=bash_examples/environment.sh
@@ -12,6 +13,7 @@ use_environment "$root"
 
 DEMO_DIR=${DEMO_DIR:-$root/demo}        # everything is written below it
 SEED=${SEED:-0}                         # of the data and of both trainings
+LOSS=${LOSS:-simclr}                    # or vicreg, barlow, byol, dino, supervised
 EPOCHS=${EPOCHS:-600}                   # passes over the training set
 PER_CLASS=${PER_CLASS:-50}              # n of the partition: images a class that one training set holds
 CLASSES=${CLASSES:-5}                   # chance is 1 / CLASSES
@@ -26,14 +28,22 @@ fi
 case $DEMO_DIR in /*) ;; *) DEMO_DIR=$PWD/$DEMO_DIR ;; esac
 run=$DEMO_DIR/seed${SEED}
 [ "$CLASSES:$PER_CLASS" = 5:50 ] || run=${run}_${CLASSES}classes_${PER_CLASS}pc
-settings=simclr_${EPOCHS}epochs
+case $LOSS in # what differs from configs/demo_cfg.yaml
+  simclr | supervised) own=() ;;
+  vicreg) own=(--model.mlp 256-256-256 --training.base_lr 2e-3) ;;
+  barlow) own=(--model.mlp 256-256-256) ;;
+  byol) own=(--model.mlp 256-128 --byol.momentum_teacher 0.99) ;;
+  dino) own=(--model.mlp 256-256 --dino.momentum_teacher 0.99 --dino.teacher_temp 0.04) ;;
+  *) echo "demo.sh: error: LOSS=$LOSS: not one of simclr vicreg barlow byol dino supervised" >&2; exit 2 ;;
+esac
+settings=${LOSS}_${EPOCHS}epochs
 [ "$SNAPSHOTS:$K" = 4:50 ] || settings=${settings}_${SNAPSHOTS}snapshots_${K}neighbors
 export IMAGENET_DATASET_DIR=$run/data/images
 export IMAGENET_BBOX_ANNOTATIONS=$run/data/boxes
 export INDEX_FOLDER=$run/index
 export BETONS_FOLDER=$run/betons
 export LOGGING_FOLDER=$run/$settings
-model=simclr
+model=$LOSS
 boxed=$((PER_CLASS - PER_CLASS / 10))   # images with a box in one training set and class; the others are in both sets
 every=$(((EPOCHS + SNAPSHOTS - 1) / SNAPSHOTS))
 
@@ -67,7 +77,7 @@ say "4/7 training of model A and model B, both at once: $LOGGING_FOLDER"
 train() { # train A|B SEED; takes the place of the subshell it runs in, so that killing that one kills it
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
   exec python train_SSL.py \
-    --config-file configs/demo_cfg.yaml \
+    --config-file configs/demo_cfg.yaml --training.loss "$LOSS" ${own[@]+"${own[@]}"} \
     --data.train_dataset "$BETONS_FOLDER/${PER_CLASS}_per_class_$1.beton" \
     --data.val_dataset "$BETONS_FOLDER/val.beton" \
     --data.random_seed "$2" \

@@ -8,9 +8,17 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers import ROOT, run_script
+from torch.utils.data import DataLoader
+
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
+from dejavu_utils.memorization import predict_from_neighbors
+from dejavu_utils.models import load_model
+from dejavu_utils.neighbors import NeighborSearch
 
 MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3")
 
@@ -82,6 +90,33 @@ def test_demo_measures_memorization_against_the_known_answer(tmp_path):
         if row.pct_confidence == 100:
             assert abs(row.reference - row.chance) < 0.06, output
     assert summary["target"][0] > summary["chance"][0] + 0.15, output
+
+
+def whole_image_accuracy(model_path, run, k=10):
+    """Accuracy of the vote of a public image's k nearest other public images, by the backbone."""
+    network = load_model(model_path)
+    listing = list_images(run / "data" / "images")
+    public = load_indices(run / "index" / "50_per_class" / "public.npy", "public", listing)
+    images = DataLoader(IndexedImages(listing, public, evaluation_transform(32)), batch_size=128)
+    with torch.no_grad():
+        embedded = np.concatenate([network.embed(batch, "backbone").numpy() for batch, _ in images])
+    search = NeighborSearch(embedded.copy(), k + 1)
+    search.add(embedded)
+    neighbors = search.result()
+    assert (neighbors[:, 0] == np.arange(len(public))).mean() > 0.99  # itself
+    labels = listing.labels[public]
+    return predict_from_neighbors(labels[neighbors[:, 1:]]).right(labels, 1).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["vicreg", "barlow", "byol", "dino", "supervised"])
+def test_every_loss_learns_the_demo(tmp_path, loss):
+    process = start_demo(tmp_path, LOSS=loss, EPOCHS="300", SNAPSHOTS="1")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    run = tmp_path / "seed0"
+    (model,) = run.glob(f"{loss}_300epochs*/{loss}_dssweep_50pc_A/model_ep300.pth")
+    assert whole_image_accuracy(model, run) > 0.5, output  # chance is 0.2
 
 
 def readme_commands():
