@@ -1,5 +1,6 @@
 """Networks carry the published names and shapes, and a checkpoint rebuilds its own network."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
-from dejavu_utils.models import Probes, SSLNetwork, load_model
+from dejavu_utils.models import Probes, SSLNetwork, check_arch, load_model
 from dejavu_utils.options import InputError
 
 SHAPES = json.loads((Path(__file__).parent / "data" / "state_dict_shapes.json").read_text())
@@ -80,3 +81,25 @@ def test_weights_are_loaded_strictly(tmp_path):
     torch.save({"model": state}, tmp_path / "model.pth")
     with pytest.raises(InputError, match="projector.0.0.bias"):
         load_model(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "vgg11_bn"])
+def test_other_trunks_of_torchvision_by_name(arch):
+    check_arch(arch, [64, 96])
+    network = SSLNetwork(arch, "16-8", "simclr").eval()
+    outputs = network(torch.randn(2, 3, 64, 64))
+    assert [output.shape[1] for output in outputs] == network.layer_widths()
+
+
+def test_trunks_of_timm_take_growing_images():
+    pytest.importorskip("timm", reason="timm is not installed")
+    check_arch("vit_tiny_patch16_224", [160, 192, 224])
+    network = SSLNetwork("vit_tiny_patch16_224", "16-8", "simclr").eval()
+    for side in (64, 96):
+        assert [output.shape[1] for output in network(torch.randn(1, 3, side, side))] == [192, 16, 8]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_absent_timm_is_named():
+    with pytest.raises(InputError, match="vit_tiny_patch16_224: .*pip install timm"):
+        check_arch("vit_tiny_patch16_224", [224])
