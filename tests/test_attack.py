@@ -1,6 +1,8 @@
 """The attack: planted answers through the real neighbor search, and the script as a user runs it."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -99,7 +101,9 @@ def attack(data, output_dir, **changes):
         "num_workers": 0,
         **changes,
     }
-    return run_script("label_inference_attack.py", *flags(settings))
+    return run_script(
+        "label_inference_attack.py", *flags(settings), PATH=str(Path(sys.executable).parent)
+    )  # without srun
 
 
 def embed(network, layer, listing, indices, crop_of=lambda image, index: None):

@@ -1,6 +1,8 @@
 """lin_probe.py as a user runs it."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def probe(data, output_dir, **changes):
         "num_workers": 0,
         **changes,
     }
-    return run_script("lin_probe.py", *flags(settings))
+    return run_script("lin_probe.py", *flags(settings), PATH=str(Path(sys.executable).parent))  # without srun
 
 
 def test_results_and_closing_words(data, tmp_path):
