@@ -32,6 +32,7 @@ from dejavu_utils.distributed import (
     rank,
     sum_over_processes,
     synchronize_batch_norm,
+    wait_for_all,
     world_size,
 )
 from dejavu_utils.files import complete_file, save_json
@@ -156,12 +157,13 @@ SECTIONS = {
         "mem_gb": (0, int, "memory a node, GB; 0 = 60 x ngpus"),
         "cpus_per_task": (10, int, "CPU cores a process"),
         "dependency": ("", str, "SLURM dependency, for instance afterok:123"),
+        "port": (0, int, "where the processes of a SLURM job meet; 0: drawn from the job's number"),
     },
 }
 # Published YAML files and commands carry these; they changed nothing there either.
 WITHOUT_EFFECT = (
     *("attack.k", "attack.k_attk", "lr.*", "training.bn_wd", "validation.lr_tta", "model.patch_keep", "dist.address"),
-    *("training.distributed", "training.use_ssl", "dist.port"),
+    *("training.distributed", "training.use_ssl"),
 )
 # May differ when a run is resumed: what does not touch the weights. (The images are compared by what they are.)
 MAY_DIFFER = (
@@ -235,8 +237,8 @@ def check_settings(settings):
 
 
 def train(settings):
-    device = connect()
-    stop = StopSignal()
+    device = connect(settings["dist.port"])
+    stop = None if settings["training.eval_only"] else StopSignal()
     first = rank() == 0
     folder = Path(settings["logging.folder"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -283,7 +285,7 @@ def train(settings):
         if first and (snapshot or state.epoch % settings["logging.checkpoint_freq"] == 0):
             save_checkpoint(checkpoint_path, state.checkpoint())
         say(settings, 1, summary_line(record, epochs))
-        if not last and any_process(stop.received is not None, device):
+        if not last and any_process([stop.received is not None], device)[0]:
             save_and_leave(settings, state, stop)
     if first:
         save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
@@ -292,9 +294,12 @@ def train(settings):
 
 
 def save_and_leave(settings, state, stop):
+    """Saves the place in the epoch, too, and ends this process when all have come so far."""
+    state.meter.average()
     if rank() == 0:
         save_checkpoint(Path(settings["logging.folder"]) / "model.pth", state.checkpoint())
     say(settings, 0, f"stopped after epoch {state.epoch}, step {state.steps_done}; the same command goes on there")
+    wait_for_all()
     stop.leave()
 
 
@@ -386,11 +391,19 @@ class Run:
             for views, labels in loader.epoch(self.epoch, resolution, first_step):
                 step = self.epoch * len(loader) + self.steps_done
                 rate = learning_rate(step, **self.schedule)
-                self.step(views, labels, rate, step)
+                # What a trunk draws (dropout) depends on nothing else, so a run that is resumed draws the same.
+                torch.manual_seed((world_size() * (settings["data.random_seed"] * 2**32 + step) + rank()) % 2**63)
+                loss = self.step(views, labels, rate, step)
+                asked, broken = any_process([stop.received is not None, not math.isfinite(loss)], self.device)
+                if broken:
+                    raise InputError(
+                        f"the loss is {loss.item()} at epoch {self.epoch + 1}, step {self.steps_done + 1}; the last "
+                        "good checkpoint is kept: try a smaller --training.base_lr or --training.precision fp32"
+                    )
                 self.steps_done += 1
                 if progress:
                     progress.update()
-                if any_process(stop.received is not None, self.device) and self.steps_done < len(loader):
+                if asked and self.steps_done < len(loader):
                     return None
         seconds, images = time.time() - start, (self.steps_done - first_step) * self.schedule["batch_size"]
         self.epoch, self.steps_done = self.epoch + 1, 0
@@ -408,7 +421,7 @@ class Run:
         return record
 
     def step(self, views, labels, rate, step):
-        """One update of the network, its teacher and the probes."""
+        """One update of the network, its teacher and the probes; returns the loss, a scalar on the device."""
         with autocast(self.device, self.precision):
             if self.frozen:
                 with torch.no_grad():
@@ -425,13 +438,9 @@ class Run:
         average_gradients(list(self.probes.parameters()))
         self.optimizer_probes.step()
         self.meter.add(loss, logits, probe_losses, labels)
+        return loss.detach()
 
     def update_network(self, loss, rate, step):
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss.item()} at epoch {self.epoch + 1}, step {self.steps_done + 1}; the last good "
-                "checkpoint is kept in --logging.folder: try a smaller --training.base_lr or --training.precision fp32"
-            )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -445,7 +454,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self, val_set):
-        """The probes' accuracy on the validation set; the record's `_val` entries. Every process does all of it."""
+        """The probes' accuracy on the validation set; the record's `_val` entries. The processes share the images."""
         settings, meter = self.settings, Meter()
         self.network.eval()
         batches = evaluation_batches(
@@ -454,13 +463,15 @@ class Run:
             settings["validation.resolution"],
             settings["data.num_workers"],
             self.device,
+            rank(),
+            world_size(),
         )
         for images, labels in batches:
             with autocast(self.device, self.precision):
                 logits = self.probes(self.network(images))
             probe_losses = [F.cross_entropy(z.float(), labels) for z in logits]
-            meter.add(torch.zeros(()), logits, probe_losses, labels)
-        return meter.probes("_val")
+            meter.add(torch.zeros((), device=self.device), logits, probe_losses, labels)
+        return meter.total(len(self.probes.probes), self.device).probes("_val")
 
     def checkpoint(self):
         return {
@@ -473,7 +484,6 @@ class Run:
             "optimizer_probes": self.optimizer_probes.state_dict(),
             "scaler": self.scaler.state_dict(),
             "meter": self.meter.state_dict(),
-            "random_state": torch.get_rng_state(),
             "settings": self.settings,
             "num_classes": self.num_classes,
             "train_set": self.train_set,
@@ -515,8 +525,7 @@ class Run:
         self.probes.load_state_dict(without_prefix(checkpoint["probes"]))
         self.optimizer_probes.load_state_dict(checkpoint["optimizer_probes"])
         self.scaler.load_state_dict(checkpoint["scaler"])
-        self.meter.load_state_dict(checkpoint["meter"])
-        torch.set_rng_state(checkpoint["random_state"])
+        self.meter.load_state_dict(checkpoint["meter"], self.device)
         self.epoch, self.steps_done = checkpoint["epoch"], checkpoint["steps_done"]
 
 
@@ -547,11 +556,25 @@ class Meter:
         self.batches += 1
         self.count += len(labels)
 
+    def average(self):
+        """Makes the sums of every process their mean; all have seen as many images."""
+        if self.batches:
+            self.sums = sum_over_processes(self.sums) / world_size()
+            losses = sum_over_processes(torch.stack([self.loss_sum, self.loss])) / world_size()
+            self.loss_sum, self.loss = losses.unbind()
+
+    def total(self, probes, device):
+        """Makes the sums of every process their total; they may have seen different numbers of images, or none."""
+        if not self.count:
+            self.sums = torch.zeros(probes, 3, dtype=torch.float64, device=device)
+        self.sums = sum_over_processes(self.sums)
+        self.count = int(sum_over_processes(torch.tensor([self.count], device=device)))
+        return self
+
     def result(self):
         """The record's training entries, over the images of all processes."""
-        both = sum_over_processes(torch.stack([self.loss_sum / self.batches, self.loss])) / world_size()
-        train_loss, loss = both.tolist()
-        self.sums = sum_over_processes(self.sums) / world_size()
+        self.average()
+        train_loss, loss = (self.loss_sum / self.batches).item(), self.loss.item()
         return {"train_loss": train_loss, "loss": loss, **self.probes("")}
 
     def probes(self, suffix):
@@ -565,8 +588,8 @@ class Meter:
     def state_dict(self):
         return dict(vars(self))
 
-    def load_state_dict(self, state):
-        vars(self).update(state)
+    def load_state_dict(self, state, device):
+        vars(self).update({name: v.to(device) if torch.is_tensor(v) else v for name, v in state.items()})
 
 
 def training_views(settings):
@@ -591,7 +614,8 @@ def choose_precision(name, device):
         return name
     if device.type == "cpu":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    # Older GPUs emulate bf16, slowly, and PyTorch counts that as support.
+    return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
 
 
 def trim_log(path, epoch):

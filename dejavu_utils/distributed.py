@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dejavu_utils.options import InputError
+
 
 def rank():
     """Number of this process, from 0."""
@@ -70,17 +72,29 @@ def average_gradients(parameters):
             gradient.copy_(part.view_as(gradient))
 
 
-def any_process(flag, device):
-    """Is the flag set in any process? All of them must ask."""
+def any_process(flags, device):
+    """Which of these flags are set in any process? A list of bool; all processes must ask, in one exchange."""
     if world_size() == 1:
-        return flag
-    return bool(sum_over_processes(torch.tensor([float(flag)], device=device)).item())
+        return [bool(flag) for flag in flags]
+    return [total > 0 for total in sum_over_processes(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
+
+
+def wait_for_all():
+    """Returns when every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def synchronize_batch_norm(module, device):
-    """The module with every BatchNorm over the batches of all processes; names in the state dict stay the same."""
+    """The module with every BatchNorm over the batches of all processes; names in the state dict stay the same.
+
+    InputError for layers that do more than normalize (some of timm's hold an activation): they would lose it.
+    """
     if world_size() == 1:
         return module
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+            raise InputError(f"--model.arch: its {type(layer).__name__} layers cannot be synchronized: use one process")
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return _convert(module)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -29,15 +30,18 @@ def choose_device(index=0):
     return torch.device("cuda", index)
 
 
-def connect():
+def connect(port=0):
     """Joins the processes of this job, if it has several, and returns this process's device.
 
-    Reads what torchrun, `start_here` or submitit say in the environment. NCCL on GPUs, gloo on CPUs.
+    port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. Reads what
+    torchrun, `start_here` or submitit say in the environment. NCCL on GPUs, gloo on CPUs.
     """
-    if _IN_SUBMITIT in os.environ and "RANK" not in os.environ:
+    if _IN_SUBMITIT in os.environ:  # whatever the submitting shell had set
         import submitit
 
-        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if port:
+            os.environ["MASTER_PORT"] = str(port)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return choose_device()
     device = choose_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -66,9 +70,10 @@ def start_here(job, processes):
     context = torch.multiprocessing.spawn(_spawned, args=(job, processes, port), nprocs=processes, join=False)
 
     def pass_on(signum, _):
+        # Ctrl-C reaches the processes by itself; a second SIGINT would tell them not to save.
         for process in context.processes:
             if process.is_alive():
-                os.kill(process.pid, signum)
+                os.kill(process.pid, signal.SIGTERM if signum == signal.SIGINT else signum)
 
     for signum in StopSignal.SIGNALS:
         signal.signal(signum, pass_on)
@@ -109,7 +114,8 @@ class StopSignal:
 
     def leave(self):
         """Ends the process once everything is saved: as submitit wants it in its jobs, else with 128 + signal."""
-        signum = self.received or signal.SIGTERM
+        # A process that another one told of the signal does as that one does.
+        signum = self.received or (signal.SIGUSR2 if _IN_SUBMITIT in os.environ else signal.SIGTERM)
         previous = self._previous.get(signum)
         if _IN_SUBMITIT in os.environ and callable(previous):
             previous(signum, None)  # queues the job again and exits; in all processes but the first it returns
@@ -192,6 +198,9 @@ def submit(job, folder, stay_here, **parameters):
         raise InputError(f"there is no SLURM here (srun is not on the path): run on this machine with {stay_here}")
     import submitit
 
+    # The job starts in another folder: it must find this package to unpickle what it is to do.
+    root = shlex.quote(str(Path(__file__).resolve().parents[1]))
+    parameters["slurm_setup"] = [f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}"]
     executor = submitit.AutoExecutor(folder=str(folder), cluster="slurm", slurm_max_num_timeout=30)
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
     return executor.submit(job).job_id

@@ -160,8 +160,8 @@ def ffcv_is_installed():
     )
 
 
-def evaluation_batches(beton, batch_size, resolution, num_workers, device):
-    """Yields (centre crops, labels) of all images in their order, on the device.
+def evaluation_batches(beton, batch_size, resolution, num_workers, device, rank=0, world_size=1):
+    """Yields (centre crops, labels) of all images in their order, on the device; of every world_size-th batch.
 
     Crops: the centred 224 / 256 of the short side, normalized float32 (n, 3, resolution, resolution). labels: int64
     (n,).
@@ -171,7 +171,8 @@ def evaluation_batches(beton, batch_size, resolution, num_workers, device):
         chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
         return chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
 
-    for views, labels in _batches(beton, map(plan, range(-(-len(beton) // batch_size))), num_workers, device):
+    steps = range(rank, -(-len(beton) // batch_size), world_size)
+    for views, labels in _batches(beton, map(plan, steps), num_workers, device):
         yield views[0], labels
 
 

@@ -201,6 +201,19 @@ def test_two_processes_here(betons, tmp_path):
     assert run(command(betons, tmp_path / "x", **settings)).returncode == 0
     expected = weights(tmp_path)
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "x").items())
+    process = subprocess.Popen(  # Ctrl-C: the terminal sends it to every process
+        command(betons, tmp_path / "z", **settings, training__epochs=60),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() > 128 and (tmp_path / "z" / "model.pth").exists()
+    assert not list((tmp_path / "z").glob(".*tmp*"))
     result = run(command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1}))
     assert result.returncode == 2 and "2 processes, and so another global batch" in result.stderr
     result = run(command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15}))
@@ -390,6 +403,7 @@ def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["train_SSL.py", *command[:-1], *size, command[-1]])
     train_SSL.main()
     assert submitted["tasks_per_node"] == submitted["gpus_per_node"] == 8 and submitted["nodes"] == 2
+    assert submitted["slurm_setup"] == [f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"]
     assert submitted["timeout_min"] == 2800 and submitted["mem_gb"] == 480 and submitted["slurm_signal_delay_s"] == 120
     assert not (tmp_path / "run" / "model.pth").exists()
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
