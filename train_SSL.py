@@ -30,7 +30,6 @@ from dejavu_utils.distributed import (
     any_process,
     average_gradients,
     rank,
-    sum_over_processes,
     synchronize_batch_norm,
     wait_for_all,
     world_size,
@@ -47,6 +46,7 @@ from dejavu_utils.launch import (
     submit,
 )
 from dejavu_utils.loader import FfcvLoader, NativeLoader, evaluation_batches
+from dejavu_utils.meter import Meter
 from dejavu_utils.models import LOSSES, Probes, check_arch, mlp_widths, network_from_settings
 from dejavu_utils.objectives import Objective, ViewsForward
 from dejavu_utils.optim import learning_rate, make_optimizer, resolution_at
@@ -536,60 +536,6 @@ LEAST = {
     **{"logging.checkpoint_freq": 1, "logging.snapshot_freq": 1, "training.num_small_crops": 0, "dist.world_size": 0},
 }
 RAMP = ("min_res", "max_res", "start_ramp", "end_ramp")
-
-
-class Meter:
-    """Sums of losses and probes' hits over the batches of an epoch; kept on the device until they are asked for."""
-
-    def __init__(self):
-        self.sums, self.loss_sum, self.loss, self.batches, self.count = 0, 0, 0, 0, 0
-
-    @torch.no_grad()
-    def add(self, loss, logits, probe_losses, labels):
-        rows = []
-        for z, probe_loss in zip(logits, probe_losses):
-            right = z.topk(min(5, z.shape[1]), dim=1).indices == labels[:, None]
-            rows.append(torch.stack([probe_loss.float() * len(labels), right[:, 0].sum(), right.sum()]))
-        self.sums = self.sums + torch.stack(rows).double()
-        self.loss = loss.detach().double()
-        self.loss_sum = self.loss_sum + self.loss
-        self.batches += 1
-        self.count += len(labels)
-
-    def average(self):
-        """Makes the sums of every process their mean; all have seen as many images."""
-        if self.batches:
-            self.sums = sum_over_processes(self.sums) / world_size()
-            losses = sum_over_processes(torch.stack([self.loss_sum, self.loss])) / world_size()
-            self.loss_sum, self.loss = losses.unbind()
-
-    def total(self, probes, device):
-        """Makes the sums of every process their total; they may have seen different numbers of images, or none."""
-        if not self.count:
-            self.sums = torch.zeros(probes, 3, dtype=torch.float64, device=device)
-        self.sums = sum_over_processes(self.sums)
-        self.count = int(sum_over_processes(torch.tensor([self.count], device=device)))
-        return self
-
-    def result(self):
-        """The record's training entries, over the images of all processes."""
-        self.average()
-        train_loss, loss = (self.loss_sum / self.batches).item(), self.loss.item()
-        return {"train_loss": train_loss, "loss": loss, **self.probes("")}
-
-    def probes(self, suffix):
-        """loss_classif, top_1 and top_5 of each layer's probe."""
-        record = {}
-        for layer, values in enumerate((self.sums / self.count).tolist()):
-            for name, value in zip(("loss_classif", "top_1", "top_5"), values):
-                record[f"{name}{suffix}_layer{layer}"] = value
-        return record
-
-    def state_dict(self):
-        return dict(vars(self))
-
-    def load_state_dict(self, state, device):
-        vars(self).update({name: v.to(device) if torch.is_tensor(v) else v for name, v in state.items()})
 
 
 def training_views(settings):

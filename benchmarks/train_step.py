@@ -104,17 +104,17 @@ def network_and_optimizer(args, device):
     return network, optimizer
 
 
+def update(network, optimizer, device, precision, views):
+    with autocast(device, precision):
+        loss = losses.vicreg(network(views[0])[-1], network(views[1])[-1])
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
 def bare_step(args, device, precision, views):
     network, optimizer = network_and_optimizer(args, device)
-
-    def step():
-        with autocast(device, precision):
-            loss = losses.vicreg(network(views[0])[-1], network(views[1])[-1])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return step
+    return lambda: update(network, optimizer, device, precision, views)
 
 
 def published_step(args, device, precision, views, labels):
@@ -123,11 +123,7 @@ def published_step(args, device, precision, views, labels):
     optimizer_probes = torch.optim.AdamW(probes.parameters(), lr=1e-4)
 
     def step():
-        with autocast(device, precision):
-            loss = losses.vicreg(network(views[0])[-1], network(views[1])[-1])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        update(network, optimizer, device, precision, views)
         with autocast(device, precision):
             with torch.no_grad():
                 outputs = network(views[0])

@@ -7,7 +7,6 @@ from torch import nn
 from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.options import InputError
 
-LAYERS = ("projector", "backbone", "logits")
 LOSSES = ("vicreg", "simclr", "barlow", "byol", "dino", "supervised")
 OWN_HEAD = ("barlow", "byol", "supervised")  # losses that add modules of their own to the network
 

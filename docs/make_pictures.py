@@ -1,4 +1,4 @@
-"""Draws the README's pictures from a finished demo: attacked images with their crops, and pairs of training views.
+"""Draws the README's crops.png and augmented_pairs.png from a finished demo (demo_accuracy.png is a figure of it).
 
 python docs/make_pictures.py demo/seed0
 """
