@@ -41,7 +41,7 @@ from dejavu_utils.imagenet import (
     list_images,
     load_indices,
 )
-from dejavu_utils.launch import autocast, choose_device, here_or_submitted
+from dejavu_utils.launch import autocast, here_or_submitted, join
 from dejavu_utils.memorization import SHARES, SWEEP_FRACTIONS, accuracy_sweep
 from dejavu_utils.models import LOSSES, check_typed, load_model
 from dejavu_utils.neighbors import NeighborSearch
@@ -143,7 +143,7 @@ def check_args(args):
 
 
 def attack(args):
-    device = choose_device(args.local_gpu)
+    device = join(args)
     networks = load_networks(args, device)
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
     indices = {

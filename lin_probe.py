@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from dejavu_utils import augment
 from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
-from dejavu_utils.launch import autocast, choose_device, here_or_submitted, seed_everything
+from dejavu_utils.launch import autocast, here_or_submitted, join, seed_everything
 from dejavu_utils.loader import RandomCrops
 from dejavu_utils.models import LOSSES, check_typed, load_model
 from dejavu_utils.options import (
@@ -80,7 +80,7 @@ def main():
 
 
 def probe(args):
-    device = choose_device(args.local_gpu)
+    device = join(args)
     network = load_model(args.model_pth, "--model_pth")
     check_typed(network, f"--model_pth {args.model_pth}", args.mlp, args.loss, args.resnet50)
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")

@@ -30,11 +30,12 @@ def choose_device(index=0):
     return torch.device("cuda", index)
 
 
-def connect(port=0):
+def connect(port=0, gpu=0):
     """Joins the processes of this job, if it has several, and returns this process's device.
 
-    port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. Reads what
-    torchrun, `start_here` or submitit say in the environment. NCCL on GPUs, gloo on CPUs.
+    port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. gpu: which to take
+    where there is one process. Reads what torchrun, `start_here` or submitit say in the environment. NCCL on GPUs,
+    gloo on CPUs.
     """
     if _IN_SUBMITIT in os.environ:  # whatever the submitting shell had set
         import submitit
@@ -43,7 +44,7 @@ def connect(port=0):
         if port:
             os.environ["MASTER_PORT"] = str(port)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return choose_device()
+        return choose_device(gpu)
     device = choose_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -166,11 +167,15 @@ def autocast(device, precision):
 def here_or_submitted(script, function, args):
     """Calls a root script's function(args) here with --local 1, else submits it as a job and prints the job's id.
 
-    args: the Namespace of a parser with options.add_launch_flags, with output_dir and num_workers.
+    The function is called in each of several processes if that is asked for, and finds the others with `join`. args:
+    the Namespace of a parser with options.add_launch_flags, with output_dir and num_workers.
     """
     job = ScriptJob(script, function, args)
     if args.local:
-        return job()
+        gpus = torch.cuda.device_count()
+        if gpus and args.ngpus > gpus:
+            raise InputError(f"--ngpus {args.ngpus}: this machine has {gpus}")
+        return start_here(job, args.world_size or max(1, min(args.ngpus, gpus)))
     job_id = submit(
         job,
         args.output_dir,
@@ -180,11 +185,18 @@ def here_or_submitted(script, function, args):
         slurm_additional_parameters={"dependency": args.dependency} if args.dependency else None,
         slurm_signal_delay_s=120,
         mem_gb=args.mem_gb,
-        gpus_per_node=1,
+        nodes=args.nodes,
+        tasks_per_node=args.ngpus or max(1, args.world_size),
+        gpus_per_node=args.ngpus or None,
         cpus_per_task=max(1, args.num_workers),
         name=Path(args.output_dir).name,
     )
     print(job_id)
+
+
+def join(args):
+    """This process's device; with options.add_launch_flags' args, `connect` for a function of `here_or_submitted`."""
+    return connect(gpu=args.local_gpu if args.local else 0)
 
 
 def submit(job, folder, stay_here, **parameters):
