@@ -6,7 +6,10 @@ images guess the object. Writes into OUTPUT_DIR, for each model and attacked set
 {A,B}_attk_{A,B}_neighb_idxs.npy and _neighb_labels.npy (n x k, nearest first), _attk_idxs.npy (n), _labels.npy (n x 1),
 top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (a row an example)
 and results.json (accuracies, shares and déjà vu score, each with a 95 % interval). With --use_supervised_linear 1
-_scores.npy (n x classes) takes the place of the neighbor files.
+_scores.npy (n x classes) takes the place of the neighbor files. With --layers all this goes into OUTPUT_DIR/{layer}/.
+
+Each image is read once for both models and all layers; several processes (--ngpus, --nodes, --world_size) share the
+images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end, so that the same command goes on after a kill.
 
     python label_inference_attack.py --output_dir $LOGGING_FOLDER/vicreg/attack_sweeps/NN_attk_vicreg_300pc_1000ep \\
         --model_A_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
@@ -25,26 +28,27 @@ _scores.npy (n x classes) takes the place of the neighbor files.
         --imgnet_train_pth demo/seed0/data/images --imgnet_bbox_pth demo/seed0/data/boxes
 """
 
+import hashlib
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
-from dejavu_utils import crops as crop_rules
-from dejavu_utils.files import save_csv, save_json, save_npy
+from dejavu_utils.crops import RULES
+from dejavu_utils.distributed import rank, wait_for_all, world_size
+from dejavu_utils.files import complete_file, save_csv, save_json, save_npy
 from dejavu_utils.imagenet import (
-    IndexedImages,
+    UNREADABLE,
     background_crops,
-    evaluation_transform,
-    image_size,
+    box_fingerprint,
+    corner_crops,
     list_images,
     load_indices,
 )
-from dejavu_utils.launch import autocast, here_or_submitted, join
+from dejavu_utils.launch import disconnect, here_or_submitted, join
 from dejavu_utils.memorization import SHARES, SWEEP_FRACTIONS, accuracy_sweep
 from dejavu_utils.models import LOSSES, check_typed, load_model
-from dejavu_utils.neighbors import NeighborSearch
 from dejavu_utils.options import (
     InputError,
     Parser,
@@ -62,12 +66,14 @@ from dejavu_utils.results import (
     TOP_KS,
     attack_path,
     attack_statistics,
+    class_table,
+    confidence_curve,
     example_table,
     figure_in_words,
     read_attack,
 )
-
-_BLOCK_FLOATS = 2**26  # public embeddings of one model that are held at once: 256 MB
+from dejavu_utils.search import Embedder, ImageSet, nearest_public, predicted_memory
+from dejavu_utils.unfinished import Unfinished
 
 
 def parse_args(argv=None):
@@ -88,18 +94,24 @@ def parse_args(argv=None):
         default=0,
         help="1: a supervised model's logits are the class scores, without neighbors",
     )
+    group.add_argument(
+        "--layers",
+        type=lambda text: text.split(","),
+        help="several layers at once, each into a folder of its name: backbone,projector.0,projector",
+    )
     group = parser.add_argument_group("data")
     group.add_argument("--bbox_A_idx_pth", required=True, help=".npy of the images only set A has")
     group.add_argument("--bbox_B_idx_pth", required=True, help=".npy of the images only set B has")
     group.add_argument("--public_idx_pth", required=True, help=".npy of the public images")
     group.add_argument("--imgnet_train_pth", required=True, help="image folder, CLASS/ID.JPEG")
     group.add_argument("--imgnet_bbox_pth", help="folder of Annotation/CLASS/ID.xml; not read with --use_corner_crop")
+    group.add_argument("--crop_cache", help=".npz that keeps the crops for other attacks; OUTPUT_DIR/crops.npz")
     group = parser.add_argument_group("attack")
     group.add_argument("--k", type=positive_int, default=100, help="public neighbors that are saved")
     group.add_argument("--k_attk", type=int, default=100, help="nearest of them that vote; 0 = k")
     group.add_argument(
         "--crop_rule",
-        choices=crop_rules.RULES,
+        choices=RULES,
         default="paper",
         help="paper: the largest gap within a strip between box edges; exact: the largest empty rectangle",
     )
@@ -137,55 +149,61 @@ def check_args(args):
         raise InputError(f"--corner_crop_frac {args.corner_crop_frac}: must be above 0 and at most 1")
     if args.use_supervised_linear and args.use_backbone:
         raise InputError("--use_supervised_linear 1: scores are the logits; leave --use_backbone out")
+    if args.layers and (args.use_backbone or args.use_supervised_linear):
+        raise InputError("--layers: leave --use_backbone and --use_supervised_linear out")
+    if args.layers and len(set(args.layers)) < len(args.layers):
+        raise InputError("--layers: names a layer twice")
     other = "neighb_labels" if args.use_supervised_linear else "scores"
     if attack_path(args.output_dir, "A", "A", other).exists():
         raise InputError(f"--output_dir {args.output_dir}: holds the {other} of another kind of attack; name another")
 
 
 def attack(args):
-    device = join(args)
+    device = join(args, patient=True)
     networks = load_networks(args, device)
+    layers = layers_of(args, networks["A"])
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
-    indices = {
+    sets = {
         name: load_indices(getattr(args, f"bbox_{name}_idx_pth"), f"--bbox_{name}_idx_pth", listing) for name in SETS
     }
     public = load_indices(args.public_idx_pth, "--public_idx_pth", listing)
-    check_sets(args, indices, public)
-    found = {name: find_crops(args, listing, name, indices[name]) for name in SETS}
-    attacked = np.concatenate([found[name][0] for name in SETS])
-    if not len(attacked):
+    check_sets(args, sets, public)
+    found = cached_crops(args, listing, sets)
+    crops = ImageSet("crops", *(np.concatenate([found[name][part] for name in SETS]) for part in (0, 1)))
+    if not len(crops):
         raise InputError(f"--imgnet_bbox_pth {args.imgnet_bbox_pth}: no image has a crop; see --min_px {args.min_px}")
-    crops = np.concatenate([found[name][1] for name in SETS])
-    layer = "logits" if args.use_supervised_linear else "backbone" if args.use_backbone else "projector"
-    print(f"embedding {len(attacked)} crops and {len(public)} public images: {layer}, on {device} in {args.precision}")
-    embedded = embed_crops(args, networks, layer, listing, attacked, crops, device)
-    if layer == "logits":
-        outcome = [{"scores": embedded[model]} for model in SETS]
+    public = ImageSet("public", public)
+    embedder = Embedder(
+        networks,
+        layers,
+        listing,
+        device,
+        {model: f"--model_{model}_pth {getattr(args, f'model_{model}_pth')}" for model in SETS},
+        args.precision,
+        args.resolution,
+        args.batch_size,
+        args.num_workers,
+        args.skip_unreadable,
+    )
+    pieces = Unfinished(
+        Path(args.output_dir) / "unfinished", key_of(args, networks, layers, listing, crops, public, device)
+    )
+    if not rank():
+        announce(args, embedder, crops, public, pieces.start())
+    wait_for_all()
+    if args.use_supervised_linear:
+        rows, scores = embedder.embed_set(crops, pieces, progress)
+        answer = rows, scores, 0
     else:
-        neighbors = find_neighbors(args, networks, layer, listing, public, embedded, device)
-        outcome = [
-            {"neighb_idxs": public[positions], "neighb_labels": listing.labels[public[positions]]}
-            for positions in neighbors
-        ]
-    (Path(args.output_dir) / "results.json").unlink(
-        missing_ok=True
-    )  # of an earlier attack; the new one is written last
-    save_outcome(args, listing, attacked, outcome, n_first=len(found["A"][0]))
-    sets = read_attack(args.output_dir, args.k_attk)
-    save_statistics(args, sets)
-    for name in SETS:
-        save_csv(Path(args.output_dir) / f"attack_{name}.csv", example_table(sets[name], listing))
-    results = {
-        **attack_statistics(sets),
-        "counts": {
-            **{name: found[name][2] for name in SETS},
-            "public": len(public),
-            "classes": len(listing.classes),
-        },
-        "settings": {**vars(args), "layer": layer, "device": str(device)},
-    }
-    save_json(Path(args.output_dir) / "results.json", results)
-    print_summary(results)
+        answer = nearest_public(embedder, crops, public, args.k, pieces, progress)
+    if not rank():
+        rows, arrays, unreadable = answer
+        for layer in layers:
+            folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
+            save_layer(args, folder, layer, listing, found, crops, rows, public, unreadable, arrays, device)
+        pieces.remove()
+    wait_for_all()
+    disconnect()
 
 
 def load_networks(args, device):
@@ -206,6 +224,17 @@ def load_networks(args, device):
     return {model: network.to(device) for model, network in networks.items()}
 
 
+def layers_of(args, network):
+    """The layers to attack; those typed must be the network's."""
+    if not args.layers:
+        return ["logits" if args.use_supervised_linear else "backbone" if args.use_backbone else "projector"]
+    for layer in args.layers:
+        if layer == "logits" or layer not in network.layer_names():
+            there = ", ".join(name for name in network.layer_names() if name != "logits")
+            raise InputError(f"--layers {layer}: --model_A_pth {args.model_A_pth} has {there}")
+    return args.layers
+
+
 def check_sets(args, indices, public):
     """Attacked images must be in one training set only, and not among the public images."""
     for name, others, flag in (
@@ -223,97 +252,146 @@ def check_sets(args, indices, public):
         raise InputError(f"--k {args.k}: the public set of --public_idx_pth has only {len(public)} images")
 
 
-def find_crops(args, listing, name, indices):
-    """(indices of the attacked images, their crops, counts) of one set."""
-    with Progress(len(indices), f"images of set {name} looked at for a crop") as progress:
-        if not args.use_corner_crop:
-            found = background_crops(
-                listing, indices, args.imgnet_bbox_pth, args.min_px, args.crop_rule, progress.update
-            )
+def cached_crops(args, listing, sets):
+    """{set: (indices of the attacked images, their crops, counts)}, computed once and then read from the cache."""
+    if args.use_corner_crop:
+        rule = ["corner", args.corner_crop_frac]
+    else:
+        rule = [args.crop_rule, args.min_px, box_fingerprint(args.imgnet_bbox_pth, listing, *sets.values())]
+    key = json.dumps([*rule, listing.fingerprint["sha256"], digest(*sets.values()), args.skip_unreadable])
+    path = Path(args.crop_cache or Path(args.output_dir) / "crops.npz")
+    if not rank():
+        if not cache_holds(path, key):
+            arrays = {"key": np.array(key)}
+            for name, indices in sets.items():
+                kept, crops, counts = find_crops(args, listing, name, indices)
+                arrays.update(
+                    {f"{name}_idxs": kept, f"{name}_crops": crops, f"{name}_counts": np.array(json.dumps(counts))}
+                )
+            with complete_file(path) as temporary:
+                np.savez(temporary, **arrays)
         else:
-            crops = np.empty((len(indices), 4), np.int64)
-            for row, index in enumerate(indices):
-                crops[row] = crop_rules.corner_crop(*image_size(listing.path(index)), args.corner_crop_frac)
-                progress.update()
-            found = indices, crops, {"images": len(indices), "attacked": len(indices)}
-    skipped = ", ".join(f"{count} {what}" for what, count in found[2].items() if what not in ("images", "attacked"))
-    print(f"set {name}: {len(found[0])} of {len(indices)} images attacked" + (f" ({skipped})" if skipped else ""))
+            print(f"crops of {path}")
+    wait_for_all()
+    with np.load(path) as cache:
+        found = {
+            name: (cache[f"{name}_idxs"], cache[f"{name}_crops"], json.loads(str(cache[f"{name}_counts"])))
+            for name in sets
+        }
+    if not rank():
+        for name, (_, _, counts) in found.items():
+            skipped = [f"{n} {what}" for what, n in counts.items() if n and what not in ("images", "attacked")]
+            print(
+                f"set {name}: {counts['attacked']} of {counts['images']} images attacked"
+                + (f" ({', '.join(skipped)})" if skipped else "")
+            )
     return found
 
 
-def embed_crops(args, networks, layer, listing, attacked, crops, device):
-    """{model: float32 (n, width)} of the crops; each image is read once for both models."""
-    embedded = {
-        model: np.empty((len(attacked), network.width(layer)), np.float32) for model, network in networks.items()
+def cache_holds(path, key):
+    try:
+        with np.load(path) as cache:
+            return str(cache["key"]) == key
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return False
+
+
+def find_crops(args, listing, name, indices):
+    with Progress(len(indices), f"images of set {name} looked at for a crop") as bar:
+        if args.use_corner_crop:
+            return corner_crops(listing, indices, args.corner_crop_frac, bar.update, args.skip_unreadable)
+        return background_crops(
+            listing, indices, args.imgnet_bbox_pth, args.min_px, args.crop_rule, bar.update, args.skip_unreadable
+        )
+
+
+def digest(*arrays):
+    """SHA-256 of the contents of arrays or tensors."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def key_of(args, networks, layers, listing, crops, public, device):
+    """All that the neighbors depend on: pieces of an attack with another key are not used."""
+    names = ("k", "precision", "resolution", "batch_size", "skip_unreadable", "use_supervised_linear")
+    return {
+        **{name: getattr(args, name) for name in names},
+        "networks": {model: digest(*network.state_dict().values()) for model, network in networks.items()},
+        "layers": layers,
+        "images": listing.fingerprint["sha256"],
+        "sets": [digest(crops.indices, crops.crops), digest(public.indices)],
+        "device": device.type,
     }
-    start = 0
-    for outputs in embeddings(args, networks, layer, listing, attacked, crops, device, "crops embedded"):
-        for model, output in outputs.items():
-            embedded[model][start : start + len(output)] = output
-        start += len(output)
-    return embedded
 
 
-def find_neighbors(args, networks, layer, listing, public, queries, device):
-    """Positions in the public set of each crop's k nearest, int64 (n, k) for model A and model B."""
-    searches = {model: NeighborSearch(queries[model], args.k, device) for model in SETS}
-    rows = min(len(public), max(args.k, args.batch_size, _BLOCK_FLOATS // networks["A"].width(layer)))
-    blocks = {model: np.empty((rows, networks[model].width(layer)), np.float32) for model in SETS}
-    filled = 0
-
-    def search_block():
-        for model in SETS:
-            searches[model].add(blocks[model][:filled])
-
-    for outputs in embeddings(args, networks, layer, listing, public, None, device, "public images embedded"):
-        size = len(outputs["A"])
-        if filled + size > rows:
-            search_block()
-            filled = 0
-        for model in SETS:
-            blocks[model][filled : filled + size] = outputs[model]
-        filled += size
-    search_block()
-    return [searches[model].result() for model in SETS]
+def announce(args, embedder, crops, public, kept):
+    """Says what is done where, and what it will take."""
+    n_public = 0 if args.use_supervised_linear else len(public)
+    print(
+        f"embedding {len(crops)} crops and {n_public} public images: {', '.join(embedder.layers)}, on "
+        f"{embedder.device} in {args.precision}, {world_size()} process{'es' if world_size() > 1 else ''}"
+    )
+    gigabytes = {what: size / 1e9 for what, size in predicted_memory(embedder, len(crops), n_public, args.k).items()}
+    disk = gigabytes.pop("disk")
+    print(
+        f"memory of a process, beside its networks: at most {sum(gigabytes.values()):.2f} GB ("
+        + ", ".join(f"{what} {size:.2f}" for what, size in gigabytes.items())
+        + f"); disk for unfinished work: at most {disk:.2f} GB"
+    )
+    if kept:
+        print(f"going on with {kept} pieces of the same attack", flush=True)
 
 
-@torch.inference_mode()
-def embeddings(args, networks, layer, listing, indices, crops, device, what):
-    """Yields {model: float32 (batch, width)} of the images (or their crops) in their order."""
-    images = IndexedImages(listing, indices, evaluation_transform(args.resolution), crops)
-    loader = DataLoader(images, args.batch_size, num_workers=args.num_workers, pin_memory=device.type == "cuda")
-    with Progress(len(indices), what) as progress:
-        for batch, _ in loader:
-            batch = batch.to(device, non_blocking=True)
-            outputs = {}
-            for model, network in networks.items():
-                with autocast(device, args.precision):
-                    outputs[model] = network.embed(batch, layer).float().cpu().numpy()
-                if not np.isfinite(outputs[model]).all():
-                    path = getattr(args, f"model_{model}_pth")
-                    raise InputError(
-                        f"--model_{model}_pth {path}: its {layer} output is not finite; take an earlier snapshot"
-                        + ("" if args.precision == "fp32" else " or --precision fp32")
-                    )
-            yield outputs
-            progress.update(len(batch))
+def progress(total):
+    return Progress(total, "images embedded" + (f" by process {rank()}" if world_size() > 1 else ""))
 
 
-def save_outcome(args, listing, attacked, outcome, n_first):
-    """Writes the files of each model and set. attacked: set A's n_first images, then set B's; outcome: of A, of B."""
-    rows_of = {"A": slice(0, n_first), "B": slice(n_first, len(attacked))}
-    for model, arrays in zip(SETS, outcome):
-        for name, rows in rows_of.items():
-            arrays_of_set = {
-                "attk_idxs": attacked[rows],
-                "labels": listing.labels[attacked[rows], None],
-                **{what: array[rows] for what, array in arrays.items()},
-            }
-            for what, array in arrays_of_set.items():
-                save_npy(attack_path(args.output_dir, model, name, what), array)
+def save_layer(args, folder, layer, listing, found, crops, rows, public, unreadable, arrays, device):
+    """Writes everything about one layer into `folder`, results.json last, and prints a summary.
+
+    rows: of the crops that could be read; arrays: {(model, layer): positions in the public set, or scores}.
+    """
+    (folder / "results.json").unlink(missing_ok=True)  # of an earlier attack
+    attacked, in_A = crops.indices[rows], rows < len(found["A"][0])
+    for model in SETS:
+        array = arrays[model, layer]
+        if layer == "logits":
+            outcome = {"scores": array}
+        else:
+            neighbors = public.indices[array]
+            outcome = {"neighb_idxs": neighbors, "neighb_labels": listing.labels[neighbors]}
+        outcome.update(attk_idxs=attacked, labels=listing.labels[attacked, None])
+        for name in SETS:
+            for what, values in outcome.items():
+                save_npy(attack_path(folder, model, name, what), values[in_A == (name == "A")])
+    sets = read_attack(folder, args.k_attk)
+    save_statistics(folder, sets)
+    for name in SETS:
+        save_csv(folder / f"attack_{name}.csv", example_table(sets[name], listing))
+    save_csv(folder / "attack_classes.csv", class_table(sets, listing.classes))
+    save_csv(folder / "attack_confidence.csv", confidence_curve(sets))
+    counts = {name: dict(found[name][2]) for name in SETS}
+    for name in SETS:
+        lost = counts[name]["attacked"] - len(sets[name].idxs)
+        counts[name]["attacked"] -= lost
+        counts[name][UNREADABLE] += lost
+    results = {
+        **attack_statistics(sets),
+        "counts": {
+            **counts,
+            "public": len(public) - unreadable,
+            f"public, {UNREADABLE}": unreadable,
+            "classes": len(listing.classes),
+        },
+        "settings": {**vars(args), "layer": layer, "device": str(device)},
+    }
+    save_json(folder / "results.json", results)
+    print_summary(folder, layer, results)
 
 
-def save_statistics(args, sets):
+def save_statistics(folder, sets):
     """Writes the accuracies at 100 fractions of confidence, of each model on each set."""
     for name in SETS:
         attack_on = sets[name].attack
@@ -321,13 +399,13 @@ def save_statistics(args, sets):
             predictions = attack_on.target if model == name else attack_on.reference
             for top_k in TOP_KS:
                 sweep = accuracy_sweep(predictions, attack_on.labels, top_k, SWEEP_FRACTIONS)
-                save_npy(Path(args.output_dir) / f"top_{top_k}_conf_sweep_{model}_attk_{name}.npy", sweep)
+                save_npy(folder / f"top_{top_k}_conf_sweep_{model}_attk_{name}.npy", sweep)
 
 
-def print_summary(results):
+def print_summary(folder, layer, results):
     counts, top_1 = results["counts"], results["both"]["top_1"]
     print(
-        f"\n{counts['A']['attacked']} images of set A and {counts['B']['attacked']} of set B attacked, "
+        f"\n{layer}: {counts['A']['attacked']} images of set A and {counts['B']['attacked']} of set B attacked, "
         f"{counts['classes']} classes; top-1, with 95 % intervals:"
     )
     for pct, figures in top_1["accuracy"].items():
@@ -337,6 +415,21 @@ def print_summary(results):
             f"déjà vu score {figure_in_words(figures['score'])}"
         )
     print("  " + ", ".join(f"{share} {figure_in_words(top_1['shares'][share])}" for share in SHARES))
+    print(f"  {verdict(top_1)}")
+    print(f"  {folder}", flush=True)
+
+
+def verdict(top_1):
+    """The score of all examples in words."""
+    score, reference = top_1["accuracy"]["100"]["score"], top_1["accuracy"]["100"]["reference"]
+    if score["low"] > 0:
+        return (
+            f"A model names the objects of {100 * score['value']:.1f} % more images if it was trained on them: those "
+            f"are memorized. What the background alone tells names {100 * reference['value']:.1f} %."
+        )
+    if score["high"] < 0:
+        return "The model that was not trained on an image names its object more often: look for a mistake."
+    return "Whether a model was trained on an image makes no difference that these examples could show."
 
 
 if __name__ == "__main__":

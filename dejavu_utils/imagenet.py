@@ -16,13 +16,14 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from dejavu_utils.crops import background_crop
+from dejavu_utils.crops import background_crop, corner_crop
 from dejavu_utils.files import save_json
 from dejavu_utils.options import InputError
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images in [0, 1], per channel
 STD = (0.229, 0.224, 0.225)
 PARTITION_FILE = "partition.json"
+UNREADABLE = "unreadable image"  # among the counts of what is skipped
 
 
 class ImageListing:
@@ -154,21 +155,33 @@ def read_boxes(path):
         raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
 
 
-def background_crops(listing, indices, bbox_dir, min_px=100, rule="paper", on_progress=lambda count: None):
+def box_fingerprint(bbox_dir, listing, *indices):
+    """SHA-256 of names, sizes and times of the XML in the class folders of these images: boxes change with it."""
+    found = hashlib.sha256()
+    for label in np.unique(listing.labels[np.concatenate(indices)]):
+        folder = Path(bbox_dir) / "Annotation" / listing.classes[label]
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
+        for entry in entries:
+            stat = entry.stat()
+            found.update(f"{label}/{entry.name} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+def background_crops(
+    listing, indices, bbox_dir, min_px=100, rule="paper", on_progress=lambda count: None, skip_unreadable=False
+):
     """Background crops (dejavu_utils.crops) of the images at `indices` that have one.
 
-    Sizes are read from the images' headers, boxes from BBOX_DIR/Annotation/CLASS/ID.xml. on_progress: called with the
-    number of images done since the last call. Returns (indices int64 (m,) of the images with a crop, their crops int64
-    (m, 4) of xmin, ymin, xmax, ymax in pixels, counts: {"images", "attacked", and how many were skipped for what}).
+    Boxes are read from BBOX_DIR/Annotation/CLASS/ID.xml, sizes from the images' headers. on_progress: called with the
+    number of images done since the last call. skip_unreadable: count images that cannot be read instead of raising an
+    InputError. Returns (indices int64 (m,) of the images with a crop, their crops int64 (m, 4) of xmin, ymin, xmax and
+    ymax in pixels, counts: {"images", "attacked", and how many were skipped for what}).
     """
     reasons = ("no crop larger than min_px", "no XML", "unreadable XML", "no object in the XML", "reversed box")
-    counts = dict.fromkeys(("images", "attacked", *reasons), 0)
-    kept, crops = [], []
 
-    def examine(index):
-        path = box_path(bbox_dir, listing, index)
+    def crop_of(index):
         try:
-            boxes = read_boxes(path)
+            boxes = read_boxes(box_path(bbox_dir, listing, index))
         except FileNotFoundError:
             return "no XML"
         except ValueError:
@@ -179,6 +192,32 @@ def background_crops(listing, indices, bbox_dir, min_px=100, rule="paper", on_pr
             return "reversed box"
         return background_crop(*image_size(listing.path(index)), boxes, min_px, rule) or reasons[0]
 
+    return _crops(indices, crop_of, reasons, on_progress, skip_unreadable)
+
+
+def corner_crops(listing, indices, fraction=0.3, on_progress=lambda count: None, skip_unreadable=False):
+    """Lower left corners (dejavu_utils.crops.corner_crop) of all images at `indices`, as `background_crops` gives them.
+
+    No XML is read; fraction: side of the corner / side of the image.
+    """
+    return _crops(
+        indices, lambda index: corner_crop(*image_size(listing.path(index)), fraction), (), on_progress, skip_unreadable
+    )
+
+
+def _crops(indices, crop_of, reasons, on_progress, skip_unreadable):
+    """crop_of: index -> crop, or one of the reasons why there is none."""
+
+    def examine(index):
+        try:
+            return crop_of(index)
+        except InputError:
+            if skip_unreadable:
+                return UNREADABLE
+            raise
+
+    counts = dict.fromkeys(("images", "attacked", *reasons, UNREADABLE), 0)
+    kept, crops = [], []
     with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
         for index, found in zip(indices, pool.map(examine, indices)):
             counts["images"] += 1
@@ -225,24 +264,41 @@ def _opened(path):
         with Image.open(path) as image:
             yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); replace or remove it") from None
+        raise InputError(
+            f"{path}: cannot be read as an image ({error}); replace it or give --skip_unreadable"
+        ) from None
 
 
 class IndexedImages(torch.utils.data.Dataset):
     """The images at `indices`, cut to `crops` (None: whole images) and transformed: (tensor, label) each.
 
     indices: int64 (n,). crops: n of (xmin, ymin, xmax, ymax) in pixels. transform: PIL image -> tensor.
+    skip_unreadable: give None for an image that cannot be decoded, for `collate_readable`, instead of an InputError.
     """
 
-    def __init__(self, listing, indices, transform, crops=None):
+    def __init__(self, listing, indices, transform, crops=None, skip_unreadable=False):
         self.listing, self.indices, self.transform, self.crops = listing, indices, transform, crops
+        self.skip_unreadable = skip_unreadable
 
     def __len__(self):
         return len(self.indices)
 
     def __getitem__(self, position):
         index = self.indices[position]
-        image = load_image(self.listing.path(index))
+        try:
+            image = load_image(self.listing.path(index))
+        except InputError:
+            if self.skip_unreadable:
+                return None
+            raise
         if self.crops is not None:
             image = image.crop(tuple(self.crops[position]))
         return self.transform(image), int(self.listing.labels[index])
+
+
+def collate_readable(items):
+    """(images float (m, 3, h, w) or an empty tensor, labels int64 (m,), bool (n,): which of the n could be read)."""
+    readable = torch.tensor([item is not None for item in items])
+    kept = [item for item in items if item is not None]
+    images = torch.stack([image for image, _ in kept]) if kept else torch.empty(0)
+    return images, torch.tensor([label for _, label in kept], dtype=torch.int64), readable

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,12 @@ def choose_device(index=0):
     return torch.device("cuda", index)
 
 
-def connect(port=0, gpu=0):
+def connect(port=0, gpu=0, patient=False):
     """Joins the processes of this job, if it has several, and returns this process's device.
 
     port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. gpu: which to take
-    where there is one process. Reads what torchrun, `start_here` or submitit say in the environment. NCCL on GPUs,
-    gloo on CPUs.
+    where there is one process. patient: the processes only wait for each other, now and then, and for hours. Reads what
+    torchrun, `start_here` or submitit say in the environment. NCCL on GPUs, gloo on CPUs and for the patient.
     """
     if _IN_SUBMITIT in os.environ:  # whatever the submitting shell had set
         import submitit
@@ -47,7 +48,8 @@ def connect(port=0, gpu=0):
         return choose_device(gpu)
     device = choose_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" and not patient else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=7) if patient else None)
     return device
 
 
@@ -194,9 +196,9 @@ def here_or_submitted(script, function, args):
     print(job_id)
 
 
-def join(args):
-    """This process's device; with options.add_launch_flags' args, `connect` for a function of `here_or_submitted`."""
-    return connect(gpu=args.local_gpu if args.local else 0)
+def join(args, patient=False):
+    """`connect` for a function of `here_or_submitted`, with options.add_launch_flags' args; this process's device."""
+    return connect(gpu=args.local_gpu if args.local else 0, patient=patient)
 
 
 def submit(job, folder, stay_here, **parameters):

@@ -130,40 +130,85 @@ def summarize(attacks, top_k, pct_confidence=100.0, draws=2000, seed=0):
     shares}: {"value", "low", "high"} with 95 % intervals, Wilson for proportions and a paired bootstrap (`draws`
     resamplings of the examples with `seed`) for the score, and "n": attacked examples of each set.
     """
-    fraction = pct_confidence / 100
-    target_hits, reference_hits, scores, shares = [], [], [], []
-    rng = np.random.default_rng(seed)
-    for attack in attacks:
-        n = len(attack.labels)
-        target_right = attack.target.right(attack.labels, top_k)
-        reference_right = attack.reference.right(attack.labels, top_k)
-        shares.append(share_of(target_right, reference_right))
-        target_chosen = np.zeros(n, dtype=bool)
-        target_chosen[most_confident(attack.target.confidence, fraction)] = True
-        reference_chosen = np.zeros(n, dtype=bool)
-        reference_chosen[most_confident(attack.reference.confidence, fraction)] = True
-        target_hits.append(target_right[target_chosen])
-        reference_hits.append(reference_right[reference_chosen])
-        # An example counts for each model as not chosen (0), wrong (1) or right (2). Drawing how often each of the nine
-        # pairs occurs is the same as drawing the examples with replacement, and costs nothing.
-        state = 3 * (target_chosen * (1 + target_right)) + reference_chosen * (1 + reference_right)
-        pairs = rng.multinomial(n, np.bincount(state, minlength=9) / max(n, 1), size=draws).reshape(draws, 3, 3)
-        target_counts, reference_counts = pairs.sum(axis=2), pairs.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            scores.append(
-                target_counts[:, 2] / target_counts[:, 1:].sum(axis=1)
-                - reference_counts[:, 2] / reference_counts[:, 1:].sum(axis=1)
-            )
-    summary = {"n": [len(attack.labels) for attack in attacks]}
-    for name, hits in (("target", target_hits), ("reference", reference_hits)):
-        summary[name] = _estimate(*mean_of_proportions(hits))
-    drawn = np.mean(scores, axis=0)
-    low, high = np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    score = summary["target"]["value"] - summary["reference"]["value"]
-    summary["score"] = _estimate(score, float(low), float(high))
-    for code, name in enumerate(SHARES):
-        summary[name] = _estimate(*mean_of_proportions([s == code for s in shares]))
-    return summary
+    return summarize_levels(attacks, top_k, [pct_confidence], draws, seed)[0]
+
+
+def summarize_levels(attacks, top_k, pct_confidences, draws=2000, seed=0):
+    """`summarize` at several confidence levels, which share the sorting; a list, in their order."""
+    prepared = [_Prepared(attack, top_k) for attack in attacks]
+    shares = {
+        name: _estimate(*mean_of_proportions([one.shares == code for one in prepared]))
+        for code, name in enumerate(SHARES)
+    }
+    summaries = []
+    for pct in pct_confidences:
+        rng = np.random.default_rng(seed)  # for each level anew: a level's interval does not depend on the others
+        hits, drawn = [], []
+        for one in prepared:
+            chosen = [rank < int(pct / 100 * len(one.shares)) for rank in one.ranks]
+            hits.append([right[which] for right, which in zip(one.right, chosen)])
+            # An example counts for each model as not chosen (0), wrong (1) or right (2). Drawing how often each of the
+            # nine pairs occurs is the same as drawing the examples with replacement, and costs nothing.
+            target, reference = (which * (1 + right) for which, right in zip(chosen, one.right))
+            n = len(one.shares)
+            share_of_pairs = np.bincount(3 * target + reference, minlength=9) / max(n, 1)
+            pairs = rng.multinomial(n, share_of_pairs, size=draws).reshape(draws, 3, 3)
+            target, reference = pairs.sum(axis=2), pairs.sum(axis=1)
+            with np.errstate(invalid="ignore"):
+                drawn.append(target[:, 2] / target[:, 1:].sum(axis=1) - reference[:, 2] / reference[:, 1:].sum(axis=1))
+        summary = {"n": [len(one.shares) for one in prepared]}
+        for name, of_each_set in zip(("target", "reference"), zip(*hits)):
+            summary[name] = _estimate(*mean_of_proportions(of_each_set))
+        score = summary["target"]["value"] - summary["reference"]["value"]
+        summary["score"] = _estimate(score, *_percentile_interval(np.mean(drawn, axis=0)))
+        summaries.append({**summary, **shares})
+    return summaries
+
+
+class _Prepared:
+    """What all confidence levels need of a DirectedAttack: who is right, ranks by confidence, shares."""
+
+    def __init__(self, attack, top_k):
+        models = (attack.target, attack.reference)
+        self.right = [model.right(attack.labels, top_k) for model in models]
+        self.shares = share_of(*self.right)
+        self.ranks = [np.argsort(most_confident(model.confidence, 1.0)) for model in models]
+
+
+def _percentile_interval(drawn):
+    drawn = drawn[np.isfinite(drawn)]
+    return tuple(float(bound) for bound in np.percentile(drawn, [2.5, 97.5])) if len(drawn) else (np.nan, np.nan)
+
+
+def summarize_classes(attacks, top_k, num_classes, draws=2000, seed=0):
+    """Per class: examples, accuracies, score and mean confidence, over the examples of all attacked sets together.
+
+    attacks: list of DirectedAttack. Returns {"n": int64 (num_classes,), and "target", "reference", "score",
+    "target_confidence", "reference_confidence": {"value", "low", "high"} of float64 (num_classes,)}; confidences have a
+    value only. Intervals as in `summarize`; a class without examples has NaN.
+    """
+    labels = np.concatenate([attack.labels for attack in attacks])
+    right, confidence = {}, {}
+    for name in ("target", "reference"):
+        models = [getattr(attack, name) for attack in attacks]
+        right[name] = np.concatenate([m.right(attack.labels, top_k) for m, attack in zip(models, attacks)])
+        confidence[name] = np.concatenate([m.confidence for m in models])
+    n = np.bincount(labels, minlength=num_classes)
+    table = {"n": n}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for name in right:
+            hits = np.bincount(labels, right[name], minlength=num_classes)
+            low, high = np.array([wilson_interval(int(h), int(m)) for h, m in zip(hits, n)]).reshape(-1, 2).T
+            table[name] = {"value": hits / n, "low": low, "high": high}
+            table[f"{name}_confidence"] = {"value": np.bincount(labels, confidence[name], minlength=num_classes) / n}
+        memorized = np.bincount(labels, right["target"] & ~right["reference"], minlength=num_classes)
+        misrepresented = np.bincount(labels, right["reference"] & ~right["target"], minlength=num_classes)
+        p = np.stack([memorized, misrepresented, n - memorized - misrepresented], axis=1) / np.maximum(n, 1)[:, None]
+        p[n == 0] = 0, 0, 1
+        drawn = np.random.default_rng(seed).multinomial(n, p, size=(draws, num_classes))
+        low, high = np.percentile((drawn[..., 0] - drawn[..., 1]) / n, [2.5, 97.5], axis=0)
+        table["score"] = {"value": (memorized - misrepresented) / n, "low": low, "high": high}
+    return table
 
 
 def share_of(target_right, reference_right):

@@ -133,18 +133,33 @@ class SSLNetwork(nn.Module):
             widths.append(getattr(linear, "out_features", widths[-1]))
         return widths
 
+    def layer_names(self):
+        """What `embed` gives: backbone, projector.0, ..., projector (the last of these), and logits."""
+        names = ["backbone", *(f"projector.{i}" for i in range(len(self.projector))), "projector"]
+        return names + (["logits"] if self.loss == "supervised" else [])
+
     def embed(self, images, layer):
-        """float (n, 3, h, w) -> float (n, width(layer)); layer: projector, backbone or logits."""
-        if layer == "backbone":
-            return self.net(images)
+        """float (n, 3, h, w) -> float (n, width(layer)); layer: one of `layer_names`."""
+        return self.embed_layers(images, [layer])[layer]
+
+    def embed_layers(self, images, layers):
+        """`embed` of several layers in one pass: {layer: float (n, width(layer))}."""
+        if set(layers) == {"backbone"}:
+            return {"backbone": self.net(images)}
         outputs = self(images)
-        return self.fc(outputs[-1]) if layer == "logits" else outputs[-1]
+        named = dict(zip(self.layer_names(), outputs))
+        named["projector"] = outputs[-1]
+        if "logits" in layers:
+            named["logits"] = self.fc(outputs[-1])
+        return {layer: named[layer] for layer in layers}
 
     def width(self, layer):
-        """Width of `embed`'s output; ValueError for logits of a network without a supervised head."""
-        if layer == "logits" and self.loss != "supervised":
-            raise ValueError(f"a {self.loss} network has no logits")
-        return {"projector": self.projector_width, "backbone": self.backbone_width, "logits": self.num_classes}[layer]
+        """Width of what `embed` gives for a layer; ValueError for a layer that the network has not."""
+        if layer not in self.layer_names():
+            raise ValueError(f"a {self.loss} network has no {layer}, it has {', '.join(self.layer_names())}")
+        if layer == "logits":
+            return self.num_classes
+        return {**dict(zip(self.layer_names(), self.layer_widths())), "projector": self.projector_width}[layer]
 
 
 class Probes(nn.Module):

@@ -17,7 +17,8 @@ class NeighborSearch:
     queries: float32 (n, d), n > 0, C-contiguous; moved to their mean in place, and not copied. k: neighbors. device:
     where the distances are computed. use_faiss: by faiss, else by PyTorch; not given: by faiss on CPUs, but not on
     macOS, where the OpenMP libraries of the two do not go together in one process. `add` takes the public embeddings
-    block after block; `result` gives the neighbors.
+    block after block; `result` gives the neighbors. `best` is all that a search must keep to go on later: give it to
+    the `merge` of another search of the same queries.
     """
 
     def __init__(self, queries, k, device=None, use_faiss=None):
@@ -27,30 +28,40 @@ class NeighborSearch:
         self.center = queries.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.queries -= self.center
         n = len(queries)
-        self.distances = np.empty((n, 0), np.float32)
-        self.positions = np.empty((n, 0), np.int64)
+        self.best = np.empty((n, 0), np.float32), np.empty((n, 0), np.int64)
         self.seen = 0
 
-    def add(self, block):
-        """block: float32 (m, d), the public embeddings that follow those already added."""
+    def add(self, block, positions=None):
+        """block: float32 (m, d), public embeddings. positions: int64 (m,), theirs in the public set, rising; not given:
+        those that follow the blocks already added."""
+        if not len(block):
+            return
         k = min(self.k, len(block))
-        distances, positions = self._nearest(block - self.center, k)
-        distances = np.concatenate([self.distances, distances], axis=1)
-        positions = np.concatenate([self.positions, positions + self.seen], axis=1)
-        # Of equal distances the earlier position comes first, however the public set is cut into blocks.
-        order = np.lexsort((positions, distances), axis=1)[:, : self.k]
-        self.distances = np.take_along_axis(distances, order, axis=1)
-        self.positions = np.take_along_axis(positions, order, axis=1)
+        distances, rows = self._nearest(block - self.center, k)
+        self.merge(distances, rows + self.seen if positions is None else np.asarray(positions)[rows])
         self.seen += len(block)
+
+    def merge(self, distances, positions):
+        """Joins the neighbors found in another part of the public set: float32 (n, m), int64 (n, m)."""
+        later = self.best[1].size == 0 or positions.size == 0 or positions.min() > self.best[1].max()
+        distances = np.concatenate([self.best[0], distances], axis=1)
+        positions = np.concatenate([self.best[1], positions], axis=1)
+        # Of equal distances the earlier position comes first, however the public set is cut into blocks. What follows
+        # in order needs only a stable sort, which joins two sorted rows in linear time.
+        order = np.argsort(distances, axis=1, kind="stable") if later else np.lexsort((positions, distances), axis=1)
+        order = order[:, : self.k]
+        self.best = np.take_along_axis(distances, order, axis=1), np.take_along_axis(positions, order, axis=1)
 
     def result(self):
         """Positions of the neighbors in the public set, nearest first, int64 (n, k). ValueError if it holds fewer."""
-        if self.seen < self.k:
-            raise ValueError(f"k is {self.k}, but the public set holds only {self.seen} images")
-        return self.positions
+        found = self.best[1].shape[1]
+        if found < self.k:
+            raise ValueError(f"k is {self.k}, but the public set holds only {found} images")
+        distances, positions = self.best
+        return np.take_along_axis(positions, np.lexsort((positions, distances), axis=1), axis=1)
 
     def _nearest(self, block, k):
-        """(squared distances float32 (n, k), positions in the block int64 (n, k))."""
+        """(squared distances float32 (n, k), rows of the block int64 (n, k))."""
         if self.use_faiss:
             import faiss
 

@@ -113,6 +113,9 @@ def add_inference_flags(parser, batch_size):
     )
     group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network")
     group.add_argument("--resolution", type=positive_int, default=224, help="side of the network's input, pixels")
+    group.add_argument(
+        "--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count them"
+    )
 
 
 def existing_file(path, flag):

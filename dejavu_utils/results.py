@@ -102,7 +102,7 @@ def attack_statistics(sets):
 
 
 def _statistics(attacks, top_k):
-    summaries = {pct: mem.summarize(attacks, top_k, pct) for pct in CONFIDENCES}
+    summaries = dict(zip(CONFIDENCES, mem.summarize_levels(attacks, top_k, CONFIDENCES)))
     return {
         "accuracy": {
             str(pct): {name: _without_nan(summary[name]) for name in ("target", "reference", "score")}
@@ -141,6 +141,49 @@ def example_table(attacked, listing):
     shares = mem.share_of(attack.target.right(attack.labels, 1), attack.reference.right(attack.labels, 1))
     columns["share"] = [mem.SHARES[share] for share in shares]
     return pd.DataFrame(columns)
+
+
+def class_table(sets, classes):
+    """One row a class, top-1 and both sets together, as attack_classes.csv holds them: the largest gap first.
+
+    sets: from `read_attack`. classes: names. Columns: label, class, n, {target,reference}_{acc,low,high,confidence},
+    score, score_low, score_high.
+    """
+    table = mem.summarize_classes([attacked.attack for attacked in sets.values()], 1, len(classes))
+    columns = {"label": np.arange(len(classes)), "class": classes, "n": table["n"]}
+    for name in ("target", "reference"):
+        columns.update({f"{name}_acc": table[name]["value"], **_bounds(name, table[name])})
+        columns[f"{name}_confidence"] = table[f"{name}_confidence"]["value"]
+    columns.update({"score": table["score"]["value"], **_bounds("score", table["score"])})
+    return pd.DataFrame(columns).sort_values(["score", "label"], ascending=[False, True], na_position="last")
+
+
+def confidence_curve(sets, pct_confidences=tuple(range(1, 101))):
+    """Accuracies of the most confident examples, as attack_confidence.csv holds them: a row a per cent and top_k.
+
+    sets: from `read_attack`. Columns: top_k, pct_confidence, {target,reference}_threshold (the least confidence among
+    those examples, mean of the two sets), {target,reference}_{acc,low,high}, score, score_low, score_high.
+    """
+    attacks = [attacked.attack for attacked in sets.values()]
+    falling = {
+        name: [np.sort(getattr(attack, name).confidence)[::-1] for attack in attacks]
+        for name in ("target", "reference")
+    }
+    rows = []
+    for top_k in TOP_KS:
+        for pct, summary in zip(pct_confidences, mem.summarize_levels(attacks, top_k, pct_confidences)):
+            row = {"top_k": top_k, "pct_confidence": pct}
+            for name, sorted_confidences in falling.items():
+                counts = [int(pct / 100 * len(confidences)) for confidences in sorted_confidences]
+                least = [c[n - 1] if n else np.nan for c, n in zip(sorted_confidences, counts)]
+                row[f"{name}_threshold"] = np.mean(least)
+                row.update({f"{name}_acc": summary[name]["value"], **_bounds(name, summary[name])})
+            rows.append({**row, "score": summary["score"]["value"], **_bounds("score", summary["score"])})
+    return pd.DataFrame(rows)
+
+
+def _bounds(name, estimate):
+    return {f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
 
 
 def probe_estimates(hits):

@@ -1,6 +1,10 @@
 """What several tests need: running a script as a user does, a tiny image folder with boxes, an untrained checkpoint."""
 
+import contextlib
+import importlib.util
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +15,7 @@ from PIL import Image
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.models import SSLNetwork
+from dejavu_utils.options import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +28,26 @@ def run_script(name, *arguments, **environment):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
+
+
+def run_here(name, *arguments):
+    """The same in this process, which saves the start of a new one: returncode, stdout and stderr."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
+    script = importlib.util.module_from_spec(spec)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv, signals = sys.argv, [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    sys.modules[spec.name], sys.argv = script, [str(ROOT / name), *(str(a) for a in arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            spec.loader.exec_module(script)
+            run(script.main)
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = argv
+        for number, handler in signals:
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def flags(settings):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_one_line_error, draw_tree, flags, run_script, save_untrained
+from helpers import assert_one_line_error, draw_tree, flags, run_here, save_untrained
 from PIL import Image
 from torchvision import transforms
 
@@ -17,6 +17,7 @@ from dejavu_utils.crops import background_crop, corner_crop
 from dejavu_utils.imagenet import box_path, list_images, read_boxes
 from dejavu_utils.neighbors import NeighborSearch
 from dejavu_utils.results import read_attack
+from dejavu_utils.search import Embedder
 
 # Planted answers: embeddings that tell the class in a known share of the examples.
 
@@ -101,9 +102,7 @@ def attack(data, output_dir, **changes):
         "num_workers": 0,
         **changes,
     }
-    return run_script(
-        "label_inference_attack.py", *flags(settings), PATH=str(Path(sys.executable).parent)
-    )  # without srun
+    return run_here("label_inference_attack.py", *flags(settings))
 
 
 def embed(network, layer, listing, indices, crop_of=lambda image, index: None):
@@ -239,6 +238,7 @@ def test_images_without_a_usable_crop_are_skipped_and_counted(data, tmp_path):
         "unreadable XML": 1,
         "no object in the XML": 1,
         "reversed box": 1,
+        "unreadable image": 0,
     }
     assert counts["B"]["no crop larger than min_px"] == 1
     assert len(np.load(tmp_path / "out" / "B_attk_A_attk_idxs.npy")) == 8
@@ -262,13 +262,170 @@ def test_images_without_a_usable_crop_are_skipped_and_counted(data, tmp_path):
         ({"min_px": 1000}, ["--min_px 1000"]),
         ({"local": 0}, ["srun", "--local 1"]),
         ({"use_backbone": "yes"}, ["--use_backbone"]),
+        ({"layers": "projector.2"}, ["--layers projector.2", "backbone, projector.0, projector.1, projector"]),
+        ({"layers": "backbone", "use_backbone": 1}, ["--layers", "--use_backbone"]),
     ],
 )
-def test_bad_input_is_one_line(data, tmp_path, changes, texts):
+def test_bad_input_is_one_line(data, tmp_path, monkeypatch, changes, texts):
     changes = {
         name: data[0] / value if str(value).endswith((".npy", "A.pth", "d.pth")) and "/" not in value else value
         for name, value in changes.items()
     }
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))  # without srun
     result = attack(data, tmp_path / "out", **changes)
     assert_one_line_error(result, *texts)
     assert not list((tmp_path / "out").glob("*.npy"))
+
+
+def outputs(folder):
+    """{file name: content} of all results in a folder; the settings of results.json left out."""
+    files = {path.name: path.read_bytes() for path in Path(folder).glob("*.*") if path.suffix in (".npy", ".csv")}
+    results = json.loads((Path(folder) / "results.json").read_text())
+    del results["settings"]
+    return {**files, "results.json": results}
+
+
+def test_layers_of_one_run_are_those_of_single_runs(data, tmp_path):
+    result = attack(data, tmp_path / "layers", layers="backbone,projector.0,projector")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "layers").iterdir() if path.is_dir()) == [
+        "backbone",
+        "projector",
+        "projector.0",
+    ]
+    assert not (tmp_path / "layers" / "results.json").exists()
+    for layer, use_backbone in (("backbone", 1), ("projector", 0)):
+        assert attack(data, tmp_path / layer, use_backbone=use_backbone).returncode == 0
+        assert outputs(tmp_path / "layers" / layer) == outputs(tmp_path / layer)
+    between = json.loads((tmp_path / "layers" / "projector.0" / "results.json").read_text())
+    assert between["settings"]["layer"] == "projector.0"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    """An attack in twelve shards: batches of two images."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert attack(data, folder, batch_size=2).returncode == 0
+    return outputs(folder)
+
+
+@pytest.fixture(scope="module")
+def few_public(data, tmp_path_factory):
+    """Fewer public images than crops: their embeddings are the ones to hold."""
+    folder = tmp_path_factory.mktemp("few_public")
+    np.save(folder / "public.npy", np.load(data[0] / "public.npy")[::-1][:8])
+    assert attack(data, folder / "out", batch_size=2, public_idx_pth=folder / "public.npy").returncode == 0
+    return folder / "public.npy", outputs(folder / "out")
+
+
+def test_holding_the_public_images_finds_the_same(data, few_public):
+    folder, networks = data
+    listing, public = list_images(folder / "images"), np.load(few_public[0])
+    indices = np.load(folder / "A.npy")
+    queries = embed(networks["B"], "projector", listing, indices, background(folder, listing))
+    squared = ((queries[:, None] - embed(networks["B"], "projector", listing, public)[None]) ** 2).sum(axis=2)
+    found = np.load(few_public[0].parent / "out" / "B_attk_A_neighb_idxs.npy")
+    np.testing.assert_array_equal(found, public[np.argsort(squared, axis=1)[:, :7]])
+
+
+@pytest.mark.parametrize("hold_public", [False, True])
+def test_a_killed_attack_goes_on(data, tmp_path, undisturbed, few_public, hold_public, monkeypatch):
+    changes = {"batch_size": 2, **({"public_idx_pth": few_public[0]} if hold_public else {})}
+    embed_batch, calls = Embedder.embed, []
+
+    def killed_at(last):
+        calls.clear()
+
+        def embed(self, images):
+            calls.append(len(images))
+            if len(calls) > last:
+                raise SystemExit(137)
+            return embed_batch(self, images)
+
+        monkeypatch.setattr(Embedder, "embed", embed)
+        return attack(data, tmp_path, **changes).returncode, len(calls)
+
+    deaths = 0
+    while (died := killed_at(3))[0] == 137:
+        deaths += 1
+        assert not (tmp_path / "results.json").exists()
+        assert deaths < 20
+    assert died[0] == 0 and deaths >= 4
+    assert outputs(tmp_path) == (few_public[1] if hold_public else undisturbed)
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_pieces_of_another_attack_are_not_used(data, tmp_path, undisturbed, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", lambda self, images: (_ for _ in ()).throw(SystemExit(137)))
+        assert attack(data, tmp_path, batch_size=2, resolution=64).returncode == 137
+    result = attack(data, tmp_path, batch_size=2)
+    assert result.returncode == 0 and "going on" not in result.stdout
+    assert outputs(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("hold_public", [False, True])
+def test_two_processes_find_what_one_finds(data, tmp_path, undisturbed, few_public, hold_public):
+    changes = {"public_idx_pth": few_public[0]} if hold_public else {}
+    result = attack(data, tmp_path, batch_size=2, world_size=2, **changes)
+    assert result.returncode == 0, result.stderr
+    assert outputs(tmp_path) == (few_public[1] if hold_public else undisturbed)
+
+
+def test_unreadable_images_are_named_or_left_out(data, tmp_path):
+    folder = draw_tree(tmp_path / "tree")
+    listing = list_images(folder / "images")
+    attacked, public = np.load(data[0] / "A.npy"), np.load(data[0] / "public.npy")
+    listing.path(public[3]).write_bytes(b"no image")
+    listing.path(attacked[2]).write_bytes(listing.path(attacked[2]).read_bytes()[:300])  # its header is whole
+    changes = {"imgnet_train_pth": folder / "images", "imgnet_bbox_pth": folder / "boxes"}
+    result = attack(data, tmp_path / "out", **changes)
+    assert_one_line_error(result, listing.paths[attacked[2]], "--skip_unreadable")
+    result = attack(data, tmp_path / "out", skip_unreadable="", **changes)
+    assert result.returncode == 0, result.stderr
+    counts = json.loads((tmp_path / "out" / "results.json").read_text())["counts"]
+    assert (counts["public"], counts["public, unreadable image"]) == (11, 1)
+    assert (counts["A"]["attacked"], counts["A"]["unreadable image"], counts["B"]["attacked"]) == (11, 1, 12)
+    for model in "AB":
+        assert attacked[2] not in np.load(tmp_path / "out" / f"{model}_attk_A_attk_idxs.npy")
+        assert public[3] not in np.load(tmp_path / "out" / f"{model}_attk_A_neighb_idxs.npy")
+    result = attack(data, tmp_path / "out12", skip_unreadable="", k=12, **changes)
+    assert_one_line_error(result, "--k 12", "only 11 images")
+
+
+def test_crops_are_computed_once_until_the_boxes_change(data, tmp_path):
+    folder = draw_tree(tmp_path / "tree")
+    changes = {
+        "imgnet_train_pth": folder / "images",
+        "imgnet_bbox_pth": folder / "boxes",
+        "crop_cache": tmp_path / "crops.npz",
+    }
+    assert "crops of" not in attack(data, tmp_path / "first", **changes).stdout
+    assert f"crops of {tmp_path / 'crops.npz'}" in attack(data, tmp_path / "second", **changes).stdout
+    assert outputs(tmp_path / "first") == outputs(tmp_path / "second")
+    (folder / "boxes" / "Annotation" / "c0" / "c0_00.xml").unlink()
+    assert "1 no XML" in attack(data, tmp_path / "third", **changes).stdout
+
+
+def test_tables_of_classes_and_confidence(data, tmp_path):
+    assert attack(data, tmp_path).returncode == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = pd.concat([pd.read_csv(tmp_path / f"attack_{name}.csv") for name in "AB"])
+    classes = pd.read_csv(tmp_path / "attack_classes.csv")
+    assert list(classes["n"]) == [8, 8, 8] and (classes["score"].diff().dropna() <= 0).all()
+    for _, row in classes.iterrows():
+        of_class = rows[rows["label"] == row["label"]]
+        assert row["class"] == f"c{row['label']:.0f}"
+        assert row["target_acc"] == pytest.approx(of_class["target_top1_correct"].mean())
+        assert row["score"] == pytest.approx(row["target_acc"] - row["reference_acc"])
+        assert row["score_low"] <= row["score"] <= row["score_high"]
+        assert row["reference_confidence"] == pytest.approx(of_class["reference_confidence"].mean())
+    curve = pd.read_csv(tmp_path / "attack_confidence.csv")
+    assert len(curve) == 200 and (curve.groupby("top_k")["target_threshold"].diff().dropna() <= 0).all()
+    last = curve[(curve["top_k"] == 1) & (curve["pct_confidence"] == 100)].iloc[0]
+    everyone = results["both"]["top_1"]["accuracy"]["100"]
+    for name in ("target", "reference"):
+        assert last[f"{name}_acc"] == everyone[name]["value"] and last[f"{name}_low"] == everyone[name]["low"]
+        least = np.mean([pd.read_csv(tmp_path / f"attack_{s}.csv")[f"{name}_confidence"].min() for s in "AB"])
+        assert last[f"{name}_threshold"] == pytest.approx(least)
+    assert last["score_high"] == everyone["score"]["high"]

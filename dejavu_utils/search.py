@@ -1,0 +1,298 @@
+"""The nearest public images of many crops under several networks at once, each image read and decoded once.
+
+The images are cut into shards, which several processes share, and whose results are kept, so that a killed search goes
+on. Of crops and public images the smaller set's embeddings are held in memory, the other's are streamed past them. What
+is found does not depend on the number of processes, nor on where a search was interrupted.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from dejavu_utils.distributed import rank, wait_for_all, world_size
+from dejavu_utils.imagenet import IndexedImages, collate_readable, evaluation_transform
+from dejavu_utils.launch import autocast
+from dejavu_utils.neighbors import NeighborSearch
+from dejavu_utils.options import InputError
+
+_SHARD = 4096  # images at most; what a killed process loses
+_SHARDS = 64  # at least, if the batches allow it, so that many processes have work
+_BLOCK_IMAGES, _BLOCK_FLOATS = 32768, 2**26  # of streamed embeddings that are searched at once: up to 256 MB a layer
+_SAVING_SHARE = 1 / 20  # of the time may go into saving neighbors found so far
+
+
+@dataclass
+class ImageSet:
+    """Images to embed: a name for messages, their indices int64 (n,), and their crops int64 (n, 4) or None."""
+
+    name: str
+    indices: np.ndarray
+    crops: np.ndarray = None
+
+    def __len__(self):
+        return len(self.indices)
+
+
+class Embedder:
+    """Embeddings of image sets under several networks.
+
+    networks: {model: SSLNetwork} in eval mode on `device`. layers: names, the same for all networks. where: {model:
+    flag and path of its checkpoint}, for errors. skip_unreadable: leave out images that cannot be read, instead of an
+    InputError that names the first. Keys of embeddings are (model, layer).
+    """
+
+    def __init__(
+        self,
+        networks,
+        layers,
+        listing,
+        device,
+        where,
+        precision="fp32",
+        resolution=224,
+        batch_size=256,
+        num_workers=0,
+        skip_unreadable=False,
+    ):
+        self.networks, self.layers, self.listing, self.device, self.where = networks, layers, listing, device, where
+        self.precision, self.batch_size, self.num_workers = precision, batch_size, num_workers
+        self.skip_unreadable, self.transform = skip_unreadable, evaluation_transform(resolution)
+        self.widths = {(model, layer): net.width(layer) for model, net in networks.items() for layer in layers}
+
+    @torch.inference_mode()
+    def embed(self, images):
+        """float (n, 3, h, w) -> {key: float32 (n, width) in NumPy}; InputError for values that are not finite."""
+        images = images.to(self.device, non_blocking=True)
+        embedded = {}
+        for model, network in self.networks.items():
+            with autocast(self.device, self.precision):
+                outputs = network.embed_layers(images, self.layers)
+            for layer, output in outputs.items():
+                embedded[model, layer] = output.float().cpu().numpy()
+                if not np.isfinite(embedded[model, layer]).all():
+                    raise InputError(
+                        f"{self.where[model]}: its {layer} output is not finite; take an earlier snapshot"
+                        + ("" if self.precision == "fp32" else " or --precision fp32")
+                    )
+        return embedded
+
+    def shards(self, images):
+        """An ImageSet cut into [(name, start, stop)], of whole batches but for the last."""
+        size = self.batch_size * max(1, min(_SHARD, len(images) // _SHARDS) // self.batch_size)
+        starts = range(0, len(images), size)
+        return [(f"{images.name}_{start // size:06d}", start, min(start + size, len(images))) for start in starts]
+
+    def embed_shards(self, images, shards, on_progress=lambda count: None):
+        """Yields (name, rows int64 (m,) of `images` that could be read, {key: float32 (m, width)}) of each shard.
+
+        images: ImageSet. shards: those of `shards(images)` that are wanted. on_progress: called with the number of
+        images done since the last call. Batches do not cross shards: a shard's embeddings depend on nothing else.
+        """
+        batches = [
+            range(first, min(first + self.batch_size, stop))
+            for _, start, stop in shards
+            for first in range(start, stop, self.batch_size)
+        ]
+        dataset = IndexedImages(self.listing, images.indices, self.transform, images.crops, self.skip_unreadable)
+        loader = iter(
+            DataLoader(
+                dataset,
+                batch_sampler=batches,
+                num_workers=self.num_workers,
+                collate_fn=collate_readable,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+        for name, start, stop in shards:
+            rows = np.empty(stop - start, np.int64)
+            arrays = {key: np.empty((stop - start, width), np.float32) for key, width in self.widths.items()}
+            filled = 0
+            for first in range(start, stop, self.batch_size):
+                batch, _, readable = next(loader)
+                end = filled + len(batch)
+                if len(batch):
+                    rows[filled:end] = first + np.flatnonzero(readable.numpy())
+                    for key, embedded in self.embed(batch).items():
+                        arrays[key][filled:end] = embedded
+                filled = end
+                on_progress(len(readable))
+            yield name, rows[:filled], {key: array[:filled] for key, array in arrays.items()}
+
+    def embed_set(self, images, pieces, progress=lambda total: None):
+        """(rows int64 (m,) that could be read, {key: float32 (m, width)}) of a whole set, in its order.
+
+        pieces: Unfinished, which keeps the shards. progress: total -> context manager whose `update` is told of each
+        batch. All processes must call this; each embeds its share and gets the whole.
+        """
+        shards = self.shards(images)
+        missing = [shard for shard in shards if shard[0] not in pieces.names(f"{images.name}_")]
+        wait_for_all()  # until every process has looked
+        missing = missing[rank() :: world_size()]
+        with progress(_images(missing)) as bar:
+            self._keep(images, missing, pieces, bar.update)
+        wait_for_all()
+        rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in shards])
+        whole = {key: np.empty((len(rows), width), np.float32) for key, width in self.widths.items()}
+        filled = 0
+        for name, _, _ in shards:
+            piece = pieces.load(name)
+            end = filled + len(piece["rows"])
+            for key, array in whole.items():
+                array[filled:end] = piece[_word(key)]
+            filled = end
+        return rows, whole
+
+    def _keep(self, images, shards, pieces, on_progress):
+        for name, rows, embedded in self.embed_shards(images, shards, on_progress):
+            pieces.save(name, rows=rows, **{_word(key): array for key, array in embedded.items()})
+
+
+def nearest_public(embedder, crops, public, k, pieces, progress=lambda total: None):
+    """The k public images nearest to every crop, under every network and layer.
+
+    crops, public: ImageSet. pieces: Unfinished. All processes must call this; the first gets (rows int64 (m,) of the
+    crops that could be read, {key: int64 (m, k) positions in `public`}, how many public images could not be read), the
+    others None. InputError if fewer than k could.
+    """
+    search = _past_crops if holds_crops(len(crops), len(public)) else _past_public
+    return search(embedder, crops, public, k, pieces, progress)
+
+
+def holds_crops(crops, public):
+    """Are the crops' embeddings held, and the public images' streamed? For their numbers."""
+    return crops <= public
+
+
+def predicted_memory(embedder, crops, public, k):
+    """Upper estimates in bytes for `nearest_public` with so many images: {"held", "streamed", "neighbors", "disk"}.
+
+    The first three add up to what a process needs beside its networks and libraries; disk is for all processes.
+    """
+    widths = list(embedder.widths.values())
+    held, streamed = sorted((crops, public)) if public else (crops, 0)  # logits need no public images
+    block = max(min(_block_rows(width), streamed) * width for width in widths)
+    # A block is read, joined and moved to the queries' mean; a shard of every layer is embedded or read meanwhile.
+    shard = min(max(_SHARD, embedder.batch_size), streamed) * sum(widths)
+    # The best of all layers; and for one, what a block gives, both joined, and their order.
+    found = 0 if not public else crops if holds_crops(crops, public) else min(crops, _SHARD)
+    waiting = min(streamed, world_size() * (_BLOCK_IMAGES + _SHARD))
+    return {
+        "held": held * sum(widths) * 4,
+        "streamed": (3 * block + shard) * 4,
+        "neighbors": found * k * (12 * len(widths) + 12 + 24 + 16),
+        "disk": (held + waiting) * sum(widths) * 4 + found * k * len(widths) * 12 * world_size(),
+    }
+
+
+def _past_crops(embedder, crops, public, k, pieces, progress):
+    """The crops' embeddings are held, the public images' pass by in blocks of shards, each process's own."""
+    crop_rows, held = embedder.embed_set(crops, pieces, progress)
+    if not len(crop_rows):
+        raise InputError("--skip_unreadable: not one of the attacked images could be read")
+    searches = {key: NeighborSearch(array, k, embedder.device) for key, array in held.items()}
+    shards, own = embedder.shards(public), f"best_{rank():06d}"
+    done = {name for piece in pieces.names("best_") for name in pieces.load(piece, "shards")["shards"].tolist()}
+    finished, unreadable = [], 0
+    if own in pieces.names("best_"):
+        finished, unreadable = _merge(searches, pieces.load(own))
+    wait_for_all()  # until every process has looked
+    size = _block_rows(max(embedder.widths.values())) // (shards[0][2] - shards[0][1])
+    size = max(1, min(size, len(shards) // world_size()))
+    blocks = [shards[start : start + size] for start in range(0, len(shards), size)][rank() :: world_size()]
+    blocks = [[shard for shard in block if shard[0] not in done] for block in blocks]
+    saved, saving = time.monotonic(), 0.0
+    with progress(sum(map(_images, blocks))) as bar:
+        for block in filter(None, blocks):
+            there = pieces.names(f"{public.name}_")
+            bar.update(_images([shard for shard in block if shard[0] in there]))
+            embedder._keep(public, [shard for shard in block if shard[0] not in there], pieces, bar.update)
+            rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in block])
+            unreadable += _images(block) - len(rows)
+            for key, search in searches.items():
+                parts = [pieces.load(name, _word(key))[_word(key)] for name, _, _ in block]
+                search.add(np.concatenate(parts), rows)
+            finished += [name for name, _, _ in block]
+            if time.monotonic() - saved > saving / _SAVING_SHARE:
+                saved, saving = _save_best(pieces, own, searches, finished, unreadable)
+    _save_best(pieces, own, searches, finished, unreadable)
+    wait_for_all()
+    if rank():
+        return None
+    for name in pieces.names("best_"):
+        if name != own:
+            unreadable += _merge(searches, pieces.load(name))[1]
+    return crop_rows, {key: _result(search, len(public) - unreadable) for key, search in searches.items()}, unreadable
+
+
+def _past_public(embedder, crops, public, k, pieces, progress):
+    """The public images' embeddings are held, the crops' pass by in shards, each process's own."""
+    public_rows, held = embedder.embed_set(public, pieces, progress)
+    if len(public_rows) < k:
+        _too_few(k, len(public_rows))
+    shards = embedder.shards(crops)
+    todo = [shard for shard in shards if f"found_{shard[0]}" not in pieces.names("found_")]
+    wait_for_all()  # until every process has looked
+    todo = todo[rank() :: world_size()]
+    with progress(_images(todo)) as bar:
+        for name, rows, embedded in embedder.embed_shards(crops, todo, bar.update):
+            neighbors = {_word(key): np.empty((0, k), np.int64) for key in held}
+            for key in held if len(rows) else ():
+                search, step = NeighborSearch(embedded[key], k, embedder.device), _block_rows(held[key].shape[1])
+                for start in range(0, len(public_rows), step):
+                    search.add(held[key][start : start + step], public_rows[start : start + step])
+                neighbors[_word(key)] = search.result()
+            pieces.save(f"found_{name}", rows=rows, **neighbors)
+    wait_for_all()
+    if rank():
+        return None
+    found = [pieces.load(f"found_{name}") for name, _, _ in shards]
+    rows = np.concatenate([piece["rows"] for piece in found])
+    if not len(rows):
+        raise InputError("--skip_unreadable: not one of the attacked images could be read")
+    neighbors = {key: np.concatenate([piece[_word(key)] for piece in found]) for key in held}
+    return rows, neighbors, len(public) - len(public_rows)
+
+
+def _block_rows(width):
+    """Embeddings of this width that are searched at once."""
+    return max(1, min(_BLOCK_IMAGES, _BLOCK_FLOATS // width))
+
+
+def _images(shards):
+    return sum(stop - start for _, start, stop in shards)
+
+
+def _word(key):
+    return "|".join(key)
+
+
+def _save_best(pieces, name, searches, shards, unreadable):
+    """Saves the neighbors found so far, then removes the embeddings that they stand for; (when, how long it took)."""
+    started = time.monotonic()
+    arrays = {"shards": np.array(shards, str), "unreadable": np.array(unreadable)}
+    for key, search in searches.items():
+        arrays[f"{_word(key)}|distances"], arrays[f"{_word(key)}|positions"] = search.best
+    pieces.save(name, **arrays)
+    for shard in shards:
+        pieces.drop(shard)
+    return time.monotonic(), time.monotonic() - started
+
+
+def _merge(searches, piece):
+    """Joins what `_save_best` has saved; its (shards, unreadable)."""
+    for key, search in searches.items():
+        search.merge(piece[f"{_word(key)}|distances"], piece[f"{_word(key)}|positions"])
+    return piece["shards"].tolist(), int(piece["unreadable"])
+
+
+def _result(search, readable):
+    if readable < search.k:
+        _too_few(search.k, readable)
+    return search.result()
+
+
+def _too_few(k, readable):
+    raise InputError(f"--k {k}: only {readable} images of the public set could be read")
