@@ -83,6 +83,21 @@ def list_images(root, flag="the image folder"):
     return ImageListing(root, folder.classes, [path[prefix:] for path, _ in folder.samples], folder.targets)
 
 
+def read_class_names(path, flag):
+    """{class folder: name to show} from a JSON file: {"n01440764": "tench"}, or {"0": ["n01440764", "tench"]}.
+
+    InputError names the flag and what is wrong with the file.
+    """
+    try:
+        loaded = json.loads(Path(path).read_text(encoding="utf-8"))
+        names = dict(loaded.values() if all(isinstance(v, list) for v in loaded.values()) else loaded)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{flag} {path}: not a JSON file of class folders and their names ({error})") from None
+    if not all(isinstance(text, str) for pair in names.items() for text in pair):
+        raise InputError(f"{flag} {path}: a class folder or its name is not a text")
+    return names
+
+
 def load_indices(path, flag, listing):
     """The image indices in an .npy file, int64 (n,), checked against the listing.
 
