@@ -5,10 +5,17 @@ background of its own, drawn independently of the class. A background crop there
 that remembers the image: the reference model must sit at chance (1 / classes), and what the target model has above it
 is memorization.
 
+--correlation R is the opposite control: it ties the background to the class in a share R of the images, drawn at
+random, by giving them the colors and the wave of their class. A model that reads the background then names the class of
+those, and of the others by chance, whether it saw the image or not: both models' accuracy is R + (1 - R) / classes, and
+the attack has to call that correlated, not memorized.
+
 Writes SAVE_DIR/images/CLASS/ID.JPEG, SAVE_DIR/boxes/Annotation/CLASS/ID.xml (Pascal VOC; not for the last images of a
-class if --unboxed_per_class is given) and SAVE_DIR/demo.json (the arguments and the names of the objects).
+class if --unboxed_per_class is given), SAVE_DIR/demo.json (the arguments and the names of the objects) and, with
+--correlation, SAVE_DIR/tied.csv (which images are tied: path below SAVE_DIR/images, 0 or 1).
 
     python make_demo_dataset.py --save_dir demo/data
+    python make_demo_dataset.py --save_dir demo/correlated --correlation 0.8
     python make_demo_dataset.py --save_dir /tmp/more --classes 8 --images_per_class 400 --side 192 --seed 3
 """
 
@@ -19,10 +26,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from dejavu_utils.files import save_json
+from dejavu_utils.files import save_csv, save_json
 from dejavu_utils.options import InputError, Parser, non_negative_int, positive_int, run
 from dejavu_utils.progress import Progress
 
@@ -58,6 +66,9 @@ def parse_args(argv=None):
     parser.add_argument("--unboxed_per_class", type=int, default=10, help="of these, images without a box XML")
     parser.add_argument("--side", type=positive_int, default=128, help="height and width of an image in pixels")
     parser.add_argument("--object_size", type=float, default=0.5, help="diameter of an object / side of the image")
+    parser.add_argument(
+        "--correlation", type=float, default=0.0, help="share of the images with a background of their class"
+    )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="same seed, same files")
     parser.add_argument("--num_workers", type=positive_int, default=2, help="processes that draw")
     return parser.parse_args(argv)
@@ -71,6 +82,8 @@ def main():
         raise InputError(f"--side {args.side}: an image needs at least 32 pixels a side")
     if not 0.1 <= args.object_size <= 0.8:
         raise InputError(f"--object_size {args.object_size}: must lie between 0.1 and 0.8")
+    if not 0 <= args.correlation <= 1:
+        raise InputError(f"--correlation {args.correlation}: must lie between 0 and 1")
     save_dir = Path(args.save_dir)
     if (save_dir / "images").exists() or (save_dir / "boxes").exists():
         raise InputError(f"--save_dir {save_dir}: holds images or boxes already; remove them or name another folder")
@@ -82,11 +95,15 @@ def main():
         (partial_dir / "boxes" / "Annotation" / name).mkdir(parents=True)
     numbers = range(args.classes * args.images_per_class)
     with Progress(len(numbers), "images drawn") as progress, ProcessPoolExecutor(args.num_workers) as pool:
-        for _ in pool.map(partial(draw_and_save, args, partial_dir), numbers, chunksize=16):
+        drawn = []
+        for path_and_tied in pool.map(partial(draw_and_save, args, partial_dir), numbers, chunksize=16):
+            drawn.append(path_and_tied)
             progress.update()
     (partial_dir / "images").rename(save_dir / "images")
     (partial_dir / "boxes").rename(save_dir / "boxes")
     partial_dir.rmdir()
+    if args.correlation:
+        save_csv(save_dir / "tied.csv", pd.DataFrame(drawn, columns=["path", "tied"]))
     save_json(save_dir / "demo.json", {**vars(args), "class_names": names, "chance": 1 / args.classes})
     print(f"{len(numbers)} images of {args.classes} classes in {save_dir / 'images'}, boxes in {save_dir / 'boxes'}")
 
@@ -97,24 +114,44 @@ def class_name(label):
 
 
 def draw_and_save(args, folder, number):
-    """Draws image `number`: its class is number // images_per_class; all randomness comes from (seed, number)."""
+    """Draws image `number`: its class is number // images_per_class; all randomness comes from (seed, number).
+
+    Returns (its path below images/, 1 if its background is tied to the class, else 0).
+    """
     label, rank = divmod(number, args.images_per_class)
-    background_rng, object_rng = (np.random.default_rng([args.seed, number, part]) for part in (0, 1))
-    image = draw_background(background_rng, args.side)
+    background_rng, object_rng, tie_rng = (np.random.default_rng([args.seed, number, part]) for part in range(3))
+    tied = tie_rng.random() < args.correlation
+    if tied:
+        image = draw_background(background_rng, args.side, *class_background(background_rng, label, args.classes))
+    else:
+        image = draw_background(background_rng, args.side)
     box = paste_object(image, object_rng, label, args.classes, args.object_size)
     name = class_name(label)
-    image.save(folder / "images" / name / f"{name}_{rank:05d}.JPEG", quality=92)
+    path = Path(name) / f"{name}_{rank:05d}.JPEG"
+    image.save(folder / "images" / path, quality=92)
     if rank < args.images_per_class - args.unboxed_per_class:
         xml = voc_xml(name, f"{name}_{rank:05d}", args.side, box)
         (folder / "boxes" / "Annotation" / name / f"{name}_{rank:05d}.xml").write_text(xml, encoding="utf-8")
+    return path.as_posix(), int(tied)
 
 
-def draw_background(rng, side):
-    """A stationary texture: 1/f noise mapped through three random colors, and a faint wave; any crop identifies it."""
-    colors = rng.uniform(20, 235, size=(3, 3))
+def class_background(rng, label, classes):
+    """(colors, frequency, angle) for draw_background: three shades of the class's hue, and the class's wave."""
+    hue = label / classes + 0.5 + rng.normal(0, 0.05 / classes)  # opposite to that of the class's object
+    shades = ((0.9, 0.35), (0.8, 0.65), (0.5, 0.9))  # saturation, value
+    colors = [colorsys.hsv_to_rgb(hue % 1, saturation, value) for saturation, value in shades]
+    return 255 * np.array(colors), 3 + 9 * label / classes, np.pi * label / classes + rng.normal(0, 0.05)
+
+
+def draw_background(rng, side, colors=None, frequency=None, angle=None):
+    """A stationary texture: 1/f noise mapped through three colors, and a faint wave; any crop identifies it.
+
+    colors: float (3, 3), RGB from 0 to 255; frequency: waves an image; angle: radians. Random where not given.
+    """
+    colors = rng.uniform(20, 235, size=(3, 3)) if colors is None else colors
     height = fractal_noise(rng, side, exponent=rng.uniform(0.9, 1.4))
-    frequency = rng.uniform(3, 12)
-    angle = rng.uniform(0, np.pi)
+    frequency = rng.uniform(3, 12) if frequency is None else frequency
+    angle = rng.uniform(0, np.pi) if angle is None else angle
     y, x = np.mgrid[:side, :side] / side
     wave = np.sin(2 * np.pi * (frequency * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform()))
     level = 1 + 0.55 * height + rng.uniform(0.1, 0.45) * wave  # 0, 1, 2 are the three colors

@@ -1,0 +1,125 @@
+"""The demo"s data: the same files for the same seed, and correlation that is known because it was put there."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import assert_one_line_error, flags, run_script, save_untrained
+from PIL import Image
+
+from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.imagenet import list_images
+
+EARLIER_COLORS = (
+    ("000_plane", 0, (139.3, 58.7, 134.9)),
+    ("001_umbrella", 7, (187.8, 121.6, 108.6)),
+    ("002_spade", 19, (170.5, 116.1, 139.1)),
+)
+SEED, CLASSES, PER_CLASS, CORRELATION = 3, 5, 140, 0.8
+
+
+def draw(folder, **settings):
+    settings = {"save_dir": folder, "seed": SEED, "side": 64, "object_size": 0.3, "num_workers": 1, **settings}
+    result = run_script("make_demo_dataset.py", *flags(settings))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tied_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tied") / "data"
+    return draw(folder, classes=CLASSES, images_per_class=PER_CLASS, unboxed_per_class=60, correlation=CORRELATION)
+
+
+def test_correlation_is_recorded_and_changes_nothing_but_tied_backgrounds(tied_data, tmp_path):
+    plain = draw(tmp_path / "plain", classes=CLASSES, images_per_class=PER_CLASS, unboxed_per_class=60)
+    assert json.loads((tied_data / "demo.json").read_text())["correlation"] == CORRELATION
+    assert not (plain / "tied.csv").exists()
+    tied = pd.read_csv(tied_data / "tied.csv")
+    listing = list_images(tied_data / "images")
+    assert [Path(path).as_posix() for path in listing.paths] == tied["path"].tolist()
+    assert abs(tied["tied"].mean() - CORRELATION) < 4 * np.sqrt(CORRELATION * (1 - CORRELATION) / len(tied))
+    same = [
+        (plain / "images" / path).read_bytes() == (tied_data / "images" / path).read_bytes() for path in tied["path"]
+    ]
+    assert same == (tied["tied"] == 0).tolist()
+    xmls = sorted((plain / "boxes").rglob("*.xml"))
+    assert len(xmls) == CLASSES * (PER_CLASS - 60)
+    for xml in xmls:
+        assert xml.read_bytes() == (tied_data / xml.relative_to(plain)).read_bytes()
+
+
+def test_stream_of_random_numbers_is_that_of_earlier_versions(tmp_path):
+    """Colors of three images as they were before --correlation came; another order of draws would change them."""
+    settings = {"classes": 3, "images_per_class": 20, "unboxed_per_class": 4, "side": 128, "object_size": 0.5}
+    folder = draw(tmp_path / "data", **settings)
+    for name, rank, color in EARLIER_COLORS:
+        with Image.open(folder / "images" / name / f"{name}_{rank:05d}.JPEG") as image:
+            assert np.asarray(image).mean(axis=(0, 1)) == pytest.approx(color, abs=1)
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.1"])
+def test_correlation_out_of_range(tmp_path, value):
+    result = run_script("make_demo_dataset.py", "--save_dir", tmp_path / "data", "--correlation", value)
+    assert_one_line_error(result, f"--correlation {value}", "between 0 and 1")
+    assert not (tmp_path / "data").exists()
+
+
+def save_color_reader(path, seed):
+    """A checkpoint whose embedding is a random function of an image"s colors, and which has never seen an image.
+
+    The first convolution averages over its window and weighs the channels at random; all later blocks pass that on.
+    """
+    network = save_untrained(path, seed, mlp="64-32", classes=CLASSES)
+    with torch.no_grad():
+        first = network.net.conv1.weight
+        colors = torch.nn.functional.normalize(torch.randn(len(first), 3, 1, 1), dim=1)
+        first.copy_(colors.expand_as(first) / first[0, 0].numel())
+        for name, module in network.net.named_modules():
+            if name.endswith("bn2"):
+                module.weight.zero_()
+            if name.endswith("downsample.0"):
+                torch.nn.init.dirac_(module.weight)
+    save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict())})
+
+
+def test_correlation_is_reported_as_correlation_and_not_as_memorization(tied_data, tmp_path):
+    """Two models that read colors and remember nothing must both come out at R + (1 - R) / classes."""
+    listing = list_images(tied_data / "images")
+    rank = np.arange(len(listing)) % PER_CLASS
+    for name, chosen in (("A", rank < 40), ("B", (rank >= 40) & (rank < 80)), ("public", rank >= 80)):
+        np.save(tmp_path / f"{name}.npy", np.flatnonzero(chosen))
+    for seed, model in enumerate("AB"):
+        save_color_reader(tmp_path / f"{model}.pth", seed)
+    settings = {
+        "local": 1,
+        "output_dir": tmp_path / "attack",
+        **{f"model_{model}_pth": tmp_path / f"{model}.pth" for model in "AB"},
+        **{f"bbox_{name}_idx_pth": tmp_path / f"{name}.npy" for name in "AB"},
+        "public_idx_pth": tmp_path / "public.npy",
+        "imgnet_train_pth": tied_data / "images",
+        "imgnet_bbox_pth": tied_data / "boxes",
+        "k": 10,
+        "k_attk": 10,
+        "min_px": 16,
+        "resolution": 32,
+        "num_workers": 0,
+    }
+    result = run_script("label_inference_attack.py", *flags(settings))
+    assert result.returncode == 0, result.stderr
+    tables = pd.concat([pd.read_csv(tmp_path / "attack" / f"attack_{name}.csv") for name in "AB"])
+    tied = pd.read_csv(tied_data / "tied.csv")["tied"].to_numpy(bool)[tables["index"]]
+    truth = tied.mean() + (1 - tied.mean()) / CLASSES
+    top_1 = json.loads((tmp_path / "attack" / "results.json").read_text())["both"]["top_1"]
+    for role in ("target", "reference"):
+        figure = top_1["accuracy"]["100"][role]
+        assert figure["low"] < truth < figure["high"]
+        right = tables[f"{role}_top1_correct"]
+        assert right[tied].mean() > 0.95 and abs(right[~tied].mean() - 1 / CLASSES) < 0.15
+    for pct in ("20", "100"):
+        score = top_1["accuracy"][pct]["score"]
+        assert score["low"] <= 0 <= score["high"], result.stdout
+    assert top_1["shares"]["correlated"]["low"] > 0.7 and top_1["shares"]["memorized"]["high"] < 0.1
