@@ -4,9 +4,11 @@ Reads two checkpoints of train_SSL.py (model A trained on set A, model B on set 
 the images and their box XML. Both models embed the background crops of both sets; the labels of the nearest public
 images guess the object. Writes into OUTPUT_DIR, for each model and attacked set (A_attk_B = model A on set B):
 {A,B}_attk_{A,B}_neighb_idxs.npy and _neighb_labels.npy (n x k, nearest first), _attk_idxs.npy (n), _labels.npy (n x 1),
-top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (a row an example)
-and results.json (accuracies, shares and déjà vu score, each with a 95 % interval). With --use_supervised_linear 1
-_scores.npy (n x classes) takes the place of the neighbor files. With --layers all this goes into OUTPUT_DIR/{layer}/.
+top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (a row an example),
+attack_classes.csv, attack_confidence.csv (accuracies against the share of the most confident examples),
+attack_gallery.html (examples to look at) and results.json (accuracies, shares and déjà vu score, each with a 95 %
+interval). With --use_supervised_linear 1 _scores.npy (n x classes) takes the place of the neighbor files. With --layers
+all this goes into OUTPUT_DIR/{layer}/.
 
 Each image is read once for both models and all layers; several processes (--ngpus, --nodes, --world_size) share the
 images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end, so that the same command goes on after a kill.
@@ -38,6 +40,7 @@ import numpy as np
 from dejavu_utils.crops import RULES
 from dejavu_utils.distributed import rank, wait_for_all, world_size
 from dejavu_utils.files import complete_file, save_csv, save_json, save_npy
+from dejavu_utils.gallery import save_gallery
 from dejavu_utils.imagenet import (
     UNREADABLE,
     background_crops,
@@ -387,6 +390,9 @@ def save_layer(args, folder, layer, listing, found, crops, rows, public, unreada
         },
         "settings": {**vars(args), "layer": layer, "device": str(device)},
     }
+    nearest = None if layer == "logits" else {model: public.indices[arrays[model, layer]] for model in SETS}
+    boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
+    save_gallery(folder / "attack_gallery.html", sets, listing, attacked, crops.crops[rows], nearest, boxes)
     save_json(folder / "results.json", results)
     print_summary(folder, layer, results)
 

@@ -182,6 +182,7 @@ def test_results_and_tables_agree_with_the_files(data, tmp_path):
             role = "target" if model == name else "reference"
             assert sweep.shape == (100,) and sweep[-1] == table[f"{role}_top1_correct"].mean()
     assert f"target {summary['target']['value']:.3f}" in result.stdout
+    assert "<html" in (tmp_path / "attack_gallery.html").read_text()
 
 
 def test_one_model_twice_has_no_deja_vu(data, tmp_path):
