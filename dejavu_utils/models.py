@@ -3,6 +3,8 @@
 import torch
 import torchvision
 from torch import nn
+from torch.fx.experimental.optimization import fuse
+from torch.fx.proxy import TraceError
 
 from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.options import InputError
@@ -194,6 +196,20 @@ def load_model(path, flag="--model_pth"):
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
     return network.eval()
+
+
+def prepared_for_inference(network):
+    """The same function, computed faster, of a network that is in eval mode and will not be trained; changes it.
+
+    Batch normalization is folded into the convolutions before it, which multiplies their weights once instead of the
+    images' features each time; weights lie channels last. Outputs differ by rounding. Trunks that torch.fx cannot
+    trace keep their layers.
+    """
+    try:
+        network.net = fuse(network.net)
+    except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
+        pass  # what a trunk of timm does with its inputs is its own business
+    return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def check_typed(network, where, mlp=None, loss=None, resnet50=False):

@@ -186,11 +186,11 @@ def _bounds(name, estimate):
     return {f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
 
 
-def probe_estimates(hits):
-    """{"top_1": estimate, "top_5": estimate} with Wilson intervals. hits: {1: bool (n,), 5: bool (n,)}."""
+def probe_estimates(right, n):
+    """{"top_1": estimate, "top_5": estimate} with Wilson intervals. right: {1: count, 5: count} of n examples."""
     return {
-        f"top_{top_k}": _without_nan(dict(zip(("value", "low", "high"), mem.mean_of_proportions([right]))))
-        for top_k, right in hits.items()
+        f"top_{top_k}": {"value": count / n, **dict(zip(("low", "high"), mem.wilson_interval(count, n)))}
+        for top_k, count in right.items()
     }
 
 

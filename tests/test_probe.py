@@ -1,6 +1,9 @@
 """lin_probe.py as a user runs it."""
 
+import itertools
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from helpers import assert_one_line_error, draw_tree, flags, run_script, save_untrained
 from torchvision.transforms import InterpolationMode, functional
 
+import lin_probe
 from dejavu_utils import augment
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.loader import RandomCrops
@@ -24,9 +28,9 @@ def data(tmp_path_factory):
     return folder, save_untrained(folder / "model.pth")
 
 
-def probe(data, output_dir, **changes):
+def settings_of(data, output_dir, **changes):
     folder = data[0]
-    settings = {
+    return {
         "local": 1,
         "output_dir": output_dir,
         "model_pth": folder / "model.pth",
@@ -41,13 +45,31 @@ def probe(data, output_dir, **changes):
         "num_workers": 0,
         **changes,
     }
+
+
+def probe(data, output_dir, **changes):
+    settings = settings_of(data, output_dir, **changes)
     return run_script("lin_probe.py", *flags(settings), PATH=str(Path(sys.executable).parent))  # without srun
 
 
-def test_results_and_closing_words(data, tmp_path):
-    result = probe(data, tmp_path)
+def figures(folder):
+    """What must be equal where only the way there was another."""
+    results = json.loads((folder / "results.json").read_text())
+    return {name: results[name] for name in ("final", "epochs", "counts")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = probe(data, folder)
     assert result.returncode == 0, result.stderr
-    results = json.loads((tmp_path / "results.json").read_text())
+    return folder, result.stdout
+
+
+def test_results_and_closing_words(undisturbed):
+    folder, output = undisturbed
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
+    results = json.loads((folder / "results.json").read_text())
     assert results["counts"] == {"train": 27, "val": 9, "classes": 3}
     assert [record["epoch"] for record in results["epochs"]] == [1, 2, 3]
     for name, n in (("train", 27), ("val", 9)):
@@ -58,19 +80,90 @@ def test_results_and_closing_words(data, tmp_path):
         )
         assert results["final"][name]["top_5"]["value"] == 1  # three classes
     assert results["epochs"][-1]["val_top_1"] == results["final"]["val"]["top_1"]["value"]
-    validation, training = result.stdout.splitlines()[-2:]
+    validation, training = output.splitlines()[-2:]
     assert f"top-1 {results['final']['val']['top_1']['value']:.3f}" in validation
     assert f"top-1 {results['final']['train']['top_1']['value']:.3f}" in training
 
 
-def test_workers_change_nothing_and_the_seed_does(data, tmp_path):
-    found = []
-    for name, changes in (("0", {}), ("2", {"num_workers": 2}), ("seed", {"seed": 1})):
-        assert probe(data, tmp_path / name, use_projector="", **changes).returncode == 0
-        results = json.loads((tmp_path / name / "results.json").read_text())
-        assert results["settings"]["layer"] == "projector"
-        found.append([record["loss"] for record in results["epochs"]])
-    assert found[0] == found[1] != found[2]
+def test_workers_processes_and_kept_features_change_nothing_and_the_seed_does(data, tmp_path, monkeypatch, undisturbed):
+    assert probe(data, tmp_path / "workers", num_workers=2).returncode == 0
+    assert figures(tmp_path / "workers") == figures(undisturbed[0])
+    monkeypatch.setattr(lin_probe, "_FEATURE_BYTES", 0)  # too many to be kept
+    lin_probe.probe(lin_probe.parse_args(flags(settings_of(data, tmp_path / "again"))))
+    assert figures(tmp_path / "again") == figures(undisturbed[0])
+    # 27 images in batches of 10: the last batch has 7, shared as 3 and 4.
+    result = probe(data, tmp_path / "two", ngpus=0, world_size=2)
+    assert result.returncode == 0, result.stderr
+    assert "2 process(es)" in result.stdout and result.stdout.count("epoch 3/3") == 1
+    for found, expected in zip(figures(tmp_path / "two")["epochs"], figures(undisturbed[0])["epochs"]):
+        assert found == pytest.approx(expected, rel=1e-4)
+    lin_probe.probe(lin_probe.parse_args(flags(settings_of(data, tmp_path / "seed", seed=1, use_projector=""))))
+    assert json.loads((tmp_path / "seed" / "results.json").read_text())["settings"]["layer"] == "projector"
+    assert figures(tmp_path / "seed")["epochs"] != figures(undisturbed[0])["epochs"]
+
+
+class Asked:
+    """StopSignal's twin: asked to stop when it is looked at for the n-th time."""
+
+    def __init__(self, n):
+        self.left = n
+
+    @property
+    def received(self):
+        self.left -= 1
+        return signal.SIGUSR2 if self.left <= 0 else None
+
+    def leave(self):
+        sys.exit(128)
+
+
+def test_stopped_anywhere_and_continued_equals_undisturbed(data, tmp_path, monkeypatch, undisturbed):
+    """Also within the passes that only embed: of the validation images first, of the training images last."""
+    args, stops = lin_probe.parse_args(flags(settings_of(data, tmp_path))), 0
+    for n in itertools.cycle((2, 3, 5)):
+        monkeypatch.setattr(lin_probe, "StopSignal", lambda n=n: Asked(n))
+        try:
+            lin_probe.probe(args)
+            break
+        except SystemExit:
+            stops += 1
+            assert stops < 100 and (tmp_path / "probe.pth").is_file()
+            # one look a batch of validation images comes first: fewer would never reach the training
+    assert stops >= 4 and figures(tmp_path) == figures(undisturbed[0])
+    assert not (tmp_path / "probe.pth").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_continued_equals_undisturbed(data, tmp_path, undisturbed, signum):
+    words = flags(settings_of(data, tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, lin_probe.__file__, *map(str, words)], stdout=subprocess.PIPE, text=True
+    )
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("epoch 1/3"):
+            process.send_signal(signum)
+    if signum == signal.SIGKILL:
+        assert process.wait() == -signum
+        # Another rate would not be the same probe.
+        for changes, text in (({"end_lr": 0.5}, "--end_lr 0.5: "), ({"train_idx_pth": data[0] / "val.npy"}, "--train")):
+            other = lin_probe.parse_args(flags(settings_of(data, tmp_path, **changes)))
+            with pytest.raises(lin_probe.InputError, match=f"{text}.*probe.pth was made"):
+                lin_probe.probe(other)
+    else:
+        assert process.wait() == 128 + signum and "stopped after epoch" in output[-1]
+    result = probe(data, tmp_path)
+    assert result.returncode == 0 and "going on after epoch" in result.stdout
+    assert figures(tmp_path) == figures(undisturbed[0])
+
+
+def test_an_unreadable_image_is_named(data, tmp_path):
+    folder = draw_tree(tmp_path)
+    broken = folder / "images" / "c1" / "c1_03.JPEG"
+    broken.write_bytes(broken.read_bytes()[:200])
+    result = probe(data, tmp_path / "out", imgnet_train_pth=folder / "images", num_workers=1)
+    assert_one_line_error(result, "c1_03.JPEG: cannot be read as an image")
 
 
 def test_learns_what_is_linear(data, tmp_path):
