@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT))
 def alternate(sides, rounds, warm_up=1):
     """Calls each side in turn; prints median [min, max] of what it returns and the ratio of the first to the others.
 
-    sides: {name: function that returns a figure, more is better, or None where a peer is not installed}.
+    sides: {name: function that returns a figure, more is better, or None where a peer is not installed}. Returns {name:
+    its median}.
     """
     figures = {name: [] for name, side in sides.items() if side}
     for turn in range(warm_up + rounds):
@@ -34,6 +35,7 @@ def alternate(sides, rounds, warm_up=1):
             ratios = [a / b for a, b in zip(figures[ours], values)]
             line += f"   {ours} / {name}: {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
         print(line, flush=True)
+    return {name: statistics.median(values) for name, values in figures.items()}
 
 
 def natural_images(count, width=500, height=375, seed=0):

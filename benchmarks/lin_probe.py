@@ -1,0 +1,218 @@
+"""Images per second of the linear probe's passes, and what 20 epochs take: ours against the published structure.
+
+Published structure: both views of a training image are made and one is used, batches of 64, the validation images are
+embedded again in every epoch, the network as it was trained. Once with this project's own decoding and augmentation, so
+that only the structure differs, and once with torchvision's transforms of PIL images. Same precision, same images, same
+number of workers; the passes are measured in turn, the times of a whole probe computed from their medians.
+
+At a smaller size both probes are then run whole, to compare their accuracy.
+
+    python benchmarks/lin_probe.py
+    python benchmarks/lin_probe.py --images 128 --rounds 1 --resolution 96
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from harness import alternate, jpeg, natural_images
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+import lin_probe
+from dejavu_utils import augment
+from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.imagenet import MEAN, STD, IndexedImages, evaluation_transform, list_images, load_image
+from dejavu_utils.launch import StopSignal
+from dejavu_utils.loader import cut_and_resize
+from dejavu_utils.memorization import wilson_interval
+from dejavu_utils.models import SSLNetwork, load_model
+
+CLASSES = 10
+PROBE = (20, 1000, 1000)  # epochs, training and validation images of the probe whose time is computed
+ACCURACY = dict(epochs=20, resolution=32)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=192, help="of the training set, and as many for validation")
+    parser.add_argument("--resolution", type=int, default=224)
+    parser.add_argument("--num_workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # the bars
+        flags = draw(Path(folder), args)
+        options = lin_probe.parse_args(flags)
+        sides = {"lin_probe.py": Ours(options)}
+        sides["published, own views"] = Published(options, OwnViews)
+        sides["published, torchvision"] = Published(options, TorchvisionViews)
+        size = f"ResNet-18, {args.resolution} px, fp32, {torch.get_num_threads()} threads, {args.num_workers} workers"
+        print(f"images/s of a training pass, {size}")
+        training = alternate({name: rate(side.train, args.images) for name, side in sides.items()}, args.rounds)
+        print("images/s of a validation pass")
+        validation = alternate({name: rate(side.validate, args.images) for name, side in sides.items()}, args.rounds)
+        epochs, n_train, n_val = PROBE
+        print(f"seconds of {epochs} epochs of {n_train} training and {n_val} validation images, computed from these")
+        seconds = {}
+        for name in sides:
+            passes = 1 if name == "lin_probe.py" else epochs  # over the validation images
+            seconds[name] = epochs * n_train / training[name] + (passes * n_val + n_train) / validation[name]
+            print(f"  {name:<28} {seconds[name]:9.0f}   ratio {seconds[name] / seconds['lin_probe.py']:.2f}")
+        print(f"whole probes of {ACCURACY['epochs']} epochs at {ACCURACY['resolution']} px: top-1 with 95 % interval")
+        compare_accuracy(flags, args.images)
+
+
+def rate(run_pass, images):
+    def timed():
+        start = time.perf_counter()
+        run_pass()
+        return images / (time.perf_counter() - start)
+
+    return timed
+
+
+def draw(folder, args):
+    """Images of 500 x 375 pixels, tinted by class a little, a network, index files: the probe's flags."""
+    rng = np.random.default_rng(0)
+    tints = rng.normal(0, 25, (CLASSES, 3))
+    for number, image in enumerate(natural_images(2 * args.images)):
+        label = number % CLASSES
+        path = folder / "images" / f"c{label}" / f"{number:05d}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(np.clip(image + tints[label], 0, 255).astype(np.uint8)))
+    order = rng.permutation(2 * args.images)
+    np.save(folder / "train.npy", order[: args.images])
+    np.save(folder / "val.npy", order[args.images :])
+    torch.manual_seed(0)
+    network = SSLNetwork("resnet18", "64-32", "simclr")
+    listing = list_images(folder / "images")
+    some = IndexedImages(listing, np.load(folder / "val.npy"), evaluation_transform(32))
+    with torch.no_grad():
+        for images, _ in DataLoader(some, 64):  # the statistics of batch normalization
+            network(images)
+    save_checkpoint(folder / "model.pth", {"epoch": 1, "model": with_prefix(network.state_dict())})
+    settings = {
+        **{"local": 1, "output_dir": folder / "out", "model_pth": folder / "model.pth"},
+        **{"train_idx_pth": folder / "train.npy", "val_idx_pth": folder / "val.npy"},
+        **{"imgnet_train_pth": folder / "images", "resolution": args.resolution, "num_workers": args.num_workers},
+        **{"start_lr": 0.1, "end_lr": 0.01, "epochs": 10**6, "batch_size": 64},
+    }
+    return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+class Ours:
+    def __init__(self, options):
+        listing = list_images(options.imgnet_train_pth)
+        self.indices, self.val = (np.load(path) for path in (options.train_idx_pth, options.val_idx_pth))
+        network = load_model(options.model_pth)
+        parts = (options, network, "backbone", listing, self.indices, self.val, torch.device("cpu"), StopSignal())
+        self.run = lin_probe.Run(*parts)
+
+    def train(self):
+        self.run.train_epoch(self.indices)
+        self.run.epoch, self.run.steps_done = self.run.epoch + 1, 0
+
+    def validate(self):
+        return self.run.count_right(self.run.features(self.val, "validation images"))
+
+
+class Published:
+    """Batches of both views, of which the second is used; the network in eval mode without gradient."""
+
+    def __init__(self, options, views):
+        self.options, self.epoch = options, 0
+        self.listing = list_images(options.imgnet_train_pth)
+        train, val = (np.load(path) for path in (options.train_idx_pth, options.val_idx_pth))
+        self.network = load_model(options.model_pth)
+        torch.manual_seed(options.seed)
+        self.classifier = torch.nn.Linear(512, CLASSES)
+        self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=options.start_lr, momentum=0.9)
+        self.train_set = views(self.listing, train, options.resolution)
+        self.val_set = IndexedImages(self.listing, val, evaluation_transform(options.resolution))
+
+    def loader(self, dataset, shuffle):
+        return DataLoader(dataset, self.options.batch_size, shuffle=shuffle, num_workers=self.options.num_workers)
+
+    def train(self, epochs=10**6):
+        options, loader = self.options, self.loader(self.train_set, True)
+        for step, (_, images, labels) in enumerate(loader):
+            share = (self.epoch * len(loader) + step) / (epochs * len(loader))
+            self.optimizer.param_groups[0]["lr"] = options.start_lr + share * (options.end_lr - options.start_lr)
+            with torch.no_grad():
+                features = self.network.embed(images, "backbone")
+            loss = F.cross_entropy(self.classifier(features), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            loss.item()
+        self.epoch += 1
+
+    @torch.no_grad()
+    def validate(self):
+        right = 0
+        for images, labels in self.loader(self.val_set, False):
+            right += int((self.classifier(self.network.embed(images, "backbone")).argmax(1) == labels).sum())
+        return right
+
+
+class OwnViews(Dataset):
+    """(view 1, view 2, label) with dejavu_utils.augment, as the probe makes its one view."""
+
+    def __init__(self, listing, indices, resolution):
+        self.listing, self.indices, self.resolution = listing, indices, resolution
+        self.drawn = 0
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, position):
+        image = np.array(load_image(self.listing.path(self.indices[position])))
+        views = []
+        for number, view in enumerate((augment.FIRST_VIEW, augment.SECOND_VIEW)):
+            draws = augment.uniforms(int(torch.randint(2**31, ())), 0, number, position, 1)
+            box = augment.crop_boxes(draws, [image.shape[:2]], view)[0]
+            crop = cut_and_resize(image, box, self.resolution, "bicubic")[None]
+            views.append(augment.apply(crop, augment.draw_parameters(draws, view))[0])
+        return *views, int(self.listing.labels[self.indices[position]])
+
+
+class TorchvisionViews(OwnViews):
+    def __init__(self, listing, indices, resolution):
+        super().__init__(listing, indices, resolution)
+        crop = transforms.RandomResizedCrop(resolution, interpolation=transforms.InterpolationMode.BICUBIC)
+        jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8)
+        common = [crop, transforms.RandomHorizontalFlip(), jitter, transforms.RandomGrayscale(0.2)]
+        tensor = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+        first = [*common, *tensor, transforms.GaussianBlur((5, 9), (0.1, 2.0))]
+        second = [*common, transforms.RandomSolarize(128, 0.2), *tensor]
+        self.views = [transforms.Compose(steps) for steps in (first, second)]
+
+    def __getitem__(self, position):
+        image = load_image(self.listing.path(self.indices[position]))
+        return *(view(image) for view in self.views), int(self.listing.labels[self.indices[position]])
+
+
+def compare_accuracy(flags, images):
+    changes = [str(word) for name, value in ACCURACY.items() for word in (f"--{name}", value)]
+    options = lin_probe.parse_args([*flags, *changes])
+    with contextlib.redirect_stdout(io.StringIO()):
+        lin_probe.probe(options)
+    final = json.loads((Path(options.output_dir) / "results.json").read_text())["final"]["val"]["top_1"]
+    print(f"  {'lin_probe.py':<28} {final['value']:.3f} [{final['low']:.3f}, {final['high']:.3f}]")
+    peer = Published(options, TorchvisionViews)
+    for _ in range(options.epochs):
+        peer.train(options.epochs)
+        right = peer.validate()
+    low, high = wilson_interval(right, images)
+    print(f"  {'published, torchvision':<28} {right / images:.3f} [{low:.3f}, {high:.3f}]")
+
+
+if __name__ == "__main__":
+    main()
