@@ -4,8 +4,8 @@ Reads two checkpoints of train_SSL.py (model A trained on set A, model B on set 
 the images and their box XML. Both models embed the background crops of both sets; the labels of the nearest public
 images guess the object. Writes into OUTPUT_DIR, for each model and attacked set (A_attk_B = model A on set B):
 {A,B}_attk_{A,B}_neighb_idxs.npy and _neighb_labels.npy (n x k, nearest first), _attk_idxs.npy (n), _labels.npy (n x 1),
-top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (a row an example),
-attack_classes.csv, attack_confidence.csv (accuracies against the share of the most confident examples),
+top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (one row an
+example), attack_classes.csv, attack_confidence.csv (accuracies against the share of the most confident examples),
 attack_gallery.html (examples to look at) and results.json (accuracies, shares and déjà vu score, each with a 95 %
 interval). With --use_supervised_linear 1 _scores.npy (n x classes) takes the place of the neighbor files. With --layers
 all this goes into OUTPUT_DIR/{layer}/.
@@ -51,7 +51,7 @@ from dejavu_utils.imagenet import (
 )
 from dejavu_utils.launch import disconnect, here_or_submitted, join
 from dejavu_utils.memorization import SHARES, SWEEP_FRACTIONS, accuracy_sweep
-from dejavu_utils.models import LOSSES, check_typed, load_model
+from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
 from dejavu_utils.options import (
     InputError,
     Parser,
@@ -224,7 +224,7 @@ def load_networks(args, device):
             f"--model_B_pth {args.model_B_pth}: is a {kinds[1]}, --model_A_pth a {kinds[0]}; the test compares two "
             "models that were trained the same way"
         )
-    return {model: network.to(device) for model, network in networks.items()}
+    return {model: prepared_for_inference(network).to(device) for model, network in networks.items()}
 
 
 def layers_of(args, network):

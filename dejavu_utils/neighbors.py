@@ -31,19 +31,26 @@ class NeighborSearch:
         self.best = np.empty((n, 0), np.float32), np.empty((n, 0), np.int64)
         self.seen = 0
 
-    def add(self, block, positions=None):
-        """block: float32 (m, d), public embeddings. positions: int64 (m,), theirs in the public set, rising; not given:
-        those that follow the blocks already added."""
+    def add(self, block, positions=None, overwrite=False):
+        """Searches a block of public embeddings, float32 (m, d).
+
+        positions: int64 (m,), theirs in the public set, rising; not given: those that follow the blocks already added.
+        overwrite: the block is not needed any more and may be moved in place, else its copy is.
+        """
         if not len(block):
             return
         k = min(self.k, len(block))
-        distances, rows = self._nearest(block - self.center, k)
+        moved = np.subtract(block, self.center, out=block if overwrite else None)
+        distances, rows = self._nearest(moved, k)
         self.merge(distances, rows + self.seen if positions is None else np.asarray(positions)[rows])
         self.seen += len(block)
 
     def merge(self, distances, positions):
-        """Joins the neighbors found in another part of the public set: float32 (n, m), int64 (n, m)."""
-        later = self.best[1].size == 0 or positions.size == 0 or positions.min() > self.best[1].max()
+        """Joins the neighbors found in another part of the public set: float32 (n, m), int64 (n, m), nearest first."""
+        if not positions.size or not self.best[1].size:
+            self.best = (distances, positions) if positions.size else self.best
+            return
+        later = positions.min() > self.best[1].max()
         distances = np.concatenate([self.best[0], distances], axis=1)
         positions = np.concatenate([self.best[1], positions], axis=1)
         # Of equal distances the earlier position comes first, however the public set is cut into blocks. What follows

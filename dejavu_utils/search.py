@@ -20,7 +20,7 @@ from dejavu_utils.options import InputError
 
 _SHARD = 4096  # images at most; what a killed process loses
 _SHARDS = 64  # at least, if the batches allow it, so that many processes have work
-_BLOCK_IMAGES, _BLOCK_FLOATS = 32768, 2**26  # of streamed embeddings that are searched at once: up to 256 MB a layer
+_BLOCK_IMAGES, _BLOCK_FLOATS = 65536, 2**26  # of streamed embeddings that are searched at once: up to 256 MB a layer
 _SAVING_SHARE = 1 / 20  # of the time may go into saving neighbors found so far
 
 
@@ -173,15 +173,15 @@ def predicted_memory(embedder, crops, public, k):
     """
     widths = list(embedder.widths.values())
     held, streamed = sorted((crops, public)) if public else (crops, 0)  # logits need no public images
-    block = max(min(_block_rows(width), streamed) * width for width in widths)
-    # A block is read, joined and moved to the queries' mean; a shard of every layer is embedded or read meanwhile.
+    block = max(min(block_rows(width), streamed) * width for width in widths)
+    # A block is read and joined, or copied to be moved; a shard of every layer is embedded or read meanwhile.
     shard = min(max(_SHARD, embedder.batch_size), streamed) * sum(widths)
     # The best of all layers; and for one, what a block gives, both joined, and their order.
     found = 0 if not public else crops if holds_crops(crops, public) else min(crops, _SHARD)
     waiting = min(streamed, world_size() * (_BLOCK_IMAGES + _SHARD))
     return {
         "held": held * sum(widths) * 4,
-        "streamed": (3 * block + shard) * 4,
+        "streamed": (2 * block + shard) * 4,
         "neighbors": found * k * (12 * len(widths) + 12 + 24 + 16),
         "disk": (held + waiting) * sum(widths) * 4 + found * k * len(widths) * 12 * world_size(),
     }
@@ -199,7 +199,7 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
     if own in pieces.names("best_"):
         finished, unreadable = _merge(searches, pieces.load(own))
     wait_for_all()  # until every process has looked
-    size = _block_rows(max(embedder.widths.values())) // (shards[0][2] - shards[0][1])
+    size = block_rows(max(embedder.widths.values())) // (shards[0][2] - shards[0][1])
     size = max(1, min(size, len(shards) // world_size()))
     blocks = [shards[start : start + size] for start in range(0, len(shards), size)][rank() :: world_size()]
     blocks = [[shard for shard in block if shard[0] not in done] for block in blocks]
@@ -213,7 +213,7 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
             unreadable += _images(block) - len(rows)
             for key, search in searches.items():
                 parts = [pieces.load(name, _word(key))[_word(key)] for name, _, _ in block]
-                search.add(np.concatenate(parts), rows)
+                search.add(np.concatenate(parts), rows, overwrite=True)
             finished += [name for name, _, _ in block]
             if time.monotonic() - saved > saving / _SAVING_SHARE:
                 saved, saving = _save_best(pieces, own, searches, finished, unreadable)
@@ -240,7 +240,7 @@ def _past_public(embedder, crops, public, k, pieces, progress):
         for name, rows, embedded in embedder.embed_shards(crops, todo, bar.update):
             neighbors = {_word(key): np.empty((0, k), np.int64) for key in held}
             for key in held if len(rows) else ():
-                search, step = NeighborSearch(embedded[key], k, embedder.device), _block_rows(held[key].shape[1])
+                search, step = NeighborSearch(embedded[key], k, embedder.device), block_rows(held[key].shape[1])
                 for start in range(0, len(public_rows), step):
                     search.add(held[key][start : start + step], public_rows[start : start + step])
                 neighbors[_word(key)] = search.result()
@@ -256,7 +256,7 @@ def _past_public(embedder, crops, public, k, pieces, progress):
     return rows, neighbors, len(public) - len(public_rows)
 
 
-def _block_rows(width):
+def block_rows(width):
     """Embeddings of this width that are searched at once."""
     return max(1, min(_BLOCK_IMAGES, _BLOCK_FLOATS // width))
 

@@ -1,0 +1,401 @@
+"""The attack against the published structure, part by part; each part prints both sides, measured in turn.
+
+data        images/s for both models without the networks: XML, decoding, crop, transform. Published structure: one
+            model after the other, so that each XML is parsed and each image decoded for each.
+network     the same with two networks: end to end against the bare limit (each image decoded once, two forward passes,
+            nothing else) and against the published structure with its neighbors by a flat faiss index; and what bf16
+            gains, with the share of neighbors that stay the same.
+neighbors   20 000 queries x 100 000 public embeddings of width 512, k 100: time and peak memory against faiss's
+            IndexFlatL2 (on a GPU against torch.cdist).
+statistics  seconds and peak memory for neighbor files of 140 000 examples x 100 neighbors, 1000 classes: one file, and
+            a whole attack (four files, all tables and intervals).
+
+    python benchmarks/attack.py
+    python benchmarks/attack.py neighbors statistics
+    python benchmarks/attack.py network --device cuda --images 4096 --num_workers 16
+"""
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from harness import alternate, jpeg, natural_images
+from torch.utils.data import DataLoader, Dataset
+
+from dejavu_utils.crops import background_crop
+from dejavu_utils.files import save_npy
+from dejavu_utils.imagenet import (
+    IndexedImages,
+    background_crops,
+    box_path,
+    evaluation_transform,
+    image_size,
+    list_images,
+    load_image,
+    read_boxes,
+)
+from dejavu_utils.launch import autocast
+from dejavu_utils.memorization import predict_from_neighbors
+from dejavu_utils.models import SSLNetwork, prepared_for_inference
+from dejavu_utils.neighbors import NeighborSearch
+from dejavu_utils.results import (
+    attack_path,
+    attack_statistics,
+    class_table,
+    confidence_curve,
+    example_table,
+    read_attack,
+)
+from dejavu_utils.search import Embedder, ImageSet, block_rows, nearest_public
+from dejavu_utils.unfinished import Unfinished
+
+SETS = ("A", "B")
+CLASSES = 10
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="of: data network neighbors statistics; none given: all")
+    parser.add_argument("--images", type=int, default=192, help="attacked ones, and as many public")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--resolution", type=int, default=224)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--num_workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--queries", type=int, default=20_000)
+    parser.add_argument("--public", type=int, default=100_000)
+    args = parser.parse_args()
+    parts = {"data": data, "network": network, "neighbors": neighbors, "statistics": statistics}
+    for part in args.parts or parts:
+        parts[part](args)
+
+
+# Images.
+
+
+class Images:
+    """A drawn image folder of 500 x 375 JPEG files, of which the first half is attacked."""
+
+    def __init__(self, folder, args):
+        rng = np.random.default_rng(0)
+        for number, image in enumerate(natural_images(2 * args.images)):
+            name = f"c{number % CLASSES}"
+            path = Path(folder) / "images" / name / f"{number:05d}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(image))
+            xml = Path(folder) / "boxes" / "Annotation" / name / f"{number:05d}.xml"
+            xml.parent.mkdir(parents=True, exist_ok=True)
+            xmin, ymin = rng.integers(1, 200), rng.integers(1, 100)
+            sides = {"xmin": xmin, "ymin": ymin, "xmax": xmin + rng.integers(50, 280), "ymax": ymin + 150}
+            box = "".join(f"<{side}>{value}</{side}>" for side, value in sides.items())
+            xml.write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
+        self.boxes = Path(folder) / "boxes"
+        self.listing = list_images(Path(folder) / "images")
+        order = rng.permutation(2 * args.images)
+        self.attacked, self.public = order[: args.images], order[args.images :]
+
+
+class PublishedCrops(Dataset):
+    """Parses the XML, decodes and crops the image, for one model."""
+
+    def __init__(self, images, resolution):
+        self.images, self.transform = images, evaluation_transform(resolution)
+
+    def __len__(self):
+        return len(self.images.attacked)
+
+    def __getitem__(self, position):
+        listing, index = self.images.listing, self.images.attacked[position]
+        image = load_image(listing.path(index))
+        boxes = read_boxes(box_path(self.images.boxes, listing, index))
+        crop = background_crop(*image.size, boxes)
+        return self.transform(image.crop(crop) if crop else image), int(listing.labels[index])
+
+
+def loader(dataset, args):
+    return DataLoader(dataset, args.batch_size, num_workers=args.num_workers, pin_memory=args.device != "cpu")
+
+
+def found_crops(images):
+    return ImageSet("crops", *background_crops(images.listing, images.attacked, images.boxes)[:2])
+
+
+def data(args):
+    with tempfile.TemporaryDirectory() as folder:
+        images = Images(folder, args)
+        public = IndexedImages(images.listing, images.public, evaluation_transform(args.resolution))
+
+        def ours():
+            crops = found_crops(images)
+            transform = evaluation_transform(args.resolution)
+            for dataset in (IndexedImages(images.listing, crops.indices, transform, crops.crops), public):
+                for _ in loader(dataset, args):
+                    pass
+
+        def published():
+            for _ in SETS:
+                for dataset in (PublishedCrops(images, args.resolution), public):
+                    for _ in loader(dataset, args):
+                        pass
+
+        print(f"data for two models, {args.resolution} px, {args.num_workers} workers: images/s")
+        alternate({"ours": rate(ours, args), "published structure": rate(published, args)}, args.rounds)
+        print(f"  of which reading XML and headers: {image_rate(images):.0f} images/s")
+
+
+def image_rate(images):
+    start = time.perf_counter()
+    for index in images.attacked:
+        background_crop(
+            *image_size(images.listing.path(index)), read_boxes(box_path(images.boxes, images.listing, index))
+        )
+    return len(images.attacked) / (time.perf_counter() - start)
+
+
+def rate(work, args):
+    def timed():
+        start = time.perf_counter()
+        work()
+        if args.device != "cpu":
+            torch.cuda.synchronize()
+        return 2 * args.images / (time.perf_counter() - start)
+
+    return timed
+
+
+def network(args):
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    plain = {model: SSLNetwork(args.arch, "512-512-512", "vicreg").eval() for model in SETS}
+    prepared = {}
+    for model, one in plain.items():
+        twin = SSLNetwork(args.arch, "512-512-512", "vicreg").eval()
+        twin.load_state_dict(one.state_dict())
+        prepared[model] = prepared_for_inference(twin).to(device)
+        one.to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        images = Images(folder, args)
+        k = min(100, args.images)
+        found = {}
+
+        def ours(precision):
+            def work():
+                embedder = Embedder(
+                    prepared,
+                    ["projector"],
+                    images.listing,
+                    device,
+                    {},
+                    precision,
+                    args.resolution,
+                    args.batch_size,
+                    args.num_workers,
+                )
+                with tempfile.TemporaryDirectory() as unfinished, contextlib.redirect_stderr(io.StringIO()):
+                    pieces = Unfinished(unfinished, {})
+                    pieces.start()
+                    public = ImageSet("public", images.public)
+                    bar = contextlib.nullcontext(argparse.Namespace(update=lambda count: None))
+                    found[precision] = nearest_public(
+                        embedder, found_crops(images), public, k, pieces, lambda total: bar
+                    )
+
+            return rate(work, args)
+
+        @torch.inference_mode()
+        def bare():
+            crops = found_crops(images)
+            transform = evaluation_transform(args.resolution)
+            for indices, cut in ((crops.indices, crops.crops), (images.public, None)):
+                for batch, _ in loader(IndexedImages(images.listing, indices, transform, cut), args):
+                    batch = batch.to(device)
+                    for one in plain.values():
+                        one.embed(batch, "projector")
+
+        @torch.no_grad()
+        def published():
+            for one in plain.values():
+                embedded = []
+                for dataset in (
+                    PublishedCrops(images, args.resolution),
+                    IndexedImages(images.listing, images.public, evaluation_transform(args.resolution)),
+                ):
+                    batches = [one.embed(batch.to(device), "projector").cpu() for batch, _ in loader(dataset, args)]
+                    embedded.append(torch.cat(batches).numpy())
+                index = faiss.IndexFlatL2(embedded[1].shape[1])
+                index.add(embedded[1])
+                index.search(embedded[0], k)
+
+        print(f"end to end, two {args.arch} at {args.resolution} px, {device}: images/s")
+        sides = {"ours": ours("fp32"), "bare limit": rate(bare, args), "published structure": rate(published, args)}
+        alternate({**sides, "ours in bf16": ours("bf16")}, args.rounds)
+        same = [
+            np.mean([len(set(a) & set(b)) / k for a, b in zip(found["fp32"][1][key], found["bf16"][1][key])])
+            for key in found["fp32"][1]
+        ]
+        shuffled = k / args.images
+        print(f"  bf16 finds {np.mean(same):.4f} of the {k} neighbors of fp32 (by chance {shuffled:.2f})")
+        network_alone(args, plain, prepared, device)
+
+
+@torch.inference_mode()
+def network_alone(args, plain, prepared, device):
+    batch = torch.randn(args.batch_size, 3, args.resolution, args.resolution, device=device)
+
+    def timed(networks, precision):
+        def work():
+            start = time.perf_counter()
+            with autocast(device, precision):
+                for one in networks.values():
+                    one.embed(batch, "projector")
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return args.batch_size / (time.perf_counter() - start)
+
+        return work
+
+    print("forward passes of both networks alone: images/s")
+    sides = {
+        "ours": timed(prepared, "fp32"),
+        "as trained": timed(plain, "fp32"),
+        "ours in bf16": timed(prepared, "bf16"),
+    }
+    alternate(sides, args.rounds)
+
+
+# Neighbors.
+
+
+def neighbors(args):
+    print(f"neighbors of {args.queries} queries among {args.public}, width 512, k 100, {args.device}: queries/s")
+    peer = "IndexFlatL2" if args.device == "cpu" else "torch.cdist"
+    searches = {"ours": search_ours, peer: search_flat if args.device == "cpu" else search_cdist}
+    peaks = {}
+
+    def side(name):
+        def work():
+            # A process of its own, so that its peak memory is its own.
+            seconds, peaks[name] = in_a_process(searches[name], args)
+            return args.queries / seconds
+
+        return work
+
+    alternate({name: side(name) for name in searches}, args.rounds, warm_up=0)
+    for name, peak in peaks.items():
+        print(f"  {name:<28} {peak:9.2f} GB beside the given embeddings")
+
+
+def in_a_process(work, args):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, (args,))
+
+
+def embeddings(args):
+    rng = np.random.default_rng(0)
+    return tuple(rng.standard_normal((n, 512), dtype=np.float32) for n in (args.queries, args.public))
+
+
+def measured(args, work):
+    queries, public = embeddings(args)
+    before = peak_memory(args)
+    start = time.perf_counter()
+    work(queries, public)
+    return time.perf_counter() - start, peak_memory(args) - before
+
+
+def peak_memory(args):
+    """GB; of the GPU if one is used."""
+    if args.device != "cpu":
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def search_ours(args):
+    def work(queries, public):
+        search = NeighborSearch(queries, 100, torch.device(args.device))
+        step = block_rows(public.shape[1])
+        for start in range(0, len(public), step):
+            search.add(public[start : start + step], overwrite=True)
+        search.result()
+
+    return measured(args, work)
+
+
+def search_flat(args):
+    def work(queries, public):
+        index = faiss.IndexFlatL2(public.shape[1])
+        index.add(public)
+        index.search(queries, 100)
+
+    return measured(args, work)
+
+
+def search_cdist(args):
+    def work(queries, public):
+        public = torch.from_numpy(public).to(args.device)
+        for rows in torch.from_numpy(queries).to(args.device).split(2048):
+            torch.cdist(rows, public).topk(100, largest=False)[1].cpu()
+
+    return measured(args, work)
+
+
+# Statistics.
+
+
+def statistics(args):
+    with tempfile.TemporaryDirectory() as folder:
+        draw_attack(Path(folder))
+        print("statistics of 140 000 examples x 100 neighbors, 1000 classes: seconds and peak memory of a process")
+        for name, work in (("one neighbor file", one_file), ("whole attack, four files", whole_attack)):
+            runs = [in_a_process(work, folder) for _ in range(args.rounds)]
+            seconds = sorted(run[0] for run in runs)
+            print(
+                f"  {name:<28} {seconds[len(seconds) // 2]:9.2f} s [{seconds[0]:.2f}, {seconds[-1]:.2f}]"
+                f"   {max(run[1] for run in runs):.2f} GB"
+            )
+
+
+def draw_attack(folder, n=140_000, k=100, classes=1000):
+    rng = np.random.default_rng(0)
+    for attacked in SETS:
+        labels = rng.integers(0, classes, n)
+        for model in SETS:
+            neighbor_labels = rng.integers(0, classes, (n, k))
+            share = rng.random((n, 1)) * (0.6 if model == attacked else 0.4)
+            neighbor_labels = np.where(rng.random((n, k)) < share, labels[:, None], neighbor_labels)
+            rows = rng.permutation(n)
+            for what, values in (("neighb_labels", neighbor_labels), ("attk_idxs", np.arange(n)), ("labels", labels)):
+                save_npy(attack_path(folder, model, attacked, what), values[rows])
+
+
+def one_file(folder):
+    start = time.perf_counter()
+    predict_from_neighbors(np.load(attack_path(folder, "A", "A", "neighb_labels")))
+    return time.perf_counter() - start, peak_memory(argparse.Namespace(device="cpu"))
+
+
+def whole_attack(folder):
+    start = time.perf_counter()
+    sets = read_attack(folder)
+    attack_statistics(sets)
+    class_table(sets, [str(label) for label in range(1000)])
+    confidence_curve(sets)
+    listing = argparse.Namespace(paths=["class/image.JPEG"] * 140_000)
+    for attacked in sets.values():
+        example_table(attacked, listing)
+    return time.perf_counter() - start, peak_memory(argparse.Namespace(device="cpu"))
+
+
+if __name__ == "__main__":
+    main()
