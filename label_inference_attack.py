@@ -59,6 +59,7 @@ from dejavu_utils.options import (
     add_launch_flags,
     existing_file,
     existing_folder,
+    existing_or_awaited_file,
     positive_int,
     run,
     zero_or_one,
@@ -141,7 +142,9 @@ def main():
 
 def check_args(args):
     """Raises an InputError for what cannot work, before anything is computed or submitted."""
-    for name in ("model_A_pth", "model_B_pth", "bbox_A_idx_pth", "bbox_B_idx_pth", "public_idx_pth"):
+    for name in ("model_A_pth", "model_B_pth"):
+        existing_or_awaited_file(getattr(args, name), f"--{name}", args)
+    for name in ("bbox_A_idx_pth", "bbox_B_idx_pth", "public_idx_pth"):
         existing_file(getattr(args, name), f"--{name}")
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
     if not args.use_corner_crop:

@@ -44,6 +44,7 @@ from dejavu_utils.options import (
     add_launch_flags,
     existing_file,
     existing_folder,
+    existing_or_awaited_file,
     non_negative_int,
     positive_int,
     run,
@@ -85,7 +86,8 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    for name in ("model_pth", "train_idx_pth", "val_idx_pth"):
+    existing_or_awaited_file(args.model_pth, "--model_pth", args)
+    for name in ("train_idx_pth", "val_idx_pth"):
         existing_file(getattr(args, name), f"--{name}")
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
     if not 0 <= args.start_lr < float("inf") or not 0 <= args.end_lr < float("inf"):

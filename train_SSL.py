@@ -44,6 +44,7 @@ from dejavu_utils.launch import (
     seed_everything,
     start_here,
     submit,
+    waiting_for,
 )
 from dejavu_utils.loader import FfcvLoader, NativeLoader, evaluation_batches
 from dejavu_utils.meter import Meter
@@ -187,9 +188,7 @@ def main():
         timeout_min=settings["dist.timeout"],
         slurm_partition=settings["dist.partition"] or None,
         slurm_comment=settings["dist.comment"] or None,
-        slurm_additional_parameters={"dependency": settings["dist.dependency"]}
-        if settings["dist.dependency"]
-        else None,
+        slurm_additional_parameters=waiting_for(settings["dist.dependency"]),
         slurm_signal_delay_s=120,
         mem_gb=settings["dist.mem_gb"] or 60 * max(1, settings["dist.ngpus"]),
         nodes=settings["dist.nodes"],

@@ -184,7 +184,7 @@ def here_or_submitted(script, function, args):
         "--local 1",
         timeout_min=args.timeout,
         slurm_partition=args.partition or None,
-        slurm_additional_parameters={"dependency": args.dependency} if args.dependency else None,
+        slurm_additional_parameters=waiting_for(args.dependency),
         slurm_signal_delay_s=120,
         mem_gb=args.mem_gb,
         nodes=args.nodes,
@@ -199,6 +199,14 @@ def here_or_submitted(script, function, args):
 def join(args, patient=False):
     """`connect` for a function of `here_or_submitted`, with options.add_launch_flags' args; this process's device."""
     return connect(gpu=args.local_gpu if args.local else 0, patient=patient)
+
+
+def waiting_for(dependency):
+    """submit's slurm_additional_parameters of a job with this SLURM dependency; None without one.
+
+    Where a job that it waits for has failed, it leaves the queue instead of waiting for ever.
+    """
+    return {"dependency": dependency, "kill_on_invalid_dep": "yes"} if dependency else None
 
 
 def submit(job, folder, stay_here, **parameters):

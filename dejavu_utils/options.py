@@ -127,6 +127,11 @@ def existing_file(path, flag):
     return Path(path)
 
 
+def existing_or_awaited_file(path, flag, args):
+    """The path, if it is a file, or may be one by the time a submitted job runs: after those of --dependency."""
+    return Path(path) if path and args.dependency and not args.local else existing_file(path, flag)
+
+
 def existing_folder(path, flag):
     """The path, if it is a folder; an InputError that names the flag otherwise."""
     if not path:
