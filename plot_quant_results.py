@@ -3,8 +3,11 @@
 Reads every point that is there below --attk_folder_path (NN_attk_{model}_{n}pc_{E}ep/) and below
 --lin_probe_folder_path (lp_{model}_{n}pc_{E}ep/); the statistics are made from the neighbor (or score) files. Writes
 into --save_path, each as png, pdf and, with the legend, as *_legend, with its numbers beside it as csv:
-attk_{epochs,datasets}_{acc,partition}_top{1,5}, lp_{epochs,datasets}_top{1,5}; with --sweep_param attk_params_* and
-lp_param_vals_* instead.
+attk_{epochs,datasets}_{acc,partition}_top{1,5}; lp_{epochs,datasets}_top{1,5}; score_probe_gap_top{1,5}, the déjà vu
+score beside the gap that the linear probe shows; and of the one point at --epoch_sweep_dataset and
+--dataset_sweep_epoch attk_confidence_top{1,5}, accuracy against the share of most confident examples, and
+attk_layers_acc_top{1,5}, of all layers that were attacked: in its subfolders, or in attack_sweeps_backbone beside
+attack_sweeps. With --sweep_param attk_params_* and lp_param_vals_* instead.
 
     python plot_quant_results.py --model vicreg --epoch_sweep_dataset 300 --dataset_sweep_epoch 1000 \\
         --pct_confidences '20,100' --attk_folder_path $LOGGING_FOLDER/vicreg/attack_sweeps \\
@@ -21,16 +24,33 @@ from pathlib import Path
 import pandas as pd
 
 from dejavu_utils.files import save_csv
-from dejavu_utils.memorization import SHARES, summarize
+from dejavu_utils.memorization import SHARES, difference, summarize_levels
 from dejavu_utils.options import InputError, Parser, existing_folder, positive_int, run, zero_or_one
-from dejavu_utils.plots import save_accuracy_figures, save_partition_figures, save_probe_figures
-from dejavu_utils.results import TOP_KS, read_attack, read_probe, sweep_points
+from dejavu_utils.plots import (
+    STYLES,
+    figure_style,
+    save_accuracy_figures,
+    save_confidence_figures,
+    save_gap_figures,
+    save_layer_figures,
+    save_partition_figures,
+    save_probe_figures,
+)
+from dejavu_utils.results import TOP_KS, attacked_layers, confidence_curve, read_attack, read_probe, sweep_points
 
 # What --sweep_param may be: (folder names, the value that the digits in them stand for, label of the axis).
 PARAMS = {
     "simclr.temperature": ("simclr_p{{}}t_{epoch}ep", lambda digits: float(f"0.{digits}"), "SimCLR temperature"),
     "vicreg.sim_coeff": ("vicreg_sim{{}}_{epoch}ep", float, "VICReg invariance coefficient"),
+    "corner_crop_frac": (
+        "{model}_crop_p{{}}_{epoch}ep",
+        lambda digits: float(f"0.{digits}"),
+        "side of the corner crop / side of the image",
+    ),
 }
+LAYERS = ("backbone", "projector", "logits")
+BESIDE = ("attack_sweeps_backbone", "attack_sweeps_w_linear_layer_activations")  # other layers than attack_sweeps
+CURVE = range(10, 101, 2)  # per cents of the confidence curve
 
 
 def parse_args(argv=None):
@@ -56,6 +76,10 @@ def parse_args(argv=None):
     parser.add_argument(
         "--dataset_sweep_epoch", type=int, default=1000, help="epochs of the sweeps of data set sizes and parameters"
     )
+    parser.add_argument(
+        "--layer", default="projector", help="layer of attacks that hold several, for all but attk_layers"
+    )
+    parser.add_argument("--style", choices=STYLES, default=STYLES[0], help="science: SciencePlots', if it is installed")
     parser.add_argument("--sweep_param", choices=PARAMS, help="figures against this parameter instead")
     parser.add_argument("--sweep_values", type=float, nargs="+", help="these values only")
     return parser.parse_args(argv)
@@ -78,39 +102,82 @@ def main():
         attacks = attacks / args.attack_fname
     if args.plot_lin_probe and not args.lin_probe_folder_path:
         raise InputError("--lin_probe_folder_path is needed: name a folder, or give --plot_lin_probe 0")
-    plot_sweeps(args, attacks, "--attk_folder_path", "NN_attk_", attack_frames, "attk_{}_", "params")
-    if args.plot_lin_probe:
-        probes = existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path")
-        plot_sweeps(args, probes, "--lin_probe_folder_path", "lp_", probe_frames, "lp_{}_", "param_vals")
+    with figure_style(args.style):
+        scored = plot_sweeps(args, attacks, "--attk_folder_path", "NN_attk_", attack_frames, "attk_{}_", "params")
+        if not args.sweep_param:
+            plot_point(args, attacks)
+        if args.plot_lin_probe and args.sweep_param != "corner_crop_frac":  # the models are those of another sweep
+            probes = existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path")
+            probed = plot_sweeps(args, probes, "--lin_probe_folder_path", "lp_", probe_frames, "lp_{}_", "param_vals")
+            if not args.sweep_param:
+                save_all(args, "score_probe_gap_", gap_frames(args, scored["epoch"], probed["epoch"]), "epoch", None)
 
 
 def plot_sweeps(args, folder, flag, prefix, frames_of, stem, params):
-    """Draws the figures of each sweep below `folder`; InputError if not one point is there."""
-    tried, reasons, drawn = [], [], 0
+    """Draws the figures of each sweep below `folder`; {column: its points}. InputError if not one point is there."""
+    tried, reasons, found = [], [], {}
     for x, plural, template, value, label in sweeps(args, params):
         tried.append((prefix + template).format("*"))
         points, left_out = read_points(args, folder, prefix + template, value, x)
         reasons += left_out
+        found[x] = points
         if not points:
             print(f"note: no {tried[-1]} in {folder}: no figure of {plural}")
             continue
-        for name, save, frame, top_k in frames_of(args, points, x):
-            path = Path(args.save_path) / f"{stem.format(plural)}{name}top{top_k}"
-            save_csv(f"{path}.csv", frame)
-            save(path, frame, x, top_k, label)
-            print(f"{path}.png, {len(points)} points")
-            drawn += 1
-    if not drawn and reasons:
+        save_all(args, stem.format(plural), frames_of(args, points, x), x, label)
+    if not any(found.values()) and reasons:
         raise InputError(f"{flag}: no point could be read; the last reason: {reasons[-1]}")
-    if not drawn:
+    if not any(found.values()):
         raise InputError(f"{flag} {folder}: nothing matches {' or '.join(tried)}")
+    return found
+
+
+def save_all(args, stem, frames, *how):
+    """Draws and writes each frame: (part of the file name, function that draws, DataFrame, top_k)."""
+    for name, save, frame, top_k in frames:
+        path = Path(args.save_path) / f"{stem}{name}top{top_k}"
+        save_csv(f"{path}.csv", frame)
+        save(path, frame, *how[:1], top_k, *how[1:])
+        print(f"{path}.png")
+
+
+def plot_point(args, folder):
+    """Draws the confidence curve, and the layers if there are several, of the point where both sweeps meet."""
+    point = folder / f"NN_attk_{args.model}_{args.epoch_sweep_dataset}pc_{args.dataset_sweep_epoch}ep"
+    layers = attacked_layers(point)
+    if folder.name == "attack_sweeps":
+        for name in BESIDE:
+            layers = {**attacked_layers(folder.parent / name / point.name), **layers}
+    read = {}
+    for layer in sorted(layers, key=place_in_network):
+        try:
+            read[layer] = read_attack(layers[layer], args.k_neighb)
+        except InputError as error:
+            print(f"note: left out: {error}")
+    if read:
+        own = args.layer if args.layer in read else next(iter(attacked_layers(point)), None)
+        save_all(args, "attk_confidence_", confidence_frames(read[own]) if own in read else ())
+    if len(read) > 1:
+        save_all(args, "attk_layers_acc_", layer_frames(args, read))
+
+
+def place_in_network(layer):
+    """Sorts backbone, projector.0, projector.1, ..., projector, logits."""
+    name, _, number = layer.partition(".")
+    return LAYERS.index(name), int(number) if number else 1000
+
+
+def of_layer(path, layer):
+    """The folder of one layer, where an attack's folder has one for each; else the attack's own."""
+    return path / layer if (path / layer).is_dir() else path
 
 
 def sweeps(args, params):
     """(column, word in the file names, folder template, value of the digits, label or None) of each sweep."""
     if args.sweep_param:
         template, value, label = PARAMS[args.sweep_param]
-        return [("param", params, template.format(epoch=args.dataset_sweep_epoch), value, label)]
+        template = template.format(epoch=args.dataset_sweep_epoch, model=args.model)
+        return [("param", params, template, value, label)]
     return [
         ("epoch", "epochs", f"{args.model}_{args.epoch_sweep_dataset}pc_{{}}ep", int, None),
         ("dataset", "datasets", f"{args.model}_{{}}pc_{args.dataset_sweep_epoch}ep", int, None),
@@ -119,7 +186,13 @@ def sweeps(args, params):
 
 def read_points(args, folder, template, value, x):
     """([(value, what the folder holds)] of every point that is complete, why the others are left out)."""
-    read = (lambda path: read_attack(path, args.k_neighb)) if template.startswith("NN_") else read_probe
+    is_attack = template.startswith("NN_")
+
+    def read(path):
+        return (
+            read_attack(attacked_layers(path).get(args.layer, path), args.k_neighb) if is_attack else read_probe(path)
+        )
+
     points, left_out = [], []
     for position, path in sweep_points(folder, template, value):
         if x == "param" and args.sweep_values and position not in args.sweep_values:
@@ -137,28 +210,65 @@ def attack_frames(args, points, x):
     for top_k in TOP_KS:
         accuracies, shares = [], []
         for position, sets in points:
-            attacks = [attacked.attack for attacked in sets.values()]
-            for pct in args.pct_confidences:
-                summary = summarize(attacks, top_k, pct)
-                target, reference, score = (summary[name] for name in ("target", "reference", "score"))
-                accuracies.append(
-                    {
-                        x: position,
-                        "pct_confidence": pct,
-                        "target_acc": target["value"],
-                        "reference_acc": reference["value"],
-                        **bounds("target", target),
-                        **bounds("reference", reference),
-                        "score": score["value"],
-                        **bounds("score", score),
-                    }
-                )
-            row = {x: position, **{share: summary[share]["value"] for share in SHARES}}
+            summaries = summarize_levels(directions(sets), top_k, args.pct_confidences)
+            for pct, summary in zip(args.pct_confidences, summaries):
+                accuracies.append({x: position, "pct_confidence": pct, **accuracy_columns(summary)})
+            row = {x: position, **{share: summaries[0][share]["value"] for share in SHARES}}
             for share in SHARES:
-                row.update(bounds(share, summary[share]))
+                row.update(bounds(share, summaries[0][share]))
             shares.append(row)
         yield "acc_", save_accuracy_figures, pd.DataFrame(accuracies), top_k
         yield "partition_", save_partition_figures, pd.DataFrame(shares), top_k
+
+
+def layer_frames(args, layers):
+    """Yields the frames of the layers of one point. layers: {name: sets}, in the network's order."""
+    for top_k in TOP_KS:
+        rows = [
+            {"layer": layer, "pct_confidence": pct, **accuracy_columns(summary)}
+            for layer, sets in layers.items()
+            for pct, summary in zip(
+                args.pct_confidences, summarize_levels(directions(sets), top_k, args.pct_confidences)
+            )
+        ]
+        yield "", save_layer_figures, pd.DataFrame(rows), top_k
+
+
+def confidence_frames(sets):
+    """Yields the frames of the confidence curve of one point."""
+    curve = confidence_curve(sets, CURVE)
+    for top_k in TOP_KS:
+        yield "", save_confidence_figures, curve[curve["top_k"] == top_k].drop(columns="top_k"), top_k
+
+
+def gap_frames(args, attacks, probes):
+    """Yields the frames of the déjà vu score beside the linear probe's gap, of the epochs that have both."""
+    finals = dict(probes)
+    for top_k in TOP_KS:
+        rows = []
+        for epoch, sets in attacks:
+            if epoch not in finals:
+                continue
+            train, val = (finals[epoch][name][f"top_{top_k}"] for name in ("train", "val"))
+            gap = difference(train, val)
+            summaries = summarize_levels(directions(sets), top_k, args.pct_confidences)
+            for pct, score in zip(args.pct_confidences, (summary["score"] for summary in summaries)):
+                row = {"epoch": epoch, "pct_confidence": pct, "score": score["value"], **bounds("score", score)}
+                rows.append({**row, "probe_gap": gap["value"], **bounds("probe_gap", gap)})
+        if rows:
+            yield "", save_gap_figures, pd.DataFrame(rows), top_k
+
+
+def directions(sets):
+    return [attacked.attack for attacked in sets.values()]
+
+
+def accuracy_columns(summary):
+    """The columns of `summarize`'s target and reference accuracy and score."""
+    columns = {f"{name}_acc": summary[name]["value"] for name in ("target", "reference")}
+    for name in ("target", "reference"):
+        columns.update(bounds(name, summary[name]))
+    return {**columns, "score": summary["score"]["value"], **bounds("score", summary["score"])}
 
 
 def probe_frames(args, points, x):

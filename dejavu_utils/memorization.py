@@ -121,6 +121,14 @@ def mean_of_proportions(hits):
     return float(mean), float(mean - down), float(mean + up)
 
 
+def difference(first, second):
+    """Estimate of first - second, of two independent estimates {"value", "low", "high"} (MOVER, as above)."""
+    value = first["value"] - second["value"]
+    down = np.hypot(first["value"] - first["low"], second["high"] - second["value"])
+    up = np.hypot(first["high"] - first["value"], second["value"] - second["low"])
+    return _estimate(value, float(value - down), float(value + up))
+
+
 def summarize(attacks, top_k, pct_confidence=100.0, draws=2000, seed=0):
     """Target and reference accuracy, déjà vu score and the four shares, averaged over the attacked sets.
 

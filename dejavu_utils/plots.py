@@ -1,20 +1,52 @@
 """The figures: one function a kind. Each takes the numbers that are saved beside the figure and returns nothing.
 
-Colors are Okabe & Ito's, told apart by color-blind readers; line styles and markers tell the same apart in grey print.
-Bands are 95 % intervals.
+Figures are as wide as a column of two (3.4 inches), their fonts are embedded. Colors are Okabe & Ito's, told apart by
+color-blind readers, in an order in which grey print tells the first ones apart; line styles and markers do so for all.
+Bands and bars are 95 % intervals.
 """
 
+from contextlib import contextmanager
+
+import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dejavu_utils.files import complete_file
 from dejavu_utils.memorization import SHARES
+from dejavu_utils.options import InputError
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("plain", "science")
+COLORS = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":")
 X_LABELS = {"epoch": "epochs of training", "dataset": "training images per class"}
-_STYLE = {"markersize": 4.5, "linewidth": 1.6}
+_SIZE = (3.4, 2.5)  # inches
+_LEGEND_WIDTH = 1.25
+_LEAST_GAP = 0.3  # inches between two numbers below the axis
+_STYLE = {"markersize": 4, "linewidth": 1.3}
+_FONTS = {"pdf.fonttype": 42, "ps.fonttype": 42}  # TrueType, as publishers want it
+_PLAIN = {
+    **{"font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "legend.fontsize": 7.5},
+    **{"axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7},
+}
+
+
+@contextmanager
+def figure_style(name):
+    """Within it, figures are drawn in one of STYLES. InputError where `science` (SciencePlots) is not installed."""
+    if name == "plain":
+        with matplotlib.rc_context({**_PLAIN, **_FONTS}):
+            yield
+        return
+    try:
+        import scienceplots  # noqa: F401  (adds its styles to matplotlib's)
+    except ImportError:
+        raise InputError("--style science: SciencePlots is not installed here: pip install SciencePlots") from None
+    with style.context(["science", "no-latex"]), matplotlib.rc_context(_FONTS):
+        yield
 
 
 def save_accuracy_figures(path, frame, x, top_k, x_label=None):
@@ -23,16 +55,16 @@ def save_accuracy_figures(path, frame, x, top_k, x_label=None):
     path: without suffix. frame: columns x, pct_confidence, {target,reference}_{acc,low,high}. Writes path.png, path.pdf
     and the same with the suffix _legend.
     """
+    groups = list(frame.groupby("pct_confidence", sort=True))
 
     def draw(axes):
-        for number, (pct, rows) in enumerate(frame.groupby("pct_confidence", sort=True)):
-            who = "all" if pct == 100 else f"top {pct:g} %"
+        for number, (_, rows) in enumerate(groups):
             for name, line, filled in (("target", "-", True), ("reference", "--", False)):
-                style = {"linestyle": line, "markerfacecolor": COLORS[number % 7] if filled else "white"}
-                _band(axes, rows, x, name, "acc", number, f"{name}, {who}", **style)
+                _band(axes, rows, x, name, "acc", number, linestyle=line, **_face(number, filled))
         axes.set_ylabel(f"top-{top_k} accuracy")
 
-    _save_both(path, draw, frame[x], x_label or X_LABELS[x])
+    names = [_who(pct) for pct, _ in groups]
+    _save_both(path, draw, x_label or X_LABELS[x], _legend(names) + _pair_legend(), frame[x].unique())
 
 
 def save_partition_figures(path, frame, x, top_k, x_label=None):
@@ -43,10 +75,10 @@ def save_partition_figures(path, frame, x, top_k, x_label=None):
 
     def draw(axes):
         for number, share in enumerate(SHARES):
-            _band(axes, frame, x, share, None, number, share, linestyle=("-", "--", "-.", ":")[number])
+            _band(axes, frame, x, share, None, number, linestyle=LINES[number])
         axes.set_ylabel(f"share of attacked images (top-{top_k})")
 
-    _save_both(path, draw, frame[x], x_label or X_LABELS[x])
+    _save_both(path, draw, x_label or X_LABELS[x], _legend(SHARES, LINES), frame[x].unique())
 
 
 def save_probe_figures(path, frame, x, top_k, x_label=None):
@@ -56,40 +88,149 @@ def save_probe_figures(path, frame, x, top_k, x_label=None):
     """
 
     def draw(axes):
-        for number, (name, words) in enumerate((("train", "training set"), ("val", "validation set"))):
-            _band(axes, frame, x, name, "acc", number, words, linestyle=("-", "--")[number])
+        for number, name in enumerate(("train", "val")):
+            _band(axes, frame, x, name, "acc", number, linestyle=LINES[number])
         axes.set_ylabel(f"linear probe, top-{top_k} accuracy")
 
-    _save_both(path, draw, frame[x], x_label or X_LABELS[x])
+    _save_both(
+        path, draw, x_label or X_LABELS[x], _legend(("training set", "validation set"), LINES), frame[x].unique()
+    )
 
 
-def _band(axes, rows, x, name, value, number, label, **style):
+def save_gap_figures(path, frame, x, top_k, x_label=None):
+    """The déjà vu score of each confidence level beside what the linear probe's accuracy falls by on new images.
+
+    path: without suffix. frame: columns x, pct_confidence, {score,probe_gap}, and _low and _high of both (may be NaN).
+    """
+    groups = list(frame.groupby("pct_confidence", sort=True))
+
+    def draw(axes):
+        for number, (_, rows) in enumerate(groups):
+            _band(axes, rows, x, "score", None, number, **_face(number, True))
+        _band(axes, groups[0][1], x, "probe_gap", None, len(groups), linestyle="--", **_face(len(groups), False))
+        axes.axhline(0, color="0.6", linewidth=0.7, zorder=0)
+        axes.set_ylabel(f"difference in top-{top_k} accuracy")
+
+    names = [f"déjà vu score,\n{_who(pct)}" for pct, _ in groups]
+    last = _line("probe: training\n- validation set", len(groups), linestyle="--", **_face(len(groups), False))
+    _save_both(path, draw, x_label or X_LABELS[x], [*_legend(names), last], frame[x].unique())
+
+
+def save_layer_figures(path, frame, top_k):
+    """Target and reference accuracy and déjà vu score of each layer, in the order of the rows.
+
+    path: without suffix. frame: columns layer, pct_confidence, {target,reference}_{acc,low,high}, score, score_{low,
+    high}; the rows of the largest share of examples are drawn.
+    """
+    pct = frame["pct_confidence"].max()
+    rows = frame[frame["pct_confidence"] == pct]
+    columns = (("target", "target_acc"), ("reference", "reference_acc"), ("score", "score"))
+
+    def draw(axes):
+        for number, (name, column) in enumerate(columns):
+            value = rows[column].to_numpy()
+            ends = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - value)
+            place = np.arange(len(rows)) + 0.18 * (number - 1)
+            bar = {"linestyle": "none", "color": COLORS[number], "marker": MARKERS[number], "capsize": 2}
+            axes.errorbar(place, value, ends, elinewidth=1, **bar, **_face(number, name != "reference"), markersize=4.5)
+        axes.set_xlim(-0.5, len(rows) - 0.5)
+        axes.axhline(0, color="0.6", linewidth=0.7, zorder=0)
+        axes.set_ylabel(f"top-{top_k} accuracy" + ("" if pct == 100 else f", {_who(pct)}"))
+
+    handles = _legend(("target", "reference", "déjà vu score"), ["none"] * 3)
+    handles[1].set_markerfacecolor("white")
+    _save_both(path, draw, "layer that is attacked", handles, np.arange(len(rows)), rows["layer"].tolist())
+
+
+def save_confidence_figures(path, frame, top_k):
+    """Accuracy on the most confident examples against their share.
+
+    path: without suffix. frame: columns pct_confidence, {target,reference}_{acc,low,high}.
+    """
+
+    def draw(axes):
+        for number, (name, line) in enumerate((("target", "-"), ("reference", "--"))):
+            _band(axes, frame, "pct_confidence", name, "acc", number, linestyle=line, marker=None)
+        axes.set_ylabel(f"top-{top_k} accuracy")
+
+    handles = _legend(("target", "reference"), LINES)
+    for handle in handles:
+        handle.set_marker("")
+    _save_both(path, draw, "most confident examples, per cent", handles, np.arange(20, 101, 20))
+
+
+def _who(pct):
+    return "all examples" if pct == 100 else f"most confident {pct:g} %"
+
+
+def _face(number, filled):
+    return {"markerfacecolor": COLORS[number % len(COLORS)] if filled else "white"}
+
+
+def _line(label, number, **changes):
+    """A line of the legend."""
+    color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+    return Line2D([], [], label=label, **{"color": color, "marker": marker, **_STYLE, **changes})
+
+
+def _legend(names, lines=("-",)):
+    return [_line(name, number, linestyle=lines[number % len(lines)]) for number, name in enumerate(names)]
+
+
+def _pair_legend():
+    """Target and reference, whatever their color."""
+    gray = {"color": "0.35", "marker": "o"}
+    return [
+        _line("target", 0, linestyle="-", **gray),
+        _line("reference", 0, linestyle="--", markerfacecolor="white", **gray),
+    ]
+
+
+def _band(axes, rows, x, name, value, number, **changes):
     color = COLORS[number % len(COLORS)]
     column = f"{name}_{value}" if value else name
-    marker = MARKERS[number % len(MARKERS)]
-    axes.plot(rows[x], rows[column], color=color, marker=marker, label=label, **_STYLE, **style)
+    line = {"color": color, "marker": MARKERS[number % len(MARKERS)], **_STYLE, **changes}
+    axes.plot(rows[x], rows[column], **line)
     low, high = rows[f"{name}_low"], rows[f"{name}_high"]
     axes.fill_between(rows[x], low, high, color=color, alpha=0.15, linewidth=0)
     if len(rows) == 1:  # a band over one point would not be seen
-        axes.vlines(rows[x], low, high, color=color, linewidth=1.2)
+        axes.vlines(rows[x], low, high, color=color, linewidth=1)
 
 
-def _save_both(path, draw, positions, x_label):
+def _save_both(path, draw, x_label, handles, ticks, tick_labels=None):
     for suffix in ("", "_legend"):
-        figure = Figure(figsize=(4.4, 3.1) if not suffix else (6.2, 3.1), layout="constrained", dpi=200)
+        width = _SIZE[0] + (_LEGEND_WIDTH if suffix else 0)
+        figure = Figure(figsize=(width, _SIZE[1]), layout="constrained", dpi=300)
         axes = figure.add_subplot()
         draw(axes)
         axes.set_xlabel(x_label)
-        axes.margins(x=0.04)
-        if np.isfinite(axes.dataLim.y1):  # else there is not one example, and nothing to draw
-            axes.set_ylim(0, 1.04 * axes.dataLim.y1)
-        if len(positions.unique()) <= 8:
-            axes.set_xticks(sorted(positions.unique()))
+        if tick_labels is None:
+            axes.margins(x=0.04)
+            _mark_positions(axes, sorted(ticks))
+        else:
+            axes.set_xticks(ticks, tick_labels)
+        low, high = axes.dataLim.y0, axes.dataLim.y1
+        if np.isfinite(high):  # else there is not one example, and nothing to draw
+            axes.set_ylim(min(0, 1.1 * low), 1.04 * high or 1)
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         if suffix:
-            figure.legend(loc="outside right upper", frameon=False)
+            figure.legend(handles=handles, loc="outside right upper", frameon=False, handlelength=2.6)
         for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
             with complete_file(f"{path}{suffix}.{ending}") as temporary:
                 figure.savefig(temporary, metadata=metadata)
+
+
+def _mark_positions(axes, positions):
+    """A tick at every point, numbers at those that leave room for them; a logarithmic axis for wide fractions."""
+    if positions[0] > 0 and positions[-1] < 1 and positions[-1] > 10 * positions[0]:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    places = np.log(positions) if axes.get_xscale() == "log" else np.asarray(positions, float)
+    inches = (places - places[0]) / max(np.ptp(places), 1e-12) * (_SIZE[0] - 0.7)
+    labels, taken = [""] * len(positions), np.inf
+    for number in reversed(range(len(positions))):  # the last is the point of the other sweeps
+        if taken - inches[number] >= _LEAST_GAP:
+            labels[number], taken = f"{positions[number]:g}", inches[number]
+    axes.set_xticks(positions, labels)

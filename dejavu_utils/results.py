@@ -39,6 +39,27 @@ def read_attack(folder, k_attk=0):
     return {attacked: _read_set(Path(folder), attacked, k_attk) for attacked in SETS}
 
 
+def attacked_layers(folder):
+    """{layer: folder} of an attack: subfolders backbone, projector.{i} and projector, or the folder itself.
+
+    The folder's own files are those of the projector's output, or of the layer that its results.json names.
+    """
+    folder = Path(folder)
+    names = re.compile(r"backbone|projector(\.\d+)?|logits")
+    found = {
+        path.name: path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.is_dir() and names.fullmatch(path.name)
+    }
+    if attack_path(folder, "A", "A", "attk_idxs").is_file():
+        try:
+            layer = json.loads((folder / "results.json").read_text(encoding="utf-8"))["settings"]["layer"]
+        except (OSError, ValueError, KeyError):
+            layer = "projector"
+        found.setdefault(layer, folder)
+    return found
+
+
 def _read_set(folder, attacked, k_attk):
     target, reference = (attacked, "B" if attacked == "A" else "A")
     idxs = {model: _load(attack_path(folder, model, attacked, "attk_idxs")).ravel() for model in SETS}
