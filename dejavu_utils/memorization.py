@@ -108,13 +108,15 @@ def wilson_interval(successes, n):
     return float(max(0.0, center - half)), float(min(1.0, center + half))
 
 
-def mean_of_proportions(hits):
+def mean_of_proportions(hits, variance_ratios=None):
     """(mean, low, high) of the mean of independent proportions, given as a list of bool arrays.
 
     The 95 % interval joins the Wilson intervals of the single proportions (MOVER; Newcombe 1998, Zou & Donner 2008).
+    variance_ratios: each proportion's variance / that of a binomial one; so many fewer examples give its interval.
     """
     means = np.array([h.mean() if len(h) else np.nan for h in hits])
-    low, high = np.array([wilson_interval(int(h.sum()), len(h)) for h in hits]).T
+    ratios = variance_ratios or [1] * len(hits)
+    low, high = np.array([wilson_interval(h.sum() / ratio, len(h) / ratio) for h, ratio in zip(hits, ratios)]).T
     mean = means.mean()
     down = np.sqrt(((means - low) ** 2).sum()) / len(means)
     up = np.sqrt(((high - means) ** 2).sum()) / len(means)
@@ -137,6 +139,9 @@ def summarize(attacks, top_k, pct_confidence=100.0, draws=2000, seed=0):
     so that at 100 % score = memorized - misrepresented. Returns a dict of {"target", "reference", "score", and the four
     shares}: {"value", "low", "high"} with 95 % intervals, Wilson for proportions and a paired bootstrap (`draws`
     resamplings of the examples with `seed`) for the score, and "n": attacked examples of each set.
+
+    What an interval is for: the accuracy among the pct % of all such images that the model is most confident of. Where
+    these begin depends on the sample too; the intervals hold that to first order (`_accuracy_at_the_edge`).
     """
     return summarize_levels(attacks, top_k, [pct_confidence], draws, seed)[0]
 
@@ -151,22 +156,29 @@ def summarize_levels(attacks, top_k, pct_confidences, draws=2000, seed=0):
     summaries = []
     for pct in pct_confidences:
         rng = np.random.default_rng(seed)  # for each level anew: a level's interval does not depend on the others
-        hits, drawn = [], []
+        fraction = pct / 100
+        hits, ratios, drawn = [], [], []
         for one in prepared:
-            chosen = [rank < int(pct / 100 * len(one.shares)) for rank in one.ranks]
+            n = len(one.shares)
+            size = int(fraction * n)
+            chosen = [rank < size for rank in one.ranks]
             hits.append([right[which] for right, which in zip(one.right, chosen)])
+            edges = [_accuracy_at_the_edge(right, rank, fraction) for right, rank in zip(one.right, one.ranks)]
+            ratios.append([_variance_ratio(of_model, edge, fraction) for of_model, edge in zip(hits[-1], edges)])
             # An example counts for each model as not chosen (0), wrong (1) or right (2). Drawing how often each of the
             # nine pairs occurs is the same as drawing the examples with replacement, and costs nothing.
             target, reference = (which * (1 + right) for which, right in zip(chosen, one.right))
-            n = len(one.shares)
             share_of_pairs = np.bincount(3 * target + reference, minlength=9) / max(n, 1)
             pairs = rng.multinomial(n, share_of_pairs, size=draws).reshape(draws, 3, 3)
-            target, reference = pairs.sum(axis=2), pairs.sum(axis=1)
-            with np.errstate(invalid="ignore"):
-                drawn.append(target[:, 2] / target[:, 1:].sum(axis=1) - reference[:, 2] / reference[:, 1:].sum(axis=1))
+            accuracies = []
+            for counts, edge in zip((pairs.sum(axis=2), pairs.sum(axis=1)), edges):
+                _, wrong, correct = counts.T
+                with np.errstate(invalid="ignore"):  # those drawn too many or too few are as accurate as the edge
+                    accuracies.append((correct - edge * (wrong + correct - size)) / size)
+            drawn.append(accuracies[0] - accuracies[1])
         summary = {"n": [len(one.shares) for one in prepared]}
-        for name, of_each_set in zip(("target", "reference"), zip(*hits)):
-            summary[name] = _estimate(*mean_of_proportions(of_each_set))
+        for name, of_each_set, ratios_of_each in zip(("target", "reference"), zip(*hits), zip(*ratios)):
+            summary[name] = _estimate(*mean_of_proportions(of_each_set, ratios_of_each))
         score = summary["target"]["value"] - summary["reference"]["value"]
         summary["score"] = _estimate(score, *_percentile_interval(np.mean(drawn, axis=0)))
         summaries.append({**summary, **shares})
@@ -181,6 +193,31 @@ class _Prepared:
         self.right = [model.right(attack.labels, top_k) for model in models]
         self.shares = share_of(*self.right)
         self.ranks = [np.argsort(most_confident(model.confidence, 1.0)) for model in models]
+
+
+def _accuracy_at_the_edge(right, ranks, fraction):
+    """Accuracy of the examples whose rank by confidence is near that of the last chosen one; NaN without examples.
+
+    In another sample the edge lies elsewhere, and examples of this accuracy come in or fall out: if it differs from the
+    accuracy of the chosen, that varies more than a proportion of as many fixed examples. In ranks the edge has a
+    standard deviation of sqrt(n p (1 - p)), p = fraction; up to two of them to either side are near.
+    """
+    n = len(right)
+    reach = int(np.ceil(2 * np.sqrt(n * fraction * (1 - fraction)))) + 1
+    near = np.abs(ranks - int(fraction * n) + 0.5) < reach
+    return right[near].mean() if near.any() else np.nan
+
+
+def _variance_ratio(chosen_right, edge, fraction):
+    """Variance of the accuracy among the most confident / that of a binomial proportion of as many examples.
+
+    With accuracy a, and e at the edge, it is 1 + (1 - fraction) (a - e)^2 / (a (1 - a)), from the influence function of
+    a mean above a quantile. Half a hit and half a miss keep a (1 - a) from being 0 where all are right.
+    """
+    if not len(chosen_right):
+        return 1.0
+    smoothed = (chosen_right.sum() + 0.5) / (len(chosen_right) + 1)
+    return 1 + (1 - fraction) * (chosen_right.mean() - edge) ** 2 / (smoothed * (1 - smoothed))
 
 
 def _percentile_interval(drawn):

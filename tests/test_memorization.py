@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -155,3 +156,66 @@ def test_empty_selection_gives_no_figure_and_no_failure():
     attack = planted_attack(np.random.default_rng(3), 4, 3, 0.5, 0.1)
     summary = mem.summarize([attack], 1, pct_confidence=5)
     assert np.isnan(summary["target"]["value"])
+
+
+# Coverage of the intervals: examples whose truth is known also among the most confident.
+
+
+def draw_population(rng, n, shares, gap):
+    """n examples of a population with these four shares, in which a right guess is more confident: the confidence of
+    wrong ones is normal with mean 0, that of right ones with mean `gap`, both with deviation 1."""
+    kind = rng.choice(4, n, p=shares)
+    labels = rng.integers(0, 10, n)
+    predictions = []
+    for right in (kind < 2, (kind == 1) | (kind == 2)):
+        top = np.full((n, 5), -1)
+        top[:, 0] = np.where(right, labels, (labels + 1) % 10)
+        predictions.append(mem.Predictions(top, rng.normal(size=n) + gap * right))
+    return mem.DirectedAttack(*predictions, labels)
+
+
+def population_accuracy(accuracy, gap, fraction):
+    """Accuracy among the most confident `fraction` of that population, by bisection for their least confidence."""
+    if fraction == 1:
+        return accuracy
+    normal, low, high = NormalDist(), -10.0, 10.0
+    for _ in range(60):
+        edge = (low + high) / 2
+        right, wrong = accuracy * normal.cdf(gap - edge), (1 - accuracy) * normal.cdf(-edge)
+        low, high = (edge, high) if right + wrong > fraction else (low, edge)
+    return right / (right + wrong)
+
+
+def test_the_edge_of_the_most_confident_is_in_the_intervals():
+    """A target whose accuracy falls steeply with its confidence: bare Wilson intervals are too short for that."""
+    attack = draw_population(np.random.default_rng(0), 3000, (0.3, 0.2, 0.1, 0.4), 2)
+    hits = attack.target.right(attack.labels, 1)
+    summary = mem.summarize([attack], 1, 20)["target"]
+    low, high = mem.wilson_interval(hits[mem.most_confident(attack.target.confidence, 0.2)].sum(), 600)
+    assert summary["low"] < low < summary["value"] < high < summary["high"]
+    everything = mem.summarize([attack], 1)["target"]
+    assert (everything["low"], everything["high"]) == pytest.approx(mem.wilson_interval(hits.sum(), 3000), abs=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pct_confidence", [20, 100])
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("gap", [0.0, 1.0, 2.0])
+def test_intervals_cover_the_truth(gap, sets, pct_confidence):
+    if pct_confidence == 100 and gap:
+        pytest.skip("confidence does not matter where all examples count")
+    shares, draws, n = (0.3, 0.2, 0.1, 0.4), 1000, 1000
+    target, reference = (population_accuracy(a, gap, pct_confidence / 100) for a in (0.5, 0.3))
+    truths = {"target": target, "reference": reference, "score": target - reference}
+    if pct_confidence == 100:
+        truths |= dict(zip(mem.SHARES, shares))
+    rng = np.random.default_rng(11)
+    covered = dict.fromkeys(truths, 0)
+    for _ in range(draws):
+        attacks = [draw_population(rng, n, shares, gap) for _ in range(sets)]
+        summary = mem.summarize(attacks, 1, pct_confidence)
+        for name, truth in truths.items():
+            covered[name] += summary[name]["low"] <= truth <= summary[name]["high"]
+    coverage = {name: count / draws for name, count in covered.items()}
+    print(f"confidence gap {gap}, {sets} sets, {pct_confidence} %: {coverage}")
+    assert all(0.92 <= share <= 0.98 for share in coverage.values()), coverage
