@@ -48,6 +48,7 @@ from dejavu_utils.imagenet import (
     corner_crops,
     list_images,
     load_indices,
+    read_class_names,
 )
 from dejavu_utils.launch import disconnect, here_or_submitted, join
 from dejavu_utils.memorization import SHARES, SWEEP_FRACTIONS, accuracy_sweep
@@ -109,6 +110,7 @@ def parse_args(argv=None):
     group.add_argument("--public_idx_pth", required=True, help=".npy of the public images")
     group.add_argument("--imgnet_train_pth", required=True, help="image folder, CLASS/ID.JPEG")
     group.add_argument("--imgnet_bbox_pth", help="folder of Annotation/CLASS/ID.xml; not read with --use_corner_crop")
+    group.add_argument("--class_names", help="json of {class folder: name} for the gallery")
     group.add_argument("--crop_cache", help=".npz that keeps the crops for other attacks; OUTPUT_DIR/crops.npz")
     group = parser.add_argument_group("attack")
     group.add_argument("--k", type=positive_int, default=100, help="public neighbors that are saved")
@@ -149,6 +151,8 @@ def check_args(args):
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
     if not args.use_corner_crop:
         existing_folder(args.imgnet_bbox_pth, "--imgnet_bbox_pth")
+    if args.class_names:
+        read_class_names(args.class_names, "--class_names")
     if not 0 <= args.k_attk <= args.k:
         raise InputError(f"--k_attk {args.k_attk}: must be between 0 (all) and --k {args.k}")
     if not 0 < args.corner_crop_frac <= 1:
@@ -395,7 +399,8 @@ def save_layer(args, folder, layer, listing, found, crops, rows, public, unreada
     }
     nearest = None if layer == "logits" else {model: public.indices[arrays[model, layer]] for model in SETS}
     boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
-    save_gallery(folder / "attack_gallery.html", sets, listing, attacked, crops.crops[rows], nearest, boxes)
+    names = read_class_names(args.class_names, "--class_names") if args.class_names else None
+    save_gallery(folder / "attack_gallery.html", sets, listing, attacked, crops.crops[rows], nearest, boxes, names)
     save_json(folder / "results.json", results)
     print_summary(folder, layer, results)
 

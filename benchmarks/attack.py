@@ -2,9 +2,9 @@
 
 data        images/s for both models without the networks: XML, decoding, crop, transform. Published structure: one
             model after the other, so that each XML is parsed and each image decoded for each.
-network     the same with two networks: end to end against the bare limit (each image decoded once, two forward passes,
-            nothing else) and against the published structure with its neighbors by a flat faiss index; and what bf16
-            gains, with the share of neighbors that stay the same.
+network     the same with two networks: end to end against the bare limit (each image decoded once, two forward passes of
+            the same prepared networks, nothing else) and against the published structure with its networks as they
+            were trained and its neighbors by a flat faiss index; and what bf16 gains, and keeps of the neighbors.
 neighbors   20 000 queries x 100 000 public embeddings of width 512, k 100: time and peak memory against faiss's
             IndexFlatL2 (on a GPU against torch.cdist).
 statistics  seconds and peak memory for neighbor files of 140 000 examples x 100 neighbors, 1000 classes: one file, and
@@ -185,7 +185,7 @@ def network(args):
         one.to(device)
     with tempfile.TemporaryDirectory() as folder:
         images = Images(folder, args)
-        k = min(100, args.images)
+        k = min(100, args.images // 8)
         found = {}
 
         def ours(precision):
@@ -219,7 +219,7 @@ def network(args):
             for indices, cut in ((crops.indices, crops.crops), (images.public, None)):
                 for batch, _ in loader(IndexedImages(images.listing, indices, transform, cut), args):
                     batch = batch.to(device)
-                    for one in plain.values():
+                    for one in prepared.values():
                         one.embed(batch, "projector")
 
         @torch.no_grad()
