@@ -2,8 +2,8 @@
 
 data        images/s for both models without the networks: XML, decoding, crop, transform. Published structure: one
             model after the other, so that each XML is parsed and each image decoded for each.
-network     the same with two networks: end to end against the bare limit (each image decoded once, two forward passes of
-            the same prepared networks, nothing else) and against the published structure with its networks as they
+network     the same with two networks: end to end against the bare limit (each image decoded once, two forward passes
+            of the same prepared networks, nothing else) and against the published structure with its networks as they
             were trained and its neighbors by a flat faiss index; and what bf16 gains, and keeps of the neighbors.
 neighbors   20 000 queries x 100 000 public embeddings of width 512, k 100: time and peak memory against faiss's
             IndexFlatL2 (on a GPU against torch.cdist).
