@@ -212,15 +212,17 @@ def prepared_for_inference(network):
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def check_typed(network, where, mlp=None, loss=None, resnet50=False):
+def check_typed(network, where, mlp=None, loss=None, resnet50=False, arch=None, prefix=""):
     """InputError if a flag that the user typed contradicts the network of the checkpoint `where` (flag and path).
 
-    The loss of a checkpoint without settings is known only where the loss adds a head of its own.
+    The loss of a checkpoint without settings is known only where the loss adds a head of its own. prefix: of the flags
+    of loss and arch ("ssl_").
     """
     known = network.loss or (loss if loss not in OWN_HEAD else "one without a head of its own")
     for flag, typed, found in (
         ("--mlp", mlp and "-".join(map(str, mlp_widths(mlp, "--mlp"))), network.mlp),
-        ("--loss", loss, known),
+        (f"--{prefix}loss", loss, known),
+        (f"--{prefix}arch", arch, network.arch),
         ("--resnet50", resnet50 and "resnet50", network.arch),
     ):
         if typed and typed != found:

@@ -62,7 +62,7 @@ def attacked_layers(folder):
 
 def _read_set(folder, attacked, k_attk):
     target, reference = (attacked, "B" if attacked == "A" else "A")
-    idxs = {model: _load(attack_path(folder, model, attacked, "attk_idxs")).ravel() for model in SETS}
+    idxs = {model: load_array(attack_path(folder, model, attacked, "attk_idxs")).ravel() for model in SETS}
     try:
         rows = dict(zip((target, reference), mem.align_rows(idxs[target], idxs[reference])))
     except ValueError as error:
@@ -70,7 +70,7 @@ def _read_set(folder, attacked, k_attk):
     labels, predictions = {}, {}
     for model in SETS:
         label_path = attack_path(folder, model, attacked, "labels")
-        labels[model] = _fitting(_load(label_path).ravel(), len(idxs[model]), label_path)[rows[model]]
+        labels[model] = _fitting(load_array(label_path).ravel(), len(idxs[model]), label_path)[rows[model]]
         predictions[model] = _predictions(folder, model, attacked, rows[model], k_attk)
     if not np.array_equal(labels[target], labels[reference]):
         raise InputError(f"{attack_path(folder, reference, attacked, 'labels')}: not the labels of the other model")
@@ -81,16 +81,17 @@ def _read_set(folder, attacked, k_attk):
 def _predictions(folder, model, attacked, rows, k_attk):
     path = attack_path(folder, model, attacked, "scores")
     if path.is_file():
-        return mem.predict_from_scores(_fitting(_load(path), len(rows), path)[rows])
+        return mem.predict_from_scores(_fitting(load_array(path), len(rows), path)[rows])
     path = attack_path(folder, model, attacked, "neighb_labels")
-    neighbor_labels = _fitting(_load(path), len(rows), path)[rows]
+    neighbor_labels = _fitting(load_array(path), len(rows), path)[rows]
     try:
         return mem.predict_from_neighbors(neighbor_labels, k_attk)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _load(path):
+def load_array(path):
+    """An array that the attack wrote; InputError names a file that is missing or cut off."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; label_inference_attack.py writes it")
     try:

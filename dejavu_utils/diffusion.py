@@ -1,0 +1,409 @@
+"""Diffusion conditioned on a representation: the noise schedule, the training loss, sampling, and the two U-Nets.
+
+Sources: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (cosine schedule, learned variance, respacing, importance
+sampling of steps), Song et al. 2021 (DDIM), Dhariwal & Nichol 2021 (the ADM U-Net), Bordes et al. 2021 (RCDM: a Linear
+of the representation is added to the time embedding). Conventions, and so the numbers, are those of guided diffusion;
+the two backends differ in the U-Net alone.
+"""
+
+import importlib.util
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from dejavu_utils.options import InputError
+
+PIXEL_RANGE = (0.0, 1.0)  # of the training images, as published; stored with every model
+BACKENDS = ("rcdm", "diffusers")
+NOISE_SCHEDULES = ("linear", "cosine")
+_DEFAULT_MULTIPLIERS = {64: "1,2,3,4", 128: "1,1,2,3,4", 256: "1,1,2,2,4,4"}
+
+
+class Diffusion:
+    """The forward process q(x_t | x_0) over T steps, the loss of a U-Net that reverses it, and sampling.
+
+    flags: diffusion_steps (T), noise_schedule, learn_sigma, predict_xstart, use_kl, rescale_timesteps and
+    rescale_learned_sigmas of the command line, as a dict. respacing: "" for all steps, "100" for so many steps of DDPM,
+    "ddim50" for so many of DDIM without noise; ValueError where T has no such subset. The last dimensions of images are
+    (3, side, side).
+    """
+
+    def __init__(self, flags, respacing=""):
+        steps = flags["diffusion_steps"]
+        self.learn_sigma, self.predict_xstart = flags["learn_sigma"], flags["predict_xstart"]
+        self.use_kl, self.rescale_learned_sigmas = flags["use_kl"], flags["rescale_learned_sigmas"]
+        self.time_scale = 1000.0 / steps if flags["rescale_timesteps"] else None
+        self.ddim = respacing.startswith("ddim")
+        self.timesteps = torch.tensor(kept_steps(steps, respacing))
+        signal = np.cumprod(1.0 - betas(flags["noise_schedule"], steps))[self.timesteps.numpy()]
+        before = np.append(1.0, signal[:-1])
+        beta = 1.0 - signal / before  # of the kept steps (Nichol & Dhariwal 2021, equation 19)
+        posterior = beta * (1.0 - before) / (1.0 - signal)
+        clipped = np.append(posterior[1] if len(beta) > 1 else beta[0], posterior[1:])  # 0 at the first step
+        table = {
+            "signal": np.sqrt(signal),
+            "noise": np.sqrt(1.0 - signal),
+            "mean_start": beta * np.sqrt(before) / (1.0 - signal),
+            "mean_now": (1.0 - before) * np.sqrt(1.0 - beta) / (1.0 - signal),
+            "before": before,
+            "log_beta": np.log(beta),
+            "log_posterior": np.log(clipped),
+            "log_large": np.log(np.append(clipped[0], beta[1:])),
+        }
+        self._table = {name: torch.from_numpy(values) for name, values in table.items()}
+
+    def __len__(self):
+        """How many steps there are, after respacing."""
+        return len(self.timesteps)
+
+    def _at(self, name, t):
+        """The schedule's value at each step of t, float32 (n, 1, 1, 1)."""
+        return self._table[name].to(t.device)[t].float().view(-1, 1, 1, 1)
+
+    def noised(self, start, t, noise):
+        """x_t given x_0. start, noise: float (n, 3, s, s); t: int64 (n,), positions among the kept steps."""
+        return self._at("signal", t) * start + self._at("noise", t) * noise
+
+    def output(self, unet, x, t, representation):
+        """The U-Net's raw output, float32 (n, 3 or 6, s, s)."""
+        steps = self.timesteps.to(t.device)[t]
+        if self.time_scale is not None:
+            steps = steps.float() * self.time_scale
+        return unet(x, steps, feat=representation).float()
+
+    def reverse(self, output, x, t, pixel_range=None):
+        """(x_0 as predicted, mean and log variance of p(x_{t-1} | x_t)), float (n, 3, s, s) each.
+
+        pixel_range: (low, high) that the predicted x_0 is clipped to, if given.
+        """
+        if self.learn_sigma:
+            # The range of Nichol & Dhariwal 2021, equation 15; the output in [-1, 1] goes to [0, 1].
+            output, weight = output.chunk(2, dim=1)
+            weight = (weight + 1) / 2
+            log_variance = weight * self._at("log_beta", t) + (1 - weight) * self._at("log_posterior", t)
+        else:
+            log_variance = self._at("log_large", t).expand_as(x)
+        start = output if self.predict_xstart else (x - self._at("noise", t) * output) / self._at("signal", t)
+        if pixel_range is not None:
+            start = start.clamp(*pixel_range)
+        return start, self._at("mean_start", t) * start + self._at("mean_now", t) * x, log_variance
+
+    def losses(self, unet, start, t, noise, representation):
+        """{"loss", "mse", "vb"} of each image, float32 (n,).
+
+        vb: the step's term of the variational bound in bits per dimension, through the variance alone (the mean is
+        detached); mse: of the predicted noise (or x_0). loss = mse + vb with a learned variance, mse without; vb x
+        steps with use_kl. rescale_learned_sigmas weighs vb by steps / 1000.
+        """
+        x = self.noised(start, t, noise)
+        output = self.output(unet, x, t, representation)
+        if self.use_kl:
+            vb = self._bound(output, start, x, t)
+            return {"loss": vb * len(self), "vb": vb}
+        mean_part = output[:, :3]
+        mse = (mean_part - (start if self.predict_xstart else noise)).square().flatten(1).mean(1)
+        if not self.learn_sigma:
+            return {"loss": mse, "mse": mse}
+        vb = self._bound(torch.cat([mean_part.detach(), output[:, 3:]], dim=1), start, x, t)
+        if self.rescale_learned_sigmas:
+            vb = vb * (len(self) / 1000.0)
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def _bound(self, output, start, x, t):
+        """KL(q(x_{t-1} | x_t, x_0) || p) in bits per dimension, the decoder's code length at the first step; (n,)."""
+        _, mean, log_variance = self.reverse(output, x, t)
+        true_mean = self._at("mean_start", t) * start + self._at("mean_now", t) * x
+        true_log = self._at("log_posterior", t)
+        gap = (true_mean - mean).square() * torch.exp(-log_variance)
+        kl = 0.5 * (log_variance - true_log + torch.exp(true_log - log_variance) + gap - 1)
+        nats = torch.where(t == 0, _code_length(start, mean, 0.5 * log_variance), kl.flatten(1).mean(1))
+        return nats / math.log(2.0)
+
+    @torch.no_grad()
+    def sample(self, unet, representation, side, seeds, pixel_range=PIXEL_RANGE, on_progress=lambda count: None):
+        """Images in pixel_range, float32 (n, 3, side, side), by DDPM, or DDIM where the respacing says so.
+
+        representation: float (n, width). seeds: n int; an image's noise depends on its own seed alone, and so neither
+        on the other images of the batch nor on the device. on_progress: called after each step with n.
+        """
+        device = representation.device
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+        def draw():
+            return torch.stack([torch.randn(3, side, side, generator=g) for g in generators]).to(device)
+
+        x = draw()
+        for step in reversed(range(len(self))):
+            t = torch.full((len(x),), step, device=device)
+            output = self.output(unet, x, t, representation)
+            start, mean, log_variance = self.reverse(output, x, t, pixel_range)
+            if self.ddim:
+                noise = (x - self._at("signal", t) * start) / self._at("noise", t)
+                before = self._at("before", t)
+                x = before.sqrt() * start + (1 - before).sqrt() * noise
+            elif step:
+                x = mean + torch.exp(0.5 * log_variance) * draw()
+            else:
+                x = mean
+            on_progress(len(x))
+        return x.clamp(*pixel_range)
+
+
+def betas(name, steps):
+    """Variances of the forward process, float64 (steps,); name: linear (Ho et al.) or cosine (Nichol & Dhariwal)."""
+    if name == "linear":
+        return np.linspace(0.1 / steps, 20.0 / steps, steps)  # 1e-4 to 0.02 at 1000 steps
+    kept = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - kept[1:] / kept[:-1], 0.999)
+
+
+def kept_steps(steps, respacing):
+    """The steps that a respaced schedule keeps, a rising list of int below `steps`.
+
+    "" keeps all; "ddim50": 50 at a constant whole stride from 0 on; "100": 100 evenly spread from the first to the
+    last; "10,20,70": so many of each of equal sections. ValueError where that cannot be.
+    """
+    if respacing.startswith("ddim"):
+        count = int(respacing[len("ddim") :])
+        for stride in range(1, steps + 1):
+            if len(range(0, steps, stride)) == count:
+                return list(range(0, steps, stride))
+        raise ValueError(f"no whole stride takes {count} of {steps} steps")
+    counts = [int(part) for part in respacing.split(",")] if respacing else [steps]
+    kept, start = [], 0
+    for section, count in enumerate(counts):
+        size = steps // len(counts) + (section < steps % len(counts))
+        if not 1 <= count <= size:
+            raise ValueError(f"{count} steps cannot be taken of a section of {size}")
+        stride = (size - 1) / (count - 1) if count > 1 else 1
+        kept += [start + round(i * stride) for i in range(count)]
+        start += size
+    return kept
+
+
+def _code_length(start, mean, log_scale):
+    """Minus the log-probability (nats, mean over an image) of 8-bit pixels under a discretized Gaussian; (n,).
+
+    Bins are those of pixels in [-1, 1], half of 2 / 255 to each side, with open ends (Ho et al. 2020, equation 13), and
+    the normal distribution function is its tanh approximation, as in guided diffusion.
+    """
+    upper, lower = (
+        _normal_cdf((start - mean + shift) * torch.exp(-log_scale)).clamp(min=0.0) for shift in (1 / 255, -1 / 255)
+    )
+    probability = torch.where(start < -0.999, upper, torch.where(start > 0.999, 1 - lower, upper - lower))
+    return -torch.log(probability.clamp(min=1e-12)).flatten(1).mean(1)
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+class UniformSteps:
+    """Draws training steps uniformly; every loss has weight 1."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def sample(self, n, device):
+        """(t int64 (n,), weights float32 (n,)), from PyTorch's global generator on the CPU."""
+        return torch.randint(self.steps, (n,)).to(device), torch.ones(n, device=device)
+
+    def update(self, t, losses):
+        """Takes notice of the losses (n,) at steps t, of all processes."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class LossSecondMomentSteps(UniformSteps):
+    """Draws steps by the root of their loss's second moment over the last 10, and weighs them back.
+
+    Nichol & Dhariwal 2021, section 3.3. Uniform until every step has been seen ten times.
+    """
+
+    HISTORY, UNIFORM_SHARE = 10, 0.001
+
+    def __init__(self, steps):
+        super().__init__(steps)
+        self.history = torch.zeros(steps, self.HISTORY, dtype=torch.float64)
+        self.counts = torch.zeros(steps, dtype=torch.int64)
+
+    def sample(self, n, device):
+        share = torch.full((self.steps,), 1.0 / self.steps, dtype=torch.float64)
+        if (self.counts == self.HISTORY).all():
+            moment = self.history.square().mean(dim=1).sqrt()
+            share = (1 - self.UNIFORM_SHARE) * moment / moment.sum() + self.UNIFORM_SHARE * share
+        t = torch.multinomial(share, n, replacement=True)
+        return t.to(device), (1 / (self.steps * share[t])).float().to(device)
+
+    def update(self, t, losses):
+        for step, loss in zip(t.tolist(), losses.double().tolist()):
+            if self.counts[step] < self.HISTORY:
+                self.history[step, self.counts[step]] = loss
+                self.counts[step] += 1
+            else:
+                self.history[step] = torch.cat([self.history[step, 1:], torch.tensor([loss], dtype=torch.float64)])
+
+    def state_dict(self):
+        return {"history": self.history, "counts": self.counts}
+
+    def load_state_dict(self, state):
+        self.history, self.counts = state["history"].clone(), state["counts"].clone()
+
+
+STEP_SAMPLERS = {"uniform": UniformSteps, "loss-second-moment": LossSecondMomentSteps}
+
+
+def choose_backend(name):
+    """rcdm or diffusers; auto is rcdm where the package can be imported, else diffusers. InputError if it is absent."""
+    packages = {"rcdm": "guided_diffusion_rcdm", "diffusers": "diffusers"}
+    if name == "auto":
+        name = "rcdm" if importlib.util.find_spec(packages["rcdm"]) else "diffusers"
+    if not importlib.util.find_spec(packages[name]):
+        remedy = {
+            "rcdm": "clone facebookresearch/RCDM, then pip install --no-deps -e RCDM and pip install blobfile",
+            "diffusers": "pip install diffusers",
+        }
+        raise InputError(f"--backend {name}: {packages[name]} is not installed: {remedy[name]}")
+    return name
+
+
+def channel_multipliers(flags):
+    """[1, 1, 2, 3, 4] of --channel_mult, or the package's default for the image side. InputError if neither fits."""
+    side = flags["image_size"]
+    text = flags["channel_mult"] or _DEFAULT_MULTIPLIERS.get(side)
+    if text is None:
+        raise InputError(f"--image_size {side}: needs --channel_mult, for instance 1,2,4 (only 64, 128, 256 have one)")
+    multipliers = _whole_numbers("channel_mult", text)
+    if side % 2 ** (len(multipliers) - 1):
+        raise InputError(f"--channel_mult {text}: {len(multipliers)} levels cannot halve --image_size {side} evenly")
+    return multipliers
+
+
+def attention_levels(flags):
+    """Levels of the U-Net (0: full resolution) that have attention. InputError for a side that no level has."""
+    sides = [flags["image_size"] >> level for level in range(len(channel_multipliers(flags)))]
+    text = flags["attention_resolutions"]
+    # Published flags name more sides than a smaller model has; those are without effect, in the package as well.
+    return [
+        sides.index(side) for side in (_whole_numbers("attention_resolutions", text) if text else []) if side in sides
+    ]
+
+
+def _whole_numbers(flag, text):
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise InputError(f"--{flag} {text}: expected positive whole numbers with commas between, for instance 1,2,4")
+    return numbers
+
+
+def build_unet(backend, flags, width):
+    """The U-Net, called as unet(x (n, 3, s, s), steps (n,), feat=representation (n, width)) -> (n, 3 or 6, s, s).
+
+    backend: one of BACKENDS. flags: the model flags of the command line, as a dict. Weights are float32 (mixed
+    precision is autocast's work), drawn from PyTorch's global generator. InputError for flags that do not fit together.
+    """
+    multipliers = channel_multipliers(flags)
+    try:
+        return (_rcdm_unet if backend == "rcdm" else _DiffusersUNet)(flags, multipliers, width)
+    except (ValueError, AssertionError) as error:
+        raise InputError(
+            f"--num_channels {flags['num_channels']} --num_heads {flags['num_heads']} --num_head_channels "
+            f"{flags['num_head_channels']}: do not make a U-Net of the {backend} backend ({error})"
+        ) from None
+
+
+def _rcdm_unet(flags, multipliers, width):
+    if not hasattr(
+        torch._C, "has_mkldnn"
+    ):  # the package imports the name, which PyTorch 2.1 dropped, and never uses it
+        torch._C.has_mkldnn = torch.backends.mkldnn.is_available()
+    from guided_diffusion_rcdm.script_util import create_model
+
+    if flags["num_channels"] % 32:
+        raise ValueError("its normalization has 32 groups: give a multiple of 32 channels")
+    names = ("num_heads", "num_head_channels", "num_heads_upsample", "dropout", "use_checkpoint", "resblock_updown")
+    names += ("use_scale_shift_norm", "use_new_attention_order", "learn_sigma")
+    return create_model(
+        flags["image_size"],
+        flags["num_channels"],
+        flags["num_res_blocks"],
+        channel_mult=",".join(map(str, multipliers)),
+        attention_resolutions=flags["attention_resolutions"] or str(2 * flags["image_size"]),  # a side no level has
+        feat_cond=True,
+        ssl_dim=width,
+        **{name: flags[name] for name in names},
+    )
+
+
+class _DiffusersUNet(nn.Module):
+    """diffusers' UNet2DModel as ADM has it: scale-shift normalization, zero at the end of every residual branch."""
+
+    def __init__(self, flags, multipliers, width):
+        super().__init__()
+        from diffusers import UNet2DModel
+        from diffusers.models.attention_processor import Attention
+        from diffusers.models.resnet import ResnetBlock2D
+
+        channels = flags["num_channels"]
+        groups = min(32, channels // 4)
+        if not groups or channels % groups:
+            raise ValueError(f"{channels} channels do not divide into {groups} groups of normalization")
+        attention = attention_levels(flags)
+        updown = flags["resblock_updown"]
+        plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if updown else ("DownBlock2D", "UpBlock2D")
+        levels = range(len(multipliers))
+        self.unet = UNet2DModel(
+            sample_size=flags["image_size"],
+            out_channels=6 if flags["learn_sigma"] else 3,
+            down_block_types=tuple("AttnDownBlock2D" if i in attention else plain[0] for i in levels),
+            up_block_types=tuple("AttnUpBlock2D" if i in attention else plain[1] for i in reversed(levels)),
+            block_out_channels=tuple(channels * multiplier for multiplier in multipliers),
+            layers_per_block=flags["num_res_blocks"],
+            downsample_type="resnet" if updown else "conv",
+            upsample_type="resnet" if updown else "conv",
+            dropout=flags["dropout"],
+            attention_head_dim=max(flags["num_head_channels"], 1),
+            norm_num_groups=groups,
+            resnet_time_scale_shift="scale_shift" if flags["use_scale_shift_norm"] else "default",
+            class_embed_type="identity",
+        )
+        self.embedding = nn.Linear(width, 4 * channels)
+        if flags["use_checkpoint"]:
+            self.unet.enable_gradient_checkpointing()
+        for name, module in self.unet.named_modules():
+            if isinstance(module, Attention):
+                _set_heads(module, flags, upsampling=name.startswith("up_blocks"))
+                _zero(module.to_out[0])
+            elif isinstance(module, ResnetBlock2D):
+                _zero(module.conv2)
+        _zero(self.unet.conv_out)
+
+    def forward(self, x, steps, feat):
+        return self.unet(x, steps, class_labels=self.embedding(feat), return_dict=False)[0]
+
+
+def _set_heads(attention, flags, upsampling):
+    """UNet2DModel knows a width of heads only; ADM's flags also give a number of them."""
+    if flags["num_head_channels"] > 0:
+        heads, rest = divmod(attention.inner_dim, flags["num_head_channels"])
+    else:
+        heads = flags["num_heads_upsample"] if upsampling and flags["num_heads_upsample"] > 0 else flags["num_heads"]
+        rest = attention.inner_dim % heads
+    if rest or not heads:
+        raise ValueError(f"{attention.inner_dim} channels do not divide into heads")
+    attention.heads = heads
+    attention.scale = (attention.inner_dim // heads) ** -0.5
+
+
+def _zero(layer):
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)

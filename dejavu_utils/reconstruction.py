@@ -1,0 +1,388 @@
+"""From a background crop to pictures of what a model remembers: trained RCDMs, choosing examples, rows and tiles.
+
+An attacked image is reconstructed from its crop alone: the condition is the mean backbone embedding of the crop's
+nearest public neighbors (the attack's files name them), with the crop's own projector embedding beside it (Meehan et
+al. 2023, section 5; RCDM: Bordes et al. 2021).
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.utils import make_grid
+
+from dejavu_utils import crops as crop_rules
+from dejavu_utils.checkpoint import load_checkpoint
+from dejavu_utils.diffusion import PIXEL_RANGE, Diffusion, build_unet, choose_backend
+from dejavu_utils.files import complete_file
+from dejavu_utils.imagenet import (
+    IndexedImages,
+    background_crops,
+    evaluation_transform,
+    image_size,
+    list_images,
+    load_image,
+)
+from dejavu_utils.launch import choose_device
+from dejavu_utils.models import load_model
+from dejavu_utils.options import InputError, existing_folder
+from dejavu_utils.results import attack_path, example_table, load_array, read_attack
+
+NEIGHBORS, SAMPLES = 5, 4  # published
+_AT_ONCE = 64  # images that are embedded or sampled together
+
+
+def image_transform(side):
+    """PIL image -> float32 (3, side, side) in [0, 1]: short side to int(256 x side / 224), then the centre."""
+    return transforms.Compose(
+        [transforms.Resize(int(256 * side / 224)), transforms.CenterCrop(side), transforms.ToTensor()]
+    )
+
+
+class Rcdm:
+    """A trained RCDM and the encoder it listens to, both in eval mode on `device`.
+
+    network: the SSL model. layer: what the representation is, `both` or `logits`. side: of the samples, pixels.
+    resolution: side of the encoder's input.
+    """
+
+    def __init__(self, unet, network, settings, device):
+        self.unet, self.network, self.device = unet.to(device).eval(), network.to(device).eval(), device
+        self.settings, self.layer = settings, settings["layer"]
+        self.side, self.resolution = settings["image_size"], settings["ssl_resolution"]
+
+    @torch.no_grad()
+    def embed(self, listing, indices, crops=None):
+        """The encoder's outputs for images (or their crops): {layer: float32 (n, width)} on the CPU.
+
+        layers: backbone and projector, or logits. indices: int (n,). crops: n of (xmin, ymin, xmax, ymax).
+        """
+        images = IndexedImages(listing, indices, evaluation_transform(self.resolution), crops)
+        batches = [
+            self.network.embed(x.to(self.device), self.layer).float().cpu() for x, _ in DataLoader(images, _AT_ONCE)
+        ]
+        outputs = torch.cat(batches)
+        if self.layer == "logits":
+            return {"logits": outputs}
+        backbone = self.network.backbone_width
+        return {"backbone": outputs[:, :backbone], "projector": outputs[:, backbone:]}
+
+    def sample(self, conditions, seeds, respacing="", on_progress=lambda count: None):
+        """Images in [0, 1], float32 (n, 3, side, side) on the CPU. conditions: float (n, width). seeds: n int.
+
+        respacing: steps, as dejavu_utils.diffusion.Diffusion takes them. on_progress: called with n after each step.
+        """
+        process = Diffusion(self.settings, respacing)
+        low, high = self.settings["pixel_range"]
+        parts = []
+        for start in range(0, len(conditions), _AT_ONCE):
+            rows = slice(start, start + _AT_ONCE)
+            condition = conditions[rows].to(self.device)
+            images = process.sample(self.unet, condition, self.side, seeds[rows], (low, high), on_progress)
+            parts.append(((images - low) / (high - low)).cpu())
+        return torch.cat(parts)
+
+
+def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
+    """The Rcdm of a folder of train_RCDM.py (its last average), or of one of its model*.pt and ema_*.pt files.
+
+    ssl_model_pth: the encoder, where it does not lie any more where the training found it. settings: of the U-Net, for
+    files without a params.json beside them (those of the rcdm package). InputError names a file that does not fit.
+    """
+    path = Path(path)
+    weights_path = _last_average(path) if path.is_dir() else path
+    if settings is None:
+        params = weights_path.parent / "params.json"
+        if not params.is_file():
+            raise InputError(f"{params}: no such file; train_RCDM.py writes it beside its checkpoints")
+        settings = json.loads(params.read_text(encoding="utf-8"))
+    network = load_model(ssl_model_pth or settings["ssl_model_pth"], "ssl_model_pth")
+    settings = {"pixel_range": list(PIXEL_RANGE), **settings, "width": network.width(settings["layer"])}
+    unet = build_unet(choose_backend(settings["backend"]), settings, settings["width"])
+    try:
+        unet.load_state_dict(load_checkpoint(weights_path, "RCDM"))
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{weights_path}: not the U-Net that its params.json describes: {reason}") from None
+    return Rcdm(unet, network, settings, device or choose_device())
+
+
+def _last_average(folder):
+    found = [(re.fullmatch(r"ema_(.+)_(\d+)\.pt", path.name), path) for path in folder.glob("ema_*.pt")]
+    found = [(int(match[2]), -float(match[1]), path) for match, path in found if match]
+    if not found:
+        raise InputError(f"{folder}: holds no ema_*.pt; train_RCDM.py writes it")
+    return max(found)[2]
+
+
+class Attack:
+    """A folder of label_inference_attack.py, with the images and boxes that were attacked.
+
+    tables: {"A", "B"} -> one row an attacked image (dejavu_utils.results.example_table). The rule of the crops is that
+    of the folder's results.json; min_px and crop_rule are for folders without one.
+    """
+
+    def __init__(self, folder, image_dir, bbox_dir, min_px=100, crop_rule="paper"):
+        self.folder, self.bbox_dir = existing_folder(folder, "the attack"), bbox_dir
+        self.listing = list_images(image_dir)
+        self.settings = {"min_px": min_px, "crop_rule": crop_rule, "use_corner_crop": 0, "k_attk": 0}
+        results = self.folder / "results.json"
+        if results.is_file():
+            self.settings.update(json.loads(results.read_text(encoding="utf-8"))["settings"])
+        sets = read_attack(self.folder, self.settings["k_attk"])
+        self.tables = {name: example_table(attacked, self.listing) for name, attacked in sets.items()}
+
+    def crops(self, indices):
+        """int64 (n, 4): xmin, ymin, xmax, ymax of each image's crop. InputError for an image without one."""
+        if self.settings["use_corner_crop"]:
+            share = self.settings["corner_crop_frac"]
+            sizes = [image_size(self.listing.path(index)) for index in indices]
+            return np.array([crop_rules.corner_crop(*size, share) for size in sizes])
+        rule = self.settings["min_px"], self.settings["crop_rule"]
+        kept, crops, _ = background_crops(self.listing, indices, self.bbox_dir, *rule)
+        absent = np.setdiff1d(indices, kept)
+        if len(absent):
+            raise InputError(f"{self.bbox_dir}: {self.listing.paths[absent[0]]} has no background crop: not attacked")
+        return crops
+
+    def neighbors(self, model, attacked, indices, count=NEIGHBORS):
+        """Image indices of the nearest public images of each crop, int64 (n, count), nearest first.
+
+        model, attacked: "A" or "B". InputError for images that were not attacked, or an attack without neighbors.
+        """
+        files = {
+            what: load_array(attack_path(self.folder, model, attacked, what)) for what in ("attk_idxs", "neighb_idxs")
+        }
+        row_of = {int(index): row for row, index in enumerate(files["attk_idxs"].ravel())}
+        absent = [index for index in indices if int(index) not in row_of]
+        if absent:
+            raise InputError(f"image {absent[0]} is not among the attacked images of set {attacked} in {self.folder}")
+        if files["neighb_idxs"].shape[1] < count:
+            raise InputError(f"{self.folder}: holds only {files['neighb_idxs'].shape[1]} neighbors, {count} are needed")
+        return files["neighb_idxs"][[row_of[int(index)] for index in indices], :count].astype(np.int64)
+
+
+def class_table(table, class_names):
+    """DataFrame of classes, the largest accuracy gap first: examples, both accuracies, gap, mean confidences.
+
+    table: of Attack.tables. class_names: one a label.
+    """
+    columns = {
+        "examples": ("label", "size"),
+        "target_accuracy": ("target_top1_correct", "mean"),
+        "reference_accuracy": ("reference_top1_correct", "mean"),
+        "target_confidence": ("target_confidence", "mean"),
+        "reference_confidence": ("reference_confidence", "mean"),
+    }
+    classes = table.groupby("label").agg(**columns)
+    classes.insert(3, "gap", classes["target_accuracy"] - classes["reference_accuracy"])
+    classes.insert(0, "class", [class_names[label] for label in classes.index])
+    return classes.sort_values(["gap", "class"], ascending=[False, True])
+
+
+def most_confident(table, label, count=40):
+    """Rows of a class that the target model is most confident of, the most confident first."""
+    return table[table["label"] == label].sort_values("target_confidence", ascending=False, kind="stable").head(count)
+
+
+def most_memorized(table, count):
+    """Rows that only the target model gets right, the largest lead in confidence first."""
+    lead = table["target_confidence"] - table["reference_confidence"]
+    return _first(table, "memorized", lead, count)
+
+
+def most_correlated(table, count):
+    """Rows that both models get right, the largest smaller confidence first."""
+    return _first(table, "correlated", table[["target_confidence", "reference_confidence"]].min(axis=1), count)
+
+
+def _first(table, share, values, count):
+    order = values[table["share"] == share].sort_values(ascending=False, kind="stable").index
+    return table.loc[order[:count]]
+
+
+def picked(table, indices):
+    """Rows of the images with these indices, in their order. InputError for one that was not attacked."""
+    rows = table.set_index("index", drop=False)
+    absent = [index for index in indices if index not in rows.index]
+    if absent:
+        raise InputError(f"image {absent[0]} is not among the attacked images of this set")
+    return rows.loc[list(indices)]
+
+
+def class_names(listing, path=None):
+    """Names to show, one a label: those of a json {folder: name or [id, name]}, else the folder names."""
+    names = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    shown = [names.get(folder, folder) for folder in listing.classes]
+    return [name if isinstance(name, str) else name[-1] for name in shown]
+
+
+@dataclass
+class Source:
+    """A model whose memory is shown. name: in figures, e.g. "target"; tile: in file names, e.g. "A".
+
+    model: the letter of the model in the attack's file names.
+    """
+
+    name: str
+    rcdm: Rcdm
+    attack: Attack
+    model: str
+    tile: str
+
+
+def conditions(source, attacked, indices):
+    """What an RCDM is given for each attacked image, float32 (n, width), and the neighbors int64 (n, 5), or None.
+
+    Of an RCDM of logits: the crop's logits, without neighbors.
+    """
+    crop = source.rcdm.embed(source.attack.listing, indices, source.attack.crops(indices))
+    if source.rcdm.layer == "logits":
+        return crop["logits"], None
+    neighbors = source.attack.neighbors(source.model, attacked, indices)
+    public, rows = np.unique(neighbors, return_inverse=True)
+    backbone = source.rcdm.embed(source.attack.listing, public)["backbone"]
+    mean = backbone[torch.from_numpy(rows.reshape(neighbors.shape))].mean(dim=1)
+    return torch.cat([mean, crop["projector"]], dim=1), neighbors
+
+
+def sample_seeds(indices, samples, seed=0):
+    """n x samples seeds, image after image, that depend on (seed, image, sample) alone."""
+    words = ([seed, int(index), sample] for index in indices for sample in range(samples))
+    return [int(np.random.SeedSequence(word).generate_state(1, np.uint64)[0] >> np.uint64(1)) for word in words]
+
+
+@dataclass
+class Reconstructions:
+    """Pictures of n attacked images, float32 (..., 3, side, side) in [0, 1] each.
+
+    rows: the chosen rows of the table. images, crops: (n, ...). neighbors: {source name: (n, 5, ...) or None}.
+    samples: {source name: (n, samples, ...)}. tiles: {source name: what files call it}.
+    """
+
+    rows: object
+    images: torch.Tensor
+    crops: torch.Tensor
+    neighbors: dict = field(default_factory=dict)
+    samples: dict = field(default_factory=dict)
+    tiles: dict = field(default_factory=dict)
+
+
+def reconstruct(sources, attacked, rows, samples=SAMPLES, respacing="", seed=0):
+    """Reconstructions of the images in `rows` (of Attack.tables[attacked]) by every Source.
+
+    Both models start from the same noise. respacing: steps, as dejavu_utils.diffusion.Diffusion takes them.
+    """
+    indices = rows["index"].to_numpy(np.int64)
+    if not len(indices):
+        raise InputError(f"there is no such example in set {attacked}: nothing to reconstruct")
+    first = sources[0]
+    side, listing = first.rcdm.side, first.attack.listing
+    shown = Reconstructions(rows, _pictures(listing, indices, side), _crops(listing, indices, first.attack, side))
+    for source in sources:
+        condition, neighbors = conditions(source, attacked, indices)
+        seeds = sample_seeds(indices, samples, seed)
+        images = source.rcdm.sample(condition.repeat_interleave(samples, dim=0), seeds, respacing)
+        shown.samples[source.name] = images.unflatten(0, (len(indices), samples))
+        shown.tiles[source.name] = source.tile
+        if neighbors is not None:
+            pictures = _pictures(listing, neighbors.ravel(), source.rcdm.side)
+            neighbors = pictures.unflatten(0, neighbors.shape)
+        shown.neighbors[source.name] = neighbors
+    return shown
+
+
+def _pictures(listing, indices, side):
+    transform = image_transform(side)
+    return torch.stack([transform(load_image(listing.path(index))) for index in indices])
+
+
+def _crops(listing, indices, attack, side):
+    transform = image_transform(side)
+    boxes = attack.crops(indices)
+    return torch.stack([transform(load_image(listing.path(i)).crop(tuple(box))) for i, box in zip(indices, boxes)])
+
+
+def draw_rows(shown, names, title=""):
+    """Figure: for each example a line a model: image and crop, the nearest public images, the samples.
+
+    names: of the classes, one a label. Red frames mark nearest public images of the example's own class.
+    """
+    sources = list(shown.samples)
+    n, samples = shown.samples[sources[0]].shape[:2]
+    width = 2 + NEIGHBORS + samples
+    cell, gap, label = 0.62, 0.22, 1.05  # inches
+    height = n * (len(sources) * cell + gap) + 0.45 + (0.25 if title else 0)
+    figure = Figure(figsize=(label + width * cell + 2 * gap, height), dpi=160)
+    total = figure.get_size_inches()
+    top = total[1] - 0.45 - (0.25 if title else 0)
+
+    def put(picture, column, line):
+        """line: (inches from the top of the rows, height in inches)."""
+        left = label + column * cell + gap * ((column >= 2) + (column >= 2 + NEIGHBORS))
+        bottom = top - line[0] - line[1]
+        pad = 0.02
+        box = (left + pad, bottom + pad, cell - 2 * pad, line[1] - 2 * pad)
+        axes = figure.add_axes((box[0] / total[0], box[1] / total[1], box[2] / total[0], box[3] / total[1]))
+        axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+
+    for heading, column, columns in (
+        ("image", 0, 1),
+        ("crop", 1, 1),
+        ("nearest public images", 2, NEIGHBORS),
+        ("reconstructions from the crop", 2 + NEIGHBORS, samples),
+    ):
+        middle = label + (column + columns / 2) * cell + gap * ((column >= 2) + (column >= 2 + NEIGHBORS))
+        figure.text(middle / total[0], (top + 0.08) / total[1], heading, ha="center", va="bottom", fontsize=8)
+    if title:
+        figure.text(0.5, 1 - 0.06 / total[1], title, ha="center", va="top", fontsize=9)
+    for example, row in enumerate(shown.rows.itertuples()):
+        start = example * (len(sources) * cell + gap)
+        middle = start + (len(sources) - 1) * cell / 2
+        put(shown.images[example], 0, (middle, cell))
+        put(shown.crops[example], 1, (middle, cell))
+        for number, source in enumerate(sources):
+            line = (start + number * cell, cell)
+            place = (top - line[0] - cell / 2) / total[1]
+            words = f"{source}\n{names[row.label]}" if number == 0 else source
+            figure.text((label - 0.1) / total[0], place, words, ha="right", va="center", fontsize=7)
+            if shown.neighbors[source] is not None:
+                for column in range(NEIGHBORS):
+                    put(shown.neighbors[source][example, column], 2 + column, line)
+            for column in range(samples):
+                put(shown.samples[source][example, column], 2 + NEIGHBORS + column, line)
+    return figure
+
+
+def save_tiles(folder, shown):
+    """Writes samps_patches.png (images beside crops), NNs_{tile}.png and recon_{tile}.png, an example a line."""
+    folder = Path(folder)
+    save_grid(folder / "samps_patches.png", torch.stack([shown.images, shown.crops], dim=1).flatten(0, 1), 2)
+    for source, samples in shown.samples.items():
+        tile = shown.tiles[source]
+        save_grid(folder / f"recon_{tile}.png", samples.flatten(0, 1), samples.shape[1])
+        if shown.neighbors[source] is not None:
+            save_grid(folder / f"NNs_{tile}.png", shown.neighbors[source].flatten(0, 1), NEIGHBORS)
+
+
+def save_grid(path, images, columns):
+    """A png of images in [0, 1], float (n, 3, s, s), so many to a line."""
+    grid = make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=1.0)
+    with complete_file(path) as temporary:
+        Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy()).save(temporary)
+
+
+def save_figure(path, figure):
+    """Writes a figure as the file type that the path's suffix names."""
+    with complete_file(path) as temporary:
+        figure.savefig(temporary)

@@ -1,0 +1,581 @@
+"""Trains RCDM: a diffusion model of images that is conditioned on an SSL model's representation of them.
+
+Reads a checkpoint of train_SSL.py (the encoder), an image folder and an index file of public images. Writes into
+--out_dir, every --save_interval steps and at the end: model{step}.pt and ema_{rate}_{step}.pt (state dicts of the
+U-Net), opt{step}.pt (optimizer, and what resuming needs beside it), samples{step}.png (public images, and below each
+samples from its representation, always from the same noise); params.json (all settings) and log (one JSON object every
+--log_interval steps). The same command run again goes on from the last step that is complete.
+
+    python train_RCDM.py --feat_cond --ssl_from_ckpt True --data_dir $IMAGENET_DATASET_DIR --batch_size 8 \\
+        --ssl_model_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
+        --dataset_indices $INDEX_FOLDER/500_per_class/public.npy \\
+        --out_dir $LOGGING_FOLDER/RCDM/vicreg/rcdm_vicreg_1000ep_300pc_A --nodes 4 --ngpus 8 --image_size 128 \\
+        --num_channels 256 --attention_resolutions 32,16,8 --resblock_updown True --learn_sigma True --use_fp16 True
+    python train_RCDM.py --local 1 --feat_cond --data_dir demo/seed0/data/images --out_dir /tmp/rcdm \\
+        --ssl_model_pth demo/seed0/simclr_600epochs/simclr_dssweep_50pc_A/model_ep600.pth \\
+        --dataset_indices demo/seed0/index/50_per_class/public.npy --ssl_resolution 32 --image_size 32 \\
+        --num_channels 32 --channel_mult 1,2,4 --num_res_blocks 1 --attention_resolutions 8 --learn_sigma True \\
+        --batch_size 32 --lr 1e-3 --ema_rate 0.995 --lr_anneal_steps 1000 --save_interval 500
+"""
+
+import itertools
+import json
+import math
+import re
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from dejavu_utils import diffusion
+from dejavu_utils.augment import epoch_order
+from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
+from dejavu_utils.distributed import any_process, gather, rank, sum_over_processes, wait_for_all, world_size
+from dejavu_utils.files import complete_file, save_json
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
+from dejavu_utils.launch import (
+    ScriptJob,
+    StopSignal,
+    autocast,
+    connect,
+    disconnect,
+    seed_everything,
+    start_here,
+    submit,
+)
+from dejavu_utils.models import LOSSES, check_typed, load_model
+from dejavu_utils.options import (
+    InputError,
+    Parser,
+    existing_file,
+    existing_folder,
+    non_negative_int,
+    positive_int,
+    run,
+    zero_or_one,
+)
+from dejavu_utils.reconstruction import image_transform, save_grid
+
+# What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name -> (default, type, help).
+MODEL_FLAGS = {
+    "image_size": (64, positive_int, "side of the generated images, pixels, 32 to 256"),
+    "num_channels": (128, positive_int, "channels of the U-Net's first level"),
+    "num_res_blocks": (2, positive_int, "residual blocks a level"),
+    "channel_mult": ("", str, "channels of each level / num_channels, for instance 1,2,4; empty: by image_size"),
+    "attention_resolutions": ("16,8", str, "sides (pixels) of the levels that have attention"),
+    "num_heads": (4, positive_int, "heads of the attention"),
+    "num_heads_upsample": (-1, int, "heads on the way up; -1 = num_heads"),
+    "num_head_channels": (-1, int, "channels a head, instead of num_heads; -1: not given"),
+    "dropout": (0.0, float, "within the residual blocks"),
+    "resblock_updown": (False, "bool", "residual blocks change the resolution"),
+    "use_scale_shift_norm": (True, "bool", "the condition scales and shifts the normalized features"),
+    "use_checkpoint": (False, "bool", "save memory: compute activations again in the backward pass"),
+    "use_new_attention_order": (False, "bool", "order of the attention's weights (rcdm backend only)"),
+    "learn_sigma": (False, "bool", "learn the variance of the reverse process"),
+    "diffusion_steps": (1000, positive_int, "steps of the diffusion"),
+    "noise_schedule": ("linear", diffusion.NOISE_SCHEDULES, "variances of the noise that is added"),
+    "use_kl": (False, "bool", "loss: the variational bound alone"),
+    "predict_xstart": (False, "bool", "the U-Net predicts the image, not the noise"),
+    "rescale_timesteps": (False, "bool", "the U-Net sees steps x 1000 / diffusion_steps"),
+    "rescale_learned_sigmas": (False, "bool", "loss: weigh the bound by diffusion_steps / 1000"),
+}
+# A run that is resumed must have these as before: the weights would not fit, or the images come in another order.
+SAME_WHEN_RESUMED = (
+    *MODEL_FLAGS,
+    "backend",
+    "layer",
+    "width",
+    "ssl_resolution",
+    "batch_size",
+    "processes",
+    "seed",
+    "images",
+)
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--out_dir", required=True, help="where everything is written")
+    group = parser.add_argument_group("encoder")
+    group.add_argument("--ssl_model_pth", required=True, help="checkpoint of train_SSL.py")
+    group.add_argument("--ssl_loss", choices=LOSSES, help="checked against the checkpoint if given: its objective")
+    group.add_argument("--ssl_arch", help="checked against the checkpoint if given: the trunk")
+    group.add_argument("--mlp", help="checked against the checkpoint if given: widths of the projector")
+    group.add_argument("--feat_cond", action="store_true", help="condition on the representation; always needed")
+    group.add_argument("--ssl_from_ckpt", type=zero_or_one, default=1, help="the encoder is --ssl_model_pth; always 1")
+    group.add_argument(
+        "--use_supervised_activations",
+        type=zero_or_one,
+        default=0,
+        help="1: the representation is a supervised model's logits; 0: backbone and projector side by side",
+    )
+    group.add_argument("--ssl_resolution", type=positive_int, default=224, help="side of the encoder's input, pixels")
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_dir", required=True, help="image folder, CLASS/ID.JPEG")
+    group.add_argument("--dataset_indices", required=True, help=".npy of the images to train on: the public set")
+    group.add_argument("--workers", type=non_negative_int, default=8, help="processes that read images")
+    group = parser.add_argument_group("model and diffusion")
+    group.add_argument(
+        "--backend", choices=("auto", *diffusion.BACKENDS), default="auto", help="auto: rcdm if installed"
+    )
+    for name, (default, kind, text) in MODEL_FLAGS.items():
+        choices = kind if isinstance(kind, tuple) else None
+        kind = zero_or_one if kind == "bool" else str if choices else kind
+        group.add_argument(f"--{name}", type=kind, choices=choices, default=default, help=text)
+    group.add_argument("--class_cond", type=zero_or_one, default=0, help="always False: the label must not be told")
+    group.add_argument(
+        "--timestep_respacing", default="", help="steps of the sample grids: 100, ddim50, ...; empty: all of them"
+    )
+    group = parser.add_argument_group("training")
+    group.add_argument("--batch_size", type=positive_int, default=1, help="images a process and step")
+    group.add_argument("--microbatch", type=int, default=-1, help="images at once, to save memory; -1 = batch_size")
+    group.add_argument("--lr", type=float, default=1e-4, help="learning rate of AdamW")
+    group.add_argument("--weight_decay", type=float, default=0.0, help="of AdamW")
+    group.add_argument(
+        "--lr_anneal_steps", type=non_negative_int, default=0, help="steps in all, lr falls to 0; 0 = no end"
+    )
+    group.add_argument("--ema_rate", default="0.9999", help="averages of the weights, for instance 0.999,0.9999")
+    group.add_argument("--schedule_sampler", choices=diffusion.STEP_SAMPLERS, default="uniform", help="draws the steps")
+    group.add_argument("--use_fp16", type=zero_or_one, default=0, help="mixed precision, where there is a GPU")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="auto = fp16 with --use_fp16 True on GPUs, else fp32",
+    )
+    group.add_argument("--fp16_scale_growth", type=float, default=1e-3, help="growth of log2(loss scale) a step")
+    group.add_argument("--log_interval", type=positive_int, default=10, help="steps between two lines of the log")
+    group.add_argument("--save_interval", type=positive_int, default=10000, help="steps between two checkpoints")
+    group.add_argument(
+        "--resume_checkpoint", default="", help="model{step}.pt to start from, if --out_dir is not further"
+    )
+    group.add_argument("--seed", type=non_negative_int, default=0, help="of weights, order of images, steps and noise")
+    group = parser.add_argument_group("where it runs")
+    group.add_argument(
+        "--local", type=zero_or_one, default=0, help="1: train here, on all GPUs or the CPU; 0: SLURM job"
+    )
+    group.add_argument("--world_size", type=non_negative_int, default=0, help="processes with --local 1; 0: one a GPU")
+    group.add_argument("--nodes", type=positive_int, default=2, help="nodes of the job")
+    group.add_argument("--ngpus", type=positive_int, default=8, help="GPUs, and so processes, a node")
+    group.add_argument("--timeout", type=positive_int, default=2800, help="time limit of the job, minutes")
+    group.add_argument("--partition", default="", help="SLURM partition")
+    group.add_argument("--comment", default="", help="SLURM comment")
+    group.add_argument("--dependency", default="", help="SLURM dependency, for instance afterok:123")
+    group.add_argument("--mem_gb", type=non_negative_int, default=0, help="memory a node, GB; 0 = 60 x ngpus")
+    group.add_argument(
+        "--port", type=non_negative_int, default=0, help="where a job's processes meet; 0: by its number"
+    )
+    group = parser.add_argument_group("accepted without effect")
+    group.add_argument("--use_head", action="store_true")
+    group.add_argument("--no_shared", action="store_true")
+    group.add_argument("--type_model", default="")
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse_args()
+    check_args(args)
+    job = ScriptJob(__file__, "train", args)
+    if args.local:
+        return start_here(job, args.world_size)
+    job_id = submit(
+        job,
+        Path(args.out_dir) / "submitit",
+        "--local 1",
+        timeout_min=args.timeout,
+        slurm_partition=args.partition or None,
+        slurm_comment=args.comment or None,
+        slurm_additional_parameters={"dependency": args.dependency} if args.dependency else None,
+        slurm_signal_delay_s=120,
+        mem_gb=args.mem_gb or 60 * args.ngpus,
+        nodes=args.nodes,
+        tasks_per_node=args.ngpus,
+        gpus_per_node=args.ngpus,
+        cpus_per_task=args.workers + 2,
+        name=Path(args.out_dir).name,
+    )
+    print(job_id)
+
+
+def check_args(args):
+    """Raises an InputError for what cannot work, before anything is read or submitted."""
+    existing_file(args.ssl_model_pth, "--ssl_model_pth")
+    existing_folder(args.data_dir, "--data_dir")
+    existing_file(args.dataset_indices, "--dataset_indices")
+    if args.resume_checkpoint:
+        existing_file(args.resume_checkpoint, "--resume_checkpoint")
+    if not args.feat_cond:
+        raise InputError("--feat_cond is needed: the model reconstructs from a representation")
+    if not args.ssl_from_ckpt:
+        raise InputError("--ssl_from_ckpt False: the encoder is that of --ssl_model_pth; leave the flag out")
+    if args.class_cond:
+        raise InputError("--class_cond True: a model that is told the label would not show what a representation holds")
+    if not 32 <= args.image_size <= 256:
+        raise InputError(f"--image_size {args.image_size}: must be 32 to 256")
+    if not 0 < args.lr < math.inf or not 0 <= args.weight_decay < math.inf or not 0 <= args.dropout < 1:
+        raise InputError("--lr must be positive, --weight_decay not negative, --dropout at least 0 and below 1")
+    ema_rates(args)
+    diffusion.attention_levels(vars(args))
+    try:
+        diffusion.kept_steps(args.diffusion_steps, args.timestep_respacing)
+    except ValueError as error:
+        raise InputError(f"--timestep_respacing {args.timestep_respacing}: {error}") from None
+    args.backend = diffusion.choose_backend(args.backend)
+
+
+def ema_rates(args):
+    try:
+        rates = [float(rate) for rate in args.ema_rate.split(",")]
+    except ValueError:
+        rates = [math.nan]
+    if not all(0 <= rate < 1 for rate in rates):
+        raise InputError(f"--ema_rate {args.ema_rate}: expected rates from 0 to below 1 with commas between")
+    return rates
+
+
+def train(args):
+    device = connect(args.port)
+    stop = StopSignal()
+    listing = list_images(args.data_dir, "--data_dir")
+    indices = load_indices(args.dataset_indices, "--dataset_indices", listing)
+    if not len(indices):
+        raise InputError(f"--dataset_indices {args.dataset_indices}: holds no index")
+    encoder = Encoder(args, device)
+    seed_everything(args.seed)
+    state = Run(args, encoder, [listing.fingerprint["sha256"], len(indices), int(indices.sum())], device)
+    state.resume()
+    if rank() == 0:
+        save_json(Path(args.out_dir) / "params.json", state.settings)
+        trim_log(Path(args.out_dir) / "log", state.step)
+    say(
+        f"{len(indices)} images, {args.batch_size * world_size()} a step ({world_size()} processes), {args.backend} "
+        f"U-Net of {sum(p.numel() for p in state.unet.parameters()) / 1e6:.2f} million weights on {device} in "
+        f"{state.precision}, representation: {encoder.layer}, {encoder.width} wide"
+    )
+    dataset = IndexedImages(listing, indices, BothTransforms(args.image_size, args.ssl_resolution))
+    spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
+    grid = next(iter(DataLoader(torch.utils.data.Subset(dataset, spread), GRID_COLUMNS)))[0]
+    batches = DataLoader(
+        dataset,
+        batch_sampler=Batches(len(indices), args.batch_size, args.seed, state.step),
+        num_workers=args.workers,
+        pin_memory=device.type == "cuda",
+    )
+    for (images, encoder_images), _ in batches if not state.finished() else ():
+        state.train_step(images.to(device, non_blocking=True), encoder_images.to(device, non_blocking=True))
+        asked, broken = any_process([stop.received is not None, not math.isfinite(state.last_loss)], device)
+        if broken:
+            raise InputError(
+                f"the loss is {state.last_loss} at step {state.step}; the last good checkpoint is kept: try a smaller "
+                "--lr or --precision fp32"
+            )
+        if state.step % args.log_interval == 0 or state.finished() or asked:
+            state.log()
+        if state.step % args.save_interval == 0 or state.finished() or asked:
+            state.save()
+            if not asked:
+                state.save_samples(*grid)
+        if asked and not state.finished():
+            say(f"asked to stop: saved after step {state.step}; the same command goes on there")
+            wait_for_all()
+            stop.leave()
+        if state.finished():
+            break
+    say(f"{state.step} steps are done")
+    wait_for_all()
+    disconnect()
+
+
+class Encoder:
+    """The frozen SSL model: its normalized images, float (n, 3, r, r) -> representations, float32 (n, width)."""
+
+    def __init__(self, args, device):
+        network = load_model(args.ssl_model_pth, "--ssl_model_pth")
+        where = f"--ssl_model_pth {args.ssl_model_pth}"
+        check_typed(network, where, args.mlp, args.ssl_loss, arch=args.ssl_arch, prefix="ssl_")
+        self.layer = "logits" if args.use_supervised_activations else "both"
+        if self.layer == "logits" and network.loss != "supervised":
+            raise InputError(f"--use_supervised_activations 1: {where} has no supervised head; give 0")
+        self.network, self.width = network.to(device), network.width(self.layer)
+
+    @torch.no_grad()
+    def __call__(self, images):
+        return self.network.embed(images, self.layer).float()
+
+
+class BothTransforms:
+    """PIL image -> (image for the U-Net, the same for the encoder). A class, for processes that read images."""
+
+    def __init__(self, side, resolution):
+        self.transforms = image_transform(side), evaluation_transform(resolution)
+
+    def __call__(self, image):
+        return tuple(transform(image) for transform in self.transforms)
+
+
+class Batches:
+    """The positions of this process's images, step after step without an end, from `step` on.
+
+    The images follow one another in an order that (seed, epoch) alone decides; a step takes the next batch_size of
+    them for every process.
+    """
+
+    def __init__(self, n, batch_size, seed, step):
+        self.n, self.batch_size, self.seed, self.step = n, batch_size, seed, step
+
+    def __iter__(self):
+        epoch, order = None, None
+        for step in itertools.count(self.step):
+            start = (step * world_size() + rank()) * self.batch_size
+            batch = []
+            for position in range(start, start + self.batch_size):
+                if position // self.n != epoch:
+                    epoch = position // self.n
+                    order = epoch_order(self.seed, epoch, self.n)
+                batch.append(int(order[position % self.n]))
+            yield batch
+
+
+class Run:
+    """Everything that changes while the model is trained: weights, their averages, optimizer, step."""
+
+    def __init__(self, args, encoder, images, device):
+        self.args, self.encoder, self.device, self.step = args, encoder, device, 0
+        self.folder = Path(args.out_dir)
+        self.settings = {
+            **vars(args),
+            **{"layer": encoder.layer, "width": encoder.width, "pixel_range": list(diffusion.PIXEL_RANGE)},
+            **{"processes": world_size(), "images": images},
+        }
+        self.precision = choose_precision(args, device)
+        self.unet = diffusion.build_unet(args.backend, vars(args), encoder.width).to(device)
+        self.rates = ema_rates(args)
+        self.ema = {rate: {k: v.detach().clone() for k, v in self.unet.state_dict().items()} for rate in self.rates}
+        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        # Guided diffusion's loss scale: from 2^20, log2 grows by fp16_scale_growth a step and falls by 1 on overflow.
+        self.scaler = torch.amp.GradScaler(
+            device.type,
+            init_scale=2.0**20,
+            growth_factor=2.0**args.fp16_scale_growth,
+            growth_interval=1,
+            enabled=self.precision == "fp16",
+        )
+        self.diffusion = diffusion.Diffusion(vars(args))
+        self.step_sampler = diffusion.STEP_SAMPLERS[args.schedule_sampler](len(self.diffusion))
+        self.forward = Losses(self.unet, self.diffusion)
+        if world_size() > 1:
+            devices = [device.index] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.forward, device_ids=devices)
+        self.last_loss, self.sums, self.since = 0.0, {}, (0, time.time())
+
+    def finished(self):
+        return bool(self.args.lr_anneal_steps) and self.step >= self.args.lr_anneal_steps
+
+    def train_step(self, images, encoder_images):
+        """One update from images in PIXEL_RANGE, float (n, 3, s, s), and the same as the encoder sees them."""
+        args, n = self.args, len(images)
+        # What is drawn depends on nothing but seed, step and process, so a run that is resumed draws the same.
+        torch.manual_seed((world_size() * (args.seed * 2**32 + self.step) + rank()) % 2**63)
+        t, weights = self.step_sampler.sample(n, self.device)
+        noise = torch.randn(images.shape).to(self.device)
+        with autocast(self.device, self.precision):
+            representations = self.encoder(encoder_images)
+        rate = args.lr * (1 - self.step / args.lr_anneal_steps) if args.lr_anneal_steps else args.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        size = args.microbatch if args.microbatch > 0 else n
+        parts = []
+        for start in range(0, n, size):
+            rows = slice(start, start + size)
+            waiting = world_size() > 1 and start + size < n
+            with self.forward.no_sync() if waiting else nullcontext():
+                with autocast(self.device, self.precision):
+                    losses = self.forward(images[rows], t[rows], noise[rows], representations[rows])
+                self.scaler.scale((losses["loss"] * weights[rows]).sum() / n).backward()
+            parts.append({name: values.detach() for name, values in losses.items()})
+        self.scaler.step(self.optimizer)
+        scale = self.scaler.get_scale()
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:  # else the gradients were not finite and the step was skipped
+            self.update_averages()
+        self.step += 1
+        losses = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self.step_sampler.update(*gather(torch.stack([t.float(), losses["loss"]], dim=1)).unbind(dim=1))
+        for name, values in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + (values * weights).mean().double()
+        self.last_loss = losses["loss"].mean().item()
+
+    @torch.no_grad()
+    def update_averages(self):
+        weights = self.unet.state_dict()
+        for rate, average in self.ema.items():
+            torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], 1 - rate)
+
+    def log(self):
+        """One line for the log and for the screen: means since the last one, over all processes."""
+        since_step, since_time = self.since
+        steps = self.step - since_step
+        names = list(self.sums)
+        means = sum_over_processes(torch.stack([self.sums[name] for name in names]) / (steps * world_size())).tolist()
+        record = {
+            **{"timestamp": time.time(), "step": self.step, **dict(zip(names, means))},
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": steps * self.args.batch_size * world_size() / max(time.time() - since_time, 1e-9),
+        }
+        self.sums, self.since = {}, (self.step, time.time())
+        if rank() == 0:
+            with open(self.folder / "log", "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(record) + "\n")
+        total = f"/{self.args.lr_anneal_steps}" if self.args.lr_anneal_steps else ""
+        losses = ", ".join(f"{name} {record[name]:.4f}" for name in names)
+        say(f"step {self.step}{total}: {losses}, {record['images_per_second']:.1f} images/s")
+
+    def save(self):
+        """Writes the files of this step; opt{step}.pt last, so that a step that has it is complete."""
+        if rank() == 0:
+            save_checkpoint(self.folder / f"model{self.step:06d}.pt", self.unet.state_dict())
+            for rate, average in self.ema.items():
+                save_checkpoint(self.folder / f"ema_{rate}_{self.step:06d}.pt", average)
+            training = {
+                "settings": self.settings,
+                "scaler": self.scaler.state_dict(),
+                "step_sampler": self.step_sampler.state_dict(),
+            }
+            # The optimizer's own keys stay where the package looks for them; it does not mind one more.
+            save_checkpoint(
+                self.folder / f"opt{self.step:06d}.pt", {**self.optimizer.state_dict(), "training": training}
+            )
+        wait_for_all()
+
+    def save_samples(self, images, encoder_images):
+        """samples{step}.png: images, and below each two samples from its representation by the first average."""
+        if rank() == 0:
+            weights = {name: value.clone() for name, value in self.unet.state_dict().items()}
+            self.unet.load_state_dict(self.ema[self.rates[0]])
+            self.unet.eval()
+            sampler = diffusion.Diffusion(vars(self.args), self.args.timestep_respacing)
+            with torch.no_grad(), autocast(self.device, self.precision):
+                representations = self.encoder(encoder_images.to(self.device)).repeat(GRID_SAMPLES, 1)
+                seeds = range(len(representations))
+                samples = sampler.sample(self.unet, representations, self.args.image_size, seeds).cpu()
+            self.unet.load_state_dict(weights)
+            self.unet.train()
+            save_grid(self.folder / f"samples{self.step:06d}.png", torch.cat([images, samples]), len(images))
+        wait_for_all()
+
+    def resume(self):
+        """Goes on from the last complete step in --out_dir, or from --resume_checkpoint if that is further."""
+        given = Path(self.args.resume_checkpoint) if self.args.resume_checkpoint else None
+        step = last_complete_step(self.folder, self.rates)
+        if given is not None and (step is None or step_of(given) > step):
+            step, model_path = step_of(given), given
+        elif step is not None:
+            model_path = self.folder / f"model{step:06d}.pt"
+        else:
+            return
+        folder, where = model_path.parent, f"{model_path} (of --out_dir or --resume_checkpoint)"
+        opt_path = folder / f"opt{step:06d}.pt"
+        saved = self.load(opt_path) if opt_path.is_file() else None
+        training = saved.pop("training", None) if saved else None
+        if training and folder.resolve() == self.folder.resolve():
+            for name in SAME_WHEN_RESUMED:
+                if training["settings"].get(name) != self.settings[name]:
+                    raise InputError(
+                        f"--{name} {self.settings[name]}: {folder} was trained with {training['settings'].get(name)}; "
+                        "use the same, or another --out_dir"
+                    )
+        try:
+            weights = self.load(model_path)
+            self.unet.load_state_dict(weights)
+            for rate in self.rates:
+                path = folder / f"ema_{rate}_{step:06d}.pt"
+                if not path.is_file():
+                    say(f"note: there is no {path}; this average starts from the weights of {model_path}")
+                for name, value in (self.load(path) if path.is_file() else weights).items():
+                    self.ema[rate][name].copy_(value)
+            if saved:
+                self.optimizer.load_state_dict(saved)
+        except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{where}: not of this U-Net and optimizer: {reason}") from None
+        if not saved:
+            say(f"note: there is no {opt_path}; the optimizer starts anew")
+        if training:
+            self.scaler.load_state_dict(training["scaler"])
+            self.step_sampler.load_state_dict(training["step_sampler"])
+        self.step, self.since = step, (step, time.time())
+        say(f"going on after step {step}, from {model_path}")
+
+    def load(self, path):
+        return load_checkpoint(path, "--out_dir or --resume_checkpoint")
+
+
+class Losses(torch.nn.Module):
+    """The diffusion's losses as a module, so that DistributedDataParallel sees the forward pass."""
+
+    def __init__(self, unet, process):
+        super().__init__()
+        self.unet, self.process = unet, process
+
+    def forward(self, images, t, noise, representations):
+        return self.process.losses(self.unet, images, t, noise, representations)
+
+
+GRID_COLUMNS, GRID_SAMPLES = 8, 2
+
+
+def choose_precision(args, device):
+    if args.precision != "auto":
+        return args.precision
+    return "fp16" if args.use_fp16 and device.type == "cuda" else "fp32"
+
+
+def step_of(path):
+    """The step in the name of model012345.pt; 0 where there is none, as for weights somebody published."""
+    match = re.fullmatch(r"model(\d+)\.pt", path.name)
+    return int(match[1]) if match else 0
+
+
+def last_complete_step(folder, rates):
+    """The last step that has all its files in the folder, or None. InputError if all steps lack the same averages."""
+    matches = (re.fullmatch(r"opt(\d+)\.pt", path.name) for path in folder.glob("opt*.pt"))
+    steps = [int(match[1]) for match in matches if match]
+    steps = [step for step in sorted(steps, reverse=True) if (folder / f"model{step:06d}.pt").is_file()]
+    for step in steps:
+        if all((folder / f"ema_{rate}_{step:06d}.pt").is_file() for rate in rates):
+            return step
+    if steps:
+        raise InputError(
+            f"--ema_rate {','.join(map(str, rates))}: {folder} holds no ema_*.pt of these rates; give those it was "
+            "trained with, or another --out_dir"
+        )
+    return None
+
+
+def trim_log(path, step):
+    """Drops the log's lines of steps that will be trained again, and one that was cut off."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    with complete_file(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def say(text):
+    if rank() == 0:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
