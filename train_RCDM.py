@@ -349,7 +349,7 @@ class Run:
         self.settings = {
             **vars(args),
             **{"layer": encoder.layer, "width": encoder.width, "pixel_range": list(diffusion.PIXEL_RANGE)},
-            **{"processes": world_size(), "images": images},
+            **{"processes": world_size(), "images": images, "ssl_model_pth": str(Path(args.ssl_model_pth).resolve())},
         }
         self.precision = choose_precision(args, device)
         self.unet = diffusion.build_unet(args.backend, vars(args), encoder.width).to(device)

@@ -11,23 +11,9 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 source "$root/bash_examples/environment.sh"
 use_environment "$root"
 
-DEMO_DIR=${DEMO_DIR:-$root/demo}        # everything is written below it
-SEED=${SEED:-0}                         # of the data and of both trainings
-LOSS=${LOSS:-simclr}                    # or vicreg, barlow, byol, dino, supervised
-EPOCHS=${EPOCHS:-600}                   # passes over the training set
-PER_CLASS=${PER_CLASS:-50}              # n of the partition: images a class that one training set holds
-CLASSES=${CLASSES:-5}                   # chance is 1 / CLASSES
-SNAPSHOTS=${SNAPSHOTS:-4}               # points of the figures of accuracy against epochs
-K=${K:-50}                              # public neighbors that vote
-cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-PRECISION=${PRECISION:-auto}
-if [ "$PRECISION" = auto ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
-  PRECISION=bf16                        # CPUs that multiply in bf16 train almost twice as fast with it
-fi
+# shellcheck source=bash_examples/demo_settings.sh
+source "$root/bash_examples/demo_settings.sh"
 
-case $DEMO_DIR in /*) ;; *) DEMO_DIR=$PWD/$DEMO_DIR ;; esac
-run=$DEMO_DIR/seed${SEED}
-[ "$CLASSES:$PER_CLASS" = 5:50 ] || run=${run}_${CLASSES}classes_${PER_CLASS}pc
 case $LOSS in # what differs from configs/demo_cfg.yaml
   simclr | supervised) own=() ;;
   vicreg) own=(--model.mlp 256-256-256 --training.base_lr 2e-3) ;;
@@ -36,18 +22,9 @@ case $LOSS in # what differs from configs/demo_cfg.yaml
   dino) own=(--model.mlp 256-256 --dino.momentum_teacher 0.99 --dino.teacher_temp 0.04) ;;
   *) echo "demo.sh: error: LOSS=$LOSS: not one of simclr vicreg barlow byol dino supervised" >&2; exit 2 ;;
 esac
-settings=${LOSS}_${EPOCHS}epochs
-[ "$SNAPSHOTS:$K" = 4:50 ] || settings=${settings}_${SNAPSHOTS}snapshots_${K}neighbors
-export IMAGENET_DATASET_DIR=$run/data/images
-export IMAGENET_BBOX_ANNOTATIONS=$run/data/boxes
-export INDEX_FOLDER=$run/index
-export BETONS_FOLDER=$run/betons
-export LOGGING_FOLDER=$run/$settings
-model=$LOSS
 boxed=$((PER_CLASS - PER_CLASS / 10))   # images with a box in one training set and class; the others are in both sets
 every=$(((EPOCHS + SNAPSHOTS - 1) / SNAPSHOTS))
 
-say() { printf '\n== %s\n' "$*"; }
 cd "$root"
 started=$SECONDS
 
@@ -74,42 +51,20 @@ DATASETS=$PER_CLASS ./gen_betons.sh
 ./gen_val_betons.sh
 
 say "4/7 training of model A and model B, both at once: $LOGGING_FOLDER"
-train() { # train A|B SEED; takes the place of the subshell it runs in, so that killing that one kills it
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
+train() { # train A|B; takes the place of the subshell it runs in, so that killing that one kills it
+  local seed=$((2 * SEED))
+  [ "$1" = A ] || seed=$((seed + 1))
   exec python train_SSL.py \
     --config-file configs/demo_cfg.yaml --training.loss "$LOSS" ${own[@]+"${own[@]}"} \
     --data.train_dataset "$BETONS_FOLDER/${PER_CLASS}_per_class_$1.beton" \
     --data.val_dataset "$BETONS_FOLDER/val.beton" \
-    --data.random_seed "$2" \
+    --data.random_seed "$seed" \
     --training.epochs "$EPOCHS" --training.eval_freq "$every" --training.precision "$PRECISION" \
     --training.warmup_epochs "$((EPOCHS / 10))" \
     --logging.snapshot_freq "$every" --logging.log_level 1 \
     --logging.folder "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_$1" 0
 }
-mkdir -p "$LOGGING_FOLDER"
-for side in A B; do # a training left over from a demo that was killed would write beside the new one
-  left=$(cat "$LOGGING_FOLDER/train_$side.pid" 2>/dev/null || true)
-  if [ -n "$left" ] && ps -p "$left" -o args= 2>/dev/null | grep -q train_SSL.py; then kill "$left"; sleep 3; fi
-done
-train A $((2 * SEED)) >"$LOGGING_FOLDER/train_A_log.out" 2>&1 &
-pid_A=$!
-train B $((2 * SEED + 1)) >"$LOGGING_FOLDER/train_B_log.out" 2>&1 &
-pid_B=$!
-echo "$pid_A" >"$LOGGING_FOLDER/train_A.pid"
-echo "$pid_B" >"$LOGGING_FOLDER/train_B.pid"
-trap 'kill "$pid_A" "$pid_B" 2>/dev/null || true' EXIT
-while kill -0 "$pid_A" 2>/dev/null && kill -0 "$pid_B" 2>/dev/null; do
-  for _ in $(seq 10); do
-    kill -0 "$pid_A" 2>/dev/null && kill -0 "$pid_B" 2>/dev/null && sleep 1
-  done
-  for side in A B; do echo "model $side  $(tail -n 1 "$LOGGING_FOLDER/train_${side}_log.out")"; done
-done
-for side in A B; do
-  pid=pid_$side
-  wait "${!pid}" || { echo "error: training of model $side failed, see $LOGGING_FOLDER/train_${side}_log.out:" >&2
-    tail -n 3 "$LOGGING_FOLDER/train_${side}_log.out" >&2; exit 1; }
-done
-trap - EXIT
+train_both train "$LOGGING_FOLDER" train_SSL.py
 echo "both models are trained (minute $(((SECONDS - started) / 60)) of the demo)"
 
 say "5/7 attack of every snapshot"

@@ -125,17 +125,19 @@ def _last_average(folder):
 class Attack:
     """A folder of label_inference_attack.py, with the images and boxes that were attacked.
 
-    tables: {"A", "B"} -> one row an attacked image (dejavu_utils.results.example_table). The rule of the crops is that
-    of the folder's results.json; min_px and crop_rule are for folders without one.
+    tables: {"A", "B"} -> one row an attacked image (dejavu_utils.results.example_table). Where the images lie and how
+    crops were chosen is taken from the folder's results.json. image_dir and bbox_dir: if they lie elsewhere now, or
+    there is no such file; min_px and crop_rule are for folders without one.
     """
 
-    def __init__(self, folder, image_dir, bbox_dir, min_px=100, crop_rule="paper"):
-        self.folder, self.bbox_dir = existing_folder(folder, "the attack"), bbox_dir
-        self.listing = list_images(image_dir)
+    def __init__(self, folder, image_dir=None, bbox_dir=None, min_px=100, crop_rule="paper"):
+        self.folder = existing_folder(folder, "the attack")
         self.settings = {"min_px": min_px, "crop_rule": crop_rule, "use_corner_crop": 0, "k_attk": 0}
         results = self.folder / "results.json"
         if results.is_file():
             self.settings.update(json.loads(results.read_text(encoding="utf-8"))["settings"])
+        self.bbox_dir = bbox_dir or self.settings.get("imgnet_bbox_pth")
+        self.listing = list_images(image_dir or self.settings.get("imgnet_train_pth"), "the attack's image folder")
         sets = read_attack(self.folder, self.settings["k_attk"])
         self.tables = {name: example_table(attacked, self.listing) for name, attacked in sets.items()}
 
@@ -238,6 +240,22 @@ class Source:
     tile: str
 
 
+def sources_of(attack, attacked, rcdm_A, rcdm_B, rcdm_supervised=None, attack_supervised=None):
+    """[target, reference] for an attacked set, "A" or "B", and the supervised model if its RCDM is given.
+
+    attack_supervised: the Attack of the supervised models; its model is the one that was trained on the attacked set.
+    """
+    reference = "B" if attacked == "A" else "A"
+    rcdms = {"A": rcdm_A, "B": rcdm_B}
+    sources = [
+        Source("target", rcdms[attacked], attack, attacked, attacked),
+        Source("reference", rcdms[reference], attack, reference, reference),
+    ]
+    if rcdm_supervised is not None:
+        sources.append(Source("supervised", rcdm_supervised, attack_supervised or attack, attacked, "supervised"))
+    return sources
+
+
 def conditions(source, attacked, indices):
     """What an RCDM is given for each attacked image, float32 (n, width), and the neighbors int64 (n, 5), or None.
 
@@ -273,6 +291,14 @@ class Reconstructions:
     neighbors: dict = field(default_factory=dict)
     samples: dict = field(default_factory=dict)
     tiles: dict = field(default_factory=dict)
+
+    def head(self, count):
+        """The first `count` of them."""
+        parts = {
+            name: {source: None if x is None else x[:count] for source, x in getattr(self, name).items()}
+            for name in ("neighbors", "samples")
+        }
+        return Reconstructions(self.rows[:count], self.images[:count], self.crops[:count], **parts, tiles=self.tiles)
 
 
 def reconstruct(sources, attacked, rows, samples=SAMPLES, respacing="", seed=0):
@@ -313,7 +339,7 @@ def _crops(listing, indices, attack, side):
 def draw_rows(shown, names, title=""):
     """Figure: for each example a line a model: image and crop, the nearest public images, the samples.
 
-    names: of the classes, one a label. Red frames mark nearest public images of the example's own class.
+    names: of the classes, one a label.
     """
     sources = list(shown.samples)
     n, samples = shown.samples[sources[0]].shape[:2]

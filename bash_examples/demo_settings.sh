@@ -1,0 +1,60 @@
+# shellcheck shell=bash
+# Sourced by demo.sh and demo_rcdm.sh: the variables that change the demo, its folders, and training two models at once.
+
+DEMO_DIR=${DEMO_DIR:-$root/demo}        # everything is written below it
+SEED=${SEED:-0}                         # of the data and of both trainings
+LOSS=${LOSS:-simclr}                    # or vicreg, barlow, byol, dino, supervised
+EPOCHS=${EPOCHS:-600}                   # passes over the training set
+PER_CLASS=${PER_CLASS:-50}              # n of the partition: images a class that one training set holds
+CLASSES=${CLASSES:-5}                   # chance is 1 / CLASSES
+SNAPSHOTS=${SNAPSHOTS:-4}               # points of the figures of accuracy against epochs
+K=${K:-50}                              # public neighbors that vote
+cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+PRECISION=${PRECISION:-auto}
+if [ "$PRECISION" = auto ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
+  PRECISION=bf16                        # CPUs that multiply in bf16 train almost twice as fast with it
+fi
+
+case $DEMO_DIR in /*) ;; *) DEMO_DIR=$PWD/$DEMO_DIR ;; esac
+run=$DEMO_DIR/seed${SEED}
+[ "$CLASSES:$PER_CLASS" = 5:50 ] || run=${run}_${CLASSES}classes_${PER_CLASS}pc
+settings=${LOSS}_${EPOCHS}epochs
+[ "$SNAPSHOTS:$K" = 4:50 ] || settings=${settings}_${SNAPSHOTS}snapshots_${K}neighbors
+export IMAGENET_DATASET_DIR=$run/data/images
+export IMAGENET_BBOX_ANNOTATIONS=$run/data/boxes
+export INDEX_FOLDER=$run/index
+export BETONS_FOLDER=$run/betons
+export LOGGING_FOLDER=$run/$settings
+# shellcheck disable=SC2034
+model=$LOSS                             # as file and folder names have it
+
+say() { printf '\n== %s\n' "$*"; }
+
+train_both() { # train_both FUNCTION FOLDER SCRIPT: FUNCTION A and FUNCTION B at once, each of which ends in `exec python SCRIPT`
+  local train=$1 folder=$2 script=$3 side pid left threads
+  mkdir -p "$folder"
+  for side in A B; do # a training left over from a demo that was killed would write beside the new one
+    left=$(cat "$folder/train_$side.pid" 2>/dev/null || true)
+    if [ -n "$left" ] && ps -p "$left" -o args= 2>/dev/null | grep -q "$script"; then kill "$left"; sleep 3; fi
+  done
+  threads=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
+  OMP_NUM_THREADS=$threads "$train" A >"$folder/train_A_log.out" 2>&1 &
+  pid_A=$!
+  OMP_NUM_THREADS=$threads "$train" B >"$folder/train_B_log.out" 2>&1 &
+  pid_B=$!
+  echo "$pid_A" >"$folder/train_A.pid"
+  echo "$pid_B" >"$folder/train_B.pid"
+  trap 'kill "$pid_A" "$pid_B" 2>/dev/null || true' EXIT
+  while kill -0 "$pid_A" 2>/dev/null && kill -0 "$pid_B" 2>/dev/null; do
+    for _ in $(seq 10); do
+      kill -0 "$pid_A" 2>/dev/null && kill -0 "$pid_B" 2>/dev/null && sleep 1
+    done
+    for side in A B; do echo "model $side  $(tail -n 1 "$folder/train_${side}_log.out")"; done
+  done
+  for side in A B; do
+    pid=pid_$side
+    wait "${!pid}" || { echo "error: training of model $side failed, see $folder/train_${side}_log.out:" >&2
+      tail -n 3 "$folder/train_${side}_log.out" >&2; exit 1; }
+  done
+  trap - EXIT
+}

@@ -1,0 +1,146 @@
+"""How often do RCDM's samples show the right class? Judged by a supervised model of the same classes.
+
+Reads an attack, the RCDMs of both models and a supervised checkpoint of train_SSL.py (the judge). One sample an image;
+prints and writes, with 95 % intervals: how often the judge is right on real images, on samples from the representation
+of whole images (the public ones that RCDM was trained on; images that neither RCDM nor its encoder saw), and on
+reconstructions from crops under target and reference model: of all attacked examples, and by their share.
+
+    python bash_examples/judge_rcdm.py --save_path /tmp/judged.json --judge_pth /tmp/judge/model_ep300.pth \\
+        --attack demo/seed0/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep \\
+        --rcdm_A demo/seed0/simclr_600epochs/RCDM/rcdm_simclr_600ep_50pc_A \\
+        --rcdm_B demo/seed0/simclr_600epochs/RCDM/rcdm_simclr_600ep_50pc_B \\
+        --unseen_idx_pth demo/seed0/judge/test.npy --public_idx_pth demo/seed0/index/50_per_class/public.npy
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+from torchvision.transforms.functional import normalize  # noqa: E402
+
+from dejavu_utils import memorization as mem  # noqa: E402
+from dejavu_utils.diffusion import Diffusion  # noqa: E402
+from dejavu_utils.files import save_json  # noqa: E402
+from dejavu_utils.imagenet import MEAN, STD, IndexedImages, load_indices  # noqa: E402
+from dejavu_utils.models import load_model  # noqa: E402
+from dejavu_utils.options import InputError, Parser, non_negative_int, run  # noqa: E402
+from dejavu_utils.progress import Progress  # noqa: E402
+from dejavu_utils.reconstruction import (  # noqa: E402
+    Attack,
+    conditions,
+    image_transform,
+    load_rcdm,
+    sample_seeds,
+    sources_of,
+)
+from dejavu_utils.results import SETS, figure_in_words  # noqa: E402
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--attack", required=True, help="folder of label_inference_attack.py")
+    parser.add_argument("--rcdm_A", required=True, help="folder of train_RCDM.py with model A as the encoder")
+    parser.add_argument("--rcdm_B", required=True, help="the same with model B")
+    parser.add_argument("--judge_pth", required=True, help="supervised checkpoint of train_SSL.py")
+    parser.add_argument("--unseen_idx_pth", required=True, help=".npy of real images that the judge was not trained on")
+    parser.add_argument("--public_idx_pth", required=True, help=".npy of the images that the RCDMs were trained on")
+    parser.add_argument("--respacing", default="50", help="steps of the sampling: 50, ddim25, ...; empty: all")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the sampling noise")
+    parser.add_argument("--save_path", required=True, help="json of the figures")
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse_args()
+    attack = Attack(args.attack)
+    rcdms = {name: load_rcdm(getattr(args, f"rcdm_{name}")) for name in SETS}
+    judge = Judge(args.judge_pth, rcdms["A"].device)
+    listing = attack.listing
+    unseen = load_indices(args.unseen_idx_pth, "--unseen_idx_pth", listing)
+    public = load_indices(args.public_idx_pth, "--public_idx_pth", listing)
+    transform = image_transform(rcdms["A"].side)
+    real = [judge(x) for x, _ in DataLoader(IndexedImages(listing, unseen, transform), 128)]
+    found = {"real images": estimate([np.concatenate(real) == listing.labels[unseen]])}
+    whole = {"public images": [], "held-out images": []}
+    for name in SETS:
+        held_out = attack.tables["B" if name == "A" else "A"]["index"].to_numpy()
+        for kind, indices in (("public images", public), ("held-out images", held_out)):
+            outputs = torch.cat(list(rcdms[name].embed(listing, indices).values()), dim=1)
+            classes = judge(sampled(args, rcdms[name], outputs, indices, f"model {name}, {kind}"))
+            whole[kind].append(classes == listing.labels[indices])
+    found["samples from whole images"] = {kind: estimate(hits) for kind, hits in whole.items()}
+    attacks = [judged_attack(args, attack, name, rcdms, judge) for name in SETS]
+    names = ("target", "reference", "score")
+    crops = {"all": {name: mem.summarize(attacks, 1)[name] for name in names}}
+    votes = [attack.tables[name]["share"].to_numpy() for name in SETS]
+    for share in mem.SHARES:
+        chosen = [only(judged, vote == share) for judged, vote in zip(attacks, votes)]
+        crops[share] = {name: mem.summarize(chosen, 1)[name] for name in names}
+        crops[share]["n"] = sum(len(judged.labels) for judged in chosen)
+    found["samples from crops"] = crops
+    save_json(args.save_path, {**found, "settings": vars(args)})
+    report(found, chance=1 / len(listing.classes))
+
+
+class Judge:
+    """A supervised network: float (n, 3, s, s) in [0, 1] -> the class it sees in each, int64 (n,)."""
+
+    def __init__(self, path, device):
+        self.network, self.device = load_model(path, "--judge_pth").to(device), device
+        if self.network.loss != "supervised":
+            raise InputError(f"--judge_pth {path}: is no supervised model")
+
+    @torch.no_grad()
+    def __call__(self, images):
+        parts = [self.network.embed(normalize(x.to(self.device), MEAN, STD), "logits") for x in images.split(128)]
+        return torch.cat(parts).argmax(dim=1).cpu().numpy()
+
+
+def sampled(args, rcdm, outputs, indices, what):
+    """One sample an image."""
+    seeds = sample_seeds(indices, 1, args.seed)
+    steps = len(Diffusion(rcdm.settings, args.respacing))
+    with Progress(len(indices) * steps, f"steps of sampling, {what}") as progress:
+        return rcdm.sample(outputs, seeds, args.respacing, progress.update)
+
+
+def judged_attack(args, attack, attacked, rcdms, judge):
+    """What the judge sees in the reconstructions of a set's examples, under target and reference model."""
+    table = attack.tables[attacked]
+    indices, predictions = table["index"].to_numpy(), []
+    for source in sources_of(attack, attacked, rcdms["A"], rcdms["B"]):
+        condition, _ = conditions(source, attacked, indices)
+        classes = judge(sampled(args, source.rcdm, condition, indices, f"set {attacked}, {source.name}"))
+        predictions.append(mem.Predictions(classes[:, None], np.zeros(len(classes))))
+    return mem.DirectedAttack(*predictions, table["label"].to_numpy())
+
+
+def only(judged, chosen):
+    predictions = [mem.Predictions(p.top[chosen], p.confidence[chosen]) for p in (judged.target, judged.reference)]
+    return mem.DirectedAttack(*predictions, judged.labels[chosen])
+
+
+def estimate(hits):
+    return dict(zip(("value", "low", "high"), mem.mean_of_proportions(hits)), n=sum(map(len, hits)))
+
+
+def report(found, chance):
+    print(f"\nThe judge is right (chance {chance:.3f}), 95 % intervals:")
+    print(
+        f"  on {found['real images']['n']} real images it was not trained on: {figure_in_words(found['real images'])}"
+    )
+    for kind, figure in found["samples from whole images"].items():
+        print(f"  on samples from {figure['n']} {kind}: {figure_in_words(figure)}")
+    print("  on reconstructions from crops of attacked examples:")
+    for share, figures in found["samples from crops"].items():
+        count = f" ({figures['n']} by the vote of neighbors)" if "n" in figures else ""
+        words = ", ".join(f"{name} {figure_in_words(figures[name])}" for name in ("target", "reference", "score"))
+        print(f"    {share}{count}: {words}")
+
+
+if __name__ == "__main__":
+    run(main)
