@@ -94,6 +94,7 @@ SAME_WHEN_RESUMED = (
     "processes",
     "seed",
     "images",
+    "schedule_sampler",
 )
 
 
@@ -405,7 +406,8 @@ class Run:
             self.update_averages()
         self.step += 1
         losses = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self.step_sampler.update(*gather(torch.stack([t.float(), losses["loss"]], dim=1)).unbind(dim=1))
+        of_all = gather(torch.stack([t.float(), losses["loss"]], dim=1))
+        self.step_sampler.update(of_all[:, 0].long(), of_all[:, 1])
         for name, values in losses.items():
             self.sums[name] = self.sums.get(name, 0) + (values * weights).mean().double()
         self.last_loss = losses["loss"].mean().item()
@@ -505,8 +507,9 @@ class Run:
             raise InputError(f"{where}: not of this U-Net and optimizer: {reason}") from None
         if not saved:
             say(f"note: there is no {opt_path}; the optimizer starts anew")
-        if training:
+        if training and training["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
+        if training and training["settings"]["schedule_sampler"] == self.args.schedule_sampler:
             self.step_sampler.load_state_dict(training["step_sampler"])
         self.step, self.since = step, (step, time.time())
         say(f"going on after step {step}, from {model_path}")

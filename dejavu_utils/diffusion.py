@@ -371,7 +371,7 @@ class _DiffusersUNet(nn.Module):
             downsample_type="resnet" if updown else "conv",
             upsample_type="resnet" if updown else "conv",
             dropout=flags["dropout"],
-            attention_head_dim=max(flags["num_head_channels"], 1),
+            attention_head_dim=1,  # set below: a width of heads is all that it knows, and one that may not fit
             norm_num_groups=groups,
             resnet_time_scale_shift="scale_shift" if flags["use_scale_shift_norm"] else "default",
             class_embed_type="identity",
@@ -392,7 +392,7 @@ class _DiffusersUNet(nn.Module):
 
 
 def _set_heads(attention, flags, upsampling):
-    """UNet2DModel knows a width of heads only; ADM's flags also give a number of them."""
+    """As many heads as the flags say. ValueError if they do not share the channels evenly."""
     if flags["num_head_channels"] > 0:
         heads, rest = divmod(attention.inner_dim, flags["num_head_channels"])
     else:
