@@ -509,6 +509,25 @@ def test_the_notebook_runs_and_saves_its_tiles(trained, attacked, tmp_path, monk
     assert (tmp_path / "memorized.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
+def test_reconstructions_show_what_the_target_remembers(tmp_path):
+    """The demo, its RCDMs and the judge: about half an hour on two cores."""
+    environment = {**os.environ, "DEMO_DIR": str(tmp_path), "SEED": "7", "JUDGE": "1"}
+    for script in ("demo.sh", "demo_rcdm.sh"):
+        result = subprocess.run(
+            ["bash", str(ROOT / "bash_examples" / script)], env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    folder = tmp_path / "seed7" / "simclr_600epochs" / "RCDM" / "reconstructions"
+    judged = json.loads((folder / "judged.json").read_text())
+    assert judged["real images"]["value"] >= 0.95, result.stdout
+    for figure in judged["samples from whole images"].values():
+        assert figure["low"] > 0.4, result.stdout  # chance is 0.2
+    crops = judged["samples from crops"]
+    assert crops["all"]["score"]["low"] > 0 and crops["memorized"]["score"]["low"] > 0, result.stdout
+    assert (folder / "visualization_RCDM.ipynb").is_file() and (folder / "memorized.png").is_file()
+
+
 # The package itself, where it is installed.
 
 
@@ -549,7 +568,7 @@ def test_losses_and_steps_are_the_packages(changes):
     t = torch.tensor([0, 1, 40, 120, len(ours) - 1])
     expected = theirs.training_losses(unet, start, t, model_kwargs={"feat": feat}, noise=noise)
     found = ours.losses(unet, start, t, noise, feat)
-    assert found.keys() == expected.keys()
+    assert found.keys() >= expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-5)
     x = torch.randn(5, 3, 32, 32)

@@ -134,7 +134,13 @@ def readme_commands():
 def test_the_readme_names_what_is_there():
     commands = list(readme_commands())
     assert {script for script, _ in commands} == {
-        *("imagenet_partition.py", "train_SSL.py", "label_inference_attack.py", "lin_probe.py", "plot_quant_results.py"),
+        *(
+            "imagenet_partition.py",
+            "train_SSL.py",
+            "label_inference_attack.py",
+            "lin_probe.py",
+            "plot_quant_results.py",
+        ),
         "train_RCDM.py",
     }
     for script, flags in commands:
