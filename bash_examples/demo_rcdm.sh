@@ -37,7 +37,7 @@ train() { # train A|B
     --data_dir "$IMAGENET_DATASET_DIR" --dataset_indices "$public" --workers 0 --seed "$SEED" \
     --image_size 32 --num_channels 32 --channel_mult 1,2,4 --num_res_blocks 1 --attention_resolutions 8 \
     --learn_sigma True --batch_size 32 --lr 1e-3 --ema_rate 0.995 --lr_anneal_steps "$STEPS" \
-    --save_interval 500 --log_interval 50 --timestep_respacing ddim25 --precision "$PRECISION" \
+    --save_interval 500 --log_interval 50 --timestep_respacing 50 --precision "$PRECISION" \
     --out_dir "$LOGGING_FOLDER/RCDM/rcdm_${name}_$1"
 }
 train_both train "$LOGGING_FOLDER/RCDM" train_RCDM.py

@@ -509,6 +509,31 @@ def test_the_notebook_runs_and_saves_its_tiles(trained, attacked, tmp_path, monk
     assert (tmp_path / "memorized.png").stat().st_size > 5000
 
 
+def test_the_judge_counts_what_it_sees(data, trained, attacked, tmp_path):
+    judge = save_untrained(tmp_path / "judge.pth", seed=5, loss="supervised")
+    settings = {"attack": attacked, "rcdm_A": trained["A"], "rcdm_B": trained["B"], "respacing": 2}
+    settings |= {"judge_pth": tmp_path / "judge.pth", "unseen_idx_pth": data / "bbox_A.npy"}
+    settings |= {"public_idx_pth": data / "public.npy", "save_path": tmp_path / "judged.json"}
+    result = run_script("bash_examples/judge_rcdm.py", *flags(settings))
+    assert result.returncode == 0, result.stderr
+    judged = json.loads((tmp_path / "judged.json").read_text())
+    listing, unseen = rec.list_images(data / "images"), np.load(data / "bbox_A.npy")
+    images = torch.stack([evaluation_transform(32)(load_image(listing.path(index))) for index in unseen])
+    with torch.no_grad():
+        right = judge.embed(images, "logits").argmax(dim=1).numpy() == listing.labels[unseen]
+    assert judged["real images"]["value"] == right.mean()
+    tables = rec.Attack(attacked).tables
+    examples = len(tables["A"]) + len(tables["B"])
+    assert judged["samples from whole images"]["public images"]["n"] == 2 * 12
+    assert judged["samples from whole images"]["held-out images"]["n"] == examples
+    crops = judged["samples from crops"]
+    assert sum(crops[share]["n"] for share in ("memorized", "correlated", "misrepresented", "unassociated")) == examples
+    score = crops["all"]["target"]["value"] - crops["all"]["reference"]["value"]
+    assert crops["all"]["score"]["value"] == pytest.approx(score)
+    words = f"{judged['real images']['value']:.3f} [{judged['real images']['low']:.3f}"
+    assert f"on 12 real images it was not trained on: {words}" in result.stdout
+
+
 @pytest.mark.slow
 def test_reconstructions_show_what_the_target_remembers(tmp_path):
     """The demo, its RCDMs and the judge: about half an hour on two cores."""

@@ -24,9 +24,9 @@ from dejavu_utils.neighbors import NeighborSearch
 MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3")
 
 
-def start_demo(folder, **environment):
+def start_demo(folder, script="demo.sh", **environment):
     return subprocess.Popen(
-        ["bash", str(ROOT / "bash_examples" / "demo.sh")],
+        ["bash", str(ROOT / "bash_examples" / script)],
         env={**os.environ, "DEMO_DIR": str(folder), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -78,6 +78,17 @@ def test_demo_in_miniature_killed_continued_and_run_again(tmp_path):
     assert again.count("there already") == 10  # data, partition, three betons, three attacks, two probes
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")} == before
     assert again[again.index("== Result") :].splitlines()[:6] == table.splitlines()[:6]
+
+    process = start_demo(folder, "demo_rcdm.sh", STEPS="3", RESPACING="2", **MINIATURE)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    figures = run / "RCDM" / "reconstructions"
+    assert (run / "RCDM" / "rcdm_simclr_12ep_20pc_B" / "ema_0.995_000003.pt").is_file()
+    assert json.loads((figures / "visualization_RCDM.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert (figures / "memorized.png").stat().st_size > 5000
+    process = start_demo(folder, "demo_rcdm.sh", **{**MINIATURE, "SEED": "4"})
+    output, _ = process.communicate()
+    assert process.returncode == 2 and "run bash_examples/demo.sh with the same variables first" in output
 
 
 @pytest.mark.slow
