@@ -337,56 +337,57 @@ def _crops(listing, indices, attack, side):
 
 
 def draw_rows(shown, names, title=""):
-    """Figure: for each example a line a model: image and crop, the nearest public images, the samples.
+    """Figure: for each example its image and crop, and a line a model: nearest public images and samples.
 
     names: of the classes, one a label.
     """
     sources = list(shown.samples)
-    n, samples = shown.samples[sources[0]].shape[:2]
-    width = 2 + NEIGHBORS + samples
-    cell, gap, label = 0.62, 0.22, 1.05  # inches
-    height = n * (len(sources) * cell + gap) + 0.45 + (0.25 if title else 0)
-    figure = Figure(figsize=(label + width * cell + 2 * gap, height), dpi=160)
-    total = figure.get_size_inches()
-    top = total[1] - 0.45 - (0.25 if title else 0)
+    samples = shown.samples[sources[0]].shape[1]
+    cell, gap, edge, label = 0.62, 0.2, 0.08, 0.68  # inches
+    head = 0.3 + (0.25 if title else 0)
+    block = max(len(sources) * cell, cell + 0.2)  # the image has its class below
+    first = edge + 2 * cell + label  # where the neighbors begin
+    second = first + NEIGHBORS * cell + gap
+    width = second + samples * cell + edge
+    height = head + len(shown.rows) * (block + gap) - gap + edge
+    figure = Figure(figsize=(width, height), dpi=160)
 
-    def put(picture, column, line):
-        """line: (inches from the top of the rows, height in inches)."""
-        left = label + column * cell + gap * ((column >= 2) + (column >= 2 + NEIGHBORS))
-        bottom = top - line[0] - line[1]
-        pad = 0.02
-        box = (left + pad, bottom + pad, cell - 2 * pad, line[1] - 2 * pad)
-        axes = figure.add_axes((box[0] / total[0], box[1] / total[1], box[2] / total[0], box[3] / total[1]))
+    def write(x, y, words, size=7, **place):
+        figure.text(x / width, 1 - y / height, words, fontsize=size, **place)
+
+    def put(picture, x, y):
+        """x, y: inches from the left and the top."""
+        pad, side = 0.02, cell - 0.04
+        axes = figure.add_axes(
+            ((x + pad) / width, 1 - (y + pad + side) / height, side / width, side / height), frameon=False
+        )
         axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.spines[:].set_visible(False)
 
-    for heading, column, columns in (
-        ("image", 0, 1),
-        ("crop", 1, 1),
-        ("nearest public images", 2, NEIGHBORS),
-        ("reconstructions from the crop", 2 + NEIGHBORS, samples),
-    ):
-        middle = label + (column + columns / 2) * cell + gap * ((column >= 2) + (column >= 2 + NEIGHBORS))
-        figure.text(middle / total[0], (top + 0.08) / total[1], heading, ha="center", va="bottom", fontsize=8)
     if title:
-        figure.text(0.5, 1 - 0.06 / total[1], title, ha="center", va="top", fontsize=9)
+        write(width / 2, 0.06, title, 9, ha="center", va="top")
+    for words, x, columns in (
+        ("image", edge, 1),
+        ("crop", edge + cell, 1),
+        ("nearest public images of the crop", first, NEIGHBORS),
+        ("reconstructions", second, samples),
+    ):
+        write(x + columns * cell / 2, head - 0.06, words, 8, ha="center", va="bottom")
     for example, row in enumerate(shown.rows.itertuples()):
-        start = example * (len(sources) * cell + gap)
-        middle = start + (len(sources) - 1) * cell / 2
-        put(shown.images[example], 0, (middle, cell))
-        put(shown.crops[example], 1, (middle, cell))
+        top = head + example * (block + gap)
+        middle = top + (block - cell) / 2
+        put(shown.images[example], edge, middle)
+        put(shown.crops[example], edge + cell, middle)
+        write(edge + cell, middle + cell + 0.03, names[row.label], ha="center", va="top")
         for number, source in enumerate(sources):
-            line = (start + number * cell, cell)
-            place = (top - line[0] - cell / 2) / total[1]
-            words = f"{source}\n{names[row.label]}" if number == 0 else source
-            figure.text((label - 0.1) / total[0], place, words, ha="right", va="center", fontsize=7)
+            y = top + number * cell
+            write(first - 0.08, y + cell / 2, source, ha="right", va="center")
             if shown.neighbors[source] is not None:
-                for column in range(NEIGHBORS):
-                    put(shown.neighbors[source][example, column], 2 + column, line)
-            for column in range(samples):
-                put(shown.samples[source][example, column], 2 + NEIGHBORS + column, line)
+                for column, picture in enumerate(shown.neighbors[source][example]):
+                    put(picture, first + column * cell, y)
+            for column, picture in enumerate(shown.samples[source][example]):
+                put(picture, second + column * cell, y)
     return figure
 
 

@@ -1,4 +1,5 @@
-"""Draws the README's crops.png and augmented_pairs.png from a finished demo (demo_accuracy.png is a figure of it).
+"""Draws the README's pictures from a finished demo (demo_accuracy.png is a figure of it): crops.png and
+augmented_pairs.png, and after bash_examples/demo_rcdm.sh reconstructions.png.
 
 python docs/make_pictures.py demo/seed0
 """
@@ -18,6 +19,15 @@ from dejavu_utils import augment  # noqa: E402
 from dejavu_utils.beton import Beton  # noqa: E402
 from dejavu_utils.imagenet import background_crops, box_path, list_images, load_image, read_boxes  # noqa: E402
 from dejavu_utils.loader import NativeLoader  # noqa: E402
+from dejavu_utils.reconstruction import (  # noqa: E402
+    Attack,
+    draw_rows,
+    load_rcdm,
+    most_memorized,
+    reconstruct,
+    save_figure,
+    sources_of,
+)
 
 COLUMNS = 6
 
@@ -29,6 +39,9 @@ def main():
     chosen = indices[:: len(indices) // COLUMNS][:COLUMNS]
     draw_crops(listing, chosen, run / "data" / "boxes").savefig(ROOT / "docs" / "crops.png")
     draw_pairs(Beton(run / "betons" / "50_per_class_A.beton")).savefig(ROOT / "docs" / "augmented_pairs.png")
+    logging_folder = run / "simclr_600epochs"
+    if (logging_folder / "RCDM").is_dir():
+        save_figure(ROOT / "docs" / "reconstructions.png", draw_reconstructions(logging_folder))
 
 
 def draw_crops(listing, indices, bbox_dir):
@@ -57,6 +70,15 @@ def draw_pairs(beton):
         for column, image in enumerate(view):
             axes[row, column].imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy())
     return figure
+
+
+def draw_reconstructions(logging_folder):
+    """The three most memorized examples of set A, as the notebook draws them."""
+    attack = Attack(logging_folder / "attack_sweeps" / "NN_attk_simclr_50pc_600ep")
+    rcdms = [load_rcdm(logging_folder / "RCDM" / f"rcdm_simclr_600ep_50pc_{side}") for side in "AB"]
+    rows = most_memorized(attack.tables["A"], 3)
+    names = [name.split("_")[1] for name in attack.listing.classes]
+    return draw_rows(reconstruct(sources_of(attack, "A", *rcdms), "A", rows, respacing="50"), names)
 
 
 def grid(rows):
