@@ -87,7 +87,7 @@ MODEL_FLAGS = {
 SAME_WHEN_RESUMED = (
     *MODEL_FLAGS,
     "backend",
-    "layer",
+    "layers",
     "width",
     "ssl_resolution",
     "batch_size",
@@ -255,7 +255,7 @@ def train(args):
     say(
         f"{len(indices)} images, {args.batch_size * world_size()} a step ({world_size()} processes), {args.backend} "
         f"U-Net of {sum(p.numel() for p in state.unet.parameters()) / 1e6:.2f} million weights on {device} in "
-        f"{state.precision}, representation: {encoder.layer}, {encoder.width} wide"
+        f"{state.precision}, representation: {' and '.join(encoder.layers)}, {encoder.width} wide"
     )
     dataset = IndexedImages(listing, indices, BothTransforms(args.image_size, args.ssl_resolution))
     spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
@@ -298,14 +298,14 @@ class Encoder:
         network = load_model(args.ssl_model_pth, "--ssl_model_pth")
         where = f"--ssl_model_pth {args.ssl_model_pth}"
         check_typed(network, where, args.mlp, args.ssl_loss, arch=args.ssl_arch, prefix="ssl_")
-        self.layer = "logits" if args.use_supervised_activations else "both"
-        if self.layer == "logits" and network.loss != "supervised":
+        self.layers = ["logits"] if args.use_supervised_activations else ["backbone", "projector"]
+        if args.use_supervised_activations and network.loss != "supervised":
             raise InputError(f"--use_supervised_activations 1: {where} has no supervised head; give 0")
-        self.network, self.width = network.to(device), network.width(self.layer)
+        self.network, self.width = network.to(device), sum(map(network.width, self.layers))
 
     @torch.no_grad()
     def __call__(self, images):
-        return self.network.embed(images, self.layer).float()
+        return torch.cat(list(self.network.embed_layers(images, self.layers).values()), dim=1).float()
 
 
 class BothTransforms:
@@ -349,7 +349,7 @@ class Run:
         self.folder = Path(args.out_dir)
         self.settings = {
             **vars(args),
-            **{"layer": encoder.layer, "width": encoder.width, "pixel_range": list(diffusion.PIXEL_RANGE)},
+            **{"layers": encoder.layers, "width": encoder.width, "pixel_range": list(diffusion.PIXEL_RANGE)},
             **{"processes": world_size(), "images": images, "ssl_model_pth": str(Path(args.ssl_model_pth).resolve())},
         }
         self.precision = choose_precision(args, device)

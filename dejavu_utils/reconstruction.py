@@ -29,6 +29,7 @@ from dejavu_utils.imagenet import (
     image_size,
     list_images,
     load_image,
+    read_class_names,
 )
 from dejavu_utils.launch import choose_device
 from dejavu_utils.models import load_model
@@ -49,13 +50,13 @@ def image_transform(side):
 class Rcdm:
     """A trained RCDM and the encoder it listens to, both in eval mode on `device`.
 
-    network: the SSL model. layer: what the representation is, `both` or `logits`. side: of the samples, pixels.
+    network: the SSL model. layers: whose outputs, side by side, are the representation. side: of the samples, pixels.
     resolution: side of the encoder's input.
     """
 
     def __init__(self, unet, network, settings, device):
         self.unet, self.network, self.device = unet.to(device).eval(), network.to(device).eval(), device
-        self.settings, self.layer = settings, settings["layer"]
+        self.settings, self.layers = settings, settings["layers"]
         self.side, self.resolution = settings["image_size"], settings["ssl_resolution"]
 
     @torch.no_grad()
@@ -65,14 +66,8 @@ class Rcdm:
         layers: backbone and projector, or logits. indices: int (n,). crops: n of (xmin, ymin, xmax, ymax).
         """
         images = IndexedImages(listing, indices, evaluation_transform(self.resolution), crops)
-        batches = [
-            self.network.embed(x.to(self.device), self.layer).float().cpu() for x, _ in DataLoader(images, _AT_ONCE)
-        ]
-        outputs = torch.cat(batches)
-        if self.layer == "logits":
-            return {"logits": outputs}
-        backbone = self.network.backbone_width
-        return {"backbone": outputs[:, :backbone], "projector": outputs[:, backbone:]}
+        batches = [self.network.embed_layers(x.to(self.device), self.layers) for x, _ in DataLoader(images, _AT_ONCE)]
+        return {layer: torch.cat([batch[layer].float().cpu() for batch in batches]) for layer in self.layers}
 
     def sample(self, conditions, seeds, respacing="", on_progress=lambda count: None):
         """Images in [0, 1], float32 (n, 3, side, side) on the CPU. conditions: float (n, width). seeds: n int.
@@ -104,7 +99,7 @@ def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
             raise InputError(f"{params}: no such file; train_RCDM.py writes it beside its checkpoints")
         settings = json.loads(params.read_text(encoding="utf-8"))
     network = load_model(ssl_model_pth or settings["ssl_model_pth"], "ssl_model_pth")
-    settings = {"pixel_range": list(PIXEL_RANGE), **settings, "width": network.width(settings["layer"])}
+    settings = {"pixel_range": list(PIXEL_RANGE), **settings, "width": sum(map(network.width, settings["layers"]))}
     unet = build_unet(choose_backend(settings["backend"]), settings, settings["width"])
     try:
         unet.load_state_dict(load_checkpoint(weights_path, "RCDM"))
@@ -220,10 +215,9 @@ def picked(table, indices):
 
 
 def class_names(listing, path=None):
-    """Names to show, one a label: those of a json {folder: name or [id, name]}, else the folder names."""
-    names = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-    shown = [names.get(folder, folder) for folder in listing.classes]
-    return [name if isinstance(name, str) else name[-1] for name in shown]
+    """Names to show, one a label: those of a json (imagenet.read_class_names), else the folder names."""
+    names = read_class_names(path, "the class names") if path else {}
+    return [names.get(folder, folder) for folder in listing.classes]
 
 
 @dataclass
@@ -262,7 +256,7 @@ def conditions(source, attacked, indices):
     Of an RCDM of logits: the crop's logits, without neighbors.
     """
     crop = source.rcdm.embed(source.attack.listing, indices, source.attack.crops(indices))
-    if source.rcdm.layer == "logits":
+    if "logits" in crop:
         return crop["logits"], None
     neighbors = source.attack.neighbors(source.model, attacked, indices)
     public, rows = np.unique(neighbors, return_inverse=True)

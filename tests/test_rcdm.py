@@ -270,7 +270,7 @@ def test_published_commands_write_the_published_files(data, trained):
     assert files(folder) == names | {"samples000003.png", "samples000006.png", "params.json", "log"}
     params = json.loads((folder / "params.json").read_text())
     assert params["pixel_range"] == [0, 1] and params["backend"] == "diffusers"
-    assert (params["layer"], params["width"], params["use_fp16"]) == ("both", 512 + 16, 1)
+    assert (params["layers"], params["width"], params["use_fp16"]) == (["backbone", "projector"], 512 + 16, 1)
     records = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert all(record["loss"] == pytest.approx(record["mse"] + record["vb"]) for record in records)
@@ -477,7 +477,7 @@ def test_choosing_examples():
 
 def test_class_names(data, tmp_path):
     listing = rec.list_images(data / "images")
-    (tmp_path / "names.json").write_text(json.dumps({"c0": "tench", "c2": ["n02", "shark"]}))
+    (tmp_path / "names.json").write_text(json.dumps({"c0": "tench", "c2": "shark"}))
     assert rec.class_names(listing, tmp_path / "names.json") == ["tench", "c1", "shark"]
 
 
