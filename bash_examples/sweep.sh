@@ -82,8 +82,12 @@ for word in $SWEEP; do
   esac
 done
 
+case " $SWEEP " in *" temperature "* | *" corner_fraction "*)
+  for word in ${TEMPERATURES:-} ${FRACTIONS:-}; do
+    case $word in .[0-9]* | 0.[0-9]*) ;; *) fail "$word: TEMPERATURES and FRACTIONS are numbers between 0 and 1 such as .15" ;; esac
+  done ;;
+esac
 digits() { # digits VALUE: those after the point, at least two (.05 -> 05, .075 -> 075, .5 -> 50)
-  case $1 in *.*) ;; *) fail "$1: expected a number between 0 and 1 such as .15" ;; esac
   local after=${1#*.}
   while [ "${after%0}" != "$after" ] && [ "${#after}" -gt 2 ]; do after=${after%0}; done
   [ "${#after}" -ge 2 ] || after=${after}0

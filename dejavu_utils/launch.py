@@ -225,4 +225,7 @@ def submit(job, folder, stay_here, **parameters):
     parameters["slurm_setup"] = [f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}"]
     executor = submitit.AutoExecutor(folder=str(folder), cluster="slurm", slurm_max_num_timeout=30)
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
-    return executor.submit(job).job_id
+    try:
+        return executor.submit(job).job_id
+    except submitit.core.utils.FailedJobError as error:
+        raise InputError(f"sbatch refuses the job: {error}") from None

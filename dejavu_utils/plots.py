@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from dejavu_utils.files import complete_file
 from dejavu_utils.memorization import SHARES
@@ -25,7 +25,7 @@ LINES = ("-", "--", "-.", ":")
 X_LABELS = {"epoch": "epochs of training", "dataset": "training images per class"}
 _SIZE = (3.4, 2.5)  # inches
 _LEGEND_WIDTH = 1.25
-_LEAST_GAP = 0.3  # inches between two numbers below the axis
+_DIGIT = 0.062  # inches that a digit below the axis takes
 _STYLE = {"markersize": 4, "linewidth": 1.3}
 _FONTS = {"pdf.fonttype": 42, "ps.fonttype": 42}  # TrueType, as publishers want it
 _PLAIN = {
@@ -45,7 +45,7 @@ def figure_style(name):
         import scienceplots  # noqa: F401  (adds its styles to matplotlib's)
     except ImportError:
         raise InputError("--style science: SciencePlots is not installed here: pip install SciencePlots") from None
-    with style.context(["science", "no-latex"]), matplotlib.rc_context(_FONTS):
+    with style.context(["science", "no-latex"]), matplotlib.rc_context({**_PLAIN, **_FONTS}):
         yield
 
 
@@ -215,6 +215,8 @@ def _save_both(path, draw, x_label, handles, ticks, tick_labels=None):
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(which="both", top=False, right=False)
+        axes.minorticks_off()
         if suffix:
             figure.legend(handles=handles, loc="outside right upper", frameon=False, handlelength=2.6)
         for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
@@ -226,11 +228,11 @@ def _mark_positions(axes, positions):
     """A tick at every point, numbers at those that leave room for them; a logarithmic axis for wide fractions."""
     if positions[0] > 0 and positions[-1] < 1 and positions[-1] > 10 * positions[0]:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
     places = np.log(positions) if axes.get_xscale() == "log" else np.asarray(positions, float)
     inches = (places - places[0]) / max(np.ptp(places), 1e-12) * (_SIZE[0] - 0.7)
-    labels, taken = [""] * len(positions), np.inf
+    labels, left = [""] * len(positions), np.inf
     for number in reversed(range(len(positions))):  # the last is the point of the other sweeps
-        if taken - inches[number] >= _LEAST_GAP:
-            labels[number], taken = f"{positions[number]:g}", inches[number]
+        text = f"{positions[number]:g}"
+        if inches[number] + len(text) * _DIGIT / 2 < left:
+            labels[number], left = text, inches[number] - (len(text) / 2 + 1) * _DIGIT
     axes.set_xticks(positions, labels)

@@ -1,5 +1,6 @@
 """plot_quant_results.py on result folders of others (npy only, logs only) and of our own."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from helpers import assert_one_line_error, flags, run_script
 from PIL import Image
 
+from dejavu_utils.memorization import difference
 from dejavu_utils.results import read_probe, sweep_points
 
 DATA = Path(__file__).parent / "data"
@@ -113,6 +115,46 @@ def test_parameter_sweep(tmp_path):
     assert pd.read_csv(tmp_path / "two" / "attk_params_acc_top1.csv")["param"].unique().tolist() == [0.075, 0.99]
 
 
+def test_corner_fractions_have_no_probes_of_their_own(tmp_path):
+    for digits in ("20", "35"):
+        shutil.copytree(POINT, tmp_path / "attack_sweeps_cropsize" / f"NN_attk_vicreg_crop_p{digits}_50ep")
+    changes = dict(attk_folder_path=tmp_path / "attack_sweeps_cropsize", sweep_param="corner_crop_frac")
+    result = plot(tmp_path, **changes, plot_lin_probe=1, lin_probe_folder_path=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert pd.read_csv(tmp_path / "plot" / "attk_params_acc_top1.csv")["param"].unique().tolist() == [0.2, 0.35]
+
+
+def test_layers_confidence_curve_and_probe_gap(tmp_path):
+    """Layers as the attack writes them, in subfolders, and a backbone that was attacked by itself."""
+    name = "NN_attk_vicreg_300pc_50ep"
+    for layer in ("projector", "projector.1", "projector.0"):
+        shutil.copytree(POINT, tmp_path / "attack_sweeps" / name / layer)
+    shutil.copytree(POINT, tmp_path / "attack_sweeps_backbone" / name)
+    worse = tmp_path / "attack_sweeps_backbone" / name / "A_attk_A_neighb_labels.npy"
+    worse.chmod(0o644)
+    np.save(worse, np.load(worse)[:, ::-1].copy() % 7)
+    (tmp_path / "attack_sweeps_backbone" / name / "results.json").write_text('{"settings": {"layer": "backbone"}}')
+    write_probe_log(tmp_path / "probes" / "lp_vicreg_300pc_50ep", (0.4, 0.7), (0.5, 0.8))
+    result = plot(tmp_path, attk_folder_path=tmp_path, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes")
+    assert result.returncode == 0, result.stderr
+    saved = tmp_path / "plot"
+    layers = pd.read_csv(saved / "attk_layers_acc_top1.csv")
+    assert layers["layer"].unique().tolist() == ["backbone", "projector.0", "projector.1", "projector"]
+    everybody = layers[layers["pct_confidence"] == 100].set_index("layer")
+    assert everybody["target_acc"]["backbone"] < everybody["target_acc"]["projector"]
+    epochs = pd.read_csv(saved / "attk_epochs_acc_top1.csv")
+    assert epochs["target_acc"].tolist() == layers[layers["layer"] == "projector"]["target_acc"].tolist()
+    curve = pd.read_csv(saved / "attk_confidence_top1.csv").set_index("pct_confidence")
+    assert curve["target_acc"][20] == epochs["target_acc"][1] and curve["target_acc"][100] == epochs["target_acc"][2]
+    gap = pd.read_csv(saved / "score_probe_gap_top1.csv")
+    assert gap["score"].tolist() == epochs["score"].tolist() and gap["probe_gap"].to_numpy() == pytest.approx(0.1)
+    for figure in ("attk_layers_acc_top5", "attk_confidence_top5", "score_probe_gap_top5"):
+        for ending in (".png", "_legend.png", ".pdf", "_legend.pdf"):
+            data = (saved / f"{figure}{ending}").read_bytes()
+            assert len(data) > 4000 and b"/Type3" not in data  # fonts that publishers refuse
+    assert Image.open(saved / "attk_layers_acc_top5.png").size == (1020, 750)  # 3.4 x 2.5 inches
+
+
 def test_sweep_points_are_sorted_by_value(tmp_path):
     for name in ("x_1000ep", "x_50ep", "x_250ep", "x_ep", "y_50ep"):
         (tmp_path / name).mkdir()
@@ -122,6 +164,20 @@ def test_sweep_points_are_sorted_by_value(tmp_path):
 def test_probe_logs_in_per_cent(tmp_path):
     write_probe_log(tmp_path / "p", (40.0, 70.0), (50.0, 80.0))
     assert read_probe(tmp_path / "p")["val"]["top_5"]["value"] == pytest.approx(0.7)
+
+
+def test_science_style_or_how_to_get_it(tmp_path):
+    result = plot(tmp_path, style="science")
+    if importlib.util.find_spec("scienceplots"):
+        assert result.returncode == 0, result.stderr
+    else:
+        assert_one_line_error(result, "--style science", "pip install SciencePlots")
+
+
+def test_difference_of_estimates():
+    first, second = ({"value": v, "low": v - 0.03, "high": v + 0.04} for v in (0.7, 0.6))
+    found = difference(first, second)
+    assert [found[name] for name in ("value", "low", "high")] == pytest.approx([0.1, 0.05, 0.15])
 
 
 @pytest.mark.parametrize(

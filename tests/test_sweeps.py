@@ -1,0 +1,405 @@
+"""The published sweeps: names and flags of the commands, what is missing, SLURM's queue, and small ones run."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import submitit
+from helpers import ROOT, draw_tree, run_script
+
+import label_inference_attack
+import lin_probe
+import plot_quant_results
+import train_SSL
+from dejavu_utils.beton import write_beton
+from dejavu_utils.imagenet import list_images, load_image
+
+EPOCHS = (50, 100, 250, 500, 750, 1000)
+SIZES = (100, 200, 300, 400, 500)
+TEMPERATURES = {
+    **{"05": ".05", "075": ".075", "10": ".10", "125": ".125", "15": ".15"},
+    **{"175": ".175", "25": ".25", "30": ".30", "50": ".50", "99": ".99"},
+}
+FULL = [f"300pc_{epoch}ep" for epoch in EPOCHS] + [f"{n}pc_1000ep" for n in SIZES if n != 300]
+SIM_COEFFS = (10, 25, 50, 65, 80, 100)
+FRACTIONS = (20, 25, 30, 35, 40, 45, 50)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The published input files, all empty: what a dry run looks at."""
+    root = tmp_path_factory.mktemp("published folders")
+    names = {
+        "BETONS_FOLDER": [f"{n}_per_class_{side}.beton" for n in SIZES for side in "AB"] + ["val.beton"],
+        "INDEX_FOLDER": [
+            *(f"{n}_per_class/{name}.npy" for n in SIZES for name in ("bbox_A", "bbox_B", "train_A", "public")),
+            "val_set.npy",
+        ],
+        "IMAGENET_DATASET_DIR": [],
+        "IMAGENET_BBOX_ANNOTATIONS": [],
+    }
+    for variable, files in names.items():
+        for name in [*files, "x"]:
+            path = root / variable.lower() / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return {variable: str(root / variable.lower()) for variable in names}
+
+
+def sweep(folders, logs, script="sweep.sh", *arguments, tools=None, **environment):
+    """tools: a folder that comes first on the path, for instance with another squeue."""
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}" if tools else os.environ["PATH"]
+    return subprocess.run(
+        ["bash", str(ROOT / "bash_examples" / script), *arguments],
+        env={
+            **{**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "PATH": path},
+            **{**folders, "LOGGING_FOLDER": str(logs), **environment},
+        },
+        capture_output=True,
+        text=True,
+    )
+
+
+def commands(result):
+    """[(name of the script, its arguments)] that a dry run printed."""
+    assert result.returncode == 0, result.stderr
+    lines = [shlex.split(line) for line in result.stdout.splitlines()]
+    return [(Path(words[1]).name, words[2:]) for words in lines]
+
+
+def published(result, logs):
+    """{script: [folder below LOGGING_FOLDER]}; every command is understood by its script's own parser."""
+    found = {}
+    for script, words in commands(result):
+        if script == "train_SSL.py":
+            folder = train_SSL.read_settings(words)[0]["logging.folder"]
+        elif script == "label_inference_attack.py":
+            folder = label_inference_attack.parse_args(words).output_dir
+        elif script == "lin_probe.py":
+            folder = lin_probe.parse_args(words).output_dir
+        else:
+            folder = plot_quant_results.parse_args(words).attk_folder_path
+        found.setdefault(script, []).append(str(Path(folder).relative_to(logs)))
+    return found
+
+
+CASES = [
+    (
+        dict(LOSS="vicreg"),
+        [f"vicreg/vicreg_dssweep_{n}pc_{side}" for n in (300, 100, 200, 400, 500) for side in "AB"],
+        [f"vicreg/attack_sweeps/NN_attk_vicreg_{name}" for name in FULL],
+        [f"vicreg/lin_probe_sweeps_with_aug/lp_vicreg_{name}" for name in FULL],
+        ["vicreg/attack_sweeps"],
+    ),
+    (
+        dict(SWEEP="temperature", LOSS="simclr"),
+        [f"simclr/simclr_tempsweep_p{digits}_{side}" for digits in TEMPERATURES for side in "AB"],
+        [f"simclr/attack_sweeps/NN_attk_simclr_p{digits}t_1000ep" for digits in TEMPERATURES],
+        [f"simclr/lin_probe_sweeps_with_aug/lp_simclr_p{digits}t_1000ep" for digits in TEMPERATURES],
+        ["simclr/attack_sweeps"],
+    ),
+    (
+        dict(SWEEP="sim_coeff"),
+        [f"vicreg/vicreg_simsweep_sim{value}_{side}" for value in SIM_COEFFS for side in "AB"],
+        [f"vicreg/attack_sweeps/NN_attk_vicreg_sim{value}_1000ep" for value in SIM_COEFFS],
+        [f"vicreg/lin_probe_sweeps_with_aug/lp_vicreg_sim{value}_1000ep" for value in SIM_COEFFS],
+        ["vicreg/attack_sweeps"],
+    ),
+    (
+        dict(SWEEP="corner_fraction"),
+        [f"vicreg/vicreg_dssweep_100pc_{side}" for side in "AB"],
+        [f"vicreg/attack_sweeps_cropsize/NN_attk_vicreg_crop_p{value}_1000ep" for value in FRACTIONS],
+        [],
+        ["vicreg/attack_sweeps_cropsize"],
+    ),
+    (
+        dict(ARCH="resnet50", LOSS="simclr", SWEEP="datasets", DATASETS="300"),
+        [f"simclr_rn50/simclr_rn50_dssweep_300pc_{side}" for side in "AB"],
+        ["simclr_rn50/attack_sweeps/NN_attk_simclr_rn50_300pc_1000ep"],
+        ["simclr_rn50/lin_probe_sweeps_with_aug/lp_simclr_rn50_300pc_1000ep"],
+        ["simclr_rn50/attack_sweeps"],
+    ),
+    (
+        dict(LOSS="supervised", ATTACKS="projector backbone logits corner_crop", SWEEP="epochs", EPOCHS="1000"),
+        [f"supervised/supervised_dssweep_300pc_{side}" for side in "AB"],
+        [
+            f"supervised/{kind}/NN_attk_supervised_300pc_1000ep"
+            for kind in (
+                *("attack_sweeps", "attack_sweeps_backbone", "attack_sweeps_w_linear_layer_activations"),
+                "attack_sweeps_corner_crop",
+            )
+        ],
+        ["supervised/lin_probe_sweeps_with_aug/lp_supervised_300pc_1000ep"],
+        [
+            *("supervised/attack_sweeps", "supervised/attack_sweeps_backbone"),
+            *("supervised/attack_sweeps_w_linear_layer_activations", "supervised/attack_sweeps_corner_crop"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("environment, trainings, attacks, probes, plots", CASES)
+def test_published_names(folders, tmp_path, environment, trainings, attacks, probes, plots):
+    result = sweep(folders, tmp_path, DRY_RUN="1", LOCAL="1", **environment)
+    found = published(result, tmp_path)
+    assert found["train_SSL.py"] == trainings and found["label_inference_attack.py"] == attacks
+    assert found.get("lin_probe.py", []) == probes and found["plot_quant_results.py"] == plots
+
+
+def test_flags_of_the_parameter_sweeps(folders, tmp_path):
+    for script, key, values in (
+        ("training_simclr_tempsweep.sh", "simclr.temperature", list(TEMPERATURES.values())),
+        ("training_vicreg_simsweep.sh", "vicreg.sim_coeff", SIM_COEFFS),
+    ):
+        found = commands(sweep(folders, tmp_path, script, "--training.epochs", "3", DRY_RUN="1", LOCAL="1"))
+        settings = [train_SSL.read_settings(words)[0] for _, words in found]
+        assert [s[key] for s in settings] == [float(value) for value in values for _ in "AB"]
+        assert {(s["training.epochs"], Path(s["data.train_dataset"]).name[:4]) for s in settings} == {(3, "100_")}
+    found = commands(sweep(folders, tmp_path, DRY_RUN="1", LOCAL="1", SWEEP="corner_fraction"))
+    attacks = [label_inference_attack.parse_args(words) for script, words in found if script.startswith("label")]
+    assert [(a.use_corner_crop, a.corner_crop_frac) for a in attacks] == [(1, value / 100) for value in FRACTIONS]
+    (plot,) = [plot_quant_results.parse_args(words) for script, words in found if script.startswith("plot")]
+    assert plot.sweep_param == "corner_crop_frac" and not plot.plot_lin_probe
+
+
+@pytest.mark.parametrize("loss", ["vicreg", "simclr", "supervised"])
+def test_entry_scripts_are_single_stages(folders, tmp_path, loss):
+    for script, stage, count in (
+        (f"training_{loss}_dssweep.sh", "train_SSL.py", 10),
+        (f"attack_{loss}_full_sweep.sh", "label_inference_attack.py", 10),
+        (f"lin_probe_{loss}.sh", "lin_probe.py", 10),
+        (f"plot_{loss}.sh", "plot_quant_results.py", 1),
+    ):
+        for side in "AB":
+            for point in [(n, 1000) for n in SIZES] + [(300, epoch) for epoch in EPOCHS]:
+                path = tmp_path / loss / f"{loss}_dssweep_{point[0]}pc_{side}" / f"model_ep{point[1]}.pth"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        found = published(sweep(folders, tmp_path, script, DRY_RUN="1", LOCAL="1"), tmp_path)
+        assert list(found) == [stage] and len(found[stage]) == count
+
+
+@pytest.mark.parametrize(
+    "environment, text",
+    [
+        (dict(INDEX_FOLDER=""), "the variable INDEX_FOLDER is not set"),
+        (dict(IMAGENET_DATASET_DIR="/nowhere"), "IMAGENET_DATASET_DIR /nowhere: no such folder"),
+        (dict(STAGES="attack"), "vicreg_dssweep_300pc_A/model_ep50.pth: no such file; train the model"),
+        (dict(PUBLIC="600"), "600_per_class/public.npy: no such file"),
+        (dict(DATASETS="100 700"), "700_per_class_A.beton: no such file"),
+        (dict(LOSS="moco"), "moco_cfg.yaml: no such file"),
+        (dict(ATTACKS="logits"), "ATTACKS=logits: only supervised models"),
+        (dict(SWEEP="temperature"), "SWEEP=temperature LOSS=vicreg"),
+        (dict(SWEEP="momentum"), "SWEEP: momentum is not one of"),
+        (dict(STAGES="train plots"), "STAGES: plots is not one of"),
+        (dict(ARCH="vit"), "ARCH=vit"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_is_printed(folders, tmp_path, environment, text):
+    result = sweep({**folders, **environment}, tmp_path, DRY_RUN="1", LOCAL="1")
+    assert result.returncode == 2 and not result.stdout
+    assert text in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def tools(folder):
+    """An sbatch that numbers jobs and keeps their scripts, a squeue that lists FOLDER/queue; srun is never called."""
+    folder.mkdir()
+    (folder / "queue").touch()
+    scripts = {
+        "srun": "exit 1",
+        "squeue": f'cat "{folder}/queue"',
+        "sbatch": f"""number=$((100 + $(ls "{folder}" | grep -c '^job' || true)))
+            echo "$@" >"{folder}/job$number"
+            case "$*" in *--wrap*) ;; *) cat "${{@: -1}}" >>"{folder}/job$number" ;; esac
+            echo $number >>"{folder}/queue"
+            case "$*" in *--parsable*) echo $number ;; *) echo "Submitted batch job $number" ;; esac""",
+    }
+    for name, body in scripts.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\nset -euo pipefail\n{body}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path):
+    """The scripts' real submission, by submitit, to an sbatch and squeue that only keep a list."""
+    slurm, logs = tools(tmp_path / "slurm"), tmp_path / "logs"
+    size = dict(SWEEP="epochs", EPOCHS="50", TRAIN_FLAGS="--dist.ngpus 1", tools=slurm)
+    result = sweep(folders, logs, **size)
+    assert result.returncode == 0, result.stderr
+    names = ["vicreg_dssweep_300pc_A", "vicreg_dssweep_300pc_B", "NN_attk_vicreg_300pc_50ep", "lp_vicreg_300pc_50ep"]
+    submitted = {name: next(logs.rglob(f"{name}.job")).read_text().strip() for name in names}
+    assert list(submitted.values()) == ["100", "101", "102", "103"]
+    jobs = {number: (slurm / f"job{number}").read_text() for number in range(100, 105)}
+    assert "--dependency" not in jobs[100] + jobs[101]
+    assert "#SBATCH --dependency=afterok:100:101\n" in jobs[102] and "--kill-on-invalid-dep=yes" in jobs[102]
+    assert "#SBATCH --dependency=afterok:100\n" in jobs[103]
+    assert "--dependency=afterany:100:101:102:103 " in jobs[104] and "plot_quant_results.py" in jobs[104]
+
+    again = sweep(folders, logs, **size)
+    assert again.returncode == 0 and again.stdout.count("in the queue as job") == 5, again.stdout + again.stderr
+
+    # Model A is trained, the attack has failed, the probe is still waiting: only the attack is submitted, and the plot.
+    folder = logs / "vicreg" / "vicreg_dssweep_300pc_A"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("final_weights.pt", "model_ep50.pth"):
+        (folder / name).touch()
+    (slurm / "queue").write_text("101\n103\n")
+    third = sweep(folders, logs, **size)
+    assert third.returncode == 0, third.stderr
+    assert "vicreg_dssweep_300pc_A: there already" in third.stdout and "_B: in the queue as job 101" in third.stdout
+    assert "#SBATCH --dependency=afterok:101\n" in (slurm / "job105").read_text()
+    assert "afterany:101:105:103 " in (slurm / "job106").read_text() and not (slurm / "job107").exists()
+
+
+def test_without_slurm_it_says_so(folders, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname", "tr", "cat"):
+        (tmp_path / "bin" / name).symlink_to(f"/bin/{name}" if Path(f"/bin/{name}").exists() else f"/usr/bin/{name}")
+    result = sweep(folders, tmp_path, PATH=str(tmp_path / "bin"))
+    assert result.returncode == 2 and "squeue is not on the path): LOCAL=1 runs here" in result.stderr
+
+
+def small_data(tmp_path):
+    """(environment variables, their folders filled) of a partition of 4 and 6 images per class."""
+    draw_tree(tmp_path, classes=3, per_class=16, boxed=8)
+    folders = {
+        "IMAGENET_DATASET_DIR": str(tmp_path / "images"),
+        "IMAGENET_BBOX_ANNOTATIONS": str(tmp_path / "boxes"),
+        "INDEX_FOLDER": str(tmp_path / "index"),
+        "BETONS_FOLDER": str(tmp_path / "betons"),
+    }
+    split = ["--imgnet_dir", tmp_path / "images", "--bbox_dir", tmp_path / "boxes", "--save_dir", tmp_path / "index"]
+    assert run_script("imagenet_partition.py", *split, "--per_class", 4, 6).returncode == 0
+    return folders
+
+
+SMALL_TRAINING = (
+    "--model.arch resnet18 --model.mlp 16-8 --resolution.min_res 32 --resolution.max_res 32 --validation.resolution 32 "
+    "--training.batch_size 4 --training.warmup_epochs 1 --data.num_workers 1"
+)
+
+# The commands of the study's README from training to figures, word by word.
+README = {
+    "train_SSL": "--config-file configs/vicreg_cfg.yaml --dist.use_submitit 1 --data.train_dataset "
+    "$BETONS_FOLDER/300_per_class_{side}.beton --data.val_dataset $BETONS_FOLDER/val.beton --logging.folder "
+    "$LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_{side} 0",
+    "label_inference_attack": "--local 0 --loss vicreg --output_dir "
+    "$LOGGING_FOLDER/vicreg/attack_sweeps/NN_attk_vicreg_300pc_1000ep --model_A_pth "
+    "$LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth --model_B_pth "
+    "$LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_B/model_ep1000.pth --bbox_A_idx_pth "
+    "$INDEX_FOLDER/300_per_class/bbox_A.npy --bbox_B_idx_pth $INDEX_FOLDER/300_per_class/bbox_B.npy --public_idx_pth "
+    "$INDEX_FOLDER/500_per_class/public.npy --imgnet_train_pth $IMAGENET_DATASET_DIR --imgnet_bbox_pth "
+    "$IMAGENET_BBOX_ANNOTATIONS --k 100 --k_attk 100",
+    "lin_probe": "--local 0 --model_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth --end_lr 0.1 "
+    "--epochs 20 --loss vicreg --train_idx_pth $INDEX_FOLDER/300_per_class/train_A.npy --val_idx_pth "
+    "$INDEX_FOLDER/val_set.npy --imgnet_train_pth $IMAGENET_DATASET_DIR --output_dir "
+    "$LOGGING_FOLDER/vicreg/lin_probe_sweeps_with_aug/lp_vicreg_300pc_1000ep",
+    "plot_quant_results": "--model vicreg --epoch_sweep_dataset 300 --dataset_sweep_epoch 1000 --pct_confidences "
+    "20,100 --attack_fname attack_sweeps --plot_lin_probe 1 --attk_folder_path $LOGGING_FOLDER/vicreg/attack_sweeps "
+    "--lin_probe_folder_path $LOGGING_FOLDER/vicreg/lin_probe_sweeps_with_aug --save_path $LOGGING_FOLDER/vicreg/plot/",
+}
+
+
+def test_published_commands_from_training_to_figures(tmp_path, monkeypatch):
+    """submitit's debug executor in place of SLURM; only flags of size are appended."""
+    folders = {**small_data(tmp_path), "LOGGING_FOLDER": str(tmp_path / "logs")}
+    for n, published_n in ((4, 300), (6, 500)):
+        (tmp_path / "index" / f"{n}_per_class").rename(tmp_path / "index" / f"{published_n}_per_class")
+    for name, value in folders.items():
+        monkeypatch.setenv(name, value)
+    for name, indices in (("300_per_class_A", "300_per_class/train_A"), ("300_per_class_B", "300_per_class/train_B")):
+        save_beton(tmp_path, f"{name}.beton", f"{indices}.npy")
+    save_beton(tmp_path, "val.beton", "val_set.npy")
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(ROOT)
+    jobs = []
+
+    class Debug(submitit.AutoExecutor):
+        def __init__(self, folder, cluster, **kwargs):
+            super().__init__(folder, cluster="debug", **kwargs)
+
+        def submit(self, function):
+            jobs.append(super().submit(function))
+            return jobs[-1]
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Debug)
+
+    def run(module, size, **fields):
+        words = os.path.expandvars(README[module.__name__].format(**fields)).split()
+        zero = words[-1:] if words[-1] == "0" else []
+        monkeypatch.setattr(sys, "argv", [module.__name__, *words[: len(words) - len(zero)], *size.split(), *zero])
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+        try:
+            module.main()
+            if jobs:
+                jobs.pop().result()
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+
+    for side in "AB":
+        run(train_SSL, f"{SMALL_TRAINING} --training.epochs 2", side=side)
+        models = tmp_path / "logs" / "vicreg" / f"vicreg_dssweep_300pc_{side}"
+        (models / "model_ep2.pth").rename(models / "model_ep1000.pth")  # nobody tests a thousand epochs
+    run(label_inference_attack, "--k 5 --k_attk 5 --resolution 32 --min_px 5 --num_workers 0")
+    run(lin_probe, "--epochs 2 --start_lr 0.1 --resolution 32 --num_workers 0")
+    run(plot_quant_results, "--k_neighb 5")
+    plots = tmp_path / "logs" / "vicreg" / "plot"
+    assert pd.read_csv(plots / "attk_epochs_acc_top1.csv")["epoch"].tolist() == [1000, 1000]
+    assert pd.read_csv(plots / "score_probe_gap_top5.csv")["probe_gap"].notna().all()
+    for name in ("attk_datasets_partition_top5", "lp_epochs_top1", "lp_datasets_top5", "attk_confidence_top1"):
+        assert (plots / f"{name}_legend.pdf").stat().st_size > 5000
+
+
+def save_beton(folder, name, indices):
+    listing = list_images(folder / "images")
+    chosen = np.load(folder / "index" / indices)
+    (folder / "betons").mkdir(exist_ok=True)
+    images = [np.array(load_image(listing.path(index))) for index in chosen]
+    write_beton(folder / "betons" / name, images, listing.labels[chosen].tolist())
+
+
+@pytest.mark.slow
+def test_small_sweeps_of_each_kind_run_here(tmp_path):
+    """From images to figures, twice: the second time nothing is left to do but the figures."""
+    folders = small_data(tmp_path)
+    for script in ("gen_betons.sh", "gen_val_betons.sh"):
+        subprocess.run([str(ROOT / script)], env={**os.environ, **folders, "PYTHON": sys.executable}, check=True)
+    small = dict(
+        **{"LOCAL": "1", "EPOCH": "4", "DATASET": "6", "PARAM_DATASET": "4", "PUBLIC": "6", "K": "3"},
+        TRAIN_FLAGS=f"{SMALL_TRAINING} --training.epochs 4 --logging.snapshot_freq 2",
+        ATTACK_FLAGS="--resolution 32 --min_px 5 --num_workers 0",
+        PROBE_FLAGS="--resolution 32 --num_workers 0 --epochs 1 --start_lr 0.1",
+    )
+    kinds = [
+        (dict(EPOCHS="2 4", DATASETS="4 6", ATTACKS="projector backbone"), "attk_epochs_acc_top1", [2, 4]),
+        (dict(SWEEP="temperature", LOSS="simclr", TEMPERATURES=".15 .5"), "attk_params_acc_top1", [0.15, 0.5]),
+        (dict(SWEEP="sim_coeff", SIM_COEFFS="10 100"), "attk_params_acc_top1", [10, 100]),
+        (dict(SWEEP="corner_fraction", FRACTIONS=".3 .40"), "attk_params_acc_top1", [0.3, 0.4]),
+        (
+            dict(LOSS="supervised", ATTACKS="logits corner_crop", SWEEP="datasets", DATASETS="6"),
+            "attk_datasets_acc_top1",
+            [6],
+        ),
+    ]
+    for environment, figure, points in kinds:
+        result = sweep(folders, tmp_path / "logs", **small, **environment)
+        assert result.returncode == 0, result.stdout + result.stderr
+        again = sweep(folders, tmp_path / "logs", **small, **environment)
+        assert again.returncode == 0 and "== " not in again.stdout
+        saved = [line.rsplit(".png")[0] for line in again.stdout.splitlines() if line.endswith(f"{figure}.png")]
+        assert saved
+        for path in saved:
+            assert pd.read_csv(f"{path}.csv").iloc[:, 0].unique().tolist() == points
+    layers = pd.read_csv(tmp_path / "logs" / "vicreg" / "plot" / "attk_layers_acc_top1.csv")
+    assert layers["layer"].unique().tolist() == ["backbone", "projector"]
+    scores = json.loads(next((tmp_path / "logs" / "supervised").rglob("results.json")).read_text())
+    assert np.isfinite(scores["both"]["top_1"]["accuracy"]["100"]["target"]["value"])
