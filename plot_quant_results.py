@@ -167,11 +167,6 @@ def place_in_network(layer):
     return LAYERS.index(name), int(number) if number else 1000
 
 
-def of_layer(path, layer):
-    """The folder of one layer, where an attack's folder has one for each; else the attack's own."""
-    return path / layer if (path / layer).is_dir() else path
-
-
 def sweeps(args, params):
     """(column, word in the file names, folder template, value of the digits, label or None) of each sweep."""
     if args.sweep_param:

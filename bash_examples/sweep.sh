@@ -116,6 +116,15 @@ each_point() { # each_point FUNCTION: calls FUNCTION SWEEP TRAINING N EPOCH NAME
 
 kinds() { if [ "$1" = corner_fraction ]; then echo cropsize; else echo "$ATTACKS"; fi; } # the attacks of a point
 
+attack_results() { # attack_results FOLDER: the file that an attack writes last; with --layers in the last layer's folder
+  local word layer='' previous=''
+  for word in ${attack_flags[@]+"${attack_flags[@]}"}; do
+    if [ "$previous" = --layers ]; then layer=${word##*,}/; fi
+    previous=$word
+  done
+  echo "$1/${layer}results.json"
+}
+
 attack_folder() { # attack_folder KIND: below the model's folder
   case $1 in
     projector) echo attack_sweeps ;;
@@ -159,7 +168,7 @@ check_attack() {
   need_file "$INDEX_FOLDER/$3_per_class/bbox_B.npy" "run imagenet_partition.py"
   for kind in $(kinds "$1"); do
     words "$kind" "corner_crop cropsize" || need_folder IMAGENET_BBOX_ANNOTATIONS
-    [ -f "$LOGGING_FOLDER/$model/$(attack_folder "$kind")/NN_attk_$5/results.json" ] && continue
+    [ -f "$(attack_results "$LOGGING_FOLDER/$model/$(attack_folder "$kind")/NN_attk_$5")" ] && continue
     for side in A B; do check_checkpoint "$2_$side" "$4"; done
   done
 }
@@ -258,7 +267,7 @@ attack() {
   for kind in $(kinds "$1"); do
     folder=$LOGGING_FOLDER/$model/$(attack_folder "$kind")/NN_attk_$5
     once "$folder" || continue
-    if waiting "$folder" "$folder/results.json"; then continue; fi
+    if waiting "$folder" "$(attack_results "$folder")"; then continue; fi
     local command=("$PYTHON" "$root/label_inference_attack.py" --local "$LOCAL" --loss "$LOSS" --output_dir "$folder"
       --model_A_pth "$a/model_ep$4.pth" --model_B_pth "$b/model_ep$4.pth"
       --bbox_A_idx_pth "$INDEX_FOLDER/$3_per_class/bbox_A.npy" --bbox_B_idx_pth "$INDEX_FOLDER/$3_per_class/bbox_B.npy"

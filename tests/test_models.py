@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
-from dejavu_utils.models import Probes, SSLNetwork, check_arch, load_model
+from dejavu_utils.models import Probes, SSLNetwork, check_arch, load_model, prepared_for_inference
 from dejavu_utils.options import InputError
 
 SHAPES = json.loads((Path(__file__).parent / "data" / "state_dict_shapes.json").read_text())
@@ -19,6 +19,29 @@ def test_names_and_shapes_are_the_published_ones(key):
     with torch.device("meta"):
         network = SSLNetwork(*key.split("|"))
     assert {name: list(value.shape) for name, value in network.state_dict().items()} == SHAPES[key]
+
+
+@pytest.mark.parametrize(
+    "arch, batch_norms_left", [("resnet18", 0), ("vgg11_bn", 0), ("densenet121", 62), ("vit_b_16", 0)]
+)
+def test_a_prepared_network_computes_the_same(arch, batch_norms_left):
+    """Where a normalization comes before its convolution, as in DenseNet, it stays."""
+    torch.manual_seed(0)
+    network = SSLNetwork(arch, "32-16", "supervised", 7)
+    side = 224 if arch.startswith("vit") else 64
+    with torch.no_grad():
+        network(torch.randn(4, 3, side, side))  # gives the normalizations statistics of their own
+    images, layers = torch.randn(2, 3, side, side), ("backbone", "projector", "logits")
+    network.eval()
+    with torch.inference_mode():
+        expected = [network.embed(images, layer) for layer in layers]
+    prepared = prepared_for_inference(network)
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in prepared.modules()) == batch_norms_left
+    with torch.inference_mode():
+        for layer, value in zip(layers, expected):
+            torch.testing.assert_close(
+                prepared.embed(images, layer), value, rtol=1e-3, atol=1e-4 * value.abs().max().item()
+            )
 
 
 def test_probes_have_the_published_names():

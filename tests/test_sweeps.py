@@ -258,6 +258,17 @@ def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path)
     assert "afterany:101:105:103 " in (slurm / "job106").read_text() and not (slurm / "job107").exists()
 
 
+def test_an_attack_of_several_layers_is_finished_with_its_last(folders, tmp_path):
+    case = dict(DRY_RUN="1", LOCAL="1", SWEEP="epochs", EPOCHS="50", STAGES="train attack")
+    case["ATTACK_FLAGS"] = "--layers backbone,projector.0"
+    attack = tmp_path / "vicreg" / "attack_sweeps" / "NN_attk_vicreg_300pc_50ep"
+    for layer, finished in (("backbone", False), ("projector.0", True)):
+        (attack / layer).mkdir(parents=True)
+        (attack / layer / "results.json").touch()
+        result = sweep(folders, tmp_path, **case)
+        assert result.returncode == 0 and (f"{attack}: there already" in result.stdout) == finished
+
+
 def test_without_slurm_it_says_so(folders, tmp_path):
     (tmp_path / "bin").mkdir()
     for name in ("bash", "dirname", "tr", "cat"):
