@@ -33,7 +33,7 @@ from dejavu_utils import augment
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.distributed import any_process, average_gradients, rank, sum_over_processes, wait_for_all, world_size
 from dejavu_utils.files import save_json
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices, readable
 from dejavu_utils.launch import StopSignal, autocast, disconnect, here_or_submitted, join, seed_everything
 from dejavu_utils.loader import RandomCrops
 from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
@@ -105,6 +105,8 @@ def probe(args):
     for flag, indices in (("--train_idx_pth", train), ("--val_idx_pth", val)):
         if not len(indices):
             raise InputError(f"{flag} {getattr(args, flag[2:])}: holds no index")
+    if args.skip_unreadable:
+        train, val = (without_unreadable(args, listing, indices, device) for indices in (train, val))
     layer = "projector" if args.use_projector else "backbone"
     state = Run(args, network, layer, listing, train, val, device, stop)
     if state.path.is_file():
@@ -124,6 +126,20 @@ def probe(args):
     if rank() == 0:
         write_results(args, state, train_right)
     disconnect()
+
+
+def without_unreadable(args, listing, indices, device):
+    """The indices of the images that can be decoded, which the processes find out together."""
+    own = slice(rank(), None, world_size())
+    found = torch.zeros(len(indices), device=device)
+    with Progress(len(indices[own]), "images looked at: can they be read?") if rank() == 0 else nullcontext() as bar:
+        on_progress = bar.update if bar else lambda count: None
+        found[own] = torch.from_numpy(readable(listing, indices[own], args.num_workers, on_progress)).to(found)
+    kept = indices[sum_over_processes(found).cpu().numpy() > 0]
+    say(f"{len(indices) - len(kept)} of {len(indices)} images cannot be read and are left out")
+    if not len(kept):
+        raise InputError("--skip_unreadable: not one of the images could be read")
+    return kept
 
 
 def write_results(args, state, train_right):

@@ -37,6 +37,7 @@ def parse_args(argv=None):
     parser.add_argument("--num-workers", type=positive_int, default=8, help="threads that read and encode")
     parser.add_argument(
         "--skip-unreadable",
+        "--skip_unreadable",
         action="store_true",
         help="leave out images that cannot be read and list them in WRITE_PATH.skipped.txt; else one is an error",
     )

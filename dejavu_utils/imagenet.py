@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -317,3 +318,17 @@ def collate_readable(items):
     kept = [item for item in items if item is not None]
     images = torch.stack([image for image, _ in kept]) if kept else torch.empty(0)
     return images, torch.tensor([label for _, label in kept], dtype=torch.int64), readable
+
+
+def readable(listing, indices, num_workers=0, on_progress=lambda count: None):
+    """bool (n,): which of the images at `indices` can be decoded. on_progress: called with the images done since."""
+    images = IndexedImages(listing, indices, _nothing, skip_unreadable=True)
+    found = [np.empty(0, bool)]
+    for _, _, batch in DataLoader(images, 64, num_workers=num_workers, collate_fn=collate_readable):
+        found.append(batch.numpy())
+        on_progress(len(batch))
+    return np.concatenate(found)
+
+
+def _nothing(image):
+    return torch.empty(0)

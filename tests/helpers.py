@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.launch import StopSignal
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.options import run
 
@@ -30,15 +32,19 @@ def run_script(name, *arguments, **environment):
     )
 
 
-def run_here(name, *arguments):
+def run_here(name, *arguments, **environment):
     """The same in this process, which saves the start of a new one: returncode, stdout and stderr."""
     spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
     script = importlib.util.module_from_spec(spec)
     out, err, code = io.StringIO(), io.StringIO(), 0
-    argv, signals = sys.argv, [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    argv, signals = sys.argv, [(number, signal.getsignal(number)) for number in StopSignal.SIGNALS]
     sys.modules[spec.name], sys.argv = script, [str(ROOT / name), *(str(a) for a in arguments)]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.dict(os.environ, environment),
+        ):
             spec.loader.exec_module(script)
             run(script.main)
     except SystemExit as stop:

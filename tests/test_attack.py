@@ -119,7 +119,7 @@ def attack(data, output_dir, **changes):
         "num_workers": 0,
         **changes,
     }
-    return run_here("label_inference_attack.py", *flags(settings))
+    return run_here("label_inference_attack.py", *flags(settings), PATH=str(Path(sys.executable).parent))  # no srun
 
 
 def embed(network, layer, listing, indices, crop_of=lambda image, index: None):
@@ -284,12 +284,11 @@ def test_images_without_a_usable_crop_are_skipped_and_counted(data, tmp_path):
         ({"layers": "backbone", "use_backbone": 1}, ["--layers", "--use_backbone"]),
     ],
 )
-def test_bad_input_is_one_line(data, tmp_path, monkeypatch, changes, texts):
+def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     changes = {
         name: data[0] / value if str(value).endswith((".npy", "A.pth", "d.pth")) and "/" not in value else value
         for name, value in changes.items()
     }
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))  # without srun
     result = attack(data, tmp_path / "out", **changes)
     assert_one_line_error(result, *texts)
     assert not list((tmp_path / "out").glob("*.npy"))

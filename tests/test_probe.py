@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_one_line_error, draw_tree, flags, run_script, save_untrained
+from helpers import assert_one_line_error, draw_tree, flags, run_here, run_script, save_untrained
 from torchvision.transforms import InterpolationMode, functional
 
 import lin_probe
@@ -49,7 +49,7 @@ def settings_of(data, output_dir, **changes):
 
 def probe(data, output_dir, **changes):
     settings = settings_of(data, output_dir, **changes)
-    return run_script("lin_probe.py", *flags(settings), PATH=str(Path(sys.executable).parent))  # without srun
+    return run_here("lin_probe.py", *flags(settings), PATH=str(Path(sys.executable).parent))  # without srun
 
 
 def figures(folder):
@@ -92,7 +92,7 @@ def test_workers_processes_and_kept_features_change_nothing_and_the_seed_does(da
     lin_probe.probe(lin_probe.parse_args(flags(settings_of(data, tmp_path / "again"))))
     assert figures(tmp_path / "again") == figures(undisturbed[0])
     # 27 images in batches of 10: the last batch has 7, shared as 3 and 4.
-    result = probe(data, tmp_path / "two", ngpus=0, world_size=2)
+    result = run_script("lin_probe.py", *flags(settings_of(data, tmp_path / "two", ngpus=0, world_size=2)))
     assert result.returncode == 0, result.stderr
     assert "2 process(es)" in result.stdout and result.stdout.count("epoch 3/3") == 1
     for found, expected in zip(figures(tmp_path / "two")["epochs"], figures(undisturbed[0])["epochs"]):
@@ -212,3 +212,18 @@ def test_random_crops_are_keyed_by_position(data):
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     assert_one_line_error(probe(data, tmp_path, **changes), *texts)
     assert not (tmp_path / "results.json").exists()
+
+
+def test_unreadable_images_are_named_or_left_out(data, tmp_path):
+    folder = draw_tree(tmp_path / "tree")
+    listing = list_images(folder / "images")
+    broken = [np.load(data[0] / "train.npy")[3], np.load(data[0] / "val.npy")[5]]
+    for index in broken:
+        listing.path(index).write_bytes(listing.path(index).read_bytes()[:300])
+    changes = {"imgnet_train_pth": folder / "images", "epochs": 1}
+    assert_one_line_error(probe(data, tmp_path / "out", **changes), listing.paths[broken[1]], "--skip_unreadable")
+    result = probe(data, tmp_path / "out", skip_unreadable="", **changes)
+    assert result.returncode == 0, result.stderr
+    assert "1 of 27 images cannot be read" in result.stdout
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["counts"] == {"train": 26, "val": 8, "classes": 3}
