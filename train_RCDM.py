@@ -38,6 +38,7 @@ from dejavu_utils.distributed import any_process, gather, rank, sum_over_process
 from dejavu_utils.files import complete_file, save_json
 from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
 from dejavu_utils.launch import (
+    LOCK_FILE,
     ScriptJob,
     StopSignal,
     autocast,
@@ -180,7 +181,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     check_args(args)
-    job = ScriptJob(__file__, "train", args)
+    job = ScriptJob(__file__, "train", args, (Path(args.out_dir) / LOCK_FILE, "--out_dir"))
     if args.local:
         return start_here(job, args.world_size)
     job_id = submit(

@@ -36,6 +36,7 @@ from dejavu_utils.distributed import (
 )
 from dejavu_utils.files import complete_file, save_json
 from dejavu_utils.launch import (
+    LOCK_FILE,
     ScriptJob,
     StopSignal,
     autocast,
@@ -178,7 +179,7 @@ def main():
     for notice in notices:
         print(f"note: {notice}")
     check_settings(settings)
-    work = ScriptJob(__file__, "train", settings)
+    work = ScriptJob(__file__, "train", settings, lock_of(settings))
     if not settings["dist.use_submitit"]:
         return start_here(work, settings["dist.world_size"])
     job = submit(
@@ -235,6 +236,14 @@ def check_settings(settings):
         raise InputError("--augment.min_area: must be above 0 and at most --augment.max_area, which is at most 1")
 
 
+def lock_of(settings):
+    """The lock file of what this run writes and the flag that names its folder; None for a run that only reads."""
+    if settings["training.eval_only"]:
+        return None
+    name = f".lock_probes_{settings['data.random_seed']}" if settings["training.train_probes_only"] else LOCK_FILE
+    return Path(settings["logging.folder"]) / name, "--logging.folder"
+
+
 def train(settings):
     device = connect(settings["dist.port"])
     stop = None if settings["training.eval_only"] else StopSignal()
@@ -271,11 +280,12 @@ def train(settings):
     epochs = settings["training.epochs"]
     while state.epoch < epochs:
         record = state.train_epoch(loader, stop)
+        last = state.epoch + 1 == epochs
+        if record and ((state.epoch + 1) % settings["training.eval_freq"] == 0 or last):
+            record = state.validated(record, val_set, stop)
         if record is None:  # asked to stop
             save_and_leave(settings, state, stop)
-        last = state.epoch == epochs
-        if state.epoch % settings["training.eval_freq"] == 0 or last:
-            record.update(state.validate(val_set))
+        state.end_epoch()
         snapshot = state.epoch % settings["logging.snapshot_freq"] == 0 or last
         if first and snapshot:
             save_checkpoint(folder / f"model_ep{state.epoch}.pth", state.checkpoint())
@@ -311,10 +321,12 @@ def train_probes(settings, state, loader, val_set, stop):
         trim_log(log, 0)
     while state.epoch < settings["training.epochs"]:
         record = state.train_epoch(loader, stop)
+        number = state.epoch + 1
+        if record and (number % settings["training.eval_freq"] == 0 or number == settings["training.epochs"]):
+            record = state.validated(record, val_set, stop)
         if record is None:
             stop.leave()  # probes are trained in minutes: the next run begins anew
-        if state.epoch % settings["training.eval_freq"] == 0 or state.epoch == settings["training.epochs"]:
-            record.update(state.validate(val_set))
+        state.end_epoch()
         if rank() == 0:
             append_log(log, record)
         say(settings, 1, summary_line(record, settings["training.epochs"]))
@@ -405,19 +417,20 @@ class Run:
                 if asked and self.steps_done < len(loader):
                     return None
         seconds, images = time.time() - start, (self.steps_done - first_step) * self.schedule["batch_size"]
-        self.epoch, self.steps_done = self.epoch + 1, 0
-        record = {
+        return {
             "timestamp": time.time(),
             "relative_time": time.time() - self.started,
-            "epoch": self.epoch,
+            "epoch": self.epoch + 1,
             **self.meter.result(),
             "time": seconds,
-            "images_per_second": images / seconds,
-            "lr": rate,
+            "images_per_second": images / max(seconds, 1e-9),
+            "lr": learning_rate((self.epoch + 1) * len(loader) - 1, **self.schedule),
             "resolution": resolution,
         }
-        self.meter = Meter()
-        return record
+
+    def end_epoch(self):
+        """The next step is the first of a new epoch."""
+        self.epoch, self.steps_done, self.meter = self.epoch + 1, 0, Meter()
 
     def step(self, views, labels, rate, step):
         """One update of the network, its teacher and the probes; returns the loss, a scalar on the device."""
@@ -451,8 +464,13 @@ class Run:
         self.scaler.update()
         self.objective.after_step(step)
 
+    def validated(self, record, val_set, stop):
+        """The record with the validation's entries; None if asked to stop, and then a later run validates."""
+        found = self.validate(val_set, stop)
+        return None if found is None else {**record, **found}
+
     @torch.no_grad()
-    def validate(self, val_set):
+    def validate(self, val_set, stop=None):
         """The probes' accuracy on the validation set; the record's `_val` entries. The processes share the images."""
         settings, meter = self.settings, Meter()
         self.network.eval()
@@ -465,7 +483,10 @@ class Run:
             rank(),
             world_size(),
         )
-        for images, labels in batches:
+        in_all = len(val_set) // settings["validation.batch_size"] // world_size()  # batches that every process has
+        for number, (images, labels) in enumerate(batches):
+            if stop and number < in_all and any_process([stop.received is not None], self.device)[0]:
+                return None
             with autocast(self.device, self.precision):
                 logits = self.probes(self.network(images))
             probe_losses = [F.cross_entropy(z.float(), labels) for z in logits]
@@ -501,7 +522,7 @@ class Run:
 
     def restore(self, checkpoint, path):
         """Goes back to a checkpoint of the same run; InputError names the first setting that is not the same."""
-        if "settings" not in checkpoint:
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("settings"), dict):
             raise InputError(f"--logging.folder: {path} was not written by this program; name another folder")
         before, what = checkpoint["settings"], f"{path} was trained with"
         for key, value in self.settings.items():
@@ -509,23 +530,31 @@ class Run:
                 raise InputError(
                     f"--{key} {value}: {what} {before.get(key)}; use the same, or another --logging.folder"
                 )
-        if checkpoint["train_set"] != self.train_set:
+        if checkpoint.get("train_set") != self.train_set:
             raise InputError(f"--data.train_dataset {self.settings['data.train_dataset']}: {what} other images")
-        if checkpoint["num_classes"] != self.num_classes:
-            raise InputError(f"--data.val_dataset: {what} {checkpoint['num_classes']} classes, not {self.num_classes}")
-        if checkpoint["world_size"] != world_size() and not self.settings["training.eval_only"]:
+        if checkpoint.get("num_classes") != self.num_classes:
+            found = checkpoint.get("num_classes")
+            raise InputError(f"--data.val_dataset: {what} {found} classes, not {self.num_classes}")
+        if checkpoint.get("world_size") != world_size() and not self.settings["training.eval_only"]:
             raise InputError(
-                f"--dist.*: {what} {checkpoint['world_size']} processes, and so another global batch; now there are "
-                f"{world_size()}: use the same number, or another --logging.folder"
+                f"--dist.*: {what} {checkpoint.get('world_size')} processes, and so another global batch; now there "
+                f"are {world_size()}: use the same number, or another --logging.folder"
             )
-        self.network.load_state_dict(without_prefix(checkpoint["model"]))
-        self.objective.load_state_dict(checkpoint["objective"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.probes.load_state_dict(without_prefix(checkpoint["probes"]))
-        self.optimizer_probes.load_state_dict(checkpoint["optimizer_probes"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        self.meter.load_state_dict(checkpoint["meter"], self.device)
-        self.epoch, self.steps_done = checkpoint["epoch"], checkpoint["steps_done"]
+        try:
+            self.network.load_state_dict(without_prefix(checkpoint["model"]))
+            self.objective.load_state_dict(checkpoint["objective"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.probes.load_state_dict(without_prefix(checkpoint["probes"]))
+            self.optimizer_probes.load_state_dict(checkpoint["optimizer_probes"])
+            self.scaler.load_state_dict(checkpoint["scaler"])
+            self.meter.load_state_dict(checkpoint["meter"], self.device)
+            self.epoch, self.steps_done = checkpoint["epoch"], checkpoint["steps_done"]
+        except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"--logging.folder {path}: does not hold the run that it describes ({reason}); put a snapshot "
+                "model_ep{E}.pth in its place, or name another folder"
+            ) from None
 
 
 # Below these nothing works. A batch of one has no variance for batch normalization.
@@ -580,10 +609,13 @@ def epoch_of(line):
 
 
 def append_log(path, record):
-    with open(path, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(record) + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
+    try:
+        with open(path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(record) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); is there room?") from None
 
 
 def summary_line(record, epochs):

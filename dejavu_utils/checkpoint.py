@@ -1,7 +1,6 @@
 """Checkpoints: saved complete or not at all, plain types only, loaded with weights_only."""
 
 import pickle
-import zipfile
 from pathlib import Path
 
 import torch
@@ -17,8 +16,8 @@ def save_checkpoint(path, checkpoint):
     with complete_file(path) as temporary:
         try:
             torch.save(checkpoint, temporary)
-        except RuntimeError as error:  # what PyTorch makes of a full disk
-            raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?") from None
+        except RuntimeError:  # what PyTorch makes of a full disk
+            raise InputError(f"{path}: cannot be written; is the disk full?") from None
 
 
 def load_checkpoint(path, flag):
@@ -27,7 +26,10 @@ def load_checkpoint(path, flag):
         raise InputError(f"{flag} {path or ''}: no such file; train_SSL.py writes model_ep{{E}}.pth")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except pickle.UnpicklingError:
+        reason = "it is damaged, or holds more than plain data: code from files is never run"
+        raise InputError(f"{flag} {path}: not a checkpoint that can be read ({reason})") from None
+    except Exception as error:  # a damaged file makes the unpickler raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{flag} {path}: not a checkpoint that can be read ({reason})") from None
 

@@ -1,6 +1,8 @@
 """Where a script's work runs: here, in several processes, or as a SLURM job through submitit (imported only here)."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import random
 import shlex
@@ -9,15 +11,16 @@ import signal
 import socket
 import sys
 import time
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dejavu_utils.files import locked
 from dejavu_utils.options import InputError, run
 
+LOCK_FILE = ".lock"  # in a run's folder while it is written
 _IN_SUBMITIT = "SUBMITIT_EXECUTOR"
 
 
@@ -137,11 +140,12 @@ class ScriptJob:
     """A call of one function of a root script, as submitit pickles it: the job imports the script as a module.
 
     A function of `__main__` cannot be unpickled elsewhere. On a time-out or preemption submitit calls `checkpoint`; the
-    same call is queued again, and the script goes on from what it has saved.
+    same call is queued again, and the script goes on from what it has saved. lock: a lock file in the folder that the
+    call writes into and the flag that names this folder (files.locked), held by the first process meanwhile; or None.
     """
 
-    def __init__(self, script, function, arguments):
-        self.script, self.function, self.arguments = str(Path(script).resolve()), function, arguments
+    def __init__(self, script, function, arguments, lock=None):
+        self.script, self.function, self.arguments, self.lock = str(Path(script).resolve()), function, arguments, lock
 
     def __call__(self):
         root = str(Path(self.script).parent)
@@ -151,7 +155,16 @@ class ScriptJob:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
-        return getattr(module, self.function)(self.arguments)
+        with self._locked():
+            return getattr(module, self.function)(self.arguments)
+
+    def _locked(self):
+        rank = os.environ.get("SLURM_PROCID" if _IN_SUBMITIT in os.environ else "RANK", "0")
+        if not self.lock or rank != "0":
+            return contextlib.nullcontext()
+        return locked(
+            *self.lock, os.environ.get("SLURM_JOB_ID"), restart=int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        )
 
     def checkpoint(self):
         import submitit
@@ -162,7 +175,7 @@ class ScriptJob:
 def autocast(device, precision):
     """The context in which a network runs in `precision`: fp32, bf16 or fp16."""
     if precision == "fp32":
-        return nullcontext()
+        return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
@@ -172,7 +185,7 @@ def here_or_submitted(script, function, args):
     The function is called in each of several processes if that is asked for, and finds the others with `join`. args:
     the Namespace of a parser with options.add_launch_flags, with output_dir and num_workers.
     """
-    job = ScriptJob(script, function, args)
+    job = ScriptJob(script, function, args, (Path(args.output_dir) / LOCK_FILE, "--output_dir"))
     if args.local:
         gpus = torch.cuda.device_count()
         if gpus and args.ngpus > gpus:
@@ -214,18 +227,27 @@ def submit(job, folder, stay_here, **parameters):
 
     folder: where submitit keeps its files and logs. stay_here: the flag that runs without SLURM, for the error.
     parameters: submitit's (timeout_min, slurm_partition, ...); those that are None are left to the cluster.
-    InputError where there is no SLURM: submitit would quietly run in the background.
+    InputError where there is no SLURM (submitit would quietly run in the background), for a folder that SLURM cannot
+    name, and with SLURM's own words where it refuses the job.
     """
     if shutil.which("srun") is None:
         raise InputError(f"there is no SLURM here (srun is not on the path): run on this machine with {stay_here}")
+    folder = str(Path(folder).absolute())
+    if any(sign in folder for sign in "\n\r%\\"):
+        raise InputError(f"{folder!r}: SLURM cannot write logs below a folder with %, \\ or a line break in its name")
     import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    # The job starts in another folder: it must find this package to unpickle what it is to do.
     root = shlex.quote(str(Path(__file__).resolve().parents[1]))
-    parameters["slurm_setup"] = [f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    executor = submitit.AutoExecutor(folder=str(folder), cluster="slurm", slurm_max_num_timeout=30)
+    parameters["slurm_setup"] = [
+        f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",  # the job unpickles what is of this package
+        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",  # where nothing else binds the tasks
+    ]
+    parameters["slurm_srun_args"] = ["--kill-on-bad-exit=1"]  # one process that died leaves the others waiting
+    executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=30)
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
     try:
-        return executor.submit(job).job_id
-    except submitit.core.utils.FailedJobError as error:
-        raise InputError(f"sbatch refuses the job: {error}") from None
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+            return executor.submit(job).job_id
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise InputError(f"SLURM refuses the job: {' '.join(str(error).split())}") from None

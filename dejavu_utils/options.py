@@ -41,6 +41,8 @@ def run(main):
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that the terminal's encoding does not have
     try:
         main()
     except InputError as error:

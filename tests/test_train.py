@@ -300,6 +300,44 @@ def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name
         assert params["training.weight_decay"] == 1e-6 and params["training.base_lr"] == 0.2
 
 
+def test_a_signal_is_obeyed_within_validation_and_the_next_run_validates(betons, whole_run, tmp_path, monkeypatch):
+    """A validation can take longer than the two minutes between a cluster's signal and its end."""
+    batches, seen = train_SSL.evaluation_batches, []
+
+    def signalled(*arguments):
+        for batch in batches(*arguments):
+            yield batch
+            if not seen.append(batch):
+                os.kill(os.getpid(), signal.SIGUSR2)
+
+    arguments = command(betons, tmp_path, validation__batch_size=2)[2:]
+    settings, _ = train_SSL.read_settings(arguments)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    monkeypatch.setattr(train_SSL, "evaluation_batches", signalled)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the whole run
+    try:
+        with pytest.raises(SystemExit) as end:
+            train_SSL.train(settings)
+        assert end.value.code == 128 + signal.SIGUSR2 and len(seen) == 1  # of five batches
+        stopped = torch.load(tmp_path / "model.pth", weights_only=True)
+        assert (stopped["epoch"], stopped["steps_done"]) == (1, 2)  # all steps of the second epoch, but it is not over
+        monkeypatch.setattr(train_SSL, "evaluation_batches", batches)
+        train_SSL.train(settings)
+    finally:
+        torch.set_num_threads(threads)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    expected = weights(whole_run)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    times = {"timestamp", "relative_time", "time", "images_per_second"}
+    logs = [[json.loads(line) for line in (f / "log").read_text().splitlines()] for f in (whole_run, tmp_path)]
+    whole, parts = ([{k: v for k, v in record.items() if k not in times} for record in log] for log in logs)
+    assert [record.keys() for record in whole] == [record.keys() for record in parts]
+    for ours, theirs in zip(whole, parts):
+        assert ours == pytest.approx(theirs, rel=1e-6)  # other batches of validation, other rounding
+
+
 def test_a_signal_is_obeyed_where_an_epoch_is_one_step(betons, tmp_path):
     settings = dict(training__batch_size=20, training__epochs=300, logging__snapshot_freq=300, training__eval_freq=300)
     code, output = interrupted_run(command(betons, tmp_path, **settings), signal.SIGTERM, 3)
@@ -403,7 +441,7 @@ def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["train_SSL.py", *command[:-1], *size, command[-1]])
     train_SSL.main()
     assert submitted["tasks_per_node"] == submitted["gpus_per_node"] == 8 and submitted["nodes"] == 2
-    assert submitted["slurm_setup"] == [f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    assert submitted["slurm_setup"][0] == f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
     assert submitted["timeout_min"] == 2800 and submitted["mem_gb"] == 480 and submitted["slurm_signal_delay_s"] == 120
     assert not (tmp_path / "run" / "model.pth").exists()
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
