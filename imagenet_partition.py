@@ -11,12 +11,13 @@ SAVE_DIR/partition.json, which lets later stages refuse another image folder. Al
 """
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.files import save_npy
-from dejavu_utils.imagenet import PARTITION_FILE, list_images, save_partition_record
+from dejavu_utils.files import complete_file, locked, write_npy
+from dejavu_utils.imagenet import PARTITION_FILE, UNFINISHED_FILE, list_images, save_partition_record
 from dejavu_utils.options import InputError, Parser, existing_folder, non_negative_int, positive_int, run
 from dejavu_utils.partition import check, equal_classes, shuffled_order, split
 from dejavu_utils.progress import Progress
@@ -54,20 +55,29 @@ def main():
         print(f"{'ok      ' if holds else 'VIOLATED'} {what}")
     if not all(holds for _, holds in results):
         raise InputError(f"--imgnet_dir {args.imgnet_dir}: an invariant is violated (above); nothing was written")
-    largest = max(partitions)
-    val_set = equal_classes(partitions[largest].public, listing.labels)
     refuse_other_partitions(args)
-    (Path(args.save_dir) / PARTITION_FILE).unlink(missing_ok=True)  # written last: then all files are of one run
-    for n, partition in partitions.items():
-        for name, indices in partition.items():
-            save_npy(Path(args.save_dir) / f"{n}_per_class" / f"{name}.npy", indices)
-        report(n, partition, listing)
-    save_npy(Path(args.save_dir) / "val_set.npy", val_set)
+    with locked(Path(args.save_dir) / ".lock", "--save_dir"):
+        write(args, listing, partitions)
+
+
+def write(args, listing, partitions):
+    """Writes all files; while they take their names, a mark that later stages obey says so."""
+    folder = Path(args.save_dir)
+    val_set = equal_classes(partitions[max(partitions)].public, listing.labels)
+    with ExitStack() as files:
+        for n, partition in partitions.items():
+            for name, indices in partition.items():
+                write_npy(files.enter_context(complete_file(folder / f"{n}_per_class" / f"{name}.npy")), indices)
+            report(n, partition, listing)
+        write_npy(files.enter_context(complete_file(folder / "val_set.npy")), val_set)
+        (folder / UNFINISHED_FILE).touch()
+        (folder / PARTITION_FILE).unlink(missing_ok=True)
     shown = len(np.unique(listing.labels[val_set]))
     print(f"val_set: {len(val_set)} images, {len(val_set) // max(shown, 1)} a class")
     without = np.setdiff1d(np.arange(len(listing.classes)), listing.labels[val_set])
     print_some("classes without a public image, and so not in val_set", [listing.classes[c] for c in without])
-    save_partition_record(args.save_dir, record(args, partitions, val_set, listing), listing)
+    save_partition_record(folder, record(args, partitions, val_set, listing), listing)
+    (folder / UNFINISHED_FILE).unlink()
 
 
 def refuse_other_partitions(args):

@@ -69,7 +69,9 @@ def main():
     if skipped:
         with complete_file(side_file) as temporary:
             temporary.write_text(
-                "".join(f"{indices[p]}\t{reason}\n" for p, reason in skipped.items()), encoding="utf-8"
+                "".join(f"{indices[p]}\t{' '.join(reason.split())}\n" for p, reason in skipped.items()),
+                encoding="utf-8",
+                errors="surrogateescape",
             )
         print(f"{len(skipped)} images cannot be read and are left out; they are listed in {side_file}")
     else:

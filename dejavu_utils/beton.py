@@ -21,6 +21,8 @@ MODES = ("raw", "jpg", "smart")
 VERSION = 2
 MIN_PAGE_SIZE = 2**21
 DEFAULT_PAGE_SIZE = 2**23
+MAX_CLASSES = 2**20  # a larger label is no label
+MAX_SIDE = 2**16 - 1  # of an image, pixels
 _FIRST_IMAGES = 200  # after so many the size of the whole file can be foreseen
 _LABEL, _IMAGE = 1, 2  # FFCV's type ids
 _JPG, _RAW = 0, 1
@@ -82,6 +84,8 @@ def write_beton(
             image = shrink(images[index], max_resolution)
         except InputError as error:
             return error
+        if max(image.shape[:2]) > MAX_SIDE:
+            return InputError(f"image {index} is larger than {MAX_SIDE} pixels: give a smaller --max-resolution")
         raw = mode == "raw" or (mode == "smart" and (smart_threshold is None or image.nbytes <= smart_threshold))
         return image.shape, raw, np.ascontiguousarray(image) if raw else _encode_jpg(image, jpeg_quality)
 
@@ -205,7 +209,8 @@ class Beton:
         n = int(header["num_samples"])
         self._records = self._table(_HEADER.itemsize + fields.nbytes, _RECORD, n)
         table = self._table(int(header["alloc_table_ptr"]), _ALLOCATION, n)
-        if (table["ptr"] + table["size"] > len(self._bytes)).any():
+        end = np.uint64(len(self._bytes))
+        if (table["ptr"] > end).any() or (table["size"] > end - table["ptr"]).any():
             raise ValueError("images lie beyond its end")
         by_ptr = np.argsort(table["ptr"], kind="stable")
         places = np.searchsorted(table["ptr"], self._records["data_ptr"], sorter=by_ptr)
@@ -214,6 +219,10 @@ class Beton:
         self.labels = self._records["label"].astype(np.int64)
         self.sizes = np.stack([self._records["height"], self._records["width"]], axis=1).astype(np.int64)
         raw = self._records["mode"] == _RAW
+        if not (raw | (self._records["mode"] == _JPG)).all() or (self.sizes == 0).any():
+            raise ValueError("an image is neither raw nor jpg, or has no pixels")
+        if n and not 0 <= self.labels.min() <= self.labels.max() < MAX_CLASSES:
+            raise ValueError(f"labels from {self.labels.min()} to {self.labels.max()}")
         if (table["ptr"][places] != self._records["data_ptr"]).any() or (
             self._lengths[raw] != 3 * self.sizes[raw].prod(axis=1)
         ).any():
@@ -239,7 +248,10 @@ class Beton:
             return data.reshape(*self.sizes[index], 3)
         import cv2  # a fifth faster than PIL, with the same pixels; torchvision's decoder keeps other threads waiting
 
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        try:
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error:  # nothing to decode, or far too large
+            image = None
         if image is None or image.shape[:2] != tuple(self.sizes[index]):
             raise InputError(f"{self.path}: image {index} cannot be decoded; write the file again with gen_betons.sh")
         return image

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import os
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images in [0, 1], per cha
 STD = (0.229, 0.224, 0.225)
 PARTITION_FILE = "partition.json"
 UNREADABLE = "unreadable image"  # among the counts of what is skipped
+UNFINISHED_FILE = "partition.unfinished"  # there while imagenet_partition.py writes
+_LARGEST_XML = 2**20  # bytes; an annotation has some hundred
 
 
 class ImageListing:
@@ -65,7 +67,8 @@ class ImageListing:
 
 
 def _digest(paths):
-    return hashlib.sha256("\n".join(path.replace("\\", "/") for path in paths).encode()).hexdigest()
+    text = "\n".join(path.replace("\\", "/") for path in paths)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names need not be valid UTF-8
 
 
 def list_images(root, flag="the image folder"):
@@ -109,13 +112,15 @@ def load_indices(path, flag, listing):
         raise InputError(f"{flag} {path or ''}: no such file; make it with imagenet_partition.py")
     try:
         indices = np.load(path)
-    except (ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # on damaged files, NumPy raises anything, too
         raise InputError(f"{flag} {path}: not an .npy file of indices: {error}") from None
     if not isinstance(indices, np.ndarray):
         raise InputError(f"{flag} {path}: not an .npy file of indices, but an archive")
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise InputError(f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices")
     for folder in (Path(path).parent, Path(path).parent.parent):
+        if (folder / UNFINISHED_FILE).is_file():
+            raise InputError(f"{flag} {path}: imagenet_partition.py did not finish in {folder}; run it again")
         if (folder / PARTITION_FILE).is_file():
             _check_fingerprint(folder / PARTITION_FILE, listing, f"{flag} {path}")
             break
@@ -124,7 +129,10 @@ def load_indices(path, flag, listing):
             f"{flag} {path}: holds indices from {indices.min()} to {indices.max()}, but {listing.root} has images 0 to "
             f"{len(listing) - 1}; give the image folder that the index files were made from"
         )
-    return indices.astype(np.int64)
+    indices = indices.astype(np.int64)
+    if len(indices) and np.bincount(indices).max() > 1:
+        raise InputError(f"{flag} {path}: holds an index twice; make it again with imagenet_partition.py")
+    return indices
 
 
 def _check_fingerprint(partition_file, listing, what):
@@ -161,14 +169,22 @@ def read_boxes(path):
     ValueError for a file that is not such an XML, or one with a document type or entities (those can be made to fill
     the memory; annotations have none).
     """
-    data = Path(path).read_bytes()
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise ValueError("has a document type or entity declaration")
+    with open(path, "rb") as handle:
+        data = handle.read(_LARGEST_XML + 1)
+    if len(data) > _LARGEST_XML:
+        raise ValueError(f"is larger than {_LARGEST_XML} bytes")
+    guard = expat.ParserCreate()
+    guard.StartDoctypeDeclHandler = _refuse_document_type
     try:
+        guard.Parse(data, True)
         boxes = ElementTree.fromstring(data).iterfind("./object/bndbox")
         return [tuple(int(float(box.findtext(side))) for side in ("xmin", "ymin", "xmax", "ymax")) for box in boxes]
-    except (ElementTree.ParseError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, expat.ExpatError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
+
+
+def _refuse_document_type(*_):
+    raise ValueError("it has a document type")
 
 
 def box_fingerprint(bbox_dir, listing, *indices):
@@ -260,12 +276,20 @@ def evaluation_transform(resolution=224):
     """
     return transforms.Compose(
         [
+            _without_far_ends,
             transforms.Resize(int(resolution * 256 / 224)),
             transforms.CenterCrop(resolution),
             transforms.ToTensor(),
             transforms.Normalize(MEAN, STD),
         ]
     )
+
+
+def _without_far_ends(image):
+    """At most 32 short sides of the middle: a strip of 20 000 x 1 pixels would need 4 GB when it is resized."""
+    short = min(image.size)
+    left, top = (max(0, (side - 32 * short) // 2) for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
 def load_image(path):
@@ -279,9 +303,10 @@ def _opened(path):
     try:
         with Image.open(path) as image:
             yield image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on damaged files, Pillow's readers raise anything: struct.error, KeyError, ...
+        reason = str(error) or type(error).__name__
         raise InputError(
-            f"{path}: cannot be read as an image ({error}); replace it or give --skip_unreadable"
+            f"{path}: cannot be read as an image ({reason}); replace it or give --skip_unreadable"
         ) from None
 
 

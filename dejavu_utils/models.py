@@ -185,14 +185,14 @@ def load_model(path, flag="--model_pth"):
     checkpoint = load_checkpoint(path, flag)
     if not isinstance(checkpoint, dict):
         raise InputError(f"{flag} {path}: holds a {type(checkpoint).__name__}, expected a checkpoint of train_SSL.py")
-    state = without_prefix(checkpoint.get("model", checkpoint))
     try:
+        state = without_prefix(checkpoint.get("model", checkpoint))
         if "settings" in checkpoint:
             network = network_from_settings(checkpoint["settings"], checkpoint["num_classes"])
         else:
             network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
         network.load_state_dict(state)
-    except (KeyError, AttributeError, ValueError, RuntimeError) as error:
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
     return network.eval()

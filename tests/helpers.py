@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -54,6 +55,13 @@ def run_here(name, *arguments, **environment):
         for number, handler in signals:
             signal.signal(number, handler)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def readme_command(script):
+    """The words of the README's first `python SCRIPT ...`, as the shell takes them; variables are not yet filled in."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line, *_) = (line for line in text.splitlines() if line.startswith(f"python {script} "))
+    return shlex.split(line)[2:]
 
 
 def flags(settings):

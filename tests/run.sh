@@ -17,7 +17,7 @@ fi
 if command -v shellcheck >/dev/null; then
   find . -path ./.venv -prune -o \( -name '*.sh' -o -path ./.ci/run \) -print0 | xargs -0 shellcheck -x
 fi
-python -c 'import pytest' 2>/dev/null || { echo "error: pytest is not installed: pip install -r requirements.txt" >&2; exit 2; }
+python -c 'import pytest, hypothesis' 2>/dev/null || { echo "error: pytest or hypothesis is not installed: pip install -r requirements.txt" >&2; exit 2; }
 if [ $# -eq 0 ]; then
   set -- -m "not slow"
 fi

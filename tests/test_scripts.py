@@ -36,7 +36,7 @@ def start_demo(folder, script="demo.sh", **environment):
 
 
 def test_demo_in_miniature_killed_continued_and_run_again(tmp_path):
-    folder = tmp_path / "a folder"
+    folder = tmp_path / 'it\'s a "földer"'
     run = folder / "seed3_4classes_20pc" / "simclr_12epochs_2snapshots_10neighbors"
     process = start_demo(folder, **MINIATURE)
     deadline = time.monotonic() + 300
