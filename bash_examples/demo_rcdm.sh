@@ -69,4 +69,4 @@ python train_SSL.py --config-file configs/demo_cfg.yaml --training.loss supervis
   --training.precision "$PRECISION" --logging.folder "$run/judge" --logging.log_level 1
 python bash_examples/judge_rcdm.py --attack "$attack" --rcdm_A "$RCDM_A" --rcdm_B "$RCDM_B" \
   --judge_pth "$run/judge/model_ep100.pth" --unseen_idx_pth "$run/judge/test.npy" --public_idx_pth "$public" \
-  --respacing "$RESPACING" --save_path "$RCDM_FIGURES/judged.json"
+  --save_path "$RCDM_FIGURES/judged.json"

@@ -2,7 +2,7 @@
 
 Reads an attack, the RCDMs of both models and a supervised checkpoint of train_SSL.py (the judge). One sample an image;
 prints and writes, with 95 % intervals: how often the judge is right on real images, on samples from the representation
-of whole images (the public ones that RCDM was trained on; images that neither RCDM nor its encoder saw), and on
+of whole images (public ones, that RCDM was trained on; as many that neither RCDM nor its encoder saw), and on
 reconstructions from crops under target and reference model: of all attacked examples, and by their share.
 
     python bash_examples/judge_rcdm.py --save_path /tmp/judged.json --judge_pth /tmp/judge/model_ep300.pth \\
@@ -48,7 +48,7 @@ def parse_args(argv=None):
     parser.add_argument("--judge_pth", required=True, help="supervised checkpoint of train_SSL.py")
     parser.add_argument("--unseen_idx_pth", required=True, help=".npy of real images that the judge was not trained on")
     parser.add_argument("--public_idx_pth", required=True, help=".npy of the images that the RCDMs were trained on")
-    parser.add_argument("--respacing", default="50", help="steps of the sampling: 50, ddim25, ...; empty: all")
+    parser.add_argument("--respacing", default="25", help="steps of the sampling: 25, ddim25, ...; empty: all")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the sampling noise")
     parser.add_argument("--save_path", required=True, help="json of the figures")
     return parser.parse_args(argv)
@@ -68,7 +68,8 @@ def main():
     whole = {"public images": [], "held-out images": []}
     for name in SETS:
         held_out = attack.tables["B" if name == "A" else "A"]["index"].to_numpy()
-        for kind, indices in (("public images", public), ("held-out images", held_out)):
+        chosen = public[np.linspace(0, len(public) - 1, min(len(public), len(held_out))).round().astype(int)]
+        for kind, indices in (("public images", chosen), ("held-out images", held_out)):
             outputs = torch.cat(list(rcdms[name].embed(listing, indices).values()), dim=1)
             classes = judge(sampled(args, rcdms[name], outputs, indices, f"model {name}, {kind}"))
             whole[kind].append(classes == listing.labels[indices])
