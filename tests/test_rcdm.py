@@ -596,7 +596,9 @@ def test_losses_and_steps_are_the_packages(changes):
     found = ours.losses(unet, start, t, noise, feat)
     assert found.keys() >= expected.keys()
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-5)
+        # With use_kl the last steps are differences of nearly equal numbers, times 1000.
+        atol = 1e-3 if changes.get("use_kl") else 1e-5
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=atol)
     x = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         theirs_now = theirs.p_mean_variance(unet, x, t, clip_denoised=True, model_kwargs={"feat": feat})
