@@ -39,13 +39,13 @@ import numpy as np
 
 from dejavu_utils.crops import RULES
 from dejavu_utils.distributed import rank, wait_for_all, world_size
-from dejavu_utils.files import complete_file, save_csv, save_json, save_npy
+from dejavu_utils.files import complete_file, complete_files, save_csv, save_json, save_npy
 from dejavu_utils.gallery import save_gallery
 from dejavu_utils.imagenet import (
     UNREADABLE,
     background_crops,
-    box_fingerprint,
     corner_crops,
+    file_fingerprint,
     list_images,
     load_indices,
     read_class_names,
@@ -210,7 +210,9 @@ def attack(args):
         rows, arrays, unreadable = answer
         for layer in layers:
             folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
-            save_layer(args, folder, layer, listing, found, crops, rows, public, unreadable, arrays, device)
+            with complete_files(folder, last="results.json") as new:
+                results = save_layer(args, new, layer, listing, found, crops, rows, public, unreadable, arrays, device)
+            print_summary(folder, layer, results)
         pieces.remove()
     wait_for_all()
     disconnect()
@@ -247,6 +249,9 @@ def layers_of(args, network):
 
 def check_sets(args, indices, public):
     """Attacked images must be in one training set only, and not among the public images."""
+    for name in SETS:
+        if not len(indices[name]):
+            raise InputError(f"--bbox_{name}_idx_pth {getattr(args, f'bbox_{name}_idx_pth')}: holds no index")
     for name, others, flag in (
         ("A", indices["B"], "--bbox_B_idx_pth"),
         ("A", public, "--public_idx_pth"),
@@ -255,20 +260,16 @@ def check_sets(args, indices, public):
         both = np.intersect1d(indices[name], others)
         if len(both):
             raise InputError(f"{flag}: shares {len(both)} images with --bbox_{name}_idx_pth; the sets must be disjoint")
-    for flag, values in (*((f"--bbox_{name}_idx_pth", indices[name]) for name in SETS), ("--public_idx_pth", public)):
-        if len(np.unique(values)) < len(values):
-            raise InputError(f"{flag}: holds an index twice; make it again with imagenet_partition.py")
     if not args.use_supervised_linear and args.k > len(public):
         raise InputError(f"--k {args.k}: the public set of --public_idx_pth has only {len(public)} images")
 
 
 def cached_crops(args, listing, sets):
     """{set: (indices of the attacked images, their crops, counts)}, computed once and then read from the cache."""
-    if args.use_corner_crop:
-        rule = ["corner", args.corner_crop_frac]
-    else:
-        rule = [args.crop_rule, args.min_px, box_fingerprint(args.imgnet_bbox_pth, listing, *sets.values())]
-    key = json.dumps([*rule, listing.fingerprint["sha256"], digest(*sets.values()), args.skip_unreadable])
+    rule = ["corner", args.corner_crop_frac] if args.use_corner_crop else [args.crop_rule, args.min_px]
+    boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
+    indices = np.concatenate(list(sets.values()))
+    key = json.dumps([*rule, args.skip_unreadable, len(sets["A"]), file_fingerprint(listing, indices, boxes)])
     path = Path(args.crop_cache or Path(args.output_dir) / "crops.npz")
     if not rank():
         if not cache_holds(path, key):
@@ -359,11 +360,10 @@ def progress(total):
 
 
 def save_layer(args, folder, layer, listing, found, crops, rows, public, unreadable, arrays, device):
-    """Writes everything about one layer into `folder`, results.json last, and prints a summary.
+    """Writes everything about one layer into `folder`, and returns its results.
 
     rows: of the crops that could be read; arrays: {(model, layer): positions in the public set, or scores}.
     """
-    (folder / "results.json").unlink(missing_ok=True)  # of an earlier attack
     attacked, in_A = crops.indices[rows], rows < len(found["A"][0])
     for model in SETS:
         array = arrays[model, layer]
@@ -402,7 +402,7 @@ def save_layer(args, folder, layer, listing, found, crops, rows, public, unreada
     names = read_class_names(args.class_names, "--class_names") if args.class_names else None
     save_gallery(folder / "attack_gallery.html", sets, listing, attacked, crops.crops[rows], nearest, boxes, names)
     save_json(folder / "results.json", results)
-    print_summary(folder, layer, results)
+    return results
 
 
 def save_statistics(folder, sets):

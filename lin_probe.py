@@ -253,7 +253,14 @@ class Run:
         for _, _, batch, labels in self.shares(images, f"{what} embedded"):
             if any_process([self.stop.received is not None], self.device)[0]:
                 self.save_and_leave()
-            yield self.embed(batch), labels
+            z = self.embed(batch)
+            if not torch.isfinite(z).all():
+                raise InputError(
+                    f"--model_pth {self.args.model_pth}: its {self.layer} output is not finite; take an earlier "
+                    + "snapshot"
+                    + ("" if self.args.precision == "fp32" else " or --precision fp32")
+                )
+            yield z, labels
 
     def shares(self, dataset, what, first_step=0):
         """Yields this process's share of each batch from `first_step` on: (first, size, images, labels).

@@ -4,6 +4,7 @@ import fcntl
 import glob
 import json
 import os
+import shutil
 import socket
 import time
 from contextlib import contextmanager
@@ -42,6 +43,26 @@ def complete_file(path):
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); is there room?") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def complete_files(folder, last):
+    """Yields a folder below `folder`; its files move up when the block ends, and are removed if it fails.
+
+    What lies in `folder` stays as it is until all are written. last: the file that says that the others are complete;
+    it moves after them, and goes before them.
+    """
+    folder = Path(folder)
+    staging = folder / ".new"
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        (folder / last).unlink(missing_ok=True)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def save_npy(path, array):

@@ -187,15 +187,24 @@ def _refuse_document_type(*_):
     raise ValueError("it has a document type")
 
 
-def box_fingerprint(bbox_dir, listing, *indices):
-    """SHA-256 of names, sizes and times of the XML in the class folders of these images: boxes change with it."""
+def file_fingerprint(listing, indices, bbox_dir=None):
+    """SHA-256 of the paths of images, and of sizes and times of their files and, with bbox_dir, of their XML."""
+
+    def state(path):
+        try:
+            stat = os.stat(path)
+            return f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:
+            return "absent"
+
+    def line(index):
+        xml = state(box_path(bbox_dir, listing, index)) if bbox_dir else ""
+        return f"{index} {listing.paths[index]} {state(listing.path(index))} {xml}\n"
+
     found = hashlib.sha256()
-    for label in np.unique(listing.labels[np.concatenate(indices)]):
-        folder = Path(bbox_dir) / "Annotation" / listing.classes[label]
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
-        for entry in entries:
-            stat = entry.stat()
-            found.update(f"{label}/{entry.name} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
+        for text in pool.map(line, indices):
+            found.update(text.encode(errors="surrogateescape"))
     return found.hexdigest()
 
 

@@ -17,8 +17,9 @@ fi
 if command -v shellcheck >/dev/null; then
   find . -path ./.venv -prune -o \( -name '*.sh' -o -path ./.ci/run \) -print0 | xargs -0 shellcheck -x
 fi
-python -c 'import pytest, hypothesis' 2>/dev/null || { echo "error: pytest or hypothesis is not installed: pip install -r requirements.txt" >&2; exit 2; }
-if [ $# -eq 0 ]; then
-  set -- -m "not slow"
+python -c 'import pytest, xdist, hypothesis' 2>/dev/null || { echo "error: pytest, pytest-xdist or hypothesis is not installed: pip install -r requirements.txt" >&2; exit 2; }
+if [ $# -eq 0 ]; then # two processes, each of one thread: most of the time scripts are starting
+  export OMP_NUM_THREADS=1
+  set -- -m "not slow" -n 2 --dist loadfile
 fi
 python -m pytest "$@"

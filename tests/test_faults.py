@@ -417,6 +417,10 @@ FAULTS = [
     fault("unreadable image left out", "beton",
           lambda case: (image("c0/c0_00.JPEG", b"no image")(case), case.flags.update({"skip-unreadable": ""})) and None,
           "1 images cannot be read and are left out", code=0),
+    *(fault("unreadable image left out", command,
+            lambda case: (image("c0/c0_00.JPEG", cut)(case), case.flags.update(skip_unreadable="")) and None,
+            text, code=0)
+      for command, text in (("attack", "11 images of set A"), ("probe", "1 of 12 images"))),
     # Classes.
     *(
         fault(f"class {what}", command, make, "made for another image folder", text)
@@ -463,6 +467,7 @@ FAULTS = [
     ),
     fault("index empty", "probe", index("train_idx_pth", np.array([], int)), "--train_idx_pth", "holds no index"),
     fault("index empty", "probe", index("val_idx_pth", np.array([], int)), "--val_idx_pth", "holds no index"),
+    fault("index empty", "attack", index("bbox_B_idx_pth", np.array([], int)), "--bbox_B_idx_pth", "holds no index"),
     fault("index empty", "attack", index("public_idx_pth", np.array([], int)), "--k 7", "only 0 images"),
     fault("index in both sets", "attack", index("bbox_A_idx_pth", np.array([4, 5])), "must be disjoint"),
     fault("index of a partition that was killed", "beton", unfinished_partition, "did not finish", "run it again"),
@@ -481,6 +486,7 @@ FAULTS = [
         )
     ),
     fault("checkpoint with NaN", "attack", checkpoint("model_A_pth", not_finite), "--model_A_pth", "not finite"),
+    fault("checkpoint with NaN", "probe", checkpoint("model_pth", not_finite), "--model_pth", "not finite"),
     *(fault(f"model.pth cut to {share:.0%}", "training", resuming(resume_cut(share)), "model.pth", "not a checkpoint")
       for share in (0.0, 0.2, 0.77, 0.9999)),
     *(fault(f"model.pth without {key}", "training", resuming(resume_without(key)), "model.pth", text)
@@ -514,6 +520,7 @@ FAULTS = [
     fault("beton with raw called jpg", "training", elsewhere(beton(put("record", "mode", 0))), "cannot be decoded"),
     fault("beton of too few images", "training", changed(**{"training.batch_size": 13}), "only 12 images"),
     # The place to write to.
+    fault("full disk (a limit)", "attack", lambda case: limit(20_000), "cannot be written"),
     *(fault("full disk (a limit)", command, lambda case: limit(200), text) for command, text in (
         ("partition", "bbox_A.npy: cannot be written"), ("beton", "x.beton: cannot be written"),
         ("attack", "cannot be written"),
