@@ -34,7 +34,7 @@ from dejavu_utils.imagenet import (
 from dejavu_utils.launch import choose_device
 from dejavu_utils.models import load_model
 from dejavu_utils.options import InputError, existing_folder
-from dejavu_utils.results import attack_path, example_table, load_array, read_attack
+from dejavu_utils.results import attack_path, class_table, example_table, load_array, read_attack
 
 NEIGHBORS, SAMPLES = 5, 4  # published
 _AT_ONCE = 64  # images that are embedded or sampled together
@@ -133,8 +133,12 @@ class Attack:
             self.settings.update(json.loads(results.read_text(encoding="utf-8"))["settings"])
         self.bbox_dir = bbox_dir or self.settings.get("imgnet_bbox_pth")
         self.listing = list_images(image_dir or self.settings.get("imgnet_train_pth"), "the attack's image folder")
-        sets = read_attack(self.folder, self.settings["k_attk"])
-        self.tables = {name: example_table(attacked, self.listing) for name, attacked in sets.items()}
+        self.sets = read_attack(self.folder, self.settings["k_attk"])
+        self.tables = {name: example_table(attacked, self.listing) for name, attacked in self.sets.items()}
+
+    def class_table(self, attacked, class_names):
+        """results.class_table of one attacked set, "A" or "B". class_names: one a label."""
+        return class_table({attacked: self.sets[attacked]}, class_names)
 
     def crops(self, indices):
         """int64 (n, 4): xmin, ymin, xmax, ymax of each image's crop. InputError for an image without one."""
@@ -164,24 +168,6 @@ class Attack:
         if files["neighb_idxs"].shape[1] < count:
             raise InputError(f"{self.folder}: holds only {files['neighb_idxs'].shape[1]} neighbors, {count} are needed")
         return files["neighb_idxs"][[row_of[int(index)] for index in indices], :count].astype(np.int64)
-
-
-def class_table(table, class_names):
-    """DataFrame of classes, the largest accuracy gap first: examples, both accuracies, gap, mean confidences.
-
-    table: of Attack.tables. class_names: one a label.
-    """
-    columns = {
-        "examples": ("label", "size"),
-        "target_accuracy": ("target_top1_correct", "mean"),
-        "reference_accuracy": ("reference_top1_correct", "mean"),
-        "target_confidence": ("target_confidence", "mean"),
-        "reference_confidence": ("reference_confidence", "mean"),
-    }
-    classes = table.groupby("label").agg(**columns)
-    classes.insert(3, "gap", classes["target_accuracy"] - classes["reference_accuracy"])
-    classes.insert(0, "class", [class_names[label] for label in classes.index])
-    return classes.sort_values(["gap", "class"], ascending=[False, True])
 
 
 def most_confident(table, label, count=40):

@@ -166,7 +166,7 @@ def example_table(attacked, listing):
 
 
 def class_table(sets, classes):
-    """One row a class, top-1 and both sets together, as attack_classes.csv holds them: the largest gap first.
+    """One row a class, top-1, all sets together, as attack_classes.csv holds them: the largest score first.
 
     sets: from `read_attack`. classes: names. Columns: label, class, n, {target,reference}_{acc,low,high,confidence},
     score, score_low, score_high.
@@ -177,7 +177,8 @@ def class_table(sets, classes):
         columns.update({f"{name}_acc": table[name]["value"], **_bounds(name, table[name])})
         columns[f"{name}_confidence"] = table[f"{name}_confidence"]["value"]
     columns.update({"score": table["score"]["value"], **_bounds("score", table["score"])})
-    return pd.DataFrame(columns).sort_values(["score", "label"], ascending=[False, True], na_position="last")
+    table = pd.DataFrame(columns).sort_values(["score", "label"], ascending=[False, True], na_position="last")
+    return table.set_index("label", drop=False).rename_axis(None)
 
 
 def confidence_curve(sets, pct_confidences=tuple(range(1, 101))):

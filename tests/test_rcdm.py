@@ -463,10 +463,6 @@ def test_choosing_examples():
             "share": ["memorized", "memorized", "unassociated", "correlated", "correlated", "misrepresented"],
         }
     )
-    classes = rec.class_table(table, ["cat", "dog"])
-    assert classes["class"].tolist() == ["cat", "dog"] and classes.index.tolist() == [0, 1]
-    np.testing.assert_allclose(classes["gap"], [2 / 3, -1 / 3])
-    np.testing.assert_allclose(classes["target_confidence"], [-1.7 / 3, -1.3 / 3])
     assert rec.most_confident(table, 0, 2)["index"].tolist() == [11, 12]
     assert rec.most_memorized(table, 5)["index"].tolist() == [11, 10]  # leads of 0.8 and 0.5
     assert rec.most_correlated(table, 5)["index"].tolist() == [14, 13]  # smaller confidences -0.3 and -0.4
