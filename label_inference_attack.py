@@ -36,9 +36,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dejavu_utils.crops import RULES
-from dejavu_utils.distributed import rank, wait_for_all, world_size
+from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.files import complete_file, complete_files, save_csv, save_json, save_npy
 from dejavu_utils.gallery import save_gallery
 from dejavu_utils.imagenet import (
@@ -178,7 +179,7 @@ def attack(args):
     }
     public = load_indices(args.public_idx_pth, "--public_idx_pth", listing)
     check_sets(args, sets, public)
-    found = cached_crops(args, listing, sets)
+    found = from_first(None if rank() else cached_crops(args, listing, sets))
     crops = ImageSet("crops", *(np.concatenate([found[name][part] for name in SETS]) for part in (0, 1)))
     if not len(crops):
         raise InputError(f"--imgnet_bbox_pth {args.imgnet_bbox_pth}: no image has a crop; see --min_px {args.min_px}")
@@ -195,9 +196,8 @@ def attack(args):
         args.num_workers,
         args.skip_unreadable,
     )
-    pieces = Unfinished(
-        Path(args.output_dir) / "unfinished", key_of(args, networks, layers, listing, crops, public, device)
-    )
+    key = None if rank() else key_of(args, networks, layers, listing, crops, public, device)
+    pieces = Unfinished(Path(args.output_dir) / "unfinished", key)
     if not rank():
         announce(args, embedder, crops, public, pieces.start())
     wait_for_all()
@@ -265,46 +265,43 @@ def check_sets(args, indices, public):
 
 
 def cached_crops(args, listing, sets):
-    """{set: (indices of the attacked images, their crops, counts)}, computed once and then read from the cache."""
+    """{set: (indices of the attacked images, their crops, counts)}, from the cache if it holds them, else computed."""
     rule = ["corner", args.corner_crop_frac] if args.use_corner_crop else [args.crop_rule, args.min_px]
     boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
     indices = np.concatenate(list(sets.values()))
     key = json.dumps([*rule, args.skip_unreadable, len(sets["A"]), file_fingerprint(listing, indices, boxes)])
     path = Path(args.crop_cache or Path(args.output_dir) / "crops.npz")
-    if not rank():
-        if not cache_holds(path, key):
-            arrays = {"key": np.array(key)}
-            for name, indices in sets.items():
-                kept, crops, counts = find_crops(args, listing, name, indices)
-                arrays.update(
-                    {f"{name}_idxs": kept, f"{name}_crops": crops, f"{name}_counts": np.array(json.dumps(counts))}
-                )
-            with complete_file(path) as temporary:
-                np.savez(temporary, **arrays)
-        else:
-            print(f"crops of {path}")
-    wait_for_all()
-    with np.load(path) as cache:
-        found = {
-            name: (cache[f"{name}_idxs"], cache[f"{name}_crops"], json.loads(str(cache[f"{name}_counts"])))
-            for name in sets
-        }
-    if not rank():
-        for name, (_, _, counts) in found.items():
-            skipped = [f"{n} {what}" for what, n in counts.items() if n and what not in ("images", "attacked")]
-            print(
-                f"set {name}: {counts['attacked']} of {counts['images']} images attacked"
-                + (f" ({', '.join(skipped)})" if skipped else "")
-            )
+    found = read_crops(path, key)
+    if found:
+        print(f"crops of {path}")
+    else:
+        found = {name: find_crops(args, listing, name, indices) for name, indices in sets.items()}
+        arrays = {"key": np.array(key)}
+        for name, (kept, crops, counts) in found.items():
+            arrays |= {f"{name}_idxs": kept, f"{name}_crops": crops, f"{name}_counts": np.array(json.dumps(counts))}
+        with complete_file(path) as temporary:
+            np.savez(temporary, **arrays)
+    for name, (_, _, counts) in found.items():
+        skipped = [f"{n} {what}" for what, n in counts.items() if n and what not in ("images", "attacked")]
+        print(
+            f"set {name}: {counts['attacked']} of {counts['images']} images attacked"
+            + (f" ({', '.join(skipped)})" if skipped else "")
+        )
     return found
 
 
-def cache_holds(path, key):
+def read_crops(path, key):
+    """What `cached_crops` has saved with this key, or None."""
     try:
         with np.load(path) as cache:
-            return str(cache["key"]) == key
+            if str(cache["key"]) != key:
+                return None
+            return {
+                name: (cache[f"{name}_idxs"], cache[f"{name}_crops"], json.loads(str(cache[f"{name}_counts"])))
+                for name in SETS
+            }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return False
+        return None
 
 
 def find_crops(args, listing, name, indices):
@@ -317,9 +314,10 @@ def find_crops(args, listing, name, indices):
 
 
 def digest(*arrays):
-    """SHA-256 of the contents of arrays or tensors."""
+    """SHA-256 of the contents of arrays or tensors, wherever they are."""
     found = hashlib.sha256()
     for array in arrays:
+        array = array.cpu() if isinstance(array, torch.Tensor) else array
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
 
@@ -331,8 +329,8 @@ def key_of(args, networks, layers, listing, crops, public, device):
         **{name: getattr(args, name) for name in names},
         "networks": {model: digest(*network.state_dict().values()) for model, network in networks.items()},
         "layers": layers,
-        "images": listing.fingerprint["sha256"],
         "sets": [digest(crops.indices, crops.crops), digest(public.indices)],
+        "files": file_fingerprint(listing, np.concatenate([crops.indices, public.indices])),
         "device": device.type,
     }
 

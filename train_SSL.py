@@ -181,7 +181,7 @@ def main():
     check_settings(settings)
     work = ScriptJob(__file__, "train", settings, lock_of(settings))
     if not settings["dist.use_submitit"]:
-        return start_here(work, settings["dist.world_size"])
+        return start_here(work, settings["dist.world_size"] or (0 if settings["dist.ngpus"] else 1))
     job = submit(
         work,
         Path(settings["logging.folder"]) / "submitit",
@@ -245,7 +245,7 @@ def lock_of(settings):
 
 
 def train(settings):
-    device = connect(settings["dist.port"])
+    device = connect(settings["dist.port"], gpu=0 if settings["dist.ngpus"] else None)
     stop = None if settings["training.eval_only"] else StopSignal()
     first = rank() == 0
     folder = Path(settings["logging.folder"])

@@ -79,6 +79,15 @@ def any_process(flags, device):
     return [total > 0 for total in sum_over_processes(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
 
 
+def from_first(value):
+    """What the first process gives; all processes must ask. Of picklable objects, over gloo."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def wait_for_all():
     """Returns when every process has come here."""
     if world_size() > 1:

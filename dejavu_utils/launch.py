@@ -25,8 +25,8 @@ _IN_SUBMITIT = "SUBMITIT_EXECUTOR"
 
 
 def choose_device(index=0):
-    """The GPU with this index if there is one, else the CPU."""
-    if not torch.cuda.is_available():
+    """The GPU with this index if there is one, else the CPU; None: the CPU."""
+    if index is None or not torch.cuda.is_available():
         return torch.device("cpu")
     if index >= torch.cuda.device_count():
         raise InputError(f"--local_gpu {index}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
@@ -38,8 +38,9 @@ def connect(port=0, gpu=0, patient=False):
     """Joins the processes of this job, if it has several, and returns this process's device.
 
     port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. gpu: which to take
-    where there is one process. patient: the processes only wait for each other, now and then, and for hours. Reads what
-    torchrun, `start_here` or submitit say in the environment. NCCL on GPUs, gloo on CPUs and for the patient.
+    where there is one process; None: in all of them the CPU. patient: the processes only wait for each other, now and
+    then, and for hours. Reads what torchrun, `start_here` or submitit say in the environment. NCCL on GPUs, gloo on
+    CPUs and for the patient.
     """
     if _IN_SUBMITIT in os.environ:  # whatever the submitting shell had set
         import submitit
@@ -49,7 +50,10 @@ def connect(port=0, gpu=0, patient=False):
             os.environ["MASTER_PORT"] = str(port)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return choose_device(gpu)
-    device = choose_device(int(os.environ.get("LOCAL_RANK", "0")))
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if gpu is not None and 0 < gpus <= local:
+        raise InputError(f"process {local + 1} of this machine has no GPU, there are {gpus}: start one process a GPU")
+    device = choose_device(None if gpu is None else local)
     if not torch.distributed.is_initialized():
         backend = "nccl" if device.type == "cuda" and not patient else "gloo"
         torch.distributed.init_process_group(backend, timeout=timedelta(days=7) if patient else None)
@@ -190,7 +194,7 @@ def here_or_submitted(script, function, args):
         gpus = torch.cuda.device_count()
         if gpus and args.ngpus > gpus:
             raise InputError(f"--ngpus {args.ngpus}: this machine has {gpus}")
-        return start_here(job, args.world_size or max(1, min(args.ngpus, gpus)))
+        return start_here(job, min(args.ngpus, gpus) or max(1, args.world_size))
     job_id = submit(
         job,
         args.output_dir,
@@ -211,7 +215,7 @@ def here_or_submitted(script, function, args):
 
 def join(args, patient=False):
     """`connect` for a function of `here_or_submitted`, with options.add_launch_flags' args; this process's device."""
-    return connect(gpu=args.local_gpu if args.local else 0, patient=patient)
+    return connect(gpu=None if not args.ngpus else args.local_gpu if args.local else 0, patient=patient)
 
 
 def waiting_for(dependency):

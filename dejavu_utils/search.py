@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dejavu_utils.distributed import rank, wait_for_all, world_size
+from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.imagenet import IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.launch import autocast
 from dejavu_utils.neighbors import NeighborSearch
@@ -128,9 +128,8 @@ class Embedder:
         batch. All processes must call this; each embeds its share and gets the whole.
         """
         shards = self.shards(images)
-        missing = [shard for shard in shards if shard[0] not in pieces.names(f"{images.name}_")]
-        wait_for_all()  # until every process has looked
-        missing = missing[rank() :: world_size()]
+        there = set(from_first(pieces.names(f"{images.name}_")))
+        missing = [shard for shard in shards if shard[0] not in there][rank() :: world_size()]
         with progress(_images(missing)) as bar:
             self._keep(images, missing, pieces, bar.update)
         wait_for_all()
@@ -194,11 +193,10 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
     searches = {key: NeighborSearch(array, k, embedder.device) for key, array in held.items()}
     shards, own = embedder.shards(public), f"best_{rank():06d}"
-    done = {name for piece in pieces.names("best_") for name in pieces.load(piece, "shards")["shards"].tolist()}
-    finished, unreadable = [], 0
-    if own in pieces.names("best_"):
-        finished, unreadable = _merge(searches, pieces.load(own))
-    wait_for_all()  # until every process has looked
+    earlier = pieces.names("best_") if rank() == 0 else []
+    earlier = from_first({name: pieces.load(name, "shards")["shards"].tolist() for name in earlier})
+    done = {shard for shards_of_piece in earlier.values() for shard in shards_of_piece}
+    finished, unreadable = _merge(searches, pieces.load(own)) if own in earlier else ([], 0)
     size = block_rows(max(embedder.widths.values())) // (shards[0][2] - shards[0][1])
     size = max(1, min(size, len(shards) // world_size()))
     blocks = [shards[start : start + size] for start in range(0, len(shards), size)][rank() :: world_size()]
@@ -206,7 +204,7 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
     saved, saving = time.monotonic(), 0.0
     with progress(sum(map(_images, blocks))) as bar:
         for block in filter(None, blocks):
-            there = pieces.names(f"{public.name}_")
+            there = set(pieces.names(f"{public.name}_"))
             bar.update(_images([shard for shard in block if shard[0] in there]))
             embedder._keep(public, [shard for shard in block if shard[0] not in there], pieces, bar.update)
             rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in block])
@@ -221,9 +219,11 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
     wait_for_all()
     if rank():
         return None
-    for name in pieces.names("best_"):
-        if name != own:
-            unreadable += _merge(searches, pieces.load(name))[1]
+    for name in sorted({*earlier, *(f"best_{number:06d}" for number in range(world_size()))} - {own}):
+        finished_there, unreadable_there = _merge(searches, pieces.load(name))
+        finished, unreadable = finished + finished_there, unreadable + unreadable_there
+    if sorted(finished) != [name for name, _, _ in shards]:
+        raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and attack again")
     return crop_rows, {key: _result(search, len(public) - unreadable) for key, search in searches.items()}, unreadable
 
 
@@ -233,9 +233,8 @@ def _past_public(embedder, crops, public, k, pieces, progress):
     if len(public_rows) < k:
         _too_few(k, len(public_rows))
     shards = embedder.shards(crops)
-    todo = [shard for shard in shards if f"found_{shard[0]}" not in pieces.names("found_")]
-    wait_for_all()  # until every process has looked
-    todo = todo[rank() :: world_size()]
+    there = set(from_first(pieces.names("found_")))
+    todo = [shard for shard in shards if f"found_{shard[0]}" not in there][rank() :: world_size()]
     with progress(_images(todo)) as bar:
         for name, rows, embedded in embedder.embed_shards(crops, todo, bar.update):
             neighbors = {_word(key): np.empty((0, k), np.int64) for key in held}

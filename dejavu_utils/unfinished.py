@@ -1,6 +1,7 @@
 """The finished pieces of a long stage, kept so that a killed one goes on: arrays in files of one folder."""
 
 import json
+import time
 import zipfile
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from dejavu_utils.files import complete_file, save_json
 from dejavu_utils.options import InputError
 
 _KEY = "key.json"
+_PATIENCE = 60  # seconds until what another machine has written must be seen on a network file system
 
 
 class Unfinished:
     """Pieces below `folder` that belong to the work described by `key` (what json can hold).
 
     `start` removes those of another work. Several processes may use one folder: each saves pieces of its own names, one
-    alone calls `start` and `remove`.
+    alone calls `start` and `remove`, and needs the key.
     """
 
     def __init__(self, folder, key):
@@ -44,6 +46,9 @@ class Unfinished:
     def load(self, name, *wanted):
         """{array name: array} of the wanted arrays, or of all. InputError if the piece is missing or damaged."""
         path = self.folder / f"{name}.npz"
+        deadline = time.monotonic() + _PATIENCE
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.5)
         try:
             with np.load(path) as arrays:
                 return {key: arrays[key] for key in wanted or arrays.files}

@@ -1,5 +1,6 @@
 """The attack: planted answers through the real neighbor search, and the script as a user runs it."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from torchvision import transforms
 
 from dejavu_utils import memorization as mem
+from dejavu_utils import search, unfinished
 from dejavu_utils.crops import background_crop, corner_crop
 from dejavu_utils.imagenet import box_path, list_images, read_boxes
 from dejavu_utils.neighbors import NeighborSearch
@@ -94,6 +96,7 @@ def data(tmp_path_factory):
     rank = np.arange(len(listing)) % 12
     for name, chosen in (("A", rank < 4), ("B", (rank >= 4) & (rank < 8)), ("public", rank >= 8)):
         np.save(folder / f"{name}.npy", np.flatnonzero(chosen)[::-1])
+        np.save(folder / f"few_{name}.npy", np.flatnonzero(chosen)[:5])
     networks = {model: save_untrained(folder / f"{model}.pth", seed) for seed, model in enumerate("AB")}
     for seed, model in enumerate("AB"):
         save_untrained(folder / f"{model}_supervised.pth", seed, "supervised")
@@ -148,17 +151,19 @@ def background(folder, listing):
     return crop_of
 
 
-@pytest.mark.parametrize("layer, changes", [("projector", {}), ("backbone", {"use_backbone": 1, "batch_size": 5})])
-def test_files_hold_the_nearest_public_images(data, tmp_path, layer, changes):
+@pytest.mark.parametrize("layer, attacked", [("projector", ""), ("backbone", "few_")])
+def test_files_hold_the_nearest_public_images(data, tmp_path, layer, attacked):
+    """With more crops than public images, whose embeddings are then held, and with fewer."""
     folder, networks = data
-    result = attack(data, tmp_path, **changes)
+    few = {f"bbox_{name}_idx_pth": folder / f"{attacked}{name}.npy" for name in "AB"}
+    result = attack(data, tmp_path, **few, use_backbone=int(layer == "backbone"), batch_size=5)
     assert result.returncode == 0, result.stderr
     listing = list_images(folder / "images")
     public = np.load(folder / "public.npy")
     for model, network in networks.items():
         gallery = embed(network, layer, listing, public)
         for name in "AB":
-            indices = np.load(folder / f"{name}.npy")
+            indices = np.load(folder / f"{attacked}{name}.npy")
             queries = embed(network, layer, listing, indices, background(folder, listing))
             squared = ((queries[:, None] - gallery[None]) ** 2).sum(axis=2)
             expected = public[np.argsort(squared, axis=1)[:, :7]]
@@ -318,36 +323,25 @@ def test_layers_of_one_run_are_those_of_single_runs(data, tmp_path):
     assert between["settings"]["layer"] == "projector.0"
 
 
+def held(data, what):
+    """What makes the attack hold the embeddings of all `what`, the smaller set; batches and so shards of two images."""
+    few = {f"bbox_{name}_idx_pth": data[0] / f"few_{name}.npy" for name in "AB"}  # 10 crops, 12 public images
+    return {"batch_size": 2, **(few if what == "crops" else {})}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
-    """An attack in twelve shards: batches of two images."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert attack(data, folder, batch_size=2).returncode == 0
-    return outputs(folder)
+    """{what is held: the files of an attack}."""
+    found = {}
+    for what in ("crops", "public"):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        assert attack(data, folder, **held(data, what)).returncode == 0
+        found[what] = outputs(folder)
+    return found
 
 
-@pytest.fixture(scope="module")
-def few_public(data, tmp_path_factory):
-    """Fewer public images than crops: their embeddings are the ones to hold."""
-    folder = tmp_path_factory.mktemp("few_public")
-    np.save(folder / "public.npy", np.load(data[0] / "public.npy")[::-1][:8])
-    assert attack(data, folder / "out", batch_size=2, public_idx_pth=folder / "public.npy").returncode == 0
-    return folder / "public.npy", outputs(folder / "out")
-
-
-def test_holding_the_public_images_finds_the_same(data, few_public):
-    folder, networks = data
-    listing, public = list_images(folder / "images"), np.load(few_public[0])
-    indices = np.load(folder / "A.npy")
-    queries = embed(networks["B"], "projector", listing, indices, background(folder, listing))
-    squared = ((queries[:, None] - embed(networks["B"], "projector", listing, public)[None]) ** 2).sum(axis=2)
-    found = np.load(few_public[0].parent / "out" / "B_attk_A_neighb_idxs.npy")
-    np.testing.assert_array_equal(found, public[np.argsort(squared, axis=1)[:, :7]])
-
-
-@pytest.mark.parametrize("hold_public", [False, True])
-def test_a_killed_attack_goes_on(data, tmp_path, undisturbed, few_public, hold_public, monkeypatch):
-    changes = {"batch_size": 2, **({"public_idx_pth": few_public[0]} if hold_public else {})}
+@pytest.mark.parametrize("what", ["crops", "public"])
+def test_a_killed_attack_goes_on(data, tmp_path, undisturbed, what, monkeypatch):
     embed_batch, calls = Embedder.embed, []
 
     def killed_at(last):
@@ -360,33 +354,76 @@ def test_a_killed_attack_goes_on(data, tmp_path, undisturbed, few_public, hold_p
             return embed_batch(self, images)
 
         monkeypatch.setattr(Embedder, "embed", embed)
-        return attack(data, tmp_path, **changes).returncode, len(calls)
+        return attack(data, tmp_path, **held(data, what)).returncode, len(calls)
 
     deaths = 0
     while (died := killed_at(3))[0] == 137:
         deaths += 1
         assert not (tmp_path / "results.json").exists()
         assert deaths < 20
-    assert died[0] == 0 and deaths >= 4
-    assert outputs(tmp_path) == (few_public[1] if hold_public else undisturbed)
+    assert died[0] == 0 and deaths >= 3
+    assert outputs(tmp_path) == undisturbed[what]
     assert not (tmp_path / "unfinished").exists()
 
 
 def test_pieces_of_another_attack_are_not_used(data, tmp_path, undisturbed, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Embedder, "embed", lambda self, images: (_ for _ in ()).throw(SystemExit(137)))
-        assert attack(data, tmp_path, batch_size=2, resolution=64).returncode == 137
-    result = attack(data, tmp_path, batch_size=2)
+        assert attack(data, tmp_path, **held(data, "crops"), resolution=64).returncode == 137
+    result = attack(data, tmp_path, **held(data, "crops"))
     assert result.returncode == 0 and "going on" not in result.stdout
-    assert outputs(tmp_path) == undisturbed
+    assert outputs(tmp_path) == undisturbed["crops"]
 
 
-@pytest.mark.parametrize("hold_public", [False, True])
-def test_two_processes_find_what_one_finds(data, tmp_path, undisturbed, few_public, hold_public):
-    changes = {"public_idx_pth": few_public[0]} if hold_public else {}
-    result = attack(data, tmp_path, batch_size=2, world_size=2, **changes)
+def test_another_number_of_processes_goes_on(data, tmp_path, undisturbed, monkeypatch):
+    """Stopped alone when the crops are embedded, then the second of two processes alone, then one process again."""
+    embed_batch, calls = Embedder.embed, []
+
+    def embed(self, images):
+        calls.append(len(images))
+        if len(calls) > 5:  # the crops are five batches
+            raise SystemExit(137)
+        return embed_batch(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", embed)
+        assert attack(data, tmp_path, **held(data, "crops")).returncode == 137
+    with monkeypatch.context() as patch:
+        for name, value in (("rank", 1), ("world_size", 2)):
+            patch.setattr(search, name, lambda value=value: value)
+        with pytest.raises(TypeError):  # only the first process has the whole to write
+            attack(data, tmp_path, **held(data, "crops"))
+    pieces = sorted(path.stem for path in (tmp_path / "unfinished").glob("*.npz"))
+    assert "best_000001" in pieces and "best_000000" not in pieces
+    with np.load(tmp_path / "unfinished" / "best_000001.npz") as piece:
+        assert len(piece["shards"]) == 3  # of six
+    result = attack(data, tmp_path, **held(data, "crops"))
     assert result.returncode == 0, result.stderr
-    assert outputs(tmp_path) == (few_public[1] if hold_public else undisturbed)
+    assert "going on with" in result.stdout
+    assert outputs(tmp_path) == undisturbed["crops"]
+
+
+def test_a_lost_piece_is_noticed(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "rank", lambda: 0)
+    monkeypatch.setattr(search, "world_size", lambda: 2)  # the second process never comes
+    monkeypatch.setattr(unfinished, "_PATIENCE", 0)
+    assert_one_line_error(attack(data, tmp_path, **held(data, "crops")), "crops_000001.npz: is missing")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_attack_finds_what_the_cpu_finds(data, tmp_path, undisturbed):
+    assert attack(data, tmp_path, **held(data, "crops")).returncode == 0
+    for name in ("A_attk_B_neighb_idxs.npy", "B_attk_B_neighb_idxs.npy"):
+        cpu = np.load(io.BytesIO(undisturbed["crops"][name]))
+        assert (np.load(tmp_path / name) == cpu).mean() > 0.9
+
+
+@pytest.mark.parametrize("what", ["crops", "public"])
+def test_two_processes_find_what_one_finds(data, tmp_path, undisturbed, what):
+    result = attack(data, tmp_path, **held(data, what), ngpus=0, world_size=2)
+    assert result.returncode == 0, result.stderr
+    assert outputs(tmp_path) == undisturbed[what]
 
 
 def test_unreadable_images_are_named_or_left_out(data, tmp_path):

@@ -190,7 +190,7 @@ def test_checkpoints_of_other_losses_load_and_resume(betons, tmp_path, loss):
 
 
 def test_two_processes_here(betons, tmp_path):
-    settings = dict(dist__world_size=2, training__batch_size=4, training__loss="barlow")
+    settings = dict(dist__ngpus=0, dist__world_size=2, training__batch_size=4, training__loss="barlow")
     result = run(command(betons, tmp_path, **settings))
     assert result.returncode == 0, result.stderr
     assert "steps of 8 images an epoch (2 processes)" in result.stdout
