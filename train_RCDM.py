@@ -36,7 +36,7 @@ from dejavu_utils.augment import epoch_order
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.distributed import any_process, gather, rank, sum_over_processes, wait_for_all, world_size
 from dejavu_utils.files import complete_file, save_json
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices, readable
 from dejavu_utils.launch import (
     LOCK_FILE,
     ScriptJob,
@@ -47,6 +47,7 @@ from dejavu_utils.launch import (
     seed_everything,
     start_here,
     submit,
+    waiting_for,
 )
 from dejavu_utils.models import LOSSES, check_typed, load_model
 from dejavu_utils.options import (
@@ -54,6 +55,7 @@ from dejavu_utils.options import (
     Parser,
     existing_file,
     existing_folder,
+    existing_or_awaited_file,
     non_negative_int,
     positive_int,
     run,
@@ -119,6 +121,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("data")
     group.add_argument("--data_dir", required=True, help="image folder, CLASS/ID.JPEG")
     group.add_argument("--dataset_indices", required=True, help=".npy of the images to train on: the public set")
+    group.add_argument("--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count")
     group.add_argument("--workers", type=non_negative_int, default=8, help="processes that read images")
     group = parser.add_argument_group("model and diffusion")
     group.add_argument(
@@ -130,7 +133,9 @@ def parse_args(argv=None):
         group.add_argument(f"--{name}", type=kind, choices=choices, default=default, help=text)
     group.add_argument("--class_cond", type=zero_or_one, default=0, help="always False: the label must not be told")
     group.add_argument(
-        "--timestep_respacing", default="", help="steps of the sample grids: 100, ddim50, ...; empty: all of them"
+        "--timestep_respacing",
+        default="auto",
+        help='steps of the sample grids: 100, ddim50, ...; auto: 100, or all if --diffusion_steps are fewer; "": all',
     )
     group = parser.add_argument_group("training")
     group.add_argument("--batch_size", type=positive_int, default=1, help="images a process and step")
@@ -160,9 +165,16 @@ def parse_args(argv=None):
     group.add_argument(
         "--local", type=zero_or_one, default=0, help="1: train here, on all GPUs or the CPU; 0: SLURM job"
     )
-    group.add_argument("--world_size", type=non_negative_int, default=0, help="processes with --local 1; 0: one a GPU")
+    group.add_argument(
+        "--world_size",
+        type=non_negative_int,
+        default=0,
+        help="processes with --local 1; 0: one a GPU. In a job: processes a node without GPUs; 0: one",
+    )
     group.add_argument("--nodes", type=positive_int, default=2, help="nodes of the job")
-    group.add_argument("--ngpus", type=positive_int, default=8, help="GPUs, and so processes, a node")
+    group.add_argument(
+        "--ngpus", type=non_negative_int, default=8, help="GPUs a node, one process each; 0: none, on CPUs alone"
+    )
     group.add_argument("--timeout", type=positive_int, default=2800, help="time limit of the job, minutes")
     group.add_argument("--partition", default="", help="SLURM partition")
     group.add_argument("--comment", default="", help="SLURM comment")
@@ -191,12 +203,12 @@ def main():
         timeout_min=args.timeout,
         slurm_partition=args.partition or None,
         slurm_comment=args.comment or None,
-        slurm_additional_parameters={"dependency": args.dependency} if args.dependency else None,
+        slurm_additional_parameters=waiting_for(args.dependency),
         slurm_signal_delay_s=120,
-        mem_gb=args.mem_gb or 60 * args.ngpus,
+        mem_gb=args.mem_gb or 60 * max(1, args.ngpus),
         nodes=args.nodes,
-        tasks_per_node=args.ngpus,
-        gpus_per_node=args.ngpus,
+        tasks_per_node=args.ngpus or max(1, args.world_size),
+        gpus_per_node=args.ngpus or None,
         cpus_per_task=args.workers + 2,
         name=Path(args.out_dir).name,
     )
@@ -205,7 +217,7 @@ def main():
 
 def check_args(args):
     """Raises an InputError for what cannot work, before anything is read or submitted."""
-    existing_file(args.ssl_model_pth, "--ssl_model_pth")
+    existing_or_awaited_file(args.ssl_model_pth, "--ssl_model_pth", args)
     existing_folder(args.data_dir, "--data_dir")
     existing_file(args.dataset_indices, "--dataset_indices")
     if args.resume_checkpoint:
@@ -222,6 +234,8 @@ def check_args(args):
         raise InputError("--lr must be positive, --weight_decay not negative, --dropout at least 0 and below 1")
     ema_rates(args)
     diffusion.attention_levels(vars(args))
+    if args.timestep_respacing == "auto":
+        args.timestep_respacing = "100" if args.diffusion_steps >= 100 else ""
     try:
         diffusion.kept_steps(args.diffusion_steps, args.timestep_respacing)
     except ValueError as error:
@@ -247,6 +261,11 @@ def train(args):
     if not len(indices):
         raise InputError(f"--dataset_indices {args.dataset_indices}: holds no index")
     encoder = Encoder(args, device)
+    if args.skip_unreadable:
+        indices = without_unreadable(args, listing, indices, device)
+    dataset = IndexedImages(listing, indices, BothTransforms(args.image_size, args.ssl_resolution))
+    spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
+    grid = next(iter(DataLoader(torch.utils.data.Subset(dataset, spread), GRID_COLUMNS)))[0]
     seed_everything(args.seed)
     state = Run(args, encoder, [listing.fingerprint["sha256"], len(indices), int(indices.sum())], device)
     state.resume()
@@ -258,9 +277,8 @@ def train(args):
         f"U-Net of {sum(p.numel() for p in state.unet.parameters()) / 1e6:.2f} million weights on {device} in "
         f"{state.precision}, representation: {' and '.join(encoder.layers)}, {encoder.width} wide"
     )
-    dataset = IndexedImages(listing, indices, BothTransforms(args.image_size, args.ssl_resolution))
-    spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
-    grid = next(iter(DataLoader(torch.utils.data.Subset(dataset, spread), GRID_COLUMNS)))[0]
+    if state.lacks_samples() and not state.save_samples(*grid, stop):
+        leave(state, stop)
     batches = DataLoader(
         dataset,
         batch_sampler=Batches(len(indices), args.batch_size, args.seed, state.step),
@@ -279,17 +297,36 @@ def train(args):
             state.log()
         if state.step % args.save_interval == 0 or state.finished() or asked:
             state.save()
-            if not asked:
-                state.save_samples(*grid)
-        if asked and not state.finished():
-            say(f"asked to stop: saved after step {state.step}; the same command goes on there")
-            wait_for_all()
-            stop.leave()
+            asked = asked or not state.save_samples(*grid, stop)
+        if asked:
+            leave(state, stop)
         if state.finished():
             break
     say(f"{state.step} steps are done")
     wait_for_all()
     disconnect()
+
+
+def without_unreadable(args, listing, indices, device):
+    """The indices of the images that can be decoded, which the processes find out together."""
+    own = slice(rank(), None, world_size())
+    found = torch.zeros(len(indices), device=device)
+    found[own] = torch.from_numpy(readable(listing, indices[own], args.workers)).to(found)
+    kept = indices[sum_over_processes(found).cpu().numpy() > 0]
+    say(f"{len(indices) - len(kept)} of {len(indices)} images cannot be read and are left out")
+    if not len(kept):
+        raise InputError("--skip_unreadable: not one of the images could be read")
+    return kept
+
+
+def leave(state, stop):
+    say(f"asked to stop: saved after step {state.step}; the same command goes on there")
+    wait_for_all()
+    stop.leave()
+
+
+class Stopped(Exception):
+    """Raised between two steps of sampling, when this process was asked to stop."""
 
 
 class Encoder:
@@ -455,21 +492,47 @@ class Run:
             )
         wait_for_all()
 
-    def save_samples(self, images, encoder_images):
-        """samples{step}.png: images, and below each two samples from its representation by the first average."""
-        if rank() == 0:
-            weights = {name: value.clone() for name, value in self.unet.state_dict().items()}
-            self.unet.load_state_dict(self.ema[self.rates[0]])
-            self.unet.eval()
-            sampler = diffusion.Diffusion(vars(self.args), self.args.timestep_respacing)
+    def samples_path(self):
+        return self.folder / f"samples{self.step:06d}.png"
+
+    def lacks_samples(self):
+        """Was the run ended after this step was saved, but before its grid was?"""
+        due = self.step > 0 and (self.step % self.args.save_interval == 0 or self.finished())
+        ours = due and (self.folder / f"opt{self.step:06d}.pt").is_file()
+        return any_process([rank() == 0 and ours and not self.samples_path().is_file()], self.device)[0]
+
+    def save_samples(self, images, encoder_images, stop):
+        """samples{step}.png: images, and below each two samples from its representation by the first average.
+
+        The processes share the samples. False, and no file, if one of them was asked to stop meanwhile.
+        """
+
+        def go_on(_):
+            if stop.received is not None:
+                raise Stopped
+
+        weights = {name: value.clone() for name, value in self.unet.state_dict().items()}
+        self.unet.load_state_dict(self.ema[self.rates[0]])
+        self.unet.eval()
+        sampler = diffusion.Diffusion(vars(self.args), self.args.timestep_respacing)
+        n, side = len(images) * GRID_SAMPLES, self.args.image_size
+        own, samples = list(range(n)[rank() :: world_size()]), torch.zeros(n, 3, side, side, device=self.device)
+        try:
             with torch.no_grad(), autocast(self.device, self.precision):
                 representations = self.encoder(encoder_images.to(self.device)).repeat(GRID_SAMPLES, 1)
-                seeds = range(len(representations))
-                samples = sampler.sample(self.unet, representations, self.args.image_size, seeds).cpu()
-            self.unet.load_state_dict(weights)
-            self.unet.train()
-            save_grid(self.folder / f"samples{self.step:06d}.png", torch.cat([images, samples]), len(images))
+                if own:  # there may be more processes than samples
+                    samples[own] = sampler.sample(self.unet, representations[own], side, own, on_progress=go_on)
+        except Stopped:
+            pass  # the others may not know yet: all ask below
+        self.unet.load_state_dict(weights)
+        self.unet.train()
+        if any_process([stop.received is not None], self.device)[0]:
+            return False
+        samples = sum_over_processes(samples).cpu()
+        if rank() == 0:
+            save_grid(self.samples_path(), torch.cat([images, samples]), len(images))
         wait_for_all()
+        return True
 
     def resume(self):
         """Goes on from the last complete step in --out_dir, or from --resume_checkpoint if that is further."""

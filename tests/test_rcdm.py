@@ -309,9 +309,10 @@ def test_stopped_and_killed_and_continued_equals_uninterrupted(data, trained, tm
     assert code == -signal.SIGKILL and f"going on after step {stopped_at}" in output
     for name in ("opt000003.pt", "model000003.pt"):
         shutil.copy(tmp_path / name, tmp_path / name.replace("3", "4"))  # a step without its average: not complete
-    result = run_script("train_RCDM.py", *arguments)
-    assert result.returncode == 0, result.stderr
-    assert "going on after step 3" in result.stdout
+    # Asked during the last grid, which takes all 1000 steps here: it is given up, and drawn by the same command.
+    code, output = interrupted([*arguments, "--timestep_respacing", ""], signal.SIGTERM, "step 6/6")
+    assert code == 143 and "going on after step 3" in output and "saved after step 6" in output
+    assert not (tmp_path / "samples000006.png").exists()
     for name in ("model000006.pt", "ema_0.9999_000006.pt", "opt000006.pt"):
         ours, whole = load(tmp_path / name), load(trained["A"] / name)
         for state in (ours, whole):
@@ -321,6 +322,8 @@ def test_stopped_and_killed_and_continued_equals_uninterrupted(data, trained, tm
     assert steps == [1, 2, 3, 4, 5, 6]
     again = run_script("train_RCDM.py", *arguments)
     assert again.returncode == 0 and "6 steps are done" in again.stdout
+    pictures = [np.asarray(Image.open(folder / "samples000006.png")) for folder in (tmp_path, trained["A"])]
+    np.testing.assert_array_equal(*pictures)
     other = run_script("train_RCDM.py", *arguments, "--batch_size", "2")
     assert_one_line_error(other, "--batch_size 2", "was trained with 4", "another --out_dir")
 
@@ -332,6 +335,9 @@ def test_two_processes_microbatches_samplers_and_another_start(data, trained, tm
     assert result.returncode == 0, result.stderr
     assert "(2 processes)" in result.stdout and "going on after step 6" in result.stdout
     assert "this average starts from the weights" in result.stdout
+    # The processes share the grid's samples: none is left black.
+    grid = np.asarray(Image.open(tmp_path / "samples000009.png").convert("RGB"))
+    assert all(grid[y : y + 32, x : x + 32].any() for y in (2, 36, 70) for x in range(2, 8 * 34, 34))
     assert {"model000009.pt", "ema_0.9_000009.pt", "ema_0.99_000009.pt", "opt000009.pt"} <= files(tmp_path)
     # Steps 7, 8 and 9, each of 2 x 2 images; every one of them was seen by the sampler.
     assert load(tmp_path / "opt000009.pt")["training"]["step_sampler"]["counts"].sum() == 12
@@ -364,12 +370,31 @@ def test_a_job_gets_the_nodes_and_gpus_of_the_flags(data, monkeypatch, capsys):
         asked.update(parameters, job=job, folder=folder, stay_here=stay_here)
         return 123
 
+    def run(**changes):
+        monkeypatch.setattr(sys, "argv", ["train_RCDM.py", *published(data, local=0, **changes)])
+        train_RCDM.main()
+
     monkeypatch.setattr(train_RCDM, "submit", submit)
-    monkeypatch.setattr(sys, "argv", ["train_RCDM.py", *published(data, local=0, partition="gpu")])
-    train_RCDM.main()
+    run(partition="gpu")
     assert capsys.readouterr().out.splitlines()[-1] == "123"
     expected = {"nodes": 4, "tasks_per_node": 8, "gpus_per_node": 8, "timeout_min": 4320, "slurm_partition": "gpu"}
     assert {name: asked[name] for name in expected} == expected and asked["stay_here"] == "--local 1"
+    assert asked["mem_gb"] == 480 and asked["slurm_additional_parameters"] is None
+    awaited = data / "not yet there.pth"
+    run(ngpus=0, world_size=2, dependency="afterok:7", ssl_model_pth=awaited)
+    assert (asked["tasks_per_node"], asked["gpus_per_node"], asked["mem_gb"]) == (2, None, 60)
+    assert asked["slurm_additional_parameters"] == {"dependency": "afterok:7", "kill_on_invalid_dep": "yes"}
+    with pytest.raises(InputError, match="--ssl_model_pth .*no such file"):
+        run(ssl_model_pth=awaited)
+
+
+@pytest.mark.parametrize("given, steps, found", [(None, 1000, "100"), (None, 50, ""), ("", 1000, ""), ("7", 50, "7")])
+def test_sample_grids_take_100_steps_unless_told_otherwise(data, given, steps, found):
+    words = published(data, timestep_respacing=None, diffusion_steps=steps)
+    words += [] if given is None else ["--timestep_respacing", given]
+    args = train_RCDM.parse_args(words)
+    train_RCDM.check_args(args)
+    assert args.timestep_respacing == found
 
 
 @pytest.mark.parametrize(
