@@ -5,7 +5,7 @@ prints and writes, with 95 % intervals: how often the judge is right on real ima
 of whole images (public ones, that RCDM was trained on; as many that neither RCDM nor its encoder saw), and on
 reconstructions from crops under target and reference model: of all attacked examples, and by their share.
 
-    python bash_examples/judge_rcdm.py --save_path /tmp/judged.json --judge_pth /tmp/judge/model_ep300.pth \\
+    python bash_examples/judge_rcdm.py --save_path /tmp/judged.json --judge_pth demo/seed0/judge/model_ep100.pth \\
         --attack demo/seed0/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep \\
         --rcdm_A demo/seed0/simclr_600epochs/RCDM/rcdm_simclr_600ep_50pc_A \\
         --rcdm_B demo/seed0/simclr_600epochs/RCDM/rcdm_simclr_600ep_50pc_B \\
