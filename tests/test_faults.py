@@ -42,6 +42,7 @@ SCRIPTS = {
     "training": ("train_SSL.py", "logging.folder"),
     "attack": ("label_inference_attack.py", "output_dir"),
     "probe": ("lin_probe.py", "output_dir"),
+    "rcdm": ("train_RCDM.py", "out_dir"),
 }
 
 
@@ -70,6 +71,13 @@ def settings(command, data, made, out):
             **pictures,
             **{"model_pth": made / "A.pth", "train_idx_pth": index / "train_A.npy"},
             **{"val_idx_pth": data / "index" / "val_set.npy", "epochs": 1, "output_dir": out},
+        },
+        "rcdm": {
+            **{"feat_cond": "", "ssl_model_pth": made / "A.pth", "ssl_resolution": 32, "data_dir": data / "images"},
+            **{"dataset_indices": index / "public.npy", "workers": 0, "local": 1, "world_size": 1, "batch_size": 4},
+            **{"image_size": 32, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1},
+            **{"attention_resolutions": 16, "backend": "diffusers", "timestep_respacing": 2, "log_interval": 1},
+            **{"lr_anneal_steps": 2, "save_interval": 1, "out_dir": out},
         },
     }[command]
 
@@ -398,6 +406,7 @@ FAULTS = [
     ),
     *(fault("cut image", command, image("c0/c0_00.JPEG", cut), BAD_IMAGE, "truncated")
       for command in ("beton", "attack", "probe")),
+    fault("unreadable public image", "rcdm", image("c0/c0_08.JPEG", b"no image"), "c0_08.JPEG: cannot be read"),
     fault("cut public image", "attack", image("c0/c0_08.JPEG", cut), "c0_08.JPEG: cannot be read as an image"),
     *(
         fault("image of 400 million pixels", command, image("c0/c0_00.JPEG", drawn((20000, 20000), "1")), BAD_IMAGE,
@@ -421,6 +430,12 @@ FAULTS = [
             lambda case: (image("c0/c0_00.JPEG", cut)(case), case.flags.update(skip_unreadable="")) and None,
             text, code=0)
       for command, text in (("attack", "11 images of set A"), ("probe", "1 of 12 images"))),
+    fault("unreadable image left out", "rcdm",
+          lambda case: (image("c0/c0_08.JPEG", cut)(case), case.flags.update(skip_unreadable="")) and None,
+          "1 of 12 images cannot be read", "11 images, 4 a step", code=0),
+    fault("other images than before", "rcdm",
+          lambda case: (image("c0/c0_08.JPEG", cut)(case), case.flags.update(skip_unreadable="")) and None,
+          "--images", "was trained with", "another --out_dir"),
     # Classes.
     *(
         fault(f"class {what}", command, make, "made for another image folder", text)
@@ -463,7 +478,8 @@ FAULTS = [
     ),
     *(
         fault("index duplicated", command, index(flag, np.array([0, 1, 0])), f"--{flag}", "holds an index twice")
-        for command, flag in (("attack", "bbox_A_idx_pth"), ("attack", "public_idx_pth"), ("probe", "train_idx_pth"))
+        for command, flag in (("attack", "bbox_A_idx_pth"), ("attack", "public_idx_pth"), ("probe", "train_idx_pth"),
+                              ("rcdm", "dataset_indices"))
     ),
     fault("index empty", "probe", index("train_idx_pth", np.array([], int)), "--train_idx_pth", "holds no index"),
     fault("index empty", "probe", index("val_idx_pth", np.array([], int)), "--val_idx_pth", "holds no index"),
@@ -485,6 +501,9 @@ FAULTS = [
             ("of odd types", of_odd_types, ["does not hold the network"]),
         )
     ),
+    fault("checkpoint missing", "rcdm", changed(ssl_model_pth="/nowhere.pth"), "--ssl_model_pth /nowhere.pth: no such"),
+    fault("checkpoint cut to 90%", "rcdm", checkpoint("ssl_model_pth", cut_to(0.9)), "--ssl_model_pth",
+          "not a checkpoint"),
     fault("checkpoint with NaN", "attack", checkpoint("model_A_pth", not_finite), "--model_A_pth", "not finite"),
     fault("checkpoint with NaN", "probe", checkpoint("model_pth", not_finite), "--model_pth", "not finite"),
     *(fault(f"model.pth cut to {share:.0%}", "training", resuming(resume_cut(share)), "model.pth", "not a checkpoint")
@@ -505,7 +524,7 @@ FAULTS = [
             ("65535 fields", put("header", "num_fields", 65535), "version"),
             ("too many samples", put("header", "num_samples", 2**63), "truncated"),
             ("a table beyond its end", put("header", "alloc_table_ptr", 2**64 - 1), "truncated"),
-            ("a table in the header", put("header", "alloc_table_ptr", 0), ""),
+            ("a table in the header", put("header", "alloc_table_ptr", 0), "tables disagree"),
             ("an image beyond its end", put("table", 1, 2**40), "beyond its end"),
             ("an image that wraps around", put("table", 1, 2**64 - 8), "beyond its end"),
             ("an image of 16 EiB", put("table", 2, 2**64 - 1), "beyond its end"),
@@ -524,14 +543,14 @@ FAULTS = [
     *(fault("full disk (a limit)", command, lambda case: limit(200), text) for command, text in (
         ("partition", "bbox_A.npy: cannot be written"), ("beton", "x.beton: cannot be written"),
         ("attack", "cannot be written"),
-        ("probe", ".pth: cannot be written"))),
+        ("probe", ".pth: cannot be written"), ("rcdm", "cannot be written"))),
     fault("full disk (a limit)", "training", resuming(lambda path, content: save_checkpoint(path, content),
           lambda: limit(10**6)), "cannot be written", "disk full"),
     *(fault("full disk", command, mounted("full"), "cannot be written") for command in SCRIPTS),
     *(fault("read-only folder", command, mounted("ro"), "Read-only file system") for command in SCRIPTS),
     *(fault("file in the place of the folder", command, a_file_there, "out") for command in SCRIPTS),
     *(fault("folder in use", command, in_use, f"--{SCRIPTS[command][1]}", f"process {os.getpid()}", "writes there now")
-      for command in ("partition", "training", "attack", "probe")),
+      for command in ("partition", "training", "attack", "probe", "rcdm")),
 ]  # fmt: skip
 
 
@@ -728,7 +747,9 @@ def call_and_leave(command, values):
 def fork():
     """fork(command, values): starts the command in a process that need not import anything first."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers", "torchvision", "pandas", "cv2", "submitit", "dejavu_utils.loader"])
+    context.set_forkserver_preload(
+        ["helpers", "torchvision", "pandas", "cv2", "submitit", "dejavu_utils.loader", "diffusers"]
+    )
 
     def start(command, values):
         process = context.Process(target=call_and_leave, args=(command, values))
@@ -757,6 +778,9 @@ def read(path):
     """What a complete file says; an error for a half one."""
     if path.suffix in (".pth", ".pt"):
         return comparable(torch.load(path, weights_only=True))
+    if path.suffix == ".png":
+        with Image.open(path) as picture:
+            return np.asarray(picture).tolist()
     if path.suffix == ".npy":
         return np.load(path).tolist()
     if path.suffix == ".npz":

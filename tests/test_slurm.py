@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, assert_one_line_error, draw_tree, flags, readme_command, run_here
+from helpers import ROOT, assert_one_line_error, draw_tree, flags, readme_command, run_here, run_script
 
 from dejavu_utils.beton import write_beton
 
@@ -37,10 +37,16 @@ SIZES = {  # flags of size that are appended to the README's commands
         **{"ngpus": 0, "world_size": 2, "mem_gb": 2},
     },
     "lin_probe.py": {"resolution": 32, "epochs": 2, "num_workers": 1, "ngpus": 0, "world_size": 2, "mem_gb": 2},
+    "train_RCDM.py": {
+        **{"ssl_arch": "resnet18", "mlp": "32-16", "ssl_resolution": 32, "image_size": 32, "num_channels": 32},
+        **{"channel_mult": "1,1", "num_res_blocks": 1, "attention_resolutions": 16, "batch_size": 2, "workers": 0},
+        **{"lr_anneal_steps": 2, "save_interval": 2, "log_interval": 1, "timestep_respacing": 2},
+        **{"backend": "diffusers", "nodes": 1, "ngpus": 0, "world_size": 2, "mem_gb": 3},
+    },
 }
 
-# The stages after the training and where they write. train_RCDM.py's row goes here.
-STAGES = [("label_inference_attack.py", "attack_sweeps"), ("lin_probe.py", "lin_probe_sweeps_with_aug")]
+# The stages after the training and the flag that says where they write.
+STAGES = {"label_inference_attack.py": "--output_dir", "lin_probe.py": "--output_dir", "train_RCDM.py": "--out_dir"}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +96,11 @@ def command(script, data, **changes):
         "BETONS_FOLDER": data / "betons",
         "LOGGING_FOLDER": data / "logs",
     }
-    words = [string.Template(word).substitute(variables) for word in readme_command(script)]
+    named = dict(re.findall(r'^export (MODEL_FLAGS_\d+)="(.*)"$', (ROOT / "README.md").read_text("utf-8"), re.M))
+    words = []
+    for word in readme_command(script):  # flags within a variable are words of their own; a folder is one word
+        of_model = named.get(word.removeprefix("$"))
+        words += of_model.split() if of_model else [string.Template(word).substitute(variables)]
     words = [re.sub(r"(model_ep|_)1000(ep|\.pth)", rf"\g<1>{EPOCHS}\g<2>", word) for word in words]
     last = [words.pop()] if words[-1] == "0" else []
     changes = {name.replace("__", "."): value for name, value in changes.items()}
@@ -176,10 +186,11 @@ def jobs(cluster, data):
         dependency = f"afterok:{found['whole']}"
         found["next"] = training(data, "vicreg_dssweep_300pc_A", dist__dependency=dependency, dist__comment="it's 2nd")
     found["never"] = training(data, "never", dist__dependency=f"afterok:{found['killed']}")
-    for script, _ in STAGES:  # before the models are there
+    for script in STAGES:  # before the models are there
         script, words = command(script, data, dependency=f"afterok:{found['whole']}:{found['preempted']}")
         found[script] = submit(script, words)
-        job_folders[found[script]] = words[words.index("--output_dir") + 1]
+        folder = Path(words[words.index(STAGES[script]) + 1])
+        job_folders[found[script]] = folder / "submitit" if script == "train_RCDM.py" else folder
 
     # They are held in their second epoch, so that what is to happen happens there.
     held = {name: None for name in ("preempted", "limited", "killed")}
@@ -255,7 +266,7 @@ def test_dependencies_hold(jobs):
     assert then["JobState"] == "COMPLETED" and then["StartTime"] >= first["EndTime"]
     assert f"{EPOCHS} epochs are done" in log(jobs["next"])
     assert never["JobState"] == "CANCELLED" and not log(jobs["never"])
-    for script, _ in STAGES:
+    for script in STAGES:
         assert job(jobs[script])["StartTime"] >= job(jobs["preempted"])["EndTime"]
 
 
@@ -266,11 +277,11 @@ def test_sbatch_takes_what_has_no_flag_from_the_environment(jobs):
     assert job(jobs["whole"])["Partition"] == "main" and job(jobs["whole"])["TimeLimit"] == "1-22:40:00"
 
 
-@pytest.mark.parametrize("script, below", STAGES)
-def test_the_later_stages_give_what_they_give_here(jobs, data, tmp_path, script, below):
+@pytest.mark.parametrize("script", ["label_inference_attack.py", "lin_probe.py"])
+def test_the_later_stages_give_what_they_give_here(jobs, data, tmp_path, script):
     number = jobs[script]
     assert job(number)["JobState"] == "COMPLETED", log(number, kind="err")
-    (there,) = (data / "logs" / "vicreg" / below).iterdir()
+    there = Path(job_folders[number])
     script, words = command(script, data, local=1, world_size=1, output_dir=tmp_path, num_workers=0)
     assert run_here(script, *words).returncode == 0
     names = {path.name for path in tmp_path.iterdir()}
@@ -280,6 +291,21 @@ def test_the_later_stages_give_what_they_give_here(jobs, data, tmp_path, script,
             np.testing.assert_array_equal(np.load(there / name), np.load(tmp_path / name))
     ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, there))
     assert ours["counts"] == theirs["counts"]
+
+
+def test_rcdm_is_finished_and_gives_what_it_gives_here(jobs, data, tmp_path):
+    number = jobs["train_RCDM.py"]
+    assert job(number)["JobState"] == "COMPLETED", log(number, kind="err")
+    assert "(2 processes)" in log(number) and "2 steps are done" in log(number)
+    there = data / "logs" / "RCDM" / "vicreg" / f"rcdm_vicreg_{EPOCHS}ep_300pc_A"
+    names = {"model000002.pt", "ema_0.9999_000002.pt", "opt000002.pt", "samples000002.png", "params.json", "log"}
+    assert {path.name for path in there.iterdir() if path.is_file()} - {".lock"} == names
+    script, words = command("train_RCDM.py", data, local=1, out_dir=tmp_path)
+    result = run_script(script, *words)
+    assert result.returncode == 0, result.stderr
+    for name in ("model000002.pt", "ema_0.9999_000002.pt"):
+        ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (tmp_path, there))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize(
