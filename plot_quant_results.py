@@ -36,7 +36,15 @@ from dejavu_utils.plots import (
     save_partition_figures,
     save_probe_figures,
 )
-from dejavu_utils.results import TOP_KS, attacked_layers, confidence_curve, read_attack, read_probe, sweep_points
+from dejavu_utils.results import (
+    LAYERS_BESIDE,
+    TOP_KS,
+    attacked_layers,
+    confidence_curve,
+    read_attack,
+    read_probe,
+    sweep_points,
+)
 
 # What --sweep_param may be: (folder names, the value that the digits in them stand for, label of the axis).
 PARAMS = {
@@ -49,7 +57,6 @@ PARAMS = {
     ),
 }
 LAYERS = ("backbone", "projector", "logits")
-BESIDE = ("attack_sweeps_backbone", "attack_sweeps_w_linear_layer_activations")  # other layers than attack_sweeps
 CURVE = range(10, 101, 2)  # per cents of the confidence curve
 
 
@@ -77,7 +84,7 @@ def parse_args(argv=None):
         "--dataset_sweep_epoch", type=int, default=1000, help="epochs of the sweeps of data set sizes and parameters"
     )
     parser.add_argument(
-        "--layer", default="projector", help="layer of attacks that hold several, for all but attk_layers"
+        "--layer", help="layer of the attacks, for all but attk_layers; default: projector, or the one that is there"
     )
     parser.add_argument("--style", choices=STYLES, default=STYLES[0], help="science: SciencePlots', if it is installed")
     parser.add_argument("--sweep_param", choices=PARAMS, help="figures against this parameter instead")
@@ -146,7 +153,7 @@ def plot_point(args, folder):
     point = folder / f"NN_attk_{args.model}_{args.epoch_sweep_dataset}pc_{args.dataset_sweep_epoch}ep"
     layers = attacked_layers(point)
     if folder.name == "attack_sweeps":
-        for name in BESIDE:
+        for name in LAYERS_BESIDE:
             layers = {**attacked_layers(folder.parent / name / point.name), **layers}
     read = {}
     for layer in sorted(layers, key=place_in_network):
@@ -155,7 +162,9 @@ def plot_point(args, folder):
         except InputError as error:
             print(f"note: left out: {error}")
     if read:
-        own = args.layer if args.layer in read else next(iter(attacked_layers(point)), None)
+        own = args.layer or ("projector" if "projector" in read else next(iter(attacked_layers(point)), None))
+        if own not in read and args.layer:
+            print(f"note: no {args.layer} in {point}: no figure of the confidence")
         save_all(args, "attk_confidence_", confidence_frames(read[own]) if own in read else ())
     if len(read) > 1:
         save_all(args, "attk_layers_acc_", layer_frames(args, read))
@@ -184,9 +193,12 @@ def read_points(args, folder, template, value, x):
     is_attack = template.startswith("NN_")
 
     def read(path):
-        return (
-            read_attack(attacked_layers(path).get(args.layer, path), args.k_neighb) if is_attack else read_probe(path)
-        )
+        if not is_attack:
+            return read_probe(path)
+        layers = attacked_layers(path)
+        if args.layer and layers and args.layer not in layers:
+            raise InputError(f"--layer {args.layer}: {path} holds {', '.join(sorted(layers, key=place_in_network))}")
+        return read_attack(layers.get(args.layer or "projector", path), args.k_neighb)
 
     points, left_out = [], []
     for position, path in sweep_points(folder, template, value):

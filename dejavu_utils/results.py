@@ -16,6 +16,8 @@ from dejavu_utils.options import InputError
 SETS = ("A", "B")
 TOP_KS = (1, 5)
 CONFIDENCES = (5, 20, 100)  # per cent of the examples, in results.json
+# Folders of attacks beside attack_sweeps, with the layer that an attack in them is of.
+LAYERS_BESIDE = {"attack_sweeps_backbone": "backbone", "attack_sweeps_w_linear_layer_activations": "logits"}
 
 
 def attack_path(folder, model, attacked, what):
@@ -42,7 +44,8 @@ def read_attack(folder, k_attk=0):
 def attacked_layers(folder):
     """{layer: folder} of an attack: subfolders backbone, projector.{i} and projector, or the folder itself.
 
-    The folder's own files are those of the projector's output, or of the layer that its results.json names.
+    The folder's own files are those of the layer that its results.json names; without one, of LAYERS_BESIDE's if the
+    folder above has such a name, else of the projector's output.
     """
     folder = Path(folder)
     names = re.compile(r"backbone|projector(\.\d+)?|logits")
@@ -55,7 +58,7 @@ def attacked_layers(folder):
         try:
             layer = json.loads((folder / "results.json").read_text(encoding="utf-8"))["settings"]["layer"]
         except (OSError, ValueError, KeyError):
-            layer = "projector"
+            layer = LAYERS_BESIDE.get(folder.absolute().parent.name, "projector")
         found.setdefault(layer, folder)
     return found
 

@@ -125,7 +125,7 @@ def test_corner_fractions_have_no_probes_of_their_own(tmp_path):
 
 
 def test_layers_confidence_curve_and_probe_gap(tmp_path):
-    """Layers as the attack writes them, in subfolders, and a backbone that was attacked by itself."""
+    """Layers as the attack writes them, in subfolders; a backbone that others attacked by itself; and logits."""
     name = "NN_attk_vicreg_300pc_50ep"
     for layer in ("projector", "projector.1", "projector.0"):
         shutil.copytree(POINT, tmp_path / "attack_sweeps" / name / layer)
@@ -133,13 +133,14 @@ def test_layers_confidence_curve_and_probe_gap(tmp_path):
     worse = tmp_path / "attack_sweeps_backbone" / name / "A_attk_A_neighb_labels.npy"
     worse.chmod(0o644)
     np.save(worse, np.load(worse)[:, ::-1].copy() % 7)
-    (tmp_path / "attack_sweeps_backbone" / name / "results.json").write_text('{"settings": {"layer": "backbone"}}')
+    logits = shutil.copytree(POINT, tmp_path / "attack_sweeps_w_linear_layer_activations" / name)
+    (logits / "results.json").write_text('{"settings": {"layer": "logits"}}')
     write_probe_log(tmp_path / "probes" / "lp_vicreg_300pc_50ep", (0.4, 0.7), (0.5, 0.8))
     result = plot(tmp_path, attk_folder_path=tmp_path, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes")
     assert result.returncode == 0, result.stderr
     saved = tmp_path / "plot"
     layers = pd.read_csv(saved / "attk_layers_acc_top1.csv")
-    assert layers["layer"].unique().tolist() == ["backbone", "projector.0", "projector.1", "projector"]
+    assert layers["layer"].unique().tolist() == ["backbone", "projector.0", "projector.1", "projector", "logits"]
     everybody = layers[layers["pct_confidence"] == 100].set_index("layer")
     assert everybody["target_acc"]["backbone"] < everybody["target_acc"]["projector"]
     epochs = pd.read_csv(saved / "attk_epochs_acc_top1.csv")
@@ -153,6 +154,17 @@ def test_layers_confidence_curve_and_probe_gap(tmp_path):
             data = (saved / f"{figure}{ending}").read_bytes()
             assert len(data) > 4000 and b"/Type3" not in data  # fonts that publishers refuse
     assert Image.open(saved / "attk_layers_acc_top5.png").size == (1020, 750)  # 3.4 x 2.5 inches
+
+
+def test_a_layer_that_was_asked_for_is_drawn_or_left_out(tmp_path):
+    shutil.copytree(POINT, tmp_path / "attack_sweeps" / "NN_attk_vicreg_300pc_50ep" / "backbone")
+    shutil.copytree(POINT, tmp_path / "attack_sweeps" / "NN_attk_vicreg_300pc_100ep")
+    changes = dict(attk_folder_path=tmp_path, layer="backbone", dataset_sweep_epoch=100)
+    result = plot(tmp_path, **changes)
+    assert result.returncode == 0, result.stderr
+    assert "note: left out: --layer backbone: " in result.stdout and "300pc_100ep holds projector" in result.stdout
+    assert pd.read_csv(tmp_path / "plot" / "attk_epochs_acc_top1.csv")["epoch"].unique().tolist() == [50]
+    assert not (tmp_path / "plot" / "attk_confidence_top1.csv").exists()  # of the point at 100 epochs
 
 
 def test_sweep_points_are_sorted_by_value(tmp_path):
@@ -186,6 +198,7 @@ def test_difference_of_estimates():
         ({"model": "dino"}, ["--attk_folder_path", "NN_attk_dino_300pc_*ep or NN_attk_dino_*pc_50ep"]),
         ({"attk_folder_path": "/nowhere"}, ["--attk_folder_path /nowhere: no such folder"]),
         ({"pct_confidences": "20;100"}, ["--pct_confidences", "20,100"]),
+        ({"layer": "backbone"}, ["--layer backbone", "NN_attk_vicreg_300pc_50ep holds projector"]),
         ({"k_neighb": 101}, ["neighb_labels.npy", "k_attk is 101", "only 100"]),
         ({"plot_lin_probe": 1}, ["--lin_probe_folder_path is needed"]),
         ({"plot_lin_probe": 1, "lin_probe_folder_path": DATA}, ["--lin_probe_folder_path", "lp_vicreg_300pc_*ep"]),
