@@ -96,7 +96,7 @@ def main():
 
 
 def probe(args):
-    device, stop = join(args), StopSignal()
+    device = join(args)
     network = load_model(args.model_pth, "--model_pth")
     check_typed(network, f"--model_pth {args.model_pth}", args.mlp, args.loss, args.resnet50)
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
@@ -107,6 +107,7 @@ def probe(args):
             raise InputError(f"{flag} {getattr(args, flag[2:])}: holds no index")
     if args.skip_unreadable:
         train, val = (without_unreadable(args, listing, indices, device) for indices in (train, val))
+    stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler queues the job again
     layer = "projector" if args.use_projector else "backbone"
     state = Run(args, network, layer, listing, train, val, device, stop)
     if state.path.is_file():

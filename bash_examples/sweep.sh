@@ -121,6 +121,7 @@ attack_results() { # attack_results FOLDER: the file that an attack writes last;
   local word layer='' previous=''
   for word in ${attack_flags[@]+"${attack_flags[@]}"}; do
     if [ "$previous" = --layers ]; then layer=${word##*,}/; fi
+    case $word in --layers=*) word=${word#*=} layer=${word##*,}/ ;; esac
     previous=$word
   done
   echo "$1/${layer}results.json"

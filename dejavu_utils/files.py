@@ -137,21 +137,22 @@ def _lock(path, flag, me):
         if me["job"] and owner.get("job") == me["job"] and owner.get("restart", 0) < me["restart"]:
             return None
         dead = owner.get("host") == me["host"] and not _is_alive(owner.get("pid", 0))
-        if not dead or time.monotonic() > deadline:
+        if owner and not dead or time.monotonic() > deadline:  # a holder without a name is just writing it
             job = f", SLURM job {owner['job']}" if owner.get("job") else ""
+            who = f"process {owner.get('pid')} on {owner.get('host')}{job}" if owner else "another process"
             raise InputError(
-                f"{flag} {path.parent}: process {owner.get('pid')} on {owner.get('host')}{job} writes there now; wait "
-                f"for it, or name another folder (if you are certain that it is gone: remove {path})"
+                f"{flag} {path.parent}: {who} writes there now; wait for it, or name another folder (if you are "
+                f"certain that it is gone: remove {path})"
             )
         time.sleep(0.1)
 
 
 def _owner(handle):
-    """What the holder of a lock has written into it."""
+    """What the holder of a lock has written into it; {} if that is nothing yet."""
     handle.seek(0)
     try:
         owner = json.loads(handle.read())
-    except ValueError:  # it is just writing it
+    except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}
 

@@ -1,8 +1,10 @@
 """Files that appear whole, what killed processes leave, and folders with one writer at a time."""
 
 import fcntl
+import json
 import os
 import socket
+import threading
 
 import numpy as np
 import pytest
@@ -45,6 +47,18 @@ def test_a_folder_has_one_writer(tmp_path):
     lock.write_text('{"host": "gone", "pid": 1}')  # of a process that was killed
     with locked(lock, "--output_dir"):
         pass
+
+
+def test_a_holder_that_has_not_yet_written_its_name_is_named_when_it_has(tmp_path):
+    lock = tmp_path / ".lock"
+    with open(lock, "a+", encoding="utf-8") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        name = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        writer = threading.Timer(0.3, lock.write_text, [name])
+        writer.start()
+        with pytest.raises(InputError, match=f"process {os.getpid()} on "), locked(lock, "--x"):
+            raise AssertionError
+        writer.join()
 
 
 def test_a_job_that_was_queued_again_does_not_wait_for_its_earlier_life(tmp_path):

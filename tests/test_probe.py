@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def test_results_and_closing_words(undisturbed):
     assert f"top-1 {results['final']['train']['top_1']['value']:.3f}" in training
 
 
-def test_workers_processes_and_kept_features_change_nothing_and_the_seed_does(data, tmp_path, monkeypatch, undisturbed):
+def test_workers_processes_and_kept_features_change_nothing_seed_and_layer_do(data, tmp_path, monkeypatch, undisturbed):
     assert probe(data, tmp_path / "workers", num_workers=2).returncode == 0
     assert figures(tmp_path / "workers") == figures(undisturbed[0])
     monkeypatch.setattr(lin_probe, "_FEATURE_BYTES", 0)  # too many to be kept
@@ -97,9 +98,10 @@ def test_workers_processes_and_kept_features_change_nothing_and_the_seed_does(da
     assert "2 process(es)" in result.stdout and result.stdout.count("epoch 3/3") == 1
     for found, expected in zip(figures(tmp_path / "two")["epochs"], figures(undisturbed[0])["epochs"]):
         assert found == pytest.approx(expected, rel=1e-4)
-    lin_probe.probe(lin_probe.parse_args(flags(settings_of(data, tmp_path / "seed", seed=1, use_projector=""))))
-    assert json.loads((tmp_path / "seed" / "results.json").read_text())["settings"]["layer"] == "projector"
-    assert figures(tmp_path / "seed")["epochs"] != figures(undisturbed[0])["epochs"]
+    for name, changes in (("seed", {"seed": 1}), ("projector", {"use_projector": ""})):
+        lin_probe.probe(lin_probe.parse_args(flags(settings_of(data, tmp_path / name, **changes))))
+        assert figures(tmp_path / name)["epochs"] != figures(undisturbed[0])["epochs"]
+    assert json.loads((tmp_path / "projector" / "results.json").read_text())["settings"]["layer"] == "projector"
 
 
 class Asked:
@@ -227,3 +229,19 @@ def test_unreadable_images_are_named_or_left_out(data, tmp_path):
     assert "1 of 27 images cannot be read" in result.stdout
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["counts"] == {"train": 26, "val": 8, "classes": 3}
+
+
+def test_a_stop_while_images_are_looked_at_is_left_to_submitit(data, tmp_path, monkeypatch):
+    class Queued(Exception):
+        pass
+
+    def queue_again(*_):
+        raise Queued
+
+    previous = signal.signal(signal.SIGUSR2, queue_again)  # as in one of its jobs
+    monkeypatch.setattr(lin_probe, "readable", lambda *_: os.kill(os.getpid(), signal.SIGUSR2))
+    try:
+        with pytest.raises(Queued):
+            lin_probe.probe(lin_probe.parse_args(flags(settings_of(data, tmp_path, skip_unreadable=""))))
+    finally:
+        signal.signal(signal.SIGUSR2, previous)

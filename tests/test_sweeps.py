@@ -260,13 +260,13 @@ def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path)
 
 def test_an_attack_of_several_layers_is_finished_with_its_last(folders, tmp_path):
     case = dict(DRY_RUN="1", LOCAL="1", SWEEP="epochs", EPOCHS="50", STAGES="train attack")
-    case["ATTACK_FLAGS"] = "--layers backbone,projector.0"
     attack = tmp_path / "vicreg" / "attack_sweeps" / "NN_attk_vicreg_300pc_50ep"
     for layer, finished in (("backbone", False), ("projector.0", True)):
         (attack / layer).mkdir(parents=True)
         (attack / layer / "results.json").touch()
-        result = sweep(folders, tmp_path, **case)
-        assert result.returncode == 0 and (f"{attack}: there already" in result.stdout) == finished
+        for separator in " =":
+            result = sweep(folders, tmp_path, **case, ATTACK_FLAGS=f"--layers{separator}backbone,projector.0")
+            assert result.returncode == 0 and (f"{attack}: there already" in result.stdout) == finished
 
 
 def test_without_slurm_it_says_so(folders, tmp_path):
