@@ -33,7 +33,7 @@ from dejavu_utils import augment
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.distributed import any_process, average_gradients, rank, sum_over_processes, wait_for_all, world_size
 from dejavu_utils.files import save_json
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices, readable
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
 from dejavu_utils.launch import StopSignal, autocast, disconnect, here_or_submitted, join, seed_everything
 from dejavu_utils.loader import RandomCrops
 from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
@@ -51,6 +51,7 @@ from dejavu_utils.options import (
 )
 from dejavu_utils.progress import Progress
 from dejavu_utils.results import TOP_KS, figure_in_words, probe_estimates
+from dejavu_utils.search import without_unreadable
 
 VIEW = augment.SECOND_VIEW
 # What a checkpoint must have in common with the probe that goes on from it; the files are compared by what they hold.
@@ -106,7 +107,7 @@ def probe(args):
         if not len(indices):
             raise InputError(f"{flag} {getattr(args, flag[2:])}: holds no index")
     if args.skip_unreadable:
-        train, val = (without_unreadable(args, listing, indices, device) for indices in (train, val))
+        train, val = (readable_only(args, listing, indices, device) for indices in (train, val))
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler queues the job again
     layer = "projector" if args.use_projector else "backbone"
     state = Run(args, network, layer, listing, train, val, device, stop)
@@ -129,17 +130,11 @@ def probe(args):
     disconnect()
 
 
-def without_unreadable(args, listing, indices, device):
-    """The indices of the images that can be decoded, which the processes find out together."""
-    own = slice(rank(), None, world_size())
-    found = torch.zeros(len(indices), device=device)
-    with Progress(len(indices[own]), "images looked at: can they be read?") if rank() == 0 else nullcontext() as bar:
-        on_progress = bar.update if bar else lambda count: None
-        found[own] = torch.from_numpy(readable(listing, indices[own], args.num_workers, on_progress)).to(found)
-    kept = indices[sum_over_processes(found).cpu().numpy() > 0]
+def readable_only(args, listing, indices, device):
+    with Progress(len(indices), "images looked at: can they be read?") if rank() == 0 else nullcontext() as bar:
+        on_progress = (lambda count: bar.update(count * world_size())) if bar else lambda count: None
+        kept = without_unreadable(listing, indices, device, args.num_workers, on_progress)
     say(f"{len(indices) - len(kept)} of {len(indices)} images cannot be read and are left out")
-    if not len(kept):
-        raise InputError("--skip_unreadable: not one of the images could be read")
     return kept
 
 

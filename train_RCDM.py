@@ -36,7 +36,7 @@ from dejavu_utils.augment import epoch_order
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.distributed import any_process, gather, rank, sum_over_processes, wait_for_all, world_size
 from dejavu_utils.files import complete_file, save_json
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices, readable
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
 from dejavu_utils.launch import (
     LOCK_FILE,
     ScriptJob,
@@ -62,6 +62,7 @@ from dejavu_utils.options import (
     zero_or_one,
 )
 from dejavu_utils.reconstruction import image_transform, save_grid
+from dejavu_utils.search import without_unreadable
 
 # What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name -> (default, type, help).
 MODEL_FLAGS = {
@@ -195,7 +196,7 @@ def main():
     check_args(args)
     job = ScriptJob(__file__, "train", args, (Path(args.out_dir) / LOCK_FILE, "--out_dir"))
     if args.local:
-        return start_here(job, args.world_size)
+        return start_here(job, args.world_size or (0 if args.ngpus else 1))
     job_id = submit(
         job,
         Path(args.out_dir) / "submitit",
@@ -254,7 +255,7 @@ def ema_rates(args):
 
 
 def train(args):
-    device = connect(args.port)
+    device = connect(args.port, gpu=0 if args.ngpus else None)
     stop = StopSignal()
     listing = list_images(args.data_dir, "--data_dir")
     indices = load_indices(args.dataset_indices, "--dataset_indices", listing)
@@ -262,7 +263,9 @@ def train(args):
         raise InputError(f"--dataset_indices {args.dataset_indices}: holds no index")
     encoder = Encoder(args, device)
     if args.skip_unreadable:
-        indices = without_unreadable(args, listing, indices, device)
+        found = len(indices)
+        indices = without_unreadable(listing, indices, device, args.workers)
+        say(f"{found - len(indices)} of {found} images cannot be read and are left out")
     dataset = IndexedImages(listing, indices, BothTransforms(args.image_size, args.ssl_resolution))
     spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
     grid = next(iter(DataLoader(torch.utils.data.Subset(dataset, spread), GRID_COLUMNS)))[0]
@@ -305,18 +308,6 @@ def train(args):
     say(f"{state.step} steps are done")
     wait_for_all()
     disconnect()
-
-
-def without_unreadable(args, listing, indices, device):
-    """The indices of the images that can be decoded, which the processes find out together."""
-    own = slice(rank(), None, world_size())
-    found = torch.zeros(len(indices), device=device)
-    found[own] = torch.from_numpy(readable(listing, indices[own], args.workers)).to(found)
-    kept = indices[sum_over_processes(found).cpu().numpy() > 0]
-    say(f"{len(indices) - len(kept)} of {len(indices)} images cannot be read and are left out")
-    if not len(kept):
-        raise InputError("--skip_unreadable: not one of the images could be read")
-    return kept
 
 
 def leave(state, stop):
