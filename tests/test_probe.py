@@ -239,7 +239,7 @@ def test_a_stop_while_images_are_looked_at_is_left_to_submitit(data, tmp_path, m
         raise Queued
 
     previous = signal.signal(signal.SIGUSR2, queue_again)  # as in one of its jobs
-    monkeypatch.setattr(lin_probe, "readable", lambda *_: os.kill(os.getpid(), signal.SIGUSR2))
+    monkeypatch.setattr(lin_probe, "without_unreadable", lambda *_: os.kill(os.getpid(), signal.SIGUSR2))
     try:
         with pytest.raises(Queued):
             lin_probe.probe(lin_probe.parse_args(flags(settings_of(data, tmp_path, skip_unreadable=""))))
