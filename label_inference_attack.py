@@ -30,17 +30,15 @@ images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end, so tha
         --imgnet_train_pth demo/seed0/data/images --imgnet_bbox_pth demo/seed0/data/boxes
 """
 
-import hashlib
 import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dejavu_utils.crops import RULES
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
-from dejavu_utils.files import complete_file, complete_files, save_csv, save_json, save_npy
+from dejavu_utils.files import complete_file, complete_files, digest, save_csv, save_json, save_npy
 from dejavu_utils.gallery import save_gallery
 from dejavu_utils.imagenet import (
     UNREADABLE,
@@ -202,16 +200,14 @@ def attack(args):
         announce(args, embedder, crops, public, pieces.start())
     wait_for_all()
     if args.use_supervised_linear:
-        rows, scores = embedder.embed_set(crops, pieces, progress)
-        answer = rows, scores, 0
+        answer = *embedder.embed_set(crops, pieces, progress), 0
     else:
         answer = nearest_public(embedder, crops, public, args.k, pieces, progress)
     if not rank():
-        rows, arrays, unreadable = answer
         for layer in layers:
             folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
             with complete_files(folder, last="results.json") as new:
-                results = save_layer(args, new, layer, listing, found, crops, rows, public, unreadable, arrays, device)
+                results = save_layer(args, new, layer, embedder, found, crops, public, answer)
             print_summary(folder, layer, results)
         pieces.remove()
     wait_for_all()
@@ -313,15 +309,6 @@ def find_crops(args, listing, name, indices):
         )
 
 
-def digest(*arrays):
-    """SHA-256 of the contents of arrays or tensors, wherever they are."""
-    found = hashlib.sha256()
-    for array in arrays:
-        array = array.cpu() if isinstance(array, torch.Tensor) else array
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
-
-
 def key_of(args, networks, layers, listing, crops, public, device):
     """All that the neighbors depend on: pieces of an attack with another key are not used."""
     names = ("k", "precision", "resolution", "batch_size", "skip_unreadable", "use_supervised_linear")
@@ -357,20 +344,17 @@ def progress(total):
     return Progress(total, "images embedded" + (f" by process {rank()}" if world_size() > 1 else ""))
 
 
-def save_layer(args, folder, layer, listing, found, crops, rows, public, unreadable, arrays, device):
-    """Writes everything about one layer into `folder`, and returns its results.
-
-    rows: of the crops that could be read; arrays: {(model, layer): positions in the public set, or scores}.
-    """
+def save_layer(args, folder, layer, embedder, found, crops, public, answer):
+    """Writes everything about one layer into `folder`, and returns its results. answer: from `nearest_public`."""
+    listing, (rows, arrays, unreadable) = embedder.listing, answer
     attacked, in_A = crops.indices[rows], rows < len(found["A"][0])
+    nearest = None if layer == "logits" else {model: public.indices[arrays[model, layer]] for model in SETS}
     for model in SETS:
-        array = arrays[model, layer]
-        if layer == "logits":
-            outcome = {"scores": array}
+        outcome = {"attk_idxs": attacked, "labels": listing.labels[attacked, None]}
+        if nearest:
+            outcome.update(neighb_idxs=nearest[model], neighb_labels=listing.labels[nearest[model]])
         else:
-            neighbors = public.indices[array]
-            outcome = {"neighb_idxs": neighbors, "neighb_labels": listing.labels[neighbors]}
-        outcome.update(attk_idxs=attacked, labels=listing.labels[attacked, None])
+            outcome["scores"] = arrays[model, layer]
         for name in SETS:
             for what, values in outcome.items():
                 save_npy(attack_path(folder, model, name, what), values[in_A == (name == "A")])
@@ -380,6 +364,9 @@ def save_layer(args, folder, layer, listing, found, crops, rows, public, unreada
         save_csv(folder / f"attack_{name}.csv", example_table(sets[name], listing))
     save_csv(folder / "attack_classes.csv", class_table(sets, listing.classes))
     save_csv(folder / "attack_confidence.csv", confidence_curve(sets))
+    boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
+    names = read_class_names(args.class_names, "--class_names") if args.class_names else None
+    save_gallery(folder / "attack_gallery.html", sets, listing, attacked, crops.crops[rows], nearest, boxes, names)
     counts = {name: dict(found[name][2]) for name in SETS}
     for name in SETS:
         lost = counts[name]["attacked"] - len(sets[name].idxs)
@@ -393,12 +380,8 @@ def save_layer(args, folder, layer, listing, found, crops, rows, public, unreada
             f"public, {UNREADABLE}": unreadable,
             "classes": len(listing.classes),
         },
-        "settings": {**vars(args), "layer": layer, "device": str(device)},
+        "settings": {**vars(args), "layer": layer, "device": str(embedder.device)},
     }
-    nearest = None if layer == "logits" else {model: public.indices[arrays[model, layer]] for model in SETS}
-    boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
-    names = read_class_names(args.class_names, "--class_names") if args.class_names else None
-    save_gallery(folder / "attack_gallery.html", sets, listing, attacked, crops.crops[rows], nearest, boxes, names)
     save_json(folder / "results.json", results)
     return results
 

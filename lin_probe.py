@@ -20,11 +20,9 @@ processes share every batch of --batch_size images, so that their number changes
 
 import math
 import time
-import zlib
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
@@ -32,11 +30,11 @@ from torch.utils.data import DataLoader
 from dejavu_utils import augment
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.distributed import any_process, average_gradients, rank, sum_over_processes, wait_for_all, world_size
-from dejavu_utils.files import save_json
+from dejavu_utils.files import digest, save_json
 from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
 from dejavu_utils.launch import StopSignal, autocast, disconnect, here_or_submitted, join, seed_everything
 from dejavu_utils.loader import RandomCrops
-from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
+from dejavu_utils.models import LOSSES, check_finite, check_typed, load_model, prepared_for_inference
 from dejavu_utils.options import (
     InputError,
     Parser,
@@ -167,9 +165,9 @@ class Run:
         self.path = Path(args.output_dir) / "probe.pth"
         self.made_from = {
             **{name: getattr(args, name) for name in SAME},
-            "model_pth": digest(value.numpy() for value in network.state_dict().values()),
-            "train_idx_pth": digest([train, listing.labels[train]]),
-            "val_idx_pth": digest([val, listing.labels[val]]),
+            "model_pth": digest(*network.state_dict().values()),
+            "train_idx_pth": digest(train, listing.labels[train]),
+            "val_idx_pth": digest(val, listing.labels[val]),
             "imgnet_train_pth": len(listing.classes),
         }
         self.width = network.width(layer)
@@ -250,12 +248,7 @@ class Run:
             if any_process([self.stop.received is not None], self.device)[0]:
                 self.save_and_leave()
             z = self.embed(batch)
-            if not torch.isfinite(z).all():
-                raise InputError(
-                    f"--model_pth {self.args.model_pth}: its {self.layer} output is not finite; take an earlier "
-                    + "snapshot"
-                    + ("" if self.args.precision == "fp32" else " or --precision fp32")
-                )
+            check_finite(z, f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
             yield z, labels
 
     def shares(self, dataset, what, first_step=0):
@@ -335,14 +328,6 @@ class Run:
 
 
 KEPT = ("epoch", "steps_done", "totals", "records", "val_right", "made_from")  # of a Run, in its checkpoint
-
-
-def digest(arrays):
-    """A number that tells apart what the NumPy arrays hold."""
-    value = 0
-    for array in arrays:
-        value = zlib.crc32(np.ascontiguousarray(array).data, value)
-    return value
 
 
 def right_of(logits, labels):

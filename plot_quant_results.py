@@ -39,8 +39,11 @@ from dejavu_utils.plots import (
 from dejavu_utils.results import (
     LAYERS_BESIDE,
     TOP_KS,
+    accuracy_columns,
     attacked_layers,
+    bounds,
     confidence_curve,
+    directions,
     read_attack,
     read_probe,
     sweep_points,
@@ -117,21 +120,19 @@ def main():
             probes = existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path")
             probed = plot_sweeps(args, probes, "--lin_probe_folder_path", "lp_", probe_frames, "lp_{}_", "param_vals")
             if not args.sweep_param:
-                save_all(args, "score_probe_gap_", gap_frames(args, scored["epoch"], probed["epoch"]), "epoch", None)
+                save_all(args, "score_probe_gap_", gap_frames(scored["epoch"], probed["epoch"]), "epoch", None)
 
 
 def plot_sweeps(args, folder, flag, prefix, frames_of, stem, params):
-    """Draws the figures of each sweep below `folder`; {column: its points}. InputError if not one point is there."""
+    """Draws the figures of each sweep below `folder`; {column: its frames}. InputError if not one point is there."""
     tried, reasons, found = [], [], {}
     for x, plural, template, value, label in sweeps(args, params):
         tried.append((prefix + template).format("*"))
         points, left_out = read_points(args, folder, prefix + template, value, x)
         reasons += left_out
-        found[x] = points
         if not points:
             print(f"note: no {tried[-1]} in {folder}: no figure of {plural}")
-            continue
-        save_all(args, stem.format(plural), frames_of(args, points, x), x, label)
+        found[x] = save_all(args, stem.format(plural), frames_of(args, points, x), x, label) if points else {}
     if not any(found.values()) and reasons:
         raise InputError(f"{flag}: no point could be read; the last reason: {reasons[-1]}")
     if not any(found.values()):
@@ -140,12 +141,18 @@ def plot_sweeps(args, folder, flag, prefix, frames_of, stem, params):
 
 
 def save_all(args, stem, frames, *how):
-    """Draws and writes each frame: (part of the file name, function that draws, DataFrame, top_k)."""
+    """Draws and writes each frame: (part of the file name, function that draws, DataFrame, top_k).
+
+    how: what the function that draws takes beside them. Returns {(part of the file name, top_k): DataFrame}.
+    """
+    saved = {}
     for name, save, frame, top_k in frames:
         path = Path(args.save_path) / f"{stem}{name}top{top_k}"
         save_csv(f"{path}.csv", frame)
         save(path, frame, *how[:1], top_k, *how[1:])
         print(f"{path}.png")
+        saved[name, top_k] = frame
+    return saved
 
 
 def plot_point(args, folder):
@@ -248,34 +255,26 @@ def confidence_frames(sets):
         yield "", save_confidence_figures, curve[curve["top_k"] == top_k].drop(columns="top_k"), top_k
 
 
-def gap_frames(args, attacks, probes):
-    """Yields the frames of the déjà vu score beside the linear probe's gap, of the epochs that have both."""
-    finals = dict(probes)
+def gap_frames(attacks, probes):
+    """Yields the frames of the déjà vu score beside the linear probe's gap, of the epochs that have both.
+
+    attacks, probes: the frames of both against epochs, as `save_all` returns them.
+    """
     for top_k in TOP_KS:
         rows = []
-        for epoch, sets in attacks:
-            if epoch not in finals:
-                continue
-            train, val = (finals[epoch][name][f"top_{top_k}"] for name in ("train", "val"))
-            gap = difference(train, val)
-            summaries = summarize_levels(directions(sets), top_k, args.pct_confidences)
-            for pct, score in zip(args.pct_confidences, (summary["score"] for summary in summaries)):
-                row = {"epoch": epoch, "pct_confidence": pct, "score": score["value"], **bounds("score", score)}
-                rows.append({**row, "probe_gap": gap["value"], **bounds("probe_gap", gap)})
-        if rows:
-            yield "", save_gap_figures, pd.DataFrame(rows), top_k
-
-
-def directions(sets):
-    return [attacked.attack for attacked in sets.values()]
-
-
-def accuracy_columns(summary):
-    """The columns of `summarize`'s target and reference accuracy and score."""
-    columns = {f"{name}_acc": summary[name]["value"] for name in ("target", "reference")}
-    for name in ("target", "reference"):
-        columns.update(bounds(name, summary[name]))
-    return {**columns, "score": summary["score"]["value"], **bounds("score", summary["score"])}
+        for row in probes["", top_k].to_dict("records") if probes else ():
+            gap = difference(
+                *(
+                    {"value": row[f"{n}_acc"], "low": row[f"{n}_low"], "high": row[f"{n}_high"]}
+                    for n in ("train", "val")
+                )
+            )
+            rows.append({"epoch": row["epoch"], "probe_gap": gap["value"], **bounds("probe_gap", gap)})
+        if attacks and rows:
+            scores = attacks["acc_", top_k][["epoch", "pct_confidence", "score", "score_low", "score_high"]]
+            frame = scores.merge(pd.DataFrame(rows), on="epoch")
+            if len(frame):
+                yield "", save_gap_figures, frame, top_k
 
 
 def probe_frames(args, points, x):
@@ -287,10 +286,6 @@ def probe_frames(args, points, x):
             accuracies = {x: position, "train_acc": train["value"], "val_acc": val["value"]}
             rows.append({**accuracies, **bounds("train", train), **bounds("val", val)})
         yield "", save_probe_figures, pd.DataFrame(rows), top_k
-
-
-def bounds(name, figure):
-    return {f"{name}_low": figure["low"], f"{name}_high": figure["high"]}
 
 
 if __name__ == "__main__":

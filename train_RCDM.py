@@ -42,17 +42,19 @@ from dejavu_utils.launch import (
     ScriptJob,
     StopSignal,
     autocast,
-    connect,
     disconnect,
+    job_flags,
+    join,
+    local_processes,
     seed_everything,
     start_here,
     submit,
-    waiting_for,
 )
-from dejavu_utils.models import LOSSES, check_typed, load_model
+from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
 from dejavu_utils.options import (
     InputError,
     Parser,
+    add_launch_flags,
     existing_file,
     existing_folder,
     existing_or_awaited_file,
@@ -162,25 +164,8 @@ def parse_args(argv=None):
         "--resume_checkpoint", default="", help="model{step}.pt to start from, if --out_dir is not further"
     )
     group.add_argument("--seed", type=non_negative_int, default=0, help="of weights, order of images, steps and noise")
-    group = parser.add_argument_group("where it runs")
-    group.add_argument(
-        "--local", type=zero_or_one, default=0, help="1: train here, on all GPUs or the CPU; 0: SLURM job"
-    )
-    group.add_argument(
-        "--world_size",
-        type=non_negative_int,
-        default=0,
-        help="processes with --local 1; 0: one a GPU. In a job: processes a node without GPUs; 0: one",
-    )
-    group.add_argument("--nodes", type=positive_int, default=2, help="nodes of the job")
-    group.add_argument(
-        "--ngpus", type=non_negative_int, default=8, help="GPUs a node, one process each; 0: none, on CPUs alone"
-    )
-    group.add_argument("--timeout", type=positive_int, default=2800, help="time limit of the job, minutes")
-    group.add_argument("--partition", default="", help="SLURM partition")
+    group = add_launch_flags(parser, timeout=2800, mem_gb=0, ngpus=8, nodes=2)
     group.add_argument("--comment", default="", help="SLURM comment")
-    group.add_argument("--dependency", default="", help="SLURM dependency, for instance afterok:123")
-    group.add_argument("--mem_gb", type=non_negative_int, default=0, help="memory a node, GB; 0 = 60 x ngpus")
     group.add_argument(
         "--port", type=non_negative_int, default=0, help="where a job's processes meet; 0: by its number"
     )
@@ -196,24 +181,10 @@ def main():
     check_args(args)
     job = ScriptJob(__file__, "train", args, (Path(args.out_dir) / LOCK_FILE, "--out_dir"))
     if args.local:
-        return start_here(job, args.world_size or (0 if args.ngpus else 1))
-    job_id = submit(
-        job,
-        Path(args.out_dir) / "submitit",
-        "--local 1",
-        timeout_min=args.timeout,
-        slurm_partition=args.partition or None,
-        slurm_comment=args.comment or None,
-        slurm_additional_parameters=waiting_for(args.dependency),
-        slurm_signal_delay_s=120,
-        mem_gb=args.mem_gb or 60 * max(1, args.ngpus),
-        nodes=args.nodes,
-        tasks_per_node=args.ngpus or max(1, args.world_size),
-        gpus_per_node=args.ngpus or None,
-        cpus_per_task=args.workers + 2,
-        name=Path(args.out_dir).name,
-    )
-    print(job_id)
+        return start_here(job, local_processes(args))
+    folder = Path(args.out_dir)
+    flags = {**job_flags(args), "comment": args.comment, "cores": args.workers + 2}
+    print(submit(job, folder / "submitit", "--local 1", name=folder.name, **flags))
 
 
 def check_args(args):
@@ -255,7 +226,7 @@ def ema_rates(args):
 
 
 def train(args):
-    device = connect(args.port, gpu=0 if args.ngpus else None)
+    device = join(args, args.port)
     stop = StopSignal()
     listing = list_images(args.data_dir, "--data_dir")
     indices = load_indices(args.dataset_indices, "--dataset_indices", listing)
@@ -330,7 +301,8 @@ class Encoder:
         self.layers = ["logits"] if args.use_supervised_activations else ["backbone", "projector"]
         if args.use_supervised_activations and network.loss != "supervised":
             raise InputError(f"--use_supervised_activations 1: {where} has no supervised head; give 0")
-        self.network, self.width = network.to(device), sum(map(network.width, self.layers))
+        self.width = sum(map(network.width, self.layers))
+        self.network = prepared_for_inference(network).to(device)
 
     @torch.no_grad()
     def __call__(self, images):

@@ -45,7 +45,6 @@ from dejavu_utils.launch import (
     seed_everything,
     start_here,
     submit,
-    waiting_for,
 )
 from dejavu_utils.loader import FfcvLoader, NativeLoader, evaluation_batches
 from dejavu_utils.meter import Meter
@@ -182,23 +181,10 @@ def main():
     work = ScriptJob(__file__, "train", settings, lock_of(settings))
     if not settings["dist.use_submitit"]:
         return start_here(work, settings["dist.world_size"] or (0 if settings["dist.ngpus"] else 1))
-    job = submit(
-        work,
-        Path(settings["logging.folder"]) / "submitit",
-        "--dist.use_submitit 0",
-        timeout_min=settings["dist.timeout"],
-        slurm_partition=settings["dist.partition"] or None,
-        slurm_comment=settings["dist.comment"] or None,
-        slurm_additional_parameters=waiting_for(settings["dist.dependency"]),
-        slurm_signal_delay_s=120,
-        mem_gb=settings["dist.mem_gb"] or 60 * max(1, settings["dist.ngpus"]),
-        nodes=settings["dist.nodes"],
-        tasks_per_node=settings["dist.ngpus"] or max(1, settings["dist.world_size"]),
-        gpus_per_node=settings["dist.ngpus"] or None,
-        cpus_per_task=settings["dist.cpus_per_task"],
-        name=Path(settings["logging.folder"]).name,
-    )
-    print(job)
+    folder = Path(settings["logging.folder"])
+    names = ("timeout", "partition", "comment", "dependency", "mem_gb", "nodes", "ngpus", "world_size")
+    flags = {**{name: settings[f"dist.{name}"] for name in names}, "cores": settings["dist.cpus_per_task"]}
+    print(submit(work, folder / "submitit", "--dist.use_submitit 0", name=folder.name, **flags))
 
 
 def read_settings(argv=None):

@@ -30,23 +30,23 @@ model=$LOSS                             # as file and folder names have it
 
 say() { printf '\n== %s\n' "$*"; }
 
+running() { [ -n "$1" ] && ps -p "$1" -o args= 2>/dev/null | grep -q "$2"; } # running PID SCRIPT
+
 train_both() { # train_both FUNCTION FOLDER SCRIPT: FUNCTION A and FUNCTION B at once, each of which ends in `exec python SCRIPT`
   local train=$1 folder=$2 script=$3 side pid left threads waited
   mkdir -p "$folder"
   for side in A B; do # a training left over from a demo that was killed would write beside the new one
     left=$(cat "$folder/train_$side.pid" 2>/dev/null || true)
-    if [ -n "$left" ] && ps -p "$left" -o args= 2>/dev/null | grep -q "$script"; then
-      kill "$left" 2>/dev/null || true
-      waited=0
-      while ps -p "$left" -o args= 2>/dev/null | grep -q "$script"; do # it finishes its step and saves; until then it has the lock
-        if [ "$waited" -ge 60 ]; then
-          echo "error: process $left, a training left over from an earlier demo, still writes into $folder after 60 s: end it (kill -9 $left), then run this again" >&2
-          exit 1
-        fi
-        sleep 1
-        waited=$((waited + 1))
-      done
-    fi
+    waited=0
+    while running "$left" "$script"; do # it finishes its step and saves; until then it has the lock
+      [ "$waited" -gt 0 ] || kill "$left" 2>/dev/null || true
+      if [ "$waited" -ge 60 ]; then
+        echo "error: process $left, a training left over from an earlier demo, still writes into $folder after 60 s: end it (kill -9 $left), then run this again" >&2
+        exit 1
+      fi
+      sleep 1
+      waited=$((waited + 1))
+    done
   done
   threads=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
   OMP_NUM_THREADS=$threads "$train" A >"$folder/train_A_log.out" 2>&1 &

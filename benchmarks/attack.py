@@ -38,7 +38,6 @@ from dejavu_utils.imagenet import (
     background_crops,
     box_path,
     evaluation_transform,
-    image_size,
     list_images,
     load_image,
     read_boxes,
@@ -150,16 +149,6 @@ def data(args):
 
         print(f"data for two models, {args.resolution} px, {args.num_workers} workers: images/s")
         alternate({"ours": rate(ours, args), "published structure": rate(published, args)}, args.rounds)
-        print(f"  of which reading XML and headers: {image_rate(images):.0f} images/s")
-
-
-def image_rate(images):
-    start = time.perf_counter()
-    for index in images.attacked:
-        background_crop(
-            *image_size(images.listing.path(index)), read_boxes(box_path(images.boxes, images.listing, index))
-        )
-    return len(images.attacked) / (time.perf_counter() - start)
 
 
 def rate(work, args):
@@ -307,15 +296,15 @@ def embeddings(args):
 
 def measured(args, work):
     queries, public = embeddings(args)
-    before = peak_memory(args)
+    before = peak_memory(args.device)
     start = time.perf_counter()
     work(queries, public)
-    return time.perf_counter() - start, peak_memory(args) - before
+    return time.perf_counter() - start, peak_memory(args.device) - before
 
 
-def peak_memory(args):
+def peak_memory(device):
     """GB; of the GPU if one is used."""
-    if args.device != "cpu":
+    if device != "cpu":
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
@@ -382,7 +371,7 @@ def draw_attack(folder, n=140_000, k=100, classes=1000):
 def one_file(folder):
     start = time.perf_counter()
     predict_from_neighbors(np.load(attack_path(folder, "A", "A", "neighb_labels")))
-    return time.perf_counter() - start, peak_memory(argparse.Namespace(device="cpu"))
+    return time.perf_counter() - start, peak_memory("cpu")
 
 
 def whole_attack(folder):
@@ -394,7 +383,7 @@ def whole_attack(folder):
     listing = argparse.Namespace(paths=["class/image.JPEG"] * 140_000)
     for attacked in sets.values():
         example_table(attacked, listing)
-    return time.perf_counter() - start, peak_memory(argparse.Namespace(device="cpu"))
+    return time.perf_counter() - start, peak_memory("cpu")
 
 
 if __name__ == "__main__":

@@ -191,48 +191,50 @@ def here_or_submitted(script, function, args):
     """
     job = ScriptJob(script, function, args, (Path(args.output_dir) / LOCK_FILE, "--output_dir"))
     if args.local:
-        gpus = torch.cuda.device_count()
-        if gpus and args.ngpus > gpus:
-            raise InputError(f"--ngpus {args.ngpus}: this machine has {gpus}")
-        return start_here(job, min(args.ngpus, gpus) or max(1, args.world_size))
-    job_id = submit(
-        job,
-        args.output_dir,
-        "--local 1",
-        timeout_min=args.timeout,
-        slurm_partition=args.partition or None,
-        slurm_additional_parameters=waiting_for(args.dependency),
-        slurm_signal_delay_s=120,
-        mem_gb=args.mem_gb,
-        nodes=args.nodes,
-        tasks_per_node=args.ngpus or max(1, args.world_size),
-        gpus_per_node=args.ngpus or None,
-        cpus_per_task=max(1, args.num_workers),
-        name=Path(args.output_dir).name,
-    )
-    print(job_id)
+        return start_here(job, local_processes(args))
+    folder = Path(args.output_dir)
+    print(submit(job, folder, "--local 1", name=folder.name, cores=args.num_workers, **job_flags(args)))
 
 
-def join(args, patient=False):
-    """`connect` for a function of `here_or_submitted`, with options.add_launch_flags' args; this process's device."""
-    return connect(gpu=None if not args.ngpus else args.local_gpu if args.local else 0, patient=patient)
+def local_processes(args):
+    """How many processes options.add_launch_flags' args ask for on this machine: one a GPU, as far as there are any."""
+    return min(args.ngpus, torch.cuda.device_count()) or max(1, args.world_size)
 
 
-def waiting_for(dependency):
-    """submit's slurm_additional_parameters of a job with this SLURM dependency; None without one.
-
-    Where a job that it waits for has failed, it leaves the queue instead of waiting for ever.
-    """
-    return {"dependency": dependency, "kill_on_invalid_dep": "yes"} if dependency else None
+def join(args, port=0, patient=False):
+    """`connect` for a function that was called with options.add_launch_flags' args; this process's device."""
+    return connect(port, None if not args.ngpus else args.local_gpu if args.local else 0, patient)
 
 
-def submit(job, folder, stay_here, **parameters):
+def job_flags(args):
+    """What options.add_launch_flags' args say of a job, for `submit`."""
+    names = ("timeout", "partition", "dependency", "mem_gb", "nodes", "ngpus", "world_size")
+    return {name: getattr(args, name) for name in names}
+
+
+def submit(
+    job,
+    folder,
+    stay_here,
+    *,
+    name,
+    timeout,
+    mem_gb,
+    nodes,
+    ngpus,
+    world_size,
+    cores,
+    partition="",
+    dependency="",
+    comment="",
+):
     """Submits a ScriptJob to SLURM and returns the job's id.
 
     folder: where submitit keeps its files and logs. stay_here: the flag that runs without SLURM, for the error.
-    parameters: submitit's (timeout_min, slurm_partition, ...); those that are None are left to the cluster.
-    InputError where there is no SLURM (submitit would quietly run in the background), for a folder that SLURM cannot
-    name, and with SLURM's own words where it refuses the job.
+    timeout: minutes. mem_gb: a node, 0: 60 a GPU. ngpus: GPUs and so processes a node; 0: none, and world_size
+    processes. cores: of a process. dependency: SLURM's; where a job that it waits for has failed, the job leaves the
+    queue instead of waiting for ever. InputError where there is no SLURM (submitit would quietly run in the
+    background), for a folder that SLURM cannot name, and with SLURM's own words where it refuses the job.
     """
     if shutil.which("srun") is None:
         raise InputError(f"there is no SLURM here (srun is not on the path): run on this machine with {stay_here}")
@@ -243,11 +245,25 @@ def submit(job, folder, stay_here, **parameters):
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     root = shlex.quote(str(Path(__file__).resolve().parents[1]))
-    parameters["slurm_setup"] = [
+    setup = [
         f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",  # the job unpickles what is of this package
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",  # where nothing else binds the tasks
     ]
-    parameters["slurm_srun_args"] = ["--kill-on-bad-exit=1"]  # one process that died leaves the others waiting
+    parameters = {
+        "name": name,
+        "timeout_min": timeout,
+        "mem_gb": mem_gb or 60 * max(1, ngpus),
+        "nodes": nodes,
+        "tasks_per_node": ngpus or max(1, world_size),
+        "gpus_per_node": ngpus or None,
+        "cpus_per_task": max(1, cores),
+        "slurm_partition": partition or None,
+        "slurm_comment": comment or None,
+        "slurm_additional_parameters": {"dependency": dependency, "kill_on_invalid_dep": "yes"} if dependency else None,
+        "slurm_signal_delay_s": 120,
+        "slurm_setup": setup,
+        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # one process that died leaves the others waiting
+    }
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=30)
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
     try:

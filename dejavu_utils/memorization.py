@@ -120,7 +120,7 @@ def mean_of_proportions(hits, variance_ratios=None):
     mean = means.mean()
     down = np.sqrt(((means - low) ** 2).sum()) / len(means)
     up = np.sqrt(((high - means) ** 2).sum()) / len(means)
-    return float(mean), float(mean - down), float(mean + up)
+    return float(mean), float(max(0.0, mean - down)), float(min(1.0, mean + up))  # rounding may leave [0, 1]
 
 
 def difference(first, second):
@@ -228,9 +228,9 @@ def _percentile_interval(drawn):
 def summarize_classes(attacks, top_k, num_classes, draws=2000, seed=0):
     """Per class: examples, accuracies, score and mean confidence, over the examples of all attacked sets together.
 
-    attacks: list of DirectedAttack. Returns {"n": int64 (num_classes,), and "target", "reference", "score",
-    "target_confidence", "reference_confidence": {"value", "low", "high"} of float64 (num_classes,)}; confidences have a
-    value only. Intervals as in `summarize`; a class without examples has NaN.
+    attacks: list of DirectedAttack. Returns {"n": int64 (num_classes,), "target", "reference", "score": {"value",
+    "low", "high"} of float64 (num_classes,), "target_confidence", "reference_confidence": float64 (num_classes,)}.
+    Intervals as in `summarize`; a class without examples has NaN.
     """
     labels = np.concatenate([attack.labels for attack in attacks])
     right, confidence = {}, {}
@@ -245,7 +245,7 @@ def summarize_classes(attacks, top_k, num_classes, draws=2000, seed=0):
             hits = np.bincount(labels, right[name], minlength=num_classes)
             low, high = np.array([wilson_interval(int(h), int(m)) for h, m in zip(hits, n)]).reshape(-1, 2).T
             table[name] = {"value": hits / n, "low": low, "high": high}
-            table[f"{name}_confidence"] = {"value": np.bincount(labels, confidence[name], minlength=num_classes) / n}
+            table[f"{name}_confidence"] = np.bincount(labels, confidence[name], minlength=num_classes) / n
         memorized = np.bincount(labels, right["target"] & ~right["reference"], minlength=num_classes)
         misrepresented = np.bincount(labels, right["reference"] & ~right["target"], minlength=num_classes)
         p = np.stack([memorized, misrepresented, n - memorized - misrepresented], axis=1) / np.maximum(n, 1)[:, None]

@@ -212,6 +212,15 @@ def prepared_for_inference(network):
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
+def check_finite(output, where, layer, precision):
+    """InputError unless a tensor, the output of a layer of the checkpoint `where` (flag and path), is finite."""
+    if not torch.isfinite(output).all():
+        raise InputError(
+            f"{where}: its {layer} output is not finite; take an earlier snapshot"
+            + ("" if precision == "fp32" else " or --precision fp32")
+        )
+
+
 def check_typed(network, where, mlp=None, loss=None, resnet50=False, arch=None, prefix=""):
     """InputError if a flag that the user typed contradicts the network of the checkpoint `where` (flag and path).
 

@@ -90,24 +90,28 @@ def default_workers():
     return min(cores, 10)
 
 
-def add_launch_flags(parser, timeout, mem_gb):
-    """The flags of dejavu_utils.launch.here_or_submitted."""
+def add_launch_flags(parser, timeout, mem_gb, ngpus=1, nodes=1):
+    """The flags of dejavu_utils.launch.here_or_submitted and job_flags, with these defaults; their group."""
     group = parser.add_argument_group("where it runs")
     group.add_argument("--local", type=zero_or_one, default=0, help="1: run here; 0: submit a SLURM job")
     group.add_argument(
         "--local_gpu", type=non_negative_int, default=0, help="which GPU to use with --local 1 and --ngpus 1"
     )
     group.add_argument(
-        "--ngpus", type=non_negative_int, default=1, help="GPUs a node, one process each; 0: none, on CPUs alone"
+        "--ngpus",
+        type=non_negative_int,
+        default=ngpus,
+        help="GPUs a node, one process each, here as far as there are any; 0: none, on CPUs alone",
     )
-    group.add_argument("--nodes", type=positive_int, default=1, help="nodes of the job")
+    group.add_argument("--nodes", type=positive_int, default=nodes, help="nodes of the job")
     group.add_argument(
         "--world_size", type=non_negative_int, default=0, help="processes a node where no GPU is used; 0: one"
     )
     group.add_argument("--timeout", type=positive_int, default=timeout, help="time limit of the job, minutes")
     group.add_argument("--partition", default="", help="SLURM partition")
-    group.add_argument("--mem_gb", type=positive_int, default=mem_gb, help="memory of the job, GB")
+    group.add_argument("--mem_gb", type=non_negative_int, default=mem_gb, help="memory a node, GB; 0 = 60 x ngpus")
     group.add_argument("--dependency", default="", help="SLURM dependency, for instance afterok:123")
+    return group
 
 
 def add_inference_flags(parser, batch_size):

@@ -168,18 +168,35 @@ def example_table(attacked, listing):
     return pd.DataFrame(columns)
 
 
+def directions(sets):
+    """The DirectedAttacks of `read_attack`'s sets, as memorization.summarize takes them."""
+    return [attacked.attack for attacked in sets.values()]
+
+
+def bounds(name, estimate):
+    """{name_low, name_high} of an estimate {"value", "low", "high"}: columns of a table."""
+    return {f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+
+
+def accuracy_columns(summary):
+    """Columns of memorization.summarize's accuracies and score: {target,reference}_{acc,low,high}, score, score_{low,
+    high}."""
+    columns = {f"{name}_acc": summary[name]["value"] for name in ("target", "reference")}
+    columns["score"] = summary["score"]["value"]
+    for name in ("target", "reference", "score"):
+        columns.update(bounds(name, summary[name]))
+    return columns
+
+
 def class_table(sets, classes):
     """One row a class, top-1, all sets together, as attack_classes.csv holds them: the largest score first.
 
     sets: from `read_attack`. classes: names. Columns: label, class, n, {target,reference}_{acc,low,high,confidence},
     score, score_low, score_high.
     """
-    table = mem.summarize_classes([attacked.attack for attacked in sets.values()], 1, len(classes))
-    columns = {"label": np.arange(len(classes)), "class": classes, "n": table["n"]}
-    for name in ("target", "reference"):
-        columns.update({f"{name}_acc": table[name]["value"], **_bounds(name, table[name])})
-        columns[f"{name}_confidence"] = table[f"{name}_confidence"]["value"]
-    columns.update({"score": table["score"]["value"], **_bounds("score", table["score"])})
+    table = mem.summarize_classes(directions(sets), 1, len(classes))
+    columns = {"label": np.arange(len(classes)), "class": classes, "n": table["n"], **accuracy_columns(table)}
+    columns.update({name: table[name] for name in ("target_confidence", "reference_confidence")})
     table = pd.DataFrame(columns).sort_values(["score", "label"], ascending=[False, True], na_position="last")
     return table.set_index("label", drop=False).rename_axis(None)
 
@@ -190,7 +207,7 @@ def confidence_curve(sets, pct_confidences=tuple(range(1, 101))):
     sets: from `read_attack`. Columns: top_k, pct_confidence, {target,reference}_threshold (the least confidence among
     those examples, mean of the two sets), {target,reference}_{acc,low,high}, score, score_low, score_high.
     """
-    attacks = [attacked.attack for attacked in sets.values()]
+    attacks = directions(sets)
     falling = {
         name: [np.sort(getattr(attack, name).confidence)[::-1] for attack in attacks]
         for name in ("target", "reference")
@@ -203,13 +220,8 @@ def confidence_curve(sets, pct_confidences=tuple(range(1, 101))):
                 counts = [int(pct / 100 * len(confidences)) for confidences in sorted_confidences]
                 least = [c[n - 1] if n else np.nan for c, n in zip(sorted_confidences, counts)]
                 row[f"{name}_threshold"] = np.mean(least)
-                row.update({f"{name}_acc": summary[name]["value"], **_bounds(name, summary[name])})
-            rows.append({**row, "score": summary["score"]["value"], **_bounds("score", summary["score"])})
+            rows.append({**row, **accuracy_columns(summary)})
     return pd.DataFrame(rows)
-
-
-def _bounds(name, estimate):
-    return {f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
 
 
 def probe_estimates(right, n):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from dejavu_utils.distributed import from_first, rank, sum_over_processes, wait_for_all, world_size
 from dejavu_utils.imagenet import IndexedImages, collate_readable, evaluation_transform, readable
 from dejavu_utils.launch import autocast
+from dejavu_utils.models import check_finite
 from dejavu_utils.neighbors import NeighborSearch
 from dejavu_utils.options import InputError
 
@@ -71,12 +72,8 @@ class Embedder:
             with autocast(self.device, self.precision):
                 outputs = network.embed_layers(images, self.layers)
             for layer, output in outputs.items():
+                check_finite(output, self.where[model], layer, self.precision)
                 embedded[model, layer] = output.float().cpu().numpy()
-                if not np.isfinite(embedded[model, layer]).all():
-                    raise InputError(
-                        f"{self.where[model]}: its {layer} output is not finite; take an earlier snapshot"
-                        + ("" if self.precision == "fp32" else " or --precision fp32")
-                    )
         return embedded
 
     def shards(self, images):
@@ -131,7 +128,7 @@ class Embedder:
         there = set(from_first(pieces.names(f"{images.name}_")))
         missing = [shard for shard in shards if shard[0] not in there][rank() :: world_size()]
         with progress(_images(missing)) as bar:
-            self._keep(images, missing, pieces, bar.update)
+            self.keep(images, missing, pieces, bar.update)
         wait_for_all()
         rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in shards])
         whole = {key: np.empty((len(rows), width), np.float32) for key, width in self.widths.items()}
@@ -144,7 +141,8 @@ class Embedder:
             filled = end
         return rows, whole
 
-    def _keep(self, images, shards, pieces, on_progress):
+    def keep(self, images, shards, pieces, on_progress):
+        """Embeds shards and saves them among the pieces."""
         for name, rows, embedded in self.embed_shards(images, shards, on_progress):
             pieces.save(name, rows=rows, **{_word(key): array for key, array in embedded.items()})
 
@@ -220,7 +218,7 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
         for block in filter(None, blocks):
             there = set(pieces.names(f"{public.name}_"))
             bar.update(_images([shard for shard in block if shard[0] in there]))
-            embedder._keep(public, [shard for shard in block if shard[0] not in there], pieces, bar.update)
+            embedder.keep(public, [shard for shard in block if shard[0] not in there], pieces, bar.update)
             rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in block])
             unreadable += _images(block) - len(rows)
             for key, search in searches.items():
@@ -251,13 +249,14 @@ def _past_public(embedder, crops, public, k, pieces, progress):
     todo = [shard for shard in shards if f"found_{shard[0]}" not in there][rank() :: world_size()]
     with progress(_images(todo)) as bar:
         for name, rows, embedded in embedder.embed_shards(crops, todo, bar.update):
-            neighbors = {_word(key): np.empty((0, k), np.int64) for key in held}
-            for key in held if len(rows) else ():
-                search, step = NeighborSearch(embedded[key], k, embedder.device), block_rows(held[key].shape[1])
-                for start in range(0, len(public_rows), step):
-                    search.add(held[key][start : start + step], public_rows[start : start + step])
-                neighbors[_word(key)] = search.result()
-            pieces.save(f"found_{name}", rows=rows, **neighbors)
+            neighbors = {key: np.empty((0, k), np.int64) for key in held}  # where no crop of the shard could be read
+            if len(rows):
+                for key, public_embeddings in held.items():
+                    search, step = NeighborSearch(embedded[key], k, embedder.device), block_rows(embedder.widths[key])
+                    for start in range(0, len(public_rows), step):
+                        search.add(public_embeddings[start : start + step], public_rows[start : start + step])
+                    neighbors[key] = search.result()
+            pieces.save(f"found_{name}", rows=rows, **{_word(key): found for key, found in neighbors.items()})
     wait_for_all()
     if rank():
         return None

@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import submitit
 import torch
 from helpers import ROOT, assert_one_line_error, draw_tree, flags, run_script, save_untrained
 from PIL import Image
@@ -366,23 +368,36 @@ def test_every_image_comes_once_an_epoch_whatever_the_processes(monkeypatch):
 def test_a_job_gets_the_nodes_and_gpus_of_the_flags(data, monkeypatch, capsys):
     asked = {}
 
-    def submit(job, folder, stay_here, **parameters):
-        asked.update(parameters, job=job, folder=folder, stay_here=stay_here)
-        return 123
+    class Executor:
+        """submitit's, which only notes what it is asked for."""
+
+        def __init__(self, folder, cluster, **_):
+            assert cluster == "slurm"
+
+        def update_parameters(self, **parameters):
+            asked.clear()
+            asked.update(parameters)
+
+        def submit(self, job):
+            return SimpleNamespace(job_id=123)
 
     def run(**changes):
         monkeypatch.setattr(sys, "argv", ["train_RCDM.py", *published(data, local=0, **changes)])
         train_RCDM.main()
 
-    monkeypatch.setattr(train_RCDM, "submit", submit)
+    monkeypatch.setenv("PATH", str(data))
+    with pytest.raises(InputError, match="srun .* --local 1"):
+        run()
+    (data / "srun").touch(mode=0o755)
+    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
     run(partition="gpu")
     assert capsys.readouterr().out.splitlines()[-1] == "123"
     expected = {"nodes": 4, "tasks_per_node": 8, "gpus_per_node": 8, "timeout_min": 4320, "slurm_partition": "gpu"}
-    assert {name: asked[name] for name in expected} == expected and asked["stay_here"] == "--local 1"
-    assert asked["mem_gb"] == 480 and asked["slurm_additional_parameters"] is None
+    assert {name: asked[name] for name in expected} == expected
+    assert asked["mem_gb"] == 480 and "slurm_additional_parameters" not in asked
     awaited = data / "not yet there.pth"
     run(ngpus=0, world_size=2, dependency="afterok:7", ssl_model_pth=awaited)
-    assert (asked["tasks_per_node"], asked["gpus_per_node"], asked["mem_gb"]) == (2, None, 60)
+    assert (asked["tasks_per_node"], asked.get("gpus_per_node"), asked["mem_gb"]) == (2, None, 60)
     assert asked["slurm_additional_parameters"] == {"dependency": "afterok:7", "kill_on_invalid_dep": "yes"}
     with pytest.raises(InputError, match="--ssl_model_pth .*no such file"):
         run(ssl_model_pth=awaited)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,7 +273,7 @@ def test_an_attack_of_several_layers_is_finished_with_its_last(folders, tmp_path
 def test_without_slurm_it_says_so(folders, tmp_path):
     (tmp_path / "bin").mkdir()
     for name in ("bash", "dirname", "tr", "cat"):
-        (tmp_path / "bin" / name).symlink_to(f"/bin/{name}" if Path(f"/bin/{name}").exists() else f"/usr/bin/{name}")
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
     result = sweep(folders, tmp_path, PATH=str(tmp_path / "bin"))
     assert result.returncode == 2 and "squeue is not on the path): LOCAL=1 runs here" in result.stderr
 
