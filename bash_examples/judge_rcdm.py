@@ -27,7 +27,7 @@ from dejavu_utils.diffusion import Diffusion  # noqa: E402
 from dejavu_utils.files import save_json  # noqa: E402
 from dejavu_utils.imagenet import MEAN, STD, IndexedImages, load_indices  # noqa: E402
 from dejavu_utils.models import load_model  # noqa: E402
-from dejavu_utils.options import InputError, Parser, non_negative_int, run  # noqa: E402
+from dejavu_utils.options import InputError, Parser, existing_folder, non_negative_int, run  # noqa: E402
 from dejavu_utils.progress import Progress  # noqa: E402
 from dejavu_utils.reconstruction import (  # noqa: E402
     Attack,
@@ -56,6 +56,8 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
+    for name in ("attack", "rcdm_A", "rcdm_B"):
+        existing_folder(getattr(args, name), f"--{name}")
     attack = Attack(args.attack)
     rcdms = {name: load_rcdm(getattr(args, f"rcdm_{name}")) for name in SETS}
     judge = Judge(args.judge_pth, rcdms["A"].device)

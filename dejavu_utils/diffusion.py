@@ -286,7 +286,7 @@ def channel_multipliers(flags):
 
 
 def attention_levels(flags):
-    """Levels of the U-Net (0: full resolution) that have attention. InputError for a side that no level has."""
+    """Levels of the U-Net (0: full resolution) that have attention. InputError for what is no list of sides."""
     sides = [flags["image_size"] >> level for level in range(len(channel_multipliers(flags)))]
     text = flags["attention_resolutions"]
     # Published flags name more sides than a smaller model has; those are without effect, in the package as well.
