@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import submitit
 import torch
 from PIL import Image
 
@@ -38,13 +39,14 @@ def run_here(name, *arguments, **environment):
     spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
     script = importlib.util.module_from_spec(spec)
     out, err, code = io.StringIO(), io.StringIO(), 0
-    argv, signals = sys.argv, [(number, signal.getsignal(number)) for number in StopSignal.SIGNALS]
+    argv = sys.argv
     sys.modules[spec.name], sys.argv = script, [str(ROOT / name), *(str(a) for a in arguments)]
     try:
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             mock.patch.dict(os.environ, environment),
+            kept_signals(),
         ):
             spec.loader.exec_module(script)
             run(script.main)
@@ -52,8 +54,6 @@ def run_here(name, *arguments, **environment):
         code = stop.code or 0
     finally:
         sys.argv = argv
-        for number, handler in signals:
-            signal.signal(number, handler)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
@@ -62,6 +62,44 @@ def readme_command(script):
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     (line, *_) = (line for line in text.splitlines() if line.startswith(f"python {script} "))
     return shlex.split(line)[2:]
+
+
+@contextlib.contextmanager
+def kept_signals():
+    """What the scripts do on signals ends with the block."""
+    handlers = {number: signal.getsignal(number) for number in StopSignal.SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def debug_cluster(monkeypatch, folder):
+    """submitit's debug executor in place of SLURM: a job runs here when its result is asked for.
+
+    Returns {"jobs": the jobs submitted, "parameters": those of the last}, which grow.
+    """
+    submitted = {"jobs": [], "parameters": {}}
+
+    class Debug(submitit.AutoExecutor):
+        def __init__(self, folder, cluster, **kwargs):
+            assert cluster == "slurm"
+            submitted["parameters"] = {}
+            super().__init__(folder, cluster="debug", **kwargs)
+
+        def update_parameters(self, **kwargs):
+            submitted["parameters"].update(kwargs)
+            super().update_parameters(**kwargs)
+
+        def submit(self, function):
+            submitted["jobs"].append(super().submit(function))
+            return submitted["jobs"][-1]
+
+    (folder / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(submitit, "AutoExecutor", Debug)
+    return submitted
 
 
 def flags(settings):

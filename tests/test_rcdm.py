@@ -8,14 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import submitit
 import torch
-from helpers import ROOT, assert_one_line_error, draw_tree, flags, run_script, save_untrained
+from helpers import ROOT, assert_one_line_error, debug_cluster, draw_tree, flags, run_script, save_untrained
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
@@ -366,21 +364,6 @@ def test_every_image_comes_once_an_epoch_whatever_the_processes(monkeypatch):
 
 
 def test_a_job_gets_the_nodes_and_gpus_of_the_flags(data, monkeypatch, capsys):
-    asked = {}
-
-    class Executor:
-        """submitit's, which only notes what it is asked for."""
-
-        def __init__(self, folder, cluster, **_):
-            assert cluster == "slurm"
-
-        def update_parameters(self, **parameters):
-            asked.clear()
-            asked.update(parameters)
-
-        def submit(self, job):
-            return SimpleNamespace(job_id=123)
-
     def run(**changes):
         monkeypatch.setattr(sys, "argv", ["train_RCDM.py", *published(data, local=0, **changes)])
         train_RCDM.main()
@@ -388,15 +371,16 @@ def test_a_job_gets_the_nodes_and_gpus_of_the_flags(data, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(data))
     with pytest.raises(InputError, match="srun .* --local 1"):
         run()
-    (data / "srun").touch(mode=0o755)
-    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
+    submitted = debug_cluster(monkeypatch, data)
     run(partition="gpu")
-    assert capsys.readouterr().out.splitlines()[-1] == "123"
+    assert capsys.readouterr().out.splitlines()[-1] == submitted["jobs"][-1].job_id
+    asked = submitted["parameters"]
     expected = {"nodes": 4, "tasks_per_node": 8, "gpus_per_node": 8, "timeout_min": 4320, "slurm_partition": "gpu"}
     assert {name: asked[name] for name in expected} == expected
     assert asked["mem_gb"] == 480 and "slurm_additional_parameters" not in asked
     awaited = data / "not yet there.pth"
     run(ngpus=0, world_size=2, dependency="afterok:7", ssl_model_pth=awaited)
+    asked = submitted["parameters"]
     assert (asked["tasks_per_node"], asked.get("gpus_per_node"), asked["mem_gb"]) == (2, None, 60)
     assert asked["slurm_additional_parameters"] == {"dependency": "afterok:7", "kill_on_invalid_dep": "yes"}
     with pytest.raises(InputError, match="--ssl_model_pth .*no such file"):

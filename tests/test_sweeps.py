@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import submitit
-from helpers import ROOT, draw_tree, run_script
+from helpers import ROOT, debug_cluster, draw_tree, kept_signals, run_script
 
 import label_inference_attack
 import lin_probe
@@ -329,33 +327,17 @@ def test_published_commands_from_training_to_figures(tmp_path, monkeypatch):
     for name, indices in (("300_per_class_A", "300_per_class/train_A"), ("300_per_class_B", "300_per_class/train_B")):
         save_beton(tmp_path, f"{name}.beton", f"{indices}.npy")
     save_beton(tmp_path, "val.beton", "val_set.npy")
-    (tmp_path / "srun").touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    jobs = debug_cluster(monkeypatch, tmp_path)["jobs"]
     monkeypatch.chdir(ROOT)
-    jobs = []
-
-    class Debug(submitit.AutoExecutor):
-        def __init__(self, folder, cluster, **kwargs):
-            super().__init__(folder, cluster="debug", **kwargs)
-
-        def submit(self, function):
-            jobs.append(super().submit(function))
-            return jobs[-1]
-
-    monkeypatch.setattr(submitit, "AutoExecutor", Debug)
 
     def run(module, size, **fields):
         words = os.path.expandvars(README[module.__name__].format(**fields)).split()
         zero = words[-1:] if words[-1] == "0" else []
         monkeypatch.setattr(sys, "argv", [module.__name__, *words[: len(words) - len(zero)], *size.split(), *zero])
-        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
-        try:
+        with kept_signals():
             module.main()
             if jobs:
                 jobs.pop().result()
-        finally:
-            for signum, handler in handlers.items():
-                signal.signal(signum, handler)
 
     for side in "AB":
         run(train_SSL, f"{SMALL_TRAINING} --training.epochs 2", side=side)

@@ -7,18 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import submitit
 import torch
+from helpers import ROOT, debug_cluster, kept_signals
 
 import train_SSL
 from dejavu_utils.beton import write_beton
 from dejavu_utils.models import load_model
 
-ROOT = Path(__file__).parents[1]
 SMALL = {
     "model.arch": "resnet18",
     "model.mlp": "32-16",
@@ -312,22 +310,20 @@ def test_a_signal_is_obeyed_within_validation_and_the_next_run_validates(betons,
 
     arguments = command(betons, tmp_path, validation__batch_size=2)[2:]
     settings, _ = train_SSL.read_settings(arguments)
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
     monkeypatch.setattr(train_SSL, "evaluation_batches", signalled)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the whole run
     try:
-        with pytest.raises(SystemExit) as end:
+        with kept_signals():
+            with pytest.raises(SystemExit) as end:
+                train_SSL.train(settings)
+            assert end.value.code == 128 + signal.SIGUSR2 and len(seen) == 1  # of five batches
+            stopped = torch.load(tmp_path / "model.pth", weights_only=True)
+            assert (stopped["epoch"], stopped["steps_done"]) == (1, 2)  # all of the second epoch, but it is not over
+            monkeypatch.setattr(train_SSL, "evaluation_batches", batches)
             train_SSL.train(settings)
-        assert end.value.code == 128 + signal.SIGUSR2 and len(seen) == 1  # of five batches
-        stopped = torch.load(tmp_path / "model.pth", weights_only=True)
-        assert (stopped["epoch"], stopped["steps_done"]) == (1, 2)  # all steps of the second epoch, but it is not over
-        monkeypatch.setattr(train_SSL, "evaluation_batches", batches)
-        train_SSL.train(settings)
     finally:
         torch.set_num_threads(threads)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
     expected = weights(whole_run)
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
     times = {"timestamp", "relative_time", "time", "images_per_second"}
@@ -417,37 +413,17 @@ def test_published_commands_have_the_published_settings(betons, tmp_path, loss):
 @pytest.mark.parametrize("loss", OWN)
 def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatch, loss):
     """submitit's debug executor in place of SLURM; only flags of size are appended."""
-    (tmp_path / "srun").touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    submitted = {}
-
-    class Debug(submitit.AutoExecutor):
-        def __init__(self, folder, cluster, **kwargs):
-            assert cluster == "slurm"
-            super().__init__(folder, cluster="debug", **kwargs)
-
-        def update_parameters(self, **kwargs):
-            submitted.update(kwargs)
-            super().update_parameters(**kwargs)
-
-        def submit(self, function):
-            submitted["job"] = super().submit(function)
-            return submitted["job"]
-
-    monkeypatch.setattr(submitit, "AutoExecutor", Debug)
+    submitted = debug_cluster(monkeypatch, tmp_path)
     small = {**SMALL, "training.loss": loss, "training.epochs": 2, "dist.nodes": 2}
     size = [word for key, value in small.items() for word in (f"--{key}", str(value))]
     command = published_command(loss, betons, tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["train_SSL.py", *command[:-1], *size, command[-1]])
     train_SSL.main()
-    assert submitted["tasks_per_node"] == submitted["gpus_per_node"] == 8 and submitted["nodes"] == 2
-    assert submitted["slurm_setup"][0] == f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
-    assert submitted["timeout_min"] == 2800 and submitted["mem_gb"] == 480 and submitted["slurm_signal_delay_s"] == 120
+    asked = submitted["parameters"]
+    assert asked["tasks_per_node"] == asked["gpus_per_node"] == 8 and asked["nodes"] == 2
+    assert asked["slurm_setup"][0] == f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
+    assert asked["timeout_min"] == 2800 and asked["mem_gb"] == 480 and asked["slurm_signal_delay_s"] == 120
     assert not (tmp_path / "run" / "model.pth").exists()
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
-    try:
-        submitted["job"].result()
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+    with kept_signals():
+        submitted["jobs"][-1].result()
     assert load_model(tmp_path / "run" / "model_ep2.pth").arch == "resnet18"
