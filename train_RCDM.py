@@ -50,7 +50,7 @@ from dejavu_utils.launch import (
     start_here,
     submit,
 )
-from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
+from dejavu_utils.models import LOSSES, check_typed, load_model
 from dejavu_utils.options import (
     InputError,
     Parser,
@@ -301,8 +301,7 @@ class Encoder:
         self.layers = ["logits"] if args.use_supervised_activations else ["backbone", "projector"]
         if args.use_supervised_activations and network.loss != "supervised":
             raise InputError(f"--use_supervised_activations 1: {where} has no supervised head; give 0")
-        self.width = sum(map(network.width, self.layers))
-        self.network = prepared_for_inference(network).to(device)
+        self.network, self.width = network.to(device), sum(map(network.width, self.layers))
 
     @torch.no_grad()
     def __call__(self, images):

@@ -32,7 +32,7 @@ from dejavu_utils.imagenet import (
     read_class_names,
 )
 from dejavu_utils.launch import choose_device
-from dejavu_utils.models import load_model, prepared_for_inference
+from dejavu_utils.models import load_model
 from dejavu_utils.options import InputError, existing_folder
 from dejavu_utils.results import attack_path, class_table, example_table, load_array, read_attack
 
@@ -106,7 +106,7 @@ def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
     except (RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{weights_path}: not the U-Net that its params.json describes: {reason}") from None
-    return Rcdm(unet, prepared_for_inference(network), settings, device or choose_device())
+    return Rcdm(unet, network, settings, device or choose_device())
 
 
 def _last_average(folder):
