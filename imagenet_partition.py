@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.files import complete_file, locked, write_npy
+from dejavu_utils.cli import Parser, existing_folder, non_negative_int, positive_int, run
+from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import complete_file, write_npy
 from dejavu_utils.imagenet import PARTITION_FILE, UNFINISHED_FILE, list_images, save_partition_record
-from dejavu_utils.options import InputError, Parser, existing_folder, non_negative_int, positive_int, run
-from dejavu_utils.partition import check, equal_classes, shuffled_order, split
+from dejavu_utils.locks import locked
 from dejavu_utils.progress import Progress
 
 

@@ -36,24 +36,22 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.crops import RULES
-from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
-from dejavu_utils.files import complete_file, complete_files, digest, save_csv, save_json, save_npy
-from dejavu_utils.gallery import save_gallery
-from dejavu_utils.imagenet import (
-    UNREADABLE,
-    background_crops,
-    corner_crops,
-    file_fingerprint,
-    list_images,
-    load_indices,
-    read_class_names,
+from dejavu_utils.analysis.gallery import save_gallery
+from dejavu_utils.analysis.memorization import SHARES, SWEEP_FRACTIONS, accuracy_sweep
+from dejavu_utils.analysis.points import SETS, attack_path
+from dejavu_utils.analysis.results import (
+    TOP_KS,
+    attack_statistics,
+    class_table,
+    confidence_curve,
+    example_table,
+    figure_in_words,
+    read_attack,
 )
-from dejavu_utils.launch import disconnect, here_or_submitted, join
-from dejavu_utils.memorization import SHARES, SWEEP_FRACTIONS, accuracy_sweep
-from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
-from dejavu_utils.options import (
-    InputError,
+from dejavu_utils.attack.boxes import background_crops, corner_crops, file_fingerprint
+from dejavu_utils.attack.search import Embedder, ImageSet, nearest_public, predicted_memory
+from dejavu_utils.attack.unfinished import Unfinished
+from dejavu_utils.cli import (
     Parser,
     add_inference_flags,
     add_launch_flags,
@@ -64,20 +62,14 @@ from dejavu_utils.options import (
     run,
     zero_or_one,
 )
+from dejavu_utils.crops import RULES
+from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import complete_file, complete_files, digest, save_csv, save_json, save_npy
+from dejavu_utils.imagenet import UNREADABLE, list_images, load_indices, read_class_names
+from dejavu_utils.launch import disconnect, here_or_submitted, join
+from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
 from dejavu_utils.progress import Progress
-from dejavu_utils.results import (
-    SETS,
-    TOP_KS,
-    attack_path,
-    attack_statistics,
-    class_table,
-    confidence_curve,
-    example_table,
-    figure_in_words,
-    read_attack,
-)
-from dejavu_utils.search import Embedder, ImageSet, nearest_public, predicted_memory
-from dejavu_utils.unfinished import Unfinished
 
 
 def parse_args(argv=None):

@@ -27,16 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from dejavu_utils import augment
+from dejavu_utils.analysis.results import TOP_KS, figure_in_words, probe_estimates
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
-from dejavu_utils.distributed import any_process, average_gradients, rank, sum_over_processes, wait_for_all, world_size
-from dejavu_utils.files import digest, save_json
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
-from dejavu_utils.launch import StopSignal, autocast, disconnect, here_or_submitted, join, seed_everything
-from dejavu_utils.loader import RandomCrops
-from dejavu_utils.models import LOSSES, check_finite, check_typed, load_model, prepared_for_inference
-from dejavu_utils.options import (
-    InputError,
+from dejavu_utils.cli import (
     Parser,
     add_inference_flags,
     add_launch_flags,
@@ -47,9 +40,17 @@ from dejavu_utils.options import (
     positive_int,
     run,
 )
+from dejavu_utils.data import augment
+from dejavu_utils.data.loader import RandomCrops
+from dejavu_utils.devices import autocast
+from dejavu_utils.distributed import any_process, average_gradients, rank, sum_over_processes, wait_for_all, world_size
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import digest, save_json
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices, without_unreadable
+from dejavu_utils.launch import StopSignal, disconnect, here_or_submitted, join
+from dejavu_utils.models import LOSSES, check_finite, check_typed, load_model, prepared_for_inference
 from dejavu_utils.progress import Progress
-from dejavu_utils.results import TOP_KS, figure_in_words, probe_estimates
-from dejavu_utils.search import without_unreadable
+from dejavu_utils.randomness import seed_everything, uniforms
 
 VIEW = augment.SECOND_VIEW
 # What a checkpoint must have in common with the probe that goes on from it; the files are compared by what they hold.
@@ -198,7 +199,7 @@ class Run:
             share = (self.epoch * steps + self.steps_done) / (args.epochs * steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = args.start_lr + (args.end_lr - args.start_lr) * share
-            draws = augment.uniforms(args.seed, self.epoch, RandomCrops.STREAM, first, len(labels))
+            draws = uniforms(args.seed, self.epoch, RandomCrops.STREAM, first, len(labels))
             images = augment.apply(crops, augment.draw_parameters(draws, VIEW).to(self.device))
             logits = classifier(self.embed(images).clone())  # autograd takes no inference tensor
             loss = F.cross_entropy(logits, labels, reduction="sum")

@@ -30,8 +30,9 @@ import pandas as pd
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from dejavu_utils.cli import Parser, non_negative_int, positive_int, run
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv, save_json
-from dejavu_utils.options import InputError, Parser, non_negative_int, positive_int, run
 from dejavu_utils.progress import Progress
 
 OBJECTS = (

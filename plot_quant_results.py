@@ -23,10 +23,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dejavu_utils.files import save_csv
-from dejavu_utils.memorization import SHARES, difference, summarize_levels
-from dejavu_utils.options import InputError, Parser, existing_folder, positive_int, run, zero_or_one
-from dejavu_utils.plots import (
+from dejavu_utils.analysis.memorization import SHARES, difference, summarize_levels
+from dejavu_utils.analysis.plots import (
     STYLES,
     figure_style,
     save_accuracy_figures,
@@ -36,18 +34,19 @@ from dejavu_utils.plots import (
     save_partition_figures,
     save_probe_figures,
 )
-from dejavu_utils.results import (
-    LAYERS_BESIDE,
+from dejavu_utils.analysis.points import LAYERS_BESIDE, attacked_layers, sweep_points
+from dejavu_utils.analysis.results import (
     TOP_KS,
     accuracy_columns,
-    attacked_layers,
     bounds,
     confidence_curve,
     directions,
     read_attack,
     read_probe,
-    sweep_points,
 )
+from dejavu_utils.cli import Parser, existing_folder, positive_int, run, zero_or_one
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import save_csv
 
 # What --sweep_param may be: (folder names, the value that the digits in them stand for, label of the axis).
 PARAMS = {

@@ -31,28 +31,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dejavu_utils import diffusion
-from dejavu_utils.augment import epoch_order
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
-from dejavu_utils.distributed import any_process, gather, rank, sum_over_processes, wait_for_all, world_size
-from dejavu_utils.files import complete_file, save_json
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
-from dejavu_utils.launch import (
-    LOCK_FILE,
-    ScriptJob,
-    StopSignal,
-    autocast,
-    disconnect,
-    job_flags,
-    join,
-    local_processes,
-    seed_everything,
-    start_here,
-    submit,
-)
-from dejavu_utils.models import LOSSES, check_typed, load_model
-from dejavu_utils.options import (
-    InputError,
+from dejavu_utils.cli import (
     Parser,
     add_launch_flags,
     existing_file,
@@ -63,8 +43,26 @@ from dejavu_utils.options import (
     run,
     zero_or_one,
 )
-from dejavu_utils.reconstruction import image_transform, save_grid
-from dejavu_utils.search import without_unreadable
+from dejavu_utils.devices import autocast
+from dejavu_utils.distributed import any_process, gather, rank, sum_over_processes, wait_for_all, world_size
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import complete_file, save_json
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices, without_unreadable
+from dejavu_utils.launch import (
+    LOCK_FILE,
+    ScriptJob,
+    StopSignal,
+    disconnect,
+    job_flags,
+    join,
+    local_processes,
+    start_here,
+    submit,
+)
+from dejavu_utils.models import LOSSES, check_typed, load_model
+from dejavu_utils.randomness import epoch_order, seed_everything
+from dejavu_utils.reconstruction import diffusion, unets
+from dejavu_utils.reconstruction.pictures import image_transform, save_grid
 
 # What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name -> (default, type, help).
 MODEL_FLAGS = {
@@ -127,9 +125,7 @@ def parse_args(argv=None):
     group.add_argument("--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count")
     group.add_argument("--workers", type=non_negative_int, default=8, help="processes that read images")
     group = parser.add_argument_group("model and diffusion")
-    group.add_argument(
-        "--backend", choices=("auto", *diffusion.BACKENDS), default="auto", help="auto: rcdm if installed"
-    )
+    group.add_argument("--backend", choices=("auto", *unets.BACKENDS), default="auto", help="auto: rcdm if installed")
     for name, (default, kind, text) in MODEL_FLAGS.items():
         choices = kind if isinstance(kind, tuple) else None
         kind = zero_or_one if kind == "bool" else str if choices else kind
@@ -205,14 +201,14 @@ def check_args(args):
     if not 0 < args.lr < math.inf or not 0 <= args.weight_decay < math.inf or not 0 <= args.dropout < 1:
         raise InputError("--lr must be positive, --weight_decay not negative, --dropout at least 0 and below 1")
     ema_rates(args)
-    diffusion.attention_levels(vars(args))
+    unets.attention_levels(vars(args))
     if args.timestep_respacing == "auto":
         args.timestep_respacing = "100" if args.diffusion_steps >= 100 else ""
     try:
         diffusion.kept_steps(args.diffusion_steps, args.timestep_respacing)
     except ValueError as error:
         raise InputError(f"--timestep_respacing {args.timestep_respacing}: {error}") from None
-    args.backend = diffusion.choose_backend(args.backend)
+    args.backend = unets.choose_backend(args.backend)
 
 
 def ema_rates(args):
@@ -353,7 +349,7 @@ class Run:
             **{"processes": world_size(), "images": images, "ssl_model_pth": str(Path(args.ssl_model_pth).resolve())},
         }
         self.precision = choose_precision(args, device)
-        self.unet = diffusion.build_unet(args.backend, vars(args), encoder.width).to(device)
+        self.unet = unets.build_unet(args.backend, vars(args), encoder.width).to(device)
         self.rates = ema_rates(args)
         self.ema = {rate: {k: v.detach().clone() for k, v in self.unet.state_dict().items()} for rate in self.rates}
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=args.lr, weight_decay=args.weight_decay)

@@ -23,36 +23,25 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from dejavu_utils import augment
-from dejavu_utils.beton import Beton
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
-from dejavu_utils.distributed import (
-    any_process,
-    average_gradients,
-    rank,
-    synchronize_batch_norm,
-    wait_for_all,
-    world_size,
-)
+from dejavu_utils.cli import Parser, existing_file, run, zero_or_one
+from dejavu_utils.data import augment
+from dejavu_utils.data.beton import Beton
+from dejavu_utils.data.ffcv import FfcvLoader
+from dejavu_utils.data.loader import NativeLoader, evaluation_batches
+from dejavu_utils.devices import autocast
+from dejavu_utils.distributed import any_process, average_gradients, rank, wait_for_all, world_size
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, save_json
-from dejavu_utils.launch import (
-    LOCK_FILE,
-    ScriptJob,
-    StopSignal,
-    autocast,
-    connect,
-    disconnect,
-    seed_everything,
-    start_here,
-    submit,
-)
-from dejavu_utils.loader import FfcvLoader, NativeLoader, evaluation_batches
-from dejavu_utils.meter import Meter
+from dejavu_utils.launch import LOCK_FILE, ScriptJob, StopSignal, connect, disconnect, start_here, submit
 from dejavu_utils.models import LOSSES, Probes, check_arch, mlp_widths, network_from_settings
-from dejavu_utils.objectives import Objective, ViewsForward
-from dejavu_utils.optim import learning_rate, make_optimizer, resolution_at
-from dejavu_utils.options import InputError, Parser, existing_file, parse_settings, run, zero_or_one
 from dejavu_utils.progress import Progress
+from dejavu_utils.randomness import seed_everything
+from dejavu_utils.training.batch_norm import synchronize_batch_norm
+from dejavu_utils.training.meter import Meter
+from dejavu_utils.training.objectives import Objective, ViewsForward
+from dejavu_utils.training.optim import learning_rate, make_optimizer, resolution_at
+from dejavu_utils.training.settings import parse_settings
 
 SECTIONS = {
     "model": {

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.beton import MODES, write_beton
+from dejavu_utils.cli import Parser, positive_int, run
+from dejavu_utils.data.beton import MODES, write_beton
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import list_images, load_image, load_indices
-from dejavu_utils.options import InputError, Parser, positive_int, run
 from dejavu_utils.progress import Progress
 
 

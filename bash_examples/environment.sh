@@ -11,11 +11,13 @@ use_environment() {
       echo "Installing requirements.txt into $root/.venv (once; a few minutes)"
       "$python" -m venv "$root/.venv"
       "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt"
+      "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
       cp "$root/requirements.txt" "$root/.venv/installed.txt"  # what is complete, and from which list
     fi
     # shellcheck disable=SC1091
     source "$root/.venv/bin/activate"
   fi
+  export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}  # an environment of the user's may hold another checkout, or none
   python - <<'PY' || return 2
 import importlib.util, sys
 names = {"cv2": "opencv-python-headless", "yaml": "pyyaml"} | ({} if sys.platform == "darwin" else {"faiss": "faiss-cpu"})

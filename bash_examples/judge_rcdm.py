@@ -12,32 +12,23 @@ reconstructions from crops under target and reference model: of all attacked exa
         --unseen_idx_pth demo/seed0/judge/test.npy --public_idx_pth demo/seed0/index/50_per_class/public.npy
 """
 
-import sys
-from pathlib import Path
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torchvision.transforms.functional import normalize
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-from torchvision.transforms.functional import normalize  # noqa: E402
-
-from dejavu_utils import memorization as mem  # noqa: E402
-from dejavu_utils.diffusion import Diffusion  # noqa: E402
-from dejavu_utils.files import save_json  # noqa: E402
-from dejavu_utils.imagenet import MEAN, STD, IndexedImages, load_indices  # noqa: E402
-from dejavu_utils.models import load_model  # noqa: E402
-from dejavu_utils.options import InputError, Parser, existing_folder, non_negative_int, run  # noqa: E402
-from dejavu_utils.progress import Progress  # noqa: E402
-from dejavu_utils.reconstruction import (  # noqa: E402
-    Attack,
-    conditions,
-    image_transform,
-    load_rcdm,
-    sample_seeds,
-    sources_of,
-)
-from dejavu_utils.results import SETS, figure_in_words  # noqa: E402
+from dejavu_utils.analysis import memorization as mem
+from dejavu_utils.analysis.points import SETS
+from dejavu_utils.analysis.results import figure_in_words
+from dejavu_utils.cli import Parser, existing_folder, non_negative_int, run
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import save_json
+from dejavu_utils.imagenet import MEAN, STD, IndexedImages, load_indices
+from dejavu_utils.models import load_model
+from dejavu_utils.progress import Progress
+from dejavu_utils.reconstruction.diffusion import Diffusion
+from dejavu_utils.reconstruction.pictures import image_transform
+from dejavu_utils.reconstruction.rcdm import Attack, conditions, load_rcdm, sample_seeds, sources_of
 
 
 def parse_args(argv=None):

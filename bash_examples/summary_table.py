@@ -7,16 +7,14 @@ Reads the results.json of each attack folder named as LABEL=FOLDER; prints the t
 """
 
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import pandas as pd
 
-import pandas as pd  # noqa: E402
-
-from dejavu_utils.files import save_csv  # noqa: E402
-from dejavu_utils.options import InputError, Parser, existing_file, run  # noqa: E402
-from dejavu_utils.results import figure_in_words  # noqa: E402
+from dejavu_utils.analysis.results import figure_in_words
+from dejavu_utils.cli import Parser, existing_file, run
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import save_csv
 
 COLUMNS = ("target", "reference", "score")
 

@@ -31,31 +31,18 @@ import torch
 from harness import alternate, jpeg, natural_images
 from torch.utils.data import DataLoader, Dataset
 
+from dejavu_utils.analysis.memorization import predict_from_neighbors
+from dejavu_utils.analysis.points import attack_path
+from dejavu_utils.analysis.results import attack_statistics, class_table, confidence_curve, example_table, read_attack
+from dejavu_utils.attack.boxes import background_crops, box_path, read_boxes
+from dejavu_utils.attack.neighbors import NeighborSearch
+from dejavu_utils.attack.search import Embedder, ImageSet, block_rows, nearest_public
+from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.crops import background_crop
+from dejavu_utils.devices import autocast
 from dejavu_utils.files import save_npy
-from dejavu_utils.imagenet import (
-    IndexedImages,
-    background_crops,
-    box_path,
-    evaluation_transform,
-    list_images,
-    load_image,
-    read_boxes,
-)
-from dejavu_utils.launch import autocast
-from dejavu_utils.memorization import predict_from_neighbors
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_image
 from dejavu_utils.models import SSLNetwork, prepared_for_inference
-from dejavu_utils.neighbors import NeighborSearch
-from dejavu_utils.results import (
-    attack_path,
-    attack_statistics,
-    class_table,
-    confidence_curve,
-    example_table,
-    read_attack,
-)
-from dejavu_utils.search import Embedder, ImageSet, block_rows, nearest_public
-from dejavu_utils.unfinished import Unfinished
 
 SETS = ("A", "B")
 CLASSES = 10

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from harness import alternate, jpeg, natural_images
 
-from dejavu_utils.beton import write_beton
+from dejavu_utils.data.beton import write_beton
 from dejavu_utils.imagenet import list_images, load_image
 
 

@@ -27,13 +27,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import lin_probe
-from dejavu_utils import augment
+from dejavu_utils.analysis.memorization import wilson_interval
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.data import augment
+from dejavu_utils.data.loader import cut_and_resize
 from dejavu_utils.imagenet import MEAN, STD, IndexedImages, evaluation_transform, list_images, load_image
 from dejavu_utils.launch import StopSignal
-from dejavu_utils.loader import cut_and_resize
-from dejavu_utils.memorization import wilson_interval
 from dejavu_utils.models import SSLNetwork, load_model
+from dejavu_utils.randomness import uniforms
 
 CLASSES = 10
 PROBE = (20, 1000, 1000)  # epochs, training and validation images of the probe whose time is computed
@@ -177,7 +178,7 @@ class OwnViews(Dataset):
         image = np.array(load_image(self.listing.path(self.indices[position])))
         views = []
         for number, view in enumerate((augment.FIRST_VIEW, augment.SECOND_VIEW)):
-            draws = augment.uniforms(int(torch.randint(2**31, ())), 0, number, position, 1)
+            draws = uniforms(int(torch.randint(2**31, ())), 0, number, position, 1)
             box = augment.crop_boxes(draws, [image.shape[:2]], view)[0]
             crop = cut_and_resize(image, box, self.resolution, "bicubic")[None]
             views.append(augment.apply(crop, augment.draw_parameters(draws, view))[0])

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from harness import alternate, natural_images
 
-from dejavu_utils import augment
-from dejavu_utils.beton import Beton, write_beton
-from dejavu_utils.loader import FfcvLoader, NativeLoader, ffcv_is_installed
+from dejavu_utils.data import augment
+from dejavu_utils.data.beton import Beton, write_beton
+from dejavu_utils.data.ffcv import FfcvLoader, ffcv_is_installed
+from dejavu_utils.data.loader import NativeLoader
 
 CROP_ONLY = augment.View(jitter=0, grayscale=0)
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from harness import alternate
 
 import train_SSL
-from dejavu_utils import losses
-from dejavu_utils.launch import autocast
+from dejavu_utils.devices import autocast
 from dejavu_utils.models import Probes
-from dejavu_utils.optim import make_optimizer
+from dejavu_utils.training import losses
+from dejavu_utils.training.optim import make_optimizer
 
 CLASSES = 1000
 

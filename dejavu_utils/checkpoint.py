@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
-from dejavu_utils.options import InputError
 
 PREFIX = "module."  # published checkpoints were saved from DistributedDataParallel; ours carry the same names
 

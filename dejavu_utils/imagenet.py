@@ -1,32 +1,27 @@
-"""Image folders as ImageNet ships them: listing and fingerprint, index files, box XML, the evaluation transform."""
+"""Image folders as ImageNet ships them: listing and fingerprint, index files, decoded images for a network.
+
+PyTorch is imported by the functions that need it: listing a folder does without.
+"""
 
 import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from xml.etree import ElementTree
-from xml.parsers import expat
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
-from dejavu_utils.crops import background_crop, corner_crop
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_json
-from dejavu_utils.options import InputError
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images in [0, 1], per channel
 STD = (0.229, 0.224, 0.225)
 PARTITION_FILE = "partition.json"
 UNREADABLE = "unreadable image"  # among the counts of what is skipped
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 UNFINISHED_FILE = "partition.unfinished"  # there while imagenet_partition.py writes
-_LARGEST_XML = 2**20  # bytes; an annotation has some hundred
 
 
 class ImageListing:
@@ -79,12 +74,27 @@ def list_images(root, flag="the image folder"):
     if not root or not Path(root).is_dir():
         raise InputError(f"{flag} {root or ''}: no such folder")
     root = os.path.normpath(root)
-    try:
-        folder = ImageFolder(root)
-    except FileNotFoundError as error:
-        raise InputError(f"{flag} {root}: expected class folders with images below it: {error}") from None
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    paths, labels, empty = [], [], []
+    for label, name in enumerate(classes):
+        found = list(_images_below(root, name))
+        paths += found
+        labels += [label] * len(found)
+        if not found:
+            empty.append(name)
+    if not paths or empty:
+        what = f"no image in {', '.join(empty[:5])}" if empty else "there is none"
+        raise InputError(f"{flag} {root}: expected class folders with images below it: {what}")
+    return ImageListing(root, classes, paths, labels)
+
+
+def _images_below(root, name):
+    """Paths of a class's images, relative to root, in ImageFolder's order."""
     prefix = len(os.path.join(root, ""))
-    return ImageListing(root, folder.classes, [path[prefix:] for path, _ in folder.samples], folder.targets)
+    for folder, _, names in sorted(os.walk(os.path.join(root, name), followlinks=True)):
+        for file_name in sorted(names):
+            if file_name.lower().endswith(EXTENSIONS):
+                yield os.path.join(folder, file_name)[prefix:]
 
 
 def read_class_names(path, flag):
@@ -157,121 +167,6 @@ def save_partition_record(folder, record, listing):
     save_json(Path(folder) / PARTITION_FILE, {**record, "fingerprint": listing.fingerprint})
 
 
-def box_path(bbox_dir, listing, index):
-    """Where the image's Pascal-VOC XML is expected: BBOX_DIR/Annotation/CLASS/ID.xml."""
-    name = listing.classes[listing.labels[index]]
-    return Path(bbox_dir) / "Annotation" / name / f"{listing.stem(index)}.xml"
-
-
-def read_boxes(path):
-    """The boxes in a Pascal-VOC XML, a list of int (xmin, ymin, xmax, ymax); empty where no object is marked.
-
-    ValueError for a file that is not such an XML, or one with a document type or entities (those can be made to fill
-    the memory; annotations have none).
-    """
-    with open(path, "rb") as handle:
-        data = handle.read(_LARGEST_XML + 1)
-    if len(data) > _LARGEST_XML:
-        raise ValueError(f"is larger than {_LARGEST_XML} bytes")
-    guard = expat.ParserCreate()
-    guard.StartDoctypeDeclHandler = _refuse_document_type
-    try:
-        guard.Parse(data, True)
-        boxes = ElementTree.fromstring(data).iterfind("./object/bndbox")
-        return [tuple(int(float(box.findtext(side))) for side in ("xmin", "ymin", "xmax", "ymax")) for box in boxes]
-    except (ElementTree.ParseError, expat.ExpatError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
-
-
-def _refuse_document_type(*_):
-    raise ValueError("it has a document type")
-
-
-def file_fingerprint(listing, indices, bbox_dir=None):
-    """SHA-256 of the paths of images, and of sizes and times of their files and, with bbox_dir, of their XML."""
-
-    def state(path):
-        try:
-            stat = os.stat(path)
-            return f"{stat.st_size} {stat.st_mtime_ns}"
-        except OSError:
-            return "absent"
-
-    def line(index):
-        xml = state(box_path(bbox_dir, listing, index)) if bbox_dir else ""
-        return f"{index} {listing.paths[index]} {state(listing.path(index))} {xml}\n"
-
-    found = hashlib.sha256()
-    with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
-        for text in pool.map(line, indices):
-            found.update(text.encode(errors="surrogateescape"))
-    return found.hexdigest()
-
-
-def background_crops(
-    listing, indices, bbox_dir, min_px=100, rule="paper", on_progress=lambda count: None, skip_unreadable=False
-):
-    """Background crops (dejavu_utils.crops) of the images at `indices` that have one.
-
-    Boxes are read from BBOX_DIR/Annotation/CLASS/ID.xml, sizes from the images' headers. on_progress: called with the
-    number of images done since the last call. skip_unreadable: count images that cannot be read instead of raising an
-    InputError. Returns (indices int64 (m,) of the images with a crop, their crops int64 (m, 4) of xmin, ymin, xmax and
-    ymax in pixels, counts: {"images", "attacked", and how many were skipped for what}).
-    """
-    reasons = ("no crop larger than min_px", "no XML", "unreadable XML", "no object in the XML", "reversed box")
-
-    def crop_of(index):
-        try:
-            boxes = read_boxes(box_path(bbox_dir, listing, index))
-        except FileNotFoundError:
-            return "no XML"
-        except ValueError:
-            return "unreadable XML"
-        if not boxes:
-            return "no object in the XML"
-        if any(xmax < xmin or ymax < ymin for xmin, ymin, xmax, ymax in boxes):
-            return "reversed box"
-        return background_crop(*image_size(listing.path(index)), boxes, min_px, rule) or reasons[0]
-
-    return _crops(indices, crop_of, reasons, on_progress, skip_unreadable)
-
-
-def corner_crops(listing, indices, fraction=0.3, on_progress=lambda count: None, skip_unreadable=False):
-    """Lower left corners (dejavu_utils.crops.corner_crop) of all images at `indices`, as `background_crops` gives them.
-
-    No XML is read; fraction: side of the corner / side of the image.
-    """
-    return _crops(
-        indices, lambda index: corner_crop(*image_size(listing.path(index)), fraction), (), on_progress, skip_unreadable
-    )
-
-
-def _crops(indices, crop_of, reasons, on_progress, skip_unreadable):
-    """crop_of: index -> crop, or one of the reasons why there is none."""
-
-    def examine(index):
-        try:
-            return crop_of(index)
-        except InputError:
-            if skip_unreadable:
-                return UNREADABLE
-            raise
-
-    counts = dict.fromkeys(("images", "attacked", *reasons, UNREADABLE), 0)
-    kept, crops = [], []
-    with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
-        for index, found in zip(indices, pool.map(examine, indices)):
-            counts["images"] += 1
-            if isinstance(found, str):
-                counts[found] += 1
-            else:
-                kept.append(index)
-                crops.append(found)
-            on_progress(1)
-    counts["attacked"] = len(kept)
-    return np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts
-
-
 def image_size(path):
     """(width, height) in pixels from the file's header; InputError names a file that is no image."""
     with _opened(path) as image:
@@ -283,6 +178,8 @@ def evaluation_transform(resolution=224):
 
     The short side goes to int(resolution x 256 / 224) pixels (bilinear), then the centre is cut out. Published: 224.
     """
+    from torchvision import transforms
+
     return transforms.Compose(
         [
             _without_far_ends,
@@ -319,8 +216,8 @@ def _opened(path):
         ) from None
 
 
-class IndexedImages(torch.utils.data.Dataset):
-    """The images at `indices`, cut to `crops` (None: whole images) and transformed: (tensor, label) each.
+class IndexedImages:
+    """A PyTorch data set of images, cut to `crops` (None: whole images) and transformed: (tensor, label) each.
 
     indices: int64 (n,). crops: n of (xmin, ymin, xmax, ymax) in pixels. transform: PIL image -> tensor.
     skip_unreadable: give None for an image that cannot be decoded, for `collate_readable`, instead of an InputError.
@@ -348,6 +245,8 @@ class IndexedImages(torch.utils.data.Dataset):
 
 def collate_readable(items):
     """(images float (m, 3, h, w) or an empty tensor, labels int64 (m,), bool (n,): which of the n could be read)."""
+    import torch
+
     readable = torch.tensor([item is not None for item in items])
     kept = [item for item in items if item is not None]
     images = torch.stack([image for image, _ in kept]) if kept else torch.empty(0)
@@ -356,6 +255,8 @@ def collate_readable(items):
 
 def readable(listing, indices, num_workers=0, on_progress=lambda count: None):
     """bool (n,): which of the images at `indices` can be decoded. on_progress: called with the images done since."""
+    from torch.utils.data import DataLoader
+
     images = IndexedImages(listing, indices, _nothing, skip_unreadable=True)
     found = [np.empty(0, bool)]
     for _, _, batch in DataLoader(images, 64, num_workers=num_workers, collate_fn=collate_readable):
@@ -365,4 +266,24 @@ def readable(listing, indices, num_workers=0, on_progress=lambda count: None):
 
 
 def _nothing(image):
+    import torch
+
     return torch.empty(0)
+
+
+def without_unreadable(listing, indices, device, num_workers=0, on_progress=lambda count: None):
+    """The indices of the images that can be decoded, int64; the processes share the look. InputError if there are none.
+
+    on_progress: called with the number of images that this process has done since the last call.
+    """
+    import torch
+
+    from dejavu_utils.distributed import rank, sum_over_processes, world_size
+
+    own = slice(rank(), None, world_size())
+    found = torch.zeros(len(indices), device=device)
+    found[own] = torch.from_numpy(readable(listing, indices[own], num_workers, on_progress)).to(found)
+    kept = indices[sum_over_processes(found).cpu().numpy() > 0]
+    if not len(kept):
+        raise InputError("--skip_unreadable: not one of the images could be read")
+    return kept

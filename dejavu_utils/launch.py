@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import io
 import os
-import random
 import shlex
 import shutil
 import signal
@@ -14,24 +13,15 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from dejavu_utils.files import locked
-from dejavu_utils.options import InputError, run
+from dejavu_utils.cli import run
+from dejavu_utils.devices import choose_device
+from dejavu_utils.errors import InputError
+from dejavu_utils.locks import locked
 
 LOCK_FILE = ".lock"  # in a run's folder while it is written
 _IN_SUBMITIT = "SUBMITIT_EXECUTOR"
-
-
-def choose_device(index=0):
-    """The GPU with this index if there is one, else the CPU; None: the CPU."""
-    if index is None or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if index >= torch.cuda.device_count():
-        raise InputError(f"--local_gpu {index}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
 
 
 def connect(port=0, gpu=0, patient=False):
@@ -133,13 +123,6 @@ class StopSignal:
         sys.exit(128 + signum)
 
 
-def seed_everything(seed):
-    """Seeds Python, NumPy and PyTorch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
 class ScriptJob:
     """A call of one function of a root script, as submitit pickles it: the job imports the script as a module.
 
@@ -174,13 +157,6 @@ class ScriptJob:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
-
-
-def autocast(device, precision):
-    """The context in which a network runs in `precision`: fp32, bf16 or fp16."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def here_or_submitted(script, function, args):

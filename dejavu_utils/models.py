@@ -7,7 +7,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
 from dejavu_utils.checkpoint import load_checkpoint, without_prefix
-from dejavu_utils.options import InputError
+from dejavu_utils.errors import InputError
 
 LOSSES = ("vicreg", "simclr", "barlow", "byol", "dino", "supervised")
 OWN_HEAD = ("barlow", "byol", "supervised")  # losses that add modules of their own to the network

@@ -12,23 +12,15 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from dejavu_utils.attack.boxes import background_crops, box_path, read_boxes
+from dejavu_utils.data import augment
+from dejavu_utils.data.beton import Beton
+from dejavu_utils.data.loader import NativeLoader
+from dejavu_utils.imagenet import list_images, load_image
+from dejavu_utils.reconstruction.pictures import draw_rows, reconstruct, save_figure
+from dejavu_utils.reconstruction.rcdm import Attack, load_rcdm, most_memorized, sources_of
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from dejavu_utils import augment  # noqa: E402
-from dejavu_utils.beton import Beton  # noqa: E402
-from dejavu_utils.imagenet import background_crops, box_path, list_images, load_image, read_boxes  # noqa: E402
-from dejavu_utils.loader import NativeLoader  # noqa: E402
-from dejavu_utils.reconstruction import (  # noqa: E402
-    Attack,
-    draw_rows,
-    load_rcdm,
-    most_memorized,
-    reconstruct,
-    save_figure,
-    sources_of,
-)
-
 COLUMNS = 6
 
 

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.cli import run
 from dejavu_utils.launch import StopSignal
 from dejavu_utils.models import SSLNetwork
-from dejavu_utils.options import run
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,13 +13,14 @@ from helpers import assert_one_line_error, draw_tree, flags, run_here, save_untr
 from PIL import Image
 from torchvision import transforms
 
-from dejavu_utils import memorization as mem
-from dejavu_utils import search, unfinished
+from dejavu_utils.analysis import memorization as mem
+from dejavu_utils.analysis.results import read_attack
+from dejavu_utils.attack import search, unfinished
+from dejavu_utils.attack.boxes import box_path, read_boxes
+from dejavu_utils.attack.neighbors import NeighborSearch
+from dejavu_utils.attack.search import Embedder
 from dejavu_utils.crops import background_crop, corner_crop
-from dejavu_utils.imagenet import box_path, list_images, read_boxes
-from dejavu_utils.neighbors import NeighborSearch
-from dejavu_utils.results import read_attack
-from dejavu_utils.search import Embedder
+from dejavu_utils.imagenet import list_images
 
 # Planted answers: embeddings that tell the class in a known share of the examples.
 

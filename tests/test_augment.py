@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop, functional
 
-from dejavu_utils import augment
+from dejavu_utils.data import augment
+from dejavu_utils.randomness import uniforms
 
 IDENTITY_ORDER = (0, 1, 2, 3)
 
@@ -107,17 +108,17 @@ def test_blur_is_5_wide_and_9_high_after_normalization():
 
 
 def test_draws_depend_on_the_position_alone():
-    whole = augment.uniforms(3, 7, 0, 0, 100)
-    parts = [augment.uniforms(3, 7, 0, start, 20) for start in range(0, 100, 20)]
+    whole = uniforms(3, 7, 0, 0, 100)
+    parts = [uniforms(3, 7, 0, start, 20) for start in range(0, 100, 20)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
     for other in ((4, 7, 0), (3, 8, 0), (3, 7, 1)):
-        assert not np.isclose(whole, augment.uniforms(*other, 0, 100)).any(axis=1).any()
+        assert not np.isclose(whole, uniforms(*other, 0, 100)).any(axis=1).any()
 
 
 def test_crops_stay_inside_and_have_the_drawn_areas_and_aspects():
     n = 20000
     sizes = np.tile([[375, 500]], (n, 1))
-    boxes = augment.crop_boxes(augment.uniforms(0, 0, 0, 0, n), sizes, augment.FIRST_VIEW)
+    boxes = augment.crop_boxes(uniforms(0, 0, 0, 0, n), sizes, augment.FIRST_VIEW)
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0 and (boxes[:, 2] <= 500).all() and (boxes[:, 3] <= 375).all()
     aspect, area = w / h, w * h / (375 * 500)
@@ -134,14 +135,12 @@ def test_crops_stay_inside_and_have_the_drawn_areas_and_aspects():
 
 
 def test_very_long_image_gets_the_centre():
-    boxes = augment.crop_boxes(
-        augment.uniforms(0, 0, 0, 0, 50), np.tile([[10, 1000]], (50, 1)), augment.View(area=(1, 1))
-    )
+    boxes = augment.crop_boxes(uniforms(0, 0, 0, 0, 50), np.tile([[10, 1000]], (50, 1)), augment.View(area=(1, 1)))
     assert (boxes == [[493, 0, 506, 10]]).all()
 
 
 def test_parameters_are_drawn_with_the_published_probabilities():
-    draws = augment.uniforms(1, 2, 1, 0, 20000)
+    draws = uniforms(1, 2, 1, 0, 20000)
     p = augment.draw_parameters(draws, augment.SECOND_VIEW)
     for mask, probability in ((p.flip, 0.5), (p.jitter, 0.8), (p.gray, 0.2), (p.solarize, 0.2)):
         assert mask.float().mean().item() == pytest.approx(probability, abs=0.02)
@@ -150,7 +149,7 @@ def test_parameters_are_drawn_with_the_published_probabilities():
     torch.testing.assert_close(high, torch.tensor([1.4, 1.4, 1.2, 0.1]), atol=1e-3, rtol=0)
     assert p.sigma is None
     assert (np.bincount((p.order * torch.tensor([64, 16, 4, 1])).sum(1).numpy(), minlength=256) > 0).sum() == 24
-    sigmas = [augment.draw_parameters(augment.uniforms(0, e, 0, 0, 4), augment.FIRST_VIEW).sigma for e in range(300)]
+    sigmas = [augment.draw_parameters(uniforms(0, e, 0, 0, 4), augment.FIRST_VIEW).sigma for e in range(300)]
     assert 0.1 <= min(sigmas) < 0.2 and 1.9 < max(sigmas) <= 2.0
 
 

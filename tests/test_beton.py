@@ -15,8 +15,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from dejavu_utils.beton import Beton, shrink, write_beton
-from dejavu_utils.options import InputError
+from dejavu_utils.data.beton import Beton, shrink, write_beton
+from dejavu_utils.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data" / "beton"

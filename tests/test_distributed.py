@@ -7,9 +7,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from dejavu_utils.distributed import any_process, average_gradients, gather, sum_over_processes, synchronize_batch_norm
+from dejavu_utils.distributed import any_process, average_gradients, gather, sum_over_processes
 from dejavu_utils.models import LOSSES, SSLNetwork
-from dejavu_utils.objectives import Objective, ViewsForward
+from dejavu_utils.training.batch_norm import synchronize_batch_norm
+from dejavu_utils.training.objectives import Objective, ViewsForward
 
 CPU = torch.device("cpu")
 SETTINGS = {

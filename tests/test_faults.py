@@ -26,10 +26,11 @@ import torch
 from helpers import ROOT, draw_tree, flags, run_here, save_untrained
 from PIL import Image
 
-from dejavu_utils.beton import _FIELD, _HEADER, _RECORD, Beton
+from dejavu_utils.attack.boxes import background_crops, box_path
 from dejavu_utils.checkpoint import save_checkpoint
-from dejavu_utils.files import locked
-from dejavu_utils.imagenet import background_crops, box_path, list_images
+from dejavu_utils.data.beton import _FIELD, _HEADER, _RECORD, Beton
+from dejavu_utils.imagenet import list_images
+from dejavu_utils.locks import locked
 
 TRAINING = {
     **{"model.arch": "resnet18", "model.mlp": "32-16", "training.loss": "simclr", "training.precision": "fp32"},
@@ -748,7 +749,7 @@ def fork():
     """fork(command, values): starts the command in a process that need not import anything first."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["helpers", "torchvision", "pandas", "cv2", "submitit", "dejavu_utils.loader", "diffusers"]
+        ["helpers", "torchvision", "pandas", "cv2", "submitit", "dejavu_utils.data.loader", "diffusers"]
     )
 
     def start(command, values):

@@ -9,8 +9,9 @@ import threading
 import numpy as np
 import pytest
 
-from dejavu_utils.files import complete_file, locked, save_npy
-from dejavu_utils.options import InputError
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import complete_file, save_npy
+from dejavu_utils.locks import locked
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):

@@ -15,14 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dejavu_utils.augment import View
-from dejavu_utils.beton import Beton, write_beton
+from dejavu_utils.attack.boxes import read_boxes
 from dejavu_utils.checkpoint import load_checkpoint
 from dejavu_utils.crops import background_crop
-from dejavu_utils.imagenet import ImageListing, load_image, load_indices, read_boxes
-from dejavu_utils.loader import NativeLoader, evaluation_batches
+from dejavu_utils.data.augment import View
+from dejavu_utils.data.beton import Beton, write_beton
+from dejavu_utils.data.loader import NativeLoader, evaluation_batches
+from dejavu_utils.errors import InputError
+from dejavu_utils.imagenet import ImageListing, load_image, load_indices
 from dejavu_utils.models import load_model
-from dejavu_utils.options import InputError
 
 FUZZ = int(os.environ.get("FUZZ", "1"))
 

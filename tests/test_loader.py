@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
-from dejavu_utils import augment
-from dejavu_utils.beton import Beton, write_beton
-from dejavu_utils.loader import FfcvLoader, NativeLoader, cut_and_resize, evaluation_batches, ffcv_is_installed
-from dejavu_utils.options import InputError
+from dejavu_utils.data import augment
+from dejavu_utils.data.beton import Beton, write_beton
+from dejavu_utils.data.ffcv import FfcvLoader, ffcv_is_installed
+from dejavu_utils.data.loader import NativeLoader, cut_and_resize, evaluation_batches
+from dejavu_utils.errors import InputError
+from dejavu_utils.randomness import epoch_order, uniforms
 
 CPU = torch.device("cpu")
 VIEWS = [augment.FIRST_VIEW, augment.SECOND_VIEW]
@@ -84,10 +86,10 @@ def test_resolution_is_the_epochs_and_small_views_keep_theirs(path):
 def test_views_are_crop_then_augmentation_of_the_keyed_numbers(path):
     (views, labels) = batches(path)[2]
     beton = Beton(path)
-    order = augment.epoch_order(5, 3, 90)[40:60]
+    order = epoch_order(5, 3, 90)[40:60]
     assert labels.tolist() == order.tolist()  # the label of an image here is its number
     for number, view in enumerate(VIEWS):
-        draws = augment.uniforms(5, 3, number, 40, 20)
+        draws = uniforms(5, 3, number, 40, 20)
         boxes = augment.crop_boxes(draws, beton.sizes[order], view)
         crops = torch.stack([cut_and_resize(beton.read(i), box, 32) for i, box in zip(order, boxes)])
         expected = augment.apply_batched(crops, augment.draw_parameters(draws, view))

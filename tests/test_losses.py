@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dejavu_utils import losses
+from dejavu_utils.training import losses
 
 DATA = Path(__file__).parent / "data"
 EXPECTED = json.loads((DATA / "losses.json").read_text())

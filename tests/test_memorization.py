@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from dejavu_utils import memorization as mem
+from dejavu_utils.analysis import memorization as mem
 
 DATA = Path(__file__).parent / "data"
 TRACES = json.loads((DATA / "attack_traces.json").read_text())

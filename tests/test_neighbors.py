@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dejavu_utils.neighbors import NeighborSearch
+from dejavu_utils.attack.neighbors import NeighborSearch
 
 
 def assert_nearest(found, queries, public, k):

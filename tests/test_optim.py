@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dejavu_utils.optim import (
+from dejavu_utils.training.optim import (
     LARS,
     learning_rate,
     make_optimizer,

@@ -12,9 +12,10 @@ from helpers import assert_one_line_error
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from dejavu_utils.imagenet import evaluation_transform, list_images, load_indices, read_boxes
-from dejavu_utils.options import InputError
-from dejavu_utils.partition import check, equal_classes, shuffled_order, split
+from dejavu_utils.attack.boxes import read_boxes
+from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
+from dejavu_utils.errors import InputError
+from dejavu_utils.imagenet import evaluation_transform, list_images, load_indices
 
 ROOT = Path(__file__).parents[1]
 

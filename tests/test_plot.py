@@ -11,8 +11,9 @@ import pytest
 from helpers import assert_one_line_error, flags, run_script
 from PIL import Image
 
-from dejavu_utils.memorization import difference
-from dejavu_utils.results import read_probe, sweep_points
+from dejavu_utils.analysis.memorization import difference
+from dejavu_utils.analysis.points import sweep_points
+from dejavu_utils.analysis.results import read_probe
 
 DATA = Path(__file__).parent / "data"
 TRACES = json.loads((DATA / "attack_traces.json").read_text())

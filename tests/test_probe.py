@@ -14,10 +14,11 @@ from helpers import assert_one_line_error, draw_tree, flags, run_here, run_scrip
 from torchvision.transforms import InterpolationMode, functional
 
 import lin_probe
-from dejavu_utils import augment
+from dejavu_utils.analysis.memorization import wilson_interval
+from dejavu_utils.data import augment
+from dejavu_utils.data.loader import RandomCrops
 from dejavu_utils.imagenet import list_images, load_image
-from dejavu_utils.loader import RandomCrops
-from dejavu_utils.memorization import wilson_interval
+from dejavu_utils.randomness import epoch_order, uniforms
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +188,11 @@ def test_random_crops_are_keyed_by_position(data):
     listing = list_images(data[0] / "images")
     indices = np.load(data[0] / "train.npy")
     crops = RandomCrops(listing, indices, augment.SECOND_VIEW, 32, seed=3, epoch=2)
-    order = augment.epoch_order(3, 2, len(indices))
+    order = epoch_order(3, 2, len(indices))
     crop, label = crops[5]
     index = indices[order[5]]
     image = load_image(listing.path(index))
-    draws = augment.uniforms(3, 2, RandomCrops.STREAM, 0, 6)[5:]
+    draws = uniforms(3, 2, RandomCrops.STREAM, 0, 6)[5:]
     xmin, ymin, xmax, ymax = augment.crop_boxes(draws, [[image.height, image.width]], augment.SECOND_VIEW)[0]
     place = (ymin, xmin, ymax - ymin, xmax - xmin)
     expected = functional.resized_crop(image, *place, [32, 32], InterpolationMode.BICUBIC)

@@ -18,11 +18,11 @@ from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 import train_RCDM
-from dejavu_utils import diffusion
-from dejavu_utils import reconstruction as rec
-from dejavu_utils.diffusion import Diffusion
+from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import evaluation_transform, load_image
-from dejavu_utils.options import InputError
+from dejavu_utils.reconstruction import diffusion, unets
+from dejavu_utils.reconstruction import rcdm as rec
+from dejavu_utils.reconstruction.diffusion import Diffusion
 
 rcdm_package = pytest.mark.skipif(
     not importlib.util.find_spec("guided_diffusion_rcdm"), reason="the guided_diffusion_rcdm package is not installed"
@@ -201,7 +201,7 @@ def test_samples_depend_on_their_own_seed_and_condition_alone():
         "attention_resolutions": "16",
         "learn_sigma": True,
     }
-    unet = diffusion.build_unet("diffusers", model_flags, 5).eval()
+    unet = unets.build_unet("diffusers", model_flags, 5).eval()
     x = torch.randn(2, 3, 32, 32)
     assert unet(x, torch.tensor([3, 7]), feat=torch.randn(2, 5)).abs().max() == 0  # ADM starts at zero
     for parameter in unet.parameters():
@@ -218,7 +218,7 @@ def test_heads_of_the_attention_are_those_of_the_flags():
 
     def heads(**changes):
         model_flags = {**PLAIN, "image_size": 32, "channel_mult": "1,2", "num_channels": 32, **changes}
-        unet = diffusion.build_unet("diffusers", {**model_flags, "attention_resolutions": "32,16"}, 5)
+        unet = unets.build_unet("diffusers", {**model_flags, "attention_resolutions": "32,16"}, 5)
         return sorted(
             {(name[5:7], m.inner_dim, m.heads) for name, m in unet.named_modules() if isinstance(m, Attention)}
         )
@@ -446,9 +446,9 @@ def test_only_a_supervised_encoder_has_activations_of_its_own(data, tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("guided_diffusion_rcdm") is not None, reason="the rcdm package is there")
 def test_the_absent_package_is_named_and_auto_does_without():
-    assert diffusion.choose_backend("auto") == "diffusers"
+    assert unets.choose_backend("auto") == "diffusers"
     with pytest.raises(InputError, match="--backend rcdm: guided_diffusion_rcdm is not installed"):
-        diffusion.choose_backend("rcdm")
+        unets.choose_backend("rcdm")
 
 
 # Reconstruction.
@@ -578,7 +578,7 @@ def test_reconstructions_show_what_the_target_remembers(tmp_path):
 
 
 def package_model(model_flags, width):
-    diffusion.build_unet("rcdm", model_flags, width)  # sets the name that the package imports
+    unets.build_unet("rcdm", model_flags, width)  # sets the name that the package imports
     from guided_diffusion_rcdm.script_util import create_model_and_diffusion, model_and_diffusion_defaults
 
     known = {

@@ -19,7 +19,7 @@ import pytest
 import torch
 from helpers import ROOT, assert_one_line_error, draw_tree, flags, readme_command, run_here, run_script
 
-from dejavu_utils.beton import write_beton
+from dejavu_utils.data.beton import write_beton
 
 pytestmark = pytest.mark.slurm
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"

@@ -17,7 +17,7 @@ import label_inference_attack
 import lin_probe
 import plot_quant_results
 import train_SSL
-from dejavu_utils.beton import write_beton
+from dejavu_utils.data.beton import write_beton
 from dejavu_utils.imagenet import list_images, load_image
 
 EPOCHS = (50, 100, 250, 500, 750, 1000)

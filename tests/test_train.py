@@ -14,7 +14,7 @@ import torch
 from helpers import ROOT, debug_cluster, kept_signals
 
 import train_SSL
-from dejavu_utils.beton import write_beton
+from dejavu_utils.data.beton import write_beton
 from dejavu_utils.models import load_model
 
 SMALL = {

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from dejavu_utils.analysis.memorization import SHARES
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
-from dejavu_utils.memorization import SHARES
-from dejavu_utils.options import InputError
 
 STYLES = ("plain", "science")
 COLORS = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")

@@ -6,10 +6,11 @@ import io
 import jinja2
 import numpy as np
 
-from dejavu_utils import memorization as mem
+from dejavu_utils.analysis import memorization as mem
+from dejavu_utils.attack.boxes import box_path, read_boxes
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
-from dejavu_utils.imagenet import box_path, load_image, read_boxes
-from dejavu_utils.options import InputError
+from dejavu_utils.imagenet import load_image
 
 NEIGHBORS = 5  # shown under each model
 _IMAGE = 160, 12_000  # longest side in pixels, bytes of the JPEG: keeps the page below 3 MB at 12 examples a group

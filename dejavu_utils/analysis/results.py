@@ -10,19 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dejavu_utils import memorization as mem
-from dejavu_utils.options import InputError
+from dejavu_utils.analysis import memorization as mem
+from dejavu_utils.analysis.points import SETS, attack_path
+from dejavu_utils.errors import InputError
 
-SETS = ("A", "B")
 TOP_KS = (1, 5)
 CONFIDENCES = (5, 20, 100)  # per cent of the examples, in results.json
-# Folders of attacks beside attack_sweeps, with the layer that an attack in them is of.
-LAYERS_BESIDE = {"attack_sweeps_backbone": "backbone", "attack_sweeps_w_linear_layer_activations": "logits"}
-
-
-def attack_path(folder, model, attacked, what):
-    """Where a file of the attack lies, e.g. FOLDER/A_attk_B_neighb_labels.npy: model A on the images of set B."""
-    return Path(folder) / f"{model}_attk_{attacked}_{what}.npy"
 
 
 @dataclass
@@ -39,28 +32,6 @@ def read_attack(folder, k_attk=0):
     k_attk: neighbors that vote, 0 for all. InputError names the file that is missing or does not fit the others.
     """
     return {attacked: _read_set(Path(folder), attacked, k_attk) for attacked in SETS}
-
-
-def attacked_layers(folder):
-    """{layer: folder} of an attack: subfolders backbone, projector.{i} and projector, or the folder itself.
-
-    The folder's own files are those of the layer that its results.json names; without one, of LAYERS_BESIDE's if the
-    folder above has such a name, else of the projector's output.
-    """
-    folder = Path(folder)
-    names = re.compile(r"backbone|projector(\.\d+)?|logits")
-    found = {
-        path.name: path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.is_dir() and names.fullmatch(path.name)
-    }
-    if attack_path(folder, "A", "A", "attk_idxs").is_file():
-        try:
-            layer = json.loads((folder / "results.json").read_text(encoding="utf-8"))["settings"]["layer"]
-        except (OSError, ValueError, KeyError):
-            layer = LAYERS_BESIDE.get(folder.absolute().parent.name, "projector")
-        found.setdefault(layer, folder)
-    return found
 
 
 def _read_set(folder, attacked, k_attk):
@@ -272,14 +243,3 @@ def _accuracies(text):
         for estimate in found.values():
             estimate["value"] /= 100
     return found
-
-
-def sweep_points(folder, template, value=int):
-    """The folders of a sweep, sorted by value: [(value(digits), Path)].
-
-    template: a folder name with {} for the digits that vary, e.g. "NN_attk_vicreg_300pc_{}ep".
-    """
-    before, after = template.split("{}")
-    pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-    matches = ((pattern.fullmatch(entry.name), entry) for entry in Path(folder).iterdir() if entry.is_dir())
-    return sorted((value(match[1]), entry) for match, entry in matches if match)

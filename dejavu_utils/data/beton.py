@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
-from dejavu_utils.options import InputError
 
 MODES = ("raw", "jpg", "smart")
 VERSION = 2

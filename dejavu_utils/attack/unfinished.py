@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, save_json
-from dejavu_utils.options import InputError
 
 _KEY = "key.json"
 _PATIENCE = 60  # seconds until what another machine has written must be seen on a network file system

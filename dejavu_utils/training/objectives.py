@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dejavu_utils import losses
 from dejavu_utils.distributed import gather, sum_over_processes, world_size
-from dejavu_utils.optim import teacher_momentum, teacher_temperature
+from dejavu_utils.training import losses
+from dejavu_utils.training.optim import teacher_momentum, teacher_temperature
 
 WITH_TEACHER = ("byol", "dino")
 

@@ -4,7 +4,6 @@ CPU threads read, decode, cut and resize; everything else is batched on the devi
 device is the CPU.
 """
 
-import importlib.util
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dejavu_utils import augment
+from dejavu_utils.data import augment
 from dejavu_utils.imagenet import load_image
-from dejavu_utils.options import InputError
+from dejavu_utils.randomness import epoch_order, uniforms
 
 _ROWS_A_TASK = 16  # small enough that all threads share the first batch of a run
 _BATCHES_AHEAD = 2
@@ -45,7 +44,7 @@ class NativeLoader:
         resolution: side of the views that have no side of their own, pixels. views: list of normalized float32 (batch,
         3, side, side). labels: int64 (batch,).
         """
-        order = augment.epoch_order(self.seed, epoch, len(self.beton))
+        order = epoch_order(self.seed, epoch, len(self.beton))
         everybody = self.batch_size * self.world_size
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
 
@@ -54,110 +53,12 @@ class NativeLoader:
             chosen = order[start : start + everybody][mine]
             parts = []
             for number, view in enumerate(self.views):
-                draws = augment.uniforms(self.seed, epoch, number, start, everybody)
+                draws = uniforms(self.seed, epoch, number, start, everybody)
                 boxes = augment.crop_boxes(draws[mine], self.beton.sizes[chosen], view)
                 parts.append((view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine]))
             return chosen, parts
 
         yield from _batches(self.beton, map(plan, range(first_step, len(self))), self.num_workers, self.device)
-
-
-class FfcvLoader:
-    """The published pipelines in FFCV-SSL's loader, behind NativeLoader's interface.
-
-    Offered as it is: its crops are square, its hue shift is one-sided, the order of its color jitter is fixed, and its
-    random numbers are not seeded, so that two runs differ. InputError where FFCV-SSL is not installed; ValueError if
-    there is not one whole batch, or a view asks for what it does not have.
-    """
-
-    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
-        if not ffcv_is_installed():
-            raise InputError("--data.loader ffcv: FFCV-SSL is not installed here; install it or take native")
-        if len(beton) < batch_size * world_size:
-            raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
-        if any((view.flip, view.aspect) != (0.5, (3 / 4, 4 / 3)) for view in views):
-            raise ValueError("FFCV-SSL's loader flips every second image and keeps the published aspects")
-        self.beton, self.batch_size, self.views, self.seed = beton, batch_size, views, seed
-        self.num_workers, self.device, self.rank, self.world_size = num_workers, device, rank, world_size
-        self._compiled = {}  # by resolution
-
-    def __len__(self):
-        """Batches in an epoch."""
-        return len(self.beton) // (self.batch_size * self.world_size)
-
-    def epoch(self, epoch, resolution, first_step=0):
-        """What NativeLoader.epoch yields; the steps before `first_step` are read and thrown away."""
-        if resolution not in self._compiled:
-            self._compiled[resolution] = self._compile(resolution)
-        loader = self._compiled[resolution]
-        loader.next_epoch = epoch
-        for step, batch in enumerate(loader):
-            if step == len(self):
-                break
-            if step >= first_step:
-                named = dict(zip(loader.pipelines, batch))
-                yield [named[name] for name in self._names()], named["label"].flatten().to(self.device)
-
-    def _names(self):
-        return ["image", *(f"image_{number}" for number in range(1, len(self.views)))]
-
-    def _compile(self, resolution):
-        from ffcv.fields.basics import IntDecoder
-        from ffcv.loader import Loader, OrderOption
-        from ffcv.transforms import ToTensor
-
-        names = self._names()
-        pipelines = {name: self._pipeline(view, resolution) for name, view in zip(names, self.views)}
-        return Loader(
-            self.beton.path,
-            batch_size=self.batch_size,
-            num_workers=max(1, self.num_workers),
-            order=OrderOption.RANDOM,
-            os_cache=True,
-            drop_last=True,
-            seed=self.seed,
-            pipelines={**pipelines, "label": [IntDecoder(), ToTensor()]},
-            custom_field_mapper=dict.fromkeys(names[1:], "image") or None,
-            distributed=self.world_size > 1,
-        )
-
-    def _pipeline(self, view, resolution):
-        from ffcv import transforms
-        from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-        from torchvision.transforms import GaussianBlur
-
-        side = view.side or resolution
-        steps = [
-            RandomResizedCropRGBImageDecoder((side, side), scale=view.area, ratio=view.aspect),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomColorJitter(view.jitter, view.brightness, view.contrast, view.saturation, view.hue),
-            transforms.RandomGrayscale(view.grayscale),
-        ]
-        if view.solarize:
-            steps.append(transforms.RandomSolarization(view.solarize, 128))
-        if self.device.type == "cpu":  # on a GPU it would need CuPy
-            mean, std = (255 * np.array(values) for values in (augment.MEAN, augment.STD))
-            steps += [
-                transforms.NormalizeImage(mean, std, np.float32),
-                transforms.ToTensor(),
-                transforms.ToTorchImage(),
-            ]
-        else:
-            steps += [transforms.ToTensor(), transforms.ToDevice(self.device), transforms.ToTorchImage(), _Normalize()]
-        return [*steps, GaussianBlur((5, 9), (0.1, 2.0))] if view.blur else steps
-
-
-class _Normalize(torch.nn.Module):
-    def forward(self, images):
-        return augment.normalize(images)
-
-
-def ffcv_is_installed():
-    """Is FFCV-SSL here (FFCV itself has no second view and no color jitter)?"""
-    return (
-        importlib.util.find_spec("ffcv") is not None
-        and importlib.util.find_spec("ffcv.transforms.colorjitter") is not None
-    )
 
 
 def evaluation_batches(beton, batch_size, resolution, num_workers, device, rank=0, world_size=1):
@@ -253,7 +154,7 @@ class RandomCrops(torch.utils.data.Dataset):
     """Random crops from image files, in an epoch's order: (uint8 (3, resolution, resolution), label) each.
 
     listing: dejavu_utils.imagenet.ImageListing. indices: int64 (n,), the images. view: augment.View, of which the crop
-    is done here (bicubic); the rest is augment.apply's, with the numbers of augment.uniforms(seed, epoch, STREAM,
+    is done here (bicubic); the rest is augment.apply's, with the numbers of uniforms(seed, epoch, STREAM,
     position, ...). An item depends on (seed, epoch, position) alone, not on the number of workers.
     """
 
@@ -261,7 +162,7 @@ class RandomCrops(torch.utils.data.Dataset):
 
     def __init__(self, listing, indices, view, resolution, seed, epoch):
         self.listing, self.view, self.resolution, self.seed, self.epoch = listing, view, resolution, seed, epoch
-        self.indices = indices[augment.epoch_order(seed, epoch, len(indices))]
+        self.indices = indices[epoch_order(seed, epoch, len(indices))]
 
     def __len__(self):
         return len(self.indices)
@@ -269,6 +170,6 @@ class RandomCrops(torch.utils.data.Dataset):
     def __getitem__(self, position):
         index = self.indices[position]
         image = np.array(load_image(self.listing.path(index)))
-        draws = augment.uniforms(self.seed, self.epoch, self.STREAM, position, 1)
+        draws = uniforms(self.seed, self.epoch, self.STREAM, position, 1)
         box = augment.crop_boxes(draws, [image.shape[:2]], self.view)[0]
         return cut_and_resize(image, box, self.resolution, "bicubic"), int(self.listing.labels[index])

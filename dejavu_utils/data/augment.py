@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from dejavu_utils.imagenet import MEAN, STD
 
 _CROP_TRIES = 10
-_DRAWS = 64  # uniform numbers set aside for one image and view; a multiple of 4, the block size of Philox
 _ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
@@ -40,22 +39,6 @@ class View:
 FIRST_VIEW = View(blur=True)
 SECOND_VIEW = View(solarize=0.2)
 SMALL_VIEW = View(area=(0.05, 0.4), side=96)  # DINO's local crops
-
-
-def uniforms(seed, epoch, view, start, count):
-    """float64 (count, draws) in [0, 1): the random numbers of the images at positions start ... of an epoch's order.
-
-    A counter-based generator (Philox) is set to the position, so the numbers of an image depend on nothing but (seed,
-    epoch, view, position): not on the batch size, the number of workers, or where a run was resumed.
-    """
-    key = np.random.SeedSequence([seed, epoch, view]).generate_state(2, np.uint64)
-    stream = np.random.Philox(counter=start * (_DRAWS // 4), key=key)
-    return np.random.Generator(stream).random((count, _DRAWS))
-
-
-def epoch_order(seed, epoch, n):
-    """A permutation of n images, int64 (n,), that depends on (seed, epoch) alone."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, 2**32 - 1]))).permutation(n)
 
 
 def crop_boxes(draws, sizes, view):

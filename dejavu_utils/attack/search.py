@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dejavu_utils.distributed import from_first, rank, sum_over_processes, wait_for_all, world_size
-from dejavu_utils.imagenet import IndexedImages, collate_readable, evaluation_transform, readable
-from dejavu_utils.launch import autocast
+from dejavu_utils.attack.neighbors import NeighborSearch
+from dejavu_utils.devices import autocast
+from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
+from dejavu_utils.errors import InputError
+from dejavu_utils.imagenet import IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.models import check_finite
-from dejavu_utils.neighbors import NeighborSearch
-from dejavu_utils.options import InputError
 
 _SHARD = 4096  # images at most; what a killed process loses
 _SHARDS = 64  # at least, if the batches allow it, so that many processes have work
@@ -145,20 +145,6 @@ class Embedder:
         """Embeds shards and saves them among the pieces."""
         for name, rows, embedded in self.embed_shards(images, shards, on_progress):
             pieces.save(name, rows=rows, **{_word(key): array for key, array in embedded.items()})
-
-
-def without_unreadable(listing, indices, device, num_workers=0, on_progress=lambda count: None):
-    """The indices of the images that can be decoded, int64; the processes share the look. InputError if there are none.
-
-    on_progress: called with the number of images that this process has done since the last call.
-    """
-    own = slice(rank(), None, world_size())
-    found = torch.zeros(len(indices), device=device)
-    found[own] = torch.from_numpy(readable(listing, indices[own], num_workers, on_progress)).to(found)
-    kept = indices[sum_over_processes(found).cpu().numpy() > 0]
-    if not len(kept):
-        raise InputError("--skip_unreadable: not one of the images could be read")
-    return kept
 
 
 def nearest_public(embedder, crops, public, k, pieces, progress=lambda total: None):

@@ -1,0 +1,107 @@
+"""FFCV-SSL's loader behind the interface of dejavu_utils.data.loader.NativeLoader."""
+
+import importlib.util
+
+import numpy as np
+import torch
+
+from dejavu_utils.data import augment
+from dejavu_utils.errors import InputError
+
+
+class FfcvLoader:
+    """The published pipelines in FFCV-SSL's loader, behind NativeLoader's interface.
+
+    Offered as it is: its crops are square, its hue shift is one-sided, the order of its color jitter is fixed, and its
+    random numbers are not seeded, so that two runs differ. InputError where FFCV-SSL is not installed; ValueError if
+    there is not one whole batch, or a view asks for what it does not have.
+    """
+
+    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
+        if not ffcv_is_installed():
+            raise InputError("--data.loader ffcv: FFCV-SSL is not installed here; install it or take native")
+        if len(beton) < batch_size * world_size:
+            raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
+        if any((view.flip, view.aspect) != (0.5, (3 / 4, 4 / 3)) for view in views):
+            raise ValueError("FFCV-SSL's loader flips every second image and keeps the published aspects")
+        self.beton, self.batch_size, self.views, self.seed = beton, batch_size, views, seed
+        self.num_workers, self.device, self.rank, self.world_size = num_workers, device, rank, world_size
+        self._compiled = {}  # by resolution
+
+    def __len__(self):
+        """Batches in an epoch."""
+        return len(self.beton) // (self.batch_size * self.world_size)
+
+    def epoch(self, epoch, resolution, first_step=0):
+        """What NativeLoader.epoch yields; the steps before `first_step` are read and thrown away."""
+        if resolution not in self._compiled:
+            self._compiled[resolution] = self._compile(resolution)
+        loader = self._compiled[resolution]
+        loader.next_epoch = epoch
+        for step, batch in enumerate(loader):
+            if step == len(self):
+                break
+            if step >= first_step:
+                named = dict(zip(loader.pipelines, batch))
+                yield [named[name] for name in self._names()], named["label"].flatten().to(self.device)
+
+    def _names(self):
+        return ["image", *(f"image_{number}" for number in range(1, len(self.views)))]
+
+    def _compile(self, resolution):
+        from ffcv.fields.basics import IntDecoder
+        from ffcv.loader import Loader, OrderOption
+        from ffcv.transforms import ToTensor
+
+        names = self._names()
+        pipelines = {name: self._pipeline(view, resolution) for name, view in zip(names, self.views)}
+        return Loader(
+            self.beton.path,
+            batch_size=self.batch_size,
+            num_workers=max(1, self.num_workers),
+            order=OrderOption.RANDOM,
+            os_cache=True,
+            drop_last=True,
+            seed=self.seed,
+            pipelines={**pipelines, "label": [IntDecoder(), ToTensor()]},
+            custom_field_mapper=dict.fromkeys(names[1:], "image") or None,
+            distributed=self.world_size > 1,
+        )
+
+    def _pipeline(self, view, resolution):
+        from ffcv import transforms
+        from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+        from torchvision.transforms import GaussianBlur
+
+        side = view.side or resolution
+        steps = [
+            RandomResizedCropRGBImageDecoder((side, side), scale=view.area, ratio=view.aspect),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomColorJitter(view.jitter, view.brightness, view.contrast, view.saturation, view.hue),
+            transforms.RandomGrayscale(view.grayscale),
+        ]
+        if view.solarize:
+            steps.append(transforms.RandomSolarization(view.solarize, 128))
+        if self.device.type == "cpu":  # on a GPU it would need CuPy
+            mean, std = (255 * np.array(values) for values in (augment.MEAN, augment.STD))
+            steps += [
+                transforms.NormalizeImage(mean, std, np.float32),
+                transforms.ToTensor(),
+                transforms.ToTorchImage(),
+            ]
+        else:
+            steps += [transforms.ToTensor(), transforms.ToDevice(self.device), transforms.ToTorchImage(), _Normalize()]
+        return [*steps, GaussianBlur((5, 9), (0.1, 2.0))] if view.blur else steps
+
+
+class _Normalize(torch.nn.Module):
+    def forward(self, images):
+        return augment.normalize(images)
+
+
+def ffcv_is_installed():
+    """Is FFCV-SSL here (FFCV itself has no second view and no color jitter)?"""
+    return (
+        importlib.util.find_spec("ffcv") is not None
+        and importlib.util.find_spec("ffcv.transforms.colorjitter") is not None
+    )

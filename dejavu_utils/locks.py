@@ -1,0 +1,89 @@
+"""Folders that one run at a time writes into."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import is_alive
+
+
+@contextmanager
+def locked(path, flag, job=None, restart=0):
+    """Keeps a second run from writing into the folder of the lock file `path` until the block ends.
+
+    flag: what names that folder, for the error. job, restart: number of the SLURM job and how often it was queued
+    again, if it is one. The lock is flock's, which ends with its process however that dies, on network file systems
+    too; where those have no locks, nothing is locked. The file says who holds it. A job that was queued again does not
+    wait for a lock of its own earlier life (a server may take minutes to see that a machine is gone). InputError if
+    another run holds it.
+    """
+    path = Path(path)
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "restart": restart}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _lock(path, flag, me)
+    except OSError as error:
+        raise InputError(f"{flag} {path.parent}: cannot be written into ({error.strerror or error})") from None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)  # while it is held: `_lock` looks whether it got the file of this name
+            handle.close()
+
+
+def _lock(path, flag, me):
+    """The open lock file; None where there are no locks, or only one of this job's earlier life."""
+    deadline = time.monotonic() + 10  # the reading processes of a run that was killed hold its lock a little longer
+    while True:
+        handle = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _owner(handle)
+        except OSError:
+            handle.close()
+            return None
+        else:
+            if _is_at(handle, path):
+                handle.truncate(0)
+                handle.write(json.dumps(me))
+                handle.flush()
+                return handle
+            owner = None  # the last holder has removed it: once more
+        handle.close()
+        if owner is None:
+            continue
+        if me["job"] and owner.get("job") == me["job"] and owner.get("restart", 0) < me["restart"]:
+            return None
+        dead = owner.get("host") == me["host"] and not is_alive(owner.get("pid", 0))
+        if owner and not dead or time.monotonic() > deadline:  # a holder without a name is just writing it
+            job = f", SLURM job {owner['job']}" if owner.get("job") else ""
+            who = f"process {owner.get('pid')} on {owner.get('host')}{job}" if owner else "another process"
+            raise InputError(
+                f"{flag} {path.parent}: {who} writes there now; wait for it, or name another folder (if you are "
+                f"certain that it is gone: remove {path})"
+            )
+        time.sleep(0.1)
+
+
+def _owner(handle):
+    """What the holder of a lock has written into it; {} if that is nothing yet."""
+    handle.seek(0)
+    try:
+        owner = json.loads(handle.read())
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _is_at(handle, path):
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,32 @@
+"""Seeds, and random numbers that depend on nothing but their key."""
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed):
+    """Seeds Python, NumPy and PyTorch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+DRAWS = 64  # uniform numbers set aside for one image and view; a multiple of 4, the block size of Philox
+
+
+def uniforms(seed, epoch, view, start, count):
+    """float64 (count, draws) in [0, 1): the random numbers of the images at positions start ... of an epoch's order.
+
+    A counter-based generator (Philox) is set to the position, so the numbers of an image depend on nothing but (seed,
+    epoch, view, position): not on the batch size, the number of workers, or where a run was resumed.
+    """
+    key = np.random.SeedSequence([seed, epoch, view]).generate_state(2, np.uint64)
+    stream = np.random.Philox(counter=start * (DRAWS // 4), key=key)
+    return np.random.Generator(stream).random((count, DRAWS))
+
+
+def epoch_order(seed, epoch, n):
+    """A permutation of n images, int64 (n,), that depends on (seed, epoch) alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, 2**32 - 1]))).permutation(n)

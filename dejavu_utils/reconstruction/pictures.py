@@ -1,0 +1,161 @@
+"""Reconstructions as pictures: rows and tiles."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torchvision import transforms
+from torchvision.utils import make_grid
+
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import complete_file
+from dejavu_utils.imagenet import load_image
+from dejavu_utils.reconstruction.rcdm import NEIGHBORS, SAMPLES, conditions, sample_seeds
+
+
+def image_transform(side):
+    """PIL image -> float32 (3, side, side) in [0, 1]: short side to int(256 x side / 224), then the centre."""
+    return transforms.Compose(
+        [transforms.Resize(int(256 * side / 224)), transforms.CenterCrop(side), transforms.ToTensor()]
+    )
+
+
+@dataclass
+class Reconstructions:
+    """Pictures of n attacked images, float32 (..., 3, side, side) in [0, 1] each.
+
+    rows: the chosen rows of the table. images, crops: (n, ...). neighbors: {source name: (n, 5, ...) or None}.
+    samples: {source name: (n, samples, ...)}. tiles: {source name: what files call it}.
+    """
+
+    rows: object
+    images: torch.Tensor
+    crops: torch.Tensor
+    neighbors: dict = field(default_factory=dict)
+    samples: dict = field(default_factory=dict)
+    tiles: dict = field(default_factory=dict)
+
+    def head(self, count):
+        """The first `count` of them."""
+        parts = {
+            name: {source: None if x is None else x[:count] for source, x in getattr(self, name).items()}
+            for name in ("neighbors", "samples")
+        }
+        return Reconstructions(self.rows[:count], self.images[:count], self.crops[:count], **parts, tiles=self.tiles)
+
+
+def reconstruct(sources, attacked, rows, samples=SAMPLES, respacing="", seed=0):
+    """Reconstructions of the images in `rows` (of Attack.tables[attacked]) by every Source.
+
+    Both models start from the same noise. respacing: steps, as dejavu_utils.diffusion.Diffusion takes them.
+    """
+    indices = rows["index"].to_numpy(np.int64)
+    if not len(indices):
+        raise InputError(f"there is no such example in set {attacked}: nothing to reconstruct")
+    first = sources[0]
+    side, listing = first.rcdm.side, first.attack.listing
+    shown = Reconstructions(rows, _pictures(listing, indices, side), _crops(listing, indices, first.attack, side))
+    for source in sources:
+        condition, neighbors = conditions(source, attacked, indices)
+        seeds = sample_seeds(indices, samples, seed)
+        images = source.rcdm.sample(condition.repeat_interleave(samples, dim=0), seeds, respacing)
+        shown.samples[source.name] = images.unflatten(0, (len(indices), samples))
+        shown.tiles[source.name] = source.tile
+        if neighbors is not None:
+            pictures = _pictures(listing, neighbors.ravel(), source.rcdm.side)
+            neighbors = pictures.unflatten(0, neighbors.shape)
+        shown.neighbors[source.name] = neighbors
+    return shown
+
+
+def _pictures(listing, indices, side):
+    transform = image_transform(side)
+    return torch.stack([transform(load_image(listing.path(index))) for index in indices])
+
+
+def _crops(listing, indices, attack, side):
+    transform = image_transform(side)
+    boxes = attack.crops(indices)
+    return torch.stack([transform(load_image(listing.path(i)).crop(tuple(box))) for i, box in zip(indices, boxes)])
+
+
+def draw_rows(shown, names, title=""):
+    """Figure: for each example its image and crop, and a line a model: nearest public images and samples.
+
+    names: of the classes, one a label.
+    """
+    sources = list(shown.samples)
+    samples = shown.samples[sources[0]].shape[1]
+    cell, gap, edge, label = 0.62, 0.2, 0.08, 0.68  # inches
+    head = 0.3 + (0.25 if title else 0)
+    block = max(len(sources) * cell, cell + 0.2)  # the image has its class below
+    first = edge + 2 * cell + label  # where the neighbors begin
+    second = first + NEIGHBORS * cell + gap
+    width = second + samples * cell + edge
+    height = head + len(shown.rows) * (block + gap) - gap + edge
+    figure = Figure(figsize=(width, height), dpi=160)
+
+    def write(x, y, words, size=7, **place):
+        figure.text(x / width, 1 - y / height, words, fontsize=size, **place)
+
+    def put(picture, x, y):
+        """x, y: inches from the left and the top."""
+        pad, side = 0.02, cell - 0.04
+        axes = figure.add_axes(
+            ((x + pad) / width, 1 - (y + pad + side) / height, side / width, side / height), frameon=False
+        )
+        axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    if title:
+        write(width / 2, 0.06, title, 9, ha="center", va="top")
+    for words, x, columns in (
+        ("image", edge, 1),
+        ("crop", edge + cell, 1),
+        ("nearest public images of the crop", first, NEIGHBORS),
+        ("reconstructions", second, samples),
+    ):
+        write(x + columns * cell / 2, head - 0.06, words, 8, ha="center", va="bottom")
+    for example, row in enumerate(shown.rows.itertuples()):
+        top = head + example * (block + gap)
+        middle = top + (block - cell) / 2
+        put(shown.images[example], edge, middle)
+        put(shown.crops[example], edge + cell, middle)
+        write(edge + cell, middle + cell + 0.03, names[row.label], ha="center", va="top")
+        for number, source in enumerate(sources):
+            y = top + number * cell
+            write(first - 0.08, y + cell / 2, source, ha="right", va="center")
+            if shown.neighbors[source] is not None:
+                for column, picture in enumerate(shown.neighbors[source][example]):
+                    put(picture, first + column * cell, y)
+            for column, picture in enumerate(shown.samples[source][example]):
+                put(picture, second + column * cell, y)
+    return figure
+
+
+def save_tiles(folder, shown):
+    """Writes samps_patches.png (images beside crops), NNs_{tile}.png and recon_{tile}.png, an example a line."""
+    folder = Path(folder)
+    save_grid(folder / "samps_patches.png", torch.stack([shown.images, shown.crops], dim=1).flatten(0, 1), 2)
+    for source, samples in shown.samples.items():
+        tile = shown.tiles[source]
+        save_grid(folder / f"recon_{tile}.png", samples.flatten(0, 1), samples.shape[1])
+        if shown.neighbors[source] is not None:
+            save_grid(folder / f"NNs_{tile}.png", shown.neighbors[source].flatten(0, 1), NEIGHBORS)
+
+
+def save_grid(path, images, columns):
+    """A png of images in [0, 1], float (n, 3, s, s), so many to a line."""
+    grid = make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=1.0)
+    with complete_file(path) as temporary:
+        Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy()).save(temporary)
+
+
+def save_figure(path, figure):
+    """Writes a figure as the file type that the path's suffix names."""
+    with complete_file(path) as temporary:
+        figure.savefig(temporary)
