@@ -11,7 +11,8 @@ interval). With --use_supervised_linear 1 _scores.npy (n x classes) takes the pl
 all this goes into OUTPUT_DIR/{layer}/.
 
 Each image is read once for both models and all layers; several processes (--ngpus, --nodes, --world_size) share the
-images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end, so that the same command goes on after a kill.
+images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end, so that the same command
+resumes after a kill.
 
     python label_inference_attack.py --output_dir $LOGGING_FOLDER/vicreg/attack_sweeps/NN_attk_vicreg_300pc_1000ep \\
         --model_A_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
@@ -31,7 +32,6 @@ images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end, so tha
 """
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,8 @@ from dejavu_utils.analysis.results import (
     read_attack,
 )
 from dejavu_utils.attack.boxes import background_crops, corner_crops, file_fingerprint
-from dejavu_utils.attack.search import Embedder, ImageSet, nearest_public, predicted_memory
+from dejavu_utils.attack.crop_cache import load_crops, save_crops
+from dejavu_utils.attack.search import Embedder, Found, ImageSet, Inference, nearest_public, predicted_memory
 from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.cli import (
     Parser,
@@ -65,11 +66,13 @@ from dejavu_utils.cli import (
 from dejavu_utils.crops import RULES
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file, complete_files, digest, save_csv, save_json, save_npy
+from dejavu_utils.files import complete_files, digest, save_csv, save_json, save_npy
 from dejavu_utils.imagenet import UNREADABLE, list_images, load_indices, read_class_names
 from dejavu_utils.launch import disconnect, here_or_submitted, join
 from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
 from dejavu_utils.progress import Progress
+
+PARTS = ("indices", "crops")  # of an ImageSet
 
 
 def parse_args(argv=None):
@@ -130,7 +133,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     check_args(args)
-    here_or_submitted(__file__, "attack", args)
+    here_or_submitted(attack, args, (args.output_dir, "--output_dir"), args.num_workers)
 
 
 def check_args(args):
@@ -169,37 +172,30 @@ def attack(args):
     }
     public = load_indices(args.public_idx_pth, "--public_idx_pth", listing)
     check_sets(args, sets, public)
-    found = from_first(None if rank() else cached_crops(args, listing, sets))
-    crops = ImageSet("crops", *(np.concatenate([found[name][part] for name in SETS]) for part in (0, 1)))
+    cropped = from_first(None if rank() else cached_crops(args, listing, sets))
+    crops = ImageSet("crops", *(np.concatenate([getattr(s, part) for s in cropped.values()]) for part in PARTS))
     if not len(crops):
         raise InputError(f"--imgnet_bbox_pth {args.imgnet_bbox_pth}: no image has a crop; see --min_px {args.min_px}")
     public = ImageSet("public", public)
-    embedder = Embedder(
-        networks,
-        layers,
-        listing,
-        device,
-        {model: f"--model_{model}_pth {getattr(args, f'model_{model}_pth')}" for model in SETS},
-        args.precision,
-        args.resolution,
-        args.batch_size,
-        args.num_workers,
-        args.skip_unreadable,
+    where = {model: f"--model_{model}_pth {getattr(args, f'model_{model}_pth')}" for model in SETS}
+    inference = Inference(
+        device, args.precision, args.resolution, args.batch_size, args.num_workers, args.skip_unreadable
     )
+    embedder = Embedder(networks, layers, listing, where, inference)
     key = None if rank() else key_of(args, networks, layers, listing, crops, public, device)
     pieces = Unfinished(Path(args.output_dir) / "unfinished", key)
     if not rank():
         announce(args, embedder, crops, public, pieces.start())
     wait_for_all()
     if args.use_supervised_linear:
-        answer = *embedder.embed_set(crops, pieces, progress), 0
+        found = Found(*embedder.embed_set(crops, pieces, progress))
     else:
-        answer = nearest_public(embedder, crops, public, args.k, pieces, progress)
+        found = nearest_public(embedder, crops, public, args.k, pieces, progress)
     if not rank():
         for layer in layers:
             folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
             with complete_files(folder, last="results.json") as new:
-                results = save_layer(args, new, layer, embedder, found, crops, public, answer)
+                results = save_layer(args, new, layer, embedder, cropped, public, found)
             print_summary(folder, layer, results)
         pieces.remove()
     wait_for_all()
@@ -253,43 +249,25 @@ def check_sets(args, indices, public):
 
 
 def cached_crops(args, listing, sets):
-    """{set: (indices of the attacked images, their crops, counts)}, from the cache if it holds them, else computed."""
+    """{set: CroppedImages}, from the cache if it holds them, else computed."""
     rule = ["corner", args.corner_crop_frac] if args.use_corner_crop else [args.crop_rule, args.min_px]
     boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
     indices = np.concatenate(list(sets.values()))
     key = json.dumps([*rule, args.skip_unreadable, len(sets["A"]), file_fingerprint(listing, indices, boxes)])
     path = Path(args.crop_cache or Path(args.output_dir) / "crops.npz")
-    found = read_crops(path, key)
-    if found:
+    cropped = load_crops(path, key)
+    if cropped:
         print(f"crops of {path}")
     else:
-        found = {name: find_crops(args, listing, name, indices) for name, indices in sets.items()}
-        arrays = {"key": np.array(key)}
-        for name, (kept, crops, counts) in found.items():
-            arrays |= {f"{name}_idxs": kept, f"{name}_crops": crops, f"{name}_counts": np.array(json.dumps(counts))}
-        with complete_file(path) as temporary:
-            np.savez(temporary, **arrays)
-    for name, (_, _, counts) in found.items():
-        skipped = [f"{n} {what}" for what, n in counts.items() if n and what not in ("images", "attacked")]
+        cropped = {name: find_crops(args, listing, name, indices) for name, indices in sets.items()}
+        save_crops(path, key, cropped)
+    for name, images in cropped.items():
+        skipped = [f"{n} {what}" for what, n in images.counts.items() if n and what not in ("images", "attacked")]
         print(
-            f"set {name}: {counts['attacked']} of {counts['images']} images attacked"
+            f"set {name}: {len(images)} of {images.counts['images']} images attacked"
             + (f" ({', '.join(skipped)})" if skipped else "")
         )
-    return found
-
-
-def read_crops(path, key):
-    """What `cached_crops` has saved with this key, or None."""
-    try:
-        with np.load(path) as cache:
-            if str(cache["key"]) != key:
-                return None
-            return {
-                name: (cache[f"{name}_idxs"], cache[f"{name}_crops"], json.loads(str(cache[f"{name}_counts"])))
-                for name in SETS
-            }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+    return cropped
 
 
 def find_crops(args, listing, name, indices):
@@ -329,20 +307,21 @@ def announce(args, embedder, crops, public, kept):
         + f"); disk for unfinished work: at most {disk:.2f} GB"
     )
     if kept:
-        print(f"going on with {kept} pieces of the same attack", flush=True)
+        print(f"resumes with {kept} pieces of the same attack", flush=True)
 
 
 def progress(total):
     return Progress(total, "images embedded" + (f" by process {rank()}" if world_size() > 1 else ""))
 
 
-def save_layer(args, folder, layer, embedder, found, crops, public, answer):
-    """Writes everything about one layer into `folder`, and returns its results. answer: from `nearest_public`."""
-    listing, (rows, arrays, unreadable) = embedder.listing, answer
-    attacked, in_A = crops.indices[rows], rows < len(found["A"][0])
+def save_layer(args, folder, layer, embedder, cropped, public, found):
+    """Writes everything about one layer into `folder`, and returns its results. found: search.Found."""
+    listing, rows, arrays = embedder.listing, found.rows, found.arrays
+    indices, crops = (np.concatenate([getattr(images, part) for images in cropped.values()])[rows] for part in PARTS)
+    in_A = rows < len(cropped["A"])
     nearest = None if layer == "logits" else {model: public.indices[arrays[model, layer]] for model in SETS}
     for model in SETS:
-        outcome = {"attk_idxs": attacked, "labels": listing.labels[attacked, None]}
+        outcome = {"attk_idxs": indices, "labels": listing.labels[indices, None]}
         if nearest:
             outcome.update(neighb_idxs=nearest[model], neighb_labels=listing.labels[nearest[model]])
         else:
@@ -358,8 +337,8 @@ def save_layer(args, folder, layer, embedder, found, crops, public, answer):
     save_csv(folder / "attack_confidence.csv", confidence_curve(sets))
     boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
     names = read_class_names(args.class_names, "--class_names") if args.class_names else None
-    save_gallery(folder / "attack_gallery.html", sets, listing, attacked, crops.crops[rows], nearest, boxes, names)
-    counts = {name: dict(found[name][2]) for name in SETS}
+    save_gallery(folder / "attack_gallery.html", sets, listing, indices, crops, nearest, boxes, names)
+    counts = {name: dict(cropped[name].counts) for name in SETS}
     for name in SETS:
         lost = counts[name]["attacked"] - len(sets[name].idxs)
         counts[name]["attacked"] -= lost
@@ -368,8 +347,8 @@ def save_layer(args, folder, layer, embedder, found, crops, public, answer):
         **attack_statistics(sets),
         "counts": {
             **counts,
-            "public": len(public) - unreadable,
-            f"public, {UNREADABLE}": unreadable,
+            "public": len(public) - found.unreadable,
+            f"public, {UNREADABLE}": found.unreadable,
             "classes": len(listing.classes),
         },
         "settings": {**vars(args), "layer": layer, "device": str(embedder.device)},

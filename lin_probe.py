@@ -5,7 +5,7 @@ momentum 0.9 and a learning rate that falls linearly from --start_lr to --end_lr
 training, bicubic). Writes OUTPUT_DIR/results.json: accuracies of each epoch, and at the end those on the training set
 and the validation set under the test transform, with 95 % intervals. The log ends with the same figures in words.
 
-The same command run again goes on where it stopped (OUTPUT_DIR/probe.pth, which is removed at the end). Several
+Rerun the same command to resume (OUTPUT_DIR/probe.pth, which is removed at the end). Several
 processes share every batch of --batch_size images, so that their number changes the figures by rounding alone.
 
     python lin_probe.py --model_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
@@ -23,6 +23,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
@@ -41,20 +42,29 @@ from dejavu_utils.cli import (
     run,
 )
 from dejavu_utils.data import augment
-from dejavu_utils.data.loader import RandomCrops
+from dejavu_utils.data.loader import cut_and_resize
 from dejavu_utils.devices import autocast
-from dejavu_utils.distributed import any_process, average_gradients, rank, sum_over_processes, wait_for_all, world_size
+from dejavu_utils.distributed import average_gradients, rank, sum_over_processes, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices, without_unreadable
+from dejavu_utils.imagenet import (
+    IndexedImages,
+    evaluation_transform,
+    list_images,
+    load_image,
+    load_indices,
+    without_unreadable,
+)
 from dejavu_utils.launch import StopSignal, disconnect, here_or_submitted, join
 from dejavu_utils.models import LOSSES, check_finite, check_typed, load_model, prepared_for_inference
 from dejavu_utils.progress import Progress
-from dejavu_utils.randomness import seed_everything, uniforms
+from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
+from dejavu_utils.runlog import say
 
 VIEW = augment.SECOND_VIEW
 # What a checkpoint must have in common with the probe that goes on from it; the files are compared by what they hold.
 SAME = ("start_lr", "end_lr", "epochs", "seed", "batch_size", "resolution", "precision", "use_projector")
+KEPT = ("epoch", "steps_done", "totals", "records", "val_right", "made_from")  # of a ProbeRun, in its checkpoint
 _FEATURE_BYTES = 8 * 2**30  # validation features that a process keeps; more are computed again in each epoch
 _SECONDS_BETWEEN_SAVES = 600
 
@@ -92,7 +102,7 @@ def main():
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
     if not 0 <= args.start_lr < float("inf") or not 0 <= args.end_lr < float("inf"):
         raise InputError("--start_lr and --end_lr must not be negative or infinite")
-    here_or_submitted(__file__, "probe", args)
+    here_or_submitted(probe, args, (args.output_dir, "--output_dir"), args.num_workers)
 
 
 def probe(args):
@@ -109,10 +119,10 @@ def probe(args):
         train, val = (readable_only(args, listing, indices, device) for indices in (train, val))
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler queues the job again
     layer = "projector" if args.use_projector else "backbone"
-    state = Run(args, network, layer, listing, train, val, device, stop)
+    state = ProbeRun(args, network, layer, listing, train, val, device, stop)
     if state.path.is_file():
         state.restore(load_checkpoint(state.path, "--output_dir"))
-        say(f"going on after epoch {state.epoch}, step {state.steps_done}, from {state.path}")
+        say(f"resumes after epoch {state.epoch}, step {state.steps_done}, from {state.path}")
     say(
         f"{len(train)} training and {len(val)} validation images, {layer}, on {device} in {args.precision}, "
         f"{world_size()} process(es)"
@@ -154,7 +164,32 @@ def write_results(args, state, train_right):
         print(f"{name}: " + ", ".join(f"top-{k} {figure_in_words(figures[f'top_{k}'])}" for k in TOP_KS), flush=True)
 
 
-class Run:
+class RandomCrops(torch.utils.data.Dataset):
+    """Random crops from image files, in an epoch's order: (uint8 (3, resolution, resolution), label) each.
+
+    listing: ImageListing. indices: int64 (n,), the images. view: augment.View, of which the crop
+    is done here (bicubic); the rest is augment.apply's, with the numbers of uniforms(seed, epoch, STREAM,
+    position, ...). An item depends on (seed, epoch, position) alone, not on the number of workers.
+    """
+
+    STREAM = 0
+
+    def __init__(self, listing, indices, view, resolution, seed, epoch):
+        self.listing, self.view, self.resolution, self.seed, self.epoch = listing, view, resolution, seed, epoch
+        self.indices = indices[epoch_order(seed, epoch, len(indices))]
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, position):
+        index = self.indices[position]
+        image = np.array(load_image(self.listing.path(index)))
+        draws = uniforms(self.seed, self.epoch, self.STREAM, position, 1)
+        box = augment.crop_boxes(draws, [image.shape[:2]], self.view)[0]
+        return cut_and_resize(image, box, self.resolution, "bicubic"), int(self.listing.labels[index])
+
+
+class ProbeRun:
     """The frozen network, the classifier on it, and all that changes while it is trained: `probe.pth` holds that.
 
     Every process has the same classifier, and its own share of each batch.
@@ -246,7 +281,7 @@ class Run:
         """Yields (float32 (n, width), labels int64 (n,)) on the device: this process's images, test transform."""
         images = IndexedImages(self.listing, indices, evaluation_transform(self.args.resolution))
         for _, _, batch, labels in self.shares(images, f"{what} embedded"):
-            if any_process([self.stop.received is not None], self.device)[0]:
+            if self.stop.asked(self.device):
                 self.save_and_leave()
             z = self.embed(batch)
             check_finite(z, f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
@@ -301,9 +336,7 @@ class Run:
     def save_and_leave(self):
         """Saves the place in the epoch, too, and ends this process when all have come so far."""
         self.save()
-        say(f"stopped after epoch {self.epoch}, step {self.steps_done}; the same command goes on there")
-        wait_for_all()
-        self.stop.leave()
+        self.stop.leave(f"stopped after epoch {self.epoch}, step {self.steps_done}; rerun the same command to resume")
 
     def restore(self, checkpoint):
         """Goes back to a checkpoint of the same probe; InputError names the first flag that is not the same.
@@ -328,18 +361,10 @@ class Run:
             raise InputError(f"--output_dir: {self.path} was not written by lin_probe.py ({error!r})") from None
 
 
-KEPT = ("epoch", "steps_done", "totals", "records", "val_right", "made_from")  # of a Run, in its checkpoint
-
-
 def right_of(logits, labels):
     """[labels that are the first guess, labels among the first five], scalars; five or fewer classes are all there."""
     top = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return [top[:, :top_k].any(dim=1).sum() for top_k in TOP_KS]
-
-
-def say(text):
-    if rank() == 0:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

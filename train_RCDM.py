@@ -4,7 +4,7 @@ Reads a checkpoint of train_SSL.py (the encoder), an image folder and an index f
 --out_dir, every --save_interval steps and at the end: model{step}.pt and ema_{rate}_{step}.pt (state dicts of the
 U-Net), opt{step}.pt (optimizer, and what resuming needs beside it), samples{step}.png (public images, and below each
 samples from its representation, always from the same noise); params.json (all settings) and log (one JSON object every
---log_interval steps). The same command run again goes on from the last step that is complete.
+--log_interval steps). Rerun the same command to resume from the last complete step.
 
     python train_RCDM.py --feat_cond --ssl_from_ckpt True --data_dir $IMAGENET_DATASET_DIR --batch_size 8 \\
         --ssl_model_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
@@ -19,7 +19,6 @@ samples from its representation, always from the same noise); params.json (all s
 """
 
 import itertools
-import json
 import math
 import re
 import time
@@ -43,26 +42,22 @@ from dejavu_utils.cli import (
     run,
     zero_or_one,
 )
-from dejavu_utils.devices import autocast
+from dejavu_utils.devices import PRECISIONS, autocast, choose_precision
 from dejavu_utils.distributed import any_process, gather, rank, sum_over_processes, wait_for_all, world_size
-from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file, save_json
+from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices, without_unreadable
 from dejavu_utils.launch import (
-    LOCK_FILE,
-    ScriptJob,
     StopSignal,
     disconnect,
-    job_flags,
+    here_or_submitted,
     join,
-    local_processes,
-    start_here,
-    submit,
 )
 from dejavu_utils.models import LOSSES, check_typed, load_model
-from dejavu_utils.randomness import epoch_order, seed_everything
+from dejavu_utils.randomness import epoch_order, seed_everything, seed_step
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.pictures import image_transform, save_grid
+from dejavu_utils.runlog import RunLog, say
 
 # What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name -> (default, type, help).
 MODEL_FLAGS = {
@@ -87,6 +82,7 @@ MODEL_FLAGS = {
     "rescale_timesteps": (False, "bool", "the U-Net sees steps x 1000 / diffusion_steps"),
     "rescale_learned_sigmas": (False, "bool", "loss: weigh the bound by diffusion_steps / 1000"),
 }
+GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
 # A run that is resumed must have these as before: the weights would not fit, or the images come in another order.
 SAME_WHEN_RESUMED = (
     *MODEL_FLAGS,
@@ -149,9 +145,9 @@ def parse_args(argv=None):
     group.add_argument("--use_fp16", type=zero_or_one, default=0, help="mixed precision, where there is a GPU")
     group.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=PRECISIONS,
         default="auto",
-        help="auto = fp16 with --use_fp16 True on GPUs, else fp32",
+        help="auto: with --use_fp16 True bf16 on GPUs that have it, else fp16; fp32 without it and on CPUs",
     )
     group.add_argument("--fp16_scale_growth", type=float, default=1e-3, help="growth of log2(loss scale) a step")
     group.add_argument("--log_interval", type=positive_int, default=10, help="steps between two lines of the log")
@@ -175,12 +171,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     check_args(args)
-    job = ScriptJob(__file__, "train", args, (Path(args.out_dir) / LOCK_FILE, "--out_dir"))
-    if args.local:
-        return start_here(job, local_processes(args))
-    folder = Path(args.out_dir)
-    flags = {**job_flags(args), "comment": args.comment, "cores": args.workers + 2}
-    print(submit(job, folder / "submitit", "--local 1", name=folder.name, **flags))
+    here_or_submitted(train, args, (args.out_dir, "--out_dir"), args.workers + 2, "submitit")
 
 
 def check_args(args):
@@ -237,18 +228,18 @@ def train(args):
     spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
     grid = next(iter(DataLoader(torch.utils.data.Subset(dataset, spread), GRID_COLUMNS)))[0]
     seed_everything(args.seed)
-    state = Run(args, encoder, [listing.fingerprint["sha256"], len(indices), int(indices.sum())], device)
+    state = RcdmRun(args, encoder, [listing.fingerprint["sha256"], len(indices), int(indices.sum())], device)
     state.resume()
     if rank() == 0:
         save_json(Path(args.out_dir) / "params.json", state.settings)
-        trim_log(Path(args.out_dir) / "log", state.step)
+        state.log_file.trim(state.step)
     say(
         f"{len(indices)} images, {args.batch_size * world_size()} a step ({world_size()} processes), {args.backend} "
         f"U-Net of {sum(p.numel() for p in state.unet.parameters()) / 1e6:.2f} million weights on {device} in "
         f"{state.precision}, representation: {' and '.join(encoder.layers)}, {encoder.width} wide"
     )
     if state.lacks_samples() and not state.save_samples(*grid, stop):
-        leave(state, stop)
+        stop.leave(f"stopped after step {state.step}; rerun the same command to resume there")
     batches = DataLoader(
         dataset,
         batch_sampler=Batches(len(indices), args.batch_size, args.seed, state.step),
@@ -269,18 +260,12 @@ def train(args):
             state.save()
             asked = asked or not state.save_samples(*grid, stop)
         if asked:
-            leave(state, stop)
+            stop.leave(f"stopped after step {state.step}; rerun the same command to resume there")
         if state.finished():
             break
     say(f"{state.step} steps are done")
     wait_for_all()
     disconnect()
-
-
-def leave(state, stop):
-    say(f"asked to stop: saved after step {state.step}; the same command goes on there")
-    wait_for_all()
-    stop.leave()
 
 
 class Stopped(Exception):
@@ -337,18 +322,20 @@ class Batches:
             yield batch
 
 
-class Run:
+class RcdmRun:
     """Everything that changes while the model is trained: weights, their averages, optimizer, step."""
 
     def __init__(self, args, encoder, images, device):
         self.args, self.encoder, self.device, self.step = args, encoder, device, 0
         self.folder = Path(args.out_dir)
+        self.log_file = RunLog(self.folder / "log", "step")
         self.settings = {
             **vars(args),
             **{"layers": encoder.layers, "width": encoder.width, "pixel_range": list(diffusion.PIXEL_RANGE)},
             **{"processes": world_size(), "images": images, "ssl_model_pth": str(Path(args.ssl_model_pth).resolve())},
         }
-        self.precision = choose_precision(args, device)
+        auto = "auto" if args.use_fp16 else "fp32"
+        self.precision = choose_precision(auto if args.precision == "auto" else args.precision, device)
         self.unet = unets.build_unet(args.backend, vars(args), encoder.width).to(device)
         self.rates = ema_rates(args)
         self.ema = {rate: {k: v.detach().clone() for k, v in self.unet.state_dict().items()} for rate in self.rates}
@@ -375,8 +362,7 @@ class Run:
     def train_step(self, images, encoder_images):
         """One update from images in PIXEL_RANGE, float (n, 3, s, s), and the same as the encoder sees them."""
         args, n = self.args, len(images)
-        # What is drawn depends on nothing but seed, step and process, so a run that is resumed draws the same.
-        torch.manual_seed((world_size() * (args.seed * 2**32 + self.step) + rank()) % 2**63)
+        seed_step(args.seed, self.step)
         t, weights = self.step_sampler.sample(n, self.device)
         noise = torch.randn(images.shape).to(self.device)
         with autocast(self.device, self.precision):
@@ -427,8 +413,7 @@ class Run:
         }
         self.sums, self.since = {}, (self.step, time.time())
         if rank() == 0:
-            with open(self.folder / "log", "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(record) + "\n")
+            self.log_file.append(record)
         total = f"/{self.args.lr_anneal_steps}" if self.args.lr_anneal_steps else ""
         losses = ", ".join(f"{name} {record[name]:.4f}" for name in names)
         say(f"step {self.step}{total}: {losses}, {record['images_per_second']:.1f} images/s")
@@ -525,7 +510,7 @@ class Run:
             if saved:
                 self.optimizer.load_state_dict(saved)
         except (KeyError, ValueError, RuntimeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise InputError(f"{where}: not of this U-Net and optimizer: {reason}") from None
         if not saved:
             say(f"note: there is no {opt_path}; the optimizer starts anew")
@@ -534,7 +519,7 @@ class Run:
         if training and training["settings"]["schedule_sampler"] == self.args.schedule_sampler:
             self.step_sampler.load_state_dict(training["step_sampler"])
         self.step, self.since = step, (step, time.time())
-        say(f"going on after step {step}, from {model_path}")
+        say(f"resumes after step {step}, from {model_path}")
 
     def load(self, path):
         return load_checkpoint(path, "--out_dir or --resume_checkpoint")
@@ -549,15 +534,6 @@ class Losses(torch.nn.Module):
 
     def forward(self, images, t, noise, representations):
         return self.process.losses(self.unet, images, t, noise, representations)
-
-
-GRID_COLUMNS, GRID_SAMPLES = 8, 2
-
-
-def choose_precision(args, device):
-    if args.precision != "auto":
-        return args.precision
-    return "fp16" if args.use_fp16 and device.type == "cuda" else "fp32"
 
 
 def step_of(path):
@@ -580,26 +556,6 @@ def last_complete_step(folder, rates):
             "trained with, or another --out_dir"
         )
     return None
-
-
-def trim_log(path, step):
-    """Drops the log's lines of steps that will be trained again, and one that was cut off."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    with complete_file(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
-
-
-def say(text):
-    if rank() == 0:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

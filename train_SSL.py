@@ -2,7 +2,7 @@
 
 Reads a YAML file (--config-file) and dotted flags over it; writes into --logging.folder: params.json (all settings),
 log (one JSON object an epoch), model.pth (to resume from), model_ep{E}.pth (snapshots after E epochs, for the attack)
-and final_weights.pt. The same command run again goes on where it stopped.
+and final_weights.pt. Rerun the same command to resume.
 
     python train_SSL.py --config-file configs/vicreg_cfg.yaml \\
         --data.train_dataset $BETONS_FOLDER/300_per_class_A.beton --data.val_dataset $BETONS_FOLDER/val.beton \\
@@ -14,7 +14,6 @@ and final_weights.pt. The same command run again goes on where it stopped.
 
 import json
 import math
-import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,14 +28,15 @@ from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.ffcv import FfcvLoader
 from dejavu_utils.data.loader import NativeLoader, evaluation_batches
-from dejavu_utils.devices import autocast
-from dejavu_utils.distributed import any_process, average_gradients, rank, wait_for_all, world_size
-from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file, save_json
-from dejavu_utils.launch import LOCK_FILE, ScriptJob, StopSignal, connect, disconnect, start_here, submit
+from dejavu_utils.devices import autocast, choose_precision
+from dejavu_utils.distributed import any_process, average_gradients, rank, world_size
+from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.files import save_json
+from dejavu_utils.launch import LOCK_FILE, Resources, ScriptJob, StopSignal, connect, disconnect, start_here, submit
 from dejavu_utils.models import LOSSES, Probes, check_arch, mlp_widths, network_from_settings
 from dejavu_utils.progress import Progress
-from dejavu_utils.randomness import seed_everything
+from dejavu_utils.randomness import seed_everything, seed_step
+from dejavu_utils.runlog import RunLog, say
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.meter import Meter
 from dejavu_utils.training.objectives import Objective, ViewsForward
@@ -167,13 +167,14 @@ def main():
     for notice in notices:
         print(f"note: {notice}")
     check_settings(settings)
-    work = ScriptJob(__file__, "train", settings, lock_of(settings))
+    work = ScriptJob(train, settings, lock_of(settings))
     if not settings["dist.use_submitit"]:
         return start_here(work, settings["dist.world_size"] or (0 if settings["dist.ngpus"] else 1))
     folder = Path(settings["logging.folder"])
-    names = ("timeout", "partition", "comment", "dependency", "mem_gb", "nodes", "ngpus", "world_size")
-    flags = {**{name: settings[f"dist.{name}"] for name in names}, "cores": settings["dist.cpus_per_task"]}
-    print(submit(work, folder / "submitit", "--dist.use_submitit 0", name=folder.name, **flags))
+    names = ("timeout", "mem_gb", "nodes", "ngpus", "world_size", "partition", "dependency", "comment")
+    asked = {name: settings[f"dist.{name}"] for name in names}
+    resources = Resources(**asked, cores=settings["dist.cpus_per_task"])
+    print(submit(work, folder / "submitit", folder.name, resources, "--dist.use_submitit 0"))
 
 
 def read_settings(argv=None):
@@ -231,22 +232,22 @@ def train(settings):
     seed_everything(settings["data.random_seed"])
     loader = make_loader(settings, train_set, device)
     state = Run(settings, num_classes, device, len(loader), train_set.fingerprint)
-    checkpoint_path = folder / "model.pth"
+    checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings["training.train_probes_only"]:
         return train_probes(settings, state, loader, val_set, stop)
     if checkpoint_path.is_file():
         state.restore(load_checkpoint(checkpoint_path, "--logging.folder"), checkpoint_path)
-        say(settings, 1, f"going on after epoch {state.epoch}, step {state.steps_done}, from {checkpoint_path}")
+        tell(settings, 1, f"going on after epoch {state.epoch}, step {state.steps_done}, from {checkpoint_path}")
     elif settings["training.eval_only"]:
         raise InputError(f"--training.eval_only 1: there is no {checkpoint_path} to evaluate")
     if settings["training.eval_only"]:
         record = {"epoch": state.epoch, **state.validate(val_set)}
-        return say(settings, 0, json.dumps(record))
+        return tell(settings, 0, json.dumps(record))
     if first:
         save_json(folder / "params.json", settings)
-        trim_log(folder / "log", state.epoch)
+        log.trim(state.epoch)
     effective = settings["training.batch_size"] * world_size()
-    say(
+    tell(
         settings,
         1,
         f"{len(train_set)} images, {num_classes} classes, {len(loader)} steps of {effective} images an epoch "
@@ -265,15 +266,15 @@ def train(settings):
         if first and snapshot:
             save_checkpoint(folder / f"model_ep{state.epoch}.pth", state.checkpoint())
         if first:
-            append_log(folder / "log", record)
+            log.append(record)
         if first and (snapshot or state.epoch % settings["logging.checkpoint_freq"] == 0):
             save_checkpoint(checkpoint_path, state.checkpoint())
-        say(settings, 1, summary_line(record, epochs))
-        if not last and any_process([stop.received is not None], device)[0]:
+        tell(settings, 1, summary_line(record, epochs))
+        if not last and stop.asked(device):
             save_and_leave(settings, state, stop)
     if first:
         save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
-    say(settings, 1, f"{folder}: {epochs} epochs are done")
+    tell(settings, 1, f"{folder}: {epochs} epochs are done")
     disconnect()
 
 
@@ -282,29 +283,27 @@ def save_and_leave(settings, state, stop):
     state.meter.average()
     if rank() == 0:
         save_checkpoint(Path(settings["logging.folder"]) / "model.pth", state.checkpoint())
-    say(settings, 0, f"stopped after epoch {state.epoch}, step {state.steps_done}; the same command goes on there")
-    wait_for_all()
-    stop.leave()
+    stop.leave(f"stopped after epoch {state.epoch}, step {state.steps_done}; rerun the same command to resume there")
 
 
 def train_probes(settings, state, loader, val_set, stop):
     """Trains new probes on the frozen network of model.pth and saves them beside it."""
     folder, seed = Path(settings["logging.folder"]), settings["data.random_seed"]
     state.freeze(load_checkpoint(folder / "model.pth", "--logging.folder"), folder / "model.pth")
-    log = folder / f"log_probes_{seed}"
+    log = RunLog(folder / f"log_probes_{seed}", "epoch")
     if rank() == 0:
-        trim_log(log, 0)
+        log.trim(0)
     while state.epoch < settings["training.epochs"]:
         record = state.train_epoch(loader, stop)
         number = state.epoch + 1
         if record and (number % settings["training.eval_freq"] == 0 or number == settings["training.epochs"]):
             record = state.validated(record, val_set, stop)
         if record is None:
-            stop.leave()  # probes are trained in minutes: the next run begins anew
+            stop.leave("stopped; probes are trained in minutes: the next run begins anew")
         state.end_epoch()
         if rank() == 0:
-            append_log(log, record)
-        say(settings, 1, summary_line(record, settings["training.epochs"]))
+            log.append(record)
+        tell(settings, 1, summary_line(record, settings["training.epochs"]))
     if rank() == 0:
         saved = {"epoch": state.epoch, "probes": with_prefix(state.probes.state_dict()), "settings": settings}
         save_checkpoint(folder / f"probes_{seed}.pth", {**saved, "num_classes": state.num_classes})
@@ -377,8 +376,8 @@ class Run:
             for views, labels in loader.epoch(self.epoch, resolution, first_step):
                 step = self.epoch * len(loader) + self.steps_done
                 rate = learning_rate(step, **self.schedule)
-                # What a trunk draws (dropout) depends on nothing else, so a run that is resumed draws the same.
-                torch.manual_seed((world_size() * (settings["data.random_seed"] * 2**32 + step) + rank()) % 2**63)
+                # What a backbone draws (dropout) is the same in a resumed run.
+                seed_step(settings["data.random_seed"], step)
                 loss = self.step(views, labels, rate, step)
                 asked, broken = any_process([stop.received is not None, not math.isfinite(loss)], self.device)
                 if broken:
@@ -460,7 +459,7 @@ class Run:
         )
         in_all = len(val_set) // settings["validation.batch_size"] // world_size()  # batches that every process has
         for number, (images, labels) in enumerate(batches):
-            if stop and number < in_all and any_process([stop.received is not None], self.device)[0]:
+            if stop and number < in_all and stop.asked(self.device):
                 return None
             with autocast(self.device, self.precision):
                 logits = self.probes(self.network(images))
@@ -490,9 +489,7 @@ class Run:
         try:
             self.network.load_state_dict(without_prefix(checkpoint["model"]))
         except (KeyError, RuntimeError) as error:
-            raise InputError(
-                f"--logging.folder {path}: not of this network: {' '.join(str(error).split())[:300]}"
-            ) from None
+            raise InputError(f"--logging.folder {path}: not of this network: {one_line(error)}") from None
         self.frozen = True
 
     def restore(self, checkpoint, path):
@@ -525,7 +522,7 @@ class Run:
             self.meter.load_state_dict(checkpoint["meter"], self.device)
             self.epoch, self.steps_done = checkpoint["epoch"], checkpoint["steps_done"]
         except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise InputError(
                 f"--logging.folder {path}: does not hold the run that it describes ({reason}); put a snapshot "
                 "model_ep{E}.pth in its place, or name another folder"
@@ -558,41 +555,6 @@ def training_views(settings):
     )
 
 
-def choose_precision(name, device):
-    if name != "auto":
-        return name
-    if device.type == "cpu":
-        return "fp32"
-    # Older GPUs emulate bf16, slowly, and PyTorch counts that as support.
-    return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-
-
-def trim_log(path, epoch):
-    """Drops the log's lines of epochs that will be trained again."""
-    if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if epoch_of(line) <= epoch]
-        with complete_file(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
-
-
-def epoch_of(line):
-    """The epoch of a log's line; infinity for one that a crash has cut off."""
-    try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def append_log(path, record):
-    try:
-        with open(path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(record) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); is there room?") from None
-
-
 def summary_line(record, epochs):
     left = record["time"] * (epochs - record["epoch"])  # a little more: what validation and saving take
     accuracy = f"probe top-1 {record['top_1_layer0']:.3f}"
@@ -604,9 +566,9 @@ def summary_line(record, epochs):
     )
 
 
-def say(settings, level, text):
-    if settings["logging.log_level"] >= level and rank() == 0:
-        print(text, flush=True)
+def tell(settings, level, text):
+    if settings["logging.log_level"] >= level:
+        say(text)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from dejavu_utils.analysis.points import attack_path
 from dejavu_utils.analysis.results import attack_statistics, class_table, confidence_curve, example_table, read_attack
 from dejavu_utils.attack.boxes import background_crops, box_path, read_boxes
 from dejavu_utils.attack.neighbors import NeighborSearch
-from dejavu_utils.attack.search import Embedder, ImageSet, block_rows, nearest_public
+from dejavu_utils.attack.search import Embedder, ImageSet, Inference, block_rows, nearest_public
 from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.crops import background_crop
 from dejavu_utils.devices import autocast
@@ -113,7 +113,8 @@ def loader(dataset, args):
 
 
 def found_crops(images):
-    return ImageSet("crops", *background_crops(images.listing, images.attacked, images.boxes)[:2])
+    found = background_crops(images.listing, images.attacked, images.boxes)
+    return ImageSet("crops", found.indices, found.crops)
 
 
 def data(args):
@@ -166,17 +167,8 @@ def network(args):
 
         def ours(precision):
             def work():
-                embedder = Embedder(
-                    prepared,
-                    ["projector"],
-                    images.listing,
-                    device,
-                    {},
-                    precision,
-                    args.resolution,
-                    args.batch_size,
-                    args.num_workers,
-                )
+                inference = Inference(device, precision, args.resolution, args.batch_size, args.num_workers)
+                embedder = Embedder(prepared, ["projector"], images.listing, {}, inference)
                 with tempfile.TemporaryDirectory() as unfinished, contextlib.redirect_stderr(io.StringIO()):
                     pieces = Unfinished(unfinished, {})
                     pieces.start()
@@ -216,8 +208,8 @@ def network(args):
         sides = {"ours": ours("fp32"), "bare limit": rate(bare, args), "published structure": rate(published, args)}
         alternate({**sides, "ours in bf16": ours("bf16")}, args.rounds)
         same = [
-            np.mean([len(set(a) & set(b)) / k for a, b in zip(found["fp32"][1][key], found["bf16"][1][key])])
-            for key in found["fp32"][1]
+            np.mean([len(set(a) & set(b)) / k for a, b in zip(found["fp32"].arrays[key], found["bf16"].arrays[key])])
+            for key in found["fp32"].arrays
         ]
         shuffled = k / args.images
         print(f"  bf16 finds {np.mean(same):.4f} of the {k} neighbors of fp32 (by chance {shuffled:.2f})")

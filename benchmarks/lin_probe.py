@@ -115,7 +115,7 @@ class Ours:
         self.indices, self.val = (np.load(path) for path in (options.train_idx_pth, options.val_idx_pth))
         network = load_model(options.model_pth)
         parts = (options, network, "backbone", listing, self.indices, self.val, torch.device("cpu"), StopSignal())
-        self.run = lin_probe.Run(*parts)
+        self.run = lin_probe.ProbeRun(*parts)
 
     def train(self):
         self.run.train_epoch(self.indices)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from harness import alternate
 
 import train_SSL
-from dejavu_utils.devices import autocast
+from dejavu_utils.devices import autocast, choose_precision
 from dejavu_utils.models import Probes
 from dejavu_utils.training import losses
 from dejavu_utils.training.optim import make_optimizer
@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     device = torch.device(args.device)
-    precision = train_SSL.choose_precision(args.precision, device)
+    precision = choose_precision(args.precision, device)
     torch.manual_seed(0)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     shape = (args.batch_size, 3, args.resolution, args.resolution)

@@ -6,15 +6,27 @@ import torch
 
 from dejavu_utils.errors import InputError
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
-def choose_device(index=0):
-    """The GPU with this index if there is one, else the CPU; None: the CPU."""
+
+def choose_device(index=0, flag="the GPU"):
+    """The GPU with this index if there is one, else the CPU; None: the CPU. flag: what gave the index, for an error."""
     if index is None or not torch.cuda.is_available():
         return torch.device("cpu")
     if index >= torch.cuda.device_count():
-        raise InputError(f"--local_gpu {index}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+        raise InputError(f"{flag} {index}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def choose_precision(name, device):
+    """fp32, bf16 or fp16 for one of PRECISIONS: auto is bf16 on GPUs that have it, else fp16; fp32 on CPUs."""
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "fp32"
+    # Older GPUs emulate bf16, slowly, and PyTorch counts that as support.
+    return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
 
 
 def autocast(device, precision):

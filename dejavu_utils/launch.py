@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import os
 import shlex
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,20 +19,22 @@ import torch
 
 from dejavu_utils.cli import run
 from dejavu_utils.devices import choose_device
+from dejavu_utils.distributed import any_process, wait_for_all
 from dejavu_utils.errors import InputError
 from dejavu_utils.locks import locked
+from dejavu_utils.runlog import say
 
 LOCK_FILE = ".lock"  # in a run's folder while it is written
 _IN_SUBMITIT = "SUBMITIT_EXECUTOR"
 
 
-def connect(port=0, gpu=0, patient=False):
+def connect(port=0, gpu=0, patient=False, gpu_flag="the GPU"):
     """Joins the processes of this job, if it has several, and returns this process's device.
 
     port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. gpu: which to take
-    where there is one process; None: in all of them the CPU. patient: the processes only wait for each other, now and
-    then, and for hours. Reads what torchrun, `start_here` or submitit say in the environment. NCCL on GPUs, gloo on
-    CPUs and for the patient.
+    where there is one process (gpu_flag: what says so, for an error); None: in all of them the CPU. patient: the
+    processes only wait for each other, now and then, for hours: gloo, not NCCL, whatever the device. Reads what
+    torchrun, `start_here` or submitit say in the environment.
     """
     if _IN_SUBMITIT in os.environ:  # whatever the submitting shell had set
         import submitit
@@ -39,7 +43,7 @@ def connect(port=0, gpu=0, patient=False):
         if port:
             os.environ["MASTER_PORT"] = str(port)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return choose_device(gpu)
+        return choose_device(gpu, gpu_flag)
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if gpu is not None and 0 < gpus <= local:
         raise InputError(f"process {local + 1} of this machine has no GPU, there are {gpus}: start one process a GPU")
@@ -112,9 +116,16 @@ class StopSignal:
             raise KeyboardInterrupt  # asked twice: do not wait for the step to end
         self.received = signum
 
-    def leave(self):
-        """Ends the process once everything is saved: as submitit wants it in its jobs, else with 128 + signal."""
-        # A process that another one told of the signal does as that one does.
+    def asked(self, device):
+        """Was any process asked to stop? All processes must call this, at the same place."""
+        return any_process([self.received is not None], device)[0]
+
+    def leave(self, text):
+        """Says why and ends all processes, once everything is saved: as submitit wants it in its jobs, else with 128 +
+        signal. All processes must call this."""
+        say(text)
+        wait_for_all()
+        # A process that got no signal itself ends like the one that did.
         signum = self.received or (signal.SIGUSR2 if _IN_SUBMITIT in os.environ else signal.SIGTERM)
         previous = self._previous.get(signum)
         if _IN_SUBMITIT in os.environ and callable(previous):
@@ -124,26 +135,28 @@ class StopSignal:
 
 
 class ScriptJob:
-    """A call of one function of a root script, as submitit pickles it: the job imports the script as a module.
+    """A call of a script's function, which submitit and spawned processes can unpickle.
 
-    A function of `__main__` cannot be unpickled elsewhere. On a time-out or preemption submitit calls `checkpoint`; the
-    same call is queued again, and the script goes on from what it has saved. lock: a lock file in the folder that the
-    call writes into and the flag that names this folder (files.locked), held by the first process meanwhile; or None.
+    A function of `__main__` cannot be unpickled elsewhere: it is pickled as its file and name, and the other process
+    imports the script as a module. On a time-out or preemption submitit calls `checkpoint`: the same call is queued
+    again, and the script resumes from what it has saved. lock: a lock file in the folder that the call writes into and
+    the flag that names this folder (locks.locked), held by the first process meanwhile; or None.
     """
 
-    def __init__(self, script, function, arguments, lock=None):
-        self.script, self.function, self.arguments, self.lock = str(Path(script).resolve()), function, arguments, lock
+    def __init__(self, function, arguments, lock=None):
+        self.function, self.arguments, self.lock = function, arguments, lock
 
     def __call__(self):
-        root = str(Path(self.script).parent)
-        if root not in sys.path:
-            sys.path.insert(0, root)
-        spec = importlib.util.spec_from_file_location(Path(self.script).stem, self.script)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
         with self._locked():
-            return getattr(module, self.function)(self.arguments)
+            return self.function(self.arguments)
+
+    def __getstate__(self):
+        script = str(Path(inspect.getfile(self.function)).resolve())
+        return {**vars(self), "function": (script, self.function.__name__)}
+
+    def __setstate__(self, state):
+        script, name = state["function"]
+        vars(self).update(state, function=getattr(_module(script), name))
 
     def _locked(self):
         rank = os.environ.get("SLURM_PROCID" if _IN_SUBMITIT in os.environ else "RANK", "0")
@@ -159,58 +172,84 @@ class ScriptJob:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def here_or_submitted(script, function, args):
-    """Calls a root script's function(args) here with --local 1, else submits it as a job and prints the job's id.
+def _module(script):
+    """The module of a script's file: the one that this process has imported from there, or a new one."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) and str(Path(module.__file__).resolve()) == script:
+            return module
+    spec = importlib.util.spec_from_file_location(Path(script).stem, script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass
+class Resources:
+    """What a job asks SLURM for. timeout: minutes. mem_gb: a node, 0: 60 a GPU. ngpus: GPUs and so processes a node; 0:
+    none, and world_size processes. cores: of a process. dependency: SLURM's; where a job that it waits for has failed,
+    the job leaves the queue instead of waiting for ever."""
+
+    timeout: int
+    mem_gb: int
+    nodes: int
+    ngpus: int
+    world_size: int
+    cores: int
+    partition: str = ""
+    dependency: str = ""
+    comment: str = ""
+
+    @classmethod
+    def of(cls, settings, cores):
+        """From an object with the attributes of the same names; those of partition, ... may be missing."""
+        names = ("timeout", "mem_gb", "nodes", "ngpus", "world_size")
+        words = {name: getattr(settings, name, "") for name in ("partition", "dependency", "comment")}
+        return cls(**{name: getattr(settings, name) for name in names}, cores=cores, **words)
+
+    def parameters(self):
+        """For submitit's executor."""
+        wait = {"dependency": self.dependency, "kill_on_invalid_dep": "yes"} if self.dependency else None
+        found = {
+            "timeout_min": self.timeout,
+            "mem_gb": self.mem_gb or 60 * max(1, self.ngpus),
+            "nodes": self.nodes,
+            "tasks_per_node": self.ngpus or max(1, self.world_size),
+            "gpus_per_node": self.ngpus or None,
+            "cpus_per_task": max(1, self.cores),
+            "slurm_partition": self.partition or None,
+            "slurm_comment": self.comment or None,
+            "slurm_additional_parameters": wait,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def here_or_submitted(function, args, folder, cores, logs=""):
+    """Calls a script's function(args) here with --local 1, else submits it as a job and prints the job's id.
 
     The function is called in each of several processes if that is asked for, and finds the others with `join`. args:
-    the Namespace of a parser with options.add_launch_flags, with output_dir and num_workers.
+    the Namespace of a parser with cli.add_launch_flags. folder: (its path, the flag that names it); this run alone
+    writes into it. cores: of a process. logs: the folder below it for submitit's files.
     """
-    job = ScriptJob(script, function, args, (Path(args.output_dir) / LOCK_FILE, "--output_dir"))
+    folder, flag = Path(folder[0]), folder[1]
+    job = ScriptJob(function, args, (folder / LOCK_FILE, flag))
     if args.local:
-        return start_here(job, local_processes(args))
-    folder = Path(args.output_dir)
-    print(submit(job, folder, "--local 1", name=folder.name, cores=args.num_workers, **job_flags(args)))
-
-
-def local_processes(args):
-    """How many processes options.add_launch_flags' args ask for on this machine: one a GPU, as far as there are any."""
-    return min(args.ngpus, torch.cuda.device_count()) or max(1, args.world_size)
+        return start_here(job, min(args.ngpus, torch.cuda.device_count()) or max(1, args.world_size))
+    print(submit(job, folder / logs, folder.name, Resources.of(args, cores), "--local 1"))
 
 
 def join(args, port=0, patient=False):
-    """`connect` for a function that was called with options.add_launch_flags' args; this process's device."""
-    return connect(port, None if not args.ngpus else args.local_gpu if args.local else 0, patient)
+    """`connect` for a function that was called with cli.add_launch_flags' args; this process's device."""
+    gpu = None if not args.ngpus else args.local_gpu if args.local else 0
+    return connect(port, gpu, patient, "--local_gpu")
 
 
-def job_flags(args):
-    """What options.add_launch_flags' args say of a job, for `submit`."""
-    names = ("timeout", "partition", "dependency", "mem_gb", "nodes", "ngpus", "world_size")
-    return {name: getattr(args, name) for name in names}
-
-
-def submit(
-    job,
-    folder,
-    stay_here,
-    *,
-    name,
-    timeout,
-    mem_gb,
-    nodes,
-    ngpus,
-    world_size,
-    cores,
-    partition="",
-    dependency="",
-    comment="",
-):
+def submit(job, folder, name, resources, stay_here):
     """Submits a ScriptJob to SLURM and returns the job's id.
 
-    folder: where submitit keeps its files and logs. stay_here: the flag that runs without SLURM, for the error.
-    timeout: minutes. mem_gb: a node, 0: 60 a GPU. ngpus: GPUs and so processes a node; 0: none, and world_size
-    processes. cores: of a process. dependency: SLURM's; where a job that it waits for has failed, the job leaves the
-    queue instead of waiting for ever. InputError where there is no SLURM (submitit would quietly run in the
-    background), for a folder that SLURM cannot name, and with SLURM's own words where it refuses the job.
+    folder: where submitit keeps its files and logs. name: of the job. stay_here: the flag that runs without SLURM, for
+    the error. InputError where there is no SLURM (submitit would quietly run in the background), for a folder that
+    SLURM cannot name, and with SLURM's own words where it refuses the job.
     """
     if shutil.which("srun") is None:
         raise InputError(f"there is no SLURM here (srun is not on the path): run on this machine with {stay_here}")
@@ -225,23 +264,14 @@ def submit(
         f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",  # the job unpickles what is of this package
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",  # where nothing else binds the tasks
     ]
-    parameters = {
-        "name": name,
-        "timeout_min": timeout,
-        "mem_gb": mem_gb or 60 * max(1, ngpus),
-        "nodes": nodes,
-        "tasks_per_node": ngpus or max(1, world_size),
-        "gpus_per_node": ngpus or None,
-        "cpus_per_task": max(1, cores),
-        "slurm_partition": partition or None,
-        "slurm_comment": comment or None,
-        "slurm_additional_parameters": {"dependency": dependency, "kill_on_invalid_dep": "yes"} if dependency else None,
-        "slurm_signal_delay_s": 120,
-        "slurm_setup": setup,
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # one process that died leaves the others waiting
-    }
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=30)
-    executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+    executor.update_parameters(
+        name=name,
+        slurm_signal_delay_s=120,
+        slurm_setup=setup,
+        slurm_srun_args=["--kill-on-bad-exit=1"],  # one process that died leaves the others waiting
+        **resources.parameters(),
+    )
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
             return executor.submit(job).job_id

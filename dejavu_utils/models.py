@@ -7,7 +7,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
 from dejavu_utils.checkpoint import load_checkpoint, without_prefix
-from dejavu_utils.errors import InputError
+from dejavu_utils.errors import InputError, one_line
 
 LOSSES = ("vicreg", "simclr", "barlow", "byol", "dino", "supervised")
 OWN_HEAD = ("barlow", "byol", "supervised")  # losses that add modules of their own to the network
@@ -66,7 +66,7 @@ def check_arch(arch, sides):
             try:
                 net(torch.empty(1, 3, side, side))
             except (RuntimeError, AssertionError, ValueError) as error:
-                reason = " ".join(str(error).split())[:150]
+                reason = one_line(error, 150)
                 raise InputError(f"model.arch {arch}: does not take images of {side} pixels ({reason})") from None
 
 
@@ -193,7 +193,7 @@ def load_model(path, flag="--model_pth"):
             network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
         network.load_state_dict(state)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
     return network.eval()
 

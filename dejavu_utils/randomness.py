@@ -5,6 +5,10 @@ import random
 import numpy as np
 import torch
 
+from dejavu_utils.distributed import rank, world_size
+
+DRAWS = 64  # uniform numbers set aside for one image and view; a multiple of 4, the block size of Philox
+
 
 def seed_everything(seed):
     """Seeds Python, NumPy and PyTorch (all devices)."""
@@ -13,7 +17,12 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-DRAWS = 64  # uniform numbers set aside for one image and view; a multiple of 4, the block size of Philox
+def seed_step(seed, step):
+    """Seeds PyTorch for one step of a training, so that a resumed run draws what an uninterrupted one draws.
+
+    Depends on nothing but seed, step, and the number of this process among all.
+    """
+    torch.manual_seed((world_size() * (seed * 2**32 + step) + rank()) % 2**63)
 
 
 def uniforms(seed, epoch, view, start, count):

@@ -38,9 +38,9 @@ def main():
 
 def draw_crops(listing, indices, bbox_dir):
     """Images with their box (red) and background crop (white), the crops below."""
-    indices, crops, _ = background_crops(listing, indices, bbox_dir, min_px=32)
+    found = background_crops(listing, indices, bbox_dir, min_px=32)
     figure, axes = grid(2)
-    for column, (index, crop) in enumerate(zip(indices, crops)):
+    for column, (index, crop) in enumerate(zip(found.indices, found.crops)):
         image = load_image(listing.path(index))
         axes[0, column].imshow(image)
         for box, color in ((read_boxes(box_path(bbox_dir, listing, index))[0], "red"), (crop, "white")):

@@ -372,7 +372,7 @@ def test_pieces_of_another_attack_are_not_used(data, tmp_path, undisturbed, monk
         patch.setattr(Embedder, "embed", lambda self, images: (_ for _ in ()).throw(SystemExit(137)))
         assert attack(data, tmp_path, **held(data, "crops"), resolution=64).returncode == 137
     result = attack(data, tmp_path, **held(data, "crops"))
-    assert result.returncode == 0 and "going on" not in result.stdout
+    assert result.returncode == 0 and "resumes" not in result.stdout
     assert outputs(tmp_path) == undisturbed["crops"]
 
 
@@ -400,7 +400,7 @@ def test_another_number_of_processes_goes_on(data, tmp_path, undisturbed, monkey
         assert len(piece["shards"]) == 3  # of six
     result = attack(data, tmp_path, **held(data, "crops"))
     assert result.returncode == 0, result.stderr
-    assert "going on with" in result.stdout
+    assert "resumes with" in result.stdout
     assert outputs(tmp_path) == undisturbed["crops"]
 
 

@@ -678,7 +678,7 @@ def test_annotations_that_cannot_be_used_are_counted(annotated, name):
     listing, boxes, places, counted, found = annotated
     reason = ANNOTATIONS[name][1]
     assert (places[name] in found) == (reason is None)
-    _, _, counts = background_crops(listing, [places[name]], boxes, min_px=10)
+    counts = background_crops(listing, [places[name]], boxes, min_px=10).counts
     assert counts["attacked" if reason is None else reason] == 1 == counts["images"]
     same = [other for other, (_, its_reason) in ANNOTATIONS.items() if its_reason == reason]
     if reason is not None:

@@ -39,7 +39,7 @@ def attacked(tmp_path_factory):
     rank = np.arange(len(listing)) % PER_CLASS
     public = np.flatnonzero(rank >= 16)
     indices = np.concatenate([np.flatnonzero(rank < 8), np.flatnonzero((rank >= 8) & (rank < 16))])
-    crops = background_crops(listing, indices, folder / "boxes", 20)[1]
+    crops = background_crops(listing, indices, folder / "boxes", 20).crops
     neighbors = {}
     for model in "AB":
         rows = []

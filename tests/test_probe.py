@@ -16,9 +16,9 @@ from torchvision.transforms import InterpolationMode, functional
 import lin_probe
 from dejavu_utils.analysis.memorization import wilson_interval
 from dejavu_utils.data import augment
-from dejavu_utils.data.loader import RandomCrops
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.randomness import epoch_order, uniforms
+from lin_probe import RandomCrops
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_killed_and_continued_equals_undisturbed(data, tmp_path, undisturbed, si
     else:
         assert process.wait() == 128 + signum and "stopped after epoch" in output[-1]
     result = probe(data, tmp_path)
-    assert result.returncode == 0 and "going on after epoch" in result.stdout
+    assert result.returncode == 0 and "resumes after epoch" in result.stdout
     assert figures(tmp_path) == figures(undisturbed[0])
 
 

@@ -306,12 +306,12 @@ def test_stopped_and_killed_and_continued_equals_uninterrupted(data, trained, tm
     assert code == 143 and "saved after step" in output
     stopped_at = max(train_RCDM.step_of(path) for path in tmp_path.glob("model*.pt"))
     code, output = interrupted(arguments, signal.SIGKILL, "step 5/6")
-    assert code == -signal.SIGKILL and f"going on after step {stopped_at}" in output
+    assert code == -signal.SIGKILL and f"resumes after step {stopped_at}" in output
     for name in ("opt000003.pt", "model000003.pt"):
         shutil.copy(tmp_path / name, tmp_path / name.replace("3", "4"))  # a step without its average: not complete
     # Asked during the last grid, which takes all 1000 steps here: it is given up, and drawn by the same command.
     code, output = interrupted([*arguments, "--timestep_respacing", ""], signal.SIGTERM, "step 6/6")
-    assert code == 143 and "going on after step 3" in output and "saved after step 6" in output
+    assert code == 143 and "resumes after step 3" in output and "stopped after step 6" in output
     assert not (tmp_path / "samples000006.png").exists()
     for name in ("model000006.pt", "ema_0.9999_000006.pt", "opt000006.pt"):
         ours, whole = load(tmp_path / name), load(trained["A"] / name)
@@ -333,7 +333,7 @@ def test_two_processes_microbatches_samplers_and_another_start(data, trained, tm
     changes |= {"ema_rate": "0.9,0.99", "lr_anneal_steps": 9, "resume_checkpoint": trained["A"] / "model000006.pt"}
     result = run_script("train_RCDM.py", *published(data, out_dir=tmp_path, **changes))
     assert result.returncode == 0, result.stderr
-    assert "(2 processes)" in result.stdout and "going on after step 6" in result.stdout
+    assert "(2 processes)" in result.stdout and "resumes after step 6" in result.stdout
     assert "this average starts from the weights" in result.stdout
     # The processes share the grid's samples: none is left black.
     grid = np.asarray(Image.open(tmp_path / "samples000009.png").convert("RGB"))
@@ -668,5 +668,5 @@ def test_checkpoints_go_both_ways(data, tmp_path):
     torch.save(theirs.state_dict(), other / "ema_0.9999_000003.pt")
     torch.save(optimizer.state_dict(), other / "opt000003.pt")
     result = run_script("train_RCDM.py", *published(data, out_dir=other, backend="rcdm", lr_anneal_steps=4))
-    assert result.returncode == 0 and "going on after step 3" in result.stdout, result.stderr
+    assert result.returncode == 0 and "resumes after step 3" in result.stdout, result.stderr
     assert rec.load_rcdm(other / "model000003.pt", settings=params).side == 32

@@ -51,7 +51,7 @@ def test_demo_in_miniature_killed_continued_and_run_again(tmp_path):
     process = start_demo(folder, **MINIATURE)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert "going on after epoch" in log.read_text()
+    assert "resumes after epoch" in log.read_text()
     for stage in range(1, 8):
         assert f"== {stage}/7" in output
     summary = pd.read_csv(run / "summary.csv")

@@ -243,7 +243,7 @@ def test_two_tasks_train(jobs, data):
 def test_a_job_that_had_to_stop_is_queued_again_and_ends_in_the_same_weights(jobs, data, name, folder, case):
     assert job(jobs[name])["JobState"] == "COMPLETED" and job(jobs[name])["Restarts"] == "1"
     output = log(jobs[name]) + log(jobs[name], kind="err")
-    assert output.count("stopped after epoch") == 1 and output.count("going on after epoch") == 1, output
+    assert output.count("stopped after epoch") == 1 and output.count("resumes after epoch") == 1, output
     assert "this job is timed-out" in output if case == "timed-out" else "Caught signal SIGUSR2" in output
     assert_same_weights(data, folder)
 

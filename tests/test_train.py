@@ -127,7 +127,7 @@ def test_killed_and_continued_equals_uninterrupted(betons, tmp_path, loss):
     process.wait()
     assert not (tmp_path / "killed" / "final_weights.pt").exists()
     continued = run(command(betons, tmp_path / "killed", **settings))
-    assert continued.returncode == 0 and "going on after epoch" in continued.stdout
+    assert continued.returncode == 0 and "resumes after epoch" in continued.stdout
     expected = weights(tmp_path / "whole")
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "killed").items())
     log = [json.loads(line)["epoch"] for line in (tmp_path / "killed" / "log").read_text().splitlines()]
@@ -337,7 +337,7 @@ def test_a_signal_is_obeyed_within_validation_and_the_next_run_validates(betons,
 def test_a_signal_is_obeyed_where_an_epoch_is_one_step(betons, tmp_path):
     settings = dict(training__batch_size=20, training__epochs=300, logging__snapshot_freq=300, training__eval_freq=300)
     code, output = interrupted_run(command(betons, tmp_path, **settings), signal.SIGTERM, 3)
-    assert code == 128 + signal.SIGTERM and "step 0; the same command goes on" in output
+    assert code == 128 + signal.SIGTERM and "step 0; rerun the same command" in output
     assert torch.load(tmp_path / "model.pth", weights_only=True)["epoch"] < 100
 
 

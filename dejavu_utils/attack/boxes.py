@@ -3,6 +3,7 @@
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -14,6 +15,19 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import UNREADABLE, image_size
 
 _LARGEST_XML = 2**20  # bytes; an annotation has some hundred
+
+
+@dataclass
+class CroppedImages:
+    """Images and the crop of each. indices: int64 (n,), ImageFolder positions. crops: int64 (n, 4), xmin, ymin, xmax,
+    ymax in pixels. counts: {"images", "attacked", and how many were skipped for what}."""
+
+    indices: np.ndarray
+    crops: np.ndarray
+    counts: dict
+
+    def __len__(self):
+        return len(self.indices)
 
 
 def box_path(bbox_dir, listing, index):
@@ -74,8 +88,7 @@ def background_crops(
 
     Boxes are read from BBOX_DIR/Annotation/CLASS/ID.xml, sizes from the images' headers. on_progress: called with the
     number of images done since the last call. skip_unreadable: count images that cannot be read instead of raising an
-    InputError. Returns (indices int64 (m,) of the images with a crop, their crops int64 (m, 4) of xmin, ymin, xmax and
-    ymax in pixels, counts: {"images", "attacked", and how many were skipped for what}).
+    InputError. Returns the CroppedImages that have a crop.
     """
     reasons = ("no crop larger than min_px", "no XML", "unreadable XML", "no object in the XML", "reversed box")
 
@@ -128,4 +141,4 @@ def _crops(indices, crop_of, reasons, on_progress, skip_unreadable):
                 crops.append(found)
             on_progress(1)
     counts["attacked"] = len(kept)
-    return np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts
+    return CroppedImages(np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts)

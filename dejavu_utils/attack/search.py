@@ -37,30 +37,41 @@ class ImageSet:
         return len(self.indices)
 
 
+@dataclass
+class Inference:
+    """How networks are run over images. resolution: side of their input, pixels. batch_size: images. num_workers:
+    processes that read images. skip_unreadable: leave out images that cannot be read, instead of an InputError that
+    names the first."""
+
+    device: torch.device
+    precision: str = "fp32"
+    resolution: int = 224
+    batch_size: int = 256
+    num_workers: int = 0
+    skip_unreadable: bool = False
+
+
+@dataclass
+class Found:
+    """What a search gives. rows: int64 (m,), the crops that could be read. arrays: {key: neighbors int64 (m, k),
+    positions in the public set; or scores float32 (m, classes)}. unreadable: public images that could not be read."""
+
+    rows: np.ndarray
+    arrays: dict
+    unreadable: int = 0
+
+
 class Embedder:
     """Embeddings of image sets under several networks.
 
-    networks: {model: SSLNetwork} in eval mode on `device`. layers: names, the same for all networks. where: {model:
-    flag and path of its checkpoint}, for errors. skip_unreadable: leave out images that cannot be read, instead of an
-    InputError that names the first. Keys of embeddings are (model, layer).
+    networks: {model: SSLNetwork} in eval mode on the device. layers: names, the same for all networks. where: {model:
+    flag and path of its checkpoint}, for errors. inference: Inference. Keys of embeddings are (model, layer).
     """
 
-    def __init__(
-        self,
-        networks,
-        layers,
-        listing,
-        device,
-        where,
-        precision="fp32",
-        resolution=224,
-        batch_size=256,
-        num_workers=0,
-        skip_unreadable=False,
-    ):
-        self.networks, self.layers, self.listing, self.device, self.where = networks, layers, listing, device, where
-        self.precision, self.batch_size, self.num_workers = precision, batch_size, num_workers
-        self.skip_unreadable, self.transform = skip_unreadable, evaluation_transform(resolution)
+    def __init__(self, networks, layers, listing, where, inference):
+        self.networks, self.layers, self.listing, self.where = networks, layers, listing, where
+        self.inference, self.device, self.batch_size = inference, inference.device, inference.batch_size
+        self.transform = evaluation_transform(inference.resolution)
         self.widths = {(model, layer): net.width(layer) for model, net in networks.items() for layer in layers}
 
     @torch.inference_mode()
@@ -69,10 +80,10 @@ class Embedder:
         images = images.to(self.device, non_blocking=True)
         embedded = {}
         for model, network in self.networks.items():
-            with autocast(self.device, self.precision):
+            with autocast(self.device, self.inference.precision):
                 outputs = network.embed_layers(images, self.layers)
             for layer, output in outputs.items():
-                check_finite(output, self.where[model], layer, self.precision)
+                check_finite(output, self.where[model], layer, self.inference.precision)
                 embedded[model, layer] = output.float().cpu().numpy()
         return embedded
 
@@ -93,12 +104,14 @@ class Embedder:
             for _, start, stop in shards
             for first in range(start, stop, self.batch_size)
         ]
-        dataset = IndexedImages(self.listing, images.indices, self.transform, images.crops, self.skip_unreadable)
+        dataset = IndexedImages(
+            self.listing, images.indices, self.transform, images.crops, self.inference.skip_unreadable
+        )
         loader = iter(
             DataLoader(
                 dataset,
                 batch_sampler=batches,
-                num_workers=self.num_workers,
+                num_workers=self.inference.num_workers,
                 collate_fn=collate_readable,
                 pin_memory=self.device.type == "cuda",
             )
@@ -150,9 +163,8 @@ class Embedder:
 def nearest_public(embedder, crops, public, k, pieces, progress=lambda total: None):
     """The k public images nearest to every crop, under every network and layer.
 
-    crops, public: ImageSet. pieces: Unfinished. All processes must call this; the first gets (rows int64 (m,) of the
-    crops that could be read, {key: int64 (m, k) positions in `public`}, how many public images could not be read), the
-    others None. InputError if fewer than k could.
+    crops, public: ImageSet. pieces: Unfinished. All processes must call this; the first gets what was Found, the others
+    None. InputError if fewer than k public images could be read.
     """
     search = _past_crops if holds_crops(len(crops), len(public)) else _past_public
     return search(embedder, crops, public, k, pieces, progress)
@@ -222,7 +234,8 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
         finished, unreadable = finished + finished_there, unreadable + unreadable_there
     if sorted(finished) != [name for name, _, _ in shards]:
         raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and attack again")
-    return crop_rows, {key: _result(search, len(public) - unreadable) for key, search in searches.items()}, unreadable
+    neighbors = {key: _result(search, len(public) - unreadable) for key, search in searches.items()}
+    return Found(crop_rows, neighbors, unreadable)
 
 
 def _past_public(embedder, crops, public, k, pieces, progress):
@@ -251,7 +264,7 @@ def _past_public(embedder, crops, public, k, pieces, progress):
     if not len(rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
     neighbors = {key: np.concatenate([piece[_word(key)] for piece in found]) for key in held}
-    return rows, neighbors, len(public) - len(public_rows)
+    return Found(rows, neighbors, len(public) - len(public_rows))
 
 
 def block_rows(width):

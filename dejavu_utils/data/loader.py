@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from dejavu_utils.data import augment
-from dejavu_utils.imagenet import load_image
 from dejavu_utils.randomness import epoch_order, uniforms
 
 _ROWS_A_TASK = 16  # small enough that all threads share the first batch of a run
@@ -148,28 +147,3 @@ def cut_and_resize(image, box, side, mode="bilinear"):
     xmin, ymin, xmax, ymax = box
     cut = torch.from_numpy(image[ymin:ymax, xmin:xmax]).permute(2, 0, 1)[None]
     return F.interpolate(cut, size=(side, side), mode=mode, antialias=True)[0]
-
-
-class RandomCrops(torch.utils.data.Dataset):
-    """Random crops from image files, in an epoch's order: (uint8 (3, resolution, resolution), label) each.
-
-    listing: dejavu_utils.imagenet.ImageListing. indices: int64 (n,), the images. view: augment.View, of which the crop
-    is done here (bicubic); the rest is augment.apply's, with the numbers of uniforms(seed, epoch, STREAM,
-    position, ...). An item depends on (seed, epoch, position) alone, not on the number of workers.
-    """
-
-    STREAM = 0
-
-    def __init__(self, listing, indices, view, resolution, seed, epoch):
-        self.listing, self.view, self.resolution, self.seed, self.epoch = listing, view, resolution, seed, epoch
-        self.indices = indices[epoch_order(seed, epoch, len(indices))]
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, position):
-        index = self.indices[position]
-        image = np.array(load_image(self.listing.path(index)))
-        draws = uniforms(self.seed, self.epoch, self.STREAM, position, 1)
-        box = augment.crop_boxes(draws, [image.shape[:2]], self.view)[0]
-        return cut_and_resize(image, box, self.resolution, "bicubic"), int(self.listing.labels[index])

@@ -21,7 +21,7 @@ from dejavu_utils.attack.boxes import background_crops
 from dejavu_utils.checkpoint import load_checkpoint
 from dejavu_utils.cli import existing_folder
 from dejavu_utils.devices import choose_device
-from dejavu_utils.errors import InputError
+from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import IndexedImages, evaluation_transform, image_size, list_images, read_class_names
 from dejavu_utils.models import load_model
 from dejavu_utils.reconstruction.diffusion import PIXEL_RANGE, Diffusion
@@ -88,7 +88,7 @@ def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
     try:
         unet.load_state_dict(load_checkpoint(weights_path, "RCDM"))
     except (RuntimeError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise InputError(f"{weights_path}: not the U-Net that its params.json describes: {reason}") from None
     return Rcdm(unet, network, settings, device or choose_device())
 
@@ -131,11 +131,11 @@ class Attack:
             sizes = [image_size(self.listing.path(index)) for index in indices]
             return np.array([crop_rules.corner_crop(*size, share) for size in sizes])
         rule = self.settings["min_px"], self.settings["crop_rule"]
-        kept, crops, _ = background_crops(self.listing, indices, self.bbox_dir, *rule)
-        absent = np.setdiff1d(indices, kept)
+        found = background_crops(self.listing, indices, self.bbox_dir, *rule)
+        absent = np.setdiff1d(indices, found.indices)
         if len(absent):
             raise InputError(f"{self.bbox_dir}: {self.listing.paths[absent[0]]} has no background crop: not attacked")
-        return crops
+        return found.crops
 
     def neighbors(self, model, attacked, indices, count=NEIGHBORS):
         """Image indices of the nearest public images of each crop, int64 (n, count), nearest first.
