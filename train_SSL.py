@@ -237,7 +237,7 @@ def train(settings):
         return train_probes(settings, state, loader, val_set, stop)
     if checkpoint_path.is_file():
         state.restore(load_checkpoint(checkpoint_path, "--logging.folder"), checkpoint_path)
-        tell(settings, 1, f"going on after epoch {state.epoch}, step {state.steps_done}, from {checkpoint_path}")
+        tell(settings, 1, f"resumes after epoch {state.epoch}, step {state.steps_done}, from {checkpoint_path}")
     elif settings["training.eval_only"]:
         raise InputError(f"--training.eval_only 1: there is no {checkpoint_path} to evaluate")
     if settings["training.eval_only"]:

@@ -17,6 +17,7 @@ import lin_probe
 from dejavu_utils.analysis.memorization import wilson_interval
 from dejavu_utils.data import augment
 from dejavu_utils.imagenet import list_images, load_image
+from dejavu_utils.launch import StopSignal
 from dejavu_utils.randomness import epoch_order, uniforms
 from lin_probe import RandomCrops
 
@@ -105,8 +106,8 @@ def test_workers_processes_and_kept_features_change_nothing_seed_and_layer_do(da
     assert json.loads((tmp_path / "projector" / "results.json").read_text())["settings"]["layer"] == "projector"
 
 
-class Asked:
-    """StopSignal's twin: asked to stop when it is looked at for the n-th time."""
+class Asked(StopSignal):
+    """Asked to stop when it is looked at for the n-th time."""
 
     def __init__(self, n):
         self.left = n
@@ -116,7 +117,7 @@ class Asked:
         self.left -= 1
         return signal.SIGUSR2 if self.left <= 0 else None
 
-    def leave(self):
+    def leave(self, text):
         sys.exit(128)
 
 
