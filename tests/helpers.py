@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -57,11 +58,34 @@ def run_here(name, *arguments, **environment):
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
-def readme_command(script):
-    """The words of the README's first `python SCRIPT ...`, as the shell takes them; variables are not yet filled in."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    (line, *_) = (line for line in text.splitlines() if line.startswith(f"python {script} "))
-    return shlex.split(line)[2:]
+def documentation():
+    """{path: text} of README.md, the pages below docs/ and CONTRIBUTING.md."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+    return {path: path.read_text(encoding="utf-8") for path in paths}
+
+
+def documented_commands():
+    """(page, script, words) of each `python SCRIPT ...` in the documentation, in blocks and in lines of text.
+
+    The words are as the shell takes them; MODEL_FLAGS_* are filled in, other variables are not.
+    """
+    pages = documentation()
+    flags_of = re.compile(r'^export (MODEL_FLAGS_\d+)="(.*)"$', re.MULTILINE)
+    variables = dict(pair for text in pages.values() for pair in flags_of.findall(text))
+    for page, text in pages.items():
+        blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+        outside = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        for line in lines + re.findall(r"`([^`\n]+)`", outside):
+            if line.startswith("python "):
+                filled = re.sub(r"\$(MODEL_FLAGS_\d+)", lambda match: variables[match[1]], line)
+                script, *words = shlex.split(filled, comments=True)[1:]
+                yield page, script, words
+
+
+def documented_command(script):
+    """The words of the first `python SCRIPT ...`, the README's before those of docs/."""
+    return next(words for _, named, words in documented_commands() if named == script)
 
 
 @contextlib.contextmanager

@@ -853,8 +853,3 @@ def test_killed_at_a_random_instant(earlier, fork, undisturbed, tmp_path, seed):
     process.join()
     assert process.exitcode == 0
     assert finished(tmp_path / "out") == expected
-
-
-def test_the_readme_counts_these_rows():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{len(FAULTS)} rows of faults and {len(ANNOTATIONS)} of annotations" in text and f"{KILLS} kills" in text

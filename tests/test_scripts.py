@@ -1,4 +1,4 @@
-"""The chain as a user runs it: the demo in miniature (and whole, slow), and the README's commands."""
+"""The chain as a user runs it: the demo in miniature (and whole, slow), and the published commands."""
 
 import json
 import os
@@ -129,39 +129,6 @@ def test_every_loss_learns_the_demo(tmp_path, loss):
     run = tmp_path / "seed0"
     (model,) = run.glob(f"{loss}_300epochs*/{loss}_dssweep_50pc_A/model_ep300.pth")
     assert whole_image_accuracy(model, run) > 0.8, output  # chance is 0.2
-
-
-def readme_commands():
-    """(script, flags) of each `python SCRIPT` in the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    blocks = "\n".join(blocks).replace("\\\n", " ")
-    for line in blocks.splitlines():
-        words = shlex.split(line) if line.startswith("python ") else []
-        if words:
-            yield words[1], [word for word in words[2:] if word.startswith("--")]
-
-
-def test_the_readme_names_what_is_there():
-    commands = list(readme_commands())
-    assert {script for script, _ in commands} == {
-        *(
-            "imagenet_partition.py",
-            "train_SSL.py",
-            "label_inference_attack.py",
-            "lin_probe.py",
-            "plot_quant_results.py",
-        ),
-        "train_RCDM.py",
-    }
-    for script, flags in commands:
-        result = run_script(script, "--help")
-        assert result.returncode == 0
-        known = set(re.findall(r"(?<![\w-])--[\w.-]+", result.stdout))
-        assert set(flags) <= known, script
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in re.findall(r"(?:bash|--config-file) ([\w./]+)|^\./(\w+\.sh)|!\[.*?\]\((.*?)\)", text, re.MULTILINE):
-        assert (ROOT / "".join(path)).is_file(), path
 
 
 def test_every_help_shows_its_commands_and_every_script_names_a_missing_flag():

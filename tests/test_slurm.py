@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, assert_one_line_error, draw_tree, flags, readme_command, run_here, run_script
+from helpers import ROOT, assert_one_line_error, documented_command, draw_tree, flags, run_here, run_script
 
 from dejavu_utils.data.beton import write_beton
 
@@ -96,11 +96,7 @@ def command(script, data, **changes):
         "BETONS_FOLDER": data / "betons",
         "LOGGING_FOLDER": data / "logs",
     }
-    named = dict(re.findall(r'^export (MODEL_FLAGS_\d+)="(.*)"$', (ROOT / "README.md").read_text("utf-8"), re.M))
-    words = []
-    for word in readme_command(script):  # flags within a variable are words of their own; a folder is one word
-        of_model = named.get(word.removeprefix("$"))
-        words += of_model.split() if of_model else [string.Template(word).substitute(variables)]
+    words = [string.Template(word).substitute(variables) for word in documented_command(script)]
     words = [re.sub(r"(model_ep|_)1000(ep|\.pth)", rf"\g<1>{EPOCHS}\g<2>", word) for word in words]
     last = [words.pop()] if words[-1] == "0" else []
     changes = {name.replace("__", "."): value for name, value in changes.items()}

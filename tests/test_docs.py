@@ -1,0 +1,68 @@
+"""README and docs/: commands parse, flags exist, links lead somewhere, each page is found from the README."""
+
+import importlib
+import re
+
+import pytest
+from helpers import ROOT, documentation, documented_commands, run_here
+
+STAGES = ["imagenet_partition.py", "train_SSL.py", "label_inference_attack.py", "lin_probe.py"]
+STAGES += ["plot_quant_results.py", "train_RCDM.py"]
+COMMANDS = list(documented_commands())
+
+
+def test_the_readme_is_one_page_with_each_stage():
+    page = ROOT / "README.md"
+    assert len(documentation()[page].splitlines()) <= 200
+    assert list(dict.fromkeys(script for where, script, _ in COMMANDS if where == page)) == STAGES
+
+
+@pytest.mark.parametrize(
+    "script, words", [command[1:] for command in COMMANDS], ids=[f"{p.stem}:{s}" for p, s, _ in COMMANDS]
+)
+def test_documented_commands_parse(monkeypatch, capsys, script, words):
+    monkeypatch.chdir(ROOT)  # --config-file configs/...
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    parse = getattr(module, "parse_args", None) or module.read_settings
+    try:
+        parse(words)
+    except SystemExit as stop:
+        captured = capsys.readouterr()
+        assert stop.code == 0 and "--help" in words, captured.err
+
+
+def test_flags_named_in_text_exist():
+    scripts = [path.name for path in ROOT.glob("*.py")]
+    known = {flag for script in scripts for flag in re.findall(r"--[\w.-]+", run_here(script, "--help").stdout)}
+    for page, text in documentation().items():
+        text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        for span in re.findall(r"`(--[^`]+)`", text):
+            unknown = set(re.findall(r"--[\w.-]+", span)) - known
+            assert not unknown, f"{page.name}: {', '.join(unknown)} of `{span}`"
+
+
+def anchors(text):
+    """The anchors that GitHub gives a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", documentation(), ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    pages = documentation()
+    for target in re.findall(r"\]\(([^)]+)\)", pages[page]):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(pages[linked]), target
+    for path in re.findall(r"(?:\bbash |\./)((?:[\w-]+/)*[\w-]+\.sh)|\b((?:configs|tests)/[\w/]+\.\w+)", pages[page]):
+        assert (ROOT / "".join(path)).is_file(), path
+
+
+def test_each_page_is_linked_from_the_readme():
+    text = documentation()[ROOT / "README.md"]
+    for page in documentation():
+        assert page.name == "README.md" or f"({page.relative_to(ROOT)})" in text, page.name
