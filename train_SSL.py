@@ -33,12 +33,13 @@ from dejavu_utils.distributed import any_process, average_gradients, rank, world
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
 from dejavu_utils.launch import LOCK_FILE, Resources, ScriptJob, StopSignal, connect, disconnect, start_here, submit
-from dejavu_utils.models import LOSSES, Probes, check_arch, mlp_widths, network_from_settings
+from dejavu_utils.models import LOSSES, mlp_widths, network_from_settings
 from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.runlog import RunLog, say
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.meter import Meter
+from dejavu_utils.training.networks import Probes, check_arch
 from dejavu_utils.training.objectives import Objective, ViewsForward
 from dejavu_utils.training.optim import learning_rate, make_optimizer, resolution_at
 from dejavu_utils.training.settings import parse_settings

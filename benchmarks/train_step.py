@@ -18,8 +18,8 @@ from harness import alternate
 
 import train_SSL
 from dejavu_utils.devices import autocast, choose_precision
-from dejavu_utils.models import Probes
 from dejavu_utils.training import losses
+from dejavu_utils.training.networks import Probes
 from dejavu_utils.training.optim import make_optimizer
 
 CLASSES = 1000

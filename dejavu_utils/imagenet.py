@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -173,20 +174,40 @@ def image_size(path):
         return image.size
 
 
-def evaluation_transform(resolution=224):
-    """PIL image -> normalized float32 (3, resolution, resolution).
-
-    The short side goes to int(resolution x 256 / 224) pixels (bilinear), then the centre is cut out. Published: 224.
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a network is shown images: the short side resized to `resize` pixels, the centre cut out, `side` pixels wide
+    and high, then (pixels in [0, 1] - mean) / std per channel. The default is the published one.
     """
+
+    side: int = 224
+    resize: int = 256
+    interpolation: str = "bilinear"
+    mean: tuple = MEAN
+    std: tuple = STD
+
+    def at(self, resolution):
+        """The same share of the image, `resolution` pixels wide; None: as it is."""
+        side = resolution or self.side
+        return replace(self, side=side, resize=int(side * self.resize / self.side))
+
+    def __str__(self):
+        mean, std = ("/".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"short side {self.resize} pixels ({self.interpolation}), centre {self.side}, mean {mean}, std {std}"
+
+
+def evaluation_transform(resolution=None, preprocessing=Preprocessing()):  # noqa: B008 (frozen)
+    """PIL image -> normalized float32 (3, resolution, resolution); None: as many pixels as `preprocessing` says."""
     from torchvision import transforms
 
+    like = preprocessing.at(resolution)
     return transforms.Compose(
         [
             _without_far_ends,
-            transforms.Resize(int(resolution * 256 / 224)),
-            transforms.CenterCrop(resolution),
+            transforms.Resize(like.resize, transforms.InterpolationMode(like.interpolation)),
+            transforms.CenterCrop(like.side),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+            transforms.Normalize(like.mean, like.std),
         ]
     )
 

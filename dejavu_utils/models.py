@@ -1,6 +1,9 @@
-"""The SSL network (trunk, projector, head of the loss), its linear probes, and building one from a checkpoint."""
+"""The SSL network (backbone, projector, head of the loss) and building one from a checkpoint."""
+
+import re
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.fx.experimental.optimization import fuse
@@ -8,66 +11,68 @@ from torch.fx.proxy import TraceError
 
 from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.imagenet import Preprocessing
 
 LOSSES = ("vicreg", "simclr", "barlow", "byol", "dino", "supervised")
 OWN_HEAD = ("barlow", "byol", "supervised")  # losses that add modules of their own to the network
+L2 = ":l2"  # after a layer's name: its output divided by its length
+_INNER = r"layer\d|blocks\.\d+|stages\.\d+|encoder\.layers\.encoder_layer_\d+"  # names of a backbone's inner layers
 
 
 def architectures():
-    """Names of the torchvision trunks whose checkpoints can be rebuilt without settings: the resnets and vggs."""
+    """Names of the torchvision backbones whose checkpoints can be rebuilt without settings: the resnets and vggs."""
     names = torchvision.models.list_models(module=torchvision.models)
     return tuple(n for n in names if n.startswith(("resnet", "vgg")))
 
 
-def _trunk(arch, fc):
+def classifier_name(net, arch):
+    """Path of the classifier within a torchvision network of this name: the last Linear, or all of a vgg's."""
+    linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    return "classifier" if arch.startswith("vgg") else linear[-1]
+
+
+def replace_module(net, name, module):
+    """Puts `module` where `net` has the submodule of this path; returns what was there."""
+    parent, _, last = name.rpartition(".")
+    before = net.get_submodule(name)
+    setattr(net.get_submodule(parent), last, module)
+    return before
+
+
+def backbone_named(arch, fc):
     """(network without its classifier, width of its output): torchvision's classifiers by name, else timm's."""
     if arch in ("googlenet", "inception_v3"):
-        raise InputError(f"model.arch {arch}: gives several outputs in training, and cannot be a trunk here")
+        raise InputError(f"model.arch {arch}: gives several outputs in training, and cannot be a backbone here")
     if arch in torchvision.models.list_models(module=torchvision.models):
         net = getattr(torchvision.models, arch)(weights=None)
+        name = classifier_name(net, arch)
+        classifier = replace_module(net, name, nn.Identity())
         if arch.startswith("vgg"):
-            width = net.classifier[0].in_features
-            net.classifier = nn.Identity()
-            return net, width
-        name, last = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
-        parent = net.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], nn.Linear(last.in_features, 256) if fc else nn.Identity())
-        return net, 256 if fc else last.in_features
-    net = _timm_trunk(arch)
-    width = net.num_features if not hasattr(net, "head_hidden_size") else net.head_hidden_size
+            return net, classifier[0].in_features
+        if fc:
+            replace_module(net, name, nn.Linear(classifier.in_features, 256))
+        return net, 256 if fc else classifier.in_features
+    net = timm_network(arch, f"model.arch {arch}", num_classes=0)
+    width = timm_width(net)
     return (nn.Sequential(net, nn.Linear(width, 256)), 256) if fc else (net, width)
 
 
-def _timm_trunk(arch):
+def timm_network(arch, what, **options):
+    """timm's network of this name. what: flag and value, for errors. options: of timm.create_model."""
     try:
         import timm
     except ImportError:
-        raise InputError(
-            f"model.arch {arch}: no classifier of torchvision; timm may have it: pip install timm"
-        ) from None
+        raise InputError(f"{what}: no classifier of torchvision; timm may have it: pip install timm") from None
     if not timm.is_model(arch):
-        raise InputError(f"model.arch {arch}: neither torchvision nor timm has it")
+        raise InputError(f"{what}: neither torchvision nor timm has it")
     # Crops grow during training: a transformer must take images of any size.
     sizes = {"dynamic_img_size": True} if arch.startswith(("vit_", "deit", "eva")) else {}
-    return timm.create_model(arch, pretrained=False, num_classes=0, **sizes)
+    return timm.create_model(arch, **sizes, **options)
 
 
-@torch.no_grad()
-def check_arch(arch, sides):
-    """InputError unless a trunk of this name can be built, and takes square images of these sides (pixels)."""
-    with torch.device("meta"):  # shapes only
-        try:
-            net = _trunk(arch, False)[0].eval()
-        except IndexError:
-            raise InputError(
-                f"model.arch {arch}: has no linear classifier to take off, and cannot be a trunk"
-            ) from None
-        for side in sorted(set(sides)):
-            try:
-                net(torch.empty(1, 3, side, side))
-            except (RuntimeError, AssertionError, ValueError) as error:
-                reason = one_line(error, 150)
-                raise InputError(f"model.arch {arch}: does not take images of {side} pixels ({reason})") from None
+def timm_width(net):
+    """Width of what a network of timm gives without its classifier."""
+    return getattr(net, "head_hidden_size", net.num_features)
 
 
 def mlp_widths(mlp, flag="model.mlp"):
@@ -93,35 +98,23 @@ def _mlp(width_in, widths, relu_at_end=False):
     return nn.Sequential(*layers)
 
 
-class SSLNetwork(nn.Module):
-    """Trunk `net`, `projector`, and what the loss adds: `bn` (barlow), `predictor` (byol), `fc` (supervised).
+class Network(nn.Module):
+    """Backbone `net`, `projector` (its children are its layers) and, where there are class scores, `fc` behind them.
 
-    arch: a classifier of torchvision or timm, by name. mlp: widths of the projector, "2048-512". loss: one of LOSSES,
-    or None where it is not known and adds nothing. num_classes: width of the supervised head. mlp_coeff scales the last
-    hidden width; fc: Linear(., 256) on the trunk; proj_relu: ReLU after the projector's last layer; remove_head: no
-    projector, the loss acts on the trunk.
+    arch, mlp, loss: names of what they are, or None. preprocessing: how images are shown to it. notes: what is to be
+    said about where it comes from. Layers by name: `layer_names`, each also with L2 behind it.
     """
 
-    def __init__(self, arch, mlp, loss, num_classes=None, mlp_coeff=1.0, fc=False, proj_relu=False, remove_head=False):
+    def __init__(self, net, backbone_width, projector):
         super().__init__()
-        self.arch, self.mlp, self.loss, self.num_classes = arch, mlp, loss, num_classes
-        self.net, self.backbone_width = _trunk(arch, fc)
-        widths = mlp_widths(mlp)
-        if len(widths) > 1:
-            widths[-2] = int(widths[-2] * mlp_coeff)
-        self.projector = nn.Sequential() if remove_head else _mlp(self.backbone_width, widths, proj_relu)
-        self.projector_width = self.backbone_width if remove_head else widths[-1]
-        if loss == "barlow":
-            self.bn = nn.BatchNorm1d(self.projector_width, affine=False)
-        if loss == "byol":
-            self.predictor = _mlp(self.projector_width, widths)
-        if loss == "supervised":
-            self.fc = nn.Sequential(
-                nn.BatchNorm1d(self.projector_width), nn.ReLU(), nn.Linear(self.projector_width, num_classes)
-            )
+        self.net, self.backbone_width, self.projector = net, backbone_width, projector
+        self.arch = self.mlp = self.loss = self.num_classes = None
+        self.preprocessing, self.notes = Preprocessing(), ""
+        self.has_projector = len(projector) > 0
+        self.inner_layers = tuple(name for name, _ in net.named_modules() if re.fullmatch(_INNER, name))
 
     def forward(self, images):
-        """float (n, 3, h, w) -> list of float (n, width): the trunk's output, then that of each projector layer."""
+        """float (n, 3, h, w) -> list of float (n, width): the backbone's output, then that of each projector layer."""
         outputs = [self.net(images)]
         for layer in self.projector:
             outputs.append(layer(outputs[-1]))
@@ -136,48 +129,94 @@ class SSLNetwork(nn.Module):
         return widths
 
     def layer_names(self):
-        """What `embed` gives: backbone, projector.0, ..., projector (the last of these), and logits."""
-        names = ["backbone", *(f"projector.{i}" for i in range(len(self.projector))), "projector"]
-        return names + (["logits"] if self.loss == "supervised" else [])
+        """What `embed` gives: backbone, projector.0, ..., projector (the last of these), logits, and inner layers.
+
+        An inner layer's output is its class token, else its mean over positions.
+        """
+        names = ["backbone", *(f"projector.{i}" for i in range(len(self.projector)))]
+        names += ["projector"] if self.has_projector else []
+        return [*names, *(["logits"] if self.loss == "supervised" else []), *self.inner_layers]
 
     def embed(self, images, layer):
-        """float (n, 3, h, w) -> float (n, width(layer)); layer: one of `layer_names`."""
+        """float (n, 3, h, w) -> float (n, width(layer)); layer: one of `layer_names`, L2 behind it or not."""
         return self.embed_layers(images, [layer])[layer]
 
     def embed_layers(self, images, layers):
         """`embed` of several layers in one pass: {layer: float (n, width(layer))}."""
-        if set(layers) == {"backbone"}:
-            return {"backbone": self.net(images)}
-        outputs = self(images)
-        named = dict(zip(self.layer_names(), outputs))
-        named["projector"] = outputs[-1]
-        if "logits" in layers:
-            named["logits"] = self.fc(outputs[-1])
-        return {layer: named[layer] for layer in layers}
+        wanted, named = {layer.removesuffix(L2) for layer in layers}, {}
 
+        def keep(name):
+            return lambda module, inputs, output: named.update({name: self._pooled(output)})
+
+        inner = [name for name in self.inner_layers if name in wanted]
+        hooks = [self.net.get_submodule(name).register_forward_hook(keep(name)) for name in inner]
+        try:
+            output = named["backbone"] = self.net(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not wanted <= named.keys():
+            for number, layer in enumerate(self.projector):
+                output = named[f"projector.{number}"] = layer(output)
+            named["projector"] = output
+            if "logits" in wanted:
+                named["logits"] = self.fc(output)
+        values = {layer: named[layer.removesuffix(L2)] for layer in layers}
+        return {name: F.normalize(z.float(), dim=1) if name.endswith(L2) else z for name, z in values.items()}
+
+    def _pooled(self, output):
+        if output.ndim == 4:
+            return output.mean(dim=(2, 3))
+        has_class_token = any(getattr(self.net, name, None) is not None for name in ("cls_token", "class_token"))
+        return output[:, 0] if has_class_token else output.mean(dim=1)
+
+    @torch.no_grad()
     def width(self, layer):
-        """Width of what `embed` gives for a layer; ValueError for a layer that the network has not."""
-        if layer not in self.layer_names():
-            raise ValueError(f"a {self.loss} network has no {layer}, it has {', '.join(self.layer_names())}")
-        if layer == "logits":
+        """Width of what `embed` gives for a layer; InputError for a layer that the network has not."""
+        name = layer.removesuffix(L2)
+        if name not in self.layer_names():
+            there = ", ".join(self.layer_names())
+            raise InputError(f"layer {layer}: this network has {there}, each also with {L2} (divided by its length)")
+        if name == "logits":
             return self.num_classes
-        return {**dict(zip(self.layer_names(), self.layer_widths())), "projector": self.projector_width}[layer]
+        if name in self.inner_layers:
+            weight, side = next(self.net.parameters()), self.preprocessing.side
+            return self.embed(torch.zeros(1, 3, side, side).to(weight), name).shape[1]
+        return {**dict(zip(self.layer_names(), self.layer_widths())), "projector": self.layer_widths()[-1]}[name]
 
 
-class Probes(nn.Module):
-    """One linear classifier on each of several layers' outputs. widths: list of int."""
+class SSLNetwork(Network):
+    """A Network of train_SSL.py, with what the loss adds: `bn` (barlow), `predictor` (byol), `fc` (supervised).
 
-    def __init__(self, widths, num_classes):
-        super().__init__()
-        self.probes = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
+    arch: a classifier of torchvision or timm, by name. mlp: widths of the projector, "2048-512". loss: one of LOSSES,
+    or None where it is not known and adds nothing. num_classes: width of the supervised head. mlp_coeff scales the last
+    hidden width; fc: Linear(., 256) on the backbone; proj_relu: ReLU after the projector's last layer; remove_head: no
+    projector, the loss acts on the backbone.
+    """
 
-    def forward(self, outputs):
-        """list of float (n, width) -> list of float (n, num_classes); no gradient reaches the outputs."""
-        return [probe(output.detach()) for probe, output in zip(self.probes, outputs)]
+    def __init__(self, arch, mlp, loss, num_classes=None, mlp_coeff=1.0, fc=False, proj_relu=False, remove_head=False):
+        net, backbone_width = backbone_named(arch, fc)
+        widths = mlp_widths(mlp)
+        if len(widths) > 1:
+            widths[-2] = int(widths[-2] * mlp_coeff)
+        super().__init__(
+            net, backbone_width, nn.Sequential() if remove_head else _mlp(backbone_width, widths, proj_relu)
+        )
+        self.arch, self.mlp, self.loss, self.num_classes = arch, mlp, loss, num_classes
+        self.has_projector = True  # what the loss acts on: without one of its own the backbone's output
+        self.projector_width = backbone_width if remove_head else widths[-1]
+        if loss == "barlow":
+            self.bn = nn.BatchNorm1d(self.projector_width, affine=False)
+        if loss == "byol":
+            self.predictor = _mlp(self.projector_width, widths)
+        if loss == "supervised":
+            self.fc = nn.Sequential(
+                nn.BatchNorm1d(self.projector_width), nn.ReLU(), nn.Linear(self.projector_width, num_classes)
+            )
 
 
 def load_model(path, flag="--model_pth"):
-    """The network of a checkpoint, in eval mode on the CPU, its weights loaded strictly.
+    """The network of a checkpoint of train_SSL.py, in eval mode on the CPU, its weights loaded strictly.
 
     Built from the settings in the checkpoint; one without them (published, or a bare state dict) from the names and
     shapes of its weights. InputError names the flag for a file that does not hold such a network.
@@ -186,29 +225,35 @@ def load_model(path, flag="--model_pth"):
     if not isinstance(checkpoint, dict):
         raise InputError(f"{flag} {path}: holds a {type(checkpoint).__name__}, expected a checkpoint of train_SSL.py")
     try:
-        state = without_prefix(checkpoint.get("model", checkpoint))
-        if "settings" in checkpoint:
-            network = network_from_settings(checkpoint["settings"], checkpoint["num_classes"])
-        else:
-            network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
-        network.load_state_dict(state)
+        return network_of(checkpoint.get("model", checkpoint), checkpoint)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = one_line(error)
         raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
+
+
+def network_of(state, checkpoint):
+    """The SSLNetwork with these weights, {name: tensor}, in eval mode; checkpoint: where its settings are, if any."""
+    state = without_prefix(state)
+    if "settings" in checkpoint:
+        network = network_from_settings(checkpoint["settings"], checkpoint["num_classes"])
+    else:
+        network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
+    network.load_state_dict(state)
     return network.eval()
 
 
-def prepared_for_inference(network):
+def prepared_for_inference(network, layers=()):
     """The same function, computed faster, of a network that is in eval mode and will not be trained; changes it.
 
     Batch normalization is folded into the convolutions before it, which multiplies their weights once instead of the
-    images' features each time; weights lie channels last. Outputs differ by rounding. Trunks that torch.fx cannot
-    trace keep their layers.
+    images' features each time; weights lie channels last. Outputs differ by rounding. Backbones that torch.fx cannot
+    trace keep their layers, as do those of which `layers` names an inner one; others have no inner layers any more.
     """
-    try:
-        network.net = fuse(network.net)
-    except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
-        pass  # what a trunk of timm does with its inputs is its own business
+    if not {layer.removesuffix(L2) for layer in layers} & set(network.inner_layers):
+        try:
+            network.net, network.inner_layers = fuse(network.net), ()
+        except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
+            pass  # what a backbone of timm does with its inputs is its own business
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
@@ -236,7 +281,7 @@ def check_typed(network, where, mlp=None, loss=None, resnet50=False, arch=None, 
     ):
         if typed and typed != found:
             what = flag if flag == "--resnet50" else f"{flag} {typed}"
-            raise InputError(f"{what}: {where} holds {found}; leave the flag out or name another checkpoint")
+            raise InputError(f"{what}: {where} holds {found or 'none'}; leave the flag out or name another checkpoint")
 
 
 def network_from_settings(settings, num_classes):
@@ -253,16 +298,20 @@ def network_from_settings(settings, num_classes):
     )
 
 
-def _network_from_shapes(shapes):
-    trunk = {name.removeprefix("net."): shape for name, shape in shapes.items() if name.startswith("net.")}
-    fc = "fc.weight" in trunk
+def arch_of_shapes(shapes, fc=False):
+    """Name of the backbone whose weights have these names and shapes; ValueError if it is none of `architectures`."""
     for arch in architectures():
         with torch.device("meta"):
-            candidate, _ = _trunk(arch, fc)
-        if {name: tuple(value.shape) for name, value in candidate.state_dict().items()} == trunk:
-            break
-    else:
-        raise ValueError("the names and shapes under net. are those of no torchvision resnet or vgg")
+            candidate, _ = backbone_named(arch, fc)
+        if {name: tuple(value.shape) for name, value in candidate.state_dict().items()} == shapes:
+            return arch
+    raise ValueError("its names and shapes are those of no torchvision resnet or vgg")
+
+
+def _network_from_shapes(shapes):
+    backbone = {name.removeprefix("net."): shape for name, shape in shapes.items() if name.startswith("net.")}
+    fc = "fc.weight" in backbone
+    arch = arch_of_shapes(backbone, fc)
     projector = [(name, s[0]) for name, s in shapes.items() if name.startswith("projector.") and len(s) == 2]
     mlp = "-".join(str(width) for _, width in projector)
     loss, num_classes = None, None  # VICReg and SimCLR train the same network
