@@ -1,6 +1,7 @@
 """Splits an image folder with bounding boxes into training sets A and B and a public set.
 
-Reads the listing of IMGNET_DIR (CLASS/ID.JPEG) and the names in BBOX_DIR/Annotation (CLASS/ID.xml; no file is opened).
+Reads the listing of IMGNET_DIR (CLASS/ID.JPEG) and the names below BBOX_DIR (CLASS/ID.xml, there or in Annotation, or
+in Kaggle's ILSVRC/Annotations/CLS-LOC/train).
 Writes SAVE_DIR/{n}_per_class/{bbox_A,bbox_B,shared,public,train_A,train_B}.npy for each n, SAVE_DIR/val_set.npy and
 SAVE_DIR/partition.json, which lets later stages refuse another image folder. All invariants are checked first.
 
@@ -16,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dejavu_utils.attack.boxes import SHARED_NAME, TWO_XML, Annotations, Unusable
 from dejavu_utils.cli import Parser, existing_folder, non_negative_int, positive_int, run
 from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, write_npy
-from dejavu_utils.imagenet import PARTITION_FILE, UNFINISHED_FILE, list_images, save_partition_record
+from dejavu_utils.imagenet import PARTITION_FILE, UNFINISHED_FILE, linked_twice, list_images, save_partition_record
 from dejavu_utils.locks import locked
 from dejavu_utils.progress import Progress
 
@@ -28,7 +30,7 @@ from dejavu_utils.progress import Progress
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--imgnet_dir", required=True, help="image folder, CLASS/ID.JPEG")
-    parser.add_argument("--bbox_dir", required=True, help="folder of Annotation/CLASS/ID.xml")
+    parser.add_argument("--bbox_dir", required=True, help="folder of CLASS/ID.xml, or one above it")
     parser.add_argument("--save_dir", required=True, help="where the index files are written")
     parser.add_argument(
         "--per_class",
@@ -49,20 +51,21 @@ def main():
     listing = list_images(args.imgnet_dir, "--imgnet_dir")
     existing_folder(args.bbox_dir, "--bbox_dir")
     print(f"{len(listing)} images of {len(listing.classes)} classes in {args.imgnet_dir}")
-    boxed = find_boxed(listing, Path(args.bbox_dir) / "Annotation")
+    usable, left_out = find_usable(listing)
+    boxed = find_boxed(listing, args.bbox_dir)
     order = None if args.seed is None else shuffled_order(listing.labels, args.seed)
-    partitions = {n: split(listing.labels, boxed, n, order) for n in sorted(set(args.per_class))}
-    results = check(partitions, listing.labels)
+    partitions = {n: split(listing.labels, boxed, n, order, usable) for n in sorted(set(args.per_class))}
+    results = check(partitions, listing.labels, usable)
     for what, holds in results:
         print(f"{'ok      ' if holds else 'VIOLATED'} {what}")
     if not all(holds for _, holds in results):
         raise InputError(f"--imgnet_dir {args.imgnet_dir}: an invariant is violated (above); nothing was written")
     refuse_other_partitions(args)
     with locked(Path(args.save_dir) / ".lock", "--save_dir"):
-        write(args, listing, partitions)
+        write(args, listing, partitions, left_out)
 
 
-def write(args, listing, partitions):
+def write(args, listing, partitions, left_out):
     """Writes all files; while they take their names, a mark that later stages obey says so."""
     folder = Path(args.save_dir)
     val_set = equal_classes(partitions[max(partitions)].public, listing.labels)
@@ -78,7 +81,8 @@ def write(args, listing, partitions):
     print(f"val_set: {len(val_set)} images, {len(val_set) // max(shown, 1)} a class")
     without = np.setdiff1d(np.arange(len(listing.classes)), listing.labels[val_set])
     print_some("classes without a public image, and so not in val_set", [listing.classes[c] for c in without])
-    save_partition_record(folder, record(args, partitions, val_set, listing), listing)
+    counts = {"left_out": left_out, "passed_over": listing.passed_over}
+    save_partition_record(folder, {**record(args, partitions, val_set, listing), **counts}, listing)
     (folder / UNFINISHED_FILE).unlink()
 
 
@@ -93,37 +97,46 @@ def refuse_other_partitions(args):
         )
 
 
-def find_boxed(listing, annotation_dir):
-    """bool (n,): does the image have an XML? Reads each class's folder once; reports what has no partner."""
-    if not annotation_dir.is_dir():
-        raise InputError(f"--bbox_dir {annotation_dir.parent}: holds no folder Annotation with CLASS/ID.xml below it")
+def find_usable(listing):
+    """(bool (n,): may the image be in a set?, {reason: how many may not}); indices stay those of ImageFolder."""
+    left_out = {
+        "hidden (a name that begins with a dot)": np.array([listing.is_hidden(i) for i in range(len(listing))]),
+        "links to a file that is listed before": linked_twice(listing),
+    }
+    for what, images in left_out.items():
+        print_some(f"images in no set, {what}", [listing.paths[index] for index in np.flatnonzero(images)])
+    passed_over = [f"{count} {extension}" for extension, count in listing.passed_over.items()]
+    if passed_over:
+        print(f"files that ImageFolder does not take for images, and so without an index: {', '.join(passed_over)}")
+    return ~np.any(list(left_out.values()), axis=0), {what: int(images.sum()) for what, images in left_out.items()}
+
+
+def find_boxed(listing, bbox_dir):
+    """bool (n,): does the image have an XML of its own? Reads each class's folder once; reports what has no partner."""
+    annotations = Annotations(bbox_dir, listing, "--bbox_dir")
     boxed = np.zeros(len(listing), dtype=bool)
-    starts = np.searchsorted(listing.labels, np.arange(len(listing.classes) + 1))
-    without_image, classes_without_xml = 0, []
+    without_image, without_xml, two_xml, shared = 0, [], [], []
     with Progress(len(listing.classes), "classes looked up") as progress:
-        for name, start, stop in zip(listing.classes, starts, starts[1:]):
-            stems = xml_stems(annotation_dir / name)
-            if not stems:
-                classes_without_xml.append(name)
-            boxed[start:stop] = [listing.stem(index) in stems for index in range(start, stop)]
-            without_image += len(stems) - int(boxed[start:stop].sum())
+        for label, name in enumerate(listing.classes):
+            xml, images = annotations.of_class(label)
+            without_image += sum(len(names) for stem, names in xml.items() if stem not in images)
+            if not xml:
+                without_xml.append(name)
+            for index in listing.members(label):
+                try:
+                    annotations.path(index)
+                    boxed[index] = True
+                except Unusable as reason:
+                    {TWO_XML: two_xml, SHARED_NAME: shared}.get(str(reason), []).append(listing.paths[index])
             progress.update()
-    if not boxed.any():
-        raise InputError(f"--bbox_dir {annotation_dir.parent}: no XML there belongs to an image of --imgnet_dir")
-    unknown = sorted(
-        entry.name for entry in os.scandir(annotation_dir) if entry.is_dir() and entry.name not in set(listing.classes)
-    )
+    with os.scandir(annotations.root) as entries:
+        unknown = sorted({entry.name for entry in entries if entry.is_dir()} - set(listing.classes))
     print(f"{int(boxed.sum())} images have a box; {without_image} XML belong to no image")
-    print_some("classes without XML", classes_without_xml)
+    print_some("images that share their name (and so an XML) with another of their class: taken as unboxed", shared)
+    print_some("images with two XML of their name: taken as unboxed", two_xml)
+    print_some("classes without XML", without_xml)
     print_some("folders of XML without a class of images", unknown)
     return boxed
-
-
-def xml_stems(folder):
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name[:-4] for entry in entries if entry.name.lower().endswith(".xml")}
 
 
 def print_some(what, names):

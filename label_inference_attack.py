@@ -32,6 +32,9 @@ resumes after a kill.
 """
 
 import json
+import math
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +51,7 @@ from dejavu_utils.analysis.results import (
     figure_in_words,
     read_attack,
 )
-from dejavu_utils.attack.boxes import background_crops, corner_crops, file_fingerprint
+from dejavu_utils.attack.boxes import Annotations, CropRule, file_fingerprint, in_words, take_crops
 from dejavu_utils.attack.crop_cache import load_crops, save_crops
 from dejavu_utils.attack.search import Embedder, Found, ImageSet, Inference, nearest_public, predicted_memory
 from dejavu_utils.attack.unfinished import Unfinished
@@ -72,6 +75,7 @@ from dejavu_utils.launch import disconnect, here_or_submitted, join
 from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
 from dejavu_utils.progress import Progress
 
+BOXES = "--imgnet_bbox_pth"
 PARTS = ("indices", "crops")  # of an ImageSet
 
 
@@ -103,8 +107,12 @@ def parse_args(argv=None):
     group.add_argument("--bbox_B_idx_pth", required=True, help=".npy of the images only set B has")
     group.add_argument("--public_idx_pth", required=True, help=".npy of the public images")
     group.add_argument("--imgnet_train_pth", required=True, help="image folder, CLASS/ID.JPEG")
-    group.add_argument("--imgnet_bbox_pth", help="folder of Annotation/CLASS/ID.xml; not read with --use_corner_crop")
-    group.add_argument("--class_names", help="json of {class folder: name} for the gallery")
+    group.add_argument(
+        "--imgnet_bbox_pth", help="folder of CLASS/ID.xml, or one above it; not read with --use_corner_crop"
+    )
+    group.add_argument(
+        "--class_names", help="json of {class folder: name}, or lines of both (LOC_synset_mapping.txt), for the gallery"
+    )
     group.add_argument("--crop_cache", help=".npz that keeps the crops for other attacks; OUTPUT_DIR/crops.npz")
     group = parser.add_argument_group("attack")
     group.add_argument("--k", type=positive_int, default=100, help="public neighbors that are saved")
@@ -116,6 +124,20 @@ def parse_args(argv=None):
         help="paper: the largest gap within a strip between box edges; exact: the largest empty rectangle",
     )
     group.add_argument("--min_px", type=int, default=100, help="a crop's shorter side is longer than this, pixels")
+    group.add_argument(
+        "--box_margin",
+        type=float,
+        default=0.0,
+        help="boxes grow by it on every side before a crop is cut: below 1 a fraction of the box's side, else pixels",
+    )
+    group.add_argument(
+        "--scale_boxes",
+        type=zero_or_one,
+        nargs="?",
+        const=1,
+        default=0,
+        help="1: scale boxes from the <size> in the XML to the image's; 0: where these differ, it is not attacked",
+    )
     group.add_argument(
         "--use_corner_crop",
         type=zero_or_one,
@@ -151,6 +173,8 @@ def check_args(args):
         raise InputError(f"--k_attk {args.k_attk}: must be between 0 (all) and --k {args.k}")
     if not 0 < args.corner_crop_frac <= 1:
         raise InputError(f"--corner_crop_frac {args.corner_crop_frac}: must be above 0 and at most 1")
+    if not 0 <= args.box_margin < math.inf:
+        raise InputError(f"--box_margin {args.box_margin}: must be 0 or more")
     if args.use_supervised_linear and args.use_backbone:
         raise InputError("--use_supervised_linear 1: scores are the logits; leave --use_backbone out")
     if args.layers and (args.use_backbone or args.use_supervised_linear):
@@ -172,10 +196,15 @@ def attack(args):
     }
     public = load_indices(args.public_idx_pth, "--public_idx_pth", listing)
     check_sets(args, sets, public)
-    cropped = from_first(None if rank() else cached_crops(args, listing, sets))
+    annotations = None if rank() or args.use_corner_crop else Annotations(args.imgnet_bbox_pth, listing, BOXES)
+    cropped = from_first(None if rank() else cached_crops(args, listing, annotations, sets))
     crops = ImageSet("crops", *(np.concatenate([getattr(s, part) for s in cropped.values()]) for part in PARTS))
     if not len(crops):
-        raise InputError(f"--imgnet_bbox_pth {args.imgnet_bbox_pth}: no image has a crop; see --min_px {args.min_px}")
+        why = in_words(sum((Counter(images.counts) for images in cropped.values()), Counter()))
+        raise InputError(
+            f"--imgnet_bbox_pth {args.imgnet_bbox_pth}: no image has a crop: {why}; see --min_px {args.min_px} and "
+            f"--scale_boxes {args.scale_boxes}"
+        )
     public = ImageSet("public", public)
     where = {model: f"--model_{model}_pth {getattr(args, f'model_{model}_pth')}" for model in SETS}
     inference = Inference(
@@ -195,7 +224,7 @@ def attack(args):
         for layer in layers:
             folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
             with complete_files(folder, last="results.json") as new:
-                results = save_layer(args, new, layer, embedder, cropped, public, found)
+                results = save_layer(args, new, layer, embedder, annotations, cropped, public, found)
             print_summary(folder, layer, results)
         pieces.remove()
     wait_for_all()
@@ -248,35 +277,28 @@ def check_sets(args, indices, public):
         raise InputError(f"--k {args.k}: the public set of --public_idx_pth has only {len(public)} images")
 
 
-def cached_crops(args, listing, sets):
+def cached_crops(args, listing, annotations, sets):
     """{set: CroppedImages}, from the cache if it holds them, else computed."""
-    rule = ["corner", args.corner_crop_frac] if args.use_corner_crop else [args.crop_rule, args.min_px]
-    boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
-    indices = np.concatenate(list(sets.values()))
-    key = json.dumps([*rule, args.skip_unreadable, len(sets["A"]), file_fingerprint(listing, indices, boxes)])
+    rule = CropRule.of(vars(args))
+    state = file_fingerprint(listing, np.concatenate(list(sets.values())), annotations)
+    key = json.dumps([*asdict(rule).values(), args.skip_unreadable, len(sets["A"]), state])
     path = Path(args.crop_cache or Path(args.output_dir) / "crops.npz")
     cropped = load_crops(path, key)
     if cropped:
         print(f"crops of {path}")
     else:
-        cropped = {name: find_crops(args, listing, name, indices) for name, indices in sets.items()}
+        cropped = {}
+        for name, indices in sets.items():
+            with Progress(len(indices), f"images of set {name} looked at for a crop") as bar:
+                cropped[name] = take_crops(listing, indices, rule, annotations, bar.update, args.skip_unreadable)
         save_crops(path, key, cropped)
     for name, images in cropped.items():
-        skipped = [f"{n} {what}" for what, n in images.counts.items() if n and what not in ("images", "attacked")]
+        skipped = in_words(images.counts)
         print(
             f"set {name}: {len(images)} of {images.counts['images']} images attacked"
-            + (f" ({', '.join(skipped)})" if skipped else "")
+            + (f" ({skipped})" if skipped else "")
         )
     return cropped
-
-
-def find_crops(args, listing, name, indices):
-    with Progress(len(indices), f"images of set {name} looked at for a crop") as bar:
-        if args.use_corner_crop:
-            return corner_crops(listing, indices, args.corner_crop_frac, bar.update, args.skip_unreadable)
-        return background_crops(
-            listing, indices, args.imgnet_bbox_pth, args.min_px, args.crop_rule, bar.update, args.skip_unreadable
-        )
 
 
 def key_of(args, networks, layers, listing, crops, public, device):
@@ -314,7 +336,7 @@ def progress(total):
     return Progress(total, "images embedded" + (f" by process {rank()}" if world_size() > 1 else ""))
 
 
-def save_layer(args, folder, layer, embedder, cropped, public, found):
+def save_layer(args, folder, layer, embedder, annotations, cropped, public, found):
     """Writes everything about one layer into `folder`, and returns its results. found: search.Found."""
     listing, rows, arrays = embedder.listing, found.rows, found.arrays
     indices, crops = (np.concatenate([getattr(images, part) for images in cropped.values()])[rows] for part in PARTS)
@@ -335,7 +357,8 @@ def save_layer(args, folder, layer, embedder, cropped, public, found):
         save_csv(folder / f"attack_{name}.csv", example_table(sets[name], listing))
     save_csv(folder / "attack_classes.csv", class_table(sets, listing.classes))
     save_csv(folder / "attack_confidence.csv", confidence_curve(sets))
-    boxes = None if args.use_corner_crop else args.imgnet_bbox_pth
+    annotated = replace(CropRule.of(vars(args)), margin=0)
+    boxes = annotations and (lambda index: annotations.boxes(index, annotated)[0])
     names = read_class_names(args.class_names, "--class_names") if args.class_names else None
     save_gallery(folder / "attack_gallery.html", sets, listing, indices, crops, nearest, boxes, names)
     counts = {name: dict(cropped[name].counts) for name in SETS}

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from dejavu_utils.analysis.memorization import predict_from_neighbors
 from dejavu_utils.analysis.points import attack_path
 from dejavu_utils.analysis.results import attack_statistics, class_table, confidence_curve, example_table, read_attack
-from dejavu_utils.attack.boxes import background_crops, box_path, read_boxes
+from dejavu_utils.attack.boxes import Annotations, read_annotation, take_crops
 from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.attack.search import Embedder, ImageSet, Inference, block_rows, nearest_public
 from dejavu_utils.attack.unfinished import Unfinished
@@ -85,8 +85,8 @@ class Images:
             sides = {"xmin": xmin, "ymin": ymin, "xmax": xmin + rng.integers(50, 280), "ymax": ymin + 150}
             box = "".join(f"<{side}>{value}</{side}>" for side, value in sides.items())
             xml.write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
-        self.boxes = Path(folder) / "boxes"
         self.listing = list_images(Path(folder) / "images")
+        self.annotations = Annotations(Path(folder) / "boxes", self.listing)
         order = rng.permutation(2 * args.images)
         self.attacked, self.public = order[: args.images], order[args.images :]
 
@@ -103,7 +103,7 @@ class PublishedCrops(Dataset):
     def __getitem__(self, position):
         listing, index = self.images.listing, self.images.attacked[position]
         image = load_image(listing.path(index))
-        boxes = read_boxes(box_path(self.images.boxes, listing, index))
+        boxes, _ = read_annotation(self.images.annotations.path(index))
         crop = background_crop(*image.size, boxes)
         return self.transform(image.crop(crop) if crop else image), int(listing.labels[index])
 
@@ -113,7 +113,7 @@ def loader(dataset, args):
 
 
 def found_crops(images):
-    found = background_crops(images.listing, images.attacked, images.boxes)
+    found = take_crops(images.listing, images.attacked, annotations=images.annotations)
     return ImageSet("crops", found.indices, found.crops)
 
 

@@ -6,6 +6,7 @@ PyTorch is imported by the functions that need it: listing a folder does without
 import hashlib
 import json
 import os
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ STD = (0.229, 0.224, 0.225)
 PARTITION_FILE = "partition.json"
 UNREADABLE = "unreadable image"  # among the counts of what is skipped
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+_ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and TIFF
 UNFINISHED_FILE = "partition.unfinished"  # there while imagenet_partition.py writes
 
 
@@ -29,10 +31,12 @@ class ImageListing:
     """The images of a torchvision ImageFolder tree; an image's index is its position in `ImageFolder.samples`.
 
     root: Path. classes: list of class folder names. labels: int64 (n,). paths: list of str, relative to root.
+    passed_over: {extension: how many files}, what ImageFolder takes for no image; hidden files are not counted.
     """
 
-    def __init__(self, root, classes, paths, labels):
+    def __init__(self, root, classes, paths, labels, passed_over=()):
         self.root, self.classes, self.paths = Path(root), classes, paths
+        self.passed_over = dict(passed_over)
         self.labels = np.asarray(labels, dtype=np.int64)
 
     def __len__(self):
@@ -45,6 +49,14 @@ class ImageListing:
     def stem(self, index):
         """The image's ID: its file name without the extension."""
         return os.path.splitext(os.path.basename(self.paths[index]))[0]
+
+    def members(self, label):
+        """The indices of a class, a range: labels never fall in a listing."""
+        return range(*(int(place) for place in np.searchsorted(self.labels, [label, label + 1])))
+
+    def is_hidden(self, index):
+        """Does the file or a folder on the way to it begin with a dot? (._X.JPEG, .thumbnails/X.JPEG: no images)"""
+        return any(part.startswith(".") for part in self.paths[index].split(os.sep))
 
     @cached_property
     def fingerprint(self):
@@ -70,44 +82,99 @@ def _digest(paths):
 def list_images(root, flag="the image folder"):
     """Lists `root/CLASS/**/IMAGE` in ImageFolder's order (sorted, never directory-listing order).
 
-    flag: what to call the folder in an error. InputError if there is no class folder or one holds no image.
+    flag: what to call the folder in an error. InputError if there is no class folder, one holds no image, or a folder
+    is reached twice through a link: its images would have several indices, and be in several sets.
     """
     if not root or not Path(root).is_dir():
         raise InputError(f"{flag} {root or ''}: no such folder")
     root = os.path.normpath(root)
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    paths, labels, empty = [], [], []
+    with os.scandir(root) as entries:
+        classes = sorted(entry.name for entry in entries if _is_folder(entry))
+    paths, labels, empty, passed_over, seen = [], [], [], Counter(), {}
     for label, name in enumerate(classes):
-        found = list(_images_below(root, name))
+        found = []
+        for folder, file_names in _folders_below(root, name, seen, flag):
+            for file_name in file_names:
+                if file_name.lower().endswith(EXTENSIONS):
+                    found.append(os.path.join(folder, file_name))
+                elif not file_name.startswith("."):
+                    passed_over[os.path.splitext(file_name)[1] or "no extension"] += 1
         paths += found
         labels += [label] * len(found)
         if not found:
             empty.append(name)
+    passed_over = dict(sorted(passed_over.items()))
     if not paths or empty:
         what = f"no image in {', '.join(empty[:5])}" if empty else "there is none"
-        raise InputError(f"{flag} {root}: expected class folders with images below it: {what}")
-    return ImageListing(root, classes, paths, labels)
+        there = f" (but {', '.join(passed_over)}; images are {', '.join(EXTENSIONS)})" if passed_over else ""
+        raise InputError(f"{flag} {root}: expected class folders with images below it: {what}{there}")
+    return ImageListing(root, classes, paths, labels, passed_over)
 
 
-def _images_below(root, name):
-    """Paths of a class's images, relative to root, in ImageFolder's order."""
-    prefix = len(os.path.join(root, ""))
-    for folder, _, names in sorted(os.walk(os.path.join(root, name), followlinks=True)):
-        for file_name in sorted(names):
-            if file_name.lower().endswith(EXTENSIONS):
-                yield os.path.join(folder, file_name)[prefix:]
+def _folders_below(root, name, seen, flag):
+    """[(folder, its file names)] of a class, in ImageFolder's order; folders relative to root.
+
+    seen: {real path of a folder: how it was reached}, of the classes before; grows.
+    """
+    above, waiting, found = os.path.join(os.path.realpath(root), ""), [name], []
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(os.path.join(root, folder))
+        other = root if above.startswith(os.path.join(real, "")) else seen.get(real)
+        if other is not None:
+            raise InputError(
+                f"{flag} {root}: the link {folder} leads to {other} again, so that one file would be several images; "
+                "remove the link, or make a copy in its place"
+            )
+        seen[real] = folder
+        with os.scandir(os.path.join(root, folder)) as entries:
+            entries = list(entries)
+        folders = [entry.name for entry in entries if _is_folder(entry)]
+        waiting += [os.path.join(folder, below) for below in folders]
+        found.append((folder, sorted({entry.name for entry in entries} - set(folders))))
+    return sorted(found)
+
+
+def linked_twice(listing):
+    """bool (n,): is the image a link to a file that is an earlier image too? Links to folders: see `list_images`."""
+    found = np.zeros(len(listing), bool)
+    links = [index for index in range(len(listing)) if os.path.islink(listing.path(index))]
+    if links:
+        first, real_folders = {}, {}
+        for index, path in enumerate(listing.paths):
+            folder, name = os.path.split(os.path.join(listing.root, path))
+            if folder not in real_folders:
+                real_folders[folder] = os.path.realpath(folder)
+            path = os.path.join(real_folders[folder], name)
+            found[index] = first.setdefault(os.path.realpath(path) if os.path.islink(path) else path, index) != index
+    return found
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def read_class_names(path, flag):
-    """{class folder: name to show} from a JSON file: {"n01440764": "tench"}, or {"0": ["n01440764", "tench"]}.
+    """{class folder: name to show} from a file.
 
-    InputError names the flag and what is wrong with the file.
+    JSON: {"n01440764": "tench"}, or {"0": ["n01440764", "tench"]}. Else one class a line, of whose synonyms the first
+    is shown, as in Kaggle's LOC_synset_mapping.txt: n01440764 tench, Tinca tinca. InputError names the flag and what is
+    wrong with the file.
     """
     try:
-        loaded = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig").strip()
+        if text and text[0] not in "{[":
+            pairs = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+            return {folder: names.split(",")[0].strip() for folder, names in pairs}
+        loaded = json.loads(text)
         names = dict(loaded.values() if all(isinstance(v, list) for v in loaded.values()) else loaded)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{flag} {path}: not a JSON file of class folders and their names ({error})") from None
+        raise InputError(
+            f"{flag} {path}: neither a JSON file of class folders and their names nor one of such lines ({error})"
+        ) from None
     if not all(isinstance(text, str) for pair in names.items() for text in pair):
         raise InputError(f"{flag} {path}: a class folder or its name is not a text")
     return names
@@ -174,6 +241,21 @@ def image_size(path):
         return image.size
 
 
+def image_frame(path):
+    """((width, height) in pixels, as decoded; EXIF orientation, 1 to 8, which is left aside when an image is decoded).
+
+    1: none, or decoding applies it (Pillow does for TIFF). InputError names a file that is no image.
+    """
+    with _opened(path) as image:
+        if image.format == "TIFF":
+            image.load()
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except Exception:  # broken EXIF: the image can be decoded all the same
+            orientation = 1
+        return image.size, orientation if orientation in range(1, 9) else 1
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a network is shown images: the short side resized to `resize` pixels, the centre cut out, `side` pixels wide
@@ -219,9 +301,22 @@ def _without_far_ends(image):
     return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
-def load_image(path):
-    """The image as PIL RGB; InputError names a file that cannot be decoded."""
+def load_image(path, at_least=None):
+    """The image as PIL RGB, 8 bits a channel; InputError names a file that cannot be decoded.
+
+    16-bit images keep their high byte, gray ones as Pillow does it with color. Refused are floating-point and 32-bit
+    pixels: which number is white is not known. at_least: a JPEG may be decoded smaller, to this many pixels a side or
+    more, which is faster.
+    """
     with _opened(path) as image:
+        if at_least:
+            image.draft("RGB", (at_least, at_least))
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+            kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+            raise ValueError(f"its pixels are {kind} numbers, of which none is white: convert them to 8 or 16 bits")
+        if image.mode.startswith("I"):
+            bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+            image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
         return image.convert("RGB")
 
 

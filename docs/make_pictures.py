@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dejavu_utils.attack.boxes import background_crops, box_path, read_boxes
+from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.loader import NativeLoader
@@ -38,12 +38,13 @@ def main():
 
 def draw_crops(listing, indices, bbox_dir):
     """Images with their box (red) and background crop (white), the crops below."""
-    found = background_crops(listing, indices, bbox_dir, min_px=32)
+    annotations = Annotations(bbox_dir, listing)
+    found = take_crops(listing, indices, CropRule(min_px=32), annotations)
     figure, axes = grid(2)
     for column, (index, crop) in enumerate(zip(found.indices, found.crops)):
         image = load_image(listing.path(index))
         axes[0, column].imshow(image)
-        for box, color in ((read_boxes(box_path(bbox_dir, listing, index))[0], "red"), (crop, "white")):
+        for box, color in ((annotations.boxes(index)[0][0], "red"), (crop, "white")):
             xmin, ymin, xmax, ymax = box
             outline = Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, color=color, linewidth=1.5)
             axes[0, column].add_patch(outline)

@@ -16,7 +16,7 @@ from torchvision import transforms
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.results import read_attack
 from dejavu_utils.attack import search, unfinished
-from dejavu_utils.attack.boxes import box_path, read_boxes
+from dejavu_utils.attack.boxes import REASONS, Annotations
 from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.attack.search import Embedder
 from dejavu_utils.crops import background_crop, corner_crop
@@ -146,8 +146,10 @@ def embed(network, layer, listing, indices, crop_of=lambda image, index: None):
 
 
 def background(folder, listing):
+    annotations = Annotations(folder / "boxes", listing)
+
     def crop_of(image, index):
-        return background_crop(*image.size, read_boxes(box_path(folder / "boxes", listing, index)), 10)
+        return background_crop(*image.size, annotations.boxes(index)[0], 10)
 
     return crop_of
 
@@ -255,14 +257,9 @@ def test_images_without_a_usable_crop_are_skipped_and_counted(data, tmp_path):
     assert result.returncode == 0, result.stderr
     counts = json.loads((tmp_path / "out" / "results.json").read_text())["counts"]
     assert counts["A"] == {
-        "images": 12,
-        "attacked": 8,
-        "no crop larger than min_px": 0,
-        "no XML": 1,
-        "unreadable XML": 1,
-        "no object in the XML": 1,
-        "reversed box": 1,
-        "unreadable image": 0,
+        **dict.fromkeys(["unreadable image", *REASONS], 0),
+        **{"images": 12, "attacked": 8},
+        **{"no XML": 1, "unreadable XML": 1, "no object in the XML": 1, "reversed box": 1},
     }
     assert counts["B"]["no crop larger than min_px"] == 1
     assert len(np.load(tmp_path / "out" / "B_attk_A_attk_idxs.npy")) == 8

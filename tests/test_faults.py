@@ -26,7 +26,7 @@ import torch
 from helpers import ROOT, draw_tree, flags, run_here, save_untrained
 from PIL import Image
 
-from dejavu_utils.attack.boxes import background_crops, box_path
+from dejavu_utils.attack.boxes import Annotations, CropRule, Unusable, take_crops
 from dejavu_utils.checkpoint import save_checkpoint
 from dejavu_utils.data.beton import _FIELD, _HEADER, _RECORD, Beton
 from dejavu_utils.imagenet import list_images
@@ -443,13 +443,13 @@ FAULTS = [
         for what, make, text in (("missing", class_gone, "first is c1"), ("added", class_added, "first is c00"))
         for command in ("beton", "attack", "probe")
     ),
-    *(fault("class without images", command, class_empty, "no valid file for the classes c9")
+    *(fault("class without images", command, class_empty, "no image in c9")
       for command in ("partition", "beton", "attack", "probe")),
     *(fault("no class", command, no_class, "expected class folders") for command in ("partition", "attack")),
     fault("classes of one image", "partition", classes_of_one_image, "classes too small for it: 3", code=0),
     fault("class without boxes", "partition", class_without_boxes, "classes without XML: 1 (c1)", code=0),
-    fault("no boxes", "partition", no_boxes, "--bbox_dir", "holds no folder Annotation"),
-    fault("no boxes", "attack", no_boxes, "--imgnet_bbox_pth", "no image has a crop"),
+    fault("no boxes", "partition", no_boxes, "--bbox_dir", "no XML there belongs to an image"),
+    fault("no boxes", "attack", no_boxes, "--imgnet_bbox_pth", "no XML there belongs to an image"),
     # Index files.
     fault("index of another data set", "beton", other_data_set("idx-path"), IDX, "made for another image folder"),
     fault("index of another data set", "attack", other_data_set("bbox_A_idx_pth"), "--bbox_A_idx_pth",
@@ -678,7 +678,7 @@ def test_annotations_that_cannot_be_used_are_counted(annotated, name):
     listing, boxes, places, counted, found = annotated
     reason = ANNOTATIONS[name][1]
     assert (places[name] in found) == (reason is None)
-    counts = background_crops(listing, [places[name]], boxes, min_px=10).counts
+    counts = take_crops(listing, [places[name]], CropRule(min_px=10), Annotations(boxes, listing)).counts
     assert counts["attacked" if reason is None else reason] == 1 == counts["images"]
     same = [other for other, (_, its_reason) in ANNOTATIONS.items() if its_reason == reason]
     if reason is not None:
@@ -687,11 +687,13 @@ def test_annotations_that_cannot_be_used_are_counted(annotated, name):
 
 def test_nothing_outside_the_folders_is_read(annotated):
     """An image called like a path upwards has its annotation beside the others' all the same."""
-    listing = annotated[0]
+    listing, boxes = annotated[:2]
     for stem in ("..", "...", "..%2f..%2fx"):
         listing.paths[0] = f"c0/{stem}.JPEG"
-        path = box_path("/boxes", listing, 0)
-        assert Path(os.path.normpath(path)).parent == Path("/boxes/Annotation/c0"), path
+        (boxes / "Annotation" / "c0" / f"{stem}.xml").write_text(GOOD)
+        with contextlib.suppress(Unusable):  # what begins with a dot is hidden
+            path = Annotations(boxes, listing).path(0)
+            assert Path(os.path.normpath(path)).parent == boxes / "Annotation" / "c0", path
 
 
 def test_names_with_spaces_quotes_line_breaks_and_other_letters_work_through_all_stages(earlier, tmp_path):

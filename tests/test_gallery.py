@@ -12,7 +12,7 @@ from PIL import Image
 
 from dejavu_utils.analysis.gallery import save_gallery
 from dejavu_utils.analysis.results import read_attack
-from dejavu_utils.attack.boxes import background_crops
+from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import list_images, read_class_names
 
@@ -39,7 +39,7 @@ def attacked(tmp_path_factory):
     rank = np.arange(len(listing)) % PER_CLASS
     public = np.flatnonzero(rank >= 16)
     indices = np.concatenate([np.flatnonzero(rank < 8), np.flatnonzero((rank >= 8) & (rank < 16))])
-    crops = background_crops(listing, indices, folder / "boxes", 20).crops
+    crops = take_crops(listing, indices, CropRule(min_px=20), Annotations(folder / "boxes", listing)).crops
     neighbors = {}
     for model in "AB":
         rows = []
@@ -109,10 +109,15 @@ def thumbnails(page):
             yield Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
 
 
+def boxes_below(folder, listing):
+    annotations = Annotations(folder / "boxes", listing)
+    return lambda index: annotations.boxes(index)[0]
+
+
 def test_page_is_whole_and_self_contained(attacked, tmp_path):
     folder, listing, indices, crops, neighbors = attacked
     path = tmp_path / "attack_gallery.html"
-    save_gallery(path, read_attack(folder), listing, indices, crops, neighbors, folder / "boxes")
+    save_gallery(path, read_attack(folder), listing, indices, crops, neighbors, boxes_below(folder, listing))
     assert path.stat().st_size < 3e6 and [entry.name for entry in tmp_path.iterdir()] == [path.name]
     page = Page(path)
     groups = [example["group"] for example in page.examples]
@@ -159,8 +164,9 @@ def test_what_cannot_be_read_any_more_is_said(attacked, tmp_path):
     sets = read_attack(copy)
     for index in range(len(listing)):
         listing.path(index).write_bytes(b"no image")
+    boxes_of = boxes_below(copy, listing)
     shutil.rmtree(copy / "boxes")
-    save_gallery(tmp_path / "page.html", sets, listing, indices, crops, neighbors, copy / "boxes", per_group=1)
+    save_gallery(tmp_path / "page.html", sets, listing, indices, crops, neighbors, boxes_of, per_group=1)
     page = Page(tmp_path / "page.html")
     for example in page.examples:
         assert example["images"] == 0 and example["text"].count("cannot be read any more") == 1 + 1 + 1 + 10
@@ -202,7 +208,8 @@ def test_a_browser_shows_every_image_and_asks_for_nothing(attacked, tmp_path):
     browsers = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     folder, listing, indices, crops, neighbors = attacked
     path = tmp_path / "page.html"
-    save_gallery(path, read_attack(folder), listing, indices, crops, neighbors, folder / "boxes", per_group=2)
+    boxes_of = boxes_below(folder, listing)
+    save_gallery(path, read_attack(folder), listing, indices, crops, neighbors, boxes_of, per_group=2)
     with browsers.sync_playwright() as playwright:
         found = shutil.which("chromium") or shutil.which("google-chrome")
         try:

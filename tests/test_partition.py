@@ -12,7 +12,7 @@ from helpers import assert_one_line_error
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from dejavu_utils.attack.boxes import read_boxes
+from dejavu_utils.attack.boxes import read_annotation
 from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import evaluation_transform, list_images, load_indices
@@ -192,17 +192,17 @@ def test_bad_index_files_are_named(tree, array, message):
         load_indices(tree / "x.npy", "--idx", list_images(tree / "images"))
 
 
-def test_read_boxes(tmp_path):
+def test_read_annotation(tmp_path):
     path = tmp_path / "x.xml"
     box = "<object><bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object>"
     path.write_text(f"<annotation>{box.format(1)}{box.format(5)}</annotation>")
-    assert read_boxes(path) == [(1, 2, 30, 40), (5, 2, 30, 40)]
+    assert read_annotation(path) == ([(1, 2, 30, 40), (5, 2, 30, 40)], None)
     path.write_text("<annotation></annotation>")
-    assert read_boxes(path) == []
+    assert read_annotation(path) == ([], None)
     for bad in ("<annotation>", '<!DOCTYPE x [<!ENTITY a "b">]><annotation/>', f"<a>{box.format('x')}</a>"):
         path.write_text(bad)
         with pytest.raises(ValueError):
-            read_boxes(path)
+            read_annotation(path)
 
 
 def test_evaluation_transform_has_the_published_proportions():

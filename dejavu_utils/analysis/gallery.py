@@ -7,7 +7,7 @@ import jinja2
 import numpy as np
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.attack.boxes import box_path, read_boxes
+from dejavu_utils.attack.boxes import Unusable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import load_image
@@ -42,21 +42,21 @@ _GROUPS = (
 )
 
 
-def save_gallery(path, sets, listing, attacked, crops, neighbors=None, bbox_dir=None, class_names=None, per_group=12):
+def save_gallery(path, sets, listing, attacked, crops, neighbors=None, boxes_of=None, class_names=None, per_group=12):
     """Writes the HTML page: the `per_group` most confident memorized, correlated and misrepresented examples (top-1).
 
     sets: {"A", "B"} -> AttackedSet, from results.read_attack. listing: imagenet.ImageListing. attacked: int64 (n,),
     indices of the attacked images of both sets, in any order. crops: int (n, 4) of xmin, ymin, xmax, ymax in pixels, in
     the order of `attacked`. neighbors: {"A", "B"} -> image indices of that model's nearest public images, int64 (n, k),
-    nearest first, in the order of `attacked`; None where the guesses are made from logits. bbox_dir: holds
-    Annotation/CLASS/ID.xml; None draws no boxes. class_names: {class folder: name to show}; folders without one, and
-    all by default, go by the folder's name.
+    nearest first, in the order of `attacked`; None where the guesses are made from logits. boxes_of: image index ->
+    its boxes in pixels, or attack.boxes.Unusable; None draws no boxes. class_names: {class folder: name to show};
+    folders without one, and all by default, go by the folder's name.
 
     Images are JPEG thumbnails in data: URIs; the page loads nothing, and its content security policy forbids it. An
     image that cannot be read any more is named in its place. Definitions: memorization.SHARES.
     """
     rows = {int(index): row for row, index in enumerate(attacked)}
-    page = _Page(listing, class_names or {}, crops, neighbors, bbox_dir)
+    page = _Page(listing, class_names or {}, crops, neighbors, boxes_of)
     groups = []
     for share, meaning, order_in_words, order in _GROUPS:
         chosen, count = _most_confident(sets, mem.SHARES.index(share), order, per_group)
@@ -75,7 +75,7 @@ def save_gallery(path, sets, listing, attacked, crops, neighbors=None, bbox_dir=
         total=sum(len(attacked_set.idxs) for attacked_set in sets.values()),
         per_group=per_group,
         neighbors=neighbors is not None,
-        boxes=bbox_dir is not None,
+        boxes=boxes_of is not None,
     )
     with complete_file(path) as temporary:  # names of folders need not be UTF-8
         temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
@@ -97,9 +97,9 @@ def _most_confident(sets, share, order, count):
 class _Page:
     """Turns examples into what the template shows."""
 
-    def __init__(self, listing, class_names, crops, neighbors, bbox_dir):
+    def __init__(self, listing, class_names, crops, neighbors, boxes_of):
         self.listing, self.class_names, self.crops = listing, class_names, crops
-        self.neighbors, self.bbox_dir = neighbors, bbox_dir
+        self.neighbors, self.boxes_of = neighbors, boxes_of
 
     def example(self, attacked_set, name, row, rows):
         index, attack = int(attacked_set.idxs[row]), attacked_set.attack
@@ -160,11 +160,11 @@ class _Page:
 
     def boxes(self, index):
         """The image's boxes, [] where none are drawn, None if its XML cannot be read."""
-        if self.bbox_dir is None:
+        if self.boxes_of is None:
             return []
         try:
-            return read_boxes(box_path(self.bbox_dir, self.listing, index))
-        except (OSError, ValueError):
+            return self.boxes_of(index)
+        except (OSError, InputError, Unusable):
             return None
 
 

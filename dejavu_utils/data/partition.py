@@ -21,19 +21,21 @@ class Partition:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
-def split(labels, boxed, per_class, order=None):
+def split(labels, boxed, per_class, order=None, usable=None):
     """The partition with `per_class` training images of each class (Meehan et al. 2023, section 4).
 
     labels: int (n,), class of each image, never falling. boxed: bool (n,). order: int (n,), a permutation of the images
     within each class that says which come first; None for the order of the indices. With m boxed images in a class and
     b = min(m // 2, per_class): the first b boxed go to bbox_A, the next b to bbox_B, the rest to public (first); of the
     images without a box the first per_class - b are shared, the rest public. A class too small gives what it has.
+    usable: bool (n,), which images may be in a set; None for all.
     """
     order = np.arange(len(labels)) if order is None else order
     bounds = np.searchsorted(labels, np.arange(labels[-1] + 2 if len(labels) else 1))
     parts = {name: [] for name in ("bbox_A", "bbox_B", "shared", "public", "train_A", "train_B")}
     for start, stop in zip(bounds, bounds[1:]):
         members = order[start:stop]
+        members = members if usable is None else members[usable[members]]
         with_box, without = members[boxed[members]], members[~boxed[members]]
         b = min(len(with_box) // 2, per_class)
         first, second, shared = with_box[:b], with_box[b : 2 * b], without[: per_class - b]
@@ -71,14 +73,18 @@ def equal_classes(public, labels):
     )
 
 
-def check(partitions, labels):
-    """The invariants of {per_class: Partition}: a list of (what was checked, whether it holds)."""
+def check(partitions, labels, usable=None):
+    """The invariants of {per_class: Partition}: a list of (what was checked, whether it holds).
+
+    usable: as in `split`.
+    """
     n, classes = len(labels), int(labels.max()) + 1
     results = []
     for per_class, p in sorted(partitions.items()):
         times = np.bincount(np.concatenate([p.bbox_A, p.bbox_B, p.shared, p.public]), minlength=n)
         results.append((f"{per_class} per class: bbox_A, bbox_B, shared and public are disjoint", times.max() <= 1))
-        results.append((f"{per_class} per class: every image is in one of them", times.min() == 1))
+        expected = np.ones(n, bool) if usable is None else usable
+        results.append((f"{per_class} per class: every image is in one of them", np.array_equal(times > 0, expected)))
         counts = [np.bincount(labels[s], minlength=classes) for s in (p.bbox_A, p.bbox_B, p.train_A, p.train_B)]
         results.append(
             (

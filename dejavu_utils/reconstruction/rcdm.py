@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dejavu_utils import crops as crop_rules
 from dejavu_utils.analysis.points import attack_path
 from dejavu_utils.analysis.results import class_table, example_table, load_array, read_attack
-from dejavu_utils.attack.boxes import background_crops
+from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
 from dejavu_utils.checkpoint import load_checkpoint
 from dejavu_utils.cli import existing_folder
 from dejavu_utils.devices import choose_device
 from dejavu_utils.errors import InputError, one_line
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, image_size, list_images, read_class_names
+from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, read_class_names
 from dejavu_utils.models import load_model
 from dejavu_utils.reconstruction.diffusion import PIXEL_RANGE, Diffusion
 from dejavu_utils.reconstruction.unets import build_unet, choose_backend
@@ -126,12 +125,9 @@ class Attack:
 
     def crops(self, indices):
         """int64 (n, 4): xmin, ymin, xmax, ymax of each image's crop. InputError for an image without one."""
-        if self.settings["use_corner_crop"]:
-            share = self.settings["corner_crop_frac"]
-            sizes = [image_size(self.listing.path(index)) for index in indices]
-            return np.array([crop_rules.corner_crop(*size, share) for size in sizes])
-        rule = self.settings["min_px"], self.settings["crop_rule"]
-        found = background_crops(self.listing, indices, self.bbox_dir, *rule)
+        rule = CropRule.of(self.settings)
+        annotations = None if rule.name == "corner" else Annotations(self.bbox_dir, self.listing, "the attack's boxes")
+        found = take_crops(self.listing, indices, rule, annotations)
         absent = np.setdiff1d(indices, found.indices)
         if len(absent):
             raise InputError(f"{self.bbox_dir}: {self.listing.paths[absent[0]]} has no background crop: not attacked")
