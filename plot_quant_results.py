@@ -34,7 +34,15 @@ from dejavu_utils.analysis.plots import (
     save_partition_figures,
     save_probe_figures,
 )
-from dejavu_utils.analysis.points import LAYERS_BESIDE, attacked_layers, sweep_points
+from dejavu_utils.analysis.points import (
+    ATTACK_FOLDERS,
+    ATTACK_PREFIX,
+    LAYERS_BESIDE,
+    PROBE_PREFIX,
+    SWEEPS,
+    attacked_layers,
+    sweep_points,
+)
 from dejavu_utils.analysis.results import (
     TOP_KS,
     accuracy_columns,
@@ -48,15 +56,12 @@ from dejavu_utils.cli import Parser, existing_folder, positive_int, run, zero_or
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
 
-# What --sweep_param may be: (folder names, the value that the digits in them stand for, label of the axis).
-PARAMS = {
-    "simclr.temperature": ("simclr_p{{}}t_{epoch}ep", lambda digits: float(f"0.{digits}"), "SimCLR temperature"),
-    "vicreg.sim_coeff": ("vicreg_sim{{}}_{epoch}ep", float, "VICReg invariance coefficient"),
-    "corner_crop_frac": (
-        "{model}_crop_p{{}}_{epoch}ep",
-        lambda digits: float(f"0.{digits}"),
-        "side of the corner crop / side of the image",
-    ),
+# What --sweep_param may be, with its sweep; and the labels of the axes.
+PARAMS = {sweep.param: sweep for sweep in SWEEPS.values() if sweep.param}
+LABELS = {
+    "simclr.temperature": "SimCLR temperature",
+    "vicreg.sim_coeff": "VICReg invariance coefficient",
+    "corner_crop_frac": "side of the corner crop / side of the image",
 }
 LAYERS = ("backbone", "projector", "logits")
 CURVE = range(10, 101, 2)  # per cents of the confidence curve
@@ -69,7 +74,7 @@ def parse_args(argv=None):
     parser.add_argument("--attk_folder_path", required=True, help="folder of the attacks")
     parser.add_argument(
         "--attack_fname",
-        default="attack_sweeps",
+        default=ATTACK_FOLDERS["projector"],
         help="name of the attacks' folder; lets --attk_folder_path be the folder above it",
     )
     parser.add_argument("--plot_lin_probe", type=zero_or_one, default=1, help="1: figures of the linear probe too")
@@ -112,12 +117,14 @@ def main():
     if args.plot_lin_probe and not args.lin_probe_folder_path:
         raise InputError("--lin_probe_folder_path is needed: name a folder, or give --plot_lin_probe 0")
     with figure_style(args.style):
-        scored = plot_sweeps(args, attacks, "--attk_folder_path", "NN_attk_", attack_frames, "attk_{}_", "params")
+        scored = plot_sweeps(args, attacks, "--attk_folder_path", ATTACK_PREFIX, attack_frames, "attk_{}_", "params")
         if not args.sweep_param:
             plot_point(args, attacks)
-        if args.plot_lin_probe and args.sweep_param != "corner_crop_frac":  # the models are those of another sweep
+        if args.plot_lin_probe and (not args.sweep_param or PARAMS[args.sweep_param].own_models):
             probes = existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path")
-            probed = plot_sweeps(args, probes, "--lin_probe_folder_path", "lp_", probe_frames, "lp_{}_", "param_vals")
+            probed = plot_sweeps(
+                args, probes, "--lin_probe_folder_path", PROBE_PREFIX, probe_frames, "lp_{}_", "param_vals"
+            )
             if not args.sweep_param:
                 save_all(args, "score_probe_gap_", gap_frames(scored["epoch"], probed["epoch"]), "epoch", None)
 
@@ -156,9 +163,10 @@ def save_all(args, stem, frames, *how):
 
 def plot_point(args, folder):
     """Draws the confidence curve, and the layers if there are several, of the point where both sweeps meet."""
-    point = folder / f"NN_attk_{args.model}_{args.epoch_sweep_dataset}pc_{args.dataset_sweep_epoch}ep"
+    meeting = SWEEPS["epochs"].at(args.dataset_sweep_epoch, args.model, args.epoch_sweep_dataset)
+    point = folder / f"{ATTACK_PREFIX}{meeting.name}"
     layers = attacked_layers(point)
-    if folder.name == "attack_sweeps":
+    if folder.name == ATTACK_FOLDERS["projector"]:
         for name in LAYERS_BESIDE:
             layers = {**attacked_layers(folder.parent / name / point.name), **layers}
     read = {}
@@ -184,19 +192,19 @@ def place_in_network(layer):
 
 def sweeps(args, params):
     """(column, word in the file names, folder template, value of the digits, label or None) of each sweep."""
+    names = (args.model, args.epoch_sweep_dataset, args.dataset_sweep_epoch)
     if args.sweep_param:
-        template, value, label = PARAMS[args.sweep_param]
-        template = template.format(epoch=args.dataset_sweep_epoch, model=args.model)
-        return [("param", params, template, value, label)]
+        sweep = PARAMS[args.sweep_param]
+        return [("param", params, sweep.template(*names), sweep.value, LABELS[args.sweep_param])]
     return [
-        ("epoch", "epochs", f"{args.model}_{args.epoch_sweep_dataset}pc_{{}}ep", int, None),
-        ("dataset", "datasets", f"{args.model}_{{}}pc_{args.dataset_sweep_epoch}ep", int, None),
+        (column, word, SWEEPS[word].template(*names), int, None)
+        for column, word in (("epoch", "epochs"), ("dataset", "datasets"))
     ]
 
 
 def read_points(args, folder, template, value, x):
     """([(value, what the folder holds)] of every point that is complete, why the others are left out)."""
-    is_attack = template.startswith("NN_")
+    is_attack = template.startswith(ATTACK_PREFIX)
 
     def read(path):
         if not is_attack:

@@ -1,11 +1,5 @@
 #!/usr/bin/env bash
-# Attacks VICReg after 50 to 1000 epochs, and every size of training set: $LOGGING_FOLDER/vicreg/attack_sweeps.
-#
-#   ./bash_examples/attack_vicreg_full_sweep.sh
-#   SWEEP=epochs EPOCHS="500 1000" ATTACKS=backbone ./bash_examples/attack_vicreg_full_sweep.sh --batch_size 512
-#   DRY_RUN=1 ./bash_examples/attack_vicreg_full_sweep.sh      only prints the commands
-#
-# Further arguments go to label_inference_attack.py; all variables, with the published values as defaults, are told in sweep.sh.
-set -euo pipefail
-export SWEEP_SCRIPT=attack_vicreg_full_sweep.sh LOSS=${LOSS:-vicreg} STAGES=attack SWEEP=${SWEEP:-"epochs datasets"}
+# Attacks VICReg at all epochs and sizes: $LOGGING_FOLDER/vicreg/attack_sweeps.
+# Arguments go to label_inference_attack.py; variables: sweep.sh.
+export SWEEP_SCRIPT=${0##*/} LOSS=${LOSS:-vicreg} STAGES=attack SWEEP=${SWEEP:-epochs datasets}
 exec bash "$(dirname "$0")/sweep.sh" "$@"

@@ -24,6 +24,11 @@ case $LOSS in # what differs from configs/demo_cfg.yaml
 esac
 boxed=$((PER_CLASS - PER_CLASS / 10))   # images with a box in one training set and class; the others are in both sets
 every=$(((EPOCHS + SNAPSHOTS - 1) / SNAPSHOTS))
+epochs=$(for i in $(seq "$SNAPSHOTS"); do echo $((i * every < EPOCHS ? i * every : EPOCHS)); done | sort -nu)
+snapshots=$(points projector "$epochs")
+last_backbone=$(points backbone "$EPOCHS")
+read -r _ _ _ _ _ training _ projector probe _ <<<"${snapshots##*$'\n'}"
+read -r _ _ _ _ _ _ _ backbone _ <<<"$last_backbone"
 
 cd "$root"
 started=$SECONDS
@@ -62,58 +67,50 @@ train() { # train A|B; takes the place of the subshell it runs in, so that killi
     --training.epochs "$EPOCHS" --training.eval_freq "$every" --training.precision "$PRECISION" \
     --training.warmup_epochs "$((EPOCHS / 10))" \
     --logging.snapshot_freq "$every" --logging.log_level 1 \
-    --logging.folder "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_$1" 0
+    --logging.folder "$LOGGING_FOLDER/${training}_$1" 0
 }
 train_both train "$LOGGING_FOLDER" train_SSL.py
 echo "both models are trained (minute $(((SECONDS - started) / 60)) of the demo)"
 
 say "5/7 attack of every snapshot"
-attack() { # attack FOLDER EPOCH USE_BACKBONE
-  local folder=$LOGGING_FOLDER/$1/NN_attk_${model}_${PER_CLASS}pc_$2ep
-  if [ -e "$folder/results.json" ]; then
-    echo "$folder: there already"
-    return
+while read -r _ _ _ _ epoch training kind attack _ <&3; do
+  if [ -e "$LOGGING_FOLDER/$attack/results.json" ]; then
+    echo "$LOGGING_FOLDER/$attack: there already"
+    continue
   fi
-  python label_inference_attack.py --local 1 --loss "$model" --output_dir "$folder" \
-    --model_A_pth "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_A/model_ep$2.pth" \
-    --model_B_pth "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_B/model_ep$2.pth" \
+  python label_inference_attack.py --local 1 --loss "$model" --output_dir "$LOGGING_FOLDER/$attack" \
+    --model_A_pth "$LOGGING_FOLDER/${training}_A/model_ep$epoch.pth" \
+    --model_B_pth "$LOGGING_FOLDER/${training}_B/model_ep$epoch.pth" \
     --bbox_A_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/bbox_A.npy" \
     --bbox_B_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/bbox_B.npy" \
     --public_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/public.npy" \
-    --imgnet_train_pth "$IMAGENET_DATASET_DIR" --imgnet_bbox_pth "$IMAGENET_BBOX_ANNOTATIONS" \
-    --k "$K" --k_attk "$K" --use_backbone "$3" --resolution 32 --min_px 32 --num_workers "$cores"
-}
-epochs=$(for i in $(seq "$SNAPSHOTS"); do echo $((i * every < EPOCHS ? i * every : EPOCHS)); done | sort -nu)
-for epoch in $epochs; do
-  attack attack_sweeps "$epoch" 0
-done
-attack attack_sweeps_backbone "$EPOCHS" 1
+    --imgnet_train_pth "$IMAGENET_DATASET_DIR" --imgnet_bbox_pth "$IMAGENET_BBOX_ANNOTATIONS" --k "$K" --k_attk "$K" \
+    --use_backbone "$([ "$kind" = backbone ] && echo 1 || echo 0)" --resolution 32 --min_px 32 --num_workers "$cores"
+done 3<<<"$snapshots"$'\n'"$last_backbone"
 
 say "6/7 linear probe of every snapshot of model A"
-for epoch in $epochs; do
-  folder=$LOGGING_FOLDER/lin_probe_sweeps_with_aug/lp_${model}_${PER_CLASS}pc_${epoch}ep
-  if [ -e "$folder/results.json" ]; then
-    echo "$folder: there already"
+while read -r _ _ _ _ epoch training _ _ probe _ <&3; do
+  if [ -e "$LOGGING_FOLDER/$probe/results.json" ]; then
+    echo "$LOGGING_FOLDER/$probe: there already"
     continue
   fi
-  python lin_probe.py --local 1 --loss "$model" --output_dir "$folder" \
-    --model_pth "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_A/model_ep$epoch.pth" \
+  python lin_probe.py --local 1 --loss "$model" --output_dir "$LOGGING_FOLDER/$probe" \
+    --model_pth "$LOGGING_FOLDER/${training}_A/model_ep$epoch.pth" \
     --train_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/train_A.npy" --val_idx_pth "$INDEX_FOLDER/val_set.npy" \
     --imgnet_train_pth "$IMAGENET_DATASET_DIR" --epochs 10 --start_lr 0.1 --end_lr 0.01 --resolution 32 \
     --num_workers "$cores"
-done
+done 3<<<"$snapshots"
 
 say "7/7 figures: $LOGGING_FOLDER/plot"
 python plot_quant_results.py --model "$model" --k_neighb "$K" \
   --epoch_sweep_dataset "$PER_CLASS" --dataset_sweep_epoch "$EPOCHS" --pct_confidences '20,100' \
-  --attack_fname attack_sweeps --attk_folder_path "$LOGGING_FOLDER/attack_sweeps" \
-  --plot_lin_probe 1 --lin_probe_folder_path "$LOGGING_FOLDER/lin_probe_sweeps_with_aug" \
+  --attack_fname "${projector%/*}" --attk_folder_path "$LOGGING_FOLDER/${projector%/*}" \
+  --plot_lin_probe 1 --lin_probe_folder_path "$LOGGING_FOLDER/${probe%/*}" \
   --save_path "$LOGGING_FOLDER/plot"
 
 say "Result"
 python bash_examples/summary_table.py --chance "$(python -c "print(1 / $CLASSES)")" \
   --save_path "$LOGGING_FOLDER/summary.csv" \
-  "projector=$LOGGING_FOLDER/attack_sweeps/NN_attk_${model}_${PER_CLASS}pc_${EPOCHS}ep" \
-  "backbone=$LOGGING_FOLDER/attack_sweeps_backbone/NN_attk_${model}_${PER_CLASS}pc_${EPOCHS}ep"
+  "projector=$LOGGING_FOLDER/$projector" "backbone=$LOGGING_FOLDER/$backbone"
 echo
 echo "Figures in $LOGGING_FOLDER/plot, the table in $LOGGING_FOLDER/summary.csv, $((SECONDS - started)) s in all."

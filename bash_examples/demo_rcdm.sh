@@ -16,8 +16,9 @@ STEPS=${STEPS:-1500}                    # of each RCDM's training
 RESPACING=${RESPACING:-50}              # steps of the sampling; ddim25: DDIM
 JUDGE=${JUDGE:-0}                       # 1: train a judge of the classes and let it judge one sample an attacked image
 
-name=${model}_${EPOCHS}ep_${PER_CLASS}pc
-attack=$LOGGING_FOLDER/attack_sweeps/NN_attk_${model}_${PER_CLASS}pc_${EPOCHS}ep
+point=$(points projector "$EPOCHS")
+read -r _ _ _ _ _ training _ attack _ rcdm <<<"$point"
+attack=$LOGGING_FOLDER/$attack rcdm=$LOGGING_FOLDER/$rcdm
 public=$INDEX_FOLDER/${PER_CLASS}_per_class/public.npy
 cd "$root"
 started=$SECONDS
@@ -33,19 +34,19 @@ done
 say "1/2 training of RCDM for model A and model B, both at once: $LOGGING_FOLDER/RCDM"
 train() { # train A|B
   exec python train_RCDM.py --local 1 --feat_cond --ssl_from_ckpt True --ssl_loss "$LOSS" \
-    --ssl_model_pth "$LOGGING_FOLDER/${model}_dssweep_${PER_CLASS}pc_$1/model_ep$EPOCHS.pth" --ssl_resolution 32 \
+    --ssl_model_pth "$LOGGING_FOLDER/${training}_$1/model_ep$EPOCHS.pth" --ssl_resolution 32 \
     --data_dir "$IMAGENET_DATASET_DIR" --dataset_indices "$public" --workers 0 --seed "$SEED" \
     --image_size 32 --num_channels 32 --channel_mult 1,2,4 --num_res_blocks 1 --attention_resolutions 8 \
     --learn_sigma True --batch_size 32 --lr 1e-3 --ema_rate 0.995 --lr_anneal_steps "$STEPS" \
     --save_interval 500 --log_interval 50 --timestep_respacing 50 --precision "$PRECISION" \
-    --out_dir "$LOGGING_FOLDER/RCDM/rcdm_${name}_$1"
+    --out_dir "${rcdm}_$1"
 }
 train_both train "$LOGGING_FOLDER/RCDM" train_RCDM.py
 echo "both are trained after $((SECONDS - started)) s"
 
 say "2/2 reconstructions: $LOGGING_FOLDER/RCDM/reconstructions"
 export RCDM_ATTACK=$attack RCDM_RESPACING=$RESPACING RCDM_FIGURES=$LOGGING_FOLDER/RCDM/reconstructions
-export RCDM_A=$LOGGING_FOLDER/RCDM/rcdm_${name}_A RCDM_B=$LOGGING_FOLDER/RCDM/rcdm_${name}_B
+export RCDM_A=${rcdm}_A RCDM_B=${rcdm}_B
 mkdir -p "$RCDM_FIGURES"
 OMP_NUM_THREADS=$cores jupyter execute --output="$RCDM_FIGURES/visualization_RCDM.ipynb" visualization_RCDM.ipynb
 echo "The notebook with its figures: $RCDM_FIGURES/visualization_RCDM.ipynb, $((SECONDS - started)) s in all."

@@ -28,6 +28,11 @@ export LOGGING_FOLDER=$run/$settings
 # shellcheck disable=SC2034
 model=$LOSS                             # as file and folder names have it
 
+points() { # points ATTACKS EPOCHS: the lines of points.py
+  SWEEP_SCRIPT=${0##*/} SWEEP=epochs MODEL=$model LOSS=$LOSS ATTACKS=$1 EPOCHS=$2 EPOCH='' DATASET=$PER_CLASS \
+    python "$root/bash_examples/points.py"
+}
+
 say() { printf '\n== %s\n' "$*"; }
 
 running() { [ -n "$1" ] && ps -p "$1" -o args= 2>/dev/null | grep -q "$2"; } # running PID SCRIPT

@@ -1,11 +1,5 @@
 #!/usr/bin/env bash
 # Linear probes of the supervised model, epochs and sizes of training set: $LOGGING_FOLDER/supervised/lin_probe_sweeps_with_aug.
-#
-#   ./bash_examples/lin_probe_supervised.sh
-#   SWEEP=datasets LOCAL=1 ./bash_examples/lin_probe_supervised.sh --batch_size 256
-#   DRY_RUN=1 ./bash_examples/lin_probe_supervised.sh      only prints the commands
-#
-# Further arguments go to lin_probe.py; all variables, with the published values as defaults, are told in sweep.sh.
-set -euo pipefail
-export SWEEP_SCRIPT=lin_probe_supervised.sh LOSS=${LOSS:-supervised} STAGES=probe SWEEP=${SWEEP:-"epochs datasets"}
+# Arguments go to lin_probe.py; variables: sweep.sh.
+export SWEEP_SCRIPT=${0##*/} LOSS=${LOSS:-supervised} STAGES=probe SWEEP=${SWEEP:-epochs datasets}
 exec bash "$(dirname "$0")/sweep.sh" "$@"

@@ -6,10 +6,9 @@
 #   LOSS=simclr ATTACKS="projector backbone" STAGES="attack plot" ./bash_examples/sweep.sh
 #   LOCAL=1 ...          runs here, one after the other      DRY_RUN=1 ...     only prints the commands
 #
-# On SLURM attacks and probes wait for the trainings they need (--dependency), and the figures for all of them. The
-# number of each job is kept beside its folder (FOLDER.job): run again, the sweep submits only what is neither finished
-# nor in the queue. Anything missing is named before the first command. sbatch's own variables (SBATCH_PARTITION,
-# SBATCH_ACCOUNT, ...) hold for every job.
+# On SLURM attacks and probes wait for the trainings they need (--dependency), and the figures for all. The number of a
+# job is kept beside its folder (FOLDER.job): run again, the sweep submits what is neither finished nor in the queue.
+# Missing files are named before the first command. sbatch's own variables (SBATCH_PARTITION, ...) hold for every job.
 #
 # Environment, with the published values as defaults:
 #   STAGES   "train attack probe plot", or some of these
@@ -23,347 +22,178 @@
 #            its own: attack_sweeps, attack_sweeps_backbone, ...
 #   PUBLIC   500: the public set that every attack searches; K=100 neighbors; PCT_CONFIDENCES=20,100 in the figures
 #   TRAIN_FLAGS, ATTACK_FLAGS, PROBE_FLAGS, PLOT_FLAGS   appended to the commands; with one stage the arguments are, too
-# and the folders BETONS_FOLDER (train), INDEX_FOLDER, IMAGENET_DATASET_DIR, IMAGENET_BBOX_ANNOTATIONS (attack, probe),
-# LOGGING_FOLDER (all).
-# shellcheck disable=SC2317,SC2329  # stages and checks are called by name
-set -euo pipefail
+# and the folders LOGGING_FOLDER, BETONS_FOLDER (train), INDEX_FOLDER, IMAGENET_DATASET_DIR, IMAGENET_BBOX_ANNOTATIONS
+# (attack, probe). Names of points and folders: dejavu_utils/analysis/points.py.
+# shellcheck disable=SC2034,SC2154,SC2317,SC2329  # stages are called by name, with the words of a point in variables
+# shellcheck disable=SC2086,SC2206                # the *_FLAGS are split into words
+set -euo pipefail -f
 root=$(cd "$(dirname "$0")/.." && pwd)
-me=${SWEEP_SCRIPT:-sweep.sh}
-fail() { echo "$me: error: $*" >&2; exit 2; }
+export SWEEP_SCRIPT=${SWEEP_SCRIPT:-sweep.sh}
+fail() { echo "$SWEEP_SCRIPT: error: $*" >&2; exit 2; }
 need_variable() { [ -n "${!1:-}" ] || fail "the variable $1 is not set: export $1=FOLDER"; }
 need_file() { [ -f "$1" ] || fail "$1: no such file; $2"; }
 need_folder() { need_variable "$1"; [ -d "${!1}" ] || fail "$1 ${!1}: no such folder"; }
+need_indices() { need_folder IMAGENET_DATASET_DIR; need_variable INDEX_FOLDER; }
 words() { case " $2 " in *" $1 "*) ;; *) return 1 ;; esac; } # words WORD LIST: is it one of them?
-once() { # once NAME: true for the first time
-  case "$seen" in *"|$1|"*) return 1 ;; esac
-  seen="$seen|$1|"
-}
 
-LOSS=${LOSS:-vicreg}
-STAGES=${STAGES:-train attack probe plot}
-SWEEP=${SWEEP:-epochs datasets}
-ATTACKS=${ATTACKS:-projector}
-EPOCH=${EPOCH:-1000}
-DATASET=${DATASET:-300}
-PARAM_DATASET=${PARAM_DATASET:-100}
-PUBLIC=${PUBLIC:-500}
-K=${K:-100}
-LOCAL=${LOCAL:-0}
-DRY_RUN=${DRY_RUN:-0}
-PYTHON=${PYTHON:-python}
-CONFIG=${CONFIG:-$root/configs/${LOSS}_cfg.yaml}
-model=$LOSS own_train=() own_inference=()
-if [ -n "${ARCH:-}" ]; then
+export LOSS=${LOSS:-vicreg} ARCH=${ARCH:-} SWEEP=${SWEEP:-epochs datasets} ATTACKS=${ATTACKS:-projector}
+export EPOCHS=${EPOCHS:-50 100 250 500 750 1000} DATASET=${DATASET:-300}
+export DATASETS=${DATASETS:-100 200 300 400 500} EPOCH=${EPOCH:-1000} PARAM_DATASET=${PARAM_DATASET:-100}
+export TEMPERATURES=${TEMPERATURES:-.05 .075 .10 .125 .15 .175 .25 .30 .50 .99}
+export SIM_COEFFS=${SIM_COEFFS:-10 25 50 65 80 100} FRACTIONS=${FRACTIONS:-.20 .25 .30 .35 .40 .45 .50}
+STAGES=${STAGES:-train attack probe plot} PUBLIC=${PUBLIC:-500} K=${K:-100} LOCAL=${LOCAL:-0} DRY_RUN=${DRY_RUN:-0}
+PYTHON=${PYTHON:-python} CONFIG=${CONFIG:-$root/configs/${LOSS}_cfg.yaml} own_train='' own_inference=''
+export MODEL=$LOSS
+if [ -n "$ARCH" ]; then
   [ "$ARCH" = resnet50 ] || fail "ARCH=$ARCH: only resnet50 has published names; leave it out"
-  model=${LOSS}_rn50 own_train=(--model.arch resnet50) own_inference=(--resnet50)
+  MODEL=${LOSS}_rn50 own_train='--model.arch resnet50' own_inference=--resnet50
 fi
-read -r -a train_flags <<<"${TRAIN_FLAGS:-}"
-read -r -a attack_flags <<<"${ATTACK_FLAGS:-}"
-read -r -a probe_flags <<<"${PROBE_FLAGS:-}"
-read -r -a plot_flags <<<"${PLOT_FLAGS:-}"
-case $STAGES in
-  train) train_flags+=("$@") ;;
-  attack) attack_flags+=("$@") ;;
-  probe) probe_flags+=("$@") ;;
-  plot) plot_flags+=("$@") ;;
-  *) [ $# -eq 0 ] || fail "$1: which of the stages '$STAGES' is this for? use TRAIN_FLAGS, ATTACK_FLAGS, PROBE_FLAGS, PLOT_FLAGS" ;;
-esac
+arguments=("$@") # of the only stage
 for word in $STAGES; do words "$word" "train attack probe plot" || fail "STAGES: $word is not one of train attack probe plot"; done
-for word in $ATTACKS; do
-  words "$word" "projector backbone corner_crop logits" || fail "ATTACKS: $word is not one of projector backbone corner_crop logits"
-done
-if words logits "$ATTACKS" && [ "$LOSS" != supervised ]; then
-  fail "ATTACKS=logits: only supervised models have them, not LOSS=$LOSS"
-fi
-for word in $SWEEP; do
-  case $word:$LOSS:${ARCH:-} in
-    epochs:* | datasets:* | temperature:simclr: | sim_coeff:vicreg: | corner_fraction:*:) ;;
-    temperature:* | sim_coeff:* | corner_fraction:*) fail "SWEEP=$word LOSS=$LOSS ARCH=${ARCH:-}: has no published names" ;;
-    *) fail "SWEEP: $word is not one of epochs datasets temperature sim_coeff corner_fraction" ;;
-  esac
-done
-
-case " $SWEEP " in *" temperature "* | *" corner_fraction "*)
-  for word in ${TEMPERATURES:-} ${FRACTIONS:-}; do
-    case $word in .[0-9]* | 0.[0-9]*) ;; *) fail "$word: TEMPERATURES and FRACTIONS are numbers between 0 and 1 such as .15" ;; esac
-  done ;;
-esac
-digits() { # digits VALUE: those after the point, at least two (.05 -> 05, .075 -> 075, .5 -> 50)
-  local after=${1#*.}
-  while [ "${after%0}" != "$after" ] && [ "${#after}" -gt 2 ]; do after=${after%0}; done
-  [ "${#after}" -ge 2 ] || after=${after}0
-  echo "$after"
-}
-
-each_point() { # each_point FUNCTION: calls FUNCTION SWEEP TRAINING N EPOCH NAME VALUE for each point of the sweep
-  local sweep value
-  for sweep in $SWEEP; do
-    case $sweep in
-      epochs) for value in ${EPOCHS:-50 100 250 500 750 1000}; do
-        "$1" "$sweep" "${model}_dssweep_${DATASET}pc" "$DATASET" "$value" "${model}_${DATASET}pc_${value}ep" ""; done ;;
-      datasets) for value in ${DATASETS:-100 200 300 400 500}; do
-        "$1" "$sweep" "${model}_dssweep_${value}pc" "$value" "$EPOCH" "${model}_${value}pc_${EPOCH}ep" ""; done ;;
-      temperature) for value in ${TEMPERATURES:-.05 .075 .10 .125 .15 .175 .25 .30 .50 .99}; do
-        "$1" "$sweep" "simclr_tempsweep_p$(digits "$value")" "$PARAM_DATASET" "$EPOCH" \
-          "simclr_p$(digits "$value")t_${EPOCH}ep" "$value"; done ;;
-      sim_coeff) for value in ${SIM_COEFFS:-10 25 50 65 80 100}; do
-        "$1" "$sweep" "vicreg_simsweep_sim$value" "$PARAM_DATASET" "$EPOCH" "vicreg_sim${value}_${EPOCH}ep" "$value"; done ;;
-      corner_fraction) for value in ${FRACTIONS:-.20 .25 .30 .35 .40 .45 .50}; do
-        "$1" "$sweep" "${model}_dssweep_${PARAM_DATASET}pc" "$PARAM_DATASET" "$EPOCH" \
-          "${model}_crop_p$(digits "$value")_${EPOCH}ep" "$value"; done ;;
-    esac
-  done
-}
-
-kinds() { if [ "$1" = corner_fraction ]; then echo cropsize; else echo "$ATTACKS"; fi; } # the attacks of a point
-
-attack_results() { # attack_results FOLDER: the file that an attack writes last; with --layers in the last layer's folder
-  local word layer='' previous=''
-  for word in ${attack_flags[@]+"${attack_flags[@]}"}; do
-    if [ "$previous" = --layers ]; then layer=${word##*,}/; fi
-    case $word in --layers=*) word=${word#*=} layer=${word##*,}/ ;; esac
-    previous=$word
-  done
-  echo "$1/${layer}results.json"
-}
-
-attack_folder() { # attack_folder KIND: below the model's folder
-  case $1 in
-    projector) echo attack_sweeps ;;
-    logits) echo attack_sweeps_w_linear_layer_activations ;;
-    *) echo "attack_sweeps_$1" ;;
-  esac
-}
-
-# --- what is there, in the queue, or will come ---------------------------------------------------------------------
+[[ $#:$STAGES =~ ^0:|^[0-9]+:[a-z]+$ ]] ||
+  fail "$1: which of the stages '$STAGES' is this for? use TRAIN_FLAGS, ATTACK_FLAGS, PROBE_FLAGS, PLOT_FLAGS"
+points=$(PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" "$root/bash_examples/points.py") || exit $?
 queue=
 if [ "$LOCAL" != 1 ] && [ "$STAGES" != plot ]; then
-  if [ "$DRY_RUN" != 1 ] && ! command -v squeue >/dev/null; then
+  [ "$DRY_RUN" = 1 ] || command -v squeue >/dev/null ||
     fail "there is no SLURM here (squeue is not on the path): LOCAL=1 runs here"
-  fi
   queue=$(squeue -h -u "$(id -un)" -o %i 2>/dev/null) || [ "$DRY_RUN" = 1 ] ||
     fail "squeue does not answer: try again, or LOCAL=1 to run here"
 fi
-job_of() { # job_of FOLDER: the number of its job, if that is in the queue
-  local id
-  [ -f "$1.job" ] || return 1
-  id=$(cat "$1.job")
-  words "$id" "$(echo "$queue" | tr '\n' ' ')" && echo "$id"
-}
-trained() { [ -f "$1/final_weights.pt" ]; }
+need_variable LOGGING_FOLDER
+models=$LOGGING_FOLDER/$MODEL
 
-check_training() {
-  local n=$3 side
-  for side in A B; do
-    need_file "$BETONS_FOLDER/${n}_per_class_$side.beton" "run gen_betons.sh, or narrow the sweep (DATASETS)"
-  done
-}
-check_checkpoint() { # check_checkpoint TRAINING EPOCH
-  local folder=$LOGGING_FOLDER/$model/$1
-  [ -f "$folder/model_ep$2.pth" ] && return
-  if words train "$STAGES" && ! trained "$folder"; then return; fi
-  job_of "$folder" >/dev/null || fail "$folder/model_ep$2.pth: no such file; train the model (STAGES=train), or narrow the sweep"
-}
-check_attack() {
-  local kind side
-  need_file "$INDEX_FOLDER/$3_per_class/bbox_A.npy" "run imagenet_partition.py"
-  need_file "$INDEX_FOLDER/$3_per_class/bbox_B.npy" "run imagenet_partition.py"
-  for kind in $(kinds "$1"); do
-    words "$kind" "corner_crop cropsize" || need_folder IMAGENET_BBOX_ANNOTATIONS
-    [ -f "$(attack_results "$LOGGING_FOLDER/$model/$(attack_folder "$kind")/NN_attk_$5")" ] && continue
-    for side in A B; do check_checkpoint "$2_$side" "$4"; done
-  done
-}
-check_probe() {
-  [ "$1" = corner_fraction ] && return
-  need_file "$INDEX_FOLDER/$3_per_class/train_A.npy" "run imagenet_partition.py"
-  [ -f "$LOGGING_FOLDER/$model/lin_probe_sweeps_with_aug/lp_$5/results.json" ] || check_checkpoint "$2_A" "$4"
-}
-check_all() {
-  need_variable LOGGING_FOLDER
-  if words train "$STAGES"; then
-    need_variable BETONS_FOLDER
-    need_file "$CONFIG" "LOSS=$LOSS has no settings"
-    need_file "$BETONS_FOLDER/val.beton" "run gen_val_betons.sh"
-    each_point check_training
-  fi
-  if words attack "$STAGES" || words probe "$STAGES"; then
-    need_folder IMAGENET_DATASET_DIR
-    need_variable INDEX_FOLDER
-  fi
-  if words attack "$STAGES"; then
-    need_file "$INDEX_FOLDER/${PUBLIC}_per_class/public.npy" "run imagenet_partition.py, or name another set with PUBLIC"
-    each_point check_attack
-  fi
-  if words probe "$STAGES"; then
-    need_file "$INDEX_FOLDER/val_set.npy" "run imagenet_partition.py"
-    each_point check_probe
-  fi
-}
-
-# --- running ------------------------------------------------------------------------------------------------------
-jobs=()      # that the figures wait for
-submitted=0  # of them now
-carry_out() { # carry_out FOLDER COMMAND...: prints it, runs it here, or submits it and keeps its number
-  local folder=$1 id
-  shift
-  if [ "$DRY_RUN" = 1 ]; then
-    run_or_print "$@"
-    [ "$LOCAL" = 1 ] || jobs+=("JOB_OF_$(basename "$folder")")
-  elif [ "$LOCAL" = 1 ]; then
-    echo "== $folder"
-    "$@"
-  else
-    id=$("$@" | tail -n 1) || exit $?
-    case $id in '' | *[!0-9]*) fail "$folder: no job number, but '$id'" ;; esac
-    echo "$id" >"$folder.job"
-    echo "$folder: job $id"
-    queue="$queue $id" submitted=$((submitted + 1))
-    jobs+=("$id")
-  fi
-}
-waiting() { # waiting FOLDER FINISHED: says so where there is nothing to do
-  local id
-  if [ -f "$2" ]; then
-    echo "$1: there already"
-  elif id=$(job_of "$1"); then
-    echo "$1: in the queue as job $id"
-    jobs+=("$id")
-  else
-    return 1
-  fi
-}
-after() { # after EPOCH FOLDER...: afterok:... of the trainings that have not come to this epoch; nothing if all have
-  local epoch=$1 folder id list=
-  shift
-  for folder in "$@"; do
-    [ -f "$folder/model_ep$epoch.pth" ] && continue
-    [ "$LOCAL" = 1 ] && continue # it has run before
-    id=$(job_of "$folder" || echo "JOB_OF_$(basename "$folder")") # the latter in a dry run
-    list="$list:$id"
-  done
-  [ -z "$list" ] || echo "afterok$list"
-}
-
+# --- the stages, each called for every attack of every point: first only to check its input, then to do it -----------
 train() {
-  local side folder
+  local side folder beton own=()
+  need_variable BETONS_FOLDER
+  need_file "$CONFIG" "LOSS=$LOSS has no settings"
+  need_file "$BETONS_FOLDER/val.beton" "run gen_val_betons.sh"
+  case $param in *.*) own=("--$param" "$value") ;; esac # a setting of train_SSL.py
   for side in A B; do
-    folder=$LOGGING_FOLDER/$model/$2_$side
-    once "$folder" || continue
-    if waiting "$folder" "$folder/final_weights.pt"; then continue; fi
-    local command=("$PYTHON" "$root/train_SSL.py" --config-file "$CONFIG" --dist.use_submitit "$((1 - LOCAL))"
-      --data.train_dataset "$BETONS_FOLDER/$3_per_class_$side.beton" --data.val_dataset "$BETONS_FOLDER/val.beton"
-      --logging.folder "$folder" ${own_train[@]+"${own_train[@]}"})
-    case $1 in
-      temperature) command+=(--simclr.temperature "$6") ;;
-      sim_coeff) command+=(--vicreg.sim_coeff "$6") ;;
-    esac
-    mkdir_for "$folder"
-    carry_out "$folder" "${command[@]}" ${train_flags[@]+"${train_flags[@]}"}
+    folder=$models/${training}_$side beton=$BETONS_FOLDER/${n}_per_class_$side.beton
+    need_file "$beton" "run gen_betons.sh, or narrow the sweep (DATASETS)"
+    needs_work "$folder" "$folder/final_weights.pt" || continue
+    carry_out "$folder" train_SSL.py --config-file "$CONFIG" --dist.use_submitit "$((1 - LOCAL))" \
+      --data.train_dataset "$beton" --data.val_dataset "$BETONS_FOLDER/val.beton" --logging.folder "$folder" \
+      $own_train ${own[@]+"${own[@]}"} ${TRAIN_FLAGS:-}
   done
 }
-mkdir_for() { [ "$DRY_RUN" = 1 ] || mkdir -p "$(dirname "$1")"; }
 
+last_layer='.*--layers[= ]([^ ]*,)?([^ ,]+)' # an attack of several layers writes those of the last one last
+[[ "${ATTACK_FLAGS:-} ${arguments[*]-}" =~ $last_layer ]] && last_layer=${BASH_REMATCH[2]}/ || last_layer=
 attack() {
-  local kind folder dependency a=$LOGGING_FOLDER/$model/$2_A b=$LOGGING_FOLDER/$model/$2_B
-  for kind in $(kinds "$1"); do
-    folder=$LOGGING_FOLDER/$model/$(attack_folder "$kind")/NN_attk_$5
-    once "$folder" || continue
-    if waiting "$folder" "$(attack_results "$folder")"; then continue; fi
-    local command=("$PYTHON" "$root/label_inference_attack.py" --local "$LOCAL" --loss "$LOSS" --output_dir "$folder"
-      --model_A_pth "$a/model_ep$4.pth" --model_B_pth "$b/model_ep$4.pth"
-      --bbox_A_idx_pth "$INDEX_FOLDER/$3_per_class/bbox_A.npy" --bbox_B_idx_pth "$INDEX_FOLDER/$3_per_class/bbox_B.npy"
-      --public_idx_pth "$INDEX_FOLDER/${PUBLIC}_per_class/public.npy" --imgnet_train_pth "$IMAGENET_DATASET_DIR"
-      --k "$K" --k_attk "$K" ${own_inference[@]+"${own_inference[@]}"})
-    case $kind in
-      projector) command+=(--imgnet_bbox_pth "$IMAGENET_BBOX_ANNOTATIONS") ;;
-      backbone) command+=(--imgnet_bbox_pth "$IMAGENET_BBOX_ANNOTATIONS" --use_backbone 1) ;;
-      logits) command+=(--imgnet_bbox_pth "$IMAGENET_BBOX_ANNOTATIONS" --use_supervised_linear 1) ;;
-      corner_crop) command+=(--use_corner_crop 1 --corner_crop_frac 0.40) ;;
-      cropsize) command+=(--use_corner_crop 1 --corner_crop_frac "$6") ;;
-    esac
-    dependency=$(after "$4" "$a" "$b")
-    [ -z "$dependency" ] || command+=(--dependency "$dependency")
-    mkdir_for "$folder"
-    carry_out "$folder" "${command[@]}" ${attack_flags[@]+"${attack_flags[@]}"}
-  done
+  local folder=$models/$attack index public file own=()
+  need_indices
+  index=$INDEX_FOLDER/${n}_per_class public=$INDEX_FOLDER/${PUBLIC}_per_class/public.npy
+  need_file "$public" "run imagenet_partition.py, or name another set with PUBLIC"
+  for file in "$index"/bbox_{A,B}.npy; do need_file "$file" "run imagenet_partition.py"; done
+  case $kind in
+    corner_crop) own=(--use_corner_crop 1 --corner_crop_frac 0.40) ;;
+    cropsize) own=(--use_corner_crop 1 --corner_crop_frac "$value") ;;
+    *) need_folder IMAGENET_BBOX_ANNOTATIONS; own=(--imgnet_bbox_pth "$IMAGENET_BBOX_ANNOTATIONS") ;;
+  esac
+  case $kind in backbone) own+=(--use_backbone 1) ;; logits) own+=(--use_supervised_linear 1) ;; esac
+  needs_work "$folder" "$folder/${last_layer}results.json" "${training}_A" "${training}_B" || return 0
+  carry_out "$folder" label_inference_attack.py --local "$LOCAL" --loss "$LOSS" --output_dir "$folder" \
+    --model_A_pth "$models/${training}_A/model_ep$epoch.pth" --model_B_pth "$models/${training}_B/model_ep$epoch.pth" \
+    --bbox_A_idx_pth "$index/bbox_A.npy" --bbox_B_idx_pth "$index/bbox_B.npy" --public_idx_pth "$public" \
+    --imgnet_train_pth "$IMAGENET_DATASET_DIR" --k "$K" --k_attk "$K" $own_inference "${own[@]}" $dependency ${ATTACK_FLAGS:-}
 }
 
 probe() {
-  local folder=$LOGGING_FOLDER/$model/lin_probe_sweeps_with_aug/lp_$5 a=$LOGGING_FOLDER/$model/$2_A dependency
-  [ "$1" = corner_fraction ] && return
-  once "$folder" || return 0
-  if waiting "$folder" "$folder/results.json"; then return; fi
-  local command=("$PYTHON" "$root/lin_probe.py" --local "$LOCAL" --model_pth "$a/model_ep$4.pth" --end_lr 0.1
-    --epochs 20 --loss "$LOSS" --train_idx_pth "$INDEX_FOLDER/$3_per_class/train_A.npy"
-    --val_idx_pth "$INDEX_FOLDER/val_set.npy" --imgnet_train_pth "$IMAGENET_DATASET_DIR" --output_dir "$folder"
-    ${own_inference[@]+"${own_inference[@]}"})
-  dependency=$(after "$4" "$a")
-  [ -z "$dependency" ] || command+=(--dependency "$dependency")
-  mkdir_for "$folder"
-  carry_out "$folder" "${command[@]}" ${probe_flags[@]+"${probe_flags[@]}"}
+  local folder=$models/$probe train val file
+  [ "$probe" != - ] || return 0
+  need_indices
+  train=$INDEX_FOLDER/${n}_per_class/train_A.npy val=$INDEX_FOLDER/val_set.npy
+  for file in "$val" "$train"; do need_file "$file" "run imagenet_partition.py"; done
+  needs_work "$folder" "$folder/results.json" "${training}_A" || return 0
+  carry_out "$folder" lin_probe.py --local "$LOCAL" --model_pth "$models/${training}_A/model_ep$epoch.pth" \
+    --end_lr 0.1 --epochs 20 --loss "$LOSS" --train_idx_pth "$train" --val_idx_pth "$val" \
+    --imgnet_train_pth "$IMAGENET_DATASET_DIR" --output_dir "$folder" $own_inference $dependency ${PROBE_FLAGS:-}
 }
 
 plot() { # the figures of each kind of attack, now or when the jobs have ended
-  local sweep kind suffix save_path id command probes=$LOGGING_FOLDER/$model/lin_probe_sweeps_with_aug
-  for sweep in $SWEEP; do
-    for kind in $(kinds "$sweep"); do
-      suffix=
-      [ "$kind" = projector ] || suffix=_$kind
-      save_path=$LOGGING_FOLDER/$model/plot$suffix
-      command=("$PYTHON" "$root/plot_quant_results.py" --model "$model" --k_neighb "$K"
-        --epoch_sweep_dataset "$DATASET" --dataset_sweep_epoch "$EPOCH"
-        --pct_confidences "${PCT_CONFIDENCES:-20,100}" --attack_fname "$(attack_folder "$kind")"
-        --attk_folder_path "$LOGGING_FOLDER/$model/$(attack_folder "$kind")"
-        --save_path "$save_path")
-      case $sweep in
-        temperature) command+=(--sweep_param simclr.temperature) ;;
-        sim_coeff) command+=(--sweep_param vicreg.sim_coeff) ;;
-        corner_fraction) command+=(--sweep_param corner_crop_frac) ;;
-        *) once "plot of $kind" || continue ;;
-      esac
-      if [ "$sweep" != corner_fraction ] && { words probe "$STAGES" || [ -d "$probes" ]; }; then
-        command+=(--plot_lin_probe 1 --lin_probe_folder_path "$probes")
-      else
-        command+=(--plot_lin_probe 0)
-      fi
-      command+=(${plot_flags[@]+"${plot_flags[@]}"})
-      if [ ${#jobs[@]} -eq 0 ]; then
-        run_or_print "${command[@]}"
-        continue
-      fi
-      if [ "$submitted" = 0 ] && id=$(job_of "${save_path}_$sweep"); then
-        echo "$save_path: in the queue as job $id"
-        continue
-      fi
-      command=(sbatch --parsable "--dependency=afterany$(printf ':%s' "${jobs[@]}")" --job-name="plot_$model"
-        --output="${save_path}_%j_log.out" --wrap="$(printf '%q ' "${command[@]}")") # of the points that are there
-      id=$(run_or_print "${command[@]}") || exit $?
-      if [ "$DRY_RUN" = 1 ]; then
-        echo "$id"
-      else
-        echo "${id%%;*}" >"${save_path}_$sweep.job"
-        echo "$save_path: job ${id%%;*}"
-      fi
-    done
-  done
-}
-run_or_print() {
-  if [ "$DRY_RUN" = 1 ]; then
-    printf '%q ' "$@"
-    echo
+  local save_path=$models/plot own=() lin_probe=(--plot_lin_probe 0) command id
+  [ "$checking" = 0 ] && once "$param $kind" || return 0
+  [ "$kind" = projector ] || save_path=${save_path}_$kind
+  [ "$probe" = - ] || ! { words probe "$STAGES" || [ -d "$models/${probe%/*}" ]; } ||
+    lin_probe=(--plot_lin_probe 1 --lin_probe_folder_path "$models/${probe%/*}")
+  [ "$param" = - ] || own=(--sweep_param "$param")
+  command=("$PYTHON" "$root/plot_quant_results.py" --model "$MODEL" --k_neighb "$K" --epoch_sweep_dataset "$DATASET"
+    --dataset_sweep_epoch "$EPOCH" --pct_confidences "${PCT_CONFIDENCES:-20,100}" --attack_fname "${attack%/*}"
+    --attk_folder_path "$models/${attack%/*}" --save_path "$save_path" ${own[@]+"${own[@]}"} "${lin_probe[@]}"
+    ${PLOT_FLAGS:-} ${arguments[@]+"${arguments[@]}"})
+  if [ ${#jobs[@]} -eq 0 ]; then
+    run_or_print "${command[@]}"
+  elif [ "$submitted" = 0 ] && id=$(job_of "${save_path}_$sweep"); then
+    echo "$save_path: in the queue as job $id"
   else
-    "$@"
+    command=(sbatch --parsable "--dependency=afterany$(printf ':%s' "${jobs[@]}")" --job-name="plot_$MODEL"
+      --output="${save_path}_%j_log.out" --wrap="$(printf '%q ' "${command[@]}")") # of the points that are there
+    [ "$DRY_RUN" = 1 ] || command=(submit "${save_path}_$sweep" "$save_path" "${command[@]}")
+    run_or_print "${command[@]}"
   fi
 }
 
-{ # read as a whole: a sweep that runs here for days is not touched by a newer version of this file
-  check_all
-  for stage in train attack probe; do
-    seen=
-    if words "$stage" "$STAGES"; then each_point "$stage"; fi
+# --- what is there, in the queue, or will come ----------------------------------------------------------------------
+jobs=() submitted=0 # that the figures wait for; 1: some of them are new
+once() { case "$seen" in *"|$1|"*) return 1 ;; esac; seen="$seen|$1|"; } # once NAME: true for the first time in a stage
+job_of() { # job_of FOLDER: the number of its job, if that is in the queue
+  [ -f "$1.job" ] && words "$(cat "$1.job")" "$(echo "$queue" | tr '\n' ' ')" && cat "$1.job"
+}
+needs_work() { # needs_work FOLDER FINISHED TRAINING...: true if the stage is to be done; sets $dependency
+  local folder=$1 id training
+  once "$folder" || return 1
+  if [ -f "$2" ]; then
+    [ "$checking" = 1 ] || echo "$folder: there already"
+    return 1
+  elif [ "$checking" = 0 ] && id=$(job_of "$folder"); then
+    jobs+=("$id")
+    echo "$folder: in the queue as job $id"
+    return 1
+  fi
+  dependency=
+  for training in "${@:3}"; do
+    training=$models/$training
+    if [ -f "$training/model_ep$epoch.pth" ]; then continue; fi
+    id=$(job_of "$training") || id=JOB_OF_$(basename "$training") # in a dry run
+    dependency=${dependency:---dependency afterok}:$id
+    if [ "$checking" = 0 ] || job_of "$training" >/dev/null; then continue; fi
+    { words train "$STAGES" && [ ! -f "$training/final_weights.pt" ]; } ||
+      fail "$training/model_ep$epoch.pth: no such file; train the model (STAGES=train), or narrow the sweep"
   done
+  [ "$LOCAL" != 1 ] || dependency= # here the trainings have run before
+  [ "$checking" = 0 ]
+}
+submit() { # submit NAME FOLDER COMMAND...: keeps the number of its job in NAME.job, and sets $id
+  id=$("${@:3}" | tail -n 1) || exit $?
+  id=${id%%;*}
+  case $id in '' | *[!0-9]*) fail "$2: no job number, but '$id'" ;; esac
+  echo "$id" >"$1.job"
+  echo "$2: job $id"
+}
+carry_out() { # carry_out FOLDER SCRIPT FLAGS...: prints the command, runs it here, or submits it
+  local folder=$1 id command=("$PYTHON" "$root/$2" "${@:3}" ${arguments[@]+"${arguments[@]}"})
+  [ "$DRY_RUN" = 1 ] || mkdir -p "$(dirname "$folder")"
+  case $DRY_RUN:$LOCAL in
+    1:1) run_or_print "${command[@]}" ;;
+    1:*) run_or_print "${command[@]}"; jobs+=("JOB_OF_$(basename "$folder")") ;;
+    *:1) echo "== $folder"; run_or_print "${command[@]}" ;;
+    *) submit "$folder" "$folder" "${command[@]}"; queue="$queue $id" submitted=1 jobs+=("$id") ;;
+  esac
+}
+run_or_print() { if [ "$DRY_RUN" = 1 ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
+each_point() { # each_point STAGE
   seen=
-  if words plot "$STAGES"; then plot; fi
+  while read -r sweep param value n epoch training kind attack probe _ <&3; do "$1" 3<&-; done 3<<<"$points"
+}
+
+{ # read as a whole: a sweep that runs here for days is not touched by a newer version of this file
+  for checking in 1 0; do
+    for stage in train attack probe plot; do
+      if words "$stage" "$STAGES"; then each_point "$stage"; fi
+    done
+  done
   exit
 }

@@ -1,12 +1,109 @@
-"""The names of files and folders of attacks and linear probes, and finding the points of a sweep by them."""
+"""The names of points and folders: what trainings, attacks, probes and reconstructions of a sweep are called.
+
+A point is one training recipe at one epoch, for instance `vicreg_300pc_1000ep`; its models are in `{training}_A` and
+`{training}_B`, its attacks in `NN_attk_{point}`, its linear probe in `lp_{point}`. Standard library only: the shell
+scripts call this (bash_examples/points.py).
+"""
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 SETS = ("A", "B")
+# Folders of attacks, by what is attacked, or how.
+ATTACK_FOLDERS = {
+    "projector": "attack_sweeps",
+    "backbone": "attack_sweeps_backbone",
+    "corner_crop": "attack_sweeps_corner_crop",
+    "logits": "attack_sweeps_w_linear_layer_activations",
+    "cropsize": "attack_sweeps_cropsize",
+}
+PROBE_FOLDER = "lin_probe_sweeps_with_aug"
+ATTACK_PREFIX, PROBE_PREFIX = "NN_attk_", "lp_"
 # Folders of attacks beside attack_sweeps, with the layer that an attack in them is of.
-LAYERS_BESIDE = {"attack_sweeps_backbone": "backbone", "attack_sweeps_w_linear_layer_activations": "logits"}
+LAYERS_BESIDE = {ATTACK_FOLDERS[layer]: layer for layer in ("backbone", "logits")}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One published sweep.
+
+    point, training: names with {model}, {per_class} (images), {epoch} and {digits} (of the parameter's value).
+    varies: which of these differs between the points. param: the parameter, None where epochs or sizes vary.
+    fraction: the parameter lies between 0 and 1, and only the digits after its point are in the names.
+    own_models: False where the sweep attacks the models of another one; then it has no linear probes.
+    """
+
+    point: str
+    training: str
+    varies: str
+    param: str | None = None
+    fraction: bool = False
+    own_models: bool = True
+
+    def template(self, model, per_class, epoch):
+        """The points' name, with {} for what varies."""
+        fields = {"model": model, "per_class": per_class, "epoch": epoch, self.varies: "{}"}
+        return self.point.format(**fields)
+
+    def at(self, value, model, per_class=None, epoch=None):
+        """The Point where what varies has this value, as text, for instance .15; ValueError if it cannot."""
+        fields = {"model": model, "per_class": per_class, "epoch": epoch}
+        fields[self.varies] = fraction_digits(value) if self.fraction else value
+        names = (self.point.format(**fields), self.training.format(**fields))
+        return Point(*names, model, fields["per_class"], fields["epoch"])
+
+    def value(self, digits):
+        """What the digits that vary stand for: 075 is 0.075 where the parameter is a fraction."""
+        return float(f"0.{digits}" if self.fraction else digits)
+
+
+_SIZES = ("{model}_{per_class}pc_{epoch}ep", "{model}_dssweep_{per_class}pc")
+SWEEPS = {
+    "epochs": Sweep(*_SIZES, "epoch"),
+    "datasets": Sweep(*_SIZES, "per_class"),
+    "temperature": Sweep(
+        "simclr_p{digits}t_{epoch}ep", "simclr_tempsweep_p{digits}", "digits", "simclr.temperature", fraction=True
+    ),
+    "sim_coeff": Sweep("vicreg_sim{digits}_{epoch}ep", "vicreg_simsweep_sim{digits}", "digits", "vicreg.sim_coeff"),
+    "corner_fraction": Sweep(
+        "{model}_crop_p{digits}_{epoch}ep", _SIZES[1], "digits", "corner_crop_frac", fraction=True, own_models=False
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point: its name, the folder of its models without the _A or _B, the model's name, and where it lies."""
+
+    name: str
+    training: str
+    model: str
+    per_class: str
+    epoch: str
+
+    def attack(self, kind):
+        """Where its attack lies below the model's folder. kind: one of ATTACK_FOLDERS."""
+        return f"{ATTACK_FOLDERS[kind]}/{ATTACK_PREFIX}{self.name}"
+
+    @property
+    def probe(self):
+        """Where its linear probe lies below the model's folder."""
+        return f"{PROBE_FOLDER}/{PROBE_PREFIX}{self.name}"
+
+    @property
+    def rcdm(self):
+        """Where its reconstruction models lie below the model's folder, without the _A or _B."""
+        return f"RCDM/rcdm_{self.model}_{self.epoch}ep_{self.per_class}pc"
+
+
+def fraction_digits(text):
+    """The digits after the point, at least two: .05 -> 05, .075 -> 075, .5 -> 50. ValueError unless 0 < text < 1."""
+    match = re.fullmatch(r"0?\.(\d+)", str(text))
+    if not match:
+        raise ValueError(f"{text}: not a number between 0 and 1 such as .15")
+    return match[1].rstrip("0").ljust(2, "0")
 
 
 def attack_path(folder, model, attacked, what):
