@@ -66,3 +66,10 @@ def test_each_page_is_linked_from_the_readme():
     text = documentation()[ROOT / "README.md"]
     for page in documentation():
         assert page.name == "README.md" or f"({page.relative_to(ROOT)})" in text, page.name
+
+
+def test_hooks_have_the_versions_of_the_requirements():
+    pinned = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    dependencies = re.findall(r"additional_dependencies: \[(.*)\]", hooks)
+    assert dependencies and set(dependencies) <= set(pinned)
