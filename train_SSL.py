@@ -28,6 +28,7 @@ from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.ffcv import FfcvLoader
 from dejavu_utils.data.loader import NativeLoader, evaluation_batches
+from dejavu_utils.data.provenance import load_training_images
 from dejavu_utils.devices import autocast, choose_precision
 from dejavu_utils.distributed import any_process, average_gradients, rank, world_size
 from dejavu_utils.errors import InputError, one_line
@@ -232,7 +233,7 @@ def train(settings):
     num_classes = max(train_set.num_classes, val_set.num_classes)
     seed_everything(settings["data.random_seed"])
     loader = make_loader(settings, train_set, device)
-    state = Run(settings, num_classes, device, len(loader), train_set.fingerprint)
+    state = Run(settings, num_classes, device, len(loader), train_set)
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings["training.train_probes_only"]:
         return train_probes(settings, state, loader, val_set, stop)
@@ -331,7 +332,9 @@ class Run:
     """Everything that changes while a model is trained: network, teacher, probes, optimizers, place in the data."""
 
     def __init__(self, settings, num_classes, device, steps_per_epoch, train_set):
-        self.settings, self.num_classes, self.device, self.train_set = settings, num_classes, device, train_set
+        self.settings, self.num_classes, self.device = settings, num_classes, device
+        images = load_training_images(train_set)
+        self.train_set, self.train_images = train_set.fingerprint, images and images.plain()
         self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
         self.frozen = False
         self.meter, self.started = Meter(), time.time()
@@ -482,6 +485,7 @@ class Run:
             "settings": self.settings,
             "num_classes": self.num_classes,
             "train_set": self.train_set,
+            "train_images": self.train_images,
             "world_size": world_size(),
         }
 
@@ -503,7 +507,9 @@ class Run:
                 raise InputError(
                     f"--{key} {value}: {what} {before.get(key)}; use the same, or another --logging.folder"
                 )
-        if checkpoint.get("train_set") != self.train_set:
+        images = (checkpoint.get("train_images"), self.train_images)
+        others = all(images) and images[0]["digest"] != images[1]["digest"]
+        if others or checkpoint.get("train_set") != self.train_set:
             raise InputError(f"--data.train_dataset {self.settings['data.train_dataset']}: {what} other images")
         if checkpoint.get("num_classes") != self.num_classes:
             found = checkpoint.get("num_classes")

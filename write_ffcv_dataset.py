@@ -1,6 +1,7 @@
 """Writes the images of one index file as a .beton, FFCV's format, for train_SSL.py.
 
-Reads an image folder (CLASS/ID.JPEG) and an .npy of image indices from imagenet_partition.py; writes one .beton.
+Reads an image folder (CLASS/ID.JPEG) and an .npy of image indices from imagenet_partition.py; writes one
+.beton, and beside it FILE.beton.images.npz, which says which images it holds.
 
     python write_ffcv_dataset.py --imgnet-path $IMAGENET_DATASET_DIR \\
         --idx-path $INDEX_FOLDER/300_per_class/train_A.npy --write-path $BETONS_FOLDER/300_per_class_A.beton
@@ -14,6 +15,7 @@ import numpy as np
 
 from dejavu_utils.cli import Parser, positive_int, run
 from dejavu_utils.data.beton import MODES, write_beton
+from dejavu_utils.data.provenance import save_training_images
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import list_images, load_image, load_indices
@@ -53,6 +55,8 @@ def main():
     indices = load_indices(args.idx_path, "--idx-path", listing)
     if not len(indices):
         raise InputError(f"--idx-path {args.idx_path}: holds no index")
+    # First, so that no .beton is there without it; a reader compares the labels of both.
+    save_training_images(args.write_path, indices, listing)
     with Progress(len(indices), "images written") as progress:
         skipped = write_beton(
             args.write_path,
@@ -66,6 +70,8 @@ def main():
             skip_unreadable=args.skip_unreadable,
             on_progress=progress.update,
         )
+    if skipped:
+        save_training_images(args.write_path, np.delete(indices, list(skipped)), listing)
     side_file = Path(f"{args.write_path}.skipped.txt")
     if skipped:
         with complete_file(side_file) as temporary:

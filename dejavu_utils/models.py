@@ -15,6 +15,7 @@ from dejavu_utils.imagenet import Preprocessing
 
 LOSSES = ("vicreg", "simclr", "barlow", "byol", "dino", "supervised")
 OWN_HEAD = ("barlow", "byol", "supervised")  # losses that add modules of their own to the network
+ABOUT = ("epoch", "settings", "train_images")  # of a checkpoint, kept with its network
 L2 = ":l2"  # after a layer's name: its output divided by its length
 _INNER = r"layer\d|blocks\.\d+|stages\.\d+|encoder\.layers\.encoder_layer_\d+"  # names of a backbone's inner layers
 
@@ -219,13 +220,16 @@ def load_model(path, flag="--model_pth"):
     """The network of a checkpoint of train_SSL.py, in eval mode on the CPU, its weights loaded strictly.
 
     Built from the settings in the checkpoint; one without them (published, or a bare state dict) from the names and
-    shapes of its weights. InputError names the flag for a file that does not hold such a network.
+    shapes of its weights. `about` is what the checkpoint says of the training, {name of ABOUT: value or None}.
+    InputError names the flag for a file that does not hold such a network.
     """
     checkpoint = load_checkpoint(path, flag)
     if not isinstance(checkpoint, dict):
         raise InputError(f"{flag} {path}: holds a {type(checkpoint).__name__}, expected a checkpoint of train_SSL.py")
     try:
-        return network_of(checkpoint.get("model", checkpoint), checkpoint)
+        network = network_of(checkpoint.get("model", checkpoint), checkpoint)
+        network.about = {name: checkpoint.get(name) for name in ABOUT}
+        return network
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = one_line(error)
         raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None

@@ -1,0 +1,118 @@
+"""Are the two models and the sets what the déjà vu test needs? Errors for what makes its score meaningless, warnings
+for what may."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dejavu_utils.data.provenance import TrainingImages
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import digest
+
+# Settings in which the two trainings may differ: they do not change what a model could learn.
+MAY_DIFFER = ("data.", "logging.", "dist.", "validation.", "training.eval_", "training.train_probes_only")
+MAY_DIFFER += ("training.compile",)
+
+
+@dataclass
+class Origin:
+    """What a network's checkpoint says of its training; None where it does not say it. weights: SHA-256 of the state
+    dict. settings: flat, as in params.json."""
+
+    weights: str
+    epoch: int | None = None
+    settings: dict | None = None
+    images: TrainingImages | None = None
+
+    @classmethod
+    def of(cls, network):
+        """Of a network that models.load_model gave, before it is prepared for inference."""
+        about = network.about
+        images = TrainingImages.of_plain(about["train_images"])
+        return cls(digest(*network.state_dict().values()), about["epoch"], about["settings"], images)
+
+
+def check_models(origins, where):
+    """Warnings (list of str) about two models that are compared; InputError if they are the same.
+
+    origins: {"A": Origin, "B": ...}. where: {"A": flag and path of the checkpoint, ...}.
+    """
+    a, b = origins["A"], origins["B"]
+    if a.weights == b.weights:
+        raise InputError(f"{where['B']}: holds the same weights as {where['A']}; name the two models' checkpoints")
+    if a.images and b.images and a.images.digest == b.images.digest:
+        raise InputError(
+            f"{where['B']}: was trained on the same {len(a.images.indices)} images as {where['A']}; the test needs one "
+            "model trained on set A and one trained on set B"
+        )
+    warnings = []
+    for model, origin in origins.items():
+        if origin.images is None:
+            warnings.append(
+                f"{where[model]} does not say which images it was trained on: that the sets fit it is not checked"
+            )
+        if origin.epoch == 0:
+            warnings.append(f"{where[model]} is of epoch 0: an untrained model")
+    if None not in (a.epoch, b.epoch) and a.epoch != b.epoch:
+        warnings.append(f"model A was trained for {a.epoch} epochs, model B for {b.epoch}: the score compares both")
+    if a.settings is not None and b.settings is not None:
+        for name in sorted(a.settings.keys() | b.settings.keys()):
+            first, second = a.settings.get(name), b.settings.get(name)
+            if first != second and not name.startswith(MAY_DIFFER):
+                warnings.append(f"the models were trained with different {name}: {first} (A) and {second} (B)")
+    return warnings
+
+
+def check_training_sets(origins, where, sets, public, listing):
+    """Warnings; InputError if an attacked or public image was, or was not, trained on against what the test needs.
+
+    origins, where: as `check_models` takes them. sets: {"A": int64 (n,), "B": ...}, the attacked images, with the flag
+    that named them: {"A": (flag, indices)}. public: (flag, indices). listing: ImageListing that all are positions in.
+    """
+    warnings = []
+    for model, origin in origins.items():
+        if origin.images is None:
+            continue
+        if not origin.images.is_of(listing):
+            warnings.append(
+                f"{where[model]} was trained on images of another folder than {listing.root}: that the sets fit it is "
+                "not checked"
+            )
+            continue
+        trained = origin.images.indices
+        for name, (flag, indices) in sets.items():
+            seen = int(np.isin(indices, trained).sum())
+            if name == model and seen < len(indices):
+                swapped = " (are the models or the sets swapped?)" if not seen else ""
+                raise InputError(
+                    f"{flag}: {len(indices) - seen} of its {len(indices)} images were not trained on by "
+                    f"{where[model]}{swapped}; give the sets of the partition that the models were trained on"
+                )
+            if name != model and seen:
+                raise InputError(
+                    f"{flag}: {where[model]}, the reference on set {name}, was trained on {seen} of its "
+                    f"{len(indices)} images; give the sets of the partition that the models were trained on"
+                )
+        flag, indices = public
+        seen = int(np.isin(indices, trained).sum())
+        if seen:
+            raise InputError(
+                f"{flag}: {where[model]} was trained on {seen} of its {len(indices)} images; give a public set that "
+                "neither model has seen"
+            )
+    return warnings
+
+
+def check_ceilings(ceilings, chance):
+    """Warnings about two models that tell the classes of whole public images unequally well.
+
+    ceilings: {"A": {"value", "low", "high"}, "B": ...}, top-1. chance: accuracy of guessing.
+    """
+    low, high = sorted(ceilings.values(), key=lambda estimate: estimate["value"])
+    if high["value"] - low["value"] > 0.1 * (1 - chance) and low["high"] < high["low"]:
+        worse = min(ceilings, key=lambda model: ceilings[model]["value"])
+        return [
+            f"model {worse} names the class of {100 * low['value']:.1f} % of whole public images, the other of "
+            f"{100 * high['value']:.1f} %: unequal encoders, so the score is not memorization alone"
+        ]
+    return []
