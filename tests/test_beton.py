@@ -132,6 +132,66 @@ def test_truncated_files_are_named(theirs, tmp_path):
             Beton(tmp_path / "x.beton")
 
 
+def with_fields(path, fields, images, labels):
+    """A .beton as FFCV lays one out. fields: (name, type); empty byte strings lie where the next content begins."""
+    image = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+    parts = {0: "<f8", 1: "<i8", 2: image, 3: np.dtype([("ptr", "<u8"), ("size", "<u8")]), 4: "<u8"}
+    records = np.zeros(len(images), np.dtype([(name, parts[kind]) for name, kind in fields], align=True))
+    page, content, table = 2**21, b"", []
+    for row, pixels in enumerate(images):
+        for name, kind in fields:
+            position = page + len(content)
+            if kind == 2:
+                data = pixels.tobytes()
+                records[name][row] = (1, pixels.shape[1], pixels.shape[0], position)
+            elif kind in (3, 4):
+                data = b"text" if row else b""
+                records[name][row] = (position, len(data)) if kind == 3 else position
+            else:
+                records[name][row] = labels[row] if name != "number" else 1000 + row
+                continue
+            content += data
+            table.append((row, position, len(data)))
+    descriptors = np.zeros(len(fields), [("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
+    descriptors["name"], descriptors["type_id"] = zip(*fields)
+    header = np.array([(2, len(fields), page, len(images), page + len(content))], "<u2,<u2,<u4,<u8,<u8")
+    start = header.tobytes() + descriptors.tobytes() + records.tobytes()
+    path.write_bytes(start.ljust(page, b"\0") + content + np.array(table, "<u8").tobytes())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("image", 2), ("label", 1)],
+        [("label", 1), ("image", 2)],
+        [("path", 3), ("image", 2), ("weight", 0), ("label", 1), ("features", 4)],
+        [("number", 1), ("label", 1), ("picture", 2), ("path", 3)],
+        [("pic", 2), ("path", 3), ("class", 1)],
+    ],
+)
+def test_of_further_fields_image_and_label_are_taken(tmp_path, fields):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (4 + row, 7, 3), dtype=np.uint8) for row in range(5)]
+    with_fields(tmp_path / "x.beton", fields, images, [3, 1, 0, 2, 2])
+    beton = Beton(tmp_path / "x.beton")
+    assert beton.labels.tolist() == [3, 1, 0, 2, 2]
+    for row, image in enumerate(images):
+        np.testing.assert_array_equal(beton.read(row), image)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ([("image", 2), ("first", 1), ("second", 1)], "expected one label, or one of that name"),
+        ([("label", 1)], "expected one image"),
+    ],
+)
+def test_fields_that_leave_open_what_is_meant_are_named(tmp_path, fields, message):
+    with_fields(tmp_path / "x.beton", fields, [np.zeros((4, 5, 3), np.uint8)], [0])
+    with pytest.raises(InputError, match=f"its fields are .*{fields[-1][0]}.*{message}"):
+        Beton(tmp_path / "x.beton")
+
+
 @pytest.mark.ffcv
 def test_ffcv_reads_what_is_written_here(source, tmp_path):
     pytest.importorskip("ffcv.reader", reason="ffcv is not installed")

@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 from dejavu_utils.attack.boxes import read_annotation
 from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import evaluation_transform, list_images, load_indices
+from dejavu_utils.imagenet import evaluation_transform, list_images, load_image, load_indices, read_class_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,6 +164,125 @@ def test_listing_is_that_of_image_folder(tree):
     listing, folder = list_images(tree / "images"), ImageFolder(tree / "images")
     assert [str(listing.path(i)) for i in range(len(listing))] == [path for path, _ in folder.samples]
     assert listing.labels.tolist() == folder.targets and listing.classes == folder.classes
+
+
+@pytest.mark.parametrize("link, target", [("n01/again", "n01"), ("again", "."), ("n01/up", ".."), ("n02/x", "n03"),
+                                          ("n09", "n01")])  # fmt: skip
+def test_folders_that_are_reached_twice_are_refused(tree, link, target):
+    (tree / "images" / link).symlink_to((tree / "images" / target).resolve(), target_is_directory=True)
+    with pytest.raises(InputError, match=r"--imgnet_dir .*/images: the link \S+ leads to"):
+        list_images(tree / "images", "--imgnet_dir")
+
+
+def test_links_to_folders_and_files_elsewhere_are_followed(tree):
+    (tree / "images" / "n02").rename(tree / "elsewhere")
+    (tree / "images" / "n02").symlink_to(tree / "elsewhere")
+    (tree / "images" / "n01" / "itself.JPEG").symlink_to("itself.JPEG")  # in ImageFolder's listing, too
+    listing, folder = list_images(tree / "images"), ImageFolder(tree / "images")
+    assert [str(listing.path(i)) for i in range(len(listing))] == [path for path, _ in folder.samples]
+
+
+def test_what_is_no_image_of_its_own_is_in_no_set_and_counted(tree):
+    images = tree / "images"
+    for name in ("n01/._n01_0.JPEG", "n02/.thumbs/n02_0.JPEG"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).write_bytes(b"\0\5\26\7Mac OS X")
+    for name in ("n01/x.gif", "n01/y.GIF", "n02/z.JPG2", "n02/no_extension", "n02/.DS_Store"):
+        (images / name).write_bytes(b"x")
+    (images / "n03" / "linked.JPEG").symlink_to(images / "n02" / "n02_3.JPEG")
+    (tree / "boxes" / "Annotation" / "n01" / "._n01_0.xml").write_bytes(b"x")
+    result = partition(tree, "--per_class", "2")
+    assert result.returncode == 0, result.stderr
+    for text in (
+        "24 images of 3 classes",
+        "images in no set, hidden (a name that begins with a dot): 2 (n01/._n01_0.JPEG, n02/.thumbs/n02_0.JPEG)",
+        "images in no set, links to a file that is listed before: 1 (n03/linked.JPEG)",
+        "no index: 1 .GIF, 1 .JPG2, 1 .gif, 1 no extension",
+        "8 images have a box; 1 XML belong to no image",
+    ):
+        assert text in result.stdout.replace("and so without an index", "no index"), text
+    listing, folder = list_images(images), ImageFolder(images)
+    assert [str(listing.path(i)) for i in range(len(listing))] == [path for path, _ in folder.samples]
+    p = {path.stem: np.load(path) for path in (tree / "index" / "2_per_class").glob("*.npy")}
+    members = np.concatenate([p[name] for name in ("bbox_A", "bbox_B", "shared", "public")])
+    names = {listing.paths[index] for index in members}
+    assert len(members) == len(names) == 21 and not [name for name in names if "/." in name or "linked" in name]
+    record = json.loads((tree / "index" / "partition.json").read_text())
+    assert sorted(record["left_out"].values()) == [1, 2] and record["passed_over"][".JPG2"] == 1
+
+
+def test_images_that_share_an_xml_are_taken_as_unboxed(tree):
+    (tree / "images" / "n01" / "more").mkdir()
+    for name in ("more/n01_0.JPEG", "n01_1.png"):
+        Image.new("RGB", (8, 8)).save(tree / "images" / "n01" / name)
+    (tree / "boxes" / "Annotation" / "n02" / "n02_0.XML").write_text("<annotation/>")
+    result = partition(tree, "--per_class", "2")
+    assert result.returncode == 0, result.stderr
+    assert "5 images have a box; 1 XML belong to no image" in result.stdout
+    assert (
+        "images that share their name (and so an XML) with another of their class: taken as unboxed: 4" in result.stdout
+    )
+    assert "images with two XML of their name: taken as unboxed: 1 (n02/n02_0.JPEG)" in result.stdout
+
+
+def test_a_class_of_other_files_alone_says_so(tree):
+    for path in (tree / "images" / "n03").iterdir():
+        path.rename(path.with_suffix(".gif"))
+    with pytest.raises(InputError, match=r"no image in n03 \(but .gif; images are .jpg"):
+        list_images(tree / "images")
+
+
+def test_the_partition_does_without_pytorch():
+    command = "import sys; sys.argv[1:] = ['--help']; import imagenet_partition as i\n"
+    command += "try: i.main()\nexcept SystemExit: sys.exit(int('torch' in sys.modules or 'pandas' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+# Pixels.
+
+
+def saved(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    ramp = np.linspace(0, 65535, 3000).astype(np.uint16).reshape(50, 60)
+    expected = np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    for name, array in (("a.png", ramp), ("b.tif", ramp), ("c.tif", ramp.astype(">u2")), ("d.pgm", ramp)):
+        np.testing.assert_array_equal(load_image(saved(tmp_path / name, array)), expected)
+    import cv2
+
+    for name in ("e.png", "f.tif"):
+        cv2.imwrite(str(tmp_path / name), np.stack([ramp, ramp, ramp], axis=2))
+        np.testing.assert_array_equal(load_image(tmp_path / name), expected)
+
+
+@pytest.mark.parametrize(
+    "name, array", [("a.tif", np.ones((5, 6), np.float32)), ("b.tif", np.full((5, 6), 70000, np.int32))]
+)
+def test_pixels_without_a_white_are_refused_by_name(tmp_path, name, array):
+    with pytest.raises(InputError, match=f"{name}: cannot be read as an image .*convert them to 8 or 16 bits"):
+        load_image(saved(tmp_path / name, array))
+
+
+def test_other_kinds_are_read_as_torchvision_reads_them(tmp_path):
+    gray = np.arange(30, dtype=np.uint8).reshape(5, 6) * 8
+    palette = Image.fromarray(gray).convert("P")
+    images = [Image.fromarray(gray > 100), palette, Image.fromarray(gray).convert("CMYK").convert("RGBA")]
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png", **({"transparency": 3} if image.mode == "P" else {}))
+        with Image.open(tmp_path / f"{number}.png") as found:
+            np.testing.assert_array_equal(load_image(tmp_path / f"{number}.png"), found.convert("RGB"))
+
+
+def test_class_names_are_read_as_kaggle_writes_them(tmp_path):
+    lines = "n01440764 tench, Tinca tinca\r\nn01443537 goldfish, Carassius auratus\n"
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "x").write_text(lines, encoding=encoding)
+        assert read_class_names(tmp_path / "x", "--f") == {"n01440764": "tench", "n01443537": "goldfish"}
+        (tmp_path / "x").write_text('{"n1": "tench"}', encoding=encoding)
+        assert read_class_names(tmp_path / "x", "--f") == {"n1": "tench"}
 
 
 def test_index_files_are_refused_for_another_image_folder(tree):

@@ -25,6 +25,14 @@ MAX_CLASSES = 2**20  # a larger label is no label
 MAX_SIDE = 2**16 - 1  # of an image, pixels
 _FIRST_IMAGES = 200  # after so many the size of the whole file can be foreseen
 _LABEL, _IMAGE = 1, 2  # FFCV's type ids
+_BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+_OTHER_FIELDS = {
+    0: "<f8",
+    3: _BYTES,
+    4: "<u8",
+    5: _BYTES,
+    6: "<u8",
+}  # what a record holds of: float, bytes, array, JSON, tensor
 _JPG, _RAW = 0, 1
 _HEADER = np.dtype(
     {
@@ -34,9 +42,10 @@ _HEADER = np.dtype(
     align=True,
 )
 _FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
+_IMAGE_RECORD = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 _RECORD = np.dtype(
     {
-        "names": ["mode", "width", "height", "data_ptr", "label"],
+        "names": [*_IMAGE_RECORD.names, "label"],
         "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
         "offsets": [0, 1, 3, 5, 16],
         "itemsize": 24,
@@ -171,9 +180,32 @@ def _in_order(function, count, num_workers):
                 future.cancel()
 
 
-class Beton:
-    """A .beton with one image and one label a sample, read at random (memory-mapped; safe in threads; can be pickled).
+def _places(fields):
+    """The dtype of a record from the descriptors of its fields; its fields "image" and "label" are the ones to read.
 
+    A record is a C struct of the fields' parts, in their order.
+    """
+    types = [int(type_id) for type_id in fields["type_id"]]
+    names = [bytes(name).rstrip(b"\0").decode(errors="replace") for name in fields["name"]]
+    found = {}
+    for wanted, type_id in (("image", _IMAGE), ("label", _LABEL)):
+        candidates = [place for place, there in enumerate(types) if there == type_id]
+        named = [place for place in candidates if names[place] == wanted] or candidates
+        if len(named) != 1:
+            raise ValueError(f"its fields are {names}, of types {types}: expected one {wanted}, or one of that name")
+        found[named[0]] = wanted
+    unknown = set(types) - {_IMAGE, _LABEL, *_OTHER_FIELDS}
+    if unknown:
+        raise ValueError(f"its fields are {names}, of types {types}: how large type {min(unknown)} is, is not known")
+    parts = {_IMAGE: _IMAGE_RECORD, _LABEL: "<i8", **_OTHER_FIELDS}
+    return np.dtype([(found.get(place, f"_{place}"), parts[there]) for place, there in enumerate(types)], align=True)
+
+
+class Beton:
+    """A .beton with an image and a label a sample, read at random (memory-mapped; safe in threads; can be pickled).
+
+    Of FFCV's files with further fields, in any order, the image and the label are taken: the fields of these names, or
+    the only ones of their types (an image, an integer).
     labels: int64 (n,). sizes: int64 (n, 2), height and width in pixels. num_classes: 1 + largest label. path: str.
     fingerprint: text that tells data sets apart (from labels, sizes and places of the images).
     in_memory: read the whole file first. InputError, which names the file, for one that is not a .beton or is
@@ -204,17 +236,21 @@ class Beton:
         if header["version"] != VERSION or header["num_fields"] > 64:
             raise ValueError(f"version {header['version']}, expected {VERSION}")
         fields = self._table(_HEADER.itemsize, _FIELD, int(header["num_fields"]))
-        if fields["type_id"].tolist() != [_IMAGE, _LABEL]:
-            raise ValueError(f"fields of types {fields['type_id'].tolist()}, expected an image and a label")
-        n = int(header["num_samples"])
-        self._records = self._table(_HEADER.itemsize + fields.nbytes, _RECORD, n)
-        table = self._table(int(header["alloc_table_ptr"]), _ALLOCATION, n)
+        n, places = int(header["num_samples"]), _places(fields)
+        records = self._table(_HEADER.itemsize + fields.nbytes, places, n)
+        self._records = np.zeros(n, _RECORD)
+        for name in _IMAGE_RECORD.names:
+            self._records[name] = records["image"][name]
+        self._records["label"] = records["label"]
+        first = int(header["alloc_table_ptr"])
+        entries = max(n, (len(self._bytes) - first) // _ALLOCATION.itemsize)  # other fields have theirs, too
+        table = self._table(first, _ALLOCATION, entries)
         end = np.uint64(len(self._bytes))
         if (table["ptr"] > end).any() or (table["size"] > end - table["ptr"]).any():
             raise ValueError("images lie beyond its end")
-        by_ptr = np.argsort(table["ptr"], kind="stable")
-        places = np.searchsorted(table["ptr"], self._records["data_ptr"], sorter=by_ptr)
-        places = by_ptr[np.minimum(places, max(n - 1, 0))]
+        by_ptr = np.lexsort((table["size"], table["ptr"]))  # what is empty begins where the next begins
+        places = np.searchsorted(table["ptr"], self._records["data_ptr"], side="right", sorter=by_ptr)
+        places = by_ptr[np.maximum(places - 1, 0)] if entries else places
         self._lengths = table["size"][places].astype(np.int64)
         self.labels = self._records["label"].astype(np.int64)
         self.sizes = np.stack([self._records["height"], self._records["width"]], axis=1).astype(np.int64)
