@@ -13,8 +13,6 @@ from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import Preprocessing
 
-LOSSES = ("vicreg", "simclr", "barlow", "byol", "dino", "supervised")
-OWN_HEAD = ("barlow", "byol", "supervised")  # losses that add modules of their own to the network
 ABOUT = ("epoch", "settings", "train_images")  # of a checkpoint, kept with its network
 L2 = ":l2"  # after a layer's name: its output divided by its length
 _INNER = r"layer\d|blocks\.\d+|stages\.\d+|encoder\.layers\.encoder_layer_\d+"  # names of a backbone's inner layers
@@ -97,6 +95,32 @@ def _mlp(width_in, widths, relu_at_end=False):
     if relu_at_end:
         layers.append(nn.ReLU(inplace=False))
     return nn.Sequential(*layers)
+
+
+def _batch_norm(width, widths, num_classes):
+    return nn.BatchNorm1d(width, affine=False)
+
+
+def _predictor(width, widths, num_classes):
+    return _mlp(width, widths)
+
+
+def _classifier(width, widths, num_classes):
+    return nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, num_classes))
+
+
+# What each loss adds to the network, and so to its checkpoints: None, or a module's name and how it is built from the
+# projector's output width, the projector's widths and the number of classes.
+HEADS = {
+    "vicreg": None,
+    "simclr": None,
+    "barlow": ("bn", _batch_norm),
+    "byol": ("predictor", _predictor),
+    "dino": None,
+    "supervised": ("fc", _classifier),
+}
+LOSSES = tuple(HEADS)
+OWN_HEAD = tuple(loss for loss, head in HEADS.items() if head)
 
 
 class Network(nn.Module):
@@ -187,7 +211,7 @@ class Network(nn.Module):
 
 
 class SSLNetwork(Network):
-    """A Network of train_SSL.py, with what the loss adds: `bn` (barlow), `predictor` (byol), `fc` (supervised).
+    """A Network of train_SSL.py, with what the loss adds (HEADS): `bn` (barlow), `predictor` (byol), `fc` (supervised).
 
     arch: a classifier of torchvision or timm, by name. mlp: widths of the projector, "2048-512". loss: one of LOSSES,
     or None where it is not known and adds nothing. num_classes: width of the supervised head. mlp_coeff scales the last
@@ -206,14 +230,9 @@ class SSLNetwork(Network):
         self.arch, self.mlp, self.loss, self.num_classes = arch, mlp, loss, num_classes
         self.has_projector = True  # what the loss acts on: without one of its own the backbone's output
         self.projector_width = backbone_width if remove_head else widths[-1]
-        if loss == "barlow":
-            self.bn = nn.BatchNorm1d(self.projector_width, affine=False)
-        if loss == "byol":
-            self.predictor = _mlp(self.projector_width, widths)
-        if loss == "supervised":
-            self.fc = nn.Sequential(
-                nn.BatchNorm1d(self.projector_width), nn.ReLU(), nn.Linear(self.projector_width, num_classes)
-            )
+        if HEADS.get(loss):
+            name, build = HEADS[loss]
+            self.add_module(name, build(self.projector_width, widths, num_classes))
 
 
 def load_model(path, flag="--model_pth"):
