@@ -66,7 +66,7 @@ def main():
 
 
 def write(args, listing, partitions, left_out):
-    """Writes all files; while they take their names, a mark that later stages obey says so."""
+    """Writes all files; while they are renamed, a mark makes later stages refuse the folder."""
     folder = Path(args.save_dir)
     val_set = equal_classes(partitions[max(partitions)].public, listing.labels)
     with ExitStack() as files:
@@ -78,7 +78,7 @@ def write(args, listing, partitions, left_out):
         (folder / UNFINISHED_FILE).touch()
         (folder / PARTITION_FILE).unlink(missing_ok=True)
     shown = len(np.unique(listing.labels[val_set]))
-    print(f"val_set: {len(val_set)} images, {len(val_set) // max(shown, 1)} a class")
+    print(f"val_set: {len(val_set)} images, {len(val_set) // max(shown, 1)} per class")
     without = np.setdiff1d(np.arange(len(listing.classes)), listing.labels[val_set])
     print_some("classes without a public image, and so not in val_set", [listing.classes[c] for c in without])
     counts = {"left_out": left_out, "passed_over": listing.passed_over}
@@ -93,7 +93,7 @@ def refuse_other_partitions(args):
     if others:
         raise InputError(
             f"--save_dir {args.save_dir}: holds partitions of {', '.join(others)} per class, which this run does not "
-            "make again; remove them, add them to --per_class, or name another folder"
+            "write; remove them, add them to --per_class, or name another folder"
         )
 
 

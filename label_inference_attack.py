@@ -5,7 +5,7 @@ the images and their box XML. Both models embed the background crops of both set
 images guess the object. Writes into OUTPUT_DIR, for each model and attacked set (A_attk_B = model A on set B):
 {A,B}_attk_{A,B}_neighb_idxs.npy and _neighb_labels.npy (n x k, nearest first), _attk_idxs.npy (n), _labels.npy (n x 1),
 top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (one row an
-example), attack_classes.csv, attack_confidence.csv (accuracies against the share of the most confident examples),
+example), attack_classes.csv, attack_confidence.csv (accuracies against the fraction of the most confident examples),
 attack_gallery.html (examples to look at) and results.json (accuracies, shares and déjà vu score, each with a 95 %
 interval). With --use_supervised_linear 1 _scores.npy (n x classes) takes the place of the neighbor files. With --layers
 all this goes into OUTPUT_DIR/{layer}/.
@@ -85,9 +85,9 @@ def parse_args(argv=None):
     group = parser.add_argument_group("models")
     group.add_argument("--model_A_pth", required=True, help="checkpoint of the model trained on set A")
     group.add_argument("--model_B_pth", required=True, help="checkpoint of the model trained on set B")
-    group.add_argument("--mlp", help="checked against the checkpoints if given: widths of the projector")
-    group.add_argument("--loss", choices=LOSSES, help="checked against the checkpoints if given: training objective")
-    group.add_argument("--resnet50", action="store_true", help="checked against the checkpoints if given: the trunk")
+    group.add_argument("--mlp", help="must match the checkpoints if given: widths of the projector")
+    group.add_argument("--loss", choices=LOSSES, help="must match the checkpoints if given: training objective")
+    group.add_argument("--resnet50", action="store_true", help="must match the checkpoints if given: the backbone")
     group.add_argument(
         "--use_backbone", type=zero_or_one, default=0, help="1: embed with the backbone; 0: with the projector"
     )
@@ -187,7 +187,7 @@ def check_args(args):
 
 
 def attack(args):
-    device = join(args, patient=True)
+    device = join(args, long_waits=True)
     networks = load_networks(args, device)
     layers = layers_of(args, networks["A"])
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")

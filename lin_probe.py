@@ -6,7 +6,8 @@ training, bicubic). Writes OUTPUT_DIR/results.json: accuracies of each epoch, an
 and the validation set under the test transform, with 95 % intervals. The log ends with the same figures in words.
 
 Rerun the same command to resume (OUTPUT_DIR/probe.pth, which is removed at the end). Several
-processes share every batch of --batch_size images, so that their number changes the figures by rounding alone.
+processes divide every batch of --batch_size images among them, so that their number changes the figures by rounding
+alone.
 
     python lin_probe.py --model_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
         --end_lr 0.1 --epochs 20 --train_idx_pth $INDEX_FOLDER/300_per_class/train_A.npy \\
@@ -62,7 +63,7 @@ from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runlog import say
 
 VIEW = augment.SECOND_VIEW
-# What a checkpoint must have in common with the probe that goes on from it; the files are compared by what they hold.
+# What a checkpoint must have in common with the probe that resumes from it; files are compared by their contents.
 SAME = ("start_lr", "end_lr", "epochs", "seed", "batch_size", "resolution", "precision", "use_projector")
 KEPT = ("epoch", "steps_done", "totals", "records", "val_right", "made_from")  # of a ProbeRun, in its checkpoint
 _FEATURE_BYTES = 8 * 2**30  # validation features that a process keeps; more are computed again in each epoch
@@ -75,16 +76,16 @@ def parse_args(argv=None):
     group = parser.add_argument_group("model")
     group.add_argument("--model_pth", required=True, help="checkpoint of train_SSL.py")
     group.add_argument("--use_projector", action="store_true", help="probe the projector's output, not the backbone's")
-    group.add_argument("--mlp", help="checked against the checkpoint if given: widths of the projector")
-    group.add_argument("--loss", choices=LOSSES, help="checked against the checkpoint if given: training objective")
-    group.add_argument("--resnet50", action="store_true", help="checked against the checkpoint if given: the trunk")
+    group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")
+    group.add_argument("--loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
+    group.add_argument("--resnet50", action="store_true", help="must match the checkpoint if given: the backbone")
     group = parser.add_argument_group("data")
     group.add_argument("--train_idx_pth", required=True, help=".npy of the images to train the classifier on")
     group.add_argument("--val_idx_pth", required=True, help=".npy of the validation images")
     group.add_argument("--imgnet_train_pth", required=True, help="image folder, CLASS/ID.JPEG")
     group = parser.add_argument_group("training of the classifier")
     group.add_argument("--start_lr", type=float, default=10.0, help="learning rate of the first step")
-    group.add_argument("--end_lr", type=float, default=1.0, help="learning rate that the last step comes close to")
+    group.add_argument("--end_lr", type=float, default=1.0, help="learning rate after the last step")
     group.add_argument("--epochs", type=positive_int, default=2, help="passes over the training images")
     group.add_argument(
         "--seed", type=non_negative_int, default=0, help="of the classifier, the order of images and the views"
@@ -117,7 +118,7 @@ def probe(args):
             raise InputError(f"{flag} {getattr(args, flag[2:])}: holds no index")
     if args.skip_unreadable:
         train, val = (readable_only(args, listing, indices, device) for indices in (train, val))
-    stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler queues the job again
+    stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler requeues the job
     layer = "projector" if args.use_projector else "backbone"
     state = ProbeRun(args, network, layer, listing, train, val, device, stop)
     if state.path.is_file():
@@ -140,7 +141,7 @@ def probe(args):
 
 
 def readable_only(args, listing, indices, device):
-    with Progress(len(indices), "images looked at: can they be read?") if rank() == 0 else nullcontext() as bar:
+    with Progress(len(indices), "images checked for being readable") if rank() == 0 else nullcontext() as bar:
         on_progress = (lambda count: bar.update(count * world_size())) if bar else lambda count: None
         kept = without_unreadable(listing, indices, device, args.num_workers, on_progress)
     say(f"{len(indices) - len(kept)} of {len(indices)} images cannot be read and are left out")
@@ -159,7 +160,7 @@ def write_results(args, state, train_right):
         "settings": {**vars(args), "layer": state.layer, "device": str(state.device), "processes": world_size()},
     }
     save_json(Path(args.output_dir) / "results.json", results)
-    state.path.unlink(missing_ok=True)  # it was there to go on from
+    state.path.unlink(missing_ok=True)  # only needed to resume
     for name, figures in (("validation", final["val"]), ("training", final["train"])):
         print(f"{name}: " + ", ".join(f"top-{k} {figure_in_words(figures[f'top_{k}'])}" for k in TOP_KS), flush=True)
 
@@ -192,7 +193,7 @@ class RandomCrops(torch.utils.data.Dataset):
 class ProbeRun:
     """The frozen network, the classifier on it, and all that changes while it is trained: `probe.pth` holds that.
 
-    Every process has the same classifier, and its own share of each batch.
+    Every process has the same classifier, and its own part of each batch.
     """
 
     def __init__(self, args, network, layer, listing, train, val, device, stop):
@@ -212,7 +213,7 @@ class ProbeRun:
         self.classifier = torch.nn.Linear(self.width, len(listing.classes)).to(device)
         self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=args.start_lr, momentum=0.9)
         self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
-        self.totals = [0.0] * (1 + len(TOP_KS))  # of this epoch so far: sum of the losses, images that are right
+        self.totals = [0.0] * (1 + len(TOP_KS))  # of this epoch so far: sum of the losses, correct images
         self.records, self.val_right = [], {}
         self.saved = time.monotonic()
 
@@ -288,10 +289,10 @@ class ProbeRun:
             yield z, labels
 
     def shares(self, dataset, what, first_step=0):
-        """Yields this process's share of each batch from `first_step` on: (first, size, images, labels).
+        """Yields this process's part of each batch from `first_step` on: (first, size, images, labels).
 
-        first: position in the data set of the share's first image. size: images of the whole batch. images, labels: of
-        the share, on the device; a share may be empty.
+        first: position in the data set of the part's first image. size: images of the whole batch. images, labels: of
+        the part, on the device; a part may be empty.
         """
         batch_size, shares = self.args.batch_size, []
         for start in range(first_step * batch_size, len(dataset), batch_size):
@@ -341,7 +342,7 @@ class ProbeRun:
     def restore(self, checkpoint):
         """Goes back to a checkpoint of the same probe; InputError names the first flag that is not the same.
 
-        Begun anew instead, a mistyped flag would throw away hours.
+        Starting again instead would throw away hours because of a mistyped flag.
         """
         try:
             before = checkpoint["made_from"]
@@ -351,7 +352,7 @@ class ProbeRun:
                     was = f"with {before[name]}" if typed == value else "from another one"
                     raise InputError(
                         f"--{name} {typed}: {self.path} was made {was}; use the same or another --output_dir, or "
-                        "delete that file to begin anew"
+                        "delete that file to start again"
                     )
             self.classifier.load_state_dict(checkpoint["classifier"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])

@@ -5,10 +5,10 @@ background of its own, drawn independently of the class. A background crop there
 that remembers the image: the reference model must sit at chance (1 / classes), and what the target model has above it
 is memorization.
 
---correlation R is the opposite control: it ties the background to the class in a share R of the images, drawn at
-random, by giving them the colors and the wave of their class. A model that reads the background then names the class of
-those, and of the others by chance, whether it saw the image or not: both models' accuracy is R + (1 - R) / classes, and
-the attack has to call that correlated, not memorized.
+--correlation R is the opposite control: it ties the background to the class in a fraction R of the images, drawn at
+random, by giving them the colors and the wave of their class. A model that only reads backgrounds then names the class
+of those, and of the others by chance, whether it saw the image or not: the tied images are correlated, not memorized,
+and the déjà vu score over them must be 0. Trained models still memorize images among the others.
 
 Writes SAVE_DIR/images/CLASS/ID.JPEG, SAVE_DIR/boxes/Annotation/CLASS/ID.xml (Pascal VOC; not for the last images of a
 class if --unboxed_per_class is given), SAVE_DIR/demo.json (the arguments and the names of the objects) and, with
@@ -68,7 +68,7 @@ def parse_args(argv=None):
     parser.add_argument("--side", type=positive_int, default=128, help="height and width of an image in pixels")
     parser.add_argument("--object_size", type=float, default=0.5, help="diameter of an object / side of the image")
     parser.add_argument(
-        "--correlation", type=float, default=0.0, help="share of the images with a background of their class"
+        "--correlation", type=float, default=0.0, help="fraction of the images with a background of their class"
     )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="same seed, same files")
     parser.add_argument("--num_workers", type=positive_int, default=2, help="processes that draw")
@@ -80,7 +80,7 @@ def main():
     if args.unboxed_per_class < 0 or args.unboxed_per_class > args.images_per_class:
         raise InputError("--unboxed_per_class must lie between 0 and --images_per_class")
     if args.side < 32:
-        raise InputError(f"--side {args.side}: an image needs at least 32 pixels a side")
+        raise InputError(f"--side {args.side}: an image needs at least 32 pixels per side")
     if not 0.1 <= args.object_size <= 0.8:
         raise InputError(f"--object_size {args.object_size}: must lie between 0.1 and 0.8")
     if not 0 <= args.correlation <= 1:
@@ -147,7 +147,7 @@ def class_background(rng, label, classes):
 def draw_background(rng, side, colors=None, frequency=None, angle=None):
     """A stationary texture: 1/f noise mapped through three colors, and a faint wave; any crop identifies it.
 
-    colors: float (3, 3), RGB from 0 to 255; frequency: waves an image; angle: radians. Random where not given.
+    colors: float (3, 3), RGB from 0 to 255; frequency: waves per image; angle: radians. Random where not given.
     """
     colors = rng.uniform(20, 235, size=(3, 3)) if colors is None else colors
     height = fractal_noise(rng, side, exponent=rng.uniform(0.9, 1.4))
@@ -164,7 +164,8 @@ def draw_background(rng, side, colors=None, frequency=None, angle=None):
 
 
 def fractal_noise(rng, side, exponent):
-    """float (side, side) noise with amplitude ~ 1 / frequency**exponent above 3 waves an image, mean 0, deviation 1."""
+    """float (side, side) noise with amplitude ~ 1 / frequency**exponent above 3 waves per image, mean 0, deviation
+    1."""
     fy, fx = np.fft.fftfreq(side, 1 / side)[:, None], np.fft.rfftfreq(side, 1 / side)[None]
     frequency = np.hypot(fy, fx)
     amplitude = np.where(frequency >= 3, np.maximum(frequency, 3.0) ** -exponent, 0)  # no long waves: stationary

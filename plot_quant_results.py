@@ -5,7 +5,7 @@ Reads every point that is there below --attk_folder_path (NN_attk_{model}_{n}pc_
 into --save_path, each as png, pdf and, with the legend, as *_legend, with its numbers beside it as csv:
 attk_{epochs,datasets}_{acc,partition}_top{1,5}; lp_{epochs,datasets}_top{1,5}; score_probe_gap_top{1,5}, the déjà vu
 score beside the gap that the linear probe shows; and of the one point at --epoch_sweep_dataset and
---dataset_sweep_epoch attk_confidence_top{1,5}, accuracy against the share of most confident examples, and
+--dataset_sweep_epoch attk_confidence_top{1,5}, accuracy against the fraction of most confident examples, and
 attk_layers_acc_top{1,5}, of all layers that were attacked: in its subfolders, or in attack_sweeps_backbone beside
 attack_sweeps. With --sweep_param attk_params_* and lp_param_vals_* instead.
 

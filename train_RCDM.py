@@ -68,7 +68,7 @@ MODEL_FLAGS = {
     "attention_resolutions": ("16,8", str, "sides (pixels) of the levels that have attention"),
     "num_heads": (4, positive_int, "heads of the attention"),
     "num_heads_upsample": (-1, int, "heads on the way up; -1 = num_heads"),
-    "num_head_channels": (-1, int, "channels a head, instead of num_heads; -1: not given"),
+    "num_head_channels": (-1, int, "channels per head, instead of num_heads; -1: not given"),
     "dropout": (0.0, float, "within the residual blocks"),
     "resblock_updown": (False, "bool", "residual blocks change the resolution"),
     "use_scale_shift_norm": (True, "bool", "the condition scales and shifts the normalized features"),
@@ -103,9 +103,9 @@ def parse_args(argv=None):
     parser.add_argument("--out_dir", required=True, help="where everything is written")
     group = parser.add_argument_group("encoder")
     group.add_argument("--ssl_model_pth", required=True, help="checkpoint of train_SSL.py")
-    group.add_argument("--ssl_loss", choices=LOSSES, help="checked against the checkpoint if given: its objective")
-    group.add_argument("--ssl_arch", help="checked against the checkpoint if given: the trunk")
-    group.add_argument("--mlp", help="checked against the checkpoint if given: widths of the projector")
+    group.add_argument("--ssl_loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
+    group.add_argument("--ssl_arch", help="must match the checkpoint if given: the backbone")
+    group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")
     group.add_argument("--feat_cond", action="store_true", help="condition on the representation; always needed")
     group.add_argument("--ssl_from_ckpt", type=zero_or_one, default=1, help="the encoder is --ssl_model_pth; always 1")
     group.add_argument(
@@ -133,7 +133,7 @@ def parse_args(argv=None):
         help='steps of the sample grids: 100, ddim50, ...; auto: 100, or all if --diffusion_steps are fewer; "": all',
     )
     group = parser.add_argument_group("training")
-    group.add_argument("--batch_size", type=positive_int, default=1, help="images a process and step")
+    group.add_argument("--batch_size", type=positive_int, default=1, help="images per process and step")
     group.add_argument("--microbatch", type=int, default=-1, help="images at once, to save memory; -1 = batch_size")
     group.add_argument("--lr", type=float, default=1e-4, help="learning rate of AdamW")
     group.add_argument("--weight_decay", type=float, default=0.0, help="of AdamW")
@@ -149,7 +149,7 @@ def parse_args(argv=None):
         default="auto",
         help="auto: with --use_fp16 True bf16 on GPUs that have it, else fp16; fp32 without it and on CPUs",
     )
-    group.add_argument("--fp16_scale_growth", type=float, default=1e-3, help="growth of log2(loss scale) a step")
+    group.add_argument("--fp16_scale_growth", type=float, default=1e-3, help="growth of log2(loss scale) per step")
     group.add_argument("--log_interval", type=positive_int, default=10, help="steps between two lines of the log")
     group.add_argument("--save_interval", type=positive_int, default=10000, help="steps between two checkpoints")
     group.add_argument(
@@ -234,7 +234,7 @@ def train(args):
         save_json(Path(args.out_dir) / "params.json", state.settings)
         state.log_file.trim(state.step)
     say(
-        f"{len(indices)} images, {args.batch_size * world_size()} a step ({world_size()} processes), {args.backend} "
+        f"{len(indices)} images, {args.batch_size * world_size()} per step ({world_size()} processes), {args.backend} "
         f"U-Net of {sum(p.numel() for p in state.unet.parameters()) / 1e6:.2f} million weights on {device} in "
         f"{state.precision}, representation: {' and '.join(encoder.layers)}, {encoder.width} wide"
     )
@@ -331,8 +331,12 @@ class RcdmRun:
         self.log_file = RunLog(self.folder / "log", "step")
         self.settings = {
             **vars(args),
-            **{"layers": encoder.layers, "width": encoder.width, "pixel_range": list(diffusion.PIXEL_RANGE)},
-            **{"processes": world_size(), "images": images, "ssl_model_pth": str(Path(args.ssl_model_pth).resolve())},
+            "layers": encoder.layers,
+            "width": encoder.width,
+            "pixel_range": list(diffusion.PIXEL_RANGE),
+            "processes": world_size(),
+            "images": images,
+            "ssl_model_pth": str(Path(args.ssl_model_pth).resolve()),
         }
         auto = "auto" if args.use_fp16 else "fp32"
         self.precision = choose_precision(auto if args.precision == "auto" else args.precision, device)
@@ -407,7 +411,9 @@ class RcdmRun:
         names = list(self.sums)
         means = sum_over_processes(torch.stack([self.sums[name] for name in names]) / (steps * world_size())).tolist()
         record = {
-            **{"timestamp": time.time(), "step": self.step, **dict(zip(names, means))},
+            "timestamp": time.time(),
+            "step": self.step,
+            **dict(zip(names, means)),
             "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": steps * self.args.batch_size * world_size() / max(time.time() - since_time, 1e-9),
         }
@@ -429,7 +435,7 @@ class RcdmRun:
                 "scaler": self.scaler.state_dict(),
                 "step_sampler": self.step_sampler.state_dict(),
             }
-            # The optimizer's own keys stay where the package looks for them; it does not mind one more.
+            # The optimizer's own keys stay where the package looks for them; it ignores one more.
             save_checkpoint(
                 self.folder / f"opt{self.step:06d}.pt", {**self.optimizer.state_dict(), "training": training}
             )
@@ -439,7 +445,7 @@ class RcdmRun:
         return self.folder / f"samples{self.step:06d}.png"
 
     def lacks_samples(self):
-        """Was the run ended after this step was saved, but before its grid was?"""
+        """Did the run end after this step was saved, but before its sample grid was?"""
         due = self.step > 0 and (self.step % self.args.save_interval == 0 or self.finished())
         ours = due and (self.folder / f"opt{self.step:06d}.pt").is_file()
         return any_process([rank() == 0 and ours and not self.samples_path().is_file()], self.device)[0]
@@ -478,7 +484,7 @@ class RcdmRun:
         return True
 
     def resume(self):
-        """Goes on from the last complete step in --out_dir, or from --resume_checkpoint if that is further."""
+        """Resumes from the last complete step in --out_dir, or from --resume_checkpoint if that is further."""
         given = Path(self.args.resume_checkpoint) if self.args.resume_checkpoint else None
         step = last_complete_step(self.folder, self.rates)
         if given is not None and (step is None or step_of(given) > step):
@@ -513,7 +519,7 @@ class RcdmRun:
             reason = one_line(error)
             raise InputError(f"{where}: not of this U-Net and optimizer: {reason}") from None
         if not saved:
-            say(f"note: there is no {opt_path}; the optimizer starts anew")
+            say(f"note: there is no {opt_path}; the optimizer has no state yet")
         if training and training["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
         if training and training["settings"]["schedule_sampler"] == self.args.schedule_sampler:

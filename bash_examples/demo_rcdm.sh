@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # After demo.sh, with the same variables: trains a 32 px RCDM on the public images for model A and for model B, both at
-# once, and renders the reconstructions by running the notebook. Under 20 minutes on two CPU cores; killed, it goes on.
+# once, and renders the reconstructions by running the notebook. Under 20 minutes on two CPU cores; rerun to resume.
 #
 #   bash bash_examples/demo_rcdm.sh
 #   JUDGE=1 bash bash_examples/demo_rcdm.sh     # and measures how often the reconstructions show the right class

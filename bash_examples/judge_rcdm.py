@@ -1,9 +1,9 @@
 """How often do RCDM's samples show the right class? Judged by a supervised model of the same classes.
 
-Reads an attack, the RCDMs of both models and a supervised checkpoint of train_SSL.py (the judge). One sample an image;
-prints and writes, with 95 % intervals: how often the judge is right on real images, on samples from the representation
-of whole images (public ones, that RCDM was trained on; as many that neither RCDM nor its encoder saw), and on
-reconstructions from crops under target and reference model: of all attacked examples, and by their share.
+Reads an attack, the RCDMs of both models and a supervised checkpoint of train_SSL.py (the judge). One sample per image;
+prints and writes, with 95 % intervals: how often the judge is correct on real images, on samples from the
+representation of whole images (public ones, that RCDM was trained on; as many that neither RCDM nor its encoder saw),
+and on reconstructions from crops under target and reference model: of all attacked examples, and of each outcome.
 
     python bash_examples/judge_rcdm.py --save_path /tmp/judged.json --judge_pth demo/seed0/judge/model_ep100.pth \\
         --attack demo/seed0/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep \\
@@ -95,7 +95,7 @@ class Judge:
 
 
 def sampled(args, rcdm, outputs, indices, what):
-    """One sample an image."""
+    """One sample per image."""
     seeds = sample_seeds(indices, 1, args.seed)
     steps = len(Diffusion(rcdm.settings, args.respacing))
     with Progress(len(indices) * steps, f"steps of sampling, {what}") as progress:
@@ -123,7 +123,7 @@ def estimate(hits):
 
 
 def report(found, chance):
-    print(f"\nThe judge is right (chance {chance:.3f}), 95 % intervals:")
+    print(f"\nThe judge is correct (chance {chance:.3f}), 95 % intervals:")
     print(
         f"  on {found['real images']['n']} real images it was not trained on: {figure_in_words(found['real images'])}"
     )

@@ -101,10 +101,18 @@ def draw(folder, args):
             network(images)
     save_checkpoint(folder / "model.pth", {"epoch": 1, "model": with_prefix(network.state_dict())})
     settings = {
-        **{"local": 1, "output_dir": folder / "out", "model_pth": folder / "model.pth"},
-        **{"train_idx_pth": folder / "train.npy", "val_idx_pth": folder / "val.npy"},
-        **{"imgnet_train_pth": folder / "images", "resolution": args.resolution, "num_workers": args.num_workers},
-        **{"start_lr": 0.1, "end_lr": 0.01, "epochs": 10**6, "batch_size": 64},
+        "local": 1,
+        "output_dir": folder / "out",
+        "model_pth": folder / "model.pth",
+        "train_idx_pth": folder / "train.npy",
+        "val_idx_pth": folder / "val.npy",
+        "imgnet_train_pth": folder / "images",
+        "resolution": args.resolution,
+        "num_workers": args.num_workers,
+        "start_lr": 0.1,
+        "end_lr": 0.01,
+        "epochs": 10**6,
+        "batch_size": 64,
     }
     return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
 

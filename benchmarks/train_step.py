@@ -91,8 +91,13 @@ def network_and_optimizer(args, device):
     torch.manual_seed(0)
     network = train_SSL.network_from_settings(
         {
-            **{"model.arch": args.arch, "model.mlp": args.mlp, "training.loss": "vicreg", "model.mlp_coeff": 1.0},
-            **{"model.fc": 0, "model.proj_relu": 0, "model.remove_head": 0},
+            "model.arch": args.arch,
+            "model.mlp": args.mlp,
+            "training.loss": "vicreg",
+            "model.mlp_coeff": 1.0,
+            "model.fc": 0,
+            "model.proj_relu": 0,
+            "model.remove_head": 0,
         },
         CLASSES,
     ).to(device)

@@ -14,7 +14,7 @@ from dejavu_utils.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose errors are one line, that takes no abbreviated flags, and whose help shows the defaults."""
+    """ArgumentParser with one-line errors, without abbreviated flags, whose help shows the defaults."""
 
     def __init__(self, **kwargs):
         kwargs.setdefault("formatter_class", _HelpFormatter)
@@ -97,15 +97,15 @@ def add_launch_flags(parser, timeout, mem_gb, ngpus=1, nodes=1):
         "--ngpus",
         type=non_negative_int,
         default=ngpus,
-        help="GPUs a node, one process each, here as far as there are any; 0: none, on CPUs alone",
+        help="GPUs per node, one process each (here: at most those that there are); 0: CPUs alone",
     )
     group.add_argument("--nodes", type=positive_int, default=nodes, help="nodes of the job")
     group.add_argument(
-        "--world_size", type=non_negative_int, default=0, help="processes a node where no GPU is used; 0: one"
+        "--world_size", type=non_negative_int, default=0, help="processes per node where no GPU is used; 0: one"
     )
     group.add_argument("--timeout", type=positive_int, default=timeout, help="time limit of the job, minutes")
     group.add_argument("--partition", default="", help="SLURM partition")
-    group.add_argument("--mem_gb", type=non_negative_int, default=mem_gb, help="memory a node, GB; 0 = 60 x ngpus")
+    group.add_argument("--mem_gb", type=non_negative_int, default=mem_gb, help="memory per node, GB; 0 = 60 x ngpus")
     group.add_argument("--dependency", default="", help="SLURM dependency, for instance afterok:123")
     return group
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 
 def rank():
-    """Number of this process, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -58,14 +58,14 @@ def average_gradients(parameters):
 
 
 def any_process(flags, device):
-    """Which of these flags are set in any process? A list of bool; all processes must ask, in one exchange."""
+    """Which of these flags are set in any process: list of bool, in one exchange; all processes must call this."""
     if world_size() == 1:
         return [bool(flag) for flag in flags]
     return [total > 0 for total in sum_over_processes(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
 
 
 def from_first(value):
-    """What the first process gives; all processes must ask. Of picklable objects, over gloo."""
+    """The first process's picklable object, over gloo; all processes must call this."""
     if world_size() == 1:
         return value
     box = [value]
@@ -74,6 +74,6 @@ def from_first(value):
 
 
 def wait_for_all():
-    """Returns when every process has come here."""
+    """Returns when every process has called this."""
     if world_size() > 1:
         dist.barrier()

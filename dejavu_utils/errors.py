@@ -1,8 +1,8 @@
-"""The error that a user can mend, and reasons in one line."""
+"""The error for bad input, and reasons in one line."""
 
 
 class InputError(Exception):
-    """Something the user can mend: one line that names the file or flag and what to do about it."""
+    """Bad input: one line that names the file or flag and the remedy."""
 
 
 def one_line(error, limit=300):

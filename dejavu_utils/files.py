@@ -20,8 +20,8 @@ def complete_file(path):
     """Yields a temporary path beside `path`; it takes the final name when the block ends, and is removed if it fails.
 
     Missing parent folders are made. The temporary name ends like the final one, so that writers which look at the
-    suffix (NumPy, matplotlib) behave the same. What a process of this machine that was killed has left of the same file
-    is removed first. InputError that names `path` if it cannot be written (a full disk, no permission).
+    suffix (NumPy, matplotlib) behave the same. Temporary files of the same path that a killed process of this machine
+    has left are removed first. InputError that names `path` if it cannot be written (a full disk, no permission).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +48,8 @@ def complete_file(path):
 def complete_files(folder, last):
     """Yields a folder below `folder`; its files move up when the block ends, and are removed if it fails.
 
-    What lies in `folder` stays as it is until all are written. last: the file that says that the others are complete;
-    it moves after them, and goes before them.
+    Files in `folder` stay as they are until all are written. last: the file whose presence says that the others are
+    complete: it is moved last, and an old one is removed first.
     """
     folder = Path(folder)
     staging = folder / ".new"
@@ -79,7 +79,7 @@ def save_npy(path, array):
 
 
 def write_npy(path, array):
-    """np.save that fails on a full disk: by itself it writes through C's buffers and loses the last one in silence."""
+    """np.save that fails on a full disk; np.save alone writes through C's buffers and loses the last one silently."""
     with open(path, "wb") as handle:
         np.save(SimpleNamespace(write=handle.write), array)
 
@@ -96,7 +96,7 @@ def save_csv(path, frame):
 
 
 def is_alive(pid):
-    """Is there a process of this number on this machine?"""
+    """Does this machine run a process with this id?"""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -28,12 +28,12 @@ LOCK_FILE = ".lock"  # in a run's folder while it is written
 _IN_SUBMITIT = "SUBMITIT_EXECUTOR"
 
 
-def connect(port=0, gpu=0, patient=False, gpu_flag="the GPU"):
+def connect(port=0, gpu=0, long_waits=False, gpu_flag="the GPU"):
     """Joins the processes of this job, if it has several, and returns this process's device.
 
     port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. gpu: which to take
-    where there is one process (gpu_flag: what says so, for an error); None: in all of them the CPU. patient: the
-    processes only wait for each other, now and then, for hours: gloo, not NCCL, whatever the device. Reads what
+    where there is one process (gpu_flag: what says so, for an error); None: in all of them the CPU. long_waits: the
+    processes exchange little but may wait for each other for hours: gloo, not NCCL, whatever the device. Reads what
     torchrun, `start_here` or submitit say in the environment.
     """
     if _IN_SUBMITIT in os.environ:  # whatever the submitting shell had set
@@ -46,11 +46,11 @@ def connect(port=0, gpu=0, patient=False, gpu_flag="the GPU"):
         return choose_device(gpu, gpu_flag)
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if gpu is not None and 0 < gpus <= local:
-        raise InputError(f"process {local + 1} of this machine has no GPU, there are {gpus}: start one process a GPU")
+        raise InputError(f"process {local + 1} of this machine has no GPU, there are {gpus}: start one process per GPU")
     device = choose_device(None if gpu is None else local)
     if not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" and not patient else "gloo"
-        torch.distributed.init_process_group(backend, timeout=timedelta(days=7) if patient else None)
+        backend = "nccl" if device.type == "cuda" and not long_waits else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=7) if long_waits else None)
     return device
 
 
@@ -129,7 +129,7 @@ class StopSignal:
         signum = self.received or (signal.SIGUSR2 if _IN_SUBMITIT in os.environ else signal.SIGTERM)
         previous = self._previous.get(signum)
         if _IN_SUBMITIT in os.environ and callable(previous):
-            previous(signum, None)  # queues the job again and exits; in all processes but the first it returns
+            previous(signum, None)  # requeues the job and exits; returns in all processes but the first
             time.sleep(120)
         sys.exit(128 + signum)
 
@@ -138,9 +138,9 @@ class ScriptJob:
     """A call of a script's function, which submitit and spawned processes can unpickle.
 
     A function of `__main__` cannot be unpickled elsewhere: it is pickled as its file and name, and the other process
-    imports the script as a module. On a time-out or preemption submitit calls `checkpoint`: the same call is queued
-    again, and the script resumes from what it has saved. lock: a lock file in the folder that the call writes into and
-    the flag that names this folder (locks.locked), held by the first process meanwhile; or None.
+    imports the script as a module. On a time-out or preemption submitit calls `checkpoint`: the same call is requeued,
+    and the script resumes from what it has saved. lock: a lock file in the folder that the call writes into and the
+    flag that names this folder (locks.locked), held by the first process meanwhile; or None.
     """
 
     def __init__(self, function, arguments, lock=None):
@@ -186,9 +186,9 @@ def _module(script):
 
 @dataclass
 class Resources:
-    """What a job asks SLURM for. timeout: minutes. mem_gb: a node, 0: 60 a GPU. ngpus: GPUs and so processes a node; 0:
-    none, and world_size processes. cores: of a process. dependency: SLURM's; where a job that it waits for has failed,
-    the job leaves the queue instead of waiting for ever."""
+    """What a job asks SLURM for. timeout: minutes. mem_gb: per node, 0: 60 per GPU. ngpus: GPUs and so processes per
+    node; 0: none, and world_size processes. cores: per process. dependency: SLURM's; where a job that it waits for has
+    failed, the job leaves the queue instead of waiting for ever."""
 
     timeout: int
     mem_gb: int
@@ -229,7 +229,7 @@ def here_or_submitted(function, args, folder, cores, logs=""):
 
     The function is called in each of several processes if that is asked for, and finds the others with `join`. args:
     the Namespace of a parser with cli.add_launch_flags. folder: (its path, the flag that names it); this run alone
-    writes into it. cores: of a process. logs: the folder below it for submitit's files.
+    writes into it. cores: per process. logs: the folder below it for submitit's files.
     """
     folder, flag = Path(folder[0]), folder[1]
     job = ScriptJob(function, args, (folder / LOCK_FILE, flag))
@@ -238,10 +238,10 @@ def here_or_submitted(function, args, folder, cores, logs=""):
     print(submit(job, folder / logs, folder.name, Resources.of(args, cores), "--local 1"))
 
 
-def join(args, port=0, patient=False):
+def join(args, port=0, long_waits=False):
     """`connect` for a function that was called with cli.add_launch_flags' args; this process's device."""
     gpu = None if not args.ngpus else args.local_gpu if args.local else 0
-    return connect(port, gpu, patient, "--local_gpu")
+    return connect(port, gpu, long_waits, "--local_gpu")
 
 
 def submit(job, folder, name, resources, stay_here):

@@ -16,10 +16,10 @@ from dejavu_utils.files import is_alive
 def locked(path, flag, job=None, restart=0):
     """Keeps a second run from writing into the folder of the lock file `path` until the block ends.
 
-    flag: what names that folder, for the error. job, restart: number of the SLURM job and how often it was queued
-    again, if it is one. The lock is flock's, which ends with its process however that dies, on network file systems
-    too; where those have no locks, nothing is locked. The file says who holds it. A job that was queued again does not
-    wait for a lock of its own earlier life (a server may take minutes to see that a machine is gone). InputError if
+    flag: what names that folder, for the error. job, restart: number of the SLURM job and how often it was requeued,
+    if it is one. The lock is flock's, which ends with its process however that dies, on network file systems
+    too; where those have no locks, nothing is locked. The file says who holds it. A requeued job does not wait for the
+    lock of its own earlier run (a server may take minutes to see that a machine is gone). InputError if
     another run holds it.
     """
     path = Path(path)
@@ -38,7 +38,7 @@ def locked(path, flag, job=None, restart=0):
 
 
 def _lock(path, flag, me):
-    """The open lock file; None where there are no locks, or only one of this job's earlier life."""
+    """The open lock file; None where there are no locks, or only one of this job's earlier run."""
     deadline = time.monotonic() + 10  # the reading processes of a run that was killed hold its lock a little longer
     while True:
         handle = open(path, "a+", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How far a long stage is: a bar on a terminal, a plain line every so many seconds in a job's log."""
+"""Progress of a long stage: a bar on a terminal, a plain line every few seconds in a job's log."""
 
 import sys
 import time

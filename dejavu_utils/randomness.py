@@ -20,7 +20,7 @@ def seed_everything(seed):
 def seed_step(seed, step):
     """Seeds PyTorch for one step of a training, so that a resumed run draws what an uninterrupted one draws.
 
-    Depends on nothing but seed, step, and the number of this process among all.
+    Depends on seed, step and the rank of this process alone.
     """
     torch.manual_seed((world_size() * (seed * 2**32 + step) + rank()) % 2**63)
 
@@ -28,8 +28,8 @@ def seed_step(seed, step):
 def uniforms(seed, epoch, view, start, count):
     """float64 (count, draws) in [0, 1): the random numbers of the images at positions start ... of an epoch's order.
 
-    A counter-based generator (Philox) is set to the position, so the numbers of an image depend on nothing but (seed,
-    epoch, view, position): not on the batch size, the number of workers, or where a run was resumed.
+    A counter-based generator (Philox) is set to the position, so the numbers of an image depend on (seed, epoch,
+    view, position) alone: not on the batch size, the number of workers, or where a run was resumed.
     """
     key = np.random.SeedSequence([seed, epoch, view]).generate_state(2, np.uint64)
     stream = np.random.Philox(counter=start * (DRAWS // 4), key=key)

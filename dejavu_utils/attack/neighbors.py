@@ -17,7 +17,7 @@ class NeighborSearch:
     queries: float32 (n, d), n > 0, C-contiguous; moved to their mean in place, and not copied. k: neighbors. device:
     where the distances are computed. use_faiss: by faiss, else by PyTorch; not given: by faiss on CPUs, but not on
     macOS, where the OpenMP libraries of the two do not go together in one process. `add` takes the public embeddings
-    block after block; `result` gives the neighbors. `best` is all that a search must keep to go on later: give it to
+    block after block; `result` gives the neighbors. `best` is all that a search must keep to resume: give it to
     the `merge` of another search of the same queries.
     """
 

@@ -1,8 +1,8 @@
 """The nearest public images of many crops under several networks at once, each image read and decoded once.
 
-The images are cut into shards, which several processes share, and whose results are kept, so that a killed search goes
-on. Of crops and public images the smaller set's embeddings are held in memory, the other's are streamed past them. What
-is found does not depend on the number of processes, nor on where a search was interrupted.
+The images are cut into shards, which several processes share, and whose results are kept, so that a killed search can
+resume. Of crops and public images the smaller set's embeddings are held in memory, the other's are streamed past them.
+What is found does not depend on the number of processes, nor on where a search was interrupted.
 """
 
 import time
@@ -21,7 +21,7 @@ from dejavu_utils.models import check_finite
 
 _SHARD = 4096  # images at most; what a killed process loses
 _SHARDS = 64  # at least, if the batches allow it, so that many processes have work
-_BLOCK_IMAGES, _BLOCK_FLOATS = 65536, 2**26  # of streamed embeddings that are searched at once: up to 256 MB a layer
+_BLOCK_IMAGES, _BLOCK_FLOATS = 65536, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
 _SAVING_SHARE = 1 / 20  # of the time may go into saving neighbors found so far
 
 
@@ -244,7 +244,7 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
         finished_there, unreadable_there = _merge(searches, pieces.load(name))
         finished, unreadable = finished + finished_there, unreadable + unreadable_there
     if sorted(finished) != [name for name, _, _ in shards]:
-        raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and attack again")
+        raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and rerun the attack")
     neighbors = {key: _result(search, len(public) - unreadable) for key, search in searches.items()}
     return Found(crop_rows, neighbors, unreadable)
 

@@ -1,4 +1,4 @@
-"""The finished pieces of a long stage, kept so that a killed one goes on: arrays in files of one folder."""
+"""The finished pieces of a long stage, kept so that a killed one can resume: arrays in files of one folder."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, save_json
 
 _KEY = "key.json"
-_PATIENCE = 60  # seconds until what another machine has written must be seen on a network file system
+_PATIENCE = 60  # seconds after which a network file system must show what another machine has written
 
 
 class Unfinished:
@@ -53,7 +53,9 @@ class Unfinished:
             with np.load(path) as arrays:
                 return {key: arrays[key] for key in wanted or arrays.files}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: is missing or damaged ({error}); remove {self.folder} and run again") from None
+            raise InputError(
+                f"{path}: is missing or damaged ({error}); remove {self.folder} and rerun the same command"
+            ) from None
 
     def drop(self, name):
         (self.folder / f"{name}.npz").unlink(missing_ok=True)

@@ -19,7 +19,7 @@ _ORDERS = np.array(list(itertools.permutations(range(4))))
 
 @dataclass(frozen=True)
 class View:
-    """What one view of an image goes through. area: range of the crop's share of the image. side: of the crop after
+    """What is done to an image for one view. area: range of the crop's fraction of the image. side: of the crop after
     resizing, pixels; None: the resolution of the epoch."""
 
     area: tuple = (0.08, 1.0)
@@ -76,7 +76,7 @@ def center_boxes(sizes):
 
 @dataclass
 class Parameters:
-    """Of a batch, one entry an image: flip, gray, solarize bool (n,); factors float32 (n, 4) of brightness, contrast,
+    """Of a batch, one entry per image: flip, gray, solarize bool (n,); factors float32 (n, 4) of brightness, contrast,
     saturation, hue; order int64 (n, 4), which of these comes first, second, ...; jitter bool (n,); sigma: pixels of
     the batch's blur, or None."""
 

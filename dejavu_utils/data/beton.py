@@ -1,7 +1,7 @@
 """FFCV's .beton files, version 2: images and labels in one file, written in parallel, read at random.
 
-Layout (little endian): header; one descriptor a field; one record a sample; the images, none of which crosses a page
-boundary; the allocation table. Source: the format of FFCV (https://github.com/libffcv/ffcv); files go both ways.
+Layout (little endian): header; one descriptor per field; one record per sample; the images, none of which crosses a
+page boundary; the allocation table. Source: the format of FFCV (https://github.com/libffcv/ffcv); files go both ways.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ MIN_PAGE_SIZE = 2**21
 DEFAULT_PAGE_SIZE = 2**23
 MAX_CLASSES = 2**20  # a larger label is no label
 MAX_SIDE = 2**16 - 1  # of an image, pixels
-_FIRST_IMAGES = 200  # after so many the size of the whole file can be foreseen
+_FIRST_IMAGES = 200  # images after which the size of the whole file is estimated
 _LABEL, _IMAGE = 1, 2  # FFCV's type ids
 _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _OTHER_FIELDS = {
@@ -75,7 +75,7 @@ def write_beton(
     raw where no threshold is given). max_resolution: longest side in pixels, None for no limit. page_size: bytes, a
     power of two of at least 2 MiB, doubled until the largest image fits. on_progress: called with the number of images
     done since the last call. Returns {position in `images`: reason} of those left out. InputError if the disk is too
-    small for what the first images let expect.
+    small for the size estimated from the first images.
     """
     if mode not in MODES:
         raise ValueError(f"write mode {mode!r} is not one of {', '.join(MODES)}")
@@ -175,7 +175,7 @@ def _in_order(function, count, num_workers):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # one that failed ends the rest
+        finally:  # the first failure ends the others
             for future in waiting:
                 future.cancel()
 

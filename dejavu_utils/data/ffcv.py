@@ -12,9 +12,9 @@ from dejavu_utils.errors import InputError
 class FfcvLoader:
     """The published pipelines in FFCV-SSL's loader, behind NativeLoader's interface.
 
-    Offered as it is: its crops are square, its hue shift is one-sided, the order of its color jitter is fixed, and its
-    random numbers are not seeded, so that two runs differ. InputError where FFCV-SSL is not installed; ValueError if
-    there is not one whole batch, or a view asks for what it does not have.
+    Its deviations from this project's loader: its crops are square, its hue shift is one-sided, the order of its color
+    jitter is fixed, and its random numbers are not seeded, so that two runs differ. InputError where FFCV-SSL is not
+    installed; ValueError if there is not one whole batch, or a view asks for what it does not have.
     """
 
     def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
@@ -100,7 +100,7 @@ class _Normalize(torch.nn.Module):
 
 
 def ffcv_is_installed():
-    """Is FFCV-SSL here (FFCV itself has no second view and no color jitter)?"""
+    """Is FFCV-SSL installed (FFCV itself has no second view and no color jitter)?"""
     return (
         importlib.util.find_spec("ffcv") is not None
         and importlib.util.find_spec("ffcv.transforms.colorjitter") is not None

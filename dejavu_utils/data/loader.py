@@ -77,7 +77,8 @@ def evaluation_batches(beton, batch_size, resolution, num_workers, device, rank=
 
 
 def _batches(beton, plans, num_workers, device):
-    """Carries out plans, (image indices, [(side, boxes, augment.Parameters or None) of each view]), a little ahead."""
+    """Carries out plans, (image indices, [(side, boxes, augment.Parameters or None) of each view]), a few batches
+    ahead."""
     on_cpu = device.type == "cpu"
 
     def start(plan):

@@ -205,7 +205,7 @@ class UniformSteps:
         return torch.randint(self.steps, (n,)).to(device), torch.ones(n, device=device)
 
     def update(self, t, losses):
-        """Takes notice of the losses (n,) at steps t, of all processes."""
+        """Records the losses (n,) at steps t, of all processes."""
 
     def state_dict(self):
         return {}

@@ -83,9 +83,9 @@ def _crops(listing, indices, attack, side):
 
 
 def draw_rows(shown, names, title=""):
-    """Figure: for each example its image and crop, and a line a model: nearest public images and samples.
+    """Figure: for each example its image and crop, and a line per model: nearest public images and samples.
 
-    names: of the classes, one a label.
+    names: of the classes, one per label.
     """
     sources = list(shown.samples)
     samples = shown.samples[sources[0]].shape[1]
@@ -138,7 +138,7 @@ def draw_rows(shown, names, title=""):
 
 
 def save_tiles(folder, shown):
-    """Writes samps_patches.png (images beside crops), NNs_{tile}.png and recon_{tile}.png, an example a line."""
+    """Writes samps_patches.png (images beside crops), NNs_{tile}.png and recon_{tile}.png, a line per example."""
     folder = Path(folder)
     save_grid(folder / "samps_patches.png", torch.stack([shown.images, shown.crops], dim=1).flatten(0, 1), 2)
     for source, samples in shown.samples.items():

@@ -31,7 +31,7 @@ _AT_ONCE = 64  # images that are embedded or sampled together
 
 
 class Rcdm:
-    """A trained RCDM and the encoder it listens to, in eval mode; both go to `device`.
+    """A trained RCDM and the encoder that conditions it, in eval mode; both go to `device`.
 
     network: the SSL model. layers: whose outputs, side by side, are the representation. side: of the samples, pixels.
     resolution: side of the encoder's input.
@@ -71,7 +71,7 @@ class Rcdm:
 def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
     """The Rcdm of a folder of train_RCDM.py (its last average), or of one of its model*.pt and ema_*.pt files.
 
-    ssl_model_pth: the encoder, where it does not lie any more where the training found it. settings: of the U-Net, for
+    ssl_model_pth: the encoder, if it has moved since the training. settings: of the U-Net, for
     files without a params.json beside them (those of the rcdm package). InputError names a file that does not fit.
     """
     path = Path(path)
@@ -103,7 +103,7 @@ def _last_average(folder):
 class Attack:
     """A folder of label_inference_attack.py, with the images and boxes that were attacked.
 
-    tables: {"A", "B"} -> one row an attacked image (dejavu_utils.results.example_table). Where the images lie and how
+    tables: {"A", "B"} -> one row per attacked image (dejavu_utils.results.example_table). Where the images lie and how
     crops were chosen is taken from the folder's results.json. image_dir and bbox_dir: if they lie elsewhere now, or
     there is no such file; min_px and crop_rule are for folders without one.
     """
@@ -120,7 +120,7 @@ class Attack:
         self.tables = {name: example_table(attacked, self.listing) for name, attacked in self.sets.items()}
 
     def class_table(self, attacked, class_names):
-        """results.class_table of one attacked set, "A" or "B". class_names: one a label."""
+        """results.class_table of one attacked set, "A" or "B". class_names: one per label."""
         return class_table({attacked: self.sets[attacked]}, class_names)
 
     def crops(self, indices):
@@ -156,13 +156,13 @@ def most_confident(table, label, count=40):
 
 
 def most_memorized(table, count):
-    """Rows that only the target model gets right, the largest lead in confidence first."""
+    """Rows that only the target model names correctly, the largest lead in confidence first."""
     lead = table["target_confidence"] - table["reference_confidence"]
     return _first(table, "memorized", lead, count)
 
 
 def most_correlated(table, count):
-    """Rows that both models get right, the largest smaller confidence first."""
+    """Rows that both models name correctly, sorted by the smaller of the two confidences, the largest first."""
     return _first(table, "correlated", table[["target_confidence", "reference_confidence"]].min(axis=1), count)
 
 
@@ -181,7 +181,7 @@ def picked(table, indices):
 
 
 def class_names(listing, path=None):
-    """Names to show, one a label: those of a json (imagenet.read_class_names), else the folder names."""
+    """Names to show, one per label: those of a json (imagenet.read_class_names), else the folder names."""
     names = read_class_names(path, "the class names") if path else {}
     return [names.get(folder, folder) for folder in listing.classes]
 

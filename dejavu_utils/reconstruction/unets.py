@@ -41,7 +41,7 @@ def attention_levels(flags):
     """Levels of the U-Net (0: full resolution) that have attention. InputError for what is no list of sides."""
     sides = [flags["image_size"] >> level for level in range(len(channel_multipliers(flags)))]
     text = flags["attention_resolutions"]
-    # Published flags name more sides than a smaller model has; those are without effect, in the package as well.
+    # Published flags name more sides than a smaller model has; those have no effect, as in the package.
     return [
         sides.index(side) for side in (_whole_numbers("attention_resolutions", text) if text else []) if side in sides
     ]
