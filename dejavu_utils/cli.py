@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from dejavu_utils.errors import InputError
 
@@ -16,11 +18,11 @@ from dejavu_utils.errors import InputError
 class Parser(argparse.ArgumentParser):
     """ArgumentParser with one-line errors, without abbreviated flags, whose help shows the defaults."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
@@ -30,7 +32,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if empty else super()._get_help_string(action)
 
 
-def run(main):
+def run(main: Callable[[], object]) -> None:
     """Calls main(); bad input and failing files end in one line on stderr and exit code 2, Ctrl-C in exit code 130.
 
     SIGTERM ends the process like an error, so that half-written temporary files are removed.
@@ -58,7 +60,7 @@ def _fail(message):
     sys.exit(2)
 
 
-def zero_or_one(text):
+def zero_or_one(text: str) -> int:
     """argparse type of the 0/1 flags: 0, 1, true or false -> int."""
     values = {"0": 0, "1": 1, "false": 0, "true": 1}
     if str(text).lower() not in values:
@@ -66,27 +68,31 @@ def zero_or_one(text):
     return values[str(text).lower()]
 
 
-def positive_int(text):
+def positive_int(text: str) -> int:
+    """argparse type of numbers from 1 on."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
 
 
-def non_negative_int(text):
+def non_negative_int(text: str) -> int:
+    """argparse type of numbers from 0 on."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
 
 
-def default_workers():
+def default_workers() -> int:
     """Worker processes for reading images: the cores this process may use, at most 10."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 10)
 
 
-def add_launch_flags(parser, timeout, mem_gb, ngpus=1, nodes=1):
+def add_launch_flags(
+    parser: argparse.ArgumentParser, timeout: int, mem_gb: int, ngpus: int = 1, nodes: int = 1
+) -> argparse._ArgumentGroup:
     """The flags of dejavu_utils.launch.here_or_submitted and job_flags, with these defaults; their group."""
     group = parser.add_argument_group("where it runs")
     group.add_argument("--local", type=zero_or_one, default=0, help="1: run here; 0: submit a SLURM job")
@@ -110,7 +116,7 @@ def add_launch_flags(parser, timeout, mem_gb, ngpus=1, nodes=1):
     return group
 
 
-def add_inference_flags(parser, batch_size):
+def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """The flags of running a trained network over image files."""
     group = parser.add_argument_group("speed")
     group.add_argument("--batch_size", type=positive_int, default=batch_size, help="images")
@@ -124,7 +130,7 @@ def add_inference_flags(parser, batch_size):
     )
 
 
-def existing_file(path, flag):
+def existing_file(path: str | Path | None, flag: str) -> Path:
     """The path, if it is a file; an InputError that names the flag otherwise."""
     if not path:
         raise InputError(f"{flag} is needed: name a file")
@@ -133,12 +139,12 @@ def existing_file(path, flag):
     return Path(path)
 
 
-def existing_or_awaited_file(path, flag, args):
+def existing_or_awaited_file(path: str | Path | None, flag: str, args: argparse.Namespace) -> Path:
     """The path, if it is a file, or may be one by the time a submitted job runs: after those of --dependency."""
     return Path(path) if path and args.dependency and not args.local else existing_file(path, flag)
 
 
-def existing_folder(path, flag):
+def existing_folder(path: str | Path | None, flag: str) -> Path:
     """The path, if it is a folder; an InputError that names the flag otherwise."""
     if not path:
         raise InputError(f"{flag} is needed: name a folder")

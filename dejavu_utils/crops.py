@@ -3,10 +3,15 @@
 Boxes and crops are (xmin, ymin, xmax, ymax) in pixels, the origin in the upper left corner, as in Pascal VOC and PIL.
 """
 
+from collections.abc import Sequence
+
+Box = tuple[int, int, int, int]  # xmin, ymin, xmax, ymax
 RULES = ("paper", "exact")
 
 
-def background_crop(width, height, boxes, min_px=100, rule="paper"):
+def background_crop(
+    width: int, height: int, boxes: Sequence[Box], min_px: int = 100, rule: str = "paper"
+) -> Box | None:
     """The part of an image that shows no annotated object, or None where there is none.
 
     width, height: size of the image in pixels. boxes: sequence of (xmin, ymin, xmax, ymax). min_px: the crop's shorter
@@ -41,7 +46,7 @@ def background_crop(width, height, boxes, min_px=100, rule="paper"):
     return best
 
 
-def corner_crop(width, height, fraction=0.3):
+def corner_crop(width: int, height: int, fraction: float = 0.3) -> Box:
     """The lower left corner, int(fraction x side) pixels of each side (at least one), as (xmin, ymin, xmax, ymax).
 
     ValueError unless 0 < fraction <= 1.

@@ -1,6 +1,7 @@
 """The device a script computes on, and the precision it computes in."""
 
 import contextlib
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -9,7 +10,7 @@ from dejavu_utils.errors import InputError
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def choose_device(index=0, flag="the GPU"):
+def choose_device(index: int | None = 0, flag: str = "the GPU") -> torch.device:
     """The GPU with this index if there is one, else the CPU; None: the CPU. flag: what gave the index, for an error."""
     if index is None or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -19,7 +20,7 @@ def choose_device(index=0, flag="the GPU"):
     return torch.device("cuda", index)
 
 
-def choose_precision(name, device):
+def choose_precision(name: str, device: torch.device) -> str:
     """fp32, bf16 or fp16 for one of PRECISIONS: auto is bf16 on GPUs that have it, else fp16; fp32 on CPUs."""
     if name != "auto":
         return name
@@ -29,7 +30,7 @@ def choose_precision(name, device):
     return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
 
 
-def autocast(device, precision):
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The context in which a network runs in `precision`: fp32, bf16 or fp16."""
     if precision == "fp32":
         return contextlib.nullcontext()

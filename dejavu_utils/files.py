@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from dejavu_utils.errors import InputError
 
 
 @contextmanager
-def complete_file(path):
+def complete_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; it takes the final name when the block ends, and is removed if it fails.
 
     Missing parent folders are made. The temporary name ends like the final one, so that writers which look at the
@@ -45,7 +47,7 @@ def complete_file(path):
 
 
 @contextmanager
-def complete_files(folder, last):
+def complete_files(folder: str | Path, last: str) -> Iterator[Path]:
     """Yields a folder below `folder`; its files move up when the block ends, and are removed if it fails.
 
     Files in `folder` stay as they are until all are written. last: the file whose presence says that the others are
@@ -64,7 +66,7 @@ def complete_files(folder, last):
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def digest(*arrays):
+def digest(*arrays: Any) -> str:
     """SHA-256 of the contents of NumPy arrays or PyTorch tensors, wherever they are."""
     found = hashlib.sha256()
     for array in arrays:
@@ -73,29 +75,29 @@ def digest(*arrays):
     return found.hexdigest()
 
 
-def save_npy(path, array):
+def save_npy(path: str | Path, array: np.ndarray) -> None:
     with complete_file(path) as temporary:
         write_npy(temporary, array)
 
 
-def write_npy(path, array):
+def write_npy(path: str | Path, array: np.ndarray) -> None:
     """np.save that fails on a full disk; np.save alone writes through C's buffers and loses the last one silently."""
     with open(path, "wb") as handle:
         np.save(SimpleNamespace(write=handle.write), array)
 
 
-def save_json(path, data):
+def save_json(path: str | Path, data: object) -> None:
     with complete_file(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def save_csv(path, frame):
+def save_csv(path: str | Path, frame: Any) -> None:
     """Writes a pandas DataFrame, unrounded (17 significant digits read back to the same float)."""
     with complete_file(path) as temporary:
         frame.to_csv(temporary, index=False)
 
 
-def is_alive(pid):
+def is_alive(pid: int) -> bool:
     """Does this machine run a process with this id?"""
     try:
         os.kill(pid, 0)

@@ -1,5 +1,6 @@
 """Where a script's work runs: here, in several processes, or as a SLURM job through submitit (imported only here)."""
 
+import argparse
 import contextlib
 import importlib.util
 import inspect
@@ -11,9 +12,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,11 +27,14 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.locks import locked
 from dejavu_utils.runlog import say
 
+if TYPE_CHECKING:
+    import submitit
+
 LOCK_FILE = ".lock"  # in a run's folder while it is written
 _IN_SUBMITIT = "SUBMITIT_EXECUTOR"
 
 
-def connect(port=0, gpu=0, long_waits=False, gpu_flag="the GPU"):
+def connect(port: int = 0, gpu: int | None = 0, long_waits: bool = False, gpu_flag: str = "the GPU") -> torch.device:
     """Joins the processes of this job, if it has several, and returns this process's device.
 
     port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. gpu: which to take
@@ -54,13 +60,13 @@ def connect(port=0, gpu=0, long_waits=False, gpu_flag="the GPU"):
     return device
 
 
-def disconnect():
+def disconnect() -> None:
     """Leaves the processes that `connect` joined, at the end of the work."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def start_here(job, processes):
+def start_here(job: "ScriptJob", processes: int) -> None:
     """Calls a ScriptJob in `processes` processes of this machine: its GPUs if there are several, one if 0 and a CPU.
 
     Under torchrun this process is one of them. Signals are passed on to the processes; the first that fails ends all.
@@ -116,11 +122,11 @@ class StopSignal:
             raise KeyboardInterrupt  # asked twice: do not wait for the step to end
         self.received = signum
 
-    def asked(self, device):
+    def asked(self, device: torch.device) -> bool:
         """Was any process asked to stop? All processes must call this, at the same place."""
         return any_process([self.received is not None], device)[0]
 
-    def leave(self, text):
+    def leave(self, text: str) -> None:
         """Says why and ends all processes, once everything is saved: as submitit wants it in its jobs, else with 128 +
         signal. All processes must call this."""
         say(text)
@@ -143,7 +149,7 @@ class ScriptJob:
     flag that names this folder (locks.locked), held by the first process meanwhile; or None.
     """
 
-    def __init__(self, function, arguments, lock=None):
+    def __init__(self, function: Callable, arguments: object, lock: tuple[Path, str] | None = None) -> None:
         self.function, self.arguments, self.lock = function, arguments, lock
 
     def __call__(self):
@@ -166,7 +172,7 @@ class ScriptJob:
             *self.lock, os.environ.get("SLURM_JOB_ID"), restart=int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         )
 
-    def checkpoint(self):
+    def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -201,13 +207,13 @@ class Resources:
     comment: str = ""
 
     @classmethod
-    def of(cls, settings, cores):
+    def of(cls, settings: object, cores: int) -> "Resources":
         """From an object with the attributes of the same names; those of partition, ... may be missing."""
         names = ("timeout", "mem_gb", "nodes", "ngpus", "world_size")
-        words = {name: getattr(settings, name, "") for name in ("partition", "dependency", "comment")}
+        words: dict = {name: getattr(settings, name, "") for name in ("partition", "dependency", "comment")}
         return cls(**{name: getattr(settings, name) for name in names}, cores=cores, **words)
 
-    def parameters(self):
+    def parameters(self) -> dict:
         """For submitit's executor."""
         wait = {"dependency": self.dependency, "kill_on_invalid_dep": "yes"} if self.dependency else None
         found = {
@@ -224,27 +230,29 @@ class Resources:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def here_or_submitted(function, args, folder, cores, logs=""):
+def here_or_submitted(
+    function: Callable, args: argparse.Namespace, folder: tuple[str, str], cores: int, logs: str = ""
+) -> None:
     """Calls a script's function(args) here with --local 1, else submits it as a job and prints the job's id.
 
     The function is called in each of several processes if that is asked for, and finds the others with `join`. args:
     the Namespace of a parser with cli.add_launch_flags. folder: (its path, the flag that names it); this run alone
     writes into it. cores: per process. logs: the folder below it for submitit's files.
     """
-    folder, flag = Path(folder[0]), folder[1]
-    job = ScriptJob(function, args, (folder / LOCK_FILE, flag))
+    path, flag = Path(folder[0]), folder[1]
+    job = ScriptJob(function, args, (path / LOCK_FILE, flag))
     if args.local:
         return start_here(job, min(args.ngpus, torch.cuda.device_count()) or max(1, args.world_size))
-    print(submit(job, folder / logs, folder.name, Resources.of(args, cores), "--local 1"))
+    print(submit(job, path / logs, path.name, Resources.of(args, cores), "--local 1"))
 
 
-def join(args, port=0, long_waits=False):
+def join(args: argparse.Namespace, port: int = 0, long_waits: bool = False) -> torch.device:
     """`connect` for a function that was called with cli.add_launch_flags' args; this process's device."""
     gpu = None if not args.ngpus else args.local_gpu if args.local else 0
     return connect(port, gpu, long_waits, "--local_gpu")
 
 
-def submit(job, folder, name, resources, stay_here):
+def submit(job: ScriptJob, folder: str | Path, name: str, resources: Resources, stay_here: str) -> str:
     """Submits a ScriptJob to SLURM and returns the job's id.
 
     folder: where submitit keeps its files and logs. name: of the job. stay_here: the flag that runs without SLURM, for

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from dejavu_utils.files import is_alive
 
 
 @contextmanager
-def locked(path, flag, job=None, restart=0):
+def locked(path: str | Path, flag: str, job: str | None = None, restart: int = 0) -> Iterator[None]:
     """Keeps a second run from writing into the folder of the lock file `path` until the block ends.
 
     flag: what names that folder, for the error. job, restart: number of the SLURM job and how often it was requeued,
-    if it is one. The lock is flock's, which ends with its process however that dies, on network file systems
-    too; where those have no locks, nothing is locked. The file says who holds it. A requeued job does not wait for the
-    lock of its own earlier run (a server may take minutes to see that a machine is gone). InputError if
-    another run holds it.
+    if it is one. The lock is flock's, which ends with its process however that dies, on network file systems too;
+    where those have no locks, nothing is locked. The file says who holds it. A requeued job does not wait for the lock
+    of its own earlier run (a server may take minutes to see that a machine is gone). InputError if another run holds
+    it.
     """
     path = Path(path)
     me = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "restart": restart}

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import TextIO
 
 
 class Progress:
@@ -10,7 +11,7 @@ class Progress:
     total: how many units of work there are. what: their name. seconds: between two lines of a log.
     """
 
-    def __init__(self, total, what, seconds=10.0, stream=None):
+    def __init__(self, total: int, what: str, seconds: float = 10.0, stream: TextIO | None = None) -> None:
         self.total, self.what, self.done = total, what, 0
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
@@ -20,7 +21,7 @@ class Progress:
         self.started = self.shown = time.monotonic()
         return self
 
-    def update(self, count=1):
+    def update(self, count: int = 1) -> None:
         self.done += count
         now = time.monotonic()
         if now - self.shown >= self.every:

@@ -10,14 +10,14 @@ from dejavu_utils.distributed import rank, world_size
 DRAWS = 64  # uniform numbers set aside for one image and view; a multiple of 4, the block size of Philox
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and PyTorch (all devices)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
-def seed_step(seed, step):
+def seed_step(seed: int, step: int) -> None:
     """Seeds PyTorch for one step of a training, so that a resumed run draws what an uninterrupted one draws.
 
     Depends on seed, step and the rank of this process alone.
@@ -25,7 +25,7 @@ def seed_step(seed, step):
     torch.manual_seed((world_size() * (seed * 2**32 + step) + rank()) % 2**63)
 
 
-def uniforms(seed, epoch, view, start, count):
+def uniforms(seed: int, epoch: int, view: int, start: int, count: int) -> np.ndarray:
     """float64 (count, draws) in [0, 1): the random numbers of the images at positions start ... of an epoch's order.
 
     A counter-based generator (Philox) is set to the position, so the numbers of an image depend on (seed, epoch,
@@ -36,6 +36,6 @@ def uniforms(seed, epoch, view, start, count):
     return np.random.Generator(stream).random((count, DRAWS))
 
 
-def epoch_order(seed, epoch, n):
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """A permutation of n images, int64 (n,), that depends on (seed, epoch) alone."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, 2**32 - 1]))).permutation(n)

@@ -13,10 +13,10 @@ from dejavu_utils.files import complete_file
 class RunLog:
     """The log file `path`; `key` names the entry of its records that grows from line to line, epoch or step."""
 
-    def __init__(self, path, key):
+    def __init__(self, path: str | Path, key: str) -> None:
         self.path, self.key = Path(path), key
 
-    def trim(self, last):
+    def trim(self, last: int) -> None:
         """Drops the records after `last`, which will be written again, and a line that a crash has cut off."""
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines()
@@ -24,7 +24,7 @@ class RunLog:
             with complete_file(self.path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
-    def append(self, record):
+    def append(self, record: dict) -> None:
         """Writes a record through to the disk. InputError if it cannot be written."""
         try:
             with open(self.path, "a", encoding="utf-8") as handle:
@@ -41,7 +41,7 @@ class RunLog:
             return math.inf
 
 
-def say(text):
+def say(text: str) -> None:
     """Prints a line; of several processes the first alone does."""
     if rank() == 0:
         print(text, flush=True)
