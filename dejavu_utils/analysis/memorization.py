@@ -16,21 +16,31 @@ _Z95 = 1.959963984540054
 
 @dataclass
 class Predictions:
-    """top: int64 (n, 5), the predicted classes in falling order, -1 where there is none. confidence: float64 (n,)."""
+    """A model's guesses on n examples.
+
+    top: int64 (n, 5), the predicted classes in falling order, -1 where there is none. confidence: float64 (n,), rounded
+    to 1e-10, since the entropies of equal histograms differ in their last bit. vote_share: float64 (n,), the share of
+    the votes (for scores: the softmax probability) that the true label gets; None where it was not asked for.
+    """
 
     top: np.ndarray
     confidence: np.ndarray
+    vote_share: np.ndarray | None = None
+
+    def __post_init__(self):
+        self.confidence = np.round(np.asarray(self.confidence, dtype=np.float64), 10) + 0.0  # no minus zero
 
     def right(self, labels, top_k):
         """bool (n,): is the true label among the first top_k predictions? labels: int (n,)."""
         return (self.top[:, :top_k] == np.asarray(labels).reshape(-1, 1)).any(axis=1)
 
 
-def predict_from_neighbors(neighbor_labels, k_attk=0):
+def predict_from_neighbors(neighbor_labels, k_attk=0, labels=None):
     """Classes by count among the first k_attk neighbors; confidence = minus the entropy (nats) of their histogram.
 
-    neighbor_labels: int (n, k), nearest first. k_attk: neighbors that vote, 0 for all k. Classes with the same count
-    are ranked by their nearest member; a class without a neighbor is never predicted. ValueError if k_attk > k.
+    neighbor_labels: int (n, k), nearest first. k_attk: neighbors that vote, 0 for all k. labels: int (n,), the true
+    ones, for the vote share. Classes with the same count are ranked by their nearest member; a class without a neighbor
+    is never predicted. ValueError if k_attk > k.
     """
     neighbor_labels = np.asarray(neighbor_labels)
     n, k = neighbor_labels.shape
@@ -39,10 +49,13 @@ def predict_from_neighbors(neighbor_labels, k_attk=0):
         raise ValueError(f"k_attk is {votes}, but the neighbor files hold only {k} neighbors")
     top = np.full((n, 5), -1, dtype=np.int64)
     confidence = np.empty(n)
+    vote_share = None if labels is None else np.empty(n)
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         top[rows], confidence[rows] = _vote(neighbor_labels[rows, :votes])
-    return Predictions(top, confidence)
+        if labels is not None:
+            vote_share[rows] = (neighbor_labels[rows, :votes] == np.asarray(labels)[rows, None]).sum(axis=1) / votes
+    return Predictions(top, confidence, vote_share)
 
 
 def _vote(labels):
@@ -66,27 +79,68 @@ def _vote(labels):
     return top, p_log_p.reshape(n, k).sum(axis=1)
 
 
-def predict_from_scores(scores):
-    """Classes by score, equals by index; confidence = the largest score. scores: float (n, classes), e.g. logits."""
+def predict_from_scores(scores, labels=None):
+    """Classes by score, equals by index; confidence = the largest score. scores: float (n, classes), e.g. logits.
+
+    labels: int (n,), the true ones, for their softmax probability; 0 for a label that has no score.
+    """
     scores = np.asarray(scores)
     top = np.full((len(scores), 5), -1, dtype=np.int64)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     top[:, : order.shape[1]] = order
-    return Predictions(top, scores.max(axis=1).astype(np.float64))
+    largest = scores.max(axis=1).astype(np.float64)
+    vote_share = None
+    if labels is not None:
+        labels = np.asarray(labels)
+        known = (labels >= 0) & (labels < scores.shape[1])
+        own = np.take_along_axis(scores, np.where(known, labels, 0)[:, None], axis=1)[:, 0].astype(np.float64)
+        total = np.exp(scores - largest[:, None]).sum(axis=1)
+        vote_share = np.where(known, np.exp(own - largest) / total, 0.0)
+    return Predictions(top, largest, vote_share)
 
 
-def most_confident(confidence, fraction):
-    """Indices of the int(fraction x n) most confident examples; of equals the earlier rows."""
-    return np.argsort(-np.asarray(confidence), kind="stable")[: int(fraction * len(confidence))]
+class _Falling:
+    """Examples from the most confident to the least, equals all at once, so that no order decides among them.
+
+    The most confident `size` examples are those of the `above` first places, and of the tied ones up to place `end` as
+    much as is missing: each counts for `part` of an example. confidence: float64 (n,). sizes: int (levels,).
+    """
+
+    def __init__(self, confidence, sizes):
+        n = len(confidence)
+        self.order = np.argsort(-confidence, kind="stable")
+        falling = confidence[self.order]
+        self.groups = np.concatenate([[0], np.flatnonzero(falling[1:] != falling[:-1]) + 1, [n]])
+        self.sizes = sizes
+        self.above, self.end, self.part = self._places(sizes)
+        # All levels cut the examples into few pieces, of which none is chosen in part but as a whole.
+        self.cuts = np.unique(np.concatenate([self.above, self.end]))
+        self.piece = np.empty(n, dtype=np.int64)
+        self.piece[self.order] = np.searchsorted(self.cuts, np.arange(n), side="right")
+        begins = np.concatenate([[-1], self.cuts])  # the first piece is whole in any case, or empty
+        tied = np.where(begins == self.above[:, None], self.part[:, None], 0.0)
+        self.chosen = np.where(begins < self.above[:, None], 1.0, tied)  # float64 (levels, pieces)
+
+    def _places(self, sizes):
+        group = np.clip(np.searchsorted(self.groups, sizes, side="left") - 1, 0, None)
+        above, end = self.groups[group], self.groups[np.minimum(group + 1, len(self.groups) - 1)]
+        return above, end, np.where(sizes > 0, (sizes - above) / np.maximum(end - above, 1), 0.0)
+
+    def hits(self, right, sizes=None):
+        """Hits among the most confident `sizes` (all levels' own by default): of tied ones, their mean."""
+        cumulated = np.concatenate([[0], np.cumsum(right[self.order])])
+        above, end, part = (self.above, self.end, self.part) if sizes is None else self._places(sizes)
+        return cumulated[above] + part * (cumulated[end] - cumulated[above])
 
 
 def accuracy_sweep(predictions, labels, top_k, fractions=SWEEP_FRACTIONS):
-    """Accuracy on the most confident int(fraction x n) examples for each fraction; float64, NaN where there is none."""
-    order = most_confident(predictions.confidence, 1.0)
-    hits = np.concatenate([[0], np.cumsum(predictions.right(labels, top_k)[order])])
-    sizes = (np.asarray(fractions) * len(order)).astype(np.int64)
-    with np.errstate(invalid="ignore"):
-        return hits[sizes] / np.where(sizes > 0, sizes, np.nan)
+    """Accuracy on the most confident int(fraction x n) examples for each fraction; float64, NaN where there is none.
+
+    Of examples with the confidence of the last one, as many as fit in count with the mean of all of them.
+    """
+    sizes = (np.asarray(fractions) * len(predictions.confidence)).astype(np.int64)
+    hits = _Falling(predictions.confidence, sizes).hits(predictions.right(labels, top_k))
+    return _share(hits, sizes)
 
 
 @dataclass
@@ -99,160 +153,247 @@ class DirectedAttack:
 
 
 def wilson_interval(successes, n):
-    """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); (nan, nan) for n = 0."""
-    if n == 0:
-        return float("nan"), float("nan")
-    p, z2 = successes / n, _Z95**2
-    center = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return float(max(0.0, center - half)), float(min(1.0, center + half))
+    """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); NaN for n = 0. Numbers or arrays."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p, z2 = np.true_divide(successes, n), _Z95**2
+        center = (p + z2 / (2 * np.float64(n))) / (1 + z2 / np.float64(n))
+        half = _Z95 * np.sqrt(p * (1 - p) / n + z2 / (4 * np.square(np.float64(n)))) / (1 + z2 / np.float64(n))
+    return np.maximum(0.0, center - half), np.minimum(1.0, center + half)
 
 
-def mean_of_proportions(hits, variance_ratios=None):
+def mean_of_proportions(hits):
     """(mean, low, high) of the mean of independent proportions, given as a list of bool arrays.
 
     The 95 % interval joins the Wilson intervals of the single proportions (MOVER; Newcombe 1998, Zou & Donner 2008).
-    variance_ratios: each proportion's variance / that of a binomial one; so many fewer examples give its interval.
     """
-    means = np.array([h.mean() if len(h) else np.nan for h in hits])
-    ratios = variance_ratios or [1] * len(hits)
-    low, high = np.array([wilson_interval(h.sum() / ratio, len(h) / ratio) for h, ratio in zip(hits, ratios)]).T
-    mean = means.mean()
-    down = np.sqrt(((means - low) ** 2).sum()) / len(means)
-    up = np.sqrt(((high - means) ** 2).sum()) / len(means)
-    return float(mean), float(max(0.0, mean - down)), float(min(1.0, mean + up))  # rounding may leave [0, 1]
+    hits, n = np.array([(h.sum(), len(h)) for h in hits]).T
+    return tuple(float(part) for part in _joined(_share(hits, n), *wilson_interval(hits, n), least=0))
 
 
 def difference(first, second):
     """Estimate of first - second, of two independent estimates {"value", "low", "high"} (MOVER, as above)."""
-    value = first["value"] - second["value"]
-    down = np.hypot(first["value"] - first["low"], second["high"] - second["value"])
-    up = np.hypot(first["high"] - first["value"], second["value"] - second["low"])
-    return _estimate(value, float(value - down), float(value + up))
+    first, second = ([estimate[name] for name in ("value", "low", "high")] for estimate in (first, second))
+    return _estimate(*(float(part) for part in _paired(first, second, 0.0)))
 
 
-def summarize(attacks, top_k, pct_confidence=100.0, draws=2000, seed=0):
+def _paired(first, second, correlation):
+    """(value, low, high) of first - second, each (value, low, high) of numbers or arrays.
+
+    MOVER for correlated estimates: Newcombe 1998 (Statistics in Medicine 17:2635), method 10, for any two intervals.
+    """
+
+    def arm(a, b):
+        return np.sqrt(np.maximum(0, a * a - 2 * correlation * a * b + b * b))
+
+    (first, first_low, first_high), (second, second_low, second_high) = first, second
+    value = first - second
+    return (
+        value,
+        value - arm(first - first_low, second_high - second),
+        value + arm(first_high - first, second - second_low),
+    )
+
+
+def _joined(values, lows, highs, least=-1):
+    """(mean, low, high) along the first axis: the root of the summed squared arms / number, within [least, 1]."""
+    mean = values.mean(axis=0)
+    down, up = (np.sqrt(np.square(arms).sum(axis=0)) / len(values) for arms in (values - lows, highs - values))
+    return mean, np.maximum(least, mean - down), np.minimum(1, mean + up)
+
+
+def summarize(attacks, top_k, pct_confidence=100.0):
     """Target and reference accuracy, déjà vu score and the four shares, averaged over the attacked sets.
 
     attacks: list of DirectedAttack, usually [set A, set B]. pct_confidence: accuracies are taken over the
-    int(pct / 100 x n) examples that the model in question is most confident of; the shares always over all examples,
-    so that at 100 % score = memorized - misrepresented. Returns a dict of {"target", "reference", "score", and the four
-    shares}: {"value", "low", "high"} with 95 % intervals, Wilson for proportions and a paired bootstrap (`draws`
-    resamplings of the examples with `seed`) for the score, and "n": attacked examples of each set.
+    int(pct / 100 x n) examples that the model in question is most confident of, of tied ones over their mean; the
+    shares always over all examples, so that at 100 % score = memorized - misrepresented. Returns a dict of {"target",
+    "reference", "score", and the four shares}: {"value", "low", "high"}; "chance": the reference accuracy that the same
+    guesses have on average if the labels of those examples are permuted; "n": attacked examples of each set.
 
-    What an interval is for: the accuracy among the pct % of all such images that the model is most confident of. Where
-    these begin depends on the sample too; the intervals hold that to first order (`_accuracy_at_the_edge`).
+    95 % intervals without resampling: Wilson for proportions, and for the score, of a set, the paired MOVER of the two
+    accuracies (`_paired`). An interval is for the accuracy among the pct % of all such images that the model is most
+    confident of. Where these begin depends on the sample too; the intervals hold that to first order (`_Levels`).
     """
-    return summarize_levels(attacks, top_k, [pct_confidence], draws, seed)[0]
+    return summarize_levels(attacks, top_k, [pct_confidence])[0]
 
 
-def summarize_levels(attacks, top_k, pct_confidences, draws=2000, seed=0):
+def summarize_levels(attacks, top_k, pct_confidences):
     """`summarize` at several confidence levels, which share the sorting; a list, in their order."""
-    prepared = [_Prepared(attack, top_k) for attack in attacks]
+    fractions = np.array(pct_confidences, dtype=np.float64) / 100
+    rights = [[model.right(attack.labels, top_k) for model in (attack.target, attack.reference)] for attack in attacks]
     shares = {
-        name: _estimate(*mean_of_proportions([one.shares == code for one in prepared]))
+        name: _estimate(*mean_of_proportions([share_of(*right) == code for right in rights]))
         for code, name in enumerate(SHARES)
     }
-    summaries = []
-    for pct in pct_confidences:
-        rng = np.random.default_rng(seed)  # for each level anew: a level's interval does not depend on the others
-        fraction = pct / 100
-        hits, ratios, drawn = [], [], []
-        for one in prepared:
-            n = len(one.shares)
-            size = int(fraction * n)
-            chosen = [rank < size for rank in one.ranks]
-            hits.append([right[which] for right, which in zip(one.right, chosen)])
-            edges = [_accuracy_at_the_edge(right, rank, fraction) for right, rank in zip(one.right, one.ranks)]
-            ratios.append([_variance_ratio(of_model, edge, fraction) for of_model, edge in zip(hits[-1], edges)])
-            # An example counts for each model as not chosen (0), wrong (1) or right (2). Drawing how often each of the
-            # nine pairs occurs is the same as drawing the examples with replacement, and costs nothing.
-            target, reference = (which * (1 + right) for which, right in zip(chosen, one.right))
-            share_of_pairs = np.bincount(3 * target + reference, minlength=9) / max(n, 1)
-            pairs = rng.multinomial(n, share_of_pairs, size=draws).reshape(draws, 3, 3)
-            accuracies = []
-            for counts, edge in zip((pairs.sum(axis=2), pairs.sum(axis=1)), edges):
-                _, wrong, correct = counts.T
-                with np.errstate(invalid="ignore"):  # those drawn too many or too few are as accurate as the edge
-                    accuracies.append((correct - edge * (wrong + correct - size)) / size)
-            drawn.append(accuracies[0] - accuracies[1])
-        summary = {"n": [len(one.shares) for one in prepared]}
-        for name, of_each_set, ratios_of_each in zip(("target", "reference"), zip(*hits), zip(*ratios)):
-            summary[name] = _estimate(*mean_of_proportions(of_each_set, ratios_of_each))
-        score = summary["target"]["value"] - summary["reference"]["value"]
-        summary["score"] = _estimate(score, *_percentile_interval(np.mean(drawn, axis=0)))
-        summaries.append({**summary, **shares})
-    return summaries
+    found = {"target": [], "reference": [], "score": [], "chance": []}
+    for attack, right in zip(attacks, rights):
+        levels = [_Levels(m.confidence, r, fractions) for m, r in zip((attack.target, attack.reference), right)]
+        estimates = [one.accuracy() for one in levels]
+        found["target"].append(estimates[0])
+        found["reference"].append(estimates[1])
+        found["score"].append(_paired(*estimates, _correlation(*levels)))
+        found["chance"].append(levels[1].chance(attack.reference.top[:, :top_k], attack.labels))
+    chance = np.mean(found.pop("chance"), axis=0)
+    joined = {
+        name: _joined(*np.moveaxis(np.array(of_sets), 1, 0), least=-1 if name == "score" else 0)
+        for name, of_sets in found.items()
+    }
+    return [
+        {
+            "n": [len(attack.labels) for attack in attacks],
+            **{name: _estimate(*(float(part[level]) for part in parts)) for name, parts in joined.items()},
+            "chance": float(chance[level]),
+            **shares,
+        }
+        for level in range(len(fractions))
+    ]
 
 
-class _Prepared:
-    """What all confidence levels need of a DirectedAttack: who is right, ranks by confidence, shares."""
+class _Levels:
+    """One model on one attacked set, at several levels of confidence. confidence, right: (n,). fractions: (levels,).
 
-    def __init__(self, attack, top_k):
-        models = (attack.target, attack.reference)
-        self.right = [model.right(attack.labels, top_k) for model in models]
-        self.shares = share_of(*self.right)
-        self.ranks = [np.argsort(most_confident(model.confidence, 1.0)) for model in models]
-
-
-def _accuracy_at_the_edge(right, ranks, fraction):
-    """Accuracy of the examples whose rank by confidence is near that of the last chosen one; NaN without examples.
-
-    In another sample the edge lies elsewhere, and examples of this accuracy come in or fall out: if it differs from the
-    accuracy of the chosen, that varies more than a proportion of as many fixed examples. In ranks the edge has a
-    standard deviation of sqrt(n p (1 - p)), p = fraction; up to two of them to either side are near.
+    edge: accuracy of the examples whose place by confidence is near that of the last chosen one. In another sample the
+    edge lies elsewhere, and examples of this accuracy come in or fall out: if it differs from the accuracy of the
+    chosen, that varies more than a proportion of as many fixed examples. The place of the edge has a standard deviation
+    of sqrt(n p (1 - p)), p = fraction; up to two of them to either side are near.
     """
-    n = len(right)
-    reach = int(np.ceil(2 * np.sqrt(n * fraction * (1 - fraction)))) + 1
-    near = np.abs(ranks - int(fraction * n) + 0.5) < reach
-    return right[near].mean() if near.any() else np.nan
+
+    def __init__(self, confidence, right, fractions):
+        n = len(right)
+        self.right, self.fractions = right, fractions
+        self.sizes = (fractions * n).astype(np.int64)
+        self.falling = _Falling(confidence, self.sizes)
+        self.hits = self.falling.hits(right)
+        reach = np.ceil(2 * np.sqrt(n * fractions * (1 - fractions))).astype(np.int64) + 1
+        first, last = np.maximum(self.sizes - reach, 0), np.minimum(self.sizes + reach, n)
+        self.edge = _share(self.falling.hits(right, last) - self.falling.hits(right, first), last - first)
+
+    def accuracy(self):
+        """(value, low, high), each float64 (levels,): Wilson intervals of as many examples as hold the same variance.
+
+        The accuracy's influence function is c (right - e) / p, where c is the part of an example that is chosen and e
+        the accuracy at the edge. Against the a (1 - a) of a proportion a its variance is larger by (1 - p) (a - e)^2,
+        and smaller where c is not 0 or 1: the mean of tied examples counts all of them. Half a hit and half a miss keep
+        a (1 - a) from being 0 where all are right.
+        """
+        sizes, part = self.sizes, self.falling.part
+        value = _share(self.hits, sizes)
+        above, end = self.falling.above, self.falling.end
+        tied = _share(self.falling.hits(self.right, end) - self.falling.hits(self.right, above), end - above)
+
+        def variance(share):
+            smoothed = (share * sizes + 0.5) / (sizes + 1)
+            return smoothed * (1 - smoothed)
+
+        weight = _share(sizes - above, sizes)
+        less = weight * (1 - part) * (variance(tied) + np.square(tied - self.edge))
+        more = (1 - self.fractions) * np.square(value - self.edge)
+        ratio = np.maximum(1 + (more - less) / variance(value), self.fractions)
+        return (value, *wilson_interval(self.hits / ratio, sizes / ratio))
+
+    def chance(self, guesses, labels):
+        """Accuracy of these guesses, int (n, top_k), with the labels of the chosen examples permuted; (levels,)."""
+        classes, labels = np.unique(labels, return_inverse=True)
+        pieces = self.falling.chosen.shape[1]
+
+        def of_classes(piece, label):
+            counts = np.bincount(piece * len(classes) + label, minlength=pieces * len(classes))
+            return self.falling.chosen @ counts.reshape(pieces, len(classes))
+
+        place = np.minimum(np.searchsorted(classes, guesses), max(len(classes) - 1, 0))
+        known = classes[place] == guesses if len(classes) else np.zeros(guesses.shape, dtype=bool)
+        guessed = of_classes(np.broadcast_to(self.falling.piece[:, None], guesses.shape)[known], place[known])
+        true = of_classes(self.falling.piece, labels.reshape(-1))
+        return _share((guessed * true).sum(axis=1), np.square(self.sizes))
 
 
-def _variance_ratio(chosen_right, edge, fraction):
-    """Variance of the accuracy among the most confident / that of a binomial proportion of as many examples.
+def _correlation(first, second):
+    """Correlation over all examples of c (right - e) of two models, as in `_Levels.accuracy`; float64 (levels,).
 
-    With accuracy a, and e at the edge, it is 1 + (1 - fraction) (a - e)^2 / (a (1 - a)), from the influence function of
-    a mean above a quantile. Half a hit and half a miss keep a (1 - a) from being 0 where all are right.
+    Half an example of each of the four outcomes is added, chosen by both: without them it is 1 or -1 where one of the
+    outcomes happens not to occur.
     """
-    if not len(chosen_right):
-        return 1.0
-    smoothed = (chosen_right.sum() + 0.5) / (len(chosen_right) + 1)
-    return 1 + (1 - fraction) * (chosen_right.mean() - edge) ** 2 / (smoothed * (1 - smoothed))
+    n, sides = len(first.right), []
+    for one in (first, second):
+        values = one.falling.chosen[:, :, None] * (np.array([0.0, 1.0]) - one.edge[:, None, None])
+        sides.append((2 * one.falling.piece + one.right, values.reshape(len(values), -1), 1 - 2 * one.edge))
+    (row, x, x_added), (column, y, y_added) = sides
+    pairs = np.bincount(row * y.shape[1] + column, minlength=x.shape[1] * y.shape[1]).reshape(x.shape[1], -1)
+
+    def spread(values, counts, added, edge):
+        total = values @ counts + added
+        return total, np.square(values) @ counts + edge**2 + (1 - edge) ** 2 - total**2 / (n + 2)
+
+    x_total, x_spread = spread(x, pairs.sum(axis=1), x_added, first.edge)
+    y_total, y_spread = spread(y, pairs.sum(axis=0), y_added, second.edge)
+    together = ((x @ pairs) * y).sum(axis=1) + 0.5 * x_added * y_added - x_total * y_total / (n + 2)
+    return together / np.sqrt(x_spread * y_spread)
 
 
-def _percentile_interval(drawn):
-    drawn = drawn[np.isfinite(drawn)]
-    return tuple(float(bound) for bound in np.percentile(drawn, [2.5, 97.5])) if len(drawn) else (np.nan, np.nan)
+def summarize_votes(attacks):
+    """Mean vote share of the true label under target and reference, and their margin, averaged over the attacked sets.
+
+    attacks: list of DirectedAttack. Returns {"target", "reference", "margin"}: {"value", "low", "high"}, None if the
+    predictions have no vote shares. The intervals are those of accuracies and score, with the variance that the shares
+    have instead of a proportion's.
+    """
+    found = {"target": [], "reference": [], "margin": []}
+    for attack in attacks:
+        shares = [attack.target.vote_share, attack.reference.vote_share]
+        if any(share is None for share in shares):
+            return None
+        n = len(attack.labels)
+        # Half an example of each of the four outcomes, all votes or none for the label under each model.
+        padded = [np.concatenate([share, added]) for share, added in zip(shares, ([0, 0, 1, 1], [0, 1, 0, 1]))]
+        weights = np.concatenate([np.ones(n), np.full(4, 0.5)])
+        centered = [share - np.average(share, weights=weights) for share in padded]
+        spreads = [np.average(np.square(share), weights=weights) for share in centered]
+        correlation = np.average(centered[0] * centered[1], weights=weights) / np.sqrt(spreads[0] * spreads[1])
+        estimates = []
+        for share, spread in zip(padded, spreads):
+            value, smoothed = _share(share[:n].sum(), n), np.average(share, weights=weights)
+            size = _share(n * smoothed * (1 - smoothed), spread)
+            estimates.append((value, *wilson_interval(value * size, size)))
+        found["target"].append(estimates[0])
+        found["reference"].append(estimates[1])
+        found["margin"].append(_paired(*estimates, correlation))
+    return {
+        name: _estimate(*(float(part) for part in _joined(*np.array(of_sets).T, least=-1 if name == "margin" else 0)))
+        for name, of_sets in found.items()
+    }
 
 
-def summarize_classes(attacks, top_k, num_classes, draws=2000, seed=0):
+def summarize_classes(attacks, top_k, num_classes):
     """Per class: examples, accuracies, score and mean confidence, over the examples of all attacked sets together.
 
     attacks: list of DirectedAttack. Returns {"n": int64 (num_classes,), "target", "reference", "score": {"value",
-    "low", "high"} of float64 (num_classes,), "target_confidence", "reference_confidence": float64 (num_classes,)}.
-    Intervals as in `summarize`; a class without examples has NaN.
+    "low", "high"} of float64 (num_classes,), "chance", "target_confidence", "reference_confidence": float64
+    (num_classes,)}. Intervals and chance as in `summarize`; a class without examples has NaN.
     """
     labels = np.concatenate([attack.labels for attack in attacks])
-    right, confidence = {}, {}
+    n = np.bincount(labels, minlength=num_classes)
+    right, table, estimates = [], {"n": n}, []
     for name in ("target", "reference"):
         models = [getattr(attack, name) for attack in attacks]
-        right[name] = np.concatenate([m.right(attack.labels, top_k) for m, attack in zip(models, attacks)])
-        confidence[name] = np.concatenate([m.confidence for m in models])
-    n = np.bincount(labels, minlength=num_classes)
-    table = {"n": n}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for name in right:
-            hits = np.bincount(labels, right[name], minlength=num_classes)
-            low, high = np.array([wilson_interval(int(h), int(m)) for h, m in zip(hits, n)]).reshape(-1, 2).T
-            table[name] = {"value": hits / n, "low": low, "high": high}
-            table[f"{name}_confidence"] = np.bincount(labels, confidence[name], minlength=num_classes) / n
-        memorized = np.bincount(labels, right["target"] & ~right["reference"], minlength=num_classes)
-        misrepresented = np.bincount(labels, right["reference"] & ~right["target"], minlength=num_classes)
-        p = np.stack([memorized, misrepresented, n - memorized - misrepresented], axis=1) / np.maximum(n, 1)[:, None]
-        p[n == 0] = 0, 0, 1
-        drawn = np.random.default_rng(seed).multinomial(n, p, size=(draws, num_classes))
-        low, high = np.percentile((drawn[..., 0] - drawn[..., 1]) / n, [2.5, 97.5], axis=0)
-        table["score"] = {"value": (memorized - misrepresented) / n, "low": low, "high": high}
+        right.append(np.concatenate([m.right(attack.labels, top_k) for m, attack in zip(models, attacks)]))
+        hits = np.bincount(labels, right[-1], minlength=num_classes)
+        estimates.append((_share(hits, n), *wilson_interval(hits, n)))
+        confidence = np.concatenate([m.confidence for m in models])
+        table[f"{name}_confidence"] = _share(np.bincount(labels, confidence, minlength=num_classes), n)
+    guesses = np.concatenate([attack.reference.top[:, :top_k] for attack in attacks])
+    guessed = np.bincount(guesses[(guesses >= 0) & (guesses < num_classes)], minlength=num_classes)
+    table["chance"] = np.where(n > 0, _share(guessed, len(labels)), np.nan)
+    outcome = share_of(*right)
+    memorized, correlated, misrepresented, unassociated = (
+        np.bincount(labels, outcome == code, minlength=num_classes) + 0.5 for code in range(len(SHARES))
+    )
+    of_target = (memorized + correlated) * (misrepresented + unassociated)
+    of_reference = (correlated + misrepresented) * (memorized + unassociated)
+    together = correlated * unassociated - memorized * misrepresented
+    score, low, high = _paired(*estimates, together / np.sqrt(of_target * of_reference))
+    estimates.append((score, np.maximum(-1, low), np.minimum(1, high)))
+    for name, parts in zip(("target", "reference", "score"), estimates):
+        table[name] = dict(zip(("value", "low", "high"), parts))
     return table
 
 
@@ -278,4 +419,10 @@ def align_rows(first_idxs, second_idxs):
 
 
 def _estimate(value, low, high):
-    return {"value": float(value), "low": low, "high": high}
+    return {"value": value, "low": low, "high": high}
+
+
+def _share(part, whole):
+    """part / whole; NaN where the whole is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.asarray(whole) > 0, np.true_divide(part, whole), np.nan)

@@ -45,21 +45,21 @@ def _read_set(folder, attacked, k_attk):
     for model in SETS:
         label_path = attack_path(folder, model, attacked, "labels")
         labels[model] = _fitting(load_array(label_path).ravel(), len(idxs[model]), label_path)[rows[model]]
-        predictions[model] = _predictions(folder, model, attacked, rows[model], k_attk)
+        predictions[model] = _predictions(folder, model, attacked, rows[model], labels[model], k_attk)
     if not np.array_equal(labels[target], labels[reference]):
         raise InputError(f"{attack_path(folder, reference, attacked, 'labels')}: not the labels of the other model")
     attack = mem.DirectedAttack(predictions[target], predictions[reference], labels[target].astype(np.int64))
     return AttackedSet(idxs[target][rows[target]].astype(np.int64), attack)
 
 
-def _predictions(folder, model, attacked, rows, k_attk):
+def _predictions(folder, model, attacked, rows, labels, k_attk):
     path = attack_path(folder, model, attacked, "scores")
     if path.is_file():
-        return mem.predict_from_scores(_fitting(load_array(path), len(rows), path)[rows])
+        return mem.predict_from_scores(_fitting(load_array(path), len(rows), path)[rows], labels)
     path = attack_path(folder, model, attacked, "neighb_labels")
     neighbor_labels = _fitting(load_array(path), len(rows), path)[rows]
     try:
-        return mem.predict_from_neighbors(neighbor_labels, k_attk)
+        return mem.predict_from_neighbors(neighbor_labels, k_attk, labels)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -84,24 +84,35 @@ def _fitting(array, n, path):
 
 
 def attack_statistics(sets):
-    """{"both", "A", "B"} -> {"top_1", "top_5"} -> {"accuracy": {pct: ...}, "shares": ...} from `read_attack`'s sets.
+    """{"both", "A", "B"} -> {"n", "top_1", "top_5", "vote_share"} from `read_attack`'s sets.
 
-    accuracy: for the 5, 20 and 100 % most confident examples, target and reference accuracy and their difference, the
-    déjà vu score; shares: of all examples. Each is {"value", "low", "high"} with a 95 % interval. "both": mean of the
-    two attacked sets.
+    n: attacked examples. top_1, top_5 -> {"accuracy": {pct: ...}, "shares": ...}. accuracy: for the 5, 20 and 100 %
+    most confident examples, target and reference accuracy, their difference, the déjà vu score, and the reference's
+    chance; shares: of all examples. vote_share: what the true label gets of the votes, under the target, the reference,
+    and the margin between them. All but n and chance are {"value", "low", "high"} with a 95 % interval; what no example
+    tells is null. "both": mean of the two attacked sets.
     """
     groups = {"both": list(sets.values()), **{name: [attacked] for name, attacked in sets.items()}}
-    return {
-        name: {f"top_{top_k}": _statistics([s.attack for s in members], top_k) for top_k in TOP_KS}
-        for name, members in groups.items()
-    }
+    found = {}
+    for name, members in groups.items():
+        attacks = [member.attack for member in members]
+        votes = mem.summarize_votes(attacks)
+        found[name] = {
+            "n": sum(len(attack.labels) for attack in attacks),
+            **{f"top_{top_k}": _statistics(attacks, top_k) for top_k in TOP_KS},
+            "vote_share": {what: _without_nan(estimate) for what, estimate in votes.items()},
+        }
+    return found
 
 
 def _statistics(attacks, top_k):
     summaries = dict(zip(CONFIDENCES, mem.summarize_levels(attacks, top_k, CONFIDENCES)))
     return {
         "accuracy": {
-            str(pct): {name: _without_nan(summary[name]) for name in ("target", "reference", "score")}
+            str(pct): {
+                **{name: _without_nan(summary[name]) for name in ("target", "reference", "score")},
+                "chance": _without_nan({"value": summary["chance"]})["value"],
+            }
             for pct, summary in summaries.items()
         },
         "shares": {name: _without_nan(summaries[100][name]) for name in mem.SHARES},
@@ -132,6 +143,7 @@ def example_table(attacked, listing):
         predictions = getattr(attack, name)
         columns[f"{name}_top1"] = predictions.top[:, 0]
         columns[f"{name}_confidence"] = predictions.confidence
+        columns[f"{name}_vote_share"] = predictions.vote_share
         for top_k in TOP_KS:
             columns[f"{name}_top{top_k}_correct"] = predictions.right(attack.labels, top_k).astype(int)
     shares = mem.share_of(attack.target.right(attack.labels, 1), attack.reference.right(attack.labels, 1))
@@ -151,12 +163,12 @@ def bounds(name, estimate):
 
 def accuracy_columns(summary):
     """Columns of memorization.summarize's accuracies and score: {target,reference}_{acc,low,high}, score, score_{low,
-    high}."""
+    high}, chance."""
     columns = {f"{name}_acc": summary[name]["value"] for name in ("target", "reference")}
     columns["score"] = summary["score"]["value"]
     for name in ("target", "reference", "score"):
         columns.update(bounds(name, summary[name]))
-    return columns
+    return {**columns, "chance": summary["chance"]}
 
 
 def class_table(sets, classes):
