@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from dejavu_utils.attack.boxes import SHARED_NAME, TWO_XML, Annotations, Unusable
-from dejavu_utils.cli import Parser, existing_folder, non_negative_int, positive_int, run
+from dejavu_utils.cli import Parser, existing_folder, expanded, non_negative_int, positive_int, run
 from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, write_npy
@@ -29,9 +29,9 @@ from dejavu_utils.progress import Progress
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--imgnet_dir", required=True, help="image folder, CLASS/ID.JPEG")
-    parser.add_argument("--bbox_dir", required=True, help="folder of CLASS/ID.xml, or one above it")
-    parser.add_argument("--save_dir", required=True, help="where the index files are written")
+    parser.add_argument("--imgnet_dir", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
+    parser.add_argument("--bbox_dir", type=expanded, required=True, help="folder of CLASS/ID.xml, or one above it")
+    parser.add_argument("--save_dir", type=expanded, required=True, help="where the index files are written")
     parser.add_argument(
         "--per_class",
         type=positive_int,

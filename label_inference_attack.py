@@ -62,6 +62,7 @@ from dejavu_utils.cli import (
     existing_file,
     existing_folder,
     existing_or_awaited_file,
+    expanded,
     positive_int,
     run,
     zero_or_one,
@@ -81,10 +82,10 @@ PARTS = ("indices", "crops")  # of an ImageSet
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--output_dir", required=True, help="where everything is written")
+    parser.add_argument("--output_dir", type=expanded, required=True, help="where everything is written")
     group = parser.add_argument_group("models")
-    group.add_argument("--model_A_pth", required=True, help="checkpoint of the model trained on set A")
-    group.add_argument("--model_B_pth", required=True, help="checkpoint of the model trained on set B")
+    group.add_argument("--model_A_pth", type=expanded, required=True, help="checkpoint of the model trained on set A")
+    group.add_argument("--model_B_pth", type=expanded, required=True, help="checkpoint of the model trained on set B")
     group.add_argument("--mlp", help="must match the checkpoints if given: widths of the projector")
     group.add_argument("--loss", choices=LOSSES, help="must match the checkpoints if given: training objective")
     group.add_argument("--resnet50", action="store_true", help="must match the checkpoints if given: the backbone")
@@ -103,17 +104,23 @@ def parse_args(argv=None):
         help="several layers at once, each into a folder of its name: backbone,projector.0,projector",
     )
     group = parser.add_argument_group("data")
-    group.add_argument("--bbox_A_idx_pth", required=True, help=".npy of the images only set A has")
-    group.add_argument("--bbox_B_idx_pth", required=True, help=".npy of the images only set B has")
-    group.add_argument("--public_idx_pth", required=True, help=".npy of the public images")
-    group.add_argument("--imgnet_train_pth", required=True, help="image folder, CLASS/ID.JPEG")
+    group.add_argument("--bbox_A_idx_pth", type=expanded, required=True, help=".npy of the images only set A has")
+    group.add_argument("--bbox_B_idx_pth", type=expanded, required=True, help=".npy of the images only set B has")
+    group.add_argument("--public_idx_pth", type=expanded, required=True, help=".npy of the public images")
+    group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
     group.add_argument(
-        "--imgnet_bbox_pth", help="folder of CLASS/ID.xml, or one above it; not read with --use_corner_crop"
+        "--imgnet_bbox_pth",
+        type=expanded,
+        help="folder of CLASS/ID.xml, or one above it; not read with --use_corner_crop",
     )
     group.add_argument(
-        "--class_names", help="json of {class folder: name}, or lines of both (LOC_synset_mapping.txt), for the gallery"
+        "--class_names",
+        type=expanded,
+        help="json of {class folder: name}, or lines of both (LOC_synset_mapping.txt), for the gallery",
     )
-    group.add_argument("--crop_cache", help=".npz that keeps the crops for other attacks; OUTPUT_DIR/crops.npz")
+    group.add_argument(
+        "--crop_cache", type=expanded, help=".npz that keeps the crops for other attacks; OUTPUT_DIR/crops.npz"
+    )
     group = parser.add_argument_group("attack")
     group.add_argument("--k", type=positive_int, default=100, help="public neighbors that are saved")
     group.add_argument("--k_attk", type=int, default=100, help="nearest of them that vote; 0 = k")

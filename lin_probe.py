@@ -38,6 +38,7 @@ from dejavu_utils.cli import (
     existing_file,
     existing_folder,
     existing_or_awaited_file,
+    expanded,
     non_negative_int,
     positive_int,
     run,
@@ -72,17 +73,19 @@ _SECONDS_BETWEEN_SAVES = 600
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--output_dir", required=True, help="where results.json is written")
+    parser.add_argument("--output_dir", type=expanded, required=True, help="where results.json is written")
     group = parser.add_argument_group("model")
-    group.add_argument("--model_pth", required=True, help="checkpoint of train_SSL.py")
+    group.add_argument("--model_pth", type=expanded, required=True, help="checkpoint of train_SSL.py")
     group.add_argument("--use_projector", action="store_true", help="probe the projector's output, not the backbone's")
     group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")
     group.add_argument("--loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
     group.add_argument("--resnet50", action="store_true", help="must match the checkpoint if given: the backbone")
     group = parser.add_argument_group("data")
-    group.add_argument("--train_idx_pth", required=True, help=".npy of the images to train the classifier on")
-    group.add_argument("--val_idx_pth", required=True, help=".npy of the validation images")
-    group.add_argument("--imgnet_train_pth", required=True, help="image folder, CLASS/ID.JPEG")
+    group.add_argument(
+        "--train_idx_pth", type=expanded, required=True, help=".npy of the images to train the classifier on"
+    )
+    group.add_argument("--val_idx_pth", type=expanded, required=True, help=".npy of the validation images")
+    group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
     group = parser.add_argument_group("training of the classifier")
     group.add_argument("--start_lr", type=float, default=10.0, help="learning rate of the first step")
     group.add_argument("--end_lr", type=float, default=1.0, help="learning rate after the last step")

@@ -30,7 +30,7 @@ import pandas as pd
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from dejavu_utils.cli import Parser, non_negative_int, positive_int, run
+from dejavu_utils.cli import Parser, expanded, non_negative_int, positive_int, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv, save_json
 from dejavu_utils.progress import Progress
@@ -61,7 +61,7 @@ OBJECTS = (
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--save_dir", required=True, help="folder for images/, boxes/ and demo.json")
+    parser.add_argument("--save_dir", type=expanded, required=True, help="folder for images/, boxes/ and demo.json")
     parser.add_argument("--classes", type=positive_int, default=5, help="number of classes")
     parser.add_argument("--images_per_class", type=positive_int, default=200, help="images of each class")
     parser.add_argument("--unboxed_per_class", type=int, default=10, help="of these, images without a box XML")

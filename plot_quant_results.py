@@ -52,7 +52,7 @@ from dejavu_utils.analysis.results import (
     read_attack,
     read_probe,
 )
-from dejavu_utils.cli import Parser, existing_folder, positive_int, run, zero_or_one
+from dejavu_utils.cli import Parser, existing_folder, expanded, positive_int, run, zero_or_one
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
 
@@ -69,16 +69,16 @@ CURVE = range(10, 101, 2)  # per cents of the confidence curve
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--save_path", required=True, help="folder for the figures and their numbers")
+    parser.add_argument("--save_path", type=expanded, required=True, help="folder for the figures and their numbers")
     parser.add_argument("--model", default="vicreg", help="model name in the folder names, e.g. vicreg or simclr_rn50")
-    parser.add_argument("--attk_folder_path", required=True, help="folder of the attacks")
+    parser.add_argument("--attk_folder_path", type=expanded, required=True, help="folder of the attacks")
     parser.add_argument(
         "--attack_fname",
         default=ATTACK_FOLDERS["projector"],
         help="name of the attacks' folder; lets --attk_folder_path be the folder above it",
     )
     parser.add_argument("--plot_lin_probe", type=zero_or_one, default=1, help="1: figures of the linear probe too")
-    parser.add_argument("--lin_probe_folder_path", help="folder of the linear probes")
+    parser.add_argument("--lin_probe_folder_path", type=expanded, help="folder of the linear probes")
     parser.add_argument("--k_neighb", type=positive_int, default=100, help="nearest public neighbors that vote")
     parser.add_argument(
         "--pct_confidences",

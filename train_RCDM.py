@@ -37,6 +37,7 @@ from dejavu_utils.cli import (
     existing_file,
     existing_folder,
     existing_or_awaited_file,
+    expanded,
     non_negative_int,
     positive_int,
     run,
@@ -100,9 +101,9 @@ SAME_WHEN_RESUMED = (
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--out_dir", required=True, help="where everything is written")
+    parser.add_argument("--out_dir", type=expanded, required=True, help="where everything is written")
     group = parser.add_argument_group("encoder")
-    group.add_argument("--ssl_model_pth", required=True, help="checkpoint of train_SSL.py")
+    group.add_argument("--ssl_model_pth", type=expanded, required=True, help="checkpoint of train_SSL.py")
     group.add_argument("--ssl_loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
     group.add_argument("--ssl_arch", help="must match the checkpoint if given: the backbone")
     group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")
@@ -116,8 +117,10 @@ def parse_args(argv=None):
     )
     group.add_argument("--ssl_resolution", type=positive_int, default=224, help="side of the encoder's input, pixels")
     group = parser.add_argument_group("data")
-    group.add_argument("--data_dir", required=True, help="image folder, CLASS/ID.JPEG")
-    group.add_argument("--dataset_indices", required=True, help=".npy of the images to train on: the public set")
+    group.add_argument("--data_dir", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
+    group.add_argument(
+        "--dataset_indices", type=expanded, required=True, help=".npy of the images to train on: the public set"
+    )
     group.add_argument("--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count")
     group.add_argument("--workers", type=non_negative_int, default=8, help="processes that read images")
     group = parser.add_argument_group("model and diffusion")
@@ -153,7 +156,10 @@ def parse_args(argv=None):
     group.add_argument("--log_interval", type=positive_int, default=10, help="steps between two lines of the log")
     group.add_argument("--save_interval", type=positive_int, default=10000, help="steps between two checkpoints")
     group.add_argument(
-        "--resume_checkpoint", default="", help="model{step}.pt to start from, if --out_dir is not further"
+        "--resume_checkpoint",
+        type=expanded,
+        default="",
+        help="model{step}.pt to start from, if --out_dir is not further",
     )
     group.add_argument("--seed", type=non_negative_int, default=0, help="of weights, order of images, steps and noise")
     group = add_launch_flags(parser, timeout=2800, mem_gb=0, ngpus=8, nodes=2)

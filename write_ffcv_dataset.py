@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.cli import Parser, positive_int, run
+from dejavu_utils.cli import Parser, expanded, positive_int, run
 from dejavu_utils.data.beton import MODES, write_beton
 from dejavu_utils.data.provenance import save_training_images
 from dejavu_utils.errors import InputError
@@ -24,9 +24,9 @@ from dejavu_utils.progress import Progress
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--imgnet-path", required=True, help="image folder, CLASS/ID.JPEG")
-    parser.add_argument("--idx-path", required=True, help=".npy of the indices to write")
-    parser.add_argument("--write-path", required=True, help="the .beton to write")
+    parser.add_argument("--imgnet-path", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
+    parser.add_argument("--idx-path", type=expanded, required=True, help=".npy of the indices to write")
+    parser.add_argument("--write-path", type=expanded, required=True, help="the .beton to write")
     parser.add_argument(
         "--write-mode", choices=MODES, default="raw", help="raw pixels, jpg, or smart: see --smart-threshold"
     )

@@ -20,7 +20,7 @@ from torchvision.transforms.functional import normalize
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.points import SETS
 from dejavu_utils.analysis.results import figure_in_words
-from dejavu_utils.cli import Parser, existing_folder, non_negative_int, run
+from dejavu_utils.cli import Parser, existing_folder, expanded, non_negative_int, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import MEAN, STD, IndexedImages, load_indices
@@ -33,15 +33,21 @@ from dejavu_utils.reconstruction.rcdm import Attack, conditions, load_rcdm, samp
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--attack", required=True, help="folder of label_inference_attack.py")
-    parser.add_argument("--rcdm_A", required=True, help="folder of train_RCDM.py with model A as the encoder")
-    parser.add_argument("--rcdm_B", required=True, help="the same with model B")
-    parser.add_argument("--judge_pth", required=True, help="supervised checkpoint of train_SSL.py")
-    parser.add_argument("--unseen_idx_pth", required=True, help=".npy of real images that the judge was not trained on")
-    parser.add_argument("--public_idx_pth", required=True, help=".npy of the images that the RCDMs were trained on")
+    parser.add_argument("--attack", type=expanded, required=True, help="folder of label_inference_attack.py")
+    parser.add_argument(
+        "--rcdm_A", type=expanded, required=True, help="folder of train_RCDM.py with model A as the encoder"
+    )
+    parser.add_argument("--rcdm_B", type=expanded, required=True, help="the same with model B")
+    parser.add_argument("--judge_pth", type=expanded, required=True, help="supervised checkpoint of train_SSL.py")
+    parser.add_argument(
+        "--unseen_idx_pth", type=expanded, required=True, help=".npy of real images that the judge was not trained on"
+    )
+    parser.add_argument(
+        "--public_idx_pth", type=expanded, required=True, help=".npy of the images that the RCDMs were trained on"
+    )
     parser.add_argument("--respacing", default="25", help="steps of the sampling: 25, ddim25, ...; empty: all")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the sampling noise")
-    parser.add_argument("--save_path", required=True, help="json of the figures")
+    parser.add_argument("--save_path", type=expanded, required=True, help="json of the figures")
     return parser.parse_args(argv)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from dejavu_utils.analysis.results import figure_in_words
-from dejavu_utils.cli import Parser, existing_file, run
+from dejavu_utils.cli import Parser, existing_file, expanded, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
 
@@ -24,7 +24,7 @@ def parse_args(argv=None):
     parser.add_argument("attacks", nargs="+", metavar="LABEL=FOLDER", help="folders of label_inference_attack.py")
     parser.add_argument("--chance", type=float, required=True, help="accuracy of guessing, 1 / classes")
     parser.add_argument("--pct_confidences", type=int, nargs="+", default=[100, 20], help="per cents in results.json")
-    parser.add_argument("--save_path", required=True, help="csv of the same figures, unrounded")
+    parser.add_argument("--save_path", type=expanded, required=True, help="csv of the same figures, unrounded")
     return parser.parse_args(argv)
 
 

@@ -5,6 +5,7 @@ Habit: a script's `main` runs under `run`, bad input is an `InputError` that nam
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -66,6 +67,24 @@ def zero_or_one(text: str) -> int:
     if str(text).lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is not 0 or 1")
     return values[str(text).lower()]
+
+
+def expanded(text: str) -> str:
+    """argparse type of paths: ~ and $VARIABLES are filled in as a shell does (quotes, YAML and --flag=~/x hide them).
+
+    What is there under the very name is meant as it stands. What cannot be filled in is refused, instead of making a
+    folder of that name.
+    """
+    head, dollar, rest = text.rpartition("$")
+    if os.path.lexists(head + dollar + (rest.partition("/")[0] if dollar else rest)):
+        return text
+    path = os.path.expanduser(os.path.expandvars(text))
+    left = re.search(r"\$\w+|\$\{\w+\}", path)
+    if left and left[0] in text:  # what a variable's value holds is left alone
+        raise argparse.ArgumentTypeError(f"{text!r}: the variable {left[0]} is not set")
+    if path.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no user {path.partition('/')[0][1:]!r}")
+    return path
 
 
 def positive_int(text: str) -> int:
