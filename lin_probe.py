@@ -338,12 +338,12 @@ class ProbeRun:
         self.saved = time.monotonic()
 
     def save_and_leave(self):
-        """Saves the place in the epoch, too, and ends this process when all have come so far."""
+        """Saves the place in the epoch, too, and ends this process when all have come to this place."""
         self.save()
         self.stop.leave(f"stopped after epoch {self.epoch}, step {self.steps_done}; rerun the same command to resume")
 
     def restore(self, checkpoint):
-        """Goes back to a checkpoint of the same probe; InputError names the first flag that is not the same.
+        """Takes over a checkpoint of the same probe; InputError names the first flag that is not the same.
 
         Starting again instead would throw away hours because of a mistyped flag.
         """

@@ -77,7 +77,7 @@ class Annotations:
     """The box files of a listing's images, CLASS/ID.xml below `root`; each folder is read once.
 
     An image has one of its name alone: not where another image of its class has the same stem (two extensions, or
-    another folder), nor where there are two, ID.xml and ID.XML. Hidden files are none.
+    another folder), nor where there are two, ID.xml and ID.XML. Hidden files do not count.
     bbox_dir: see `boxes_root`, which finds root there. flag: what to call bbox_dir in an error.
     """
 
