@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from dejavu_utils.training import losses
 
@@ -57,6 +58,54 @@ def test_gradients_equal_finite_differences(loss):
     with torch.no_grad():
         change = (loss(z1 + step * direction, z2) - loss(z1 - step * direction, z2)) / (2 * step)
     assert (z1.grad * direction).sum().item() == pytest.approx(change.item(), rel=2e-2)
+
+
+def naive(name, z1, z2):
+    """The definitions by the d x d matrices, in the precision of what is given."""
+    n, d = z1.shape
+    if name == "barlow":
+        c = z1.T @ z2 / n
+        diagonal = torch.eye(d, dtype=torch.bool)
+        return (c[diagonal] - 1).square().sum() + 0.0051 * c[~diagonal].square().sum()
+    covariances = [torch.cov(z.T) for z in (z1, z2)]
+    std = [torch.sqrt(c.diagonal() + 1e-4) for c in covariances]
+    off = [c[~torch.eye(d, dtype=torch.bool)].square().sum() / d for c in covariances]
+    return 25 * (z1 - z2).square().mean() + 25 * sum(F.relu(1 - s).mean() for s in std) / 2 + sum(off)
+
+
+@pytest.mark.parametrize("shape", [(12, 50), (50, 12), (16, 16), (2, 9)])
+@pytest.mark.parametrize("name", ["vicreg", "barlow"])
+def test_few_rows_and_few_columns_give_the_same(name, shape):
+    """Values and gradients against the definition in float64, on both sides of n = d, and for embeddings that are
+    correlated, so that the covariances matter."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(shape[1], shape[1], generator=generator) / shape[1] ** 0.5
+    views = [torch.randn(shape, generator=generator) @ mixing for _ in range(2)]
+    found = [z.clone().requires_grad_() for z in views]
+    expected = [z.double().requires_grad_() for z in views]
+    value, exact = getattr(losses, name)(*found), naive(name, *expected)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    value.backward()
+    exact.backward()
+    for z, twin in zip(found, expected):
+        scale = twin.grad.abs().max()
+        assert (z.grad.double() - twin.grad).abs().max() < 1e-5 * scale
+
+
+def products(n, d, name):
+    """Multiplications and additions of a loss's matrix products, forward and backward."""
+    z1, z2 = (torch.randn(n, d, requires_grad=True) for _ in range(2))
+    with FlopCounterMode(display=False) as counter:
+        getattr(losses, name)(z1, z2).backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["vicreg", "barlow"])
+def test_wide_embeddings_need_no_products_of_their_width(name):
+    n, d = 16, 256
+    # Forward a Gram matrix a view; backward two products of it and the embeddings a view.
+    assert products(n, d, name) <= 2 * 3 * 2 * n * n * d
+    assert products(d, n, name) <= 2 * 3 * 2 * n * n * d
 
 
 def test_byol_equals_the_reference():
