@@ -239,7 +239,7 @@ class ProbeRun:
             for group in self.optimizer.param_groups:
                 group["lr"] = args.start_lr + (args.end_lr - args.start_lr) * share
             draws = uniforms(args.seed, self.epoch, RandomCrops.STREAM, first, len(labels))
-            images = augment.apply(crops, augment.draw_parameters(draws, VIEW).to(self.device))
+            images = augment.apply(crops, augment.draw_parameters(draws, VIEW))
             logits = classifier(self.embed(images).clone())  # autograd takes no inference tensor
             loss = F.cross_entropy(logits, labels, reduction="sum")
             self.optimizer.zero_grad(set_to_none=True)

@@ -30,6 +30,11 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device; a GPU takes it from page-locked memory, and is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The context in which a network runs in `precision`: fp32, bf16 or fp16."""
     if precision == "fp32":

@@ -4,6 +4,7 @@ Definitions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, 
 every image of a batch has its own parameters. Drawing is NumPy on the CPU, applying is PyTorch on any device.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dejavu_utils.devices import to_device
 from dejavu_utils.imagenet import MEAN, STD
 
 _CROP_TRIES = 10
@@ -76,9 +78,9 @@ def center_boxes(sizes):
 
 @dataclass
 class Parameters:
-    """Of a batch, one entry per image: flip, gray, solarize bool (n,); factors float32 (n, 4) of brightness, contrast,
-    saturation, hue; order int64 (n, 4), which of these comes first, second, ...; jitter bool (n,); sigma: pixels of
-    the batch's blur, or None."""
+    """Of a batch, on the CPU, one entry per image: flip, gray, solarize bool (n,); factors float32 (n, 4) of
+    brightness, contrast, saturation, hue; order int64 (n, 4), which of these comes first, second, ...; jitter bool
+    (n,); sigma: pixels of the batch's blur, or None."""
 
     flip: torch.Tensor
     jitter: torch.Tensor
@@ -93,12 +95,21 @@ class Parameters:
         chosen = {name: value[rows] if torch.is_tensor(value) else value for name, value in vars(self).items()}
         return Parameters(**chosen)
 
-    def to(self, device):
-        moved = {
-            name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
-            for name, value in vars(self).items()
-        }
-        return Parameters(**moved)
+    def operations(self):
+        """What is to be done before the normalization, in order: [(function, rows, factors)].
+
+        function: of images and factors, float32 (m, 3, h, w) and (m, 1, 1, 1); it may overwrite the images. rows: int64
+        (m,), the images it was drawn for, never none. factors: float32 (m,). NumPy, so that no device has to be asked
+        which images were drawn.
+        """
+        flip, jitter, order, factors = (v.numpy() for v in (self.flip, self.jitter, self.order, self.factors))
+        drawn = [(_flipped, np.flatnonzero(flip), 0)]
+        for place in range(4):
+            for index, adjust in enumerate(_ADJUST):
+                drawn.append((adjust, np.flatnonzero(jitter & (order[:, place] == index)), index))
+        drawn += [(_grayed, np.flatnonzero(self.gray.numpy()), 0)]
+        drawn += [(_solarized, np.flatnonzero(self.solarize.numpy()), 0)]
+        return [(function, rows, factors[rows, index]) for function, rows, index in drawn if len(rows)]
 
 
 def draw_parameters(draws, view):
@@ -129,7 +140,6 @@ def apply(images, parameters, out=None):
         return apply_batched(images, parameters)
     out = torch.empty(images.shape) if out is None else out
     weights = _blur_weights(parameters.sigma)
-    constants = _scale_and_shift(images.device)
     drawn = zip(
         parameters.flip.tolist(),
         parameters.jitter.tolist(),
@@ -141,51 +151,65 @@ def apply(images, parameters, out=None):
     for row, (flip, jitter, order, factors, gray, solarize) in enumerate(drawn):
         x = images[row : row + 1].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if flip:
-            x = x.flip(-1)
+            x = _flipped(x)
         if jitter:
             for operation in order:
                 x = _ADJUST[operation](x, factors[operation])
         if gray:
-            x = _gray(x).expand_as(x)
+            x = _grayed(x)
         if solarize:
             x = _solarized(x)
         if weights is None:
-            _normalize(x, constants, out[row : row + 1])
+            _normalize(x, out[row : row + 1])
         else:
-            _blur(_normalize(x, constants), *weights, out[row : row + 1])
+            _blur(_normalize(x, x), *weights, out[row : row + 1])
     return out
 
 
 def apply_batched(images, parameters):
-    """What `apply` does, with every operation on all images of the batch that it was drawn for at once."""
+    """What `apply` does, with every operation on all images of the batch that it was drawn for at once.
+
+    Nothing here waits for the device: which rows an operation takes is known on the CPU.
+    """
     x = images.float().div_(255)
-    x = torch.where(parameters.flip[:, None, None, None], x.flip(-1), x)
-    for place in range(4):
-        operation = torch.where(parameters.jitter, parameters.order[:, place], -1)
-        for index, adjust in enumerate(_ADJUST):
-            chosen = (operation == index).nonzero()[:, 0]
-            if len(chosen):
-                x[chosen] = adjust(x[chosen], parameters.factors[chosen, index].view(-1, 1, 1, 1))
-    x = torch.where(parameters.gray[:, None, None, None], _gray(x), x)
-    x = torch.where(parameters.solarize[:, None, None, None], _solarized(x), x)
-    x = _normalize(x, _scale_and_shift(x.device))
+    operations = parameters.operations()
+    if operations:
+        counts = [len(rows) for _, rows, _ in operations]
+        rows, factors = (
+            to_device(torch.from_numpy(np.concatenate(parts)), x.device).split(counts)
+            for parts in zip(*(operation[1:] for operation in operations))
+        )
+        for (function, _, _), chosen, factor in zip(operations, rows, factors):
+            x.index_copy_(0, chosen, function(x.index_select(0, chosen), factor.view(-1, 1, 1, 1)))
+    _normalize(x, x)
     weights = _blur_weights(parameters.sigma)
     return x if weights is None else _blur(x, *weights, torch.empty_like(x))
 
 
 def normalize(images, out=None):
     """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), normalized with ImageNet's mean and deviation. out: where to."""
-    return _normalize(images.float().div_(255), _scale_and_shift(images.device), out)
+    x = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return _normalize(x, x if out is None else out)
 
 
-def _scale_and_shift(device):
-    scale = [1 / std for std in STD]
-    shift = [-mean / std for mean, std in zip(MEAN, STD)]
-    return [torch.tensor(values, device=device).view(3, 1, 1) for values in (scale, shift)]
+@functools.lru_cache(maxsize=32)
+def constants(device, height, width):
+    """(scale, shift, opposite hues) on a device, float32 that broadcasts over (n, 3, height, width).
+
+    Made once, since each is a copy that a GPU would have to be waited for. `height` and `width` are 1 except on CPUs,
+    which multiply and add three times as fast where the scale is given for every pixel.
+    """
+    scale, shift = [1 / std for std in STD], [-mean / std for mean, std in zip(MEAN, STD)]
+    values = [torch.tensor(v, device=device).view(3, 1, 1) for v in (scale, shift, [11 / 6, 9 / 6, 7 / 6])]
+    return values[0].expand(3, height, width).contiguous(), *values[1:]
 
 
-def _normalize(x, constants, out=None):
-    scale, shift = constants
+def _constants_for(x):
+    return constants(x.device, *(x.shape[2:] if x.device.type == "cpu" else (1, 1)))
+
+
+def _normalize(x, out):
+    scale, shift, _ = _constants_for(x)
     return torch.addcmul(shift, x, scale, out=out)
 
 
@@ -199,20 +223,30 @@ def _blur_weights(sigma):
 
 def _blur(x, across, down, out):
     """Separable convolution with reflected borders: sums of shifted images, much faster on CPUs than a convolution."""
+    pair = torch.empty_like(out)
     for weights, dim in ((across, 3), (down, 2)):
         half = len(weights) // 2
         size = x.shape[dim]
         padded = F.pad(x, (half, half, 0, 0) if dim == 3 else (0, 0, half, half), mode="reflect")
         x = torch.mul(padded.narrow(dim, half, size), weights[half], out=out if dim == 2 else None)
         for shift in range(half):  # the kernel is symmetric
-            pair = padded.narrow(dim, shift, size) + padded.narrow(dim, len(weights) - 1 - shift, size)
+            torch.add(padded.narrow(dim, shift, size), padded.narrow(dim, len(weights) - 1 - shift, size), out=pair)
             x.add_(pair, alpha=weights[shift])
     return x
 
 
-def _solarized(x):
+def _flipped(x, factor=None):
+    return x.flip(-1)
+
+
+def _solarized(x, factor=None):
     inverted = _mask(torch.ge, x, torch.full((), 128 / 255, device=x.device))
-    return torch.addcmul(x, inverted, 1 - 2 * x)
+    change = torch.rsub(x, 1, alpha=2)
+    return torch.addcmul(x, inverted, change, out=change)
+
+
+def _grayed(x, factor=None):
+    return x.copy_(_gray(x).expand_as(x))
 
 
 def _gray(x):
@@ -221,15 +255,16 @@ def _gray(x):
 
 
 def _brightness(x, factor):
-    return (x * factor).clamp_(0, 1)
+    return x.mul_(factor).clamp_(0, 1)
 
 
 def _contrast(x, factor):
-    return torch.lerp(_gray(x).mean(dim=(1, 2, 3), keepdim=True), x, factor).clamp_(0, 1)
+    mean = _gray(x).mean(dim=(1, 2, 3), keepdim=True).expand_as(x).contiguous()  # CPUs are slow with a single number
+    return torch.lerp(mean, x, factor, out=mean).clamp_(0, 1)
 
 
 def _saturation(x, factor):
-    return torch.lerp(_gray(x), x, factor).clamp_(0, 1)
+    return torch.lerp(_gray(x), x, factor, out=x).clamp_(0, 1)
 
 
 def _hue(x, shift):
@@ -245,9 +280,10 @@ def _hue(x, shift):
     hue.add_(green, alpha=2).add_(blue, alpha=4)
     # Red, green and blue of a hue (Smith 1978) in one formula: each falls from value by chroma around its opposite hue.
     # Counted from there in circles, and one circle more, so that the fraction is that of a positive number.
-    opposite = torch.tensor([11 / 6, 9 / 6, 7 / 6], device=x.device).view(1, 3, 1, 1) + shift
+    opposite = _constants_for(x)[2] + shift
     k = torch.add(opposite, hue, alpha=1 / 6).frac_().mul_(6)
-    return torch.addcmul(value, torch.minimum(k, 4 - k).clamp_(0, 1), chroma, value=-1)
+    torch.minimum(k, 4 - k, out=k).clamp_(0, 1)
+    return torch.addcmul(value, k, chroma, value=-1, out=k)
 
 
 def _mask(compare, x, y):
