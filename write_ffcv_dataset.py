@@ -55,8 +55,6 @@ def main():
     indices = load_indices(args.idx_path, "--idx-path", listing)
     if not len(indices):
         raise InputError(f"--idx-path {args.idx_path}: holds no index")
-    # First, so that no .beton is there without it; a reader compares the labels of both.
-    save_training_images(args.write_path, indices, listing)
     with Progress(len(indices), "images written") as progress:
         skipped = write_beton(
             args.write_path,
@@ -70,8 +68,7 @@ def main():
             skip_unreadable=args.skip_unreadable,
             on_progress=progress.update,
         )
-    if skipped:
-        save_training_images(args.write_path, np.delete(indices, list(skipped)), listing)
+    save_training_images(args.write_path, np.delete(indices, list(skipped)), listing)  # a reader compares the labels
     side_file = Path(f"{args.write_path}.skipped.txt")
     if skipped:
         with complete_file(side_file) as temporary:
