@@ -61,7 +61,6 @@ from dejavu_utils.cli import (
     add_launch_flags,
     existing_file,
     existing_folder,
-    existing_or_awaited_file,
     expanded,
     positive_int,
     run,
@@ -73,8 +72,10 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest, save_csv, save_json, save_npy
 from dejavu_utils.imagenet import UNREADABLE, list_images, load_indices, read_class_names
 from dejavu_utils.launch import disconnect, here_or_submitted, join
-from dejavu_utils.models import LOSSES, check_typed, load_model, prepared_for_inference
+from dejavu_utils.models import L2, LOSSES, check_typed, prepared_for_inference
+from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
 from dejavu_utils.progress import Progress
+from dejavu_utils.runlog import say
 
 BOXES = "--imgnet_bbox_pth"
 PARTS = ("indices", "crops")  # of an ImageSet
@@ -86,6 +87,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("models")
     group.add_argument("--model_A_pth", type=expanded, required=True, help="checkpoint of the model trained on set A")
     group.add_argument("--model_B_pth", type=expanded, required=True, help="checkpoint of the model trained on set B")
+    group.add_argument("--arch", help=ARCH_HELP)
     group.add_argument("--mlp", help="must match the checkpoints if given: widths of the projector")
     group.add_argument("--loss", choices=LOSSES, help="must match the checkpoints if given: training objective")
     group.add_argument("--resnet50", action="store_true", help="must match the checkpoints if given: the backbone")
@@ -168,7 +170,7 @@ def main():
 def check_args(args):
     """Raises an InputError for what cannot work, before anything is computed or submitted."""
     for name in ("model_A_pth", "model_B_pth"):
-        existing_or_awaited_file(getattr(args, name), f"--{name}", args)
+        existing_model(getattr(args, name), f"--{name}", args)
     for name in ("bbox_A_idx_pth", "bbox_B_idx_pth", "public_idx_pth"):
         existing_file(getattr(args, name), f"--{name}")
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
@@ -195,8 +197,7 @@ def check_args(args):
 
 def attack(args):
     device = join(args, long_waits=True)
-    networks = load_networks(args, device)
-    layers = layers_of(args, networks["A"])
+    networks, layers = load_networks(args, device)
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
     sets = {
         name: load_indices(getattr(args, f"bbox_{name}_idx_pth"), f"--bbox_{name}_idx_pth", listing) for name in SETS
@@ -239,32 +240,41 @@ def attack(args):
 
 
 def load_networks(args, device):
-    """{"A": network, "B": network} in eval mode on the device."""
+    """({"A": network, "B": network} in eval mode on the device, the layers to attack)."""
     networks = {}
     for model in SETS:
         flag, path = f"--model_{model}_pth", getattr(args, f"model_{model}_pth")
-        networks[model] = load_model(path, flag)
+        networks[model] = load_network(path, flag, args.arch)
+        if networks[model].notes:
+            say(f"{flag} {path}: {networks[model].notes}")
         check_typed(networks[model], f"{flag} {path}", args.mlp, args.loss, args.resnet50)
         if args.use_supervised_linear and networks[model].loss != "supervised":
             raise InputError(f"--use_supervised_linear 1: {flag} {path} has no supervised head")
-    kinds = [(network.arch, network.mlp, network.loss) for network in networks.values()]
+    kinds = [(n.arch, n.mlp, n.loss, str(n.preprocessing)) for n in networks.values()]
     if kinds[0] != kinds[1]:
         raise InputError(
             f"--model_B_pth {args.model_B_pth}: is a {kinds[1]}, --model_A_pth a {kinds[0]}; the test compares two "
             "models that were trained the same way"
         )
-    return {model: prepared_for_inference(network).to(device) for model, network in networks.items()}
+    args.resolution = args.resolution or networks["A"].preprocessing.side
+    layers = layers_of(args, networks["A"])
+    return {model: prepared_for_inference(network, layers).to(device) for model, network in networks.items()}, layers
 
 
 def layers_of(args, network):
     """The layers to attack; those typed must be the network's."""
-    if not args.layers:
-        return ["logits" if args.use_supervised_linear else "backbone" if args.use_backbone else "projector"]
-    for layer in args.layers:
-        if layer == "logits" or layer not in network.layer_names():
-            there = ", ".join(name for name in network.layer_names() if name != "logits")
-            raise InputError(f"--layers {layer}: --model_A_pth {args.model_A_pth} has {there}")
-    return args.layers
+    layers = args.layers or [
+        "logits" if args.use_supervised_linear else "backbone" if args.use_backbone else "projector"
+    ]
+    there = [name for name in network.layer_names() if name != "logits" or args.use_supervised_linear]
+    for layer in layers:
+        if layer.removesuffix(L2) not in there:
+            flag = f"--layers {layer}" if args.layers else f"the {layer} is attacked by default"
+            raise InputError(
+                f"{flag}: --model_A_pth {args.model_A_pth} has {', '.join(there)}; name one with --layers"
+                + ("" if args.layers else " or give --use_backbone 1")
+            )
+    return layers
 
 
 def check_sets(args, indices, public):
@@ -313,7 +323,10 @@ def key_of(args, networks, layers, listing, crops, public, device):
     names = ("k", "precision", "resolution", "batch_size", "skip_unreadable", "use_supervised_linear")
     return {
         **{name: getattr(args, name) for name in names},
-        "networks": {model: digest(*network.state_dict().values()) for model, network in networks.items()},
+        "networks": {
+            model: [digest(*network.state_dict().values()), str(network.preprocessing)]
+            for model, network in networks.items()
+        },
         "layers": layers,
         "sets": [digest(crops.indices, crops.crops), digest(public.indices)],
         "files": file_fingerprint(listing, np.concatenate([crops.indices, public.indices])),

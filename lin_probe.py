@@ -37,7 +37,6 @@ from dejavu_utils.cli import (
     add_launch_flags,
     existing_file,
     existing_folder,
-    existing_or_awaited_file,
     expanded,
     non_negative_int,
     positive_int,
@@ -58,7 +57,8 @@ from dejavu_utils.imagenet import (
     without_unreadable,
 )
 from dejavu_utils.launch import StopSignal, disconnect, here_or_submitted, join
-from dejavu_utils.models import LOSSES, check_finite, check_typed, load_model, prepared_for_inference
+from dejavu_utils.models import LOSSES, check_finite, check_typed, prepared_for_inference
+from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
 from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runlog import say
@@ -77,6 +77,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("model")
     group.add_argument("--model_pth", type=expanded, required=True, help="checkpoint of train_SSL.py")
     group.add_argument("--use_projector", action="store_true", help="probe the projector's output, not the backbone's")
+    group.add_argument("--arch", help=ARCH_HELP)
     group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")
     group.add_argument("--loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
     group.add_argument("--resnet50", action="store_true", help="must match the checkpoint if given: the backbone")
@@ -100,7 +101,7 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    existing_or_awaited_file(args.model_pth, "--model_pth", args)
+    existing_model(args.model_pth, "--model_pth", args)
     for name in ("train_idx_pth", "val_idx_pth"):
         existing_file(getattr(args, name), f"--{name}")
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
@@ -111,8 +112,13 @@ def main():
 
 def probe(args):
     device = join(args)
-    network = load_model(args.model_pth, "--model_pth")
+    network = load_network(args.model_pth, "--model_pth", args.arch)
     check_typed(network, f"--model_pth {args.model_pth}", args.mlp, args.loss, args.resnet50)
+    if network.notes:
+        say(f"--model_pth {args.model_pth}: {network.notes}")
+    if args.use_projector and not network.has_projector:
+        raise InputError(f"--use_projector: --model_pth {args.model_pth} has no projector; leave the flag out")
+    args.resolution = args.resolution or network.preprocessing.side
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
     train = load_indices(args.train_idx_pth, "--train_idx_pth", listing)
     val = load_indices(args.val_idx_pth, "--val_idx_pth", listing)
@@ -240,6 +246,7 @@ class ProbeRun:
                 group["lr"] = args.start_lr + (args.end_lr - args.start_lr) * share
             draws = uniforms(args.seed, self.epoch, RandomCrops.STREAM, first, len(labels))
             images = augment.apply(crops, augment.draw_parameters(draws, VIEW))
+            images = augment.shown_to(images, self.network.preprocessing)
             logits = classifier(self.embed(images).clone())  # autograd takes no inference tensor
             loss = F.cross_entropy(logits, labels, reduction="sum")
             self.optimizer.zero_grad(set_to_none=True)
@@ -283,7 +290,8 @@ class ProbeRun:
 
     def features(self, indices, what):
         """Yields (float32 (n, width), labels int64 (n,)) on the device: this process's images, test transform."""
-        images = IndexedImages(self.listing, indices, evaluation_transform(self.args.resolution))
+        transform = evaluation_transform(self.args.resolution, self.network.preprocessing)
+        images = IndexedImages(self.listing, indices, transform)
         for _, _, batch, labels in self.shares(images, f"{what} embedded"):
             if self.stop.asked(self.device):
                 self.save_and_leave()

@@ -36,7 +36,6 @@ from dejavu_utils.cli import (
     add_launch_flags,
     existing_file,
     existing_folder,
-    existing_or_awaited_file,
     expanded,
     non_negative_int,
     positive_int,
@@ -47,14 +46,22 @@ from dejavu_utils.devices import PRECISIONS, autocast, choose_precision
 from dejavu_utils.distributed import any_process, gather, rank, sum_over_processes, wait_for_all, world_size
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices, without_unreadable
+from dejavu_utils.imagenet import (
+    EachTransform,
+    IndexedImages,
+    evaluation_transform,
+    list_images,
+    load_indices,
+    without_unreadable,
+)
 from dejavu_utils.launch import (
     StopSignal,
     disconnect,
     here_or_submitted,
     join,
 )
-from dejavu_utils.models import LOSSES, check_typed, load_model
+from dejavu_utils.models import LOSSES, check_typed
+from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network, resolved
 from dejavu_utils.randomness import epoch_order, seed_everything, seed_step
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.pictures import image_transform, save_grid
@@ -105,7 +112,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("encoder")
     group.add_argument("--ssl_model_pth", type=expanded, required=True, help="checkpoint of train_SSL.py")
     group.add_argument("--ssl_loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
-    group.add_argument("--ssl_arch", help="must match the checkpoint if given: the backbone")
+    group.add_argument("--ssl_arch", help=ARCH_HELP)
     group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")
     group.add_argument("--feat_cond", action="store_true", help="condition on the representation; always needed")
     group.add_argument("--ssl_from_ckpt", type=zero_or_one, default=1, help="the encoder is --ssl_model_pth; always 1")
@@ -115,7 +122,9 @@ def parse_args(argv=None):
         default=0,
         help="1: the representation is a supervised model's logits; 0: backbone and projector side by side",
     )
-    group.add_argument("--ssl_resolution", type=positive_int, default=224, help="side of the encoder's input, pixels")
+    group.add_argument(
+        "--ssl_resolution", type=positive_int, help="side of the encoder's input, pixels; default: its own"
+    )
     group = parser.add_argument_group("data")
     group.add_argument("--data_dir", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
     group.add_argument(
@@ -182,7 +191,7 @@ def main():
 
 def check_args(args):
     """Raises an InputError for what cannot work, before anything is read or submitted."""
-    existing_or_awaited_file(args.ssl_model_pth, "--ssl_model_pth", args)
+    existing_model(args.ssl_model_pth, "--ssl_model_pth", args)
     existing_folder(args.data_dir, "--data_dir")
     existing_file(args.dataset_indices, "--dataset_indices")
     if args.resume_checkpoint:
@@ -230,7 +239,8 @@ def train(args):
         found = len(indices)
         indices = without_unreadable(listing, indices, device, args.workers)
         say(f"{found - len(indices)} of {found} images cannot be read and are left out")
-    dataset = IndexedImages(listing, indices, BothTransforms(args.image_size, args.ssl_resolution))
+    for_encoder = evaluation_transform(args.ssl_resolution, encoder.network.preprocessing)
+    dataset = IndexedImages(listing, indices, EachTransform(image_transform(args.image_size), for_encoder))
     spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
     grid = next(iter(DataLoader(torch.utils.data.Subset(dataset, spread), GRID_COLUMNS)))[0]
     seed_everything(args.seed)
@@ -282,10 +292,14 @@ class Encoder:
     """The frozen SSL model: its normalized images, float (n, 3, r, r) -> representations, float32 (n, width)."""
 
     def __init__(self, args, device):
-        network = load_model(args.ssl_model_pth, "--ssl_model_pth")
+        network = load_network(args.ssl_model_pth, "--ssl_model_pth", args.ssl_arch, "--ssl_arch")
         where = f"--ssl_model_pth {args.ssl_model_pth}"
-        check_typed(network, where, args.mlp, args.ssl_loss, arch=args.ssl_arch, prefix="ssl_")
-        self.layers = ["logits"] if args.use_supervised_activations else ["backbone", "projector"]
+        check_typed(network, where, args.mlp, args.ssl_loss, prefix="ssl_")
+        if network.notes:
+            say(f"{where}: {network.notes}")
+        args.ssl_resolution = args.ssl_resolution or network.preprocessing.side
+        self.layers = ["backbone", *(["projector"] if network.has_projector else [])]
+        self.layers = ["logits"] if args.use_supervised_activations else self.layers
         if args.use_supervised_activations and network.loss != "supervised":
             raise InputError(f"--use_supervised_activations 1: {where} has no supervised head; give 0")
         self.network, self.width = network.to(device), sum(map(network.width, self.layers))
@@ -293,16 +307,6 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, images):
         return torch.cat(list(self.network.embed_layers(images, self.layers).values()), dim=1).float()
-
-
-class BothTransforms:
-    """PIL image -> (image for the U-Net, the same for the encoder). A class, for processes that read images."""
-
-    def __init__(self, side, resolution):
-        self.transforms = image_transform(side), evaluation_transform(resolution)
-
-    def __call__(self, image):
-        return tuple(transform(image) for transform in self.transforms)
 
 
 class Batches:
@@ -342,7 +346,7 @@ class RcdmRun:
             "pixel_range": list(diffusion.PIXEL_RANGE),
             "processes": world_size(),
             "images": images,
-            "ssl_model_pth": str(Path(args.ssl_model_pth).resolve()),
+            "ssl_model_pth": resolved(args.ssl_model_pth),
         }
         auto = "auto" if args.use_fp16 else "fp32"
         self.precision = choose_precision(auto if args.precision == "auto" else args.precision, device)

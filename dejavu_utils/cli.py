@@ -143,7 +143,11 @@ def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> Non
         "--num_workers", type=non_negative_int, default=default_workers(), help="processes that read images"
     )
     group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network")
-    group.add_argument("--resolution", type=positive_int, default=224, help="side of the network's input, pixels")
+    group.add_argument(
+        "--resolution",
+        type=positive_int,
+        help="side of the network's input, pixels; default: its own, which is 224 for those of train_SSL.py",
+    )
     group.add_argument(
         "--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count them"
     )

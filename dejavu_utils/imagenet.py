@@ -294,6 +294,16 @@ def evaluation_transform(resolution=None, preprocessing=Preprocessing()):  # noq
     )
 
 
+class EachTransform:
+    """PIL image -> what each of several transforms makes of it. A class, for processes that read images."""
+
+    def __init__(self, *transforms):
+        self.transforms = transforms
+
+    def __call__(self, image):
+        return tuple(transform(image) for transform in self.transforms)
+
+
 def _without_far_ends(image):
     """At most 32 short sides of the middle: a strip of 20 000 x 1 pixels would need 4 GB when it is resized."""
     short = min(image.size)
@@ -360,12 +370,15 @@ class IndexedImages:
 
 
 def collate_readable(items):
-    """(images float (m, 3, h, w) or an empty tensor, labels int64 (m,), bool (n,): which of the n could be read)."""
-    import torch
+    """(images float (m, 3, h, w) or an empty tensor, labels int64 (m,), bool (n,): which of the n could be read).
+
+    Where the transform gives several tensors of an image, the images are a list of as many batches.
+    """
+    import torch.utils.data
 
     readable = torch.tensor([item is not None for item in items])
     kept = [item for item in items if item is not None]
-    images = torch.stack([image for image, _ in kept]) if kept else torch.empty(0)
+    images = torch.utils.data.default_collate([image for image, _ in kept]) if kept else torch.empty(0)
     return images, torch.tensor([label for _, label in kept], dtype=torch.int64), readable
 
 

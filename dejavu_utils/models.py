@@ -127,14 +127,15 @@ class Network(nn.Module):
     """Backbone `net`, `projector` (its children are its layers) and, where there are class scores, `fc` behind them.
 
     arch, mlp, loss: names of what they are, or None. preprocessing: how images are shown to it. notes: what is to be
-    said about where it comes from. Layers by name: `layer_names`, each also with L2 behind it.
+    said about where it comes from. about: what its checkpoint says of the training, {name of ABOUT: value or None}.
+    Layers by name: `layer_names`, each also with L2 behind it.
     """
 
     def __init__(self, net, backbone_width, projector):
         super().__init__()
         self.net, self.backbone_width, self.projector = net, backbone_width, projector
         self.arch = self.mlp = self.loss = self.num_classes = None
-        self.preprocessing, self.notes = Preprocessing(), ""
+        self.preprocessing, self.notes, self.about = Preprocessing(), "", dict.fromkeys(ABOUT)
         self.has_projector = len(projector) > 0
         self.inner_layers = tuple(name for name, _ in net.named_modules() if re.fullmatch(_INNER, name))
 
@@ -239,16 +240,13 @@ def load_model(path, flag="--model_pth"):
     """The network of a checkpoint of train_SSL.py, in eval mode on the CPU, its weights loaded strictly.
 
     Built from the settings in the checkpoint; one without them (published, or a bare state dict) from the names and
-    shapes of its weights. `about` is what the checkpoint says of the training, {name of ABOUT: value or None}.
-    InputError names the flag for a file that does not hold such a network.
+    shapes of its weights. InputError names the flag for a file that does not hold such a network.
     """
     checkpoint = load_checkpoint(path, flag)
     if not isinstance(checkpoint, dict):
         raise InputError(f"{flag} {path}: holds a {type(checkpoint).__name__}, expected a checkpoint of train_SSL.py")
     try:
-        network = network_of(checkpoint.get("model", checkpoint), checkpoint)
-        network.about = {name: checkpoint.get(name) for name in ABOUT}
-        return network
+        return network_of(checkpoint.get("model", checkpoint), checkpoint)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = one_line(error)
         raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
@@ -262,6 +260,7 @@ def network_of(state, checkpoint):
     else:
         network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
     network.load_state_dict(state)
+    network.about = {name: checkpoint.get(name) for name in ABOUT}
     return network.eval()
 
 

@@ -16,7 +16,7 @@ from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.devices import autocast
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import IndexedImages, collate_readable, evaluation_transform
+from dejavu_utils.imagenet import EachTransform, IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.models import check_finite
 
 _SHARD = 4096  # images at most; what a killed process loses
@@ -39,13 +39,13 @@ class ImageSet:
 
 @dataclass
 class Inference:
-    """How networks are run over images. resolution: side of their input, pixels. batch_size: images. num_workers:
-    processes that read images. skip_unreadable: leave out images that cannot be read, instead of an InputError that
-    names the first."""
+    """How networks are run over images. resolution: side of their input, pixels; None: each one's own. batch_size:
+    images. num_workers: processes that read images. skip_unreadable: leave out images that cannot be read, instead of
+    an InputError that names the first."""
 
     device: torch.device
     precision: str = "fp32"
-    resolution: int = 224
+    resolution: int | None = None
     batch_size: int = 256
     num_workers: int = 0
     skip_unreadable: bool = False
@@ -64,24 +64,30 @@ class Found:
 class Embedder:
     """Embeddings of image sets under several networks.
 
-    networks: {model: SSLNetwork} in eval mode on the device. layers: names, the same for all networks. where: {model:
-    flag and path of its checkpoint}, for errors. inference: Inference. Keys of embeddings are (model, layer).
+    networks: {model: Network} in eval mode on the device. layers: names, the same for all networks. where: {model:
+    flag and path of its checkpoint}, for errors. inference: Inference. Keys of embeddings are (model, layer). Each
+    image is decoded once, and shown to every network as that one's preprocessing says.
     """
 
     def __init__(self, networks, layers, listing, where, inference):
         self.networks, self.layers, self.listing, self.where = networks, layers, listing, where
         self.inference, self.device, self.batch_size = inference, inference.device, inference.batch_size
-        self.transform = evaluation_transform(inference.resolution)
+        self.shown = {model: net.preprocessing.at(inference.resolution) for model, net in networks.items()}
+        self.kinds = list(dict.fromkeys(self.shown.values()))
+        self.transform = EachTransform(*(evaluation_transform(preprocessing=kind) for kind in self.kinds))
         self.widths = {(model, layer): net.width(layer) for model, net in networks.items() for layer in layers}
 
     @torch.inference_mode()
     def embed(self, images):
-        """float (n, 3, h, w) -> {key: float32 (n, width) in NumPy}; InputError for values that are not finite."""
-        images = images.to(self.device, non_blocking=True)
+        """{key: float32 (n, width) in NumPy}; InputError for values that are not finite.
+
+        images: a batch for each of `kinds`, float (n, 3, h, w).
+        """
+        batches = {kind: batch.to(self.device, non_blocking=True) for kind, batch in zip(self.kinds, images)}
         embedded = {}
         for model, network in self.networks.items():
             with autocast(self.device, self.inference.precision):
-                outputs = network.embed_layers(images, self.layers)
+                outputs = network.embed_layers(batches[self.shown[model]], self.layers)
             for layer, output in outputs.items():
                 check_finite(output, self.where[model], layer, self.inference.precision)
                 embedded[model, layer] = output.float().cpu().numpy()
@@ -122,8 +128,8 @@ class Embedder:
             filled = 0
             for first in range(start, stop, self.batch_size):
                 batch, _, readable = next(loader)
-                end = filled + len(batch)
-                if len(batch):
+                end = filled + int(readable.sum())
+                if end > filled:
                     rows[filled:end] = first + np.flatnonzero(readable.numpy())
                     for key, embedded in self.embed(batch).items():
                         arrays[key][filled:end] = embedded

@@ -192,6 +192,16 @@ def normalize(images, out=None):
     return _normalize(x, x if out is None else out)
 
 
+def shown_to(images, preprocessing):
+    """What `apply` gives, normalized with the mean and deviation of an imagenet.Preprocessing instead of ImageNet's."""
+    if (preprocessing.mean, preprocessing.std) == (MEAN, STD):
+        return images
+    pairs = list(zip(STD, MEAN, preprocessing.std, preprocessing.mean))
+    scale = torch.tensor([std / own for std, _, own, _ in pairs], device=images.device).view(3, 1, 1)
+    shift = torch.tensor([(mean - own) / std for _, mean, std, own in pairs], device=images.device).view(3, 1, 1)
+    return torch.addcmul(shift, images, scale)
+
+
 @functools.lru_cache(maxsize=32)
 def constants(device, height, width):
     """(scale, shift, opposite hues) on a device, float32 that broadcasts over (n, 3, height, width).

@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 
 from dejavu_utils.checkpoint import load_checkpoint
+from dejavu_utils.cli import existing_or_awaited_file
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import Preprocessing
 from dejavu_utils.models import Network, classifier_name, network_of, replace_module, timm_network, timm_width
@@ -23,6 +24,10 @@ from dejavu_utils.networks.public_checkpoints import (
 )
 
 COLLECTIONS = ("timm", "torchvision")
+ARCH_HELP = (
+    "the network, where its checkpoint does not tell: a name of timm or torchvision (timm:NAME, torchvision:NAME), or "
+    "the project: " + ", ".join(LAYOUTS)
+)
 _OWN = re.compile(r"(|.*\.)net\.(?:layer1\.0\.conv1|features\.0)\.weight")  # a backbone as train_SSL.py names it
 
 
@@ -36,17 +41,29 @@ def file_of(model):
     return model.partition("@")[2] or None if is_named(model) else model
 
 
-def load_network(model, flag="--model_pth", arch=None):
+def resolved(model):
+    """The same model, found from any folder."""
+    named, at, source = model.rpartition("@") if is_named(model) else ("", "", model)
+    return f"{named}{at}{Path(source).resolve()}" if file_of(model) else model
+
+
+def existing_model(model, flag, args):
+    """InputError unless this model's file is there, or may be by the time a submitted job runs."""
+    if file_of(model) or not is_named(model):
+        existing_or_awaited_file(file_of(model), flag, args)
+
+
+def load_network(model, flag="--model_pth", arch=None, arch_flag="--arch"):
     """The network of a checkpoint, in eval mode on the CPU, its weights loaded strictly; `notes` says what it is.
 
     model: a file; "timm:NAME" or "torchvision:NAME", their pretrained weights from their caches, else downloaded; or
     one of these with "@FILE". arch: for files that do not tell, a name of LAYOUTS, or of timm or torchvision (with that
-    word and a colon before it, or not). InputError names the flag, and says what is missing.
+    word and a colon before it, or not); arch_flag: its name. InputError names the flag, and says what is missing.
     """
     what = f"{flag} {model}"
     if is_named(model):
         if arch:
-            raise InputError(f"{what}: names its network; leave --arch out")
+            raise InputError(f"{what}: names its network; leave {arch_flag} out")
         arch = model.partition("@")[0]
         if file_of(model) is None:
             return _pretrained(arch, what)
@@ -56,17 +73,17 @@ def load_network(model, flag="--model_pth", arch=None):
     except (ValueError, KeyError, AttributeError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
         reason = one_line(error)
         reason = reason if type(error) is ValueError else f"does not hold the network it describes: {reason}"
-        raise InputError(f"{what}: {reason}") from None
+        raise InputError(f"{what}: {reason.replace('--arch', arch_flag)}") from None
 
 
 def _from_file(checkpoint, arch, what, file_name):
     if isinstance(checkpoint, dict) and "settings" in checkpoint:
-        return _own(network_of(checkpoint["model"], checkpoint), arch, what)
+        return _own(network_of(checkpoint["model"], checkpoint), arch)
     state, nest = weights_in(checkpoint)
     if any(map(_OWN.fullmatch, state)):
         root = prefix_of(state, _OWN)
         own = {name.removeprefix(root): value for name, value in state.items() if name.startswith(root)}
-        return _own(network_of(own, {}), arch, what)
+        return _own(network_of(own, checkpoint), arch)
     if arch and arch not in LAYOUTS:
         return _built_by_name(arch, what, state, file_name)
     prefix = prefix_of(state)
@@ -76,15 +93,15 @@ def _from_file(checkpoint, arch, what, file_name):
     return network
 
 
-def _own(network, arch, what):
+def _own(network, arch):
     if arch and arch != network.arch:
-        raise InputError(f"--arch {arch}: {what} holds {network.arch}; leave the flag out")
+        raise ValueError(f"holds {network.arch}, not --arch {arch}; leave the flag out")
     return network
 
 
 def _built_by_name(arch, what, state, file_name):
     """timm's or torchvision's network with the weights of a file; its classifier's too, if they are there."""
-    net, classifier, width, preprocessing = _collected(arch, f"--arch {arch}" if arch not in what else what, file_name)
+    net, classifier, width, preprocessing = _collected(arch, what, file_name)
     names = set(net.state_dict())
     first = next(name for name in net.state_dict() if not name.endswith("token") and name != "pos_embed")
     prefix = prefix_of(state, re.compile(rf"(|.*\.){re.escape(first)}"))

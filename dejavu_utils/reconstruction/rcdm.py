@@ -22,7 +22,7 @@ from dejavu_utils.cli import existing_folder
 from dejavu_utils.devices import choose_device
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, read_class_names
-from dejavu_utils.models import load_model
+from dejavu_utils.networks.loading import load_network
 from dejavu_utils.reconstruction.diffusion import PIXEL_RANGE, Diffusion
 from dejavu_utils.reconstruction.unets import build_unet, choose_backend
 
@@ -48,7 +48,8 @@ class Rcdm:
 
         layers: backbone and projector, or logits. indices: int (n,). crops: n of (xmin, ymin, xmax, ymax).
         """
-        images = IndexedImages(listing, indices, evaluation_transform(self.resolution), crops)
+        transform = evaluation_transform(self.resolution, self.network.preprocessing)
+        images = IndexedImages(listing, indices, transform, crops)
         batches = [self.network.embed_layers(x.to(self.device), self.layers) for x, _ in DataLoader(images, _AT_ONCE)]
         return {layer: torch.cat([batch[layer].float().cpu() for batch in batches]) for layer in self.layers}
 
@@ -81,7 +82,7 @@ def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
         if not params.is_file():
             raise InputError(f"{params}: no such file; train_RCDM.py writes it beside its checkpoints")
         settings = json.loads(params.read_text(encoding="utf-8"))
-    network = load_model(ssl_model_pth or settings["ssl_model_pth"], "ssl_model_pth")
+    network = load_network(ssl_model_pth or settings["ssl_model_pth"], "ssl_model_pth", settings.get("ssl_arch"))
     settings = {"pixel_range": list(PIXEL_RANGE), **settings, "width": sum(map(network.width, settings["layers"]))}
     unet = build_unet(choose_backend(settings["backend"]), settings, settings["width"])
     try:
@@ -228,7 +229,8 @@ def conditions(source, attacked, indices):
     public, rows = np.unique(neighbors, return_inverse=True)
     backbone = source.rcdm.embed(source.attack.listing, public)["backbone"]
     mean = backbone[torch.from_numpy(rows.reshape(neighbors.shape))].mean(dim=1)
-    return torch.cat([mean, crop["projector"]], dim=1), neighbors
+    projected = [crop["projector"]] if "projector" in crop else []  # public backbones may have none
+    return torch.cat([mean, *projected], dim=1), neighbors
 
 
 def sample_seeds(indices, samples, seed=0):
