@@ -433,7 +433,7 @@ FAULTS = [
       for command, text in (("attack", "11 images of set A"), ("probe", "1 of 12 images"))),
     fault("unreadable image left out", "rcdm",
           lambda case: (image("c0/c0_08.JPEG", cut)(case), case.flags.update(skip_unreadable="")) and None,
-          "1 of 12 images cannot be read", "11 images, 4 a step", code=0),
+          "1 of 12 images cannot be read", "11 images, 4 per step", code=0),
     fault("other images than before", "rcdm",
           lambda case: (image("c0/c0_08.JPEG", cut)(case), case.flags.update(skip_unreadable="")) and None,
           "--images", "was trained with", "another --out_dir"),
@@ -521,11 +521,11 @@ FAULTS = [
         fault(f"beton with {what}", "training", beton(change), "bad.beton: not a complete .beton", text)
         for what, change, text in (
             ("another version", put("header", "version", 3), "version 3"),
-            ("no fields", put("header", "num_fields", 0), "fields of types"),
+            ("no fields", put("header", "num_fields", 0), "of types"),
             ("65535 fields", put("header", "num_fields", 65535), "version"),
             ("too many samples", put("header", "num_samples", 2**63), "truncated"),
             ("a table beyond its end", put("header", "alloc_table_ptr", 2**64 - 1), "truncated"),
-            ("a table in the header", put("header", "alloc_table_ptr", 0), "tables disagree"),
+            ("a table in the header", put("header", "alloc_table_ptr", 0), "images lie beyond its end"),
             ("an image beyond its end", put("table", 1, 2**40), "beyond its end"),
             ("an image that wraps around", put("table", 1, 2**64 - 8), "beyond its end"),
             ("an image of 16 EiB", put("table", 2, 2**64 - 1), "beyond its end"),
