@@ -6,13 +6,13 @@ images guess the object. Writes into OUTPUT_DIR, for each model and attacked set
 {A,B}_attk_{A,B}_neighb_idxs.npy and _neighb_labels.npy (n x k, nearest first), _attk_idxs.npy (n), _labels.npy (n x 1),
 top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (one row an
 example), attack_classes.csv, attack_confidence.csv (accuracies against the fraction of the most confident examples),
-attack_gallery.html (examples to look at) and results.json (accuracies, shares and déjà vu score, each with a 95 %
+attack_gallery.html (examples to look at) and results.json (accuracies, outcomes and déjà vu score, each with a 95 %
 interval). With --use_supervised_linear 1 _scores.npy (n x classes) takes the place of the neighbor files. With --layers
 all this goes into OUTPUT_DIR/{layer}/.
 
-Each image is read once for both models and all layers; several processes (--ngpus, --nodes, --world_size) share the
-images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end, so that the same command
-resumes after a kill.
+Each image is read once for both models and all layers; several processes (--ngpus, --nodes, --world_size) divide the
+images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end; rerun the same command
+to resume.
 
     python label_inference_attack.py --output_dir $LOGGING_FOLDER/vicreg/attack_sweeps/NN_attk_vicreg_300pc_1000ep \\
         --model_A_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
@@ -306,7 +306,7 @@ def cached_crops(args, listing, annotations, sets):
     else:
         cropped = {}
         for name, indices in sets.items():
-            with Progress(len(indices), f"images of set {name} looked at for a crop") as bar:
+            with Progress(len(indices), f"images of set {name} searched for a crop") as bar:
                 cropped[name] = take_crops(listing, indices, rule, annotations, bar.update, args.skip_unreadable)
         save_crops(path, key, cropped)
     for name, images in cropped.items():
@@ -335,7 +335,7 @@ def key_of(args, networks, layers, listing, crops, public, device):
 
 
 def announce(args, embedder, crops, public, kept):
-    """Says what is done where, and what it will take."""
+    """Prints what is computed where, and the memory it needs."""
     n_public = 0 if args.use_supervised_linear else len(public)
     print(
         f"embedding {len(crops)} crops and {n_public} public images: {', '.join(embedder.layers)}, on "
@@ -344,7 +344,7 @@ def announce(args, embedder, crops, public, kept):
     gigabytes = {what: size / 1e9 for what, size in predicted_memory(embedder, len(crops), n_public, args.k).items()}
     disk = gigabytes.pop("disk")
     print(
-        f"memory of a process, beside its networks: at most {sum(gigabytes.values()):.2f} GB ("
+        f"memory per process, beside its networks: at most {sum(gigabytes.values()):.2f} GB ("
         + ", ".join(f"{what} {size:.2f}" for what, size in gigabytes.items())
         + f"); disk for unfinished work: at most {disk:.2f} GB"
     )

@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,7 +36,14 @@ class ImageListing:
     passed_over: {extension: how many files}, what ImageFolder takes for no image; hidden files are not counted.
     """
 
-    def __init__(self, root, classes, paths, labels, passed_over=()):
+    def __init__(
+        self,
+        root: str | Path,
+        classes: list[str],
+        paths: list[str],
+        labels: Sequence[int] | np.ndarray,
+        passed_over: dict[str, int] | tuple = (),
+    ) -> None:
         self.root, self.classes, self.paths = Path(root), classes, paths
         self.passed_over = dict(passed_over)
         self.labels = np.asarray(labels, dtype=np.int64)
@@ -42,24 +51,24 @@ class ImageListing:
     def __len__(self):
         return len(self.paths)
 
-    def path(self, index):
+    def path(self, index: int) -> Path:
         """Path of the image with this index."""
         return self.root / self.paths[index]
 
-    def stem(self, index):
+    def stem(self, index: int) -> str:
         """The image's ID: its file name without the extension."""
         return os.path.splitext(os.path.basename(self.paths[index]))[0]
 
-    def members(self, label):
+    def members(self, label: int) -> range:
         """The indices of a class, a range: labels never fall in a listing."""
         return range(*(int(place) for place in np.searchsorted(self.labels, [label, label + 1])))
 
-    def is_hidden(self, index):
+    def is_hidden(self, index: int) -> bool:
         """Does the file or a folder on the way to it begin with a dot? (._X.JPEG, .thumbnails/X.JPEG: no images)"""
         return any(part.startswith(".") for part in self.paths[index].split(os.sep))
 
     @cached_property
-    def fingerprint(self):
+    def fingerprint(self) -> dict:
         """What index files depend on: counts and SHA-256 of the relative paths in their order, whole and by class."""
         starts = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))  # labels never fall in a listing
         by_class = {
@@ -79,7 +88,7 @@ def _digest(paths):
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names need not be valid UTF-8
 
 
-def list_images(root, flag="the image folder"):
+def list_images(root: str | Path | None, flag: str = "the image folder") -> ImageListing:
     """Lists `root/CLASS/**/IMAGE` in ImageFolder's order (sorted, never directory-listing order).
 
     flag: what to call the folder in an error. InputError if there is no class folder, one holds no image, or a folder
@@ -135,7 +144,7 @@ def _folders_below(root, name, seen, flag):
     return sorted(found)
 
 
-def linked_twice(listing):
+def linked_twice(listing: ImageListing) -> np.ndarray:
     """bool (n,): is the image a link to a file that is an earlier image too? Links to folders: see `list_images`."""
     found = np.zeros(len(listing), bool)
     links = [index for index in range(len(listing)) if os.path.islink(listing.path(index))]
@@ -157,10 +166,10 @@ def _is_folder(entry):
         return False
 
 
-def read_class_names(path, flag):
+def read_class_names(path: str | Path, flag: str) -> dict[str, str]:
     """{class folder: name to show} from a file.
 
-    JSON: {"n01440764": "tench"}, or {"0": ["n01440764", "tench"]}. Else one class a line, of whose synonyms the first
+    JSON: {"n01440764": "tench"}, or {"0": ["n01440764", "tench"]}. Else one class per line, of whose synonyms the first
     is shown, as in Kaggle's LOC_synset_mapping.txt: n01440764 tench, Tinca tinca. InputError names the flag and what is
     wrong with the file.
     """
@@ -180,7 +189,7 @@ def read_class_names(path, flag):
     return names
 
 
-def load_indices(path, flag, listing):
+def load_indices(path: str | Path | None, flag: str, listing: ImageListing) -> np.ndarray:
     """The image indices in an .npy file, int64 (n,), checked against the listing.
 
     Where a partition.json lies in the file's folder or the one above, its fingerprint must be that of the listing;
@@ -198,7 +207,7 @@ def load_indices(path, flag, listing):
         raise InputError(f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices")
     for folder in (Path(path).parent, Path(path).parent.parent):
         if (folder / UNFINISHED_FILE).is_file():
-            raise InputError(f"{flag} {path}: imagenet_partition.py did not finish in {folder}; run it again")
+            raise InputError(f"{flag} {path}: imagenet_partition.py did not finish in {folder}; rerun it")
         if (folder / PARTITION_FILE).is_file():
             _check_fingerprint(folder / PARTITION_FILE, listing, f"{flag} {path}")
             break
@@ -230,18 +239,18 @@ def _check_fingerprint(partition_file, listing, what):
     )
 
 
-def save_partition_record(folder, record, listing):
+def save_partition_record(folder: str | Path, record: dict, listing: ImageListing) -> None:
     """Writes partition.json: `record` and the listing's fingerprint, which `load_indices` compares."""
     save_json(Path(folder) / PARTITION_FILE, {**record, "fingerprint": listing.fingerprint})
 
 
-def image_size(path):
+def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) in pixels from the file's header; InputError names a file that is no image."""
     with _opened(path) as image:
         return image.size
 
 
-def image_frame(path):
+def image_frame(path: str | Path) -> tuple[tuple[int, int], int]:
     """((width, height) in pixels, as decoded; EXIF orientation, 1 to 8, which is left aside when an image is decoded).
 
     1: none, or decoding applies it (Pillow does for TIFF). InputError names a file that is no image.
@@ -268,8 +277,8 @@ class Preprocessing:
     mean: tuple = MEAN
     std: tuple = STD
 
-    def at(self, resolution):
-        """The same share of the image, `resolution` pixels wide; None: as it is."""
+    def at(self, resolution: int | None) -> "Preprocessing":
+        """The same fraction of the image, `resolution` pixels wide; None: as it is."""
         side = resolution or self.side
         return replace(self, side=side, resize=int(side * self.resize / self.side))
 
@@ -278,7 +287,7 @@ class Preprocessing:
         return f"short side {self.resize} pixels ({self.interpolation}), centre {self.side}, mean {mean}, std {std}"
 
 
-def evaluation_transform(resolution=None, preprocessing=Preprocessing()):  # noqa: B008 (frozen)
+def evaluation_transform(resolution: int | None = None, preprocessing: Preprocessing = Preprocessing()) -> Callable:  # noqa: B008 (frozen)
     """PIL image -> normalized float32 (3, resolution, resolution); None: as many pixels as `preprocessing` says."""
     from torchvision import transforms
 
@@ -297,7 +306,7 @@ def evaluation_transform(resolution=None, preprocessing=Preprocessing()):  # noq
 class EachTransform:
     """PIL image -> what each of several transforms makes of it. A class, for processes that read images."""
 
-    def __init__(self, *transforms):
+    def __init__(self, *transforms: Callable) -> None:
         self.transforms = transforms
 
     def __call__(self, image):
@@ -311,11 +320,11 @@ def _without_far_ends(image):
     return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
-def load_image(path, at_least=None):
-    """The image as PIL RGB, 8 bits a channel; InputError names a file that cannot be decoded.
+def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
+    """The image as PIL RGB, 8 bits per channel; InputError names a file that cannot be decoded.
 
     16-bit images keep their high byte, gray ones as Pillow does it with color. Refused are floating-point and 32-bit
-    pixels: which number is white is not known. at_least: a JPEG may be decoded smaller, to this many pixels a side or
+    pixels: which number is white is not known. at_least: a JPEG may be decoded smaller, to this many pixels per side or
     more, which is faster.
     """
     with _opened(path) as image:
@@ -349,7 +358,14 @@ class IndexedImages:
     skip_unreadable: give None for an image that cannot be decoded, for `collate_readable`, instead of an InputError.
     """
 
-    def __init__(self, listing, indices, transform, crops=None, skip_unreadable=False):
+    def __init__(
+        self,
+        listing: ImageListing,
+        indices: np.ndarray,
+        transform: Callable,
+        crops: np.ndarray | None = None,
+        skip_unreadable: bool = False,
+    ) -> None:
         self.listing, self.indices, self.transform, self.crops = listing, indices, transform, crops
         self.skip_unreadable = skip_unreadable
 
@@ -369,7 +385,7 @@ class IndexedImages:
         return self.transform(image), int(self.listing.labels[index])
 
 
-def collate_readable(items):
+def collate_readable(items: list) -> tuple:
     """(images float (m, 3, h, w) or an empty tensor, labels int64 (m,), bool (n,): which of the n could be read).
 
     Where the transform gives several tensors of an image, the images are a list of as many batches.
@@ -382,11 +398,16 @@ def collate_readable(items):
     return images, torch.tensor([label for _, label in kept], dtype=torch.int64), readable
 
 
-def readable(listing, indices, num_workers=0, on_progress=lambda count: None):
+def readable(
+    listing: ImageListing,
+    indices: np.ndarray,
+    num_workers: int = 0,
+    on_progress: Callable[[int], object] = lambda count: None,
+) -> np.ndarray:
     """bool (n,): which of the images at `indices` can be decoded. on_progress: called with the images done since."""
     from torch.utils.data import DataLoader
 
-    images = IndexedImages(listing, indices, _nothing, skip_unreadable=True)
+    images: Any = IndexedImages(listing, indices, _nothing, skip_unreadable=True)
     found = [np.empty(0, bool)]
     for _, _, batch in DataLoader(images, 64, num_workers=num_workers, collate_fn=collate_readable):
         found.append(batch.numpy())
@@ -400,8 +421,15 @@ def _nothing(image):
     return torch.empty(0)
 
 
-def without_unreadable(listing, indices, device, num_workers=0, on_progress=lambda count: None):
-    """The indices of the images that can be decoded, int64; the processes share the look. InputError if there are none.
+def without_unreadable(
+    listing: ImageListing,
+    indices: np.ndarray,
+    device: Any,
+    num_workers: int = 0,
+    on_progress: Callable[[int], object] = lambda count: None,
+) -> np.ndarray:
+    """The indices of the images that can be decoded, int64; the processes divide the images among them. InputError if
+    there are none.
 
     on_progress: called with the number of images that this process has done since the last call.
     """

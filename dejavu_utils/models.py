@@ -1,6 +1,9 @@
 """The SSL network (backbone, projector, head of the loss) and building one from a checkpoint."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +21,19 @@ L2 = ":l2"  # after a layer's name: its output divided by its length
 _INNER = r"layer\d|blocks\.\d+|stages\.\d+|encoder\.layers\.encoder_layer_\d+"  # names of a backbone's inner layers
 
 
-def architectures():
+def architectures() -> tuple[str, ...]:
     """Names of the torchvision backbones whose checkpoints can be rebuilt without settings: the resnets and vggs."""
     names = torchvision.models.list_models(module=torchvision.models)
     return tuple(n for n in names if n.startswith(("resnet", "vgg")))
 
 
-def classifier_name(net, arch):
+def classifier_name(net: nn.Module, arch: str) -> str:
     """Path of the classifier within a torchvision network of this name: the last Linear, or all of a vgg's."""
     linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     return "classifier" if arch.startswith("vgg") else linear[-1]
 
 
-def replace_module(net, name, module):
+def replace_module(net: nn.Module, name: str, module: nn.Module) -> Any:
     """Puts `module` where `net` has the submodule of this path; returns what was there."""
     parent, _, last = name.rpartition(".")
     before = net.get_submodule(name)
@@ -38,7 +41,7 @@ def replace_module(net, name, module):
     return before
 
 
-def backbone_named(arch, fc):
+def backbone_named(arch: str, fc: bool) -> tuple[nn.Module, int]:
     """(network without its classifier, width of its output): torchvision's classifiers by name, else timm's."""
     if arch in ("googlenet", "inception_v3"):
         raise InputError(f"model.arch {arch}: gives several outputs in training, and cannot be a backbone here")
@@ -56,7 +59,7 @@ def backbone_named(arch, fc):
     return (nn.Sequential(net, nn.Linear(width, 256)), 256) if fc else (net, width)
 
 
-def timm_network(arch, what, **options):
+def timm_network(arch: str, what: str, **options: Any) -> nn.Module:
     """timm's network of this name. what: flag and value, for errors. options: of timm.create_model."""
     try:
         import timm
@@ -69,12 +72,12 @@ def timm_network(arch, what, **options):
     return timm.create_model(arch, **sizes, **options)
 
 
-def timm_width(net):
+def timm_width(net: Any) -> int:
     """Width of what a network of timm gives without its classifier."""
     return getattr(net, "head_hidden_size", net.num_features)
 
 
-def mlp_widths(mlp, flag="model.mlp"):
+def mlp_widths(mlp: str, flag: str = "model.mlp") -> list[int]:
     """ "2048-512" -> [2048, 512]."""
     try:
         widths = [int(part) for part in str(mlp).split("-")]
@@ -131,7 +134,16 @@ class Network(nn.Module):
     Layers by name: `layer_names`, each also with L2 behind it.
     """
 
-    def __init__(self, net, backbone_width, projector):
+    net: Any
+    projector: nn.Sequential
+    fc: nn.Module
+    arch: str | None
+    mlp: str | None
+    loss: str | None
+    num_classes: Any  # int, where there are class scores
+    inner_layers: tuple[str, ...]
+
+    def __init__(self, net: nn.Module, backbone_width: int, projector: nn.Sequential) -> None:
         super().__init__()
         self.net, self.backbone_width, self.projector = net, backbone_width, projector
         self.arch = self.mlp = self.loss = self.num_classes = None
@@ -139,14 +151,14 @@ class Network(nn.Module):
         self.has_projector = len(projector) > 0
         self.inner_layers = tuple(name for name, _ in net.named_modules() if re.fullmatch(_INNER, name))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """float (n, 3, h, w) -> list of float (n, width): the backbone's output, then that of each projector layer."""
         outputs = [self.net(images)]
         for layer in self.projector:
             outputs.append(layer(outputs[-1]))
         return outputs
 
-    def layer_widths(self):
+    def layer_widths(self) -> list[int]:
         """Widths of what `forward` returns."""
         widths = [self.backbone_width]
         for layer in self.projector:
@@ -154,7 +166,7 @@ class Network(nn.Module):
             widths.append(getattr(linear, "out_features", widths[-1]))
         return widths
 
-    def layer_names(self):
+    def layer_names(self) -> list[str]:
         """What `embed` gives: backbone, projector.0, ..., projector (the last of these), logits, and inner layers.
 
         An inner layer's output is its class token, else its mean over positions.
@@ -163,11 +175,11 @@ class Network(nn.Module):
         names += ["projector"] if self.has_projector else []
         return [*names, *(["logits"] if self.loss == "supervised" else []), *self.inner_layers]
 
-    def embed(self, images, layer):
+    def embed(self, images: torch.Tensor, layer: str) -> torch.Tensor:
         """float (n, 3, h, w) -> float (n, width(layer)); layer: one of `layer_names`, L2 behind it or not."""
         return self.embed_layers(images, [layer])[layer]
 
-    def embed_layers(self, images, layers):
+    def embed_layers(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """`embed` of several layers in one pass: {layer: float (n, width(layer))}."""
         wanted, named = {layer.removesuffix(L2) for layer in layers}, {}
 
@@ -197,7 +209,7 @@ class Network(nn.Module):
         return output[:, 0] if has_class_token else output.mean(dim=1)
 
     @torch.no_grad()
-    def width(self, layer):
+    def width(self, layer: str) -> int:
         """Width of what `embed` gives for a layer; InputError for a layer that the network has not."""
         name = layer.removesuffix(L2)
         if name not in self.layer_names():
@@ -220,7 +232,17 @@ class SSLNetwork(Network):
     projector, the loss acts on the backbone.
     """
 
-    def __init__(self, arch, mlp, loss, num_classes=None, mlp_coeff=1.0, fc=False, proj_relu=False, remove_head=False):
+    def __init__(
+        self,
+        arch: str,
+        mlp: str,
+        loss: str | None,
+        num_classes: int | None = None,
+        mlp_coeff: float = 1.0,
+        fc: bool = False,
+        proj_relu: bool = False,
+        remove_head: bool = False,
+    ) -> None:
         net, backbone_width = backbone_named(arch, fc)
         widths = mlp_widths(mlp)
         if len(widths) > 1:
@@ -231,12 +253,13 @@ class SSLNetwork(Network):
         self.arch, self.mlp, self.loss, self.num_classes = arch, mlp, loss, num_classes
         self.has_projector = True  # what the loss acts on: without one of its own the backbone's output
         self.projector_width = backbone_width if remove_head else widths[-1]
-        if HEADS.get(loss):
-            name, build = HEADS[loss]
+        head = HEADS.get(loss) if loss else None
+        if head:
+            name, build = head
             self.add_module(name, build(self.projector_width, widths, num_classes))
 
 
-def load_model(path, flag="--model_pth"):
+def load_model(path: str | Path, flag: str = "--model_pth") -> SSLNetwork:
     """The network of a checkpoint of train_SSL.py, in eval mode on the CPU, its weights loaded strictly.
 
     Built from the settings in the checkpoint; one without them (published, or a bare state dict) from the names and
@@ -252,7 +275,7 @@ def load_model(path, flag="--model_pth"):
         raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
 
 
-def network_of(state, checkpoint):
+def network_of(state: dict, checkpoint: dict) -> SSLNetwork:
     """The SSLNetwork with these weights, {name: tensor}, in eval mode; checkpoint: where its settings are, if any."""
     state = without_prefix(state)
     if "settings" in checkpoint:
@@ -264,7 +287,7 @@ def network_of(state, checkpoint):
     return network.eval()
 
 
-def prepared_for_inference(network, layers=()):
+def prepared_for_inference(network: Network, layers: Sequence[str] = ()) -> Network:
     """The same function, computed faster, of a network that is in eval mode and will not be trained; changes it.
 
     Batch normalization is folded into the convolutions before it, which multiplies their weights once instead of the
@@ -275,11 +298,11 @@ def prepared_for_inference(network, layers=()):
         try:
             network.net, network.inner_layers = fuse(network.net), ()
         except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
-            pass  # what a backbone of timm does with its inputs is its own business
+            pass  # timm's backbones check and convert their inputs themselves
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def check_finite(output, where, layer, precision):
+def check_finite(output: torch.Tensor, where: str, layer: str, precision: str) -> None:
     """InputError unless a tensor, the output of a layer of the checkpoint `where` (flag and path), is finite."""
     if not torch.isfinite(output).all():
         raise InputError(
@@ -288,7 +311,15 @@ def check_finite(output, where, layer, precision):
         )
 
 
-def check_typed(network, where, mlp=None, loss=None, resnet50=False, arch=None, prefix=""):
+def check_typed(
+    network: Network,
+    where: str,
+    mlp: str | None = None,
+    loss: str | None = None,
+    resnet50: bool = False,
+    arch: str | None = None,
+    prefix: str = "",
+) -> None:
     """InputError if a flag that the user typed contradicts the network of the checkpoint `where` (flag and path).
 
     The loss of a checkpoint without settings is known only where the loss adds a head of its own. prefix: of the flags
@@ -306,7 +337,7 @@ def check_typed(network, where, mlp=None, loss=None, resnet50=False, arch=None, 
             raise InputError(f"{what}: {where} holds {found or 'none'}; leave the flag out or name another checkpoint")
 
 
-def network_from_settings(settings, num_classes):
+def network_from_settings(settings: dict, num_classes: int | None) -> SSLNetwork:
     """settings: flat {"model.arch": ...} as in params.json."""
     return SSLNetwork(
         settings["model.arch"],
@@ -320,7 +351,7 @@ def network_from_settings(settings, num_classes):
     )
 
 
-def arch_of_shapes(shapes, fc=False):
+def arch_of_shapes(shapes: dict, fc: bool = False) -> str:
     """Name of the backbone whose weights have these names and shapes; ValueError if it is none of `architectures`."""
     for arch in architectures():
         with torch.device("meta"):

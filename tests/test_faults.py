@@ -487,7 +487,7 @@ FAULTS = [
     fault("index empty", "attack", index("bbox_B_idx_pth", np.array([], int)), "--bbox_B_idx_pth", "holds no index"),
     fault("index empty", "attack", index("public_idx_pth", np.array([], int)), "--k 7", "only 0 images"),
     fault("index in both sets", "attack", index("bbox_A_idx_pth", np.array([4, 5])), "must be disjoint"),
-    fault("index of a partition that was killed", "beton", unfinished_partition, "did not finish", "run it again"),
+    fault("index of a partition that was killed", "beton", unfinished_partition, "did not finish", "rerun it"),
     fault("k larger than the public set", "attack", changed(k=13), "--k 13", "only 12 images"),
     # Checkpoints.
     *(

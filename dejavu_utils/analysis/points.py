@@ -7,8 +7,10 @@ scripts call this (bash_examples/points.py).
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SETS = ("A", "B")
 # Folders of attacks, by what is attacked, or how.
@@ -42,19 +44,19 @@ class Sweep:
     fraction: bool = False
     own_models: bool = True
 
-    def template(self, model, per_class, epoch):
+    def template(self, model: str, per_class: int | None, epoch: int | None) -> str:
         """The points' name, with {} for what varies."""
         fields = {"model": model, "per_class": per_class, "epoch": epoch, self.varies: "{}"}
         return self.point.format(**fields)
 
-    def at(self, value, model, per_class=None, epoch=None):
+    def at(self, value: str, model: str, per_class: int | None = None, epoch: int | None = None) -> "Point":
         """The Point where what varies has this value, as text, for instance .15; ValueError if it cannot."""
-        fields = {"model": model, "per_class": per_class, "epoch": epoch}
+        fields: dict[str, Any] = {"model": model, "per_class": per_class, "epoch": epoch}
         fields[self.varies] = fraction_digits(value) if self.fraction else value
         names = (self.point.format(**fields), self.training.format(**fields))
         return Point(*names, model, fields["per_class"], fields["epoch"])
 
-    def value(self, digits):
+    def value(self, digits: str) -> int | float:
         """What the digits that vary stand for: 075 is 0.075 where the parameter is a fraction."""
         return float(f"0.{digits}" if self.fraction else digits)
 
@@ -83,22 +85,22 @@ class Point:
     per_class: str
     epoch: str
 
-    def attack(self, kind):
+    def attack(self, kind: str) -> str:
         """Where its attack lies below the model's folder. kind: one of ATTACK_FOLDERS."""
         return f"{ATTACK_FOLDERS[kind]}/{ATTACK_PREFIX}{self.name}"
 
     @property
-    def probe(self):
+    def probe(self) -> str | None:
         """Where its linear probe lies below the model's folder."""
         return f"{PROBE_FOLDER}/{PROBE_PREFIX}{self.name}"
 
     @property
-    def rcdm(self):
+    def rcdm(self) -> str:
         """Where its reconstruction models lie below the model's folder, without the _A or _B."""
         return f"RCDM/rcdm_{self.model}_{self.epoch}ep_{self.per_class}pc"
 
 
-def fraction_digits(text):
+def fraction_digits(text: str) -> str:
     """The digits after the point, at least two: .05 -> 05, .075 -> 075, .5 -> 50. ValueError unless 0 < text < 1."""
     match = re.fullmatch(r"0?\.(\d+)", str(text))
     if not match:
@@ -106,12 +108,12 @@ def fraction_digits(text):
     return match[1].rstrip("0").ljust(2, "0")
 
 
-def attack_path(folder, model, attacked, what):
+def attack_path(folder: str | Path, model: str, attacked: str, what: str) -> Path:
     """Where a file of the attack lies, e.g. FOLDER/A_attk_B_neighb_labels.npy: model A on the images of set B."""
     return Path(folder) / f"{model}_attk_{attacked}_{what}.npy"
 
 
-def attacked_layers(folder):
+def attacked_layers(folder: str | Path) -> dict[str, Path]:
     """{layer: folder} of an attack: subfolders backbone, projector.{i} and projector, or the folder itself.
 
     The folder's own files are those of the layer that its results.json names; without one, of LAYERS_BESIDE's if the
@@ -133,7 +135,7 @@ def attacked_layers(folder):
     return found
 
 
-def sweep_points(folder, template, value=int):
+def sweep_points(folder: str | Path, template: str, value: Callable = int) -> list[tuple]:
     """The folders of a sweep, sorted by value: [(value(digits), Path)].
 
     template: a folder name with {} for the digits that vary, e.g. "NN_attk_vicreg_300pc_{}ep".
