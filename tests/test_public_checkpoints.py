@@ -1,6 +1,7 @@
 """Files in the layouts that other projects publish: loaded strictly, with the outputs of networks written out here."""
 
 import argparse
+import json
 import math
 import sys
 from unittest import mock
@@ -10,9 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers import assert_one_line_error, draw_tree, flags, run_here
 from torch import nn
 
+from dejavu_utils.attack.search import Embedder, ImageSet, Inference
+from dejavu_utils.crops import corner_crop
+from dejavu_utils.data import augment
 from dejavu_utils.errors import InputError
+from dejavu_utils.imagenet import MEAN, STD, Preprocessing, evaluation_transform, list_images, load_image
 from dejavu_utils.models import SSLNetwork, prepared_for_inference
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.networks.public_checkpoints import LAYOUTS
@@ -526,3 +532,98 @@ def test_timms_transformers_have_the_same_names_and_outputs(tmp_path, name, make
     network = load_network(save(state, tmp_path / "vit.pth"))
     assert LAYOUTS[make()[3]].title in network.notes
     torch.testing.assert_close(network.embed(IMAGES, "backbone"), net(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+# Through the scripts: each network is shown images as it was evaluated.
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """36 images of 3 classes, index files, DINO's checkpoints for A and B, and a converted SimCLR backbone."""
+    folder = draw_tree(tmp_path_factory.mktemp("data"))
+    rank = np.arange(36) % 12
+    for name, chosen in (("bbox_A", rank < 4), ("bbox_B", (rank >= 4) & (rank < 8)), ("public", rank >= 8)):
+        np.save(folder / f"{name}.npy", np.flatnonzero(chosen))
+    for seed, model in enumerate("AB"):
+        torch.manual_seed(seed)
+        checkpoint, *_ = dino_full()
+        for value in checkpoint["teacher"].values():
+            value += 0.01 * seed
+        save(checkpoint, folder / f"dino_{model}.pth")
+    save(simclr_converted()[0], folder / "simclr.pth")
+    return folder
+
+
+def shown(network, listing, indices, resolution, cut=lambda image: image):
+    transform = evaluation_transform(resolution, network.preprocessing)
+    return torch.stack([transform(cut(load_image(listing.path(index)))) for index in indices])
+
+
+def test_attack_of_public_checkpoints(data, tmp_path):
+    """Of a projector's output divided by its length, and of a block: neighbors as found by hand."""
+    settings = {"local": 1, "output_dir": tmp_path / "attack", "k": 5, "k_attk": 5, "resolution": 64, "num_workers": 0}
+    settings |= {f"model_{model}_pth": data / f"dino_{model}.pth" for model in "AB"}
+    settings |= {f"bbox_{name}_idx_pth": data / f"bbox_{name}.npy" for name in "AB"}
+    settings |= {"public_idx_pth": data / "public.npy", "imgnet_train_pth": data / "images", "use_corner_crop": ""}
+    result = run_here("label_inference_attack.py", *flags({**settings, "layers": "projector:l2,blocks.0"}))
+    assert result.returncode == 0, result.stderr
+    assert "weights under teacher, taken as DINO" in result.stdout and "(bicubic)" in result.stdout
+    listing = list_images(data / "images")
+    network = load_network(str(data / "dino_A.pth"))
+    attacked, public = np.load(data / "bbox_B.npy"), np.load(data / "public.npy")
+
+    def corner(image):
+        return image.crop(corner_crop(*image.size, 0.3))
+
+    for layer in ("projector:l2", "blocks.0"):
+        with torch.no_grad():
+            queries = network.embed(shown(network, listing, attacked, 64, corner), layer)
+            gallery = network.embed(shown(network, listing, public, 64), layer)
+        nearest = torch.cdist(queries, gallery).argsort(dim=1)[:, :5].numpy()
+        found = np.load(tmp_path / "attack" / layer / "A_attk_B_neighb_idxs.npy")
+        assert (found == public[nearest]).mean() > 0.95  # ties within rounding
+    settings |= {"model_A_pth": data / "simclr.pth", "model_B_pth": data / "simclr.pth"}
+    result = run_here("label_inference_attack.py", *flags({**settings, "output_dir": tmp_path / "other"}))
+    assert_one_line_error(result, "projector", "simclr.pth has backbone, layer1", "--use_backbone 1")
+
+
+def test_networks_with_different_preprocessing_share_one_decoding(data, monkeypatch):
+    networks = {name: load_network(str(data / f"{name}.pth")) for name in ("dino_A", "simclr")}
+    listing, indices = list_images(data / "images"), np.arange(6)
+    decoded = mock.Mock(side_effect=load_image)
+    monkeypatch.setattr("dejavu_utils.imagenet.load_image", decoded)
+    embedder = Embedder(
+        networks, ["backbone"], listing, dict.fromkeys(networks, ""), Inference(torch.device("cpu"), resolution=64)
+    )
+    images = ImageSet("images", indices)
+    ((_, rows, embedded),) = embedder.embed_shards(images, embedder.shards(images))
+    assert decoded.call_count == len(rows) == 6
+    for name, network in networks.items():
+        with torch.no_grad():
+            expected = network.embed(shown(network, listing, indices, 64), "backbone")
+        torch.testing.assert_close(torch.from_numpy(embedded[name, "backbone"]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_probe_and_rcdm_of_a_backbone(data, tmp_path):
+    """Without a projector the representation is the backbone's output alone."""
+    settings = {"local": 1, "model_pth": data / "simclr.pth", "imgnet_train_pth": data / "images", "resolution": 64}
+    settings |= {"train_idx_pth": data / "bbox_A.npy", "val_idx_pth": data / "bbox_B.npy", "num_workers": 0}
+    settings |= {"output_dir": tmp_path / "probe", "epochs": 1, "start_lr": 0.1, "end_lr": 0.01}
+    result = run_here("lin_probe.py", *flags(settings))
+    assert result.returncode == 0 and "taken as SimCLR, converted" in result.stdout, result.stderr
+    assert_one_line_error(run_here("lin_probe.py", *flags({**settings, "use_projector": ""})), "has no projector")
+    settings = {"local": 1, "feat_cond": "", "data_dir": data / "images", "dataset_indices": data / "public.npy"}
+    settings |= {"out_dir": tmp_path / "rcdm", "ssl_model_pth": data / "simclr.pth", "ssl_resolution": 64}
+    settings |= {"image_size": 32, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1, "workers": 0}
+    settings |= {"attention_resolutions": 16, "batch_size": 4, "lr_anneal_steps": 1, "timestep_respacing": 2}
+    result = run_here("train_RCDM.py", *flags({**settings, "learn_sigma": "True"}))
+    assert result.returncode == 0, result.stderr
+    assert "representation: backbone, 128 wide" in result.stdout
+    assert json.loads((tmp_path / "rcdm" / "params.json").read_text())["layers"] == ["backbone"]
+
+
+def test_views_are_normalized_for_the_network():
+    images, own = torch.rand(2, 3, 4, 4), Preprocessing(mean=(0.0, 0.5, 0.1), std=(1.0, 0.5, 0.3))
+    mean, std, own_mean, own_std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD, own.mean, own.std))
+    torch.testing.assert_close(augment.shown_to((images - mean) / std, own), (images - own_mean) / own_std)
+    assert augment.shown_to(images, Preprocessing()) is images
