@@ -14,6 +14,7 @@ import torchvision
 from helpers import assert_one_line_error, draw_tree, flags, run_here
 from torch import nn
 
+from dejavu_utils.attack.identity import Origin, check_models
 from dejavu_utils.attack.search import Embedder, ImageSet, Inference
 from dejavu_utils.crops import corner_crop
 from dejavu_utils.data import augment
@@ -627,3 +628,12 @@ def test_views_are_normalized_for_the_network():
     mean, std, own_mean, own_std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD, own.mean, own.std))
     torch.testing.assert_close(augment.shown_to((images - mean) / std, own), (images - own_mean) / own_std)
     assert augment.shown_to(images, Preprocessing()) is images
+
+
+def test_one_file_for_both_models_is_said_and_equal_files_are_refused():
+    """A public checkpoint is often tried on itself; two files with the same weights are a mistake."""
+    origins = dict.fromkeys("AB", Origin("digest"))
+    (warning,) = check_models(origins, {"A": "--model_A_pth x.pth", "B": "--model_B_pth x.pth"})
+    assert "the score must be 0" in warning
+    with pytest.raises(InputError, match="y.pth: holds the same weights"):
+        check_models(origins, {"A": "--model_A_pth x.pth", "B": "--model_B_pth y.pth"})

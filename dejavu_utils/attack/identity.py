@@ -33,11 +33,13 @@ class Origin:
 
 
 def check_models(origins, where):
-    """Warnings (list of str) about two models that are compared; InputError if they are the same.
+    """Warnings (list of str) about two models that are compared; InputError if two files hold the same one.
 
     origins: {"A": Origin, "B": ...}. where: {"A": flag and path of the checkpoint, ...}.
     """
     a, b = origins["A"], origins["B"]
+    if len({text.partition(" ")[2] for text in where.values()}) == 1:  # on purpose: a check, or a look at one model
+        return [f"{where['B']}: is model A's checkpoint too: the score must be 0, whatever the model memorized"]
     if a.weights == b.weights:
         raise InputError(f"{where['B']}: holds the same weights as {where['A']}; name the two models' checkpoints")
     if a.images and b.images and a.images.digest == b.images.digest:
