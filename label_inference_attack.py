@@ -71,7 +71,7 @@ from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest, save_csv, save_json, save_npy
 from dejavu_utils.imagenet import UNREADABLE, list_images, load_indices, read_class_names
-from dejavu_utils.launch import disconnect, here_or_submitted, join
+from dejavu_utils.launch import here_or_submitted, join
 from dejavu_utils.models import L2, LOSSES, check_typed, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
 from dejavu_utils.progress import Progress
@@ -236,7 +236,6 @@ def attack(args):
             print_summary(folder, layer, results)
         pieces.remove()
     wait_for_all()
-    disconnect()
 
 
 def load_networks(args, device):

@@ -56,7 +56,7 @@ from dejavu_utils.imagenet import (
     load_indices,
     without_unreadable,
 )
-from dejavu_utils.launch import StopSignal, disconnect, here_or_submitted, join
+from dejavu_utils.launch import StopSignal, here_or_submitted, join
 from dejavu_utils.models import LOSSES, check_finite, check_typed, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
 from dejavu_utils.progress import Progress
@@ -146,7 +146,6 @@ def probe(args):
     train_right = state.count_right(state.features(train, "training images"))
     if rank() == 0:
         write_results(args, state, train_right)
-    disconnect()
 
 
 def readable_only(args, listing, indices, device):

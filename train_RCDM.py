@@ -56,7 +56,6 @@ from dejavu_utils.imagenet import (
 )
 from dejavu_utils.launch import (
     StopSignal,
-    disconnect,
     here_or_submitted,
     join,
 )
@@ -281,7 +280,6 @@ def train(args):
             break
     say(f"{state.step} steps are done")
     wait_for_all()
-    disconnect()
 
 
 class Stopped(Exception):

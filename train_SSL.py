@@ -33,7 +33,7 @@ from dejavu_utils.devices import autocast, choose_precision
 from dejavu_utils.distributed import any_process, average_gradients, rank, world_size
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
-from dejavu_utils.launch import LOCK_FILE, Resources, ScriptJob, StopSignal, connect, disconnect, start_here, submit
+from dejavu_utils.launch import LOCK_FILE, Resources, ScriptJob, StopSignal, connect, start_here, submit
 from dejavu_utils.models import LOSSES, mlp_widths, network_from_settings
 from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import seed_everything, seed_step
@@ -172,11 +172,10 @@ def main():
     work = ScriptJob(train, settings, lock_of(settings))
     if not settings["dist.use_submitit"]:
         return start_here(work, settings["dist.world_size"] or (0 if settings["dist.ngpus"] else 1))
-    folder = Path(settings["logging.folder"])
     names = ("timeout", "mem_gb", "nodes", "ngpus", "world_size", "partition", "dependency", "comment")
     asked = {name: settings[f"dist.{name}"] for name in names}
     resources = Resources(**asked, cores=settings["dist.cpus_per_task"])
-    print(submit(work, folder / "submitit", folder.name, resources, "--dist.use_submitit 0"))
+    print(submit(work, settings["logging.folder"], resources, "--dist.use_submitit 0", "submitit"))
 
 
 def read_settings(argv=None):
@@ -277,7 +276,6 @@ def train(settings):
     if first:
         save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
     tell(settings, 1, f"{folder}: {epochs} epochs are done")
-    disconnect()
 
 
 def save_and_leave(settings, state, stop):

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from dejavu_utils.errors import InputError
+from dejavu_utils.errors import InputError, one_line
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -18,6 +18,23 @@ def choose_device(index: int | None = 0, flag: str = "the GPU") -> torch.device:
         raise InputError(f"{flag} {index}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def gpu_problem() -> str:
+    """Why PyTorch can use no GPU here, and the remedy; empty where it can."""
+    if torch.cuda.is_available():
+        return ""
+    if not (torch.version.cuda or torch.version.hip):
+        return f"PyTorch {torch.__version__} is built for CPUs; install a build for CUDA"
+    try:
+        torch.cuda.init()
+        reason = "it sees none"
+    except (RuntimeError, AssertionError) as error:
+        reason = one_line(error).partition(" Please ")[0].rstrip(".")
+    return (
+        f"PyTorch {torch.__version__} is built for CUDA {torch.version.cuda}: {reason}; see nvidia-smi for the driver, "
+        "update it or install a build for an older CUDA"
+    )
 
 
 def choose_precision(name: str, device: torch.device) -> str:

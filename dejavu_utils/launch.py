@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.rendezvous import rendezvous
 
 from dejavu_utils.cli import run
-from dejavu_utils.devices import choose_device
+from dejavu_utils.devices import choose_device, gpu_problem
 from dejavu_utils.distributed import any_process, wait_for_all
-from dejavu_utils.errors import InputError
+from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.locks import locked
 from dejavu_utils.runlog import say
 
@@ -31,7 +33,16 @@ if TYPE_CHECKING:
     import submitit
 
 LOCK_FILE = ".lock"  # in a run's folder while it is written
-_IN_SUBMITIT = "SUBMITIT_EXECUTOR"
+_JOB_PROCESS = "DEJAVU_JOB_PROCESS"  # number of the process that submitit started: its children inherit only the name
+_MEETING = timedelta(minutes=15)  # from the first process's start to the last one's
+# No validation, save or look at the images takes longer; a process that dies ends the others long before.
+_LONGEST_WAIT = timedelta(days=7)
+# What SLURM, submitit and torchrun tell the processes of a job, and what SLURM sets there for its GPUs.
+_OF_A_JOB = re.compile(
+    r"(SLURMD?|SRUN|PMIX?|TORCHELASTIC)_|SUBMITIT_(EXECUTOR|FOLDER)|MASTER_(ADDR|PORT)$|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)$"
+)
+_GPUS_OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
+_OF_ANY_CLIENT = ("SLURM_CONF", "SLURM_JWT")
 
 
 def connect(port: int = 0, gpu: int | None = 0, long_waits: bool = False, gpu_flag: str = "the GPU") -> torch.device:
@@ -40,24 +51,83 @@ def connect(port: int = 0, gpu: int | None = 0, long_waits: bool = False, gpu_fl
     port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. gpu: which to take
     where there is one process (gpu_flag: what says so, for an error); None: in all of them the CPU. long_waits: the
     processes exchange little but may wait for each other for hours: gloo, not NCCL, whatever the device. Reads what
-    torchrun, `start_here` or submitit say in the environment.
+    torchrun, `start_here` or the start of a job say in the environment. InputError if that does not go together, if the
+    processes do not find each other, or if a job that asked for GPUs can use none; elsewhere the CPU takes their place.
     """
-    if _IN_SUBMITIT in os.environ:  # whatever the submitting shell had set
-        import submitit
-
-        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        if port:
-            os.environ["MASTER_PORT"] = str(port)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return choose_device(gpu, gpu_flag)
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if gpu is not None and 0 < gpus <= local:
-        raise InputError(f"process {local + 1} of this machine has no GPU, there are {gpus}: start one process per GPU")
-    device = choose_device(None if gpu is None else local)
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" and not long_waits else "gloo"
-        torch.distributed.init_process_group(backend, timeout=timedelta(days=7) if long_waits else None)
+    rank, processes, local = _place()
+    problem = gpu_problem() if gpu is not None else ""
+    if problem and _in_job():
+        raise InputError(f"this job asked for GPUs, and {socket.gethostname()} has none for it: {problem}")
+    if processes == 1:
+        device = choose_device(gpu, gpu_flag)
+    else:
+        # A process that sees one GPU has its own: SLURM bound it. (NCCL refuses two processes on the same one.)
+        gpus = torch.cuda.device_count() if gpu is not None and not problem else 0
+        if gpus > 1 and local >= gpus:
+            raise InputError(f"process {local + 1} of this machine has no GPU, there are {gpus}: start one per GPU")
+        device = choose_device(None if not gpus else 0 if gpus == 1 else local)
+        if not torch.distributed.is_initialized():
+            if port and _in_job():
+                os.environ["MASTER_PORT"] = str(port)
+            _meet(rank, processes, device if device.type == "cuda" and not long_waits else None)
+    if problem and any(Path("/dev").glob("nvidia[0-9]*")):
+        say(f"note: computes on the CPU, although there is a GPU: {problem}")
     return device
+
+
+def _place():
+    """(number of this process, how many there are, its number on this machine) from the environment, else (0, 1, 0).
+
+    InputError names the variable that is missing or wrong: a shell may have kept some of another program.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if "RANK" not in given and given.get("WORLD_SIZE", "1") == "1":
+        return 0, 1, 0
+
+    def checked(name, numbers=None):
+        text = given.get(name)
+        if text is None or numbers and not (text.isdecimal() and int(text) in numbers):
+            wrong = f"is {text}, not a number from {numbers[0]} to {numbers[-1]}" if text else "is not set"
+            others = ", ".join(f"{other} is {value}" for other, value in given.items() if other != name)
+            raise InputError(
+                f"{name} {wrong}, and in the environment {others}: unset RANK and WORLD_SIZE to run one process, or "
+                "start all of them with torchrun"
+            )
+        return int(text) if numbers else text
+
+    processes = checked("WORLD_SIZE", range(1, 10**6 + 1))
+    rank, local = checked("RANK", range(processes)), 0
+    if "LOCAL_RANK" in given:
+        local = checked("LOCAL_RANK", range(processes))
+    if processes > 1:
+        checked("MASTER_ADDR")
+        checked("MASTER_PORT", range(1, 65536))
+    return rank, processes, local
+
+
+def _meet(rank, processes, gpu):
+    """Joins the processes: by NCCL if they have GPUs and exchange much, by gloo where gpu is None."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=_MEETING))
+        torch.distributed.init_process_group(
+            "nccl" if gpu else "gloo",
+            **{"store": store, "rank": rank, "world_size": processes, "timeout": _LONGEST_WAIT, "device_id": gpu},
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        if "EADDRINUSE" in str(error):
+            raise InputError(f"MASTER_PORT {os.environ['MASTER_PORT']} is in use here: give another") from None
+        reason = one_line(str(error).strip().splitlines()[-1])
+        raise InputError(
+            f"process {rank} of {processes} does not find the others at {where} (MASTER_ADDR, MASTER_PORT): {reason}; "
+            "are all started? Where host names do not route, name the network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+        ) from None
+
+
+def _in_job():
+    """Is this the process that submitit started for a job? (Not a shell or a notebook that runs within one.)"""
+    return os.environ.get(_JOB_PROCESS) == str(os.getpid())
 
 
 def disconnect() -> None:
@@ -71,6 +141,7 @@ def start_here(job: "ScriptJob", processes: int) -> None:
 
     Under torchrun this process is one of them. Signals are passed on to the processes; the first that fails ends all.
     """
+    _place()
     processes = processes or max(1, torch.cuda.device_count())
     if "RANK" in os.environ or processes == 1:
         return job()
@@ -113,7 +184,7 @@ class StopSignal:
     def __init__(self):
         self.received, self._previous = None, {}
         for signum in self.SIGNALS:
-            if signum == signal.SIGTERM and _IN_SUBMITIT in os.environ:
+            if signum == signal.SIGTERM and _in_job():
                 continue
             self._previous[signum] = signal.signal(signum, self._note)
 
@@ -131,10 +202,11 @@ class StopSignal:
         signal. All processes must call this."""
         say(text)
         wait_for_all()
+        disconnect()
         # A process that got no signal itself ends like the one that did.
-        signum = self.received or (signal.SIGUSR2 if _IN_SUBMITIT in os.environ else signal.SIGTERM)
+        signum = self.received or (signal.SIGUSR2 if _in_job() else signal.SIGTERM)
         previous = self._previous.get(signum)
-        if _IN_SUBMITIT in os.environ and callable(previous):
+        if _in_job() and callable(previous):
             previous(signum, None)  # requeues the job and exits; returns in all processes but the first
             time.sleep(120)
         sys.exit(128 + signum)
@@ -146,15 +218,24 @@ class ScriptJob:
     A function of `__main__` cannot be unpickled elsewhere: it is pickled as its file and name, and the other process
     imports the script as a module. On a time-out or preemption submitit calls `checkpoint`: the same call is requeued,
     and the script resumes from what it has saved. lock: a lock file in the folder that the call writes into and the
-    flag that names this folder (locks.locked), held by the first process meanwhile; or None.
+    flag that names this folder (locks.locked), held by the first process meanwhile; or None. submitted: does submitit
+    call it?
     """
 
-    def __init__(self, function: Callable, arguments: object, lock: tuple[Path, str] | None = None) -> None:
-        self.function, self.arguments, self.lock = function, arguments, lock
+    def __init__(
+        self, function: Callable, arguments: object, lock: tuple[Path, str] | None = None, submitted: bool = False
+    ) -> None:
+        self.function, self.arguments, self.lock, self.submitted = function, arguments, lock, submitted
 
     def __call__(self):
+        if self.submitted:
+            import submitit
+
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+            os.environ[_JOB_PROCESS] = str(os.getpid())
         with self._locked():
-            return self.function(self.arguments)
+            self.function(self.arguments)
+            disconnect()
 
     def __getstate__(self):
         script = str(Path(inspect.getfile(self.function)).resolve())
@@ -165,8 +246,7 @@ class ScriptJob:
         vars(self).update(state, function=getattr(_module(script), name))
 
     def _locked(self):
-        rank = os.environ.get("SLURM_PROCID" if _IN_SUBMITIT in os.environ else "RANK", "0")
-        if not self.lock or rank != "0":
+        if not self.lock or _place()[0]:
             return contextlib.nullcontext()
         return locked(
             *self.lock, os.environ.get("SLURM_JOB_ID"), restart=int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -243,7 +323,7 @@ def here_or_submitted(
     job = ScriptJob(function, args, (path / LOCK_FILE, flag))
     if args.local:
         return start_here(job, min(args.ngpus, torch.cuda.device_count()) or max(1, args.world_size))
-    print(submit(job, path / logs, path.name, Resources.of(args, cores), "--local 1"))
+    print(submit(job, path, Resources.of(args, cores), "--local 1", logs))
 
 
 def join(args: argparse.Namespace, port: int = 0, long_waits: bool = False) -> torch.device:
@@ -252,16 +332,17 @@ def join(args: argparse.Namespace, port: int = 0, long_waits: bool = False) -> t
     return connect(port, gpu, long_waits, "--local_gpu")
 
 
-def submit(job: ScriptJob, folder: str | Path, name: str, resources: Resources, stay_here: str) -> str:
+def submit(job: ScriptJob, folder: str | Path, resources: Resources, stay_here: str, logs: str = "") -> str:
     """Submits a ScriptJob to SLURM and returns the job's id.
 
-    folder: where submitit keeps its files and logs. name: of the job. stay_here: the flag that runs without SLURM, for
-    the error. InputError where there is no SLURM (submitit would quietly run in the background), for a folder that
-    SLURM cannot name, and with SLURM's own words where it refuses the job.
+    folder: of the run, which gives the job its name. logs: the folder below it for submitit's files and logs.
+    stay_here: the flag that runs without SLURM, for the error. The job starts as from a login shell, also where this
+    process is part of another one. InputError where there is no SLURM (submitit would quietly run in the background),
+    for a folder that SLURM cannot name, and with SLURM's own words where it refuses the job.
     """
     if shutil.which("srun") is None:
         raise InputError(f"there is no SLURM here (srun is not on the path): run on this machine with {stay_here}")
-    folder = str(Path(folder).absolute())
+    folder = os.path.abspath(folder)
     if any(sign in folder for sign in "\n\r%\\"):
         raise InputError(f"{folder!r}: SLURM cannot write logs below a folder with %, \\ or a line break in its name")
     import submitit
@@ -271,17 +352,31 @@ def submit(job: ScriptJob, folder: str | Path, name: str, resources: Resources, 
     setup = [
         f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",  # the job unpickles what is of this package
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",  # where nothing else binds the tasks
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # since 22.05 srun does not take over what sbatch was told
     ]
-    executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=30)
+    executor = submitit.AutoExecutor(folder=os.path.join(folder, logs), cluster="slurm", slurm_max_num_timeout=30)
     executor.update_parameters(
-        name=name,
+        name=os.path.basename(folder) or Path(inspect.getfile(job.function)).stem,
         slurm_signal_delay_s=120,
         slurm_setup=setup,
         slurm_srun_args=["--kill-on-bad-exit=1"],  # one process that died leaves the others waiting
         **resources.parameters(),
     )
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
-            return executor.submit(job).job_id
+        with contextlib.redirect_stderr(io.StringIO()), _as_from_a_login_shell():  # submitit prints what it raises
+            return executor.submit(ScriptJob(job.function, job.arguments, job.lock, submitted=True)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError(f"SLURM refuses the job: {' '.join(str(error).split())}") from None
+
+
+@contextlib.contextmanager
+def _as_from_a_login_shell():
+    """The environment without what another job has set: sbatch hands it on, and srun takes it for flags of its own."""
+    gone = {name for name in os.environ if _OF_A_JOB.match(name)} - {*_OF_ANY_CLIENT}
+    if "SLURM_JOB_ID" in os.environ:
+        gone |= {*_GPUS_OF_A_JOB} & {*os.environ}
+    removed = {name: os.environ.pop(name) for name in gone}
+    try:
+        yield
+    finally:
+        os.environ.update(removed)

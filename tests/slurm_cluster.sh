@@ -5,7 +5,8 @@
 #                                                stops by itself when that process is gone
 #   tests/slurm_cluster.sh stop FOLDER           cancels all jobs and leaves no process behind
 #
-# Needs root and Debian's packages slurm-wlm and munge. No accounting: sacct answers nothing.
+# SLURM_CPUS: how many it believes to have (8). SLURM_TASK_PLUGIN=task/affinity binds each process to its cores; not with
+# more of them than there are. Needs root and Debian's packages slurm-wlm and munge. No accounting: sacct answers nothing.
 set -euo pipefail
 
 fail() { echo "slurm_cluster.sh: error: $*" >&2; exit 2; }
@@ -41,7 +42,8 @@ AuthType=auth/munge
 AuthInfo=socket=$folder/munge/socket,cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=${SLURM_TASK_PLUGIN:-task/none}
+${SLURM_TASK_PLUGIN:+TaskPluginParam=autobind=threads}
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres

@@ -11,6 +11,7 @@ import shutil
 import signal
 import string
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -320,6 +321,56 @@ def test_what_slurm_cannot_do_is_one_line(cluster, data, tmp_path, changes, mess
     script, words = command("train_SSL.py", data, **{"logging__folder": tmp_path / "x", **changes})
     assert_one_line_error(run_here(script, *words), message)
     assert not list(tmp_path.glob("x/model*"))
+
+
+REPORT = """
+import json, os, sys
+from pathlib import Path
+from dejavu_utils.launch import Resources, ScriptJob, connect, submit
+
+def report(folder):
+    connect(gpu=None)
+    found = {"cores": len(os.sched_getaffinity(0)), "environment": dict(os.environ)}
+    (Path(folder) / "report.json").write_text(json.dumps(found))
+
+if __name__ == "__main__":
+    resources = Resources(timeout=10, mem_gb=1, nodes=1, ngpus=0, world_size=1, cores=2)
+    print(submit(ScriptJob(report, sys.argv[1]), sys.argv[1], resources, "--here"))
+"""
+
+
+@pytest.fixture(scope="module")
+def binding_cluster(cluster, tmp_path_factory):
+    """A second SLURM, which binds processes to the cores that they were given."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    folder = tmp_path_factory.mktemp("binding")
+    environment = {**os.environ, "SLURM_CPUS": "2", "SLURM_TASK_PLUGIN": "task/affinity"}
+    subprocess.run([CLUSTER, "start", folder, str(os.getpid())], env=environment, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        yield folder
+    subprocess.run([CLUSTER, "stop", folder], check=True)
+
+
+@pytest.mark.parametrize("inside", [
+    [], ["salloc", "-Q", "--mem-per-cpu=100M", "-n1"], ["srun", "-Q", "-n1", "--cpu-bind=cores", "--mem-per-cpu=100M"]
+])  # fmt: skip
+def test_a_job_starts_as_from_a_login_shell_with_its_cores(binding_cluster, tmp_path, inside):
+    """Also where it is submitted within another one, whose SLURM_* would reach the new job's srun as flags."""
+    (tmp_path / "report.py").write_text(REPORT)
+    words = [*inside, sys.executable, str(tmp_path / "report.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SBATCH_ACCOUNT": "kept", "SUBMITIT_FOLDER": "/another"}
+    result = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    number = result.stdout.split()[-1]
+    wait_for("end of the job", lambda: ended(number))
+    errors = [path.read_text() for path in tmp_path.glob(f"{number}*_log.err")]
+    assert job(number)["JobState"] == "COMPLETED", errors
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["cores"] == 2
+    assert found["environment"]["SLURM_JOB_ID"] == number and "SLURM_MEM_PER_CPU" not in found["environment"]
+    assert job(number)["Account"] == "kept" and job(number)["JobName"] == tmp_path.name
 
 
 def test_nothing_of_a_stopped_cluster_is_left(tmp_path, cluster):
