@@ -18,9 +18,11 @@ from harness import alternate
 
 import train_SSL
 from dejavu_utils.devices import autocast, choose_precision
+from dejavu_utils.models import SSLNetwork
 from dejavu_utils.training import losses
 from dejavu_utils.training.networks import Probes
 from dejavu_utils.training.optim import make_optimizer
+from dejavu_utils.training.settings import Settings
 
 CLASSES = 1000
 
@@ -76,31 +78,18 @@ def timed(step, args, device, name):
 
 
 def our_step(args, device, precision):
-    settings = {
-        f"{section}.{name}": value[0] for section, part in train_SSL.SECTIONS.items() for name, value in part.items()
-    }
-    settings |= {"model.arch": args.arch, "model.mlp": args.mlp, "training.loss": "vicreg"}
-    settings |= {"training.optimizer": args.optimizer, "training.precision": precision}
-    settings |= {"training.batch_size": args.batch_size}
-    state = train_SSL.Run(settings, CLASSES, device, 1000, "")
+    settings = Settings()
+    settings.model.arch, settings.model.mlp, settings.training.loss = args.arch, args.mlp, "vicreg"
+    settings.training.optimizer, settings.training.precision = args.optimizer, precision
+    settings.training.batch_size = args.batch_size
+    state = train_SSL.TrainingRun(settings, CLASSES, device, 1000)
     state.network.train()
     return lambda views, labels: state.step(views, labels, 0.01, 0)
 
 
 def network_and_optimizer(args, device):
     torch.manual_seed(0)
-    network = train_SSL.network_from_settings(
-        {
-            "model.arch": args.arch,
-            "model.mlp": args.mlp,
-            "training.loss": "vicreg",
-            "model.mlp_coeff": 1.0,
-            "model.fc": 0,
-            "model.proj_relu": 0,
-            "model.remove_head": 0,
-        },
-        CLASSES,
-    ).to(device)
+    network = SSLNetwork(args.arch, args.mlp, "vicreg").to(device)
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(args.optimizer, network, 0.9, 1e-6)

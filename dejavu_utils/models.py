@@ -121,6 +121,7 @@ HEADS = {
     "byol": ("predictor", _predictor),
     "dino": None,
     "supervised": ("fc", _classifier),
+    "mocov3": ("predictor", _predictor),
 }
 LOSSES = tuple(HEADS)
 OWN_HEAD = tuple(loss for loss, head in HEADS.items() if head)
@@ -224,7 +225,7 @@ class Network(nn.Module):
 
 
 class SSLNetwork(Network):
-    """A Network of train_SSL.py, with what the loss adds (HEADS): `bn` (barlow), `predictor` (byol), `fc` (supervised).
+    """A Network of train_SSL.py, with what its loss adds (HEADS): `bn`, `predictor` or `fc`.
 
     arch: a classifier of torchvision or timm, by name. mlp: widths of the projector, "2048-512". loss: one of LOSSES,
     or None where it is not known and adds nothing. num_classes: width of the supervised head. mlp_coeff scales the last

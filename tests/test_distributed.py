@@ -10,26 +10,26 @@ from torch import nn
 from dejavu_utils.distributed import any_process, average_gradients, gather, sum_over_processes
 from dejavu_utils.models import LOSSES, SSLNetwork
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
-from dejavu_utils.training.objectives import Objective, ViewsForward
+from dejavu_utils.training.methods import METHODS
+from dejavu_utils.training.methods.method import ViewsForward
+from dejavu_utils.training.settings import Settings
 
 CPU = torch.device("cpu")
-SETTINGS = {
-    **{f"vicreg.{name}_coeff": value for name, value in (("sim", 25.0), ("std", 25.0), ("cov", 1.0))},
-    "simclr.temperature": 0.15,
-    "barlow.lambd": 0.0051,
-    "byol.momentum_teacher": 0.9,
-    "dino.momentum_teacher": 0.9,
-    "dino.warmup_teacher_temp": 0.04,
-    "dino.teacher_temp": 0.07,
-    "dino.warmup_teacher_temp_epochs": 5,
-    "dino.student_temp": 0.1,
-    "dino.center_momentum": 0.9,
-    "training.label_smoothing": 0.1,
-}
+SETTINGS = Settings.from_flat(
+    {
+        "byol.momentum_teacher": 0.9,
+        "dino.momentum_teacher": 0.9,
+        "mocov3.momentum_teacher": 0.9,
+        "mocov3.temperature": 0.5,
+        "dino.warmup_teacher_temp_epochs": 5,
+        "training.label_smoothing": 0.1,
+        "training.num_small_crops": 2,
+    }
+)
 
 
-class Trunk(nn.Module):
-    """A small trunk with batch norm over images."""
+class SmallBackbone(nn.Module):
+    """A small backbone with batch norm over images."""
 
     def __init__(self):
         super().__init__()
@@ -43,40 +43,38 @@ class Trunk(nn.Module):
 def small_network(loss):
     torch.manual_seed(0)
     network = SSLNetwork("resnet18", "8-6", loss, 5)
-    network.net = Trunk()
+    network.net = SmallBackbone()
     network.projector[0][0] = nn.Linear(16, 8)
     return network
 
 
 def train(loss, views, labels, rows):
-    """Two updates on these rows of every view; (losses, gradients of the second update, state dict, objective)."""
+    """Two updates on these rows of every view; (losses, gradients of the second update, state dict, the method's)."""
     network = small_network(loss)
-    for part in ("net", "projector", "predictor", "fc"):
-        if hasattr(network, part):
-            setattr(network, part, synchronize_batch_norm(getattr(network, part), CPU))
-    objective = Objective({**SETTINGS, "training.loss": loss}, network, total_steps=4)
+    for name, part in list(network.named_children()):
+        if name not in METHODS[loss].sees_all:
+            setattr(network, name, synchronize_batch_norm(part, CPU))
+    method = METHODS[loss](SETTINGS, network, total_steps=4)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
-    forward, values = ViewsForward(network), []
+    forward, values = ViewsForward(network, method.embedding), []
     for step in range(2):
         mine = [view[rows] for view in views]
         _, embeddings = forward(mine)
-        value = objective(embeddings, mine, labels[rows], epoch=step)
+        value = method.loss(embeddings, mine, labels[rows], epoch=step)
         optimizer.zero_grad()
         value.backward()
         average_gradients(list(network.parameters()))
         optimizer.step()
-        objective.after_step(step)
+        method.after_step(step)
         values.append(value.detach())
     gradients = [p.grad for p in network.parameters()]
-    return torch.stack(values), gradients, network.state_dict(), objective.state_dict()
+    return torch.stack(values), gradients, network.state_dict(), method.state_dict()
 
 
 def batch(loss):
     generator = torch.Generator().manual_seed(1)
-    sizes = [12, 12, 8, 8] if loss == "dino" else [12, 12]
-    views = [
-        torch.randn(8, 3, size, size, generator=generator) for size in sizes[: 1 if loss == "supervised" else None]
-    ]
+    sizes = [8 if view.side else 12 for view in METHODS[loss].views(SETTINGS)]
+    views = [torch.randn(8, 3, size, size, generator=generator) for size in sizes]
     return views, torch.randint(0, 5, (8,), generator=generator)
 
 
@@ -111,7 +109,7 @@ def train_half(rank, loss):
 def test_two_processes_train_as_one(tmp_path, loss):
     values, *expected = train(loss, *batch(loss), slice(0, 8))
     halves = in_two_processes(tmp_path, train_half, loss)
-    mean_value = (halves[0][0] + halves[1][0]) / 2  # supervised, BYOL, DINO: each process has the mean of its images
+    mean_value = (halves[0][0] + halves[1][0]) / 2  # where each process has the mean of its images
     torch.testing.assert_close(mean_value, values, rtol=1e-5, atol=1e-6)
     for _, *found in halves:
         for a, b in zip(flat(found), flat(expected)):
@@ -143,13 +141,13 @@ def test_one_process_needs_no_exchange():
 
 
 def test_teachers_move_and_students_do_not_follow():
-    for loss in ("byol", "dino"):
+    for loss in ("byol", "dino", "mocov3"):
         network = small_network(loss)
-        objective = Objective({**SETTINGS, "training.loss": loss}, network, total_steps=10)
-        before = copy.deepcopy(objective.teacher.state_dict())
+        method = METHODS[loss](SETTINGS, network, total_steps=10)
+        before = copy.deepcopy(method.teacher.state_dict())
         with torch.no_grad():
             for p in network.parameters():
                 p.add_(1)
-        objective.after_step(0)
-        for (name, old), p in zip(objective.teacher.named_parameters(), network.parameters()):
+        method.after_step(0)
+        for (name, old), p in zip(method.teacher.named_parameters(), network.parameters()):
             torch.testing.assert_close(old, before[name] * 0.9 + p * 0.1)

@@ -511,7 +511,7 @@ FAULTS = [
       for share in (0.0, 0.2, 0.77, 0.9999)),
     *(fault(f"model.pth without {key}", "training", resuming(resume_without(key)), "model.pth", text)
       for key, text in (("settings", "not written by this program"), ("optimizer", "does not hold the run"),
-                        ("train_set", "other images"))),
+                        ("train_set", "does not hold the run"))),
     fault("model.pth with code", "training", resuming(resume_code), "model.pth", "never run"),
     fault("model.pth with NaN", "training", resuming(resume_not_finite), "the loss is nan", "checkpoint is kept"),
     # Betons.

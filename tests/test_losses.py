@@ -141,9 +141,25 @@ def test_dino_is_the_mean_over_pairs_of_different_views(small):
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_mocov3_is_infonce_of_both_directions():
+    """By hand: for each query, -log of its own key's share, times 2 temperature; the keys of 5 images, queries of 3."""
+    rng = np.random.default_rng(3)
+    queries = [rng.normal(size=(3, 4)).astype(np.float32) for _ in range(2)]
+    keys = [rng.normal(size=(5, 4)).astype(np.float32) for _ in range(2)]
+    expected = 0
+    for query, key in ((queries[0], keys[1]), (queries[1], keys[0])):
+        for row, q in enumerate(query):
+            cosines = [q @ k / np.linalg.norm(q) / np.linalg.norm(k) for k in key]
+            share = np.exp(cosines[row + 2] / 0.2) / sum(np.exp(c / 0.2) for c in cosines)
+            expected += -2 * 0.2 * np.log(share) / 3
+    tensors = [[torch.from_numpy(x) for x in part] for part in (queries, keys)]
+    assert losses.mocov3(*tensors, temperature=0.2, first=2).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_teachers_get_no_gradient():
     torch.manual_seed(0)
     students = [torch.randn(4, 3, requires_grad=True) for _ in range(2)]
     teachers = [torch.randn(4, 3, requires_grad=True) for _ in range(2)]
-    (losses.byol(students, teachers) + losses.dino(students, teachers, torch.zeros(3), 0.1, 0.04)).backward()
+    dino = losses.dino(students, teachers, torch.zeros(3), 0.1, 0.04)
+    (losses.byol(students, teachers) + dino + losses.mocov3(students, teachers)).backward()
     assert all(s.grad.abs().sum() > 0 for s in students) and all(t.grad is None for t in teachers)

@@ -15,7 +15,10 @@ from helpers import ROOT, debug_cluster, kept_signals
 
 import train_SSL
 from dejavu_utils.data.beton import write_beton
-from dejavu_utils.models import load_model
+from dejavu_utils.models import HEADS, load_model
+from dejavu_utils.training.methods import METHODS
+from dejavu_utils.training.methods.method import Method
+from dejavu_utils.training.settings import Settings
 
 SMALL = {
     "model.arch": "resnet18",
@@ -154,7 +157,7 @@ def interrupted_run(arguments, signum, lines):
 
 
 @pytest.mark.parametrize("epochs", [4, pytest.param(14, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("loss", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised"])
+@pytest.mark.parametrize("loss", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised", "mocov3"])
 def test_stopped_by_signals_within_epochs_and_continued_equals_uninterrupted(betons, tmp_path, loss, epochs):
     """Again and again, at whatever step the signal comes; the log's figures are those of one run, too."""
     settings = dict(training__loss=loss, training__epochs=epochs, training__batch_size=4, logging__checkpoint_freq=100)
@@ -178,13 +181,84 @@ def test_stopped_by_signals_within_epochs_and_continued_equals_uninterrupted(bet
     ]
 
 
-@pytest.mark.parametrize("loss", ["barlow", "byol", "dino", "supervised"])
+@pytest.mark.parametrize("loss", ["barlow", "byol", "dino", "supervised", "mocov3"])
 def test_checkpoints_of_other_losses_load_and_resume(betons, tmp_path, loss):
     result = run(command(betons, tmp_path, training__loss=loss, training__epochs=2))
     assert result.returncode == 0, result.stderr
     assert load_model(tmp_path / "model_ep2.pth").loss == loss
     kept = torch.load(tmp_path / "model.pth", weights_only=True)["objective"]
-    assert set(kept) == {"byol": {"teacher"}, "dino": {"teacher", "center"}}.get(loss, set())
+    assert set(kept) == {"byol": {"teacher"}, "mocov3": {"teacher"}, "dino": {"teacher", "center"}}.get(loss, set())
+
+
+def train_here(settings):
+    """The training in this process, on one thread as in the others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with kept_signals():
+            train_SSL.train(settings)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# A checkpoint's entries and settings when training was first published; later ones are not in files from then.
+ENTRIES_OF_BEFORE = """epoch steps_done model objective optimizer probes optimizer_probes scaler meter settings
+num_classes train_set world_size""".split()
+SETTINGS_OF_BEFORE = ("vicreg", "simclr", "barlow", "byol", "dino")
+
+
+def test_a_checkpoint_of_before_is_resumed_and_attacked(betons, whole_run, tmp_path):
+    saved = torch.load(whole_run / "model_ep2.pth", weights_only=True)
+    before = {name: saved[name] for name in ENTRIES_OF_BEFORE}
+    common = {"model", "resolution", "data", "augment", "logging", "validation", "training", "dist"}
+    known = common | set(SETTINGS_OF_BEFORE)
+    before["settings"] = {key: value for key, value in saved["settings"].items() if key.split(".")[0] in known}
+    assert len(before["settings"]) < len(saved["settings"])
+    torch.save(before, tmp_path / "model.pth")
+    assert load_model(tmp_path / "model.pth").loss == "vicreg"
+    train_here(Settings.from_flat(train_SSL.read_settings(command(betons, tmp_path)[2:])[0]))
+    expected = weights(whole_run)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+
+
+class Agree(Method):
+    """A seventh method: both views of an image, through a head of its own, to the same place, which moves along."""
+
+    def __init__(self, settings, network, total_steps):
+        super().__init__(settings, network, total_steps)
+        self.place = torch.zeros(16)
+
+    @staticmethod
+    def embedding(network, output):
+        return network.agreement(output)
+
+    def loss(self, embeddings, views, labels, epoch):
+        self.place.lerp_(embeddings[0].detach().mean(dim=0), 0.1)
+        return sum((z - self.place).square().mean() for z in embeddings)
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place.copy_(state["place"])
+
+
+def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "agree", Agree)
+    monkeypatch.setitem(HEADS, "agree", ("agreement", lambda width, widths, classes: torch.nn.Linear(width, 16)))
+    for folder in ("whole", "parts"):
+        words = command(betons, tmp_path / folder, training__epochs=2)[2:]
+        settings = Settings.from_flat({**train_SSL.read_settings(words)[0], "training.loss": "agree"})
+        settings.logging.snapshot_freq = 1
+        if folder == "parts":
+            (tmp_path / "parts").mkdir()
+            shutil.copy(tmp_path / "whole" / "model_ep1.pth", tmp_path / "parts" / "model.pth")
+        train_here(settings)
+    assert load_model(tmp_path / "parts" / "model_ep2.pth").agreement.out_features == 16
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "parts").items())
+    states = [torch.load(tmp_path / n / "model.pth", weights_only=True)["objective"] for n in ("whole", "parts")]
+    assert torch.equal(states[0]["place"], states[1]["place"])
 
 
 def test_two_processes_here(betons, tmp_path):
@@ -270,7 +344,7 @@ def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
         ({"model__arch": "squeezenet1_0"}, "no linear classifier"),
         ({"model__arch": "vit_b_16"}, "does not take images of 32 pixels"),
         ({"training__loss": "byol", "model__remove_head": 1}, "--model.remove_head 1"),
-        ({"training__num_small_crops": 2}, "only dino has small crops"),
+        ({"training__num_small_crops": 2}, "vicreg has no small crops"),
     ],
 )
 def test_bad_settings_are_one_line(betons, tmp_path, changes, message):
@@ -285,7 +359,7 @@ def test_other_settings_in_the_same_folder_are_refused(betons, whole_run):
     assert "--training.base_lr 1.0" in result.stderr and "another --logging.folder" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised", "demo"])
+@pytest.mark.parametrize("name", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised", "mocov3", "demo"])
 def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name):
     arguments = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0, training__loss=name)
     if name == "demo":
@@ -309,7 +383,7 @@ def test_a_signal_is_obeyed_within_validation_and_the_next_run_validates(betons,
                 os.kill(os.getpid(), signal.SIGUSR2)
 
     arguments = command(betons, tmp_path, validation__batch_size=2)[2:]
-    settings, _ = train_SSL.read_settings(arguments)
+    settings = Settings.from_flat(train_SSL.read_settings(arguments)[0])
     monkeypatch.setattr(train_SSL, "evaluation_batches", signalled)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the whole run

@@ -105,3 +105,20 @@ def dino(students, teachers, center, student_temp, teacher_temp):
                     loss = loss - (target * log).sum(dim=1).mean()
                     pairs += 1
     return loss / pairs
+
+
+def mocov3(queries, keys, temperature=1.0, first=0):
+    """MoCo v3 (Chen et al. 2021, arXiv 2104.02057, algorithm 1): InfoNCE of both directions, x 2 temperature each.
+
+    queries: the student's predictor outputs of view 1 and view 2, float (n, d) each. keys: the teacher's projections of
+    the whole batch, float (N, d) each; those of the queries' own images are the n rows from `first` on. A query of view
+    1 is classified among the keys of view 2 by cosine similarity / temperature, and the other way round. A scalar in
+    float32, the mean over queries of the sum of both directions.
+    """
+    loss = 0
+    for query, key in zip(queries, reversed(keys)):
+        with torch.autocast(query.device.type, enabled=False):
+            similarity = F.normalize(query.float(), dim=1) @ F.normalize(key.detach().float(), dim=1).T
+            own = torch.arange(first, first + len(query), device=query.device)
+            loss = loss + 2 * temperature * F.cross_entropy(similarity / temperature, own)
+    return loss

@@ -1,97 +1,234 @@
-"""Settings of a training: a YAML file with dotted flags over it."""
+"""The settings of a training, and what can be said of them before anything is read or written."""
 
-import argparse
-import sys
+from dataclasses import dataclass, field
 
-import yaml
-
-from dejavu_utils.cli import existing_file
+from dejavu_utils.cli import existing_file, expanded, zero_or_one
+from dejavu_utils.devices import PRECISIONS
 from dejavu_utils.errors import InputError
+from dejavu_utils.models import LOSSES, mlp_widths
+from dejavu_utils.training.methods import METHODS
+from dejavu_utils.training.networks import check_arch
+from dejavu_utils.training.sections import Sections, setting
 
 
-def parse_settings(parser, sections, accepted_without_effect=(), argv=None):
-    """Reads `--config-file YAML` and the dotted flags `--section.name VALUE`; flag beats YAML beats default.
+@dataclass
+class Model:
+    arch: str = setting("resnet50", "backbone: a classifier of torchvision (resnet101, vgg16, ...) or timm, by name")
+    mlp: str = setting("2048-512", "widths of the projector's layers")
+    mlp_coeff: float = setting(1.0, "scales the projector's last hidden width", above=0)
+    remove_head: int = setting(0, "1: no projector, the loss acts on the backbone's output", zero_or_one)
+    fc: int = setting(0, "1: a Linear(width, 256) at the end of the backbone (resnets)", zero_or_one)
+    proj_relu: int = setting(0, "1: a ReLU after the projector's last layer", zero_or_one)
 
-    sections: {section: {name: (default, type or tuple of choices, help)}}. accepted_without_effect: names
-    "section.name" or "section.*" that older files and commands carry; they are accepted and reported.
-    Returns ({"section.name": value}, notices: list of str). An unknown key, in the file or on the command line, is an
-    error that names it.
+
+@dataclass
+class Resolution:
+    min_res: int = setting(64, "side of the training crops up to start_ramp, pixels", least=16)
+    max_res: int = setting(224, "side of the training crops from end_ramp on, pixels", least=16)
+    start_ramp: int = setting(10, "epoch (from 0) up to which crops have min_res")
+    end_ramp: int = setting(
+        30, "epoch from which crops have max_res; between, the nearest multiple of 32 on the line between the two"
+    )
+
+
+@dataclass
+class Data:
+    train_dataset: str = setting("", ".beton to train on", expanded)
+    val_dataset: str = setting("", ".beton for the probes' validation", expanded)
+    num_workers: int = setting(10, "threads that read, decode and crop", least=0)
+    in_memory: int = setting(0, "1: read the whole .beton into memory first", zero_or_one)
+    random_seed: int = setting(0, "seed of the weights, the order of images and the views", least=0)
+    loader: str = setting(
+        "auto",
+        "auto = native: torchvision's definitions, the same batches on every run, and faster; ffcv = FFCV-SSL's",
+        choices=("auto", "native", "ffcv"),
+    )
+
+
+@dataclass
+class Augment:
+    min_area: float = setting(0.08, "smallest fraction of an image's area that a crop shows", above=0)
+    max_area: float = setting(1.0, "largest fraction of an image's area that a crop shows", most=1)
+    jitter: float = setting(
+        1.0, "strength of the color jitter, 1 = brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1", least=0
+    )
+    blur: int = setting(1, "1: Gaussian blur on view 1", zero_or_one)
+    solarize: float = setting(0.2, "probability of solarizing view 2", least=0, most=1)
+
+
+@dataclass
+class Vicreg:
+    sim_coeff: float = setting(25.0, "weight of the invariance term")
+    std_coeff: float = setting(25.0, "weight of the variance term")
+    cov_coeff: float = setting(1.0, "weight of the covariance term")
+
+
+@dataclass
+class Simclr:
+    temperature: float = setting(0.15, "temperature of the softmax over cosine similarities", above=0)
+
+
+@dataclass
+class Barlow:
+    lambd: float = setting(0.0051, "weight of the off-diagonal correlations")
+
+
+_TEACHER = "fraction of the old teacher that an update keeps"
+
+
+@dataclass
+class Byol:
+    momentum_teacher: float = setting(0.996, f"{_TEACHER}; rises to 1 by a cosine", least=0, most=1)
+
+
+@dataclass
+class Dino:
+    warmup_teacher_temp: float = setting(0.04, "teacher's temperature at first", above=0)
+    teacher_temp: float = setting(0.07, "teacher's temperature after the warm-up", above=0)
+    warmup_teacher_temp_epochs: int = setting(50, "epochs from the one to the other", least=0)
+    student_temp: float = setting(0.1, "student's temperature", above=0)
+    center_momentum: float = setting(0.9, "fraction of the old centre that an update keeps", least=0, most=1)
+    momentum_teacher: float = setting(0.996, f"{_TEACHER}, at first; 1 at last", least=0, most=1)
+
+
+@dataclass
+class Mocov3:
+    temperature: float = setting(1.0, "temperature of the softmax over cosine similarities", above=0)
+    momentum_teacher: float = setting(0.996, f"{_TEACHER}; rises to 1 by a cosine", least=0, most=1)
+
+
+@dataclass
+class Logging:
+    folder: str = setting("", "where everything is written", expanded)
+    log_level: int = setting(2, "0: the log file only; 1: a line per epoch on stdout; 2: progress within epochs too")
+    checkpoint_freq: int = setting(5, "epochs between two writes of model.pth", least=1)
+    snapshot_freq: int = setting(50, "epochs between two snapshots model_ep{E}.pth", least=1)
+
+
+@dataclass
+class Validation:
+    batch_size: int = setting(256, "images", least=1)
+    resolution: int = setting(224, "side of the centre crops, pixels", least=16)
+
+
+@dataclass
+class Training:
+    loss: str = setting("simclr", "SSL method, or supervised", choices=LOSSES)
+    # A batch of one has no variance for batch normalization.
+    batch_size: int = setting(512, "images per process; the global batch is that of all processes", least=2)
+    epochs: int = setting(30, "passes over the training set", least=1)
+    optimizer: str = setting("adamw", "optimizer", choices=("sgd", "adamw", "lars"))
+    base_lr: float = setting(5e-4, "learning rate after warm-up = base_lr x global batch / 256", least=0)
+    end_lr_ratio: float = setting(0.001, "last learning rate / largest learning rate", least=0)
+    warmup_epochs: int = setting(10, "epochs of linear warm-up, fewer than epochs", least=0)
+    momentum: float = setting(0.9, "momentum of sgd and lars", least=0, most=1)
+    weight_decay: float = setting(4e-5, "decay of weights; biases and normalization have none", least=0)
+    label_smoothing: float = setting(0.0, "of the supervised loss", least=0, most=1)
+    num_small_crops: int = setting(0, "dino: further views of 96 pixels, of 5 to 40 % of an image's area", least=0)
+    eval_freq: int = setting(50, "epochs between two validations of the probes", least=1)
+    eval_only: int = setting(0, "1: only validate the probes of model.pth", zero_or_one)
+    train_probes_only: int = setting(
+        0,
+        "1: train new probes on model.pth's frozen network; writes probes_{seed}.pth and log_probes_{seed}",
+        zero_or_one,
+    )
+    clip_grad: float = setting(0.0, "largest norm of the gradient, 0 = no limit", least=0)
+    precision: str = setting("auto", "auto = bf16 on GPUs that have it, else fp16; fp32 on CPUs", choices=PRECISIONS)
+    compile: int = setting(0, "1: torch.compile the network", zero_or_one)
+
+
+@dataclass
+class Dist:
+    use_submitit: int = setting(0, "1: submit a SLURM job; 0: train here, on all visible GPUs or the CPU", zero_or_one)
+    world_size: int = setting(0, "processes on this machine with use_submitit 0; 0: one per GPU, one on a CPU", least=0)
+    ngpus: int = setting(8, "GPUs, and so processes, a node; 0: no GPU, world_size processes a node", least=0)
+    nodes: int = setting(1, "nodes", least=1)
+    timeout: int = setting(2800, "time limit of the job, minutes", least=1)
+    partition: str = setting("", "SLURM partition")
+    comment: str = setting("", "SLURM comment")
+    mem_gb: int = setting(0, "memory a node, GB; 0 = 60 x ngpus", least=0)
+    cpus_per_task: int = setting(10, "CPU cores a process", least=1)
+    dependency: str = setting("", "SLURM dependency, for instance afterok:123")
+    port: int = setting(
+        0, "where the processes of a SLURM job meet; 0: drawn from the job's number", least=0, most=65535
+    )
+
+
+@dataclass
+class Settings(Sections):
+    """All settings of a training. Their flat form is what flags, YAML files, params.json and checkpoints carry."""
+
+    model: Model = field(default_factory=Model)
+    resolution: Resolution = field(default_factory=Resolution)
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    vicreg: Vicreg = field(default_factory=Vicreg)
+    simclr: Simclr = field(default_factory=Simclr)
+    barlow: Barlow = field(default_factory=Barlow)
+    byol: Byol = field(default_factory=Byol)
+    dino: Dino = field(default_factory=Dino)
+    mocov3: Mocov3 = field(default_factory=Mocov3)
+    logging: Logging = field(default_factory=Logging)
+    validation: Validation = field(default_factory=Validation)
+    training: Training = field(default_factory=Training)
+    dist: Dist = field(default_factory=Dist)
+
+
+# Published YAML files and commands carry these; they changed nothing there either.
+WITHOUT_EFFECT = (
+    "attack.k",
+    "attack.k_attk",
+    "lr.*",
+    "training.bn_wd",
+    "validation.lr_tta",
+    "model.patch_keep",
+    "dist.address",
+    "training.distributed",
+    "training.use_ssl",
+)
+# May differ when a run is resumed: what does not touch the weights. (The images are compared by what they are.)
+MAY_DIFFER = (
+    "logging.",
+    "dist.",
+    "validation.",
+    "data.num_workers",
+    "data.in_memory",
+    "data.train_dataset",
+    "data.val_dataset",
+    "training.compile",
+    "training.eval_",
+    "training.train_probes_only",
+)
+
+
+def check_settings(settings):
+    """Raises an InputError for values that cannot work, before anything is read or written."""
+    existing_file(settings.data.train_dataset, "--data.train_dataset")
+    existing_file(settings.data.val_dataset, "--data.val_dataset")
+    if not settings.logging.folder:
+        raise InputError("--logging.folder is needed: name the folder of this run")
+    mlp_widths(settings.model.mlp, "--model.mlp")
+    METHODS[settings.training.loss].check(settings)
+    settings.check_limits()
+    training, resolution = settings.training, settings.resolution
+    if training.warmup_epochs >= training.epochs:
+        raise InputError(
+            f"--training.warmup_epochs {training.warmup_epochs}: must be fewer than --training.epochs {training.epochs}"
+        )
+    if resolution.end_ramp < resolution.start_ramp:
+        raise InputError("--resolution.end_ramp: must not come before --resolution.start_ramp")
+    check_arch(settings.model.arch, [resolution.min_res, resolution.max_res, settings.validation.resolution])
+    if settings.augment.min_area > settings.augment.max_area:
+        raise InputError("--augment.min_area: must be above 0 and at most --augment.max_area, which is at most 1")
+
+
+def first_difference(before, now):
+    """("section.name", value before, value now) of the first setting that makes `now` another run; None: the same one.
+
+    before, now: Settings.
     """
-    group_of = {}
-    for section, settings in sections.items():
-        group = parser.add_argument_group(section)
-        for name, (default, kind, text) in settings.items():
-            key = f"{section}.{name}"
-            text = text.replace("%", "%%")  # argparse formats help texts
-            group_of[key] = (default, kind)
-            choices = kind if isinstance(kind, tuple) else None
-            group.add_argument(
-                f"--{key}",
-                dest=key,
-                type=str if choices else kind,
-                choices=choices,
-                default=argparse.SUPPRESS,
-                metavar=None if choices else name.upper(),
-                help=f"{text} (default: {default})" if default not in (None, "") else text,
-            )
-    argv, notices = _without_ignored(sys.argv[1:] if argv is None else argv, accepted_without_effect)
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        what = "unknown flag" if unknown[0].startswith("-") else "unexpected argument"
-        parser.error(f"{what} {unknown[0].split('=')[0]}")
-    values = {key: default for key, (default, _) in group_of.items()}
-    if known.config_file:
-        values.update(_read_yaml(known.config_file, group_of, accepted_without_effect, notices))
-    values.update({key: value for key, value in vars(known).items() if key in group_of})
-    return values, notices
-
-
-def _without_ignored(argv, accepted):
-    """(argv without the flags that are accepted but do nothing and their values, a notice for each)."""
-    kept, notices, words = [], [], list(argv)
-    while words:
-        word = words.pop(0)
-        flag, _, value = word.partition("=")
-        if not (word.startswith("--") and _matches(flag[2:], accepted)):
-            kept.append(word)
-            continue
-        if not value and words and not words[0].startswith("--"):
-            words.pop(0)
-        notices.append(f"{flag} has no effect here and is ignored")
-    return kept, notices
-
-
-def _matches(key, accepted):
-    return key in accepted or f"{key.split('.')[0]}.*" in accepted
-
-
-def _read_yaml(path, group_of, accepted, notices):
-    try:
-        loaded = yaml.safe_load(existing_file(path, "--config-file").read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config-file {path}: not valid YAML: {error}") from None
-    if not isinstance(loaded, dict) or not all(isinstance(v, dict) for v in loaded.values()):
-        raise InputError(f"--config-file {path}: expected sections with `name: value` lines below them")
-    values = {}
-    for section, settings in loaded.items():
-        for name, value in settings.items():
-            key = f"{section}.{name}"
-            if key in group_of:
-                values[key] = _convert(value, group_of[key][1], f"--config-file {path}: {key}")
-            elif _matches(key, accepted):
-                notices.append(f"{key} in {path} has no effect here and is ignored")
-            else:
-                raise InputError(f"--config-file {path}: unknown key {key}")
-    return values
-
-
-def _convert(value, kind, where):
-    """YAML reads 1e-6 as text and yes as a bool: the setting's own type decides."""
-    if isinstance(kind, tuple):
-        if str(value) not in kind:
-            raise InputError(f"{where}: {value!r} is not one of {', '.join(kind)}")
-        return str(value)
-    try:
-        return kind(str(value) if not isinstance(value, (int, float)) or kind is str else value)
-    except (ValueError, argparse.ArgumentTypeError):
-        raise InputError(f"{where}: {value!r} is not a {getattr(kind, '__name__', 'valid value')}") from None
+    earlier = before.to_flat()
+    for key, value in now.to_flat().items():
+        if earlier[key] != value and not key.startswith(MAY_DIFFER):
+            return key, earlier[key], value
+    return None

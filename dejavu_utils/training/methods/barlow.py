@@ -1,0 +1,18 @@
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230)."""
+
+import torch
+
+from dejavu_utils.distributed import gather
+from dejavu_utils.training import losses
+from dejavu_utils.training.methods.method import Method
+
+
+class BarlowTwins(Method):
+    """The correlation is that of the embeddings of all processes, normalized by the network's `bn`."""
+
+    sees_all = ("bn",)
+
+    def loss(self, embeddings, views, labels, epoch):
+        z1, z2 = (gather(z.float()) for z in embeddings)
+        with torch.autocast(z1.device.type, enabled=False):
+            return losses.barlow(self.network.bn(z1), self.network.bn(z2), self.settings.barlow.lambd)

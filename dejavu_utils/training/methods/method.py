@@ -1,0 +1,128 @@
+"""What a method of training is to the rest of it, and the forward pass that all methods share."""
+
+import copy
+
+import torch
+from torch import nn
+
+from dejavu_utils.data import augment
+from dejavu_utils.errors import InputError
+from dejavu_utils.training.optim import teacher_momentum
+
+
+class Method:
+    """A loss, the views it wants, and what it keeps from step to step.
+
+    settings: dejavu_utils.training.settings.Settings. network: SSLNetwork. total_steps: of the whole run. With several
+    processes each calls it with its own images; the mean of their gradients is the gradient of the run.
+    """
+
+    small_views = False  # does it take small views?
+    sees_all = ()  # parts of the network that get the embeddings of all processes: their batch norm is not synchronized
+
+    def __init__(self, settings, network, total_steps):
+        self.settings, self.network, self.total_steps = settings, network, total_steps
+
+    @classmethod
+    def check(cls, settings):
+        """InputError for settings that the method cannot work with."""
+        if settings.training.num_small_crops and not cls.small_views:
+            raise InputError(f"--training.num_small_crops: {settings.training.loss} has no small crops; leave it out")
+
+    @staticmethod
+    def views(settings):
+        """The views of an image, a list of augment.View; those from the third on have one size of their own."""
+        return two_views(settings.augment)
+
+    @staticmethod
+    def embedding(network, output):
+        """What the loss is made of, float (n, d), from the output of the network's last layer, float (n, width)."""
+        return output
+
+    def loss(self, embeddings, views, labels, epoch):
+        """The loss, a float32 scalar. embeddings: of ViewsForward. views: list of float (n, 3, h, w). labels: int64
+        (n,). epoch: from 0."""
+        raise NotImplementedError
+
+    def after_step(self, step):
+        """Called after update number `step` (from 0) of the network."""
+
+    def state_dict(self):
+        """What the method keeps beside the network: plain tensors."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Takes back what `state_dict` gave."""
+
+
+class WithTeacher(Method):
+    """A method with a teacher, an exponential moving average of the network's parameters; its batch norm trains along.
+
+    momentum: fraction of the old teacher that the first update keeps; it rises to 1 by a cosine.
+    """
+
+    def __init__(self, settings, network, total_steps, momentum):
+        super().__init__(settings, network, total_steps)
+        self.momentum = momentum
+        self.teacher = copy.deepcopy(network).requires_grad_(False)  # in training mode, as published
+
+    @torch.no_grad()
+    def targets(self, views):
+        """The teacher's projections of the first two views, float (n, d) each."""
+        return [self.teacher(view)[-1] for view in views[:2]]
+
+    @torch.no_grad()
+    def after_step(self, step):
+        momentum = teacher_momentum(step, self.total_steps, self.momentum)
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.network.parameters()), 1 - momentum)
+
+    def state_dict(self):
+        return {"teacher": self.teacher.state_dict()}
+
+    def load_state_dict(self, state):
+        self.teacher.load_state_dict(state["teacher"])
+
+
+class ViewsForward(nn.Module):
+    """All views in one call, as DistributedDataParallel wants it.
+
+    embedding: Method.embedding. forward(views): list of float (n, 3, h, w) -> (outputs of all layers for view 1,
+    embeddings: float (n, d) of each view).
+    """
+
+    def __init__(self, network, embedding):
+        super().__init__()
+        self.network, self.embedding = network, embedding
+
+    def forward(self, views):
+        first = self.network(views[0])
+        last = [first[-1], *(self.network(view)[-1] for view in views[1:2])]
+        if len(views) > 2:  # small views have one size of their own and go through together
+            small = self.network(torch.cat(views[2:]))[-1]
+            last += small.chunk(len(views) - 2)
+        return first, [self.embedding(self.network, output) for output in last]
+
+
+def two_views(settings):
+    """The published views 1 and 2, with the settings of the section augment."""
+    common = _common(settings)
+    return [
+        augment.View(blur=bool(settings.blur), **common),
+        augment.View(solarize=settings.solarize, **common),
+    ]
+
+
+def small_view(settings):
+    """DINO's small view, with the color jitter of the section augment."""
+    return augment.View(**{**_common(settings), "area": augment.SMALL_VIEW.area}, side=augment.SMALL_VIEW.side)
+
+
+def _common(settings):
+    published = augment.View
+    return {
+        "area": (settings.min_area, settings.max_area),
+        "brightness": settings.jitter * published.brightness,
+        "contrast": settings.jitter * published.contrast,
+        "saturation": settings.jitter * published.saturation,
+        "hue": settings.jitter * published.hue,
+    }

@@ -1,0 +1,178 @@
+"""Settings of a training: their flat form, YAML files and flags that take the same values, limits."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+import train_SSL
+from dejavu_utils.errors import InputError
+from dejavu_utils.models import LOSSES
+from dejavu_utils.training.methods import METHODS
+from dejavu_utils.training.settings import Settings, check_settings, first_difference
+
+
+def of_yaml(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    return train_SSL.read_settings(["--config-file", str(tmp_path / "c.yaml")])[0]
+
+
+def test_flat_form_and_back():
+    settings = Settings()
+    settings.vicreg.sim_coeff, settings.dist.ngpus = 10.0, 2
+    flat = settings.to_flat()
+    assert flat["vicreg.sim_coeff"] == 10.0 and flat["dist.ngpus"] == 2 and flat["training.loss"] == "simclr"
+    assert Settings.from_flat(json.loads(json.dumps(flat))) == settings
+    assert flat.keys() == train_SSL.read_settings([])[0].keys()
+    assert Settings.from_flat({"vicreg.sim_coeff": 10.0, "dist.ngpus": 2, "gone.setting": 1}) == settings
+
+
+def test_every_method_has_a_name_that_networks_and_flags_know():
+    assert tuple(METHODS) == LOSSES
+    sections = {section.name for section in dataclasses.fields(Settings)}
+    assert sections >= set(LOSSES) - {"supervised"}
+
+
+def test_a_run_is_another_one_where_a_setting_touches_the_weights():
+    before, now = Settings(), Settings()
+    now.dist.ngpus, now.validation.resolution, now.training.eval_freq = 1, 96, 7
+    assert first_difference(before, now) is None
+    now.simclr.temperature = 0.2
+    assert first_difference(before, now) == ("simclr.temperature", 0.15, 0.2)
+
+
+@pytest.mark.parametrize(
+    "key, written, value",
+    [
+        ("training.weight_decay", "1e-6", 1e-6),
+        ("training.base_lr", "1", 1.0),
+        ("training.epochs", "010", 10),
+        ("training.epochs", "'12'", 12),
+        ("model.fc", "true", 1),
+        ("model.fc", "0", 0),
+        ("model.mlp", "2048-512", "2048-512"),
+        ("model.mlp", "512", "512"),
+        ("dist.partition", '""', ""),
+        ("dist.partition", "on", "on"),
+        ("dist.comment", "2026-01-01", "2026-01-01"),
+        ("dist.dependency", "afterok:123", "afterok:123"),
+    ],
+)
+def test_a_yaml_value_is_what_the_flag_takes(tmp_path, key, written, value):
+    section, name = key.split(".")
+    found = of_yaml(tmp_path, f"{section}:\n  {name}: {written}\n")[key]
+    assert found == value and type(found) is type(value)
+    assert found == train_SSL.read_settings([f"--{key}", written.strip("'\"")])[0][key]
+
+
+@pytest.mark.parametrize(
+    "key, written",
+    [
+        ("dist.timeout", "12:00:00"),
+        ("dist.timeout", "1-00:00:00"),
+        ("dist.timeout", "720.5"),
+        ("training.epochs", "2.9"),
+        ("training.epochs", "3.0"),
+        ("training.epochs", "1e3"),
+        ("training.epochs", "true"),
+        ("training.epochs", "0x10"),
+        ("training.batch_size", "yes"),
+        ("training.warmup_epochs", "0.5"),
+        ("training.base_lr", "true"),
+        ("training.base_lr", ".nan"),
+        ("training.base_lr", "nan"),
+        ("training.clip_grad", "inf"),
+        ("training.weight_decay", "-.inf"),
+        ("training.base_lr", "0,3"),
+        ("training.base_lr", "1:30"),
+        ("training.loss", "SimCLR"),
+        ("model.fc", "2"),
+        ("model.fc", "1.0"),
+        ("model.mlp", "[2048, 512]"),
+        ("model.mlp", "{2048: 512}"),
+        ("training.epochs", "!!int 3"),
+        ("logging.folder", "$NO_SUCH_VARIABLE_HERE/run"),
+        ("data.train_dataset", "${NO_SUCH_VARIABLE_HERE}/a.beton"),
+        ("data.train_dataset", "~no_such_user_here/a.beton"),
+        *(("logging.folder", null) for null in ("", "null", "~", "Null")),
+        *(("dist.partition", null) for null in ("", "NULL")),
+        ("training.epochs", "null"),
+    ],
+)
+def test_a_yaml_value_that_the_flag_would_not_take_is_refused_by_key(tmp_path, key, written):
+    section, name = key.split(".")
+    with pytest.raises(InputError, match=rf"c\.yaml: {key}: "):
+        of_yaml(tmp_path, f"{section}:\n  {name}: {written}\n")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("training:\n  epochs: 3\n  epochs: 5\n", "epochs stands twice"),
+        ("training:\n  epochs: 3\ntraining:\n  loss: byol\n", "training stands twice"),
+        ("training:\n", "expected sections"),
+        ("- a\n", "expected sections"),
+        ("training:\n  epoch: 3\n", "unknown key training.epoch"),
+        ("? [a, b]\n: 3\n", "not valid YAML"),
+        ("training: {epochs: 3\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_yaml_file_is_refused(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        of_yaml(tmp_path, text)
+
+
+def test_values_that_are_repeated_by_reference_are_taken(tmp_path):
+    text = "validation: &shared\n  resolution: 32\nresolution:\n  min_res: &side 48\n  max_res: *side\n"
+    assert of_yaml(tmp_path, text)["resolution.max_res"] == 48
+
+
+def test_paths_are_expanded_in_files_and_flags(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("BETONS_FOLDER", "/data/be tons")
+    found = of_yaml(tmp_path, "data:\n  train_dataset: $BETONS_FOLDER/a.beton\nlogging:\n  folder: ~/run\n")
+    assert (found["data.train_dataset"], found["logging.folder"]) == ("/data/be tons/a.beton", "/home/me/run")
+    words = ["--data.val_dataset=${BETONS_FOLDER}/val.beton", "--logging.folder=~/x"]
+    found = train_SSL.read_settings(words)[0]
+    assert (found["data.val_dataset"], found["logging.folder"]) == ("/data/be tons/val.beton", "/home/me/x")
+
+
+@pytest.mark.parametrize("word", ["--training.base_lr=nan", "--logging.folder=$NO_SUCH_VARIABLE_HERE/x"])
+def test_flags_are_as_strict(word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_SSL.read_settings([word])
+    assert stop.value.code == 2 and word.split("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"simclr.temperature": 0.0}, "--simclr.temperature 0.0: must be above 0"),
+        ({"training.momentum": 1.5}, "--training.momentum 1.5: must be at most 1"),
+        ({"dist.timeout": 0}, "--dist.timeout 0: must be at least 1"),
+        ({"training.warmup_epochs": -1}, "--training.warmup_epochs -1: must be at least 0"),
+        ({"augment.min_area": 0.5, "augment.max_area": 0.2}, "--augment.min_area: must be above 0"),
+        ({"training.num_small_crops": 2}, "--training.num_small_crops: simclr has no small crops"),
+        ({"training.loss": "mocov3", "model.remove_head": 1}, "--model.remove_head 1"),
+        ({"resolution.end_ramp": 1}, "--resolution.end_ramp"),
+    ],
+)
+def test_settings_beyond_their_limits_are_named(tmp_path, changes, message):
+    (tmp_path / "a.beton").touch()
+    small = {"data.train_dataset": str(tmp_path / "a.beton"), "data.val_dataset": str(tmp_path / "a.beton")}
+    small |= {"logging.folder": str(tmp_path / "run"), "model.arch": "resnet18"}
+    check_settings(Settings.from_flat(small))
+    with pytest.raises(InputError) as error:
+        check_settings(Settings.from_flat({**small, **changes}))
+    assert str(error.value).startswith(message)
+
+
+def test_params_json_is_a_config_that_gives_the_same_settings(tmp_path):
+    """Every value survives being written down and read again."""
+    flat = train_SSL.read_settings(["--training.weight_decay", "1e-6", "--dist.partition", "gpu"])[0]
+    sections = {}
+    for key, value in flat.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    assert of_yaml(tmp_path, yaml.safe_dump(sections)) == flat
