@@ -56,10 +56,11 @@ DATASETS=$PER_CLASS ./gen_betons.sh
 ./gen_val_betons.sh
 
 say "4/7 training of model A and model B, both at once: $LOGGING_FOLDER"
+choose_precision
 train() { # train A|B; takes the place of the subshell it runs in, so that killing that one kills it
   local seed=$((2 * SEED))
   [ "$1" = A ] || seed=$((seed + 1))
-  exec python train_SSL.py \
+  exec python train_SSL.py --dist.world_size 1 \
     --config-file configs/demo_cfg.yaml --training.loss "$LOSS" ${own[@]+"${own[@]}"} \
     --data.train_dataset "$BETONS_FOLDER/${PER_CLASS}_per_class_$1.beton" \
     --data.val_dataset "$BETONS_FOLDER/val.beton" \

@@ -32,8 +32,9 @@ for module in diffusers nbclient ipykernel; do
 done
 
 say "1/2 training of RCDM for model A and model B, both at once: $LOGGING_FOLDER/RCDM"
+choose_precision
 train() { # train A|B
-  exec python train_RCDM.py --local 1 --feat_cond --ssl_from_ckpt True --ssl_loss "$LOSS" \
+  exec python train_RCDM.py --local 1 --ngpus 1 --feat_cond --ssl_from_ckpt True --ssl_loss "$LOSS" \
     --ssl_model_pth "$LOGGING_FOLDER/${training}_$1/model_ep$EPOCHS.pth" --ssl_resolution 32 \
     --data_dir "$IMAGENET_DATASET_DIR" --dataset_indices "$public" --workers 0 --seed "$SEED" \
     --image_size 32 --num_channels 32 --channel_mult 1,2,4 --num_res_blocks 1 --attention_resolutions 8 \
@@ -65,7 +66,7 @@ for part in train test; do
   [ -e "$run/judge/$part.beton" ] || python write_ffcv_dataset.py --imgnet-path "$IMAGENET_DATASET_DIR" \
     --idx-path "$run/judge/$part.npy" --write-path "$run/judge/$part.beton"
 done
-python train_SSL.py --config-file configs/demo_cfg.yaml --training.loss supervised --training.epochs 100 \
+python train_SSL.py --dist.world_size 1 --config-file configs/demo_cfg.yaml --training.loss supervised --training.epochs 100 \
   --data.train_dataset "$run/judge/train.beton" --data.val_dataset "$run/judge/test.beton" \
   --training.precision "$PRECISION" --logging.folder "$run/judge" --logging.log_level 1
 python bash_examples/judge_rcdm.py --attack "$attack" --rcdm_A "$RCDM_A" --rcdm_B "$RCDM_B" \

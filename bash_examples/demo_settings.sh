@@ -10,10 +10,8 @@ CLASSES=${CLASSES:-5}                   # chance is 1 / CLASSES
 SNAPSHOTS=${SNAPSHOTS:-4}               # points of the figures of accuracy against epochs
 K=${K:-50}                              # public neighbors that vote
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-PRECISION=${PRECISION:-auto}
-if [ "$PRECISION" = auto ] && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
-  PRECISION=bf16                        # CPUs that multiply in bf16 train almost twice as fast with it
-fi
+threads=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))} # of each training
+PRECISION=${PRECISION:-auto}            # or fp32, bf16
 
 case $DEMO_DIR in /*) ;; *) DEMO_DIR=$PWD/$DEMO_DIR ;; esac
 run=$DEMO_DIR/seed${SEED}
@@ -33,12 +31,23 @@ points() { # points ATTACKS EPOCHS: the lines of points.py
     python "$root/bash_examples/points.py"
 }
 
+choose_precision() { # sets PRECISION, timed once, so that what is resumed keeps it
+  [ "$PRECISION" = auto ] || return 0
+  mkdir -p "$run"
+  if [ ! -s "$run/precision.txt" ]; then
+    OMP_NUM_THREADS=$threads python "$root/bash_examples/faster_precision.py" >"$run/precision.txt.new"
+    mv "$run/precision.txt.new" "$run/precision.txt"
+  fi
+  PRECISION=$(cat "$run/precision.txt")
+  echo "precision of the training: $PRECISION"
+}
+
 say() { printf '\n== %s\n' "$*"; }
 
 running() { [ -n "$1" ] && ps -p "$1" -o args= 2>/dev/null | grep -q "$2"; } # running PID SCRIPT
 
 train_both() { # train_both FUNCTION FOLDER SCRIPT: FUNCTION A and FUNCTION B at once, each of which ends in `exec python SCRIPT`
-  local train=$1 folder=$2 script=$3 side pid left threads waited
+  local train=$1 folder=$2 script=$3 side pid left waited
   mkdir -p "$folder"
   for side in A B; do # a training left over from a demo that was killed would write beside the new one
     left=$(cat "$folder/train_$side.pid" 2>/dev/null || true)
@@ -53,7 +62,6 @@ train_both() { # train_both FUNCTION FOLDER SCRIPT: FUNCTION A and FUNCTION B at
       waited=$((waited + 1))
     done
   done
-  threads=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
   OMP_NUM_THREADS=$threads "$train" A >"$folder/train_A_log.out" 2>&1 &
   pid_A=$!
   OMP_NUM_THREADS=$threads "$train" B >"$folder/train_B_log.out" 2>&1 &

@@ -1,0 +1,55 @@
+"""Prints the precision that the demo trains in here: bf16 where a training step takes less time in it, else fp32.
+
+Times a few steps of the demo's network in each precision, in turns, and takes the least processor time of each, which
+other programs on the machine hardly change; bf16 must save a tenth. What a CPU says of itself does not tell: some that
+name bf16 among their instructions gain nothing from it. Where there is a GPU, it prints auto: train_SSL.py chooses.
+
+    python bash_examples/faster_precision.py
+"""
+
+import time
+
+import torch
+
+from dejavu_utils.cli import Parser, positive_int, run
+from dejavu_utils.devices import autocast
+from dejavu_utils.models import SSLNetwork
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--steps", type=positive_int, default=4, help="steps in each precision")
+    parser.add_argument("--batch_size", type=positive_int, default=64, help="images in two views each, 32 pixels wide")
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse_args()
+    if torch.cuda.is_available():
+        print("auto")
+        return
+    seconds = step_seconds(args.steps, args.batch_size)
+    print("bf16" if seconds["bf16"] < 0.9 * seconds["fp32"] else "fp32")
+
+
+def step_seconds(steps, batch_size):
+    """{precision: the least processor seconds of a training step}, after one step each that is not counted."""
+    cpu = torch.device("cpu")
+    network = SSLNetwork("resnet18", "128-128-128", "simclr").train()
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    images = torch.randn(2 * batch_size, 3, 32, 32)
+    seconds = {"fp32": [], "bf16": []}
+    for _ in range(steps + 1):
+        for precision, found in seconds.items():
+            start = time.process_time()
+            optimizer.zero_grad()
+            with autocast(cpu, precision):
+                outputs = network(images)
+            outputs[-1].float().pow(2).mean().backward()
+            optimizer.step()
+            found.append(time.process_time() - start)
+    return {precision: min(found[1:]) for precision, found in seconds.items()}
+
+
+if __name__ == "__main__":
+    run(main)
