@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import submitit
+import pytest
 import torch
 from PIL import Image
 
@@ -23,6 +23,7 @@ from dejavu_utils.launch import StopSignal
 from dejavu_utils.models import SSLNetwork
 
 ROOT = Path(__file__).parents[1]
+ABSENT = Path(__file__).parent / "absent"  # nothing has this name, on any machine
 
 
 def run_script(name, *arguments, **environment):
@@ -104,6 +105,7 @@ def debug_cluster(monkeypatch, folder):
 
     Returns {"jobs": the jobs submitted, "parameters": those of the last}, which grow.
     """
+    submitit = pytest.importorskip("submitit")
     submitted = {"jobs": [], "parameters": {}}
 
     class Debug(submitit.AutoExecutor):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_one_line_error, draw_tree, flags, run_here, save_untrained
+from helpers import ABSENT, assert_one_line_error, draw_tree, flags, run_here, save_untrained
 from PIL import Image
 from torchvision import transforms
 
@@ -273,7 +273,7 @@ def test_images_without_a_usable_crop_are_skipped_and_counted(data, tmp_path):
 @pytest.mark.parametrize(
     "changes, texts",
     [
-        ({"model_A_pth": "/nowhere.pth"}, ["--model_A_pth /nowhere.pth: no such file"]),
+        ({"model_A_pth": f"{ABSENT}.pth"}, [f"--model_A_pth {ABSENT}.pth: no such file"]),
         ({"model_A_pth": "A.npy"}, ["--model_A_pth", "not a checkpoint"]),
         ({"imgnet_bbox_pth": None}, ["--imgnet_bbox_pth is needed"]),
         ({"mlp": "64-32"}, ["--mlp 64-32", "A.pth holds 32-16"]),

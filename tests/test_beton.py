@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import run_script
+from helpers import ABSENT, run_script
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
@@ -284,7 +284,7 @@ def test_gen_scripts_write_what_is_missing(folders):
     "script, variables, message",
     [
         ("gen_betons.sh", {"INDEX_FOLDER": ""}, "the variable INDEX_FOLDER is not set"),
-        ("gen_val_betons.sh", {"IMAGENET_DATASET_DIR": "/nowhere"}, "IMAGENET_DATASET_DIR /nowhere: no such folder"),
+        ("gen_val_betons.sh", {"IMAGENET_DATASET_DIR": f"{ABSENT}"}, f"IMAGENET_DATASET_DIR {ABSENT}: no such folder"),
         ("gen_betons.sh", {"DATASETS": "7"}, "7_per_class/train_A.npy: no such file"),
     ],
 )

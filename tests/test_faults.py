@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, draw_tree, flags, run_here, save_untrained
+from helpers import ABSENT, ROOT, draw_tree, flags, run_here, save_untrained
 from PIL import Image
 
 from dejavu_utils.attack.boxes import Annotations, CropRule, Unusable, take_crops
@@ -502,7 +502,7 @@ FAULTS = [
             ("of odd types", of_odd_types, ["does not hold the network"]),
         )
     ),
-    fault("checkpoint missing", "rcdm", changed(ssl_model_pth="/nowhere.pth"), "--ssl_model_pth /nowhere.pth: no such"),
+    fault("checkpoint missing", "rcdm", changed(ssl_model_pth=ABSENT), f"--ssl_model_pth {ABSENT}: no such file"),
     fault("checkpoint cut to 90%", "rcdm", checkpoint("ssl_model_pth", cut_to(0.9)), "--ssl_model_pth",
           "not a checkpoint"),
     fault("checkpoint with NaN", "attack", checkpoint("model_A_pth", not_finite), "--model_A_pth", "not finite"),

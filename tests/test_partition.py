@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_one_line_error
+from helpers import ABSENT, assert_one_line_error
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -146,8 +146,8 @@ def test_partitions_of_an_earlier_run_are_not_left_beside_new_ones(tree):
     "arguments, message",
     [
         (["--seed", "-1"], "--seed"),
-        (["--bbox_dir", "/nowhere"], "--bbox_dir /nowhere: no such folder"),
-        (["--imgnet_dir", "/nowhere"], "--imgnet_dir /nowhere: no such folder"),
+        (["--bbox_dir", f"{ABSENT}"], f"--bbox_dir {ABSENT}: no such folder"),
+        (["--imgnet_dir", f"{ABSENT}"], f"--imgnet_dir {ABSENT}: no such folder"),
         (["--per_class", "x"], "--per_class"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import assert_one_line_error, flags, run_script
+from helpers import ABSENT, assert_one_line_error, flags, run_script
 from PIL import Image
 
 from dejavu_utils.analysis.memorization import difference
@@ -197,7 +197,7 @@ def test_difference_of_estimates():
     "changes, texts",
     [
         ({"model": "dino"}, ["--attk_folder_path", "NN_attk_dino_300pc_*ep or NN_attk_dino_*pc_50ep"]),
-        ({"attk_folder_path": "/nowhere"}, ["--attk_folder_path /nowhere: no such folder"]),
+        ({"attk_folder_path": f"{ABSENT}"}, [f"--attk_folder_path {ABSENT}: no such folder"]),
         ({"pct_confidences": "20;100"}, ["--pct_confidences", "20,100"]),
         ({"layer": "backbone"}, ["--layer backbone", "NN_attk_vicreg_300pc_50ep holds projector"]),
         ({"k_neighb": 101}, ["neighb_labels.npy", "k_attk is 101", "only 100"]),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_one_line_error, draw_tree, flags, run_here, run_script, save_untrained
+from helpers import ABSENT, assert_one_line_error, draw_tree, flags, run_here, run_script, save_untrained
 from torchvision.transforms import InterpolationMode, functional
 
 import lin_probe
@@ -205,8 +205,8 @@ def test_random_crops_are_keyed_by_position(data):
 @pytest.mark.parametrize(
     "changes, texts",
     [
-        ({"model_pth": "/nowhere.pth"}, ["--model_pth /nowhere.pth: no such file"]),
-        ({"train_idx_pth": "/nowhere.npy"}, ["--train_idx_pth /nowhere.npy: no such file"]),
+        ({"model_pth": f"{ABSENT}.pth"}, [f"--model_pth {ABSENT}.pth: no such file"]),
+        ({"train_idx_pth": f"{ABSENT}.npy"}, [f"--train_idx_pth {ABSENT}.npy: no such file"]),
         ({"loss": "supervised"}, ["--loss supervised", "model.pth holds"]),
         ({"epochs": 0}, ["--epochs"]),
         ({"local": 0}, ["srun", "--local 1"]),

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, assert_one_line_error, debug_cluster, draw_tree, flags, run_script, save_untrained
+from helpers import ABSENT, ROOT, assert_one_line_error, debug_cluster, draw_tree, flags, run_script, save_untrained
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
@@ -400,10 +400,10 @@ def test_sample_grids_take_100_steps_unless_told_otherwise(data, given, steps, f
 @pytest.mark.parametrize(
     "changes, text",
     [
-        ({"ssl_model_pth": "/nowhere.pth"}, "--ssl_model_pth /nowhere.pth: no such file"),
-        ({"data_dir": "/nowhere"}, "--data_dir /nowhere: no such folder"),
-        ({"dataset_indices": "/nowhere.npy"}, "--dataset_indices /nowhere.npy: no such file"),
-        ({"resume_checkpoint": "/nowhere.pt"}, "--resume_checkpoint /nowhere.pt: no such file"),
+        ({"ssl_model_pth": f"{ABSENT}.pth"}, f"--ssl_model_pth {ABSENT}.pth: no such file"),
+        ({"data_dir": f"{ABSENT}"}, f"--data_dir {ABSENT}: no such folder"),
+        ({"dataset_indices": f"{ABSENT}.npy"}, f"--dataset_indices {ABSENT}.npy: no such file"),
+        ({"resume_checkpoint": f"{ABSENT}.pt"}, f"--resume_checkpoint {ABSENT}.pt: no such file"),
         ({"ssl_from_ckpt": "False"}, "--ssl_from_ckpt False"),
         ({"class_cond": "True"}, "--class_cond True"),
         ({"image_size": 16}, "--image_size 16: must be 32 to 256"),

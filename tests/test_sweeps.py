@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, debug_cluster, draw_tree, kept_signals, run_script
+from helpers import ABSENT, ROOT, debug_cluster, draw_tree, kept_signals, run_script
 
 import label_inference_attack
 import lin_probe
@@ -189,7 +189,7 @@ def test_entry_scripts_are_single_stages(folders, tmp_path, loss):
     "environment, text",
     [
         (dict(INDEX_FOLDER=""), "the variable INDEX_FOLDER is not set"),
-        (dict(IMAGENET_DATASET_DIR="/nowhere"), "IMAGENET_DATASET_DIR /nowhere: no such folder"),
+        (dict(IMAGENET_DATASET_DIR=f"{ABSENT}"), f"IMAGENET_DATASET_DIR {ABSENT}: no such folder"),
         (dict(STAGES="attack"), "vicreg_dssweep_300pc_A/model_ep50.pth: no such file; train the model"),
         (dict(PUBLIC="600"), "600_per_class/public.npy: no such file"),
         (dict(DATASETS="100 700"), "700_per_class_A.beton: no such file"),

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, debug_cluster, kept_signals
+from helpers import ABSENT, ROOT, debug_cluster, kept_signals
 
 import train_SSL
 from dejavu_utils.data.beton import write_beton
@@ -333,7 +333,7 @@ def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"data__train_dataset": "/nowhere.beton"}, "--data.train_dataset /nowhere.beton: no such file"),
+        ({"data__train_dataset": f"{ABSENT}.beton"}, f"--data.train_dataset {ABSENT}.beton: no such file"),
         ({"training__warmup_epochs": 4}, "--training.warmup_epochs 4: must be fewer than --training.epochs 4"),
         ({"training__batch_size": 21}, "there are only 20 images"),
         ({"model__mlp": "32x16"}, "--model.mlp '32x16'"),
