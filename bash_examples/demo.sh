@@ -27,7 +27,7 @@ every=$(((EPOCHS + SNAPSHOTS - 1) / SNAPSHOTS))
 epochs=$(for i in $(seq "$SNAPSHOTS"); do echo $((i * every < EPOCHS ? i * every : EPOCHS)); done | sort -nu)
 snapshots=$(points projector "$epochs")
 last_backbone=$(points backbone "$EPOCHS")
-read -r _ _ _ _ _ training _ projector probe _ <<<"${snapshots##*$'\n'}"
+read -r _ _ _ _ _ training _ projector last_probe _ <<<"${snapshots##*$'\n'}"
 read -r _ _ _ _ _ _ _ backbone _ <<<"$last_backbone"
 
 cd "$root"
@@ -106,7 +106,7 @@ say "7/7 figures: $LOGGING_FOLDER/plot"
 python plot_quant_results.py --model "$model" --k_neighb "$K" \
   --epoch_sweep_dataset "$PER_CLASS" --dataset_sweep_epoch "$EPOCHS" --pct_confidences '20,100' \
   --attack_fname "${projector%/*}" --attk_folder_path "$LOGGING_FOLDER/${projector%/*}" \
-  --plot_lin_probe 1 --lin_probe_folder_path "$LOGGING_FOLDER/${probe%/*}" \
+  --plot_lin_probe 1 --lin_probe_folder_path "$LOGGING_FOLDER/${last_probe%/*}" \
   --save_path "$LOGGING_FOLDER/plot"
 
 say "Result"
