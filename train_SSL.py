@@ -1,7 +1,7 @@
 """Trains one SSL model on a .beton, with a linear probe on every layer.
 
 Reads a YAML file (--config-file) and dotted flags over it; writes into --logging.folder: params.json (all settings),
-log (one JSON object an epoch), model.pth (to resume from), model_ep{E}.pth (snapshots after E epochs, for the attack)
+log (one JSON object per epoch), model.pth (to resume from), model_ep{E}.pth (snapshots after E epochs, for the attack)
 and final_weights.pt. Rerun the same command to resume.
 
     python train_SSL.py --config-file configs/vicreg_cfg.yaml \\
@@ -115,7 +115,7 @@ def train(settings):
     tell(
         settings,
         1,
-        f"{len(train_set)} images, {num_classes} classes, {len(loader)} steps of {effective} images an epoch "
+        f"{len(train_set)} images, {num_classes} classes, {len(loader)} steps of {effective} images per epoch "
         f"({world_size()} processes), on {device} in {state.precision}, {type(loader).__name__}",
     )
     epochs = settings.training.epochs
@@ -143,7 +143,7 @@ def train(settings):
 
 
 def save_and_leave(settings, state, stop):
-    """Saves the place in the epoch, too, and ends this process when all have come so far."""
+    """Saves the place in the epoch, too, and ends this process when all have come to this place."""
     state.meter.average()
     if rank() == 0:
         state.checkpoint().save(Path(settings.logging.folder) / "model.pth")
@@ -163,7 +163,7 @@ def train_probes(settings, state, loader, val_set, stop):
         if record and (number % settings.training.eval_freq == 0 or number == settings.training.epochs):
             record = state.validated(record, val_set, stop)
         if record is None:
-            stop.leave("stopped; probes are trained in minutes: the next run begins anew")
+            stop.leave("stopped; probes are trained in minutes: the next run starts again")
         state.end_epoch()
         if rank() == 0:
             log.append(record)

@@ -80,3 +80,15 @@ def test_hooks_have_the_versions_of_the_requirements():
     hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     dependencies = re.findall(r"additional_dependencies: \[(.*)\]", hooks)
     assert dependencies and set(dependencies) <= set(pinned)
+
+
+def test_rooms_hold_what_the_documentation_says():
+    """`name` (`path.py`), and `name` in `path.py`: the file is there and has the name."""
+    pages = documentation()
+    for page in (ROOT / "docs" / "how_it_works.md", ROOT / "CONTRIBUTING.md"):
+        text = " ".join(pages[page].split())
+        for path in re.findall(r"`(dejavu_utils/[\w/]*(?:\.py)?)`", text):
+            assert (ROOT / path).exists() or "toy" in path, f"{page.name}: {path}"
+        for name, path in re.findall(r"`(\w+)`[^`]{0,30}?`((?:dejavu_utils/)?[\w/]+\.py)`", text):
+            words = re.findall(r"\w+", (ROOT / path).read_text(encoding="utf-8")) if "toy" not in path else [name]
+            assert name in words, f"{page.name}: {name} in {path}"

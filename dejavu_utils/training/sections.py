@@ -1,4 +1,4 @@
-"""Settings as dataclasses, one a section: declared once, read from a YAML file and from dotted flags over it.
+"""Settings as dataclasses, one per section: declared once, read from a YAML file and from dotted flags over it.
 
 A section is a dataclass whose fields are made with `setting`; the settings of a script are a dataclass of sections. As
 a flat dict, {"section.name": value}, they are what flags, params.json and checkpoints carry.

@@ -141,13 +141,13 @@ class Training:
 class Dist:
     use_submitit: int = setting(0, "1: submit a SLURM job; 0: train here, on all visible GPUs or the CPU", zero_or_one)
     world_size: int = setting(0, "processes on this machine with use_submitit 0; 0: one per GPU, one on a CPU", least=0)
-    ngpus: int = setting(8, "GPUs, and so processes, a node; 0: no GPU, world_size processes a node", least=0)
+    ngpus: int = setting(8, "GPUs, and so processes, per node; 0: no GPU, world_size processes per node", least=0)
     nodes: int = setting(1, "nodes", least=1)
     timeout: int = setting(2800, "time limit of the job, minutes", least=1)
     partition: str = setting("", "SLURM partition")
     comment: str = setting("", "SLURM comment")
-    mem_gb: int = setting(0, "memory a node, GB; 0 = 60 x ngpus", least=0)
-    cpus_per_task: int = setting(10, "CPU cores a process", least=1)
+    mem_gb: int = setting(0, "memory per node, GB; 0 = 60 x ngpus", least=0)
+    cpus_per_task: int = setting(10, "CPU cores per process", least=1)
     dependency: str = setting("", "SLURM dependency, for instance afterok:123")
     port: int = setting(
         0, "where the processes of a SLURM job meet; 0: drawn from the job's number", least=0, most=65535
