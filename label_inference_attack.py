@@ -72,8 +72,9 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest, save_csv, save_json, save_npy
 from dejavu_utils.imagenet import UNREADABLE, list_images, load_indices, read_class_names
 from dejavu_utils.launch import here_or_submitted, join
-from dejavu_utils.models import L2, LOSSES, check_typed, prepared_for_inference
-from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
+from dejavu_utils.models import L2, LOSSES
+from dejavu_utils.networks.inference import prepared_for_inference
+from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
 from dejavu_utils.progress import Progress
 from dejavu_utils.runlog import say
 

@@ -57,8 +57,9 @@ from dejavu_utils.imagenet import (
     without_unreadable,
 )
 from dejavu_utils.launch import StopSignal, here_or_submitted, join
-from dejavu_utils.models import LOSSES, check_finite, check_typed, prepared_for_inference
-from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
+from dejavu_utils.models import LOSSES
+from dejavu_utils.networks.inference import check_finite, prepared_for_inference
+from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
 from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runlog import say

@@ -59,8 +59,8 @@ from dejavu_utils.launch import (
     here_or_submitted,
     join,
 )
-from dejavu_utils.models import LOSSES, check_typed
-from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network, resolved
+from dejavu_utils.models import LOSSES
+from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network, resolved
 from dejavu_utils.randomness import epoch_order, seed_everything, seed_step
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.pictures import image_transform, save_grid

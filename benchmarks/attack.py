@@ -42,7 +42,8 @@ from dejavu_utils.crops import background_crop
 from dejavu_utils.devices import autocast
 from dejavu_utils.files import save_npy
 from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_image
-from dejavu_utils.models import SSLNetwork, prepared_for_inference
+from dejavu_utils.models import SSLNetwork
+from dejavu_utils.networks.inference import prepared_for_inference
 
 SETS = ("A", "B")
 CLASSES = 10

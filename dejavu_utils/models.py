@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-from torch.fx.experimental.optimization import fuse
-from torch.fx.proxy import TraceError
 
 from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.errors import InputError, one_line
@@ -286,56 +284,6 @@ def network_of(state: dict, checkpoint: dict) -> SSLNetwork:
     network.load_state_dict(state)
     network.about = {name: checkpoint.get(name) for name in ABOUT}
     return network.eval()
-
-
-def prepared_for_inference(network: Network, layers: Sequence[str] = ()) -> Network:
-    """The same function, computed faster, of a network that is in eval mode and will not be trained; changes it.
-
-    Batch normalization is folded into the convolutions before it, which multiplies their weights once instead of the
-    images' features each time; weights lie channels last. Outputs differ by rounding. Backbones that torch.fx cannot
-    trace keep their layers, as do those of which `layers` names an inner one; others have no inner layers any more.
-    """
-    if not {layer.removesuffix(L2) for layer in layers} & set(network.inner_layers):
-        try:
-            network.net, network.inner_layers = fuse(network.net), ()
-        except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
-            pass  # timm's backbones check and convert their inputs themselves
-    return network.requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-def check_finite(output: torch.Tensor, where: str, layer: str, precision: str) -> None:
-    """InputError unless a tensor, the output of a layer of the checkpoint `where` (flag and path), is finite."""
-    if not torch.isfinite(output).all():
-        raise InputError(
-            f"{where}: its {layer} output is not finite; take an earlier snapshot"
-            + ("" if precision == "fp32" else " or --precision fp32")
-        )
-
-
-def check_typed(
-    network: Network,
-    where: str,
-    mlp: str | None = None,
-    loss: str | None = None,
-    resnet50: bool = False,
-    arch: str | None = None,
-    prefix: str = "",
-) -> None:
-    """InputError if a flag that the user typed contradicts the network of the checkpoint `where` (flag and path).
-
-    The loss of a checkpoint without settings is known only where the loss adds a head of its own. prefix: of the flags
-    of loss and arch ("ssl_").
-    """
-    known = network.loss or (loss if loss not in OWN_HEAD else "one without a head of its own")
-    for flag, typed, found in (
-        ("--mlp", mlp and "-".join(map(str, mlp_widths(mlp, "--mlp"))), network.mlp),
-        (f"--{prefix}loss", loss, known),
-        (f"--{prefix}arch", arch, network.arch),
-        ("--resnet50", resnet50 and "resnet50", network.arch),
-    ):
-        if typed and typed != found:
-            what = flag if flag == "--resnet50" else f"{flag} {typed}"
-            raise InputError(f"{what}: {where} holds {found or 'none'}; leave the flag out or name another checkpoint")
 
 
 def network_from_settings(settings: dict, num_classes: int | None) -> SSLNetwork:

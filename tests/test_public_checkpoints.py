@@ -20,7 +20,8 @@ from dejavu_utils.crops import corner_crop
 from dejavu_utils.data import augment
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import MEAN, STD, Preprocessing, evaluation_transform, list_images, load_image
-from dejavu_utils.models import SSLNetwork, prepared_for_inference
+from dejavu_utils.models import SSLNetwork
+from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.networks.public_checkpoints import LAYOUTS
 

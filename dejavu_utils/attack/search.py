@@ -17,7 +17,7 @@ from dejavu_utils.devices import autocast
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import EachTransform, IndexedImages, collate_readable, evaluation_transform
-from dejavu_utils.models import check_finite
+from dejavu_utils.networks.inference import check_finite
 
 _SHARD = 4096  # images at most; what a killed process loses
 _SHARDS = 64  # at least, if the batches allow it, so that many processes have work

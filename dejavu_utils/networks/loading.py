@@ -12,7 +12,16 @@ from dejavu_utils.checkpoint import load_checkpoint
 from dejavu_utils.cli import existing_or_awaited_file
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import Preprocessing
-from dejavu_utils.models import Network, classifier_name, network_of, replace_module, timm_network, timm_width
+from dejavu_utils.models import (
+    OWN_HEAD,
+    Network,
+    classifier_name,
+    mlp_widths,
+    network_of,
+    replace_module,
+    timm_network,
+    timm_width,
+)
 from dejavu_utils.networks.public_checkpoints import (
     BESIDE,
     LAYOUTS,
@@ -74,6 +83,30 @@ def load_network(model, flag="--model_pth", arch=None, arch_flag="--arch"):
         reason = one_line(error)
         reason = reason if type(error) is ValueError else f"does not hold the network it describes: {reason}"
         raise InputError(f"{what}: {reason.replace('--arch', arch_flag)}") from None
+
+
+def check_typed(
+    network: Network,
+    where: str,
+    mlp: str | None = None,
+    loss: str | None = None,
+    resnet50: bool = False,
+    prefix: str = "",
+) -> None:
+    """InputError if a flag that the user typed contradicts the network of the checkpoint `where` (flag and path).
+
+    The loss of a checkpoint without settings is known only where the loss adds a head of its own. prefix: of the flag
+    of the loss ("ssl_").
+    """
+    known = network.loss or (loss if loss not in OWN_HEAD else "one without a head of its own")
+    for flag, typed, found in (
+        ("--mlp", mlp and "-".join(map(str, mlp_widths(mlp, "--mlp"))), network.mlp),
+        (f"--{prefix}loss", loss, known),
+        ("--resnet50", resnet50 and "resnet50", network.arch),
+    ):
+        if typed and typed != found:
+            what = flag if flag == "--resnet50" else f"{flag} {typed}"
+            raise InputError(f"{what}: {where} holds {found or 'none'}; leave the flag out or name another checkpoint")
 
 
 def _from_file(checkpoint, arch, what, file_name):
