@@ -230,7 +230,7 @@ def assert_same_weights(data, name):
 
 def test_two_tasks_train(jobs, data):
     assert job(jobs["whole"])["JobState"] == "COMPLETED" and job(jobs["whole"])["Restarts"] == "0"
-    assert "steps of 8 images an epoch (2 processes)" in log(jobs["whole"])
+    assert "steps of 8 images per epoch (2 processes)" in log(jobs["whole"])
     assert_same_weights(data, "vicreg_dssweep_300pc_A")
 
 

@@ -265,7 +265,7 @@ def test_two_processes_here(betons, tmp_path):
     settings = dict(dist__ngpus=0, dist__world_size=2, training__batch_size=4, training__loss="barlow")
     result = run(command(betons, tmp_path, **settings))
     assert result.returncode == 0, result.stderr
-    assert "steps of 8 images an epoch (2 processes)" in result.stdout
+    assert "steps of 8 images per epoch (2 processes)" in result.stdout
     records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
     code, output = interrupted_run(command(betons, tmp_path / "x", **settings), signal.SIGTERM, 2)
