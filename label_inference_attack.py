@@ -39,20 +39,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.analysis.gallery import save_gallery
-from dejavu_utils.analysis.memorization import SHARES, SWEEP_FRACTIONS, accuracy_sweep
+from dejavu_utils.analysis.attack_folder import counts_of, outcome_of, summary_lines, write_layer
 from dejavu_utils.analysis.points import SETS, attack_path
-from dejavu_utils.analysis.results import (
-    TOP_KS,
-    attack_statistics,
-    class_table,
-    confidence_curve,
-    example_table,
-    figure_in_words,
-    read_attack,
-)
 from dejavu_utils.attack.boxes import Annotations, CropRule, file_fingerprint, in_words, take_crops
 from dejavu_utils.attack.crop_cache import load_crops, save_crops
+from dejavu_utils.attack.identity import Origin, check_ceilings, check_models, check_training_sets
+from dejavu_utils.attack.queries import CEILING, Queries, ceiling_images, to_search
 from dejavu_utils.attack.search import Embedder, Found, ImageSet, Inference, nearest_public, predicted_memory
 from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.cli import (
@@ -69,17 +61,16 @@ from dejavu_utils.cli import (
 from dejavu_utils.crops import RULES
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_files, digest, save_csv, save_json, save_npy
-from dejavu_utils.imagenet import UNREADABLE, list_images, load_indices, read_class_names
+from dejavu_utils.files import complete_files, digest
+from dejavu_utils.imagenet import list_images, load_indices, read_class_names
 from dejavu_utils.launch import here_or_submitted, join
-from dejavu_utils.models import L2, LOSSES
+from dejavu_utils.models import L2, LOSSES, OWN_HEAD
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
 from dejavu_utils.progress import Progress
 from dejavu_utils.runlog import say
 
 BOXES = "--imgnet_bbox_pth"
-PARTS = ("indices", "crops")  # of an ImageSet
 
 
 def parse_args(argv=None):
@@ -106,9 +97,16 @@ def parse_args(argv=None):
         type=lambda text: text.split(","),
         help="several layers at once, each into a folder of its name: backbone,projector.0,projector",
     )
-    group = parser.add_argument_group("data")
-    group.add_argument("--bbox_A_idx_pth", type=expanded, required=True, help=".npy of the images only set A has")
-    group.add_argument("--bbox_B_idx_pth", type=expanded, required=True, help=".npy of the images only set B has")
+    add_data_flags(parser.add_argument_group("data"))
+    add_attack_flags(parser.add_argument_group("attack"))
+    add_inference_flags(parser, batch_size=256)
+    add_launch_flags(parser, timeout=2800, mem_gb=250)
+    return parser.parse_args(argv)
+
+
+def add_data_flags(group):
+    group.add_argument("--bbox_A_idx_pth", type=expanded, help=".npy of the images only set A has; not with --placebo")
+    group.add_argument("--bbox_B_idx_pth", type=expanded, help=".npy of the images only set B has; not with --placebo")
     group.add_argument("--public_idx_pth", type=expanded, required=True, help=".npy of the public images")
     group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
     group.add_argument(
@@ -124,7 +122,9 @@ def parse_args(argv=None):
     group.add_argument(
         "--crop_cache", type=expanded, help=".npz that keeps the crops for other attacks; OUTPUT_DIR/crops.npz"
     )
-    group = parser.add_argument_group("attack")
+
+
+def add_attack_flags(group):
     group.add_argument("--k", type=positive_int, default=100, help="public neighbors that are saved")
     group.add_argument("--k_attk", type=int, default=100, help="nearest of them that vote; 0 = k")
     group.add_argument(
@@ -156,10 +156,12 @@ def parse_args(argv=None):
         default=0,
         help="attack with the lower left corner of every image instead of a background crop",
     )
+    group.add_argument(
+        "--placebo",
+        action="store_true",
+        help="attack public images, which neither model saw, in place of the sets A and B: the score must be 0",
+    )
     group.add_argument("--corner_crop_frac", type=float, default=0.3, help="side of that corner / side of the image")
-    add_inference_flags(parser, batch_size=256)
-    add_launch_flags(parser, timeout=2800, mem_gb=250)
-    return parser.parse_args(argv)
 
 
 def main():
@@ -172,7 +174,7 @@ def check_args(args):
     """Raises an InputError for what cannot work, before anything is computed or submitted."""
     for name in ("model_A_pth", "model_B_pth"):
         existing_model(getattr(args, name), f"--{name}", args)
-    for name in ("bbox_A_idx_pth", "bbox_B_idx_pth", "public_idx_pth"):
+    for name in ("public_idx_pth",) if args.placebo else ("bbox_A_idx_pth", "bbox_B_idx_pth", "public_idx_pth"):
         existing_file(getattr(args, name), f"--{name}")
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
     if not args.use_corner_crop:
@@ -198,67 +200,85 @@ def check_args(args):
 
 def attack(args):
     device = join(args, long_waits=True)
-    networks, layers = load_networks(args, device)
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
-    sets = {
-        name: load_indices(getattr(args, f"bbox_{name}_idx_pth"), f"--bbox_{name}_idx_pth", listing) for name in SETS
-    }
     public = load_indices(args.public_idx_pth, "--public_idx_pth", listing)
-    check_sets(args, sets, public)
-    annotations = None if rank() or args.use_corner_crop else Annotations(args.imgnet_bbox_pth, listing, BOXES)
-    cropped = from_first(None if rank() else cached_crops(args, listing, annotations, sets))
-    crops = ImageSet("crops", *(np.concatenate([getattr(s, part) for s in cropped.values()]) for part in PARTS))
-    if not len(crops):
-        why = in_words(sum((Counter(images.counts) for images in cropped.values()), Counter()))
-        raise InputError(
-            f"--imgnet_bbox_pth {args.imgnet_bbox_pth}: no image has a crop: {why}; see --min_px {args.min_px} and "
-            f"--scale_boxes {args.scale_boxes}"
-        )
-    public = ImageSet("public", public)
+    sets = attacked_sets(args, listing, public)
     where = {model: f"--model_{model}_pth {getattr(args, f'model_{model}_pth')}" for model in SETS}
+    networks = load_networks(args, where)
+    warnings = check_identity(args, networks, where, sets, public, listing)
+    args.resolution = args.resolution or networks["A"].preprocessing.side
+    layers = layers_of(args, networks["A"])
+    networks = {model: prepared_for_inference(network, layers).to(device) for model, network in networks.items()}
+    annotations = None if rank() or args.use_corner_crop else Annotations(args.imgnet_bbox_pth, listing, BOXES)
+    parts = from_first(None if rank() else cropped_parts(args, listing, annotations, sets, public))
+    queries, public = Queries(parts, public), ImageSet("public", public)
     inference = Inference(
         device, args.precision, args.resolution, args.batch_size, args.num_workers, args.skip_unreadable
     )
     embedder = Embedder(networks, layers, listing, where, inference)
-    key = None if rank() else key_of(args, networks, layers, listing, crops, public, device)
+    key = None if rank() else key_of(args, networks, layers, listing, queries.images, public, device)
     pieces = Unfinished(Path(args.output_dir) / "unfinished", key)
     if not rank():
-        announce(args, embedder, crops, public, pieces.start())
+        announce(args, embedder, queries.images, public, pieces.start())
     wait_for_all()
     if args.use_supervised_linear:
-        found = Found(*embedder.embed_set(crops, pieces, progress))
+        found = Found(*embedder.embed_set(queries.images, pieces, progress))
     else:
-        found = nearest_public(embedder, crops, public, args.k, pieces, progress)
+        found = nearest_public(embedder, queries.images, public, to_search(args.k, len(public)), pieces, progress)
     if not rank():
         for layer in layers:
             folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
+            outcome = outcome_of(layer, listing, queries, public, found, (args.k, args.k_attk))
+            ceilings = {model: ceiling["top_1"] for model, ceiling in outcome.ceiling.items()}
+            about = {
+                "counts": counts_of(parts, outcome, len(public), found.unreadable, len(listing.classes)),
+                "warnings": warnings + check_ceilings(ceilings, 1 / len(listing.classes)),
+                "settings": {**vars(args), "layer": layer, "device": str(device)},
+            }
             with complete_files(folder, last="results.json") as new:
-                results = save_layer(args, new, layer, embedder, annotations, cropped, public, found)
-            print_summary(folder, layer, results)
+                results = write_layer(new, outcome, listing, args.k_attk, about, pictures_of(args, annotations))
+            print("\n".join(["", *summary_lines(layer, results), f"  {folder}"]), flush=True)
         pieces.remove()
     wait_for_all()
 
 
-def load_networks(args, device):
-    """({"A": network, "B": network} in eval mode on the device, the layers to attack)."""
+def attacked_sets(args, listing, public):
+    """{"A": indices, "B": indices} of the images to attack, int64 each; with --placebo halves of the public set."""
+    if args.placebo:
+        return {"A": public[0::2], "B": public[1::2]}
+    return {
+        name: load_indices(getattr(args, f"bbox_{name}_idx_pth"), f"--bbox_{name}_idx_pth", listing) for name in SETS
+    }
+
+
+def check_identity(args, networks, where, sets, public, listing):
+    """Warnings about models and sets that the score may not be about; InputError where it would mean nothing."""
+    check_sets(args, sets, public)
+    origins = {model: Origin.of(network) for model, network in networks.items()}
+    attacked = {} if args.placebo else {name: (f"--bbox_{name}_idx_pth", indices) for name, indices in sets.items()}
+    return check_models(origins, where) + check_training_sets(
+        origins, where, attacked, ("--public_idx_pth", public), listing
+    )
+
+
+def load_networks(args, where):
+    """{"A": network, "B": network} in eval mode on the CPU."""
     networks = {}
     for model in SETS:
-        flag, path = f"--model_{model}_pth", getattr(args, f"model_{model}_pth")
-        networks[model] = load_network(path, flag, args.arch)
+        networks[model] = load_network(getattr(args, f"model_{model}_pth"), f"--model_{model}_pth", args.arch)
         if networks[model].notes:
-            say(f"{flag} {path}: {networks[model].notes}")
-        check_typed(networks[model], f"{flag} {path}", args.mlp, args.loss, args.resnet50)
+            say(f"{where[model]}: {networks[model].notes}")
+        check_typed(networks[model], where[model], args.mlp, args.loss, args.resnet50)
         if args.use_supervised_linear and networks[model].loss != "supervised":
-            raise InputError(f"--use_supervised_linear 1: {flag} {path} has no supervised head")
+            raise InputError(f"--use_supervised_linear 1: {where[model]} has no supervised head")
     kinds = [(n.arch, n.mlp, n.loss, str(n.preprocessing)) for n in networks.values()]
-    if kinds[0] != kinds[1]:
+    # A checkpoint without settings does not say which loss it is of, if the loss has no head of its own.
+    if any(a != b for a, b in zip(*kinds) if None not in (a, b) or {a, b} & set(OWN_HEAD)):
         raise InputError(
             f"--model_B_pth {args.model_B_pth}: is a {kinds[1]}, --model_A_pth a {kinds[0]}; the test compares two "
             "models that were trained the same way"
         )
-    args.resolution = args.resolution or networks["A"].preprocessing.side
-    layers = layers_of(args, networks["A"])
-    return {model: prepared_for_inference(network, layers).to(device) for model, network in networks.items()}, layers
+    return networks
 
 
 def layers_of(args, network):
@@ -279,19 +299,32 @@ def layers_of(args, network):
 
 def check_sets(args, indices, public):
     """Attacked images must be in one training set only, and not among the public images."""
-    for name in SETS:
+    if not args.use_supervised_linear and args.k > len(public) - args.placebo:
+        raise InputError(f"--k {args.k}: the public set of --public_idx_pth has only {len(public)} images")
+    for name in SETS if not args.placebo else ():
         if not len(indices[name]):
             raise InputError(f"--bbox_{name}_idx_pth {getattr(args, f'bbox_{name}_idx_pth')}: holds no index")
-    for name, others, flag in (
+    pairs = (
         ("A", indices["B"], "--bbox_B_idx_pth"),
         ("A", public, "--public_idx_pth"),
         ("B", public, "--public_idx_pth"),
-    ):
+    )
+    for name, others, flag in pairs if not args.placebo else ():
         both = np.intersect1d(indices[name], others)
         if len(both):
             raise InputError(f"{flag}: shares {len(both)} images with --bbox_{name}_idx_pth; the sets must be disjoint")
-    if not args.use_supervised_linear and args.k > len(public):
-        raise InputError(f"--k {args.k}: the public set of --public_idx_pth has only {len(public)} images")
+
+
+def cropped_parts(args, listing, annotations, sets, public):
+    """{"A": CroppedImages, "B": ..., CEILING: ...}: the queries of the attack, in their order."""
+    parts = cached_crops(args, listing, annotations, sets)
+    if not any(map(len, parts.values())):
+        why = in_words(sum((Counter(images.counts) for images in parts.values()), Counter()))
+        raise InputError(
+            f"--imgnet_bbox_pth {args.imgnet_bbox_pth}: no image has a crop: {why}; see --min_px {args.min_px} and "
+            f"--scale_boxes {args.scale_boxes}"
+        )
+    return {**parts, CEILING: ceiling_images(listing, public, args.skip_unreadable)}
 
 
 def cached_crops(args, listing, annotations, sets):
@@ -341,7 +374,8 @@ def announce(args, embedder, crops, public, kept):
         f"embedding {len(crops)} crops and {n_public} public images: {', '.join(embedder.layers)}, on "
         f"{embedder.device} in {args.precision}, {world_size()} process{'es' if world_size() > 1 else ''}"
     )
-    gigabytes = {what: size / 1e9 for what, size in predicted_memory(embedder, len(crops), n_public, args.k).items()}
+    needed = predicted_memory(embedder, len(crops), n_public, to_search(args.k, n_public))
+    gigabytes = {what: size / 1e9 for what, size in needed.items()}
     disk = gigabytes.pop("disk")
     print(
         f"memory per process, beside its networks: at most {sum(gigabytes.values()):.2f} GB ("
@@ -356,89 +390,13 @@ def progress(total):
     return Progress(total, "images embedded" + (f" by process {rank()}" if world_size() > 1 else ""))
 
 
-def save_layer(args, folder, layer, embedder, annotations, cropped, public, found):
-    """Writes everything about one layer into `folder`, and returns its results. found: search.Found."""
-    listing, rows, arrays = embedder.listing, found.rows, found.arrays
-    indices, crops = (np.concatenate([getattr(images, part) for images in cropped.values()])[rows] for part in PARTS)
-    in_A = rows < len(cropped["A"])
-    nearest = None if layer == "logits" else {model: public.indices[arrays[model, layer]] for model in SETS}
-    for model in SETS:
-        outcome = {"attk_idxs": indices, "labels": listing.labels[indices, None]}
-        if nearest:
-            outcome.update(neighb_idxs=nearest[model], neighb_labels=listing.labels[nearest[model]])
-        else:
-            outcome["scores"] = arrays[model, layer]
-        for name in SETS:
-            for what, values in outcome.items():
-                save_npy(attack_path(folder, model, name, what), values[in_A == (name == "A")])
-    sets = read_attack(folder, args.k_attk)
-    save_statistics(folder, sets)
-    for name in SETS:
-        save_csv(folder / f"attack_{name}.csv", example_table(sets[name], listing))
-    save_csv(folder / "attack_classes.csv", class_table(sets, listing.classes))
-    save_csv(folder / "attack_confidence.csv", confidence_curve(sets))
+def pictures_of(args, annotations):
+    """What the gallery shows beside the images: their boxes as annotated, and the names of the classes."""
     annotated = replace(CropRule.of(vars(args)), margin=0)
-    boxes = annotations and (lambda index: annotations.boxes(index, annotated)[0])
-    names = read_class_names(args.class_names, "--class_names") if args.class_names else None
-    save_gallery(folder / "attack_gallery.html", sets, listing, indices, crops, nearest, boxes, names)
-    counts = {name: dict(cropped[name].counts) for name in SETS}
-    for name in SETS:
-        lost = counts[name]["attacked"] - len(sets[name].idxs)
-        counts[name]["attacked"] -= lost
-        counts[name][UNREADABLE] += lost
-    results = {
-        **attack_statistics(sets),
-        "counts": {
-            **counts,
-            "public": len(public) - found.unreadable,
-            f"public, {UNREADABLE}": found.unreadable,
-            "classes": len(listing.classes),
-        },
-        "settings": {**vars(args), "layer": layer, "device": str(embedder.device)},
+    return {
+        "boxes": annotations and (lambda index: annotations.boxes(index, annotated)[0]),
+        "names": read_class_names(args.class_names, "--class_names") if args.class_names else None,
     }
-    save_json(folder / "results.json", results)
-    return results
-
-
-def save_statistics(folder, sets):
-    """Writes the accuracies at 100 fractions of confidence, of each model on each set."""
-    for name in SETS:
-        attack_on = sets[name].attack
-        for model in SETS:
-            predictions = attack_on.target if model == name else attack_on.reference
-            for top_k in TOP_KS:
-                sweep = accuracy_sweep(predictions, attack_on.labels, top_k, SWEEP_FRACTIONS)
-                save_npy(folder / f"top_{top_k}_conf_sweep_{model}_attk_{name}.npy", sweep)
-
-
-def print_summary(folder, layer, results):
-    counts, top_1 = results["counts"], results["both"]["top_1"]
-    print(
-        f"\n{layer}: {counts['A']['attacked']} images of set A and {counts['B']['attacked']} of set B attacked, "
-        f"{counts['classes']} classes; top-1, with 95 % intervals:"
-    )
-    for pct, figures in top_1["accuracy"].items():
-        who = "all examples" if pct == "100" else f"the most confident {pct} %"
-        print(
-            f"  {who}: target {figure_in_words(figures['target'])}, reference {figure_in_words(figures['reference'])}, "
-            f"déjà vu score {figure_in_words(figures['score'])}"
-        )
-    print("  " + ", ".join(f"{share} {figure_in_words(top_1['shares'][share])}" for share in SHARES))
-    print(f"  {verdict(top_1)}")
-    print(f"  {folder}", flush=True)
-
-
-def verdict(top_1):
-    """The score of all examples in words."""
-    score, reference = top_1["accuracy"]["100"]["score"], top_1["accuracy"]["100"]["reference"]
-    if score["low"] > 0:
-        return (
-            f"A model names the objects of {100 * score['value']:.1f} % more images if it was trained on them: those "
-            f"are memorized. What the background alone tells names {100 * reference['value']:.1f} %."
-        )
-    if score["high"] < 0:
-        return "The model that was not trained on an image names its object more often: look for a mistake."
-    return "Whether a model was trained on an image makes no difference that these examples could show."
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.results import read_attack
-from dejavu_utils.attack import search, unfinished
+from dejavu_utils.attack import queries, search, unfinished
 from dejavu_utils.attack.boxes import REASONS, Annotations
 from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.attack.search import Embedder
@@ -88,6 +88,14 @@ def test_random_embeddings_are_at_chance():
 
 
 # The script.
+
+
+@pytest.fixture(scope="module")
+def few_whole_images():
+    """So few whole public images for the ceiling that the attacked crops can be the smaller set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queries, "_CEILING_IMAGES", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -214,11 +222,15 @@ def test_results_and_tables_agree_with_the_files(data, tmp_path):
     assert "<html" in (tmp_path / "attack_gallery.html").read_text()
 
 
-def test_one_model_twice_has_no_deja_vu(data, tmp_path):
-    assert attack(data, tmp_path, model_B_pth=data[0] / "A.pth").returncode == 0
+def test_one_model_twice_is_refused_or_named(data, tmp_path):
+    (tmp_path / "copy.pth").write_bytes((data[0] / "A.pth").read_bytes())
+    result = attack(data, tmp_path / "copied", model_B_pth=tmp_path / "copy.pth")
+    assert_one_line_error(result, "--model_B_pth", "the same weights as --model_A_pth")
+    assert attack(data, tmp_path, model_B_pth=data[0] / "A.pth").returncode == 0  # on purpose
     results = json.loads((tmp_path / "results.json").read_text())
     score = results["both"]["top_1"]["accuracy"]["100"]["score"]
     assert score["value"] == 0 and score["low"] < 0 < score["high"]
+    assert "the score must be 0" in results["warnings"][0]
 
 
 @pytest.mark.parametrize("switch", ["", "1"])
@@ -333,7 +345,7 @@ def held(data, what):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory):
+def undisturbed(data, tmp_path_factory, few_whole_images):
     """{what is held: the files of an attack}."""
     found = {}
     for what in ("crops", "public"):
@@ -384,7 +396,7 @@ def test_another_number_of_processes_goes_on(data, tmp_path, undisturbed, monkey
 
     def embed(self, images):
         calls.append(len(images))
-        if len(calls) > 5:  # the crops are five batches
+        if len(calls) > 6:  # the crops and two whole images are six batches
             raise SystemExit(137)
         return embed_batch(self, images)
 
@@ -422,11 +434,11 @@ def test_gpu_attack_finds_what_the_cpu_finds(data, tmp_path, undisturbed):
         assert (np.load(tmp_path / name) == cpu).mean() > 0.9
 
 
-@pytest.mark.parametrize("what", ["crops", "public"])
-def test_two_processes_find_what_one_finds(data, tmp_path, undisturbed, what):
-    result = attack(data, tmp_path, **held(data, what), ngpus=0, world_size=2)
-    assert result.returncode == 0, result.stderr
-    assert outputs(tmp_path) == undisturbed[what]
+def test_two_processes_find_what_one_finds(data, tmp_path):
+    for processes in (1, 2):
+        result = attack(data, tmp_path / str(processes), **held(data, "public"), ngpus=0, world_size=processes)
+        assert result.returncode == 0, result.stderr
+    assert outputs(tmp_path / "2") == outputs(tmp_path / "1")
 
 
 def test_unreadable_images_are_named_or_left_out(data, tmp_path):

@@ -176,17 +176,6 @@ def nearest_public(embedder, crops, public, k, pieces, progress=lambda total: No
     return search(embedder, crops, public, k, pieces, progress)
 
 
-def without_itself(positions, own, k):
-    """The first k neighbors of each query, without the query itself.
-
-    positions: int64 (n, m), places in the public set, m > k if there are as many. own: int64 (n,), the query's place
-    there, -1 where it is not public. Returns int64 (n, min(k, m - 1)).
-    """
-    is_own = positions == own[:, None]
-    is_own[~is_own.any(axis=1), -1] = True  # who is not among the neighbors leaves out the last
-    return positions[~is_own].reshape(len(positions), -1)[:, :k]
-
-
 def holds_crops(crops, public):
     """Are the crops' embeddings held, and the public images' streamed? For their numbers."""
     return crops <= public
