@@ -76,7 +76,12 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--output_dir", type=expanded, required=True, help="where results.json is written")
     group = parser.add_argument_group("model")
-    group.add_argument("--model_pth", type=expanded, required=True, help="checkpoint of train_SSL.py")
+    group.add_argument(
+        "--model_pth",
+        type=expanded,
+        required=True,
+        help="checkpoint of train_SSL.py, a public one, or timm:NAME, torchvision:NAME",
+    )
     group.add_argument("--use_projector", action="store_true", help="probe the projector's output, not the backbone's")
     group.add_argument("--arch", help=ARCH_HELP)
     group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")

@@ -109,7 +109,9 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--out_dir", type=expanded, required=True, help="where everything is written")
     group = parser.add_argument_group("encoder")
-    group.add_argument("--ssl_model_pth", type=expanded, required=True, help="checkpoint of train_SSL.py")
+    group.add_argument(
+        "--ssl_model_pth", type=expanded, required=True, help="checkpoint of train_SSL.py, a public one, or timm:NAME"
+    )
     group.add_argument("--ssl_loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
     group.add_argument("--ssl_arch", help=ARCH_HELP)
     group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")

@@ -1,6 +1,7 @@
 """Any network that can be tested: a checkpoint of train_SSL.py, a public one, or timm's and torchvision's by name."""
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def is_named(model):
 
 def file_of(model):
     """The file that a model is loaded from: itself, or what follows the @ of "timm:NAME@FILE"; None: from a cache."""
-    return model.partition("@")[2] or None if is_named(model) else model
+    return os.path.expanduser(model.partition("@")[2]) or None if is_named(model) else model
 
 
 def resolved(model):
