@@ -275,8 +275,12 @@ def test_images_without_a_usable_crop_are_skipped_and_counted(data, tmp_path):
     counts = json.loads((tmp_path / "out" / "results.json").read_text())["counts"]
     assert counts["A"] == {
         **dict.fromkeys(["unreadable image", *REASONS], 0),
-        **{"images": 12, "attacked": 8},
-        **{"no XML": 1, "unreadable XML": 1, "no object in the XML": 1, "reversed box": 1},
+        "images": 12,
+        "attacked": 8,
+        "no XML": 1,
+        "unreadable XML": 1,
+        "no object in the XML": 1,
+        "reversed box": 1,
     }
     assert counts["B"]["no crop larger than min_px"] == 1
     assert len(np.load(tmp_path / "out" / "B_attk_A_attk_idxs.npy")) == 8

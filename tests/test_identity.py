@@ -16,9 +16,18 @@ from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_imag
 from dejavu_utils.models import SSLNetwork
 
 SETTINGS = {
-    **{"model.arch": "resnet18", "model.mlp": "32-16", "model.mlp_coeff": 1.0, "model.fc": 0},
-    **{"model.proj_relu": 0, "model.remove_head": 0, "training.loss": "simclr", "simclr.temperature": 0.15},
-    **{"data.random_seed": 0, "data.train_dataset": "a.beton", "logging.folder": "a", "training.epochs": 9},
+    "model.arch": "resnet18",
+    "model.mlp": "32-16",
+    "model.mlp_coeff": 1.0,
+    "model.fc": 0,
+    "model.proj_relu": 0,
+    "model.remove_head": 0,
+    "training.loss": "simclr",
+    "simclr.temperature": 0.15,
+    "data.random_seed": 0,
+    "data.train_dataset": "a.beton",
+    "logging.folder": "a",
+    "training.epochs": 9,
 }
 
 
@@ -42,7 +51,9 @@ def checkpoint(data, path, trained, seed=0, epoch=9, folder=None, **changes):
     save_checkpoint(
         path,
         {
-            **{"epoch": epoch, "model": with_prefix(network.state_dict()), "num_classes": 3},
+            "epoch": epoch,
+            "model": with_prefix(network.state_dict()),
+            "num_classes": 3,
             "settings": {**SETTINGS, "data.random_seed": seed, **changes},
             "train_images": TrainingImages(indices, listing).plain(),
         },
@@ -52,11 +63,20 @@ def checkpoint(data, path, trained, seed=0, epoch=9, folder=None, **changes):
 
 def attack(data, tmp_path, model_A, model_B, **changes):
     settings = {
-        **{"local": 1, "output_dir": tmp_path / "attack", "model_A_pth": model_A, "model_B_pth": model_B},
+        "local": 1,
+        "output_dir": tmp_path / "attack",
+        "model_A_pth": model_A,
+        "model_B_pth": model_B,
         **{f"bbox_{name}_idx_pth": data[0] / f"{name}.npy" for name in "AB"},
-        **{"public_idx_pth": data[0] / "public.npy", "imgnet_train_pth": data[0] / "images"},
-        **{"imgnet_bbox_pth": data[0] / "boxes", "k": 7, "k_attk": 5, "min_px": 10, "resolution": 32},
-        **{"num_workers": 0, **changes},
+        "public_idx_pth": data[0] / "public.npy",
+        "imgnet_train_pth": data[0] / "images",
+        "imgnet_bbox_pth": data[0] / "boxes",
+        "k": 7,
+        "k_attk": 5,
+        "min_px": 10,
+        "resolution": 32,
+        "num_workers": 0,
+        **changes,
     }
     result = run_here("label_inference_attack.py", *flags(settings))
     path = tmp_path / "attack" / "results.json"

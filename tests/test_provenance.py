@@ -17,8 +17,13 @@ def test_a_beton_says_which_images_it_holds(tmp_path):
     broken.write_bytes(b"no image")
     written = run_here(
         "write_ffcv_dataset.py",
-        *("--imgnet-path", tmp_path / "images", "--idx-path", tmp_path / "idx.npy"),
-        *("--write-path", tmp_path / "a.beton", "--skip-unreadable"),
+        "--imgnet-path",
+        tmp_path / "images",
+        "--idx-path",
+        tmp_path / "idx.npy",
+        "--write-path",
+        tmp_path / "a.beton",
+        "--skip-unreadable",
     )
     assert written.returncode == 0, written.stderr
     listing, beton = list_images(tmp_path / "images"), Beton(tmp_path / "a.beton")
@@ -33,7 +38,12 @@ def test_a_beton_says_which_images_it_holds(tmp_path):
     beton_of_others = tmp_path / "b.beton"
     run_here(
         "write_ffcv_dataset.py",
-        *("--imgnet-path", tmp_path / "images", "--idx-path", tmp_path / "idx.npy", "--write-path", beton_of_others),
+        "--imgnet-path",
+        tmp_path / "images",
+        "--idx-path",
+        tmp_path / "idx.npy",
+        "--write-path",
+        beton_of_others,
     )
     assert load_training_images(Beton(beton_of_others)).indices.tolist() == [1, 7, 8]
     beton_of_others.with_name("b.beton.images.npz").write_bytes((tmp_path / "a.beton.images.npz").read_bytes())

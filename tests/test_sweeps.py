@@ -23,8 +23,16 @@ from dejavu_utils.imagenet import list_images, load_image
 EPOCHS = (50, 100, 250, 500, 750, 1000)
 SIZES = (100, 200, 300, 400, 500)
 TEMPERATURES = {
-    **{"05": ".05", "075": ".075", "10": ".10", "125": ".125", "15": ".15"},
-    **{"175": ".175", "25": ".25", "30": ".30", "50": ".50", "99": ".99"},
+    "05": ".05",
+    "075": ".075",
+    "10": ".10",
+    "125": ".125",
+    "15": ".15",
+    "175": ".175",
+    "25": ".25",
+    "30": ".30",
+    "50": ".50",
+    "99": ".99",
 }
 FULL = [f"300pc_{epoch}ep" for epoch in EPOCHS] + [f"{n}pc_1000ep" for n in SIZES if n != 300]
 SIM_COEFFS = (10, 25, 50, 65, 80, 100)
@@ -58,8 +66,13 @@ def sweep(folders, logs, script="sweep.sh", *arguments, tools=None, **environmen
     return subprocess.run(
         ["bash", str(ROOT / "bash_examples" / script), *arguments],
         env={
-            **{**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "PATH": path},
-            **{**folders, "LOGGING_FOLDER": str(logs), **environment},
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHON": sys.executable,
+            "PATH": path,
+            **folders,
+            "LOGGING_FOLDER": str(logs),
+            **environment,
         },
         capture_output=True,
         text=True,
@@ -131,14 +144,18 @@ CASES = [
         [
             f"supervised/{kind}/NN_attk_supervised_300pc_1000ep"
             for kind in (
-                *("attack_sweeps", "attack_sweeps_backbone", "attack_sweeps_w_linear_layer_activations"),
+                "attack_sweeps",
+                "attack_sweeps_backbone",
+                "attack_sweeps_w_linear_layer_activations",
                 "attack_sweeps_corner_crop",
             )
         ],
         ["supervised/lin_probe_sweeps_with_aug/lp_supervised_300pc_1000ep"],
         [
-            *("supervised/attack_sweeps", "supervised/attack_sweeps_backbone"),
-            *("supervised/attack_sweeps_w_linear_layer_activations", "supervised/attack_sweeps_corner_crop"),
+            "supervised/attack_sweeps",
+            "supervised/attack_sweeps_backbone",
+            "supervised/attack_sweeps_w_linear_layer_activations",
+            "supervised/attack_sweeps_corner_crop",
         ],
     ),
 ]
