@@ -301,7 +301,7 @@ class ProbeRun:
             if self.stop.asked(self.device):
                 self.save_and_leave()
             z = self.embed(batch)
-            check_finite(z, f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
+            check_finite(torch.isfinite(z).all(), f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
             yield z, labels
 
     def shares(self, dataset, what, first_step=0):

@@ -1,8 +1,10 @@
 """The device a script computes on, and the precision it computes in."""
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 
 from dejavu_utils.errors import InputError, one_line
@@ -10,8 +12,34 @@ from dejavu_utils.errors import InputError, one_line
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
+def set_ieee_fp32() -> None:
+    """From now on float32 is computed as IEEE has it, by products and convolutions too, whatever the environment says.
+
+    Without this PyTorch lets convolutions round their inputs to TF32, which has 10 of the 23 bits; for speed there are
+    bf16 and fp16, by name.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@contextlib.contextmanager
+def ieee_fp32() -> Iterator[None]:
+    """The same within a block; what was set before holds again after it."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_ieee_fp32()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def choose_device(index: int | None = 0, flag: str = "the GPU") -> torch.device:
-    """The GPU with this index if there is one, else the CPU; None: the CPU. flag: what gave the index, for an error."""
+    """The GPU with this index if there is one, else the CPU; None: the CPU. flag: what gave the index, for an error.
+
+    float32 is IEEE's on it (`set_ieee_fp32`).
+    """
+    set_ieee_fp32()
     if index is None or not torch.cuda.is_available():
         return torch.device("cpu")
     if index >= torch.cuda.device_count():
@@ -50,6 +78,17 @@ def choose_precision(name: str, device: torch.device) -> str:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on the device; a GPU takes it from page-locked memory, and is not waited for."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
+    """float32 tensors of one device as NumPy arrays. From a GPU they come in one copy into page-locked memory."""
+    if tensors[0].device.type != "cuda":
+        return [tensor.cpu().numpy() for tensor in tensors]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    host = torch.empty(flat.shape, pin_memory=True).copy_(flat, non_blocking=True)
+    torch.cuda.current_stream(flat.device).synchronize()
+    parts = host.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors)]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

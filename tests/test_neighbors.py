@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dejavu_utils.attack.neighbors import NeighborSearch
+from dejavu_utils.errors import InputError
 
 
 def assert_nearest(found, queries, public, k):
@@ -46,6 +47,86 @@ def test_k_beyond_the_public_set_is_named():
     found.add(np.zeros((4, 3), np.float32))
     with pytest.raises(ValueError, match="k is 5, but the public set holds only 4"):
         found.result()
+
+
+def tight_clusters(clusters, per_cluster, d, spread, seed=0):
+    """Embeddings in clusters that are `spread` wide and about 1 from one another, labels, and as many queries."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(clusters, d)) / np.sqrt(d)
+    labels = np.repeat(np.arange(clusters), per_cluster)
+    # Within a cluster, subclusters that only the last digits tell apart: they are the classes.
+    classes = rng.integers(0, 4, len(labels))
+    offsets = spread * rng.normal(size=(clusters, 4, d)) / np.sqrt(d)
+
+    def draw(classes):
+        noise = 0.2 * spread * rng.normal(size=(len(classes), d)) / np.sqrt(d)
+        return (centers[labels] + offsets[labels, classes] + noise).astype(np.float32)
+
+    return draw(classes), classes, draw(classes)
+
+
+@pytest.mark.parametrize("use_faiss", [True, False])
+def test_tight_clusters_are_told_apart(use_faiss):
+    """Clusters 1e-4 wide at distance 1: of products alone float32 keeps nothing of the distances within."""
+    public, classes, queries = tight_clusters(25, 40, 64, 1e-4)
+    found = search(queries, public, 5, 3, use_faiss)
+    squared = ((queries[:, None].astype(np.float64) - public[None].astype(np.float64)) ** 2).sum(axis=2)
+    expected = np.argsort(squared, axis=1, kind="stable")[:, :5]
+    assert np.array_equal(found, expected)
+    vote = np.array([np.bincount(classes[row]).argmax() for row in found])
+    assert (vote == classes).mean() > 0.99
+    centered = [torch.from_numpy(x - queries.mean(axis=0)) for x in (queries, public)]
+    products = torch.addmm(centered[1].square().sum(1), centered[0], centered[1].T, alpha=-2)
+    by_products = products.topk(5, largest=False).indices.numpy()
+    assert np.mean([np.bincount(classes[row]).argmax() for row in by_products] == classes) < 0.9  # without float64
+
+
+@pytest.mark.parametrize("use_faiss", [True, False])
+def test_the_cut_into_blocks_changes_nothing(use_faiss):
+    rng = np.random.default_rng(1)
+    queries, public = (rng.normal(size=(n, 48)).astype(np.float32) for n in (70, 900))
+    public[500:600] = public[100:200]  # equal distances
+    expected = search(queries, public, 30, 1, use_faiss)
+    for blocks in (2, 7, 100):
+        assert np.array_equal(search(queries, public, 30, blocks, use_faiss), expected)
+
+
+@pytest.mark.parametrize("scale, what", [(1e19, "overflow"), (1e-22, "are lost")])
+def test_squares_beyond_float32_are_refused(scale, what):
+    rng = np.random.default_rng(0)
+    queries, public = ((scale * rng.normal(size=(n, 8))).astype(np.float32) for n in (10, 50))
+    for use_faiss in (True, False):
+        found = NeighborSearch(queries.copy(), 5, use_faiss=use_faiss, name="model A, projector")
+        with pytest.raises(InputError, match=f"model A, projector are so .*{what}"):
+            found.add(public.copy())
+            found.result()
+
+
+def test_equal_embeddings_are_no_error():
+    found = NeighborSearch(np.ones((3, 4), np.float32), 2)
+    found.add(np.ones((5, 4), np.float32))
+    assert found.result().tolist() == [[0, 1]] * 3
+
+
+def test_the_search_computes_in_ieee_float32_whatever_was_set(monkeypatch):
+    seen = []
+    addmm = torch.addmm
+    flags = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731
+    monkeypatch.setattr(torch, "addmm", lambda *args, **kwargs: seen.append(flags()) or addmm(*args, **kwargs))
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        search(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), 2, 1, False)
+        assert seen == [(False, False)] and flags() == (True, True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_without_faiss_pytorch_searches(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not NeighborSearch(np.zeros((2, 3), np.float32), 1).use_faiss
 
 
 @pytest.mark.gpu

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dejavu_utils.attack.neighbors import NeighborSearch
-from dejavu_utils.devices import autocast
+from dejavu_utils.attack.neighbors import NeighborSearch, candidates_memory
+from dejavu_utils.devices import autocast, to_host
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import EachTransform, IndexedImages, collate_readable, evaluation_transform
@@ -83,15 +83,28 @@ class Embedder:
 
         images: a batch for each of `kinds`, float (n, 3, h, w).
         """
+        outputs = self.outputs(images)
+        # One copy for all of them, and for whether they are finite: a GPU is waited for once per batch.
+        finite = torch.stack([torch.isfinite(output).all() for output in outputs.values()])
+        finite, *host = to_host([finite.float(), *outputs.values()])
+        for (model, layer), is_finite in zip(outputs, finite):
+            check_finite(is_finite, self.where[model], layer, self.inference.precision)
+        return dict(zip(outputs, host))
+
+    def outputs(self, images):
+        """What `embed` gives, as tensors on the device, unchecked."""
         batches = {kind: batch.to(self.device, non_blocking=True) for kind, batch in zip(self.kinds, images)}
-        embedded = {}
+        outputs = {}
         for model, network in self.networks.items():
             with autocast(self.device, self.inference.precision):
-                outputs = network.embed_layers(batches[self.shown[model]], self.layers)
-            for layer, output in outputs.items():
-                check_finite(output, self.where[model], layer, self.inference.precision)
-                embedded[model, layer] = output.float().cpu().numpy()
-        return embedded
+                of_layers = network.embed_layers(batches[self.shown[model]], self.layers)
+            outputs |= {(model, layer): output.float() for layer, output in of_layers.items()}
+        return outputs
+
+    def search(self, key, queries, k):
+        """A NeighborSearch of embeddings of (model, layer), float32 (n, width)."""
+        model, layer = key
+        return NeighborSearch(queries, k, self.device, name=f"{self.where.get(model, model)}: its {layer} outputs")
 
     def shards(self, images):
         """An ImageSet cut into [(name, start, stop)], of whole batches but for the last."""
@@ -189,16 +202,16 @@ def predicted_memory(embedder, crops, public, k):
     widths = list(embedder.widths.values())
     held, streamed = sorted((crops, public)) if public else (crops, 0)  # logits need no public images
     block = max(min(block_rows(width), streamed) * width for width in widths)
-    # A block is read and joined, or copied to be moved; a shard of every layer is embedded or read meanwhile.
+    # A block is read and joined, then moved in a copy; a shard of every layer is embedded or read meanwhile.
     shard = min(max(_SHARD, embedder.batch_size), streamed) * sum(widths)
-    # The best of all layers; and for one, what a block gives, both joined, and their order.
+    # The best of all layers; and for one, those after a block.
     found = 0 if not public else crops if holds_crops(crops, public) else min(crops, _SHARD)
     waiting = min(streamed, world_size() * (_BLOCK_IMAGES + _SHARD))
     return {
         "held": held * sum(widths) * 4,
         "streamed": (2 * block + shard) * 4,
-        "neighbors": found * k * (12 * len(widths) + 12 + 24 + 16),
-        "disk": (held + waiting) * sum(widths) * 4 + found * k * len(widths) * 12 * world_size(),
+        "neighbors": found * k * 16 * (len(widths) + 1) + candidates_memory(k),
+        "disk": (held + waiting) * sum(widths) * 4 + found * k * len(widths) * 16 * world_size(),
     }
 
 
@@ -207,7 +220,7 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
     crop_rows, held = embedder.embed_set(crops, pieces, progress)
     if not len(crop_rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
-    searches = {key: NeighborSearch(array, k, embedder.device) for key, array in held.items()}
+    searches = {key: embedder.search(key, array, k) for key, array in held.items()}
     shards, own = embedder.shards(public), f"best_{rank():06d}"
     earlier = pieces.names("best_") if rank() == 0 else []
     earlier = from_first({name: pieces.load(name, "shards")["shards"].tolist() for name in earlier})
@@ -227,7 +240,7 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
             unreadable += _images(block) - len(rows)
             for key, search in searches.items():
                 parts = [pieces.load(name, _word(key))[_word(key)] for name, _, _ in block]
-                search.add(np.concatenate(parts), rows, overwrite=True)
+                search.add(np.concatenate(parts), rows)
             finished += [name for name, _, _ in block]
             if time.monotonic() - saved > saving / _SAVING_SHARE:
                 saved, saving = _save_best(pieces, own, searches, finished, unreadable)
@@ -257,7 +270,7 @@ def _past_public(embedder, crops, public, k, pieces, progress):
             neighbors = {key: np.empty((0, k), np.int64) for key in held}  # where no crop of the shard could be read
             if len(rows):
                 for key, public_embeddings in held.items():
-                    search, step = NeighborSearch(embedded[key], k, embedder.device), block_rows(embedder.widths[key])
+                    search, step = embedder.search(key, embedded[key], k), block_rows(embedder.widths[key])
                     for start in range(0, len(public_rows), step):
                         search.add(public_embeddings[start : start + step], public_rows[start : start + step])
                     neighbors[key] = search.result()
