@@ -42,8 +42,16 @@ from dejavu_utils.cli import (
     run,
     zero_or_one,
 )
-from dejavu_utils.devices import PRECISIONS, autocast, choose_precision
-from dejavu_utils.distributed import any_process, gather, rank, sum_over_processes, wait_for_all, world_size
+from dejavu_utils.devices import PRECISIONS, autocast, choose_precision, to_device
+from dejavu_utils.distributed import (
+    LateSums,
+    any_process,
+    gather,
+    rank,
+    sum_over_processes,
+    wait_for_all,
+    world_size,
+)
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import (
@@ -263,14 +271,12 @@ def train(args):
         num_workers=args.workers,
         pin_memory=device.type == "cuda",
     )
+    late_sums = LateSums(device)  # of a step are read after the next has begun
     for (images, encoder_images), _ in batches if not state.finished() else ():
         state.train_step(images.to(device, non_blocking=True), encoder_images.to(device, non_blocking=True))
-        asked, broken = any_process([stop.received is not None, not math.isfinite(state.last_loss)], device)
-        if broken:
-            raise InputError(
-                f"the loss is {state.last_loss} at step {state.step}; the last good checkpoint is kept: try a smaller "
-                "--lr or --precision fp32"
-            )
+        asked = state.asked_to_stop(late_sums(state.last_loss, stop.received is not None))
+        if asked or state.step % args.save_interval == 0 or state.finished():
+            asked = state.asked_to_stop(late_sums.last()) or asked  # before anything is saved
         if state.step % args.log_interval == 0 or state.finished() or asked:
             state.log()
         if state.step % args.save_interval == 0 or state.finished() or asked:
@@ -353,7 +359,9 @@ class RcdmRun:
         self.unet = unets.build_unet(args.backend, vars(args), encoder.width).to(device)
         self.rates = ema_rates(args)
         self.ema = {rate: {k: v.detach().clone() for k, v in self.unet.state_dict().items()} for rate in self.rates}
-        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.unet.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+        )
         # Guided diffusion's loss scale: from 2^20, log2 grows by fp16_scale_growth a step and falls by 1 on overflow.
         self.scaler = torch.amp.GradScaler(
             device.type,
@@ -367,7 +375,7 @@ class RcdmRun:
         self.forward = Losses(self.unet, self.diffusion)
         if world_size() > 1:
             devices = [device.index] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.forward, device_ids=devices)
+            self.forward = DistributedDataParallel(self.forward, device_ids=devices, gradient_as_bucket_view=True)
         self.last_loss, self.sums, self.since = 0.0, {}, (0, time.time())
 
     def finished(self):
@@ -378,7 +386,7 @@ class RcdmRun:
         args, n = self.args, len(images)
         seed_step(args.seed, self.step)
         t, weights = self.step_sampler.sample(n, self.device)
-        noise = torch.randn(images.shape).to(self.device)
+        noise = to_device(torch.randn(images.shape), self.device)
         with autocast(self.device, self.precision):
             representations = self.encoder(encoder_images)
         rate = args.lr * (1 - self.step / args.lr_anneal_steps) if args.lr_anneal_steps else args.lr
@@ -406,7 +414,19 @@ class RcdmRun:
         self.step_sampler.update(of_all[:, 0].long(), of_all[:, 1])
         for name, values in losses.items():
             self.sums[name] = self.sums.get(name, 0) + (values * weights).mean().double()
-        self.last_loss = losses["loss"].mean().item()
+        self.last_loss = losses["loss"].mean()
+
+    def asked_to_stop(self, sums):
+        """Was any process? sums: LateSums of (loss, asked), or None. InputError for a loss that is not finite."""
+        if sums is None:
+            return False
+        loss, asked = sums
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at step {self.step}; the last good checkpoint is kept: try a smaller --lr or "
+                "--precision fp32"
+            )
+        return asked > 0
 
     @torch.no_grad()
     def update_averages(self):

@@ -36,7 +36,7 @@ from dejavu_utils.data.ffcv import FfcvLoader
 from dejavu_utils.data.loader import NativeLoader, evaluation_batches
 from dejavu_utils.data.provenance import load_training_images
 from dejavu_utils.devices import autocast, choose_precision
-from dejavu_utils.distributed import any_process, average_gradients, rank, world_size
+from dejavu_utils.distributed import LateSums, average_gradients, rank, world_size
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
 from dejavu_utils.launch import LOCK_FILE, Resources, ScriptJob, StopSignal, connect, start_here, submit
@@ -214,6 +214,7 @@ class TrainingRun:
                 setattr(network, name, synchronize_batch_norm(part, device))
         if device.type == "cuda":
             network.to(memory_format=torch.channels_last)
+            torch.backends.cudnn.benchmark = True  # shapes repeat
         self.network = network
         self.method = method(settings, network, self.schedule["total_steps"])
         self.probes = Probes(network.layer_widths(), num_classes).to(device)
@@ -223,15 +224,17 @@ class TrainingRun:
             settings.training.momentum,
             settings.training.weight_decay,
         )
-        self.optimizer_probes = torch.optim.AdamW(self.probes.parameters(), lr=1e-4)
+        self.optimizer_probes = torch.optim.AdamW(self.probes.parameters(), lr=1e-4, fused=True)
         self.precision = choose_precision(settings.training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.forward = ViewsForward(network, method.embedding)
-        if settings.training.compile:
-            self.forward = torch.compile(self.forward)
         if world_size() > 1:
             devices = [device.index] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.forward, device_ids=devices, broadcast_buffers=False)
+            self.forward = DistributedDataParallel(
+                self.forward, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        if settings.training.compile:  # around it, so that exchanges are cut in where gradients are ready
+            self.forward = torch.compile(self.forward)
 
     def train_epoch(self, loader, stop):
         """The rest of one pass over the training set; returns the record for the log, or None if asked to stop."""
@@ -240,24 +243,20 @@ class TrainingRun:
         resolution = resolution_at(self.epoch, ramp.min_res, ramp.max_res, ramp.start_ramp, ramp.end_ramp)
         self.network.train(not self.frozen)
         quiet = settings.logging.log_level < 2 or rank() > 0
+        late_sums = LateSums(self.device)  # of a step are read after the next has begun
         with nullcontext() if quiet else Progress(len(loader), f"steps of epoch {self.epoch + 1}") as progress:
             for views, labels in loader.epoch(self.epoch, resolution, first_step):
                 step = self.epoch * len(loader) + self.steps_done
                 rate = learning_rate(step, **self.schedule)
                 # What a backbone draws (dropout) is the same in a resumed run.
                 seed_step(settings.data.random_seed, step)
-                loss = self.step(views, labels, rate, step)
-                asked, broken = any_process([stop.received is not None, not math.isfinite(loss)], self.device)
-                if broken:
-                    raise InputError(
-                        f"the loss is {loss.item()} at epoch {self.epoch + 1}, step {self.steps_done + 1}; the last "
-                        "good checkpoint is kept: try a smaller --training.base_lr or --training.precision fp32"
-                    )
+                sums = late_sums(self.step(views, labels, rate, step), stop.received is not None)
                 self.steps_done += 1
                 if progress:
                     progress.update()
-                if asked and self.steps_done < len(loader):
+                if self.asked_to_stop(sums) and self.steps_done < len(loader):
                     return None
+            self.asked_to_stop(late_sums.last())
         seconds, images = time.time() - start, (self.steps_done - first_step) * self.schedule["batch_size"]
         return {
             "timestamp": time.time(),
@@ -269,6 +268,18 @@ class TrainingRun:
             "lr": learning_rate((self.epoch + 1) * len(loader) - 1, **self.schedule),
             "resolution": resolution,
         }
+
+    def asked_to_stop(self, sums):
+        """Was any process? sums: LateSums of (loss, asked), or None. InputError for a loss that is not finite."""
+        if sums is None:
+            return False
+        loss, asked = sums
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at epoch {self.epoch + 1}, step {self.steps_done}; the last good "
+                "checkpoint is kept: try a smaller --training.base_lr or --training.precision fp32"
+            )
+        return asked > 0
 
     def end_epoch(self):
         """The next step is the first of a new epoch."""
@@ -283,10 +294,10 @@ class TrainingRun:
             else:
                 outputs, embeddings = self.forward(views)
                 loss = self.method.loss(embeddings, views, labels, self.epoch)
-            logits = self.probes(outputs)
+        logits = self.probes(outputs)
         if not self.frozen:
             self.update_network(loss, rate, step)
-        probe_losses = [F.cross_entropy(z.float(), labels) for z in logits]
+        probe_losses = [F.cross_entropy(z, labels) for z in logits]
         self.optimizer_probes.zero_grad(set_to_none=True)
         sum(probe_losses).backward()
         average_gradients(list(self.probes.parameters()))
@@ -330,8 +341,9 @@ class TrainingRun:
             if stop and number < in_all and stop.asked(self.device):
                 return None
             with autocast(self.device, self.precision):
-                logits = self.probes(self.network(images))
-            probe_losses = [F.cross_entropy(z.float(), labels) for z in logits]
+                outputs = self.network(images)
+            logits = self.probes(outputs)
+            probe_losses = [F.cross_entropy(z, labels) for z in logits]
             meter.add(torch.zeros((), device=self.device), logits, probe_losses, labels)
         return meter.total(len(self.probes.probes), self.device).probes("_val")
 

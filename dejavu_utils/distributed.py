@@ -69,6 +69,42 @@ def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
     return [total > 0 for total in sum_over_processes(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
 
 
+class LateSums:
+    """Sums of a few numbers over all processes, which come when the next are asked for, so that no GPU is waited for.
+
+    All processes get the same sums at the same call. late: False gives them at once; not given: False on CPUs, whose
+    tensors are there anyway.
+    """
+
+    def __init__(self, device: torch.device, late: bool | None = None):
+        self.device, self.late = device, device.type != "cpu" if late is None else late
+        self._under_way: tuple | None = None
+
+    def __call__(self, *values: float | torch.Tensor) -> list[float] | None:
+        """The sums of the values of the last call; None at the first. values: numbers, or scalars on the device."""
+        full = (torch.full((), float(v), device=self.device) if not torch.is_tensor(v) else v.float() for v in values)
+        sums = sum_over_processes(torch.stack(list(full)))
+        if not self.late:
+            return sums.tolist()
+        before = self.last()
+        done = None
+        if self.device.type == "cuda":
+            sums = torch.empty(sums.shape, pin_memory=True).copy_(sums, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        self._under_way = (sums, done)
+        return before
+
+    def last(self) -> list[float] | None:
+        """Those still under way; None if there are none. A GPU is waited for."""
+        if self._under_way is None:
+            return None
+        (sums, done), self._under_way = self._under_way, None
+        if done is not None:
+            done.synchronize()
+        return sums.tolist()
+
+
 def from_first(value: T) -> T:
     """The first process's picklable object, over gloo; all processes must call this."""
     if world_size() == 1:

@@ -1,13 +1,14 @@
 """A world of two processes equals a world of one on the same global batch: values, gradients and whole trainings."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from dejavu_utils.distributed import any_process, average_gradients, gather, sum_over_processes
+from dejavu_utils.distributed import LateSums, any_process, average_gradients, gather, sum_over_processes
 from dejavu_utils.models import LOSSES, SSLNetwork
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.methods import METHODS
@@ -151,3 +152,12 @@ def test_teachers_move_and_students_do_not_follow():
         method.after_step(0)
         for (name, old), p in zip(method.teacher.named_parameters(), network.parameters()):
             torch.testing.assert_close(old, before[name] * 0.9 + p * 0.1)
+
+
+def test_late_sums_come_one_call_later_and_none_is_lost():
+    late = LateSums(CPU, late=True)
+    assert late(torch.tensor(1.5), False) is None
+    assert late(torch.tensor(math.nan), True) == [1.5, 0]
+    nan, asked = late.last()
+    assert math.isnan(nan) and asked == 1 and late.last() is None
+    assert LateSums(CPU)(2, True) == [2, 1]  # on a CPU at once

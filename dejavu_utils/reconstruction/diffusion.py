@@ -11,6 +11,8 @@ import math
 import numpy as np
 import torch
 
+from dejavu_utils.devices import to_device
+
 PIXEL_RANGE = (0.0, 1.0)  # of the training images, as published; stored with every model
 NOISE_SCHEDULES = ("linear", "cosine")
 
@@ -46,7 +48,8 @@ class Diffusion:
             "log_posterior": np.log(clipped),
             "log_large": np.log(np.append(clipped[0], beta[1:])),
         }
-        self._table = {name: torch.from_numpy(values) for name, values in table.items()}
+        self._tables = {torch.device("cpu"): {name: torch.from_numpy(values).float() for name, values in table.items()}}
+        self._tables[torch.device("cpu")]["timesteps"] = self.timesteps
 
     def __len__(self):
         """How many steps there are, after respacing."""
@@ -54,7 +57,14 @@ class Diffusion:
 
     def _at(self, name, t):
         """The schedule's value at each step of t, float32 (n, 1, 1, 1)."""
-        return self._table[name].to(t.device)[t].float().view(-1, 1, 1, 1)
+        return self._on(t.device)[name][t].view(-1, 1, 1, 1)
+
+    def _on(self, device):
+        """The tables on a device, copied there once: a GPU would be waited for."""
+        if device not in self._tables:
+            cpu = self._tables[torch.device("cpu")]
+            self._tables[device] = {name: values.to(device) for name, values in cpu.items()}
+        return self._tables[device]
 
     def noised(self, start, t, noise):
         """x_t given x_0. start, noise: float (n, 3, s, s); t: int64 (n,), positions among the kept steps."""
@@ -62,7 +72,7 @@ class Diffusion:
 
     def output(self, unet, x, t, representation):
         """The U-Net's raw output, float32 (n, 3 or 6, s, s)."""
-        steps = self.timesteps.to(t.device)[t]
+        steps = self._on(t.device)["timesteps"][t]
         if self.time_scale is not None:
             steps = steps.float() * self.time_scale
         return unet(x, steps, feat=representation).float()
@@ -126,7 +136,7 @@ class Diffusion:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
         def draw():
-            return torch.stack([torch.randn(3, side, side, generator=g) for g in generators]).to(device)
+            return to_device(torch.stack([torch.randn(3, side, side, generator=g) for g in generators]), device)
 
         x = draw()
         for step in reversed(range(len(self))):
@@ -202,7 +212,7 @@ class UniformSteps:
 
     def sample(self, n, device):
         """(t int64 (n,), weights float32 (n,)), from PyTorch's global generator on the CPU."""
-        return torch.randint(self.steps, (n,)).to(device), torch.ones(n, device=device)
+        return to_device(torch.randint(self.steps, (n,)), device), torch.ones(n, device=device)
 
     def update(self, t, losses):
         """Records the losses (n,) at steps t, of all processes."""
@@ -233,7 +243,7 @@ class LossSecondMomentSteps(UniformSteps):
             moment = self.history.square().mean(dim=1).sqrt()
             share = (1 - self.UNIFORM_SHARE) * moment / moment.sum() + self.UNIFORM_SHARE * share
         t = torch.multinomial(share, n, replacement=True)
-        return t.to(device), (1 / (self.steps * share[t])).float().to(device)
+        return to_device(t, device), to_device((1 / (self.steps * share[t])).float(), device)
 
     def update(self, t, losses):
         for step, loss in zip(t.tolist(), losses.double().tolist()):

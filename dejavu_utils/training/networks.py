@@ -33,5 +33,8 @@ class Probes(nn.Module):
         self.probes = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
 
     def forward(self, outputs):
-        """list of float (n, width) -> list of float (n, num_classes); no gradient reaches the outputs."""
-        return [probe(output.detach()) for probe, output in zip(self.probes, outputs)]
+        """list of float (n, width) -> list of float32 (n, num_classes); no gradient reaches the outputs.
+
+        In float32 whatever precision the network runs in: in bf16 two classes often tie.
+        """
+        return [probe(output.detach().float()) for probe, output in zip(self.probes, outputs)]
