@@ -50,6 +50,7 @@ from dejavu_utils.analysis.results import (
     confidence_curve,
     directions,
     read_attack,
+    read_ceiling,
     read_probe,
 )
 from dejavu_utils.cli import Parser, existing_folder, expanded, positive_int, run, zero_or_one
@@ -172,14 +173,14 @@ def plot_point(args, folder):
     read = {}
     for layer in sorted(layers, key=place_in_network):
         try:
-            read[layer] = read_attack(layers[layer], args.k_neighb)
+            read[layer] = with_ceiling(args, layers[layer])
         except InputError as error:
             print(f"note: left out: {error}")
     if read:
         own = args.layer or ("projector" if "projector" in read else next(iter(attacked_layers(point)), None))
         if own not in read and args.layer:
             print(f"note: no {args.layer} in {point}: no figure of the confidence")
-        save_all(args, "attk_confidence_", confidence_frames(read[own]) if own in read else ())
+        save_all(args, "attk_confidence_", confidence_frames(*read[own]) if own in read else ())
     if len(read) > 1:
         save_all(args, "attk_layers_acc_", layer_frames(args, read))
 
@@ -212,7 +213,7 @@ def read_points(args, folder, template, value, x):
         layers = attacked_layers(path)
         if args.layer and layers and args.layer not in layers:
             raise InputError(f"--layer {args.layer}: {path} holds {', '.join(sorted(layers, key=place_in_network))}")
-        return read_attack(layers.get(args.layer or "projector", path), args.k_neighb)
+        return with_ceiling(args, layers.get(args.layer or "projector", path))
 
     points, left_out = [], []
     for position, path in sweep_points(folder, template, value):
@@ -226,38 +227,51 @@ def read_points(args, folder, template, value, x):
     return points, left_out
 
 
+def with_ceiling(args, folder):
+    """(sets of read_attack, ceiling or None) of one layer of an attack."""
+    return read_attack(folder, args.k_neighb), read_ceiling(folder, args.k_neighb)
+
+
+def columns_at(args, sets, ceiling, top_k):
+    """[the columns of the accuracies, and memorization.summarize's dict they are from] of each confidence level."""
+    top = ceiling and ceiling[f"top_{top_k}"]
+    summaries = summarize_levels(directions(sets), top_k, args.pct_confidences)
+    return [
+        ({"pct_confidence": pct, **accuracy_columns(summary, top)}, summary)
+        for pct, summary in zip(args.pct_confidences, summaries)
+    ]
+
+
 def attack_frames(args, points, x):
     """Yields (part of the file name, function that draws, DataFrame, top_k) of an attack sweep."""
     for top_k in TOP_KS:
         accuracies, shares = [], []
-        for position, sets in points:
-            summaries = summarize_levels(directions(sets), top_k, args.pct_confidences)
-            for pct, summary in zip(args.pct_confidences, summaries):
-                accuracies.append({x: position, "pct_confidence": pct, **accuracy_columns(summary)})
-            row = {x: position, **{share: summaries[0][share]["value"] for share in SHARES}}
+        for position, (sets, ceiling) in points:
+            levels = columns_at(args, sets, ceiling, top_k)
+            accuracies += [{x: position, **columns} for columns, _ in levels]
+            summary = levels[0][1]  # the shares are of all examples at every level
+            row = {x: position, **{share: summary[share]["value"] for share in SHARES}}
             for share in SHARES:
-                row.update(bounds(share, summaries[0][share]))
+                row.update(bounds(share, summary[share]))
             shares.append(row)
         yield "acc_", save_accuracy_figures, pd.DataFrame(accuracies), top_k
         yield "partition_", save_partition_figures, pd.DataFrame(shares), top_k
 
 
 def layer_frames(args, layers):
-    """Yields the frames of the layers of one point. layers: {name: sets}, in the network's order."""
+    """Yields the frames of the layers of one point. layers: {name: `with_ceiling`}, in the network's order."""
     for top_k in TOP_KS:
         rows = [
-            {"layer": layer, "pct_confidence": pct, **accuracy_columns(summary)}
-            for layer, sets in layers.items()
-            for pct, summary in zip(
-                args.pct_confidences, summarize_levels(directions(sets), top_k, args.pct_confidences)
-            )
+            {"layer": layer, **columns}
+            for layer, (sets, ceiling) in layers.items()
+            for columns, _ in columns_at(args, sets, ceiling, top_k)
         ]
         yield "", save_layer_figures, pd.DataFrame(rows), top_k
 
 
-def confidence_frames(sets):
+def confidence_frames(sets, ceiling):
     """Yields the frames of the confidence curve of one point."""
-    curve = confidence_curve(sets, CURVE)
+    curve = confidence_curve(sets, CURVE, ceiling)
     for top_k in TOP_KS:
         yield "", save_confidence_figures, curve[curve["top_k"] == top_k].drop(columns="top_k"), top_k
 

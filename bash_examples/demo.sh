@@ -110,7 +110,7 @@ python plot_quant_results.py --model "$model" --k_neighb "$K" \
   --save_path "$LOGGING_FOLDER/plot"
 
 say "Result"
-python bash_examples/summary_table.py --chance "$(python -c "print(1 / $CLASSES)")" \
+python bash_examples/summary_table.py \
   --save_path "$LOGGING_FOLDER/summary.csv" \
   "projector=$LOGGING_FOLDER/$projector" "backbone=$LOGGING_FOLDER/$backbone"
 echo

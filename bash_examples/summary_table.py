@@ -1,18 +1,23 @@
-"""A short table of attacks: target and reference accuracy, chance and déjà vu score with 95 % intervals.
+"""A short table of attacks: accuracies, chance, ceiling and déjà vu score with 95 % intervals; or what runs share.
 
-Reads the results.json of each attack folder named as LABEL=FOLDER; prints the table and writes it to --save_path.
+Reads the results.json of each attack folder, or its neighbor files where it has none; prints the table and writes it to
+--save_path. Folders named as LABEL=FOLDER get a row each and confidence level. With --runs, the folders are the same
+attack of several seeds or partitions: mean of the runs with a 95 % interval (Hartung & Knapp), standard deviation
+between them, and tau, what of it their own intervals do not account for (Paule & Mandel).
 
-    python bash_examples/summary_table.py --chance 0.2 --save_path /tmp/summary.csv \\
+    python bash_examples/summary_table.py --save_path /tmp/summary.csv \\
         projector=demo/seed0/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep
+    python bash_examples/summary_table.py --save_path /tmp/runs.csv \\
+        --runs demo/seed?/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from dejavu_utils.analysis.results import figure_in_words
-from dejavu_utils.cli import Parser, existing_file, expanded, run
+from dejavu_utils.analysis.results import figure_in_words, mean_ceiling, read_statistics
+from dejavu_utils.analysis.runs import combine_runs
+from dejavu_utils.cli import Parser, existing_folder, expanded, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
 
@@ -21,8 +26,9 @@ COLUMNS = ("target", "reference", "score")
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("attacks", nargs="+", metavar="LABEL=FOLDER", help="folders of label_inference_attack.py")
-    parser.add_argument("--chance", type=float, required=True, help="accuracy of guessing, 1 / classes")
+    parser.add_argument("attacks", nargs="*", metavar="LABEL=FOLDER", help="folders of label_inference_attack.py")
+    parser.add_argument("--runs", type=expanded, nargs="+", metavar="FOLDER", help="folders of one attack's runs")
+    parser.add_argument("--k_attk", type=int, default=0, help="neighbors that vote where there is no results.json")
     parser.add_argument("--pct_confidences", type=int, nargs="+", default=[100, 20], help="per cents in results.json")
     parser.add_argument("--save_path", type=expanded, required=True, help="csv of the same figures, unrounded")
     return parser.parse_args(argv)
@@ -30,31 +36,66 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    rows, lines = [], [("", "examples", "target", "reference", "chance", "déjà vu score")]
-    for attack in args.attacks:
-        label, _, folder = attack.partition("=")
-        path = existing_file(Path(folder) / "results.json", f"attack {label}")
-        try:
-            accuracy = json.loads(path.read_text(encoding="utf-8"))["both"]["top_1"]["accuracy"]
-        except (ValueError, KeyError) as error:
-            raise InputError(
-                f"attack {label}: {path} was not written by label_inference_attack.py ({error!r})"
-            ) from None
-        for pct in args.pct_confidences:
-            if str(pct) not in accuracy:
-                raise InputError(f"--pct_confidences {pct}: {path} has {', '.join(accuracy)}")
-            figures = accuracy[str(pct)]
-            row = {"attack": label, "pct_confidence": pct, "chance": args.chance}
-            for name in COLUMNS:
-                row.update({f"{name}{'' if key == 'value' else '_' + key}": v for key, v in figures[name].items()})
-            rows.append(row)
-            cells = [figure_in_words(figures[name]) for name in COLUMNS]
-            who = "all" if pct == 100 else f"most confident {pct} %"
-            lines.append((label, who, *cells[:2], f"{args.chance:.3f}", cells[2]))
+    if bool(args.attacks) == bool(args.runs):
+        raise InputError("name attacks as LABEL=FOLDER, or their runs with --runs")
+    rows, lines = table_of_runs(args) if args.runs else table_of_attacks(args)
     save_csv(args.save_path, pd.DataFrame(rows))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def table_of_attacks(args):
+    """(rows of the csv, lines of cells to print), an attack and level each."""
+    rows, lines = [], [("", "examples", "target", "reference", "chance", "ceiling", "déjà vu score")]
+    for attack in args.attacks:
+        label, _, folder = attack.partition("=")
+        results = read_statistics(existing_folder(folder, f"attack {label}"), args.k_attk)
+        ceiling = mean_ceiling(results["ceiling"])["top_1"] if "ceiling" in results else None
+        for pct in args.pct_confidences:
+            figures = figures_at(results, pct, folder)
+            chance = figures.get("chance")
+            row = {"attack": label, "pct_confidence": pct, "chance": chance}
+            for name, figure in (*((name, figures[name]) for name in COLUMNS), ("ceiling", ceiling or {})):
+                row.update({name if key == "value" else f"{name}_{key}": value for key, value in figure.items()})
+            rows.append(row)
+            target, reference, score = (figure_in_words(figures[name]) for name in COLUMNS)
+            limits = [f"{value:.3f}" if value is not None else "" for value in (chance, ceiling and ceiling["value"])]
+            lines.append((label, who(pct), target, reference, *limits, score))
+    return rows, lines
+
+
+def table_of_runs(args):
+    """(rows of the csv, lines of cells to print), a level and figure each."""
+    if len(args.runs) < 2:
+        raise InputError("--runs: name at least two folders; one run has no spread")
+    runs = {folder: read_statistics(existing_folder(folder, "--runs"), args.k_attk) for folder in args.runs}
+    rows = []
+    lines = [("examples", "", f"mean of {len(runs)} runs", "SD between runs", "tau", "lowest", "highest")]
+    for pct in args.pct_confidences:
+        of_runs = [figures_at(results, pct, folder) for folder, results in runs.items()]
+        for name in COLUMNS:
+            estimates = [figures[name] for figures in of_runs]
+            for folder, estimate in zip(runs, estimates):
+                if estimate["value"] is None:
+                    raise InputError(f"--runs {folder}: has no example among the most confident {pct} %")
+            found = combine_runs(estimates)
+            values = [estimate["value"] for estimate in estimates]
+            rows.append({"pct_confidence": pct, "figure": name, **found, "lowest": min(values), "highest": max(values)})
+            spread = (f"{value:.3f}" for value in (found["sd"], found["tau"], min(values), max(values)))
+            lines.append((who(pct), name, figure_in_words({**found, "value": found["mean"]}), *spread))
+    return rows, lines
+
+
+def figures_at(results, pct, folder):
+    accuracy = results["both"]["top_1"]["accuracy"]
+    if str(pct) not in accuracy:
+        raise InputError(f"--pct_confidences {pct}: {Path(folder) / 'results.json'} has {', '.join(accuracy)}")
+    return accuracy[str(pct)]
+
+
+def who(pct):
+    return "all" if pct == 100 else f"most confident {pct} %"
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def test_page_is_whole_and_self_contained(attacked, tmp_path):
     assert smaller == sorted(smaller, reverse=True)
     shown = "".join(example["text"] for example in page.examples)
     assert '1")<\u2215script>' in shown and "{{ 7 * 7 }}" in shown and "a&b 'c' \"d\"" in shown
+    assert "Of 64 images 24 are called memorized; about 8 of them are expected by chance" in text
     assert {re.search(r"set ([AB])", example["text"])[1] for example in page.examples} == {"A", "B"}
 
 

@@ -180,8 +180,8 @@ def test_votes_that_are_all_or_nothing_have_the_intervals_of_accuracies():
         assert votes[one] == pytest.approx(accuracies[other], abs=0.005)  # up to the half examples
 
 
-def test_score_interval_is_newcombes():
-    # Newcombe 1998, Statistics in Medicine 17:2635, table II: method 10's cells (12, 9, 2, 14) of 37 ...
+def test_score_interval_is_that_of_newcombe():
+    """Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635), with half an example in each cell for phi."""
     for cells in ((12, 9, 2, 14), (36, 12, 2, 0), (0, 30, 0, 0), (2, 97, 1, 0)):
         correlated, memorized, misrepresented, unassociated = cells
         n = sum(cells)
@@ -424,12 +424,16 @@ def test_intervals_of_classes_cover_the_truth(rates, dependent):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dependent", [False, True])
-@pytest.mark.parametrize("rates", TRUTHS[:4])
-def test_intervals_are_as_short_as_the_bootstraps(rates, dependent):
-    """Of truths at which a paired percentile bootstrap covers; where outcomes are rarer it collapses to a point."""
+@pytest.mark.parametrize("rates", TRUTHS)
+def test_intervals_are_hardly_longer_than_the_bootstraps(rates, dependent):
+    """Where either model alone names nine images or more. Fewer, and a percentile bootstrap is too short (0.92 to 0.31
+    instead of 0.95 of the truths), since it never draws an outcome that it has not seen."""
     rng = np.random.default_rng(14)
     pool = pool_of_rates(rng, rates, dependent, 0.0)
+    truth = mem.summarize([pool], 1)
     for n in (1000, 5000):
+        if n * min(truth["memorized"]["value"], truth["misrepresented"]["value"]) < 9:
+            continue
         ours, bootstrap = [], []
         for _ in range(200):
             attack = sample_of(pool, rng, n)

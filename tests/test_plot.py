@@ -11,9 +11,9 @@ import pytest
 from helpers import ABSENT, assert_one_line_error, flags, run_script
 from PIL import Image
 
-from dejavu_utils.analysis.memorization import difference
+from dejavu_utils.analysis.memorization import difference, summarize
 from dejavu_utils.analysis.points import sweep_points
-from dejavu_utils.analysis.results import read_probe
+from dejavu_utils.analysis.results import read_attack, read_ceiling, read_probe
 
 DATA = Path(__file__).parent / "data"
 TRACES = json.loads((DATA / "attack_traces.json").read_text())
@@ -155,6 +155,33 @@ def test_layers_confidence_curve_and_probe_gap(tmp_path):
             data = (saved / f"{figure}{ending}").read_bytes()
             assert len(data) > 4000 and b"/Type3" not in data  # fonts that publishers refuse
     assert Image.open(saved / "attk_layers_acc_top5.png").size == (1020, 750)  # 3.4 x 2.5 inches
+
+
+def test_chance_and_ceiling_are_drawn_where_they_are_known(tmp_path):
+    """Of two points, one has a results.json with the ceiling of its vote, one is only neighbor files."""
+    attacks = tmp_path / "attack_sweeps"
+    for epoch in (50, 100):
+        shutil.copytree(POINT, attacks / f"NN_attk_vicreg_300pc_{epoch}ep")
+    estimates = {"A": {"value": 0.9, "low": 0.88, "high": 0.92}, "B": {"value": 0.8, "low": 0.78, "high": 0.82}}
+    results = {
+        "settings": {"layer": "projector", "k": 100, "k_attk": 0},
+        "ceiling": {model: {"top_1": found, "top_5": found} for model, found in estimates.items()},
+    }
+    (attacks / "NN_attk_vicreg_300pc_50ep" / "results.json").write_text(json.dumps(results))
+    assert read_ceiling(attacks / "NN_attk_vicreg_300pc_50ep", 50) is None  # of another vote
+    for name, changes in (("with", {}), ("without", {"k_neighb": 50})):
+        settings = dict(attk_folder_path=attacks, save_path=tmp_path / name, **changes)
+        result = plot(tmp_path, **settings)
+        assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "with" / "attk_epochs_acc_top1.csv").set_index(["epoch", "pct_confidence"])
+    assert table["ceiling"][50, 5] == pytest.approx(0.85) and np.isnan(table["ceiling"][100, 5])
+    assert table["ceiling_low"][50, 5] == pytest.approx(0.83)
+    summary = summarize([s.attack for s in read_attack(POINT, 100).values()], 1, 20)
+    assert table["chance"][100, 20] == pytest.approx(summary["chance"], abs=1e-15)
+    assert pd.read_csv(tmp_path / "with" / "attk_confidence_top1.csv")["ceiling"].to_numpy() == pytest.approx(0.85)
+    assert "ceiling" not in pd.read_csv(tmp_path / "without" / "attk_epochs_acc_top1.csv")
+    saved = [tmp_path / name / "attk_epochs_acc_top1_legend.png" for name in ("with", "without")]
+    assert saved[0].read_bytes() != saved[1].read_bytes()
 
 
 def test_a_layer_that_was_asked_for_is_drawn_or_left_out(tmp_path):

@@ -11,13 +11,16 @@ from dejavu_utils.analysis.points import SETS, attack_path
 from dejavu_utils.analysis.results import (
     TOP_KS,
     attack_statistics,
+    ceiling,
+    chance_in_words,
     class_table,
     confidence_curve,
     example_table,
     figure_in_words,
-    probe_estimates,
+    mean_ceiling,
     read_attack,
 )
+from dejavu_utils.analysis.verdict import statistical_warnings, verdict
 from dejavu_utils.attack.queries import CEILING
 from dejavu_utils.files import save_csv, save_json, save_npy
 from dejavu_utils.imagenet import UNREADABLE
@@ -36,12 +39,6 @@ class LayerOutcome:
     ceiling: dict
 
 
-def ceiling_of(predictions, labels):
-    """{"top_1", "top_5"}: how often whole public images, each left out of its own neighbors, get their class by the
-    same vote. predictions: memorization.Predictions of them. labels: int64 (n,)."""
-    return probe_estimates({k: int(predictions.right(labels, k).sum()) for k in TOP_KS}, len(labels))
-
-
 def outcome_of(layer, listing, queries, public, found, votes):
     """The LayerOutcome of what a search, or the pass for the logits, has Found.
 
@@ -51,7 +48,7 @@ def outcome_of(layer, listing, queries, public, found, votes):
     k, k_attk = votes
     among = {name: queries.among(name, found.rows) for name in queries.parts}
     rows = {name: found.rows[chosen] for name, chosen in among.items()}
-    nearest, scores, ceiling = {}, {}, {}
+    nearest, scores, ceilings = {}, {}, {}
     for model in SETS:
         array = found.arrays[model, layer]
         for name in queries.parts:
@@ -66,11 +63,11 @@ def outcome_of(layer, listing, queries, public, found, votes):
         else:
             voters = listing.labels[nearest[model, CEILING]]
             predictions = mem.predict_from_neighbors(voters, min(k_attk or k, voters.shape[1]))
-        ceiling[model] = ceiling_of(predictions, labels)
+        ceilings[model] = ceiling(predictions, labels)
     indices, crops = (
         {name: part[rows[name]] for name in SETS} for part in (queries.images.indices, queries.images.crops)
     )
-    return LayerOutcome(indices, crops, nearest or None, scores or None, ceiling)
+    return LayerOutcome(indices, crops, nearest or None, scores or None, ceilings)
 
 
 def counts_of(parts, outcome, public, unreadable, classes):
@@ -91,7 +88,8 @@ def write_layer(folder, outcome, listing, k_attk, about, pictures):
     """Writes everything about one layer into `folder`, results.json last, and returns what that holds.
 
     outcome: LayerOutcome. listing: ImageListing. k_attk: neighbors that vote. about: {"counts", "settings", "warnings"}
-    for results.json. pictures: {"boxes": function of an index or None, "names": of classes or None}, for the gallery.
+    for results.json; what the figures themselves warn of is added. pictures: {"boxes": function of an index or None,
+    "names": of classes or None}, for the gallery.
     """
     folder = Path(folder)
     for name in SETS:
@@ -110,7 +108,7 @@ def write_layer(folder, outcome, listing, k_attk, about, pictures):
     for name in SETS:
         save_csv(folder / f"attack_{name}.csv", example_table(sets[name], listing))
     save_csv(folder / "attack_classes.csv", class_table(sets, listing.classes))
-    save_csv(folder / "attack_confidence.csv", confidence_curve(sets))
+    save_csv(folder / "attack_confidence.csv", confidence_curve(sets, ceiling=mean_ceiling(outcome.ceiling)))
     attacked, crops = (np.concatenate([part[name] for name in SETS]) for part in (outcome.indices, outcome.crops))
     nearest = outcome.nearest and {
         model: np.concatenate([outcome.nearest[model, name] for name in SETS]) for model in SETS
@@ -118,6 +116,7 @@ def write_layer(folder, outcome, listing, k_attk, about, pictures):
     gallery = folder / "attack_gallery.html"
     save_gallery(gallery, sets, listing, attacked, crops, nearest, pictures["boxes"], pictures["names"])
     results = {**attack_statistics(sets), "ceiling": outcome.ceiling, **about}
+    results["warnings"] = [*about["warnings"], *statistical_warnings(results)]
     save_json(folder / "results.json", results)
     return results
 
@@ -143,24 +142,12 @@ def summary_lines(layer, results):
     for pct, figures in top_1["accuracy"].items():
         who = "all examples" if pct == "100" else f"the most confident {pct} %"
         lines.append(
-            f"  {who}: target {figure_in_words(figures['target'])}, reference {figure_in_words(figures['reference'])}, "
-            f"déjà vu score {figure_in_words(figures['score'])}"
+            f"  {who}: target {figure_in_words(figures['target'])}, reference {figure_in_words(figures['reference'])}"
+            f"{chance_in_words(figures)}, déjà vu score {figure_in_words(figures['score'])}"
         )
     lines.append("  " + ", ".join(f"{share} {figure_in_words(top_1['shares'][share])}" for share in mem.SHARES))
     ceilings = (f"model {model} {figure_in_words(found['top_1'])}" for model, found in results["ceiling"].items())
     lines.append("  ceiling (the same vote on whole public images): " + ", ".join(ceilings))
-    lines.append(f"  {_verdict(top_1)}")
-    return lines + [f"  warning: {warning}" for warning in results["warnings"]]
-
-
-def _verdict(top_1):
-    """The score of all examples in words."""
-    score, reference = top_1["accuracy"]["100"]["score"], top_1["accuracy"]["100"]["reference"]
-    if score["low"] > 0:
-        return (
-            f"A model names the objects of {100 * score['value']:.1f} % more images if it was trained on them: those "
-            f"are memorized. What the background alone tells names {100 * reference['value']:.1f} %."
-        )
-    if score["high"] < 0:
-        return "The model that was not trained on an image names its object more often: look for a mistake."
-    return "Whether a model was trained on an image makes no difference that these examples could show."
+    margin = figure_in_words(results["both"]["vote_share"]["margin"])
+    lines.append(f"  margin of the true label's share of the votes, target - reference: {margin}")
+    return lines + [f"  {sentence}" for sentence in verdict(results)]

@@ -2,11 +2,13 @@
 
 import base64
 import io
+from importlib import resources
 
 import jinja2
 import numpy as np
 
 from dejavu_utils.analysis import memorization as mem
+from dejavu_utils.analysis.verdict import memorized_by_chance
 from dejavu_utils.attack.boxes import Unusable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
@@ -57,7 +59,7 @@ def save_gallery(path, sets, listing, attacked, crops, neighbors=None, boxes_of=
     """
     rows = {int(index): row for row, index in enumerate(attacked)}
     page = _Page(listing, class_names or {}, crops, neighbors, boxes_of)
-    groups = []
+    groups, total = [], sum(len(attacked_set.idxs) for attacked_set in sets.values())
     for share, meaning, order_in_words, order in _GROUPS:
         chosen, count = _most_confident(sets, mem.SHARES.index(share), order, per_group)
         groups.append(
@@ -69,10 +71,13 @@ def save_gallery(path, sets, listing, attacked, crops, neighbors=None, boxes_of=
                 "examples": [page.example(sets[name], name, row, rows) for name, row in chosen],
             }
         )
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE)
+    counts = {group["share"]: group["count"] for group in groups}
+    groups[0]["by_chance"] = memorized_by_chance(counts["memorized"], counts["misrepresented"], total)
+    text = resources.files(__package__).joinpath("gallery.html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
     html = template.render(
         groups=groups,
-        total=sum(len(attacked_set.idxs) for attacked_set in sets.values()),
+        total=total,
         per_group=per_group,
         neighbors=neighbors is not None,
         boxes=boxes_of is not None,
@@ -183,159 +188,3 @@ def _data_uri(image, longest, most_bytes):
         if data.tell() <= most_bytes:
             break
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-# Colors: Okabe & Ito's orange and sky blue, told apart by color-blind readers, and by their lines as well.
-_TEMPLATE = """{% macro outline(kind, sides) %}
-<rect class="under" {{ sides | xmlattr }}/><rect class="{{ kind }}" {{ sides | xmlattr }}/>
-{%- endmacro %}
-{% set sample = {"x": 3, "y": 3, "width": 20, "height": 12} %}
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Déjà vu attack: examples</title>
-<style>
-:root { color-scheme: light dark; --page: #f4f4f2; --card: #ffffff; --text: #1c1c1c; --quiet: #5c5c5c; --line: #d8d8d4;
-  --match: #0072b2; --link: #005a8c; }
-@media (prefers-color-scheme: dark) { :root { --page: #16171a; --card: #212327; --text: #ececec; --quiet: #a9abb0;
-  --line: #3b3e44; --match: #56b4e9; --link: #8fd0f7; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1500px; padding: 1rem; background: var(--page); color: var(--text);
-  font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: .2rem 0 .6rem; }
-h2 { font-size: 1.25rem; margin: 2rem 0 .2rem; text-transform: capitalize; }
-h3 { font-size: 1rem; margin: 0; }
-p { margin: .3rem 0; max-width: 75ch; }
-a { color: var(--link); }
-nav { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin: .6rem 0; }
-.quiet { color: var(--quiet); font-size: .85rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; list-style: none; margin: .6rem 0; padding: 0; }
-.legend svg { width: 26px; height: 18px; vertical-align: -4px; margin-right: .3rem; }
-.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: .9rem;
-  margin-top: .7rem; }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; min-width: 0; }
-.shown { display: grid; grid-template-columns: 1fr 1fr; gap: .7rem; margin: .6rem 0; align-items: start; }
-figure { margin: 0; min-width: 0; }
-figcaption { color: var(--quiet); font-size: .8rem; }
-.picture { position: relative; display: block; }
-.picture img { display: block; width: 100%; height: auto; border-radius: 3px; }
-.picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-.seen img { display: block; width: 100%; max-height: 14rem; object-fit: contain; object-position: left top; }
-rect { fill: none; vector-effect: non-scaling-stroke; }
-.under { stroke: #000000; stroke-width: 4.5; opacity: .75; }
-.box { stroke: #ffb000; stroke-width: 2.2; stroke-dasharray: 6 4; }
-.crop { stroke: #7fd0ff; stroke-width: 2.2; }
-.model { border-top: 1px solid var(--line); padding-top: .4rem; margin-top: .5rem; }
-.neighbors { display: grid; grid-template-columns: repeat(5, 1fr); gap: .35rem; list-style: none; margin: .35rem 0 0;
-  padding: 0; }
-.neighbors li { position: relative; font-size: .75rem; line-height: 1.25; color: var(--quiet); min-width: 0; }
-.neighbors .mark { position: absolute; top: 3px; left: 3px; padding: 0 .3em; background: #000000b0; color: #ffffff;
-  border-radius: 2px; }
-.neighbors img, .neighbors .missing { display: block; width: 100%; aspect-ratio: 1; object-fit: cover;
-  border: 3px solid transparent; border-radius: 4px; }
-.neighbors .match { color: var(--text); }
-.neighbors .match img, .neighbors .match .missing { border-color: var(--match); }
-.figure { white-space: nowrap; }
-.missing { background: var(--line); color: var(--text); padding: .4rem; font-size: .75rem; font-weight: 400;
-  border-radius: 3px; overflow: hidden; }
-@media (max-width: 30rem) { .neighbors li { font-size: .66rem; } }
-</style>
-</head>
-<body>
-<header>
-<h1>Déjà vu attack: examples</h1>
-<p>A model sees only the crop of an image. {% if neighbors %}The classes of the public images nearest to it guess what
-the image shows; a guess is the more confident, the more the neighbors agree: confidence is minus the entropy (nats) of
-their classes, and 0 where all are of one class. The nearest five are shown, however many vote.
-{% else %}
-The logits of a supervised model guess what the image shows; confidence is the largest logit.
-{% endif %}
-The target was trained on the image, the reference was not. All guesses are top-1.</p>
-<ul class="legend">
-{% if boxes %}
-<li><svg viewBox="0 0 26 18" aria-hidden="true">{{ outline("box", sample) }}</svg>
-orange, dashed: a box around an object, hidden from the models</li>
-{% endif %}
-<li><svg viewBox="0 0 26 18" aria-hidden="true">{{ outline("crop", sample) }}</svg>
-light blue, solid: the crop that both models see</li>
-{% if neighbors %}
-<li>✓ and a blue frame: a neighbor of the image’s class; ✗: of another class</li>
-{% endif %}
-</ul>
-<nav>
-{% for group in groups %}
-<a href="#{{ group.share }}">{{ group.share }}: {{ group.count }} of {{ total }}</a>
-{% endfor %}
-</nav>
-</header>
-<main>
-{% for group in groups %}
-<section id="{{ group.share }}">
-<h2>{{ group.share }}</h2>
-<p>{{ group.meaning }} {{ group.count }} of {{ total }} attacked
-images{% if total %} ({{ "%.1f" | format(100 * group.count / total) }} %){% endif %}.</p>
-{% if group.examples %}
-<p class="quiet">{{ group.examples | length }} shown, the most confident first: by {{ group.order }}.</p>
-<div class="examples">
-{% for example in group.examples %}
-<article>
-<h3>{{ loop.index }}. <bdi>{{ example.class }}</bdi></h3>
-<p class="quiet">set {{ example.set }}, <bdi>{{ example.path }}</bdi></p>
-<div class="shown">
-<figure>
-{% if example.image %}
-<span class="picture"><img src="{{ example.image }}" alt="attacked image of class {{ example.class }}"><svg
- viewBox="0 0 {{ example.size[0] }} {{ example.size[1] }}" preserveAspectRatio="none" aria-hidden="true">
-{% for kind, sides in example.rectangles %}
-{{ outline(kind, sides) }}
-{% endfor %}
-</svg></span>
-{% else %}
-<div class="missing">this image cannot be read any more</div>
-{% endif %}
-<figcaption>image{% if example.boxes_missing %} (its boxes cannot be read any more){% endif %}</figcaption>
-</figure>
-<figure class="seen">
-{% if example.crop %}
-<img src="{{ example.crop }}" alt="the crop of it that the models see">
-{% else %}
-<div class="missing">no crop: the image cannot be read any more</div>
-{% endif %}
-<figcaption>crop</figcaption>
-</figure>
-</div>
-{% for model in example.models %}
-<div class="model">
-<p>{{ model.role | capitalize }} (model {{ model.model }}): <b><bdi>{{ model.guess }}</bdi></b>, {{ "right ✓" if
- model.right else "wrong ✗" }}, <span class="figure">confidence
- {{ ("%.2f" | format(model.confidence)).replace("-", "−") }}</span></p>
-{% if model.neighbors %}
-<ol class="neighbors">
-{% for neighbor in model.neighbors %}
-<li{% if neighbor.match %} class="match"{% endif %} title="{{ neighbor.path }}">
-{% if neighbor.image %}
-<img src="{{ neighbor.image }}" alt="public image of class {{ neighbor.class }}">
-{% else %}
-<div class="missing">cannot be read any more</div>
-{% endif %}
-<span class="mark">{{ "✓" if neighbor.match else "✗" }}</span><bdi>{{ neighbor.class }}</bdi></li>
-{% endfor %}
-</ol>
-{% endif %}
-</div>
-{% endfor %}
-</article>
-{% endfor %}
-</div>
-{% else %}
-<p class="quiet">No example.</p>
-{% endif %}
-</section>
-{% endfor %}
-</main>
-</body>
-</html>
-"""

@@ -22,6 +22,7 @@ STYLES = ("plain", "science")
 COLORS = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
+LIMITS = {"chance": ":", "ceiling": (0, (6, 1.5, 1, 1.5))}  # of accuracies, where they are known: gray lines
 X_LABELS = {"epoch": "epochs of training", "dataset": "training images per class"}
 _SIZE = (3.4, 2.5)  # inches
 _LEGEND_WIDTH = 1.25
@@ -52,8 +53,9 @@ def figure_style(name):
 def save_accuracy_figures(path, frame, x, top_k, x_label=None):
     """Target and reference accuracy against `x`, a color for each confidence level.
 
-    path: without suffix. frame: columns x, pct_confidence, {target,reference}_{acc,low,high}. Writes path.png, path.pdf
-    and the same with the suffix _legend.
+    path: without suffix. frame: columns x, pct_confidence, {target,reference}_{acc,low,high} and, if they are known,
+    chance and ceiling, drawn for the largest fraction of examples. Writes path.png, path.pdf and the same with the
+    suffix _legend.
     """
     groups = list(frame.groupby("pct_confidence", sort=True))
 
@@ -61,10 +63,11 @@ def save_accuracy_figures(path, frame, x, top_k, x_label=None):
         for number, (_, rows) in enumerate(groups):
             for name, line, filled in (("target", "-", True), ("reference", "--", False)):
                 _band(axes, rows, x, name, "acc", number, linestyle=line, **_face(number, filled))
+        _limits(axes, groups[-1][1], x)
         axes.set_ylabel(f"top-{top_k} accuracy")
 
-    names = [_who(pct) for pct, _ in groups]
-    _save_both(path, draw, x_label or X_LABELS[x], _legend(names) + _pair_legend(), frame[x].unique())
+    handles = _legend([_who(pct) for pct, _ in groups]) + _pair_legend() + _limit_legend(groups[-1][1])
+    _save_both(path, draw, x_label or X_LABELS[x], handles, frame[x].unique())
 
 
 def save_partition_figures(path, frame, x, top_k, x_label=None):
@@ -76,7 +79,7 @@ def save_partition_figures(path, frame, x, top_k, x_label=None):
     def draw(axes):
         for number, share in enumerate(SHARES):
             _band(axes, frame, x, share, None, number, linestyle=LINES[number])
-        axes.set_ylabel(f"share of attacked images (top-{top_k})")
+        axes.set_ylabel(f"fraction of attacked images (top-{top_k})")
 
     _save_both(path, draw, x_label or X_LABELS[x], _legend(SHARES, LINES), frame[x].unique())
 
@@ -120,7 +123,7 @@ def save_layer_figures(path, frame, top_k):
     """Target and reference accuracy and déjà vu score of each layer, in the order of the rows.
 
     path: without suffix. frame: columns layer, pct_confidence, {target,reference}_{acc,low,high}, score, score_{low,
-    high}; the rows of the largest share of examples are drawn.
+    high}, and chance and ceiling if they are known; the rows of the largest fraction of examples are drawn.
     """
     pct = frame["pct_confidence"].max()
     rows = frame[frame["pct_confidence"] == pct]
@@ -133,29 +136,36 @@ def save_layer_figures(path, frame, top_k):
             place = np.arange(len(rows)) + 0.18 * (number - 1)
             bar = {"linestyle": "none", "color": COLORS[number], "marker": MARKERS[number], "capsize": 2}
             axes.errorbar(place, value, ends, elinewidth=1, **bar, **_face(number, name != "reference"), markersize=4.5)
+        for name in _known(rows):
+            place = np.arange(len(rows))
+            axes.hlines(rows[name], place - 0.4, place + 0.4, linestyle=LIMITS[name], color="0.45", linewidth=1)
         axes.set_xlim(-0.5, len(rows) - 0.5)
         axes.axhline(0, color="0.6", linewidth=0.7, zorder=0)
         axes.set_ylabel(f"top-{top_k} accuracy" + ("" if pct == 100 else f", {_who(pct)}"))
 
     handles = _legend(("target", "reference", "déjà vu score"), ["none"] * 3)
     handles[1].set_markerfacecolor("white")
+    handles += _limit_legend(rows)
     _save_both(path, draw, "layer that is attacked", handles, np.arange(len(rows)), rows["layer"].tolist())
 
 
 def save_confidence_figures(path, frame, top_k):
-    """Accuracy on the most confident examples against their share.
+    """Accuracy on the most confident examples against their fraction of all.
 
-    path: without suffix. frame: columns pct_confidence, {target,reference}_{acc,low,high}.
+    path: without suffix. frame: columns pct_confidence, {target,reference}_{acc,low,high}, and chance and ceiling if
+    they are known.
     """
 
     def draw(axes):
         for number, (name, line) in enumerate((("target", "-"), ("reference", "--"))):
             _band(axes, frame, "pct_confidence", name, "acc", number, linestyle=line, marker=None)
+        _limits(axes, frame, "pct_confidence")
         axes.set_ylabel(f"top-{top_k} accuracy")
 
     handles = _legend(("target", "reference"), LINES)
     for handle in handles:
         handle.set_marker("")
+    handles += _limit_legend(frame)
     _save_both(path, draw, "most confident examples, per cent", handles, np.arange(20, 101, 20))
 
 
@@ -195,6 +205,25 @@ def _band(axes, rows, x, name, value, number, **changes):
     axes.fill_between(rows[x], low, high, color=color, alpha=0.15, linewidth=0)
     if len(rows) == 1:  # a band over one point would not be seen
         axes.vlines(rows[x], low, high, color=color, linewidth=1)
+
+
+def _known(rows):
+    """Those of LIMITS that the rows hold."""
+    return [name for name in LIMITS if name in rows and rows[name].notna().any()]
+
+
+def _limits(axes, rows, x):
+    """Lines of chance and ceiling; from side to side where there is but one point."""
+    for name in _known(rows):
+        look = {"linestyle": LIMITS[name], "color": "0.45", "linewidth": 1, "zorder": 0}
+        if len(rows) == 1:
+            axes.axhline(rows[name].iloc[0], **look)
+        else:
+            axes.plot(rows[x], rows[name], **look)
+
+
+def _limit_legend(rows):
+    return [_line(name, 0, linestyle=LIMITS[name], color="0.45", marker="", linewidth=1) for name in _known(rows)]
 
 
 def _save_both(path, draw, x_label, handles, ticks, tick_labels=None):

@@ -131,6 +131,11 @@ def figure_in_words(figure):
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
+def chance_in_words(figures):
+    """ " (chance 0.200)" of a level's figures in results.json, nothing where they do not say."""
+    return "" if figures.get("chance") is None else f" (chance {figures['chance']:.3f})"
+
+
 def example_table(attacked, listing):
     """One row an attacked example, as attack_{A,B}.csv holds them. attacked: AttackedSet. Returns a DataFrame."""
     attack = attacked.attack
@@ -161,21 +166,77 @@ def bounds(name, estimate):
     return {f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
 
 
-def accuracy_columns(summary):
+def ceiling(predictions, labels):
+    """{"top_1": estimate, "top_5": estimate}: accuracy of the vote on whole public images, with Wilson intervals.
+
+    It is what the same vote could at best make of a crop. predictions: memorization.Predictions, from the labels of
+    each public image's neighbors without itself, or from its logits. labels: int (n,), of the public images.
+    results.json holds it as ["ceiling"], by model.
+    """
+    return probe_estimates({top_k: int(predictions.right(labels, top_k).sum()) for top_k in TOP_KS}, len(labels))
+
+
+def mean_ceiling(ceilings):
+    """{"top_1": estimate, "top_5": estimate}, the mean over the models of results.json's {model: `ceiling`}.
+
+    Low and high are means too: the models see the same public images.
+    """
+    return {
+        f"top_{top_k}": {
+            part: float(np.mean([of_model[f"top_{top_k}"][part] for of_model in ceilings.values()]))
+            for part in ("value", "low", "high")
+        }
+        for top_k in TOP_KS
+    }
+
+
+def read_ceiling(folder, k_attk=0):
+    """`mean_ceiling` of an attack's folder, of this layer; None if its results.json, if there is one, does not say.
+
+    k_attk: None too where other than so many neighbors have voted; 0 takes any.
+    """
+    try:
+        results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+        settings = results["settings"]
+        if k_attk and settings["layer"] != "logits" and k_attk != (settings["k_attk"] or settings["k"]):
+            return None
+        return mean_ceiling(results["ceiling"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def read_statistics(folder, k_attk=0):
+    """`attack_statistics` of a folder: those of its results.json, or made from its neighbor (or score) files.
+
+    InputError names what is missing or was not written by the attack.
+    """
+    path = Path(folder) / "results.json"
+    if not path.is_file():
+        return attack_statistics(read_attack(folder, k_attk))
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["both"]["top_1"]["accuracy"]["100"]["score"]["value"]
+        return results
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: was not written by label_inference_attack.py ({error!r})") from None
+
+
+def accuracy_columns(summary, top=None):
     """Columns of memorization.summarize's accuracies and score: {target,reference}_{acc,low,high}, score, score_{low,
-    high}, chance."""
+    high}, chance; and ceiling, ceiling_{low,high} of the estimate `top`, if it is known."""
     columns = {f"{name}_acc": summary[name]["value"] for name in ("target", "reference")}
     columns["score"] = summary["score"]["value"]
     for name in ("target", "reference", "score"):
         columns.update(bounds(name, summary[name]))
-    return {**columns, "chance": summary["chance"]}
+    columns["chance"] = summary["chance"]
+    return {**columns, **({"ceiling": top["value"], **bounds("ceiling", top)} if top else {})}
 
 
 def class_table(sets, classes):
     """One row a class, top-1, all sets together, as attack_classes.csv holds them: the largest score first.
 
     sets: from `read_attack`. classes: names. Columns: label, class, n, {target,reference}_{acc,low,high,confidence},
-    score, score_low, score_high.
+    score, score_low, score_high, chance: the fraction of the reference's guesses that name the class.
     """
     table = mem.summarize_classes(directions(sets), 1, len(classes))
     columns = {"label": np.arange(len(classes)), "class": classes, "n": table["n"], **accuracy_columns(table)}
@@ -184,11 +245,12 @@ def class_table(sets, classes):
     return table.set_index("label", drop=False).rename_axis(None)
 
 
-def confidence_curve(sets, pct_confidences=tuple(range(1, 101))):
+def confidence_curve(sets, pct_confidences=tuple(range(1, 101)), ceiling=None):
     """Accuracies of the most confident examples, as attack_confidence.csv holds them: a row a per cent and top_k.
 
-    sets: from `read_attack`. Columns: top_k, pct_confidence, {target,reference}_threshold (the least confidence among
-    those examples, mean of the two sets), {target,reference}_{acc,low,high}, score, score_low, score_high.
+    sets: from `read_attack`. ceiling: from `mean_ceiling`, if it is known. Columns: top_k, pct_confidence,
+    {target,reference}_threshold (the least confidence among those examples, mean of the two sets), and those of
+    `accuracy_columns`.
     """
     attacks = directions(sets)
     falling = {
@@ -203,7 +265,7 @@ def confidence_curve(sets, pct_confidences=tuple(range(1, 101))):
                 counts = [int(pct / 100 * len(confidences)) for confidences in sorted_confidences]
                 least = [c[n - 1] if n else np.nan for c, n in zip(sorted_confidences, counts)]
                 row[f"{name}_threshold"] = np.mean(least)
-            rows.append({**row, **accuracy_columns(summary)})
+            rows.append({**row, **accuracy_columns(summary, ceiling and ceiling[f"top_{top_k}"])})
     return pd.DataFrame(rows)
 
 
