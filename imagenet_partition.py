@@ -4,6 +4,9 @@ Reads the listing of IMGNET_DIR (CLASS/ID.JPEG) and the names below BBOX_DIR (CL
 in Kaggle's ILSVRC/Annotations/CLS-LOC/train).
 Writes SAVE_DIR/{n}_per_class/{bbox_A,bbox_B,shared,public,train_A,train_B}.npy for each n, SAVE_DIR/val_set.npy and
 SAVE_DIR/partition.json, which lets later stages refuse another image folder. All invariants are checked first.
+--near_duplicates 1 reads every image (about 1 ms each in a process), counts pairs of the same picture, and writes
+SAVE_DIR/near_duplicates.npz, from which the attack knows which images have a near-copy elsewhere; killed and run again,
+it resumes.
 
     python imagenet_partition.py --save_dir $INDEX_FOLDER --imgnet_dir $IMAGENET_DATASET_DIR \\
         --bbox_dir $IMAGENET_BBOX_ANNOTATIONS
@@ -17,14 +20,37 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.attack.boxes import SHARED_NAME, TWO_XML, Annotations, Unusable
-from dejavu_utils.cli import Parser, existing_folder, expanded, non_negative_int, positive_int, run
+from dejavu_utils.attack.boxes import SHARED_NAME, TWO_XML, Annotations, Unusable, file_fingerprint
+from dejavu_utils.attack.unfinished import Unfinished
+from dejavu_utils.cli import (
+    Parser,
+    default_workers,
+    existing_folder,
+    expanded,
+    non_negative_int,
+    positive_int,
+    run,
+    zero_or_one,
+)
+from dejavu_utils.data.duplicates import (
+    FILE,
+    PASSES,
+    Signatures,
+    find_near_copies,
+    load_near_copies,
+    pairs_between,
+    save_near_copies,
+    signatures,
+    with_near_copy,
+)
 from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, write_npy
 from dejavu_utils.imagenet import PARTITION_FILE, UNFINISHED_FILE, linked_twice, list_images, save_partition_record
 from dejavu_utils.locks import locked
 from dejavu_utils.progress import Progress
+
+PIECE = 8192  # images that are looked at for near-copies between two savings
 
 
 def parse_args(argv=None):
@@ -41,6 +67,12 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         "--seed", type=non_negative_int, help="shuffle the images of each class; not given: the order of the indices"
+    )
+    parser.add_argument(
+        "--near_duplicates", type=zero_or_one, default=0, help="1: look for near-copies, which means reading all images"
+    )
+    parser.add_argument(
+        "--num_workers", type=positive_int, default=default_workers(), help="processes that look for near-copies"
     )
     return parser.parse_args(argv)
 
@@ -62,10 +94,41 @@ def main():
         raise InputError(f"--imgnet_dir {args.imgnet_dir}: an invariant is violated (above); nothing was written")
     refuse_other_partitions(args)
     with locked(Path(args.save_dir) / ".lock", "--save_dir"):
-        write(args, listing, partitions, left_out)
+        copies = near_copies(args, listing) if args.near_duplicates else None
+        write(args, listing, partitions, left_out, copies)
 
 
-def write(args, listing, partitions, left_out):
+def near_copies(args, listing):
+    """The NearCopies of the listing: those of an earlier run if no image has changed since, else found and written."""
+    path, everything = Path(args.save_dir) / FILE, range(len(listing))
+    key = file_fingerprint(listing, everything)
+    copies = load_near_copies(path, listing, key)
+    if copies is not None:
+        print(f"near-copies of {path}")
+        return copies
+    pieces = Unfinished(Path(args.save_dir) / "unfinished", key)
+    if pieces.start():
+        print(f"resumes after {len(pieces.names()) * PIECE} images looked at for near-copies", flush=True)
+    done = set(pieces.names())
+    with Progress(len(listing), "images looked at for near-copies") as progress:
+        for start in everything[::PIECE]:
+            piece = everything[start : start + PIECE]
+            if f"{start:09d}" in done:
+                progress.update(len(piece))
+            else:
+                found = signatures([listing.path(i) for i in piece], args.num_workers, progress.update)
+                pieces.save(f"{start:09d}", **vars(found))
+    parts = [pieces.load(name) for name in pieces.names()]
+    found = Signatures(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    print_some("images that cannot be read", [listing.paths[index] for index in np.flatnonzero(~found.readable)])
+    with Progress(PASSES, "passes over their hashes") as progress:
+        copies = find_near_copies(found, progress.update)
+    save_near_copies(path, copies, listing, key)
+    pieces.remove()
+    return copies
+
+
+def write(args, listing, partitions, left_out, copies):
     """Writes all files; while they are renamed, a mark makes later stages refuse the folder."""
     folder = Path(args.save_dir)
     val_set = equal_classes(partitions[max(partitions)].public, listing.labels)
@@ -82,6 +145,8 @@ def write(args, listing, partitions, left_out):
     without = np.setdiff1d(np.arange(len(listing.classes)), listing.labels[val_set])
     print_some("classes without a public image, and so not in val_set", [listing.classes[c] for c in without])
     counts = {"left_out": left_out, "passed_over": listing.passed_over}
+    if copies is not None:
+        counts["near_copies"] = {f"{n}_per_class": count_copies(n, p, copies) for n, p in partitions.items()}
     save_partition_record(folder, {**record(args, partitions, val_set, listing), **counts}, listing)
     (folder / UNFINISHED_FILE).unlink()
 
@@ -148,6 +213,26 @@ def report(n, partition, listing):
     print(f"{n} per class: " + ", ".join(f"{name} {len(indices)}" for name, indices in partition.items()))
     counts = np.bincount(listing.labels[partition.train_A], minlength=len(listing.classes))
     print_some(f"{n} per class: classes too small for it", [listing.classes[c] for c in np.flatnonzero(counts < n)])
+
+
+def count_copies(n, partition, copies):
+    """{where: pairs of near-copies}; A-B are pairs of an image that only one of the sets has and one of the other."""
+    own, shared = {"A": partition.bbox_A, "B": partition.bbox_B}, partition.shared
+    across = [(own["A"], own["B"]), (own["A"], shared), (own["B"], shared)]
+    pairs = {
+        "within A": pairs_between(copies, partition.train_A),
+        "within B": pairs_between(copies, partition.train_B),
+        "A-B": sum(pairs_between(copies, one, other) for one, other in across),
+        "A-public": pairs_between(copies, partition.train_A, partition.public),
+        "B-public": pairs_between(copies, partition.train_B, partition.public),
+    }
+    for name, (other, others) in {"A": ("B", partition.train_B), "B": ("A", partition.train_A)}.items():
+        elsewhere = np.concatenate([others, partition.public])
+        pairs[f"images of bbox_{name} with a near-copy in train_{other} or public"] = int(
+            with_near_copy(copies, own[name], elsewhere).sum()
+        )
+    print(f"{n} per class, pairs of near-copies: " + ", ".join(f"{where} {count}" for where, count in pairs.items()))
+    return pairs
 
 
 def record(args, partitions, val_set, listing):

@@ -47,7 +47,7 @@ if [ -e "$INDEX_FOLDER/partition.json" ]; then
   echo "there already"
 else
   python imagenet_partition.py --save_dir "$INDEX_FOLDER" --imgnet_dir "$IMAGENET_DATASET_DIR" \
-    --bbox_dir "$IMAGENET_BBOX_ANNOTATIONS" --per_class "$PER_CLASS"
+    --bbox_dir "$IMAGENET_BBOX_ANNOTATIONS" --per_class "$PER_CLASS" --near_duplicates 1
 fi
 
 say "3/7 betons: $BETONS_FOLDER"

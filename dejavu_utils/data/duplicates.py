@@ -1,0 +1,219 @@
+"""Near-copies: images that show the same picture in another size, compression or mirrored, found by a perceptual hash.
+
+A near-copy of an attacked image in the other training set, or in the public set, makes the test say less than there is:
+the reference model has then seen the picture, too. Needs NumPy and Pillow alone.
+"""
+
+import itertools
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import complete_file
+from dejavu_utils.imagenet import load_image
+
+FILE = "near_duplicates.npz"
+MOST_BITS = 12  # of 128 that differ between near-copies
+_CHUNK = 256  # images a worker gets at once
+_RUN = 1000  # images alike in a part of the hash that are compared with each
+_BLOCKS = MOST_BITS + 2  # of two hashes that differ in at most MOST_BITS bits, two blocks at least agree
+PASSES = _BLOCKS * (_BLOCKS - 1) // 2
+# Bits that are neighbors in the image tell much the same: blocks are made of bits from all over it.
+_ORDER = np.arange(128).reshape(8, 16).T.ravel()
+_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+
+
+@dataclass
+class Signatures:
+    """What is kept of n images. hashes: uint64 (n, 2), 128 bits; mirrored: the same of the mirrored image.
+
+    thumbnails: uint8 (n, 8, 8, 3), RGB. readable: bool (n,).
+    """
+
+    hashes: np.ndarray
+    mirrored: np.ndarray
+    thumbnails: np.ndarray
+    readable: np.ndarray
+
+
+@dataclass
+class NearCopies:
+    """Which of n images are near-copies. groups: int64 (n,), images of one number are alike to the last bit.
+
+    pairs: int64 (m, 2), groups whose images are near-copies of each other's; each pair once, the smaller first.
+    """
+
+    groups: np.ndarray
+    pairs: np.ndarray
+
+
+def signatures(paths, num_workers=1, on_progress=lambda count: None):
+    """The Signatures of image files, read by `num_workers` processes. on_progress: called with the images done since.
+
+    The hash is a difference hash (Krawetz 2013): is a pixel of the image reduced to 9 x 8 brighter than its left
+    neighbor, is one of 8 x 9 brighter than its upper one?
+    """
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    if num_workers > 1 and len(chunks) > 1:
+        with ProcessPoolExecutor(num_workers) as pool:
+            found = list(_counted(pool.map(_signatures, chunks), on_progress))
+    else:
+        found = list(_counted(map(_signatures, chunks), on_progress))
+    return Signatures(*(np.concatenate(arrays) for arrays in zip(*(found or [_signatures([])]))))
+
+
+def _counted(results, on_progress):
+    for result in results:
+        on_progress(len(result[0]))
+        yield result
+
+
+def _signatures(paths):
+    n = len(paths)
+    bits, thumbnails = np.zeros((2, n, 128), bool), np.zeros((n, 8, 8, 3), np.uint8)
+    readable = np.zeros(n, bool)
+    for row, path in enumerate(paths):
+        try:
+            image = load_image(path, at_least=64)
+        except InputError:
+            continue
+        readable[row] = True
+        thumbnails[row] = np.asarray(image.resize((8, 8), Image.BILINEAR))
+        gray = image.convert("L")
+        across = np.asarray(gray.resize((9, 8), Image.BILINEAR), np.int16)
+        down = np.asarray(gray.resize((8, 9), Image.BILINEAR), np.int16)
+        for view, (a, d) in enumerate(((across, down), (across[:, ::-1], down[:, ::-1]))):
+            bits[view, row] = np.concatenate([(a[:, 1:] > a[:, :-1]).ravel(), (d[1:] > d[:-1]).ravel()])[_ORDER]
+    hashes = np.packbits(bits, axis=2).view(">u8").astype(np.uint64)
+    return hashes[0], hashes[1], thumbnails, readable
+
+
+def find_near_copies(found, on_progress=lambda count: None):
+    """NearCopies of Signatures: hashes at most MOST_BITS apart and thumbnails alike, as they are or one mirrored.
+
+    Thumbnails are alike where the root mean square of their difference is at most 3 + 0.15 of their standard
+    deviation, in levels of 0 to 255: two pictures of plain sky have one hash. Time is about n log n: pairs are looked
+    for among images that agree in two of the hash's blocks (multi-index hashing, Norouzi et al. 2012). on_progress:
+    called with 1 for each of PASSES such pairs of blocks.
+    """
+    same = np.concatenate([found.hashes.view(np.uint8), found.thumbnails.reshape(len(found.hashes), -1)], axis=1)
+    _, first, groups = np.unique(_rows(same), return_index=True, return_inverse=True)
+    groups = groups.astype(np.int64)
+    unreadable = np.flatnonzero(~found.readable)
+    groups[unreadable] = len(first) + np.arange(len(unreadable))  # each alone
+    first = first[found.readable[first]]
+    brightness = found.thumbnails[first].mean(axis=(1, 2, 3))
+    first = first[np.argsort(brightness, kind="stable")]
+    n = len(first)
+    hashes = np.concatenate([found.hashes[first], found.mirrored[first]])
+    pairs = np.empty(0, np.int64)
+    for i, j in itertools.combinations(range(_BLOCKS), 2):
+        keys = (_block(hashes, i) << np.uint64(12)) | _block(hashes, j)
+        near = [
+            _verified(candidates, hashes, found.thumbnails, first)
+            for candidates in _agreeing(keys.astype(np.uint32), n)
+        ]
+        pairs = np.unique(np.concatenate([pairs, *near]))
+        on_progress(1)
+    pairs = np.sort(groups[first[np.stack(np.divmod(pairs, max(n, 1)), axis=1)]], axis=1)
+    return NearCopies(groups, pairs[np.lexsort(pairs.T[::-1])])
+
+
+def _rows(bytes_):
+    """Each row as one value that can be sorted."""
+    return np.ascontiguousarray(bytes_).view(f"V{bytes_.shape[1]}").ravel()
+
+
+def _block(hashes, number):
+    """The bits of one block, uint64; half of the blocks lie in each word."""
+    word, place = divmod(number, _BLOCKS // 2)
+    edges = np.linspace(0, 64, _BLOCKS // 2 + 1).astype(int)
+    width = edges[place + 1] - edges[place]
+    return (hashes[:, word] >> np.uint64(64 - edges[place + 1])) & np.uint64(2**width - 1)
+
+
+def _agreeing(keys, n):
+    """Yields int64 (m, 2): rows with one key, the first of them no mirrored one (those are the rows from n on)."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    places = np.arange(len(keys))
+    for offset in range(1, _RUN + 1):
+        places = places[places + offset < len(keys)]
+        places = places[ordered[places] == ordered[places + offset]]
+        if not len(places):
+            return
+        candidates = np.sort(np.stack([order[places], order[places + offset]], axis=1), axis=1)
+        yield candidates[(candidates[:, 0] < n) & (candidates[:, 0] != candidates[:, 1] - n)]
+
+
+def _verified(candidates, hashes, thumbnails, first):
+    """Codes a * n + b (a < b) of the candidates that are near-copies."""
+    n = len(first)
+    differing = _ONES[(hashes[candidates[:, 0]] ^ hashes[candidates[:, 1]]).view(np.uint8)].sum(axis=1)
+    candidates = candidates[differing <= MOST_BITS]
+    one, other = (thumbnails[first[candidates[:, side] % n]].astype(np.float32) for side in (0, 1))
+    mirrored = candidates[:, 1] >= n
+    other[mirrored] = other[mirrored, :, ::-1]
+    difference = np.sqrt(np.mean((one - other) ** 2, axis=(1, 2, 3)))
+    deviation = one.std(axis=(1, 2)).mean(axis=1)
+    low, high = np.sort(candidates[difference <= 3 + 0.15 * deviation] % n, axis=1).T
+    return low * n + high
+
+
+def pairs_between(copies, first, second=None):
+    """How many pairs of near-copies have one image in `first` and the other in `second`, which share no image.
+
+    second: None counts the pairs within `first`. Sets are int (.,) of image indices.
+    """
+    a = np.bincount(copies.groups[first], minlength=copies.groups.max(initial=0) + 1)
+    g, h = copies.pairs.T
+    if second is None:
+        return int((a * (a - 1) // 2).sum() + (a[g] * a[h]).sum())
+    b = np.bincount(copies.groups[second], minlength=len(a))
+    return int((a * b).sum() + (a[g] * b[h] + a[h] * b[g]).sum())
+
+
+def with_near_copy(copies, images, others):
+    """bool (n,): has the image a near-copy among `others`? An image that is among them is no copy of itself.
+
+    images, others: int (.,), image indices.
+    """
+    there = np.bincount(copies.groups[others], minlength=copies.groups.max(initial=0) + 1)
+    reached = there.copy()
+    g, h = copies.pairs.T
+    np.add.at(reached, g, there[h])
+    np.add.at(reached, h, there[g])
+    return reached[copies.groups[images]] - np.isin(images, others) > 0
+
+
+def save_near_copies(path, copies, listing, key=""):
+    """Writes the npz that `load_near_copies` reads. key: text that says what the images were."""
+    with complete_file(path) as temporary:
+        np.savez_compressed(
+            temporary, groups=copies.groups, pairs=copies.pairs, key=key, listing=listing.fingerprint["sha256"]
+        )
+
+
+def load_near_copies(path, listing, key=None):
+    """The NearCopies of an npz; None if there is no such file, it is damaged, or of other images than the listing's.
+
+    key: what `save_near_copies` was given, if it must be the same.
+    """
+    try:
+        with np.load(path) as found:
+            if str(found["listing"]) == listing.fingerprint["sha256"] and key in (None, str(found["key"])):
+                return NearCopies(found["groups"], found["pairs"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return None
+
+
+def near_copies_of(index_path, listing):
+    """The NearCopies that imagenet_partition.py has left with an index file (beside it or one folder up), or None."""
+    parents = Path(index_path).resolve().parents
+    return next((c for p in parents[:2] if (c := load_near_copies(p / FILE, listing)) is not None), None)
