@@ -18,9 +18,7 @@ samples from its representation, always from the same noise); params.json (all s
         --batch_size 32 --lr 1e-3 --ema_rate 0.995 --lr_anneal_steps 1000 --save_interval 500
 """
 
-import itertools
 import math
-import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -62,55 +60,27 @@ from dejavu_utils.imagenet import (
     load_indices,
     without_unreadable,
 )
-from dejavu_utils.launch import (
-    StopSignal,
-    here_or_submitted,
-    join,
-)
+from dejavu_utils.launch import StopSignal, here_or_submitted, join
 from dejavu_utils.models import LOSSES
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network, resolved
-from dejavu_utils.randomness import epoch_order, seed_everything, seed_step
+from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.pictures import image_transform, save_grid
+from dejavu_utils.reconstruction.rcdm_training import (
+    MODEL_FLAGS,
+    Batches,
+    StepFiles,
+    add_model_flags,
+    ema_rates,
+    shared_samples,
+    update_averages,
+)
 from dejavu_utils.runlog import RunLog, say
 
-# What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name -> (default, type, help).
-MODEL_FLAGS = {
-    "image_size": (64, positive_int, "side of the generated images, pixels, 32 to 256"),
-    "num_channels": (128, positive_int, "channels of the U-Net's first level"),
-    "num_res_blocks": (2, positive_int, "residual blocks a level"),
-    "channel_mult": ("", str, "channels of each level / num_channels, for instance 1,2,4; empty: by image_size"),
-    "attention_resolutions": ("16,8", str, "sides (pixels) of the levels that have attention"),
-    "num_heads": (4, positive_int, "heads of the attention"),
-    "num_heads_upsample": (-1, int, "heads on the way up; -1 = num_heads"),
-    "num_head_channels": (-1, int, "channels per head, instead of num_heads; -1: not given"),
-    "dropout": (0.0, float, "within the residual blocks"),
-    "resblock_updown": (False, "bool", "residual blocks change the resolution"),
-    "use_scale_shift_norm": (True, "bool", "the condition scales and shifts the normalized features"),
-    "use_checkpoint": (False, "bool", "save memory: compute activations again in the backward pass"),
-    "use_new_attention_order": (False, "bool", "order of the attention's weights (rcdm backend only)"),
-    "learn_sigma": (False, "bool", "learn the variance of the reverse process"),
-    "diffusion_steps": (1000, positive_int, "steps of the diffusion"),
-    "noise_schedule": ("linear", diffusion.NOISE_SCHEDULES, "variances of the noise that is added"),
-    "use_kl": (False, "bool", "loss: the variational bound alone"),
-    "predict_xstart": (False, "bool", "the U-Net predicts the image, not the noise"),
-    "rescale_timesteps": (False, "bool", "the U-Net sees steps x 1000 / diffusion_steps"),
-    "rescale_learned_sigmas": (False, "bool", "loss: weigh the bound by diffusion_steps / 1000"),
-}
 GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
 # A run that is resumed must have these as before: the weights would not fit, or the images come in another order.
-SAME_WHEN_RESUMED = (
-    *MODEL_FLAGS,
-    "backend",
-    "layers",
-    "width",
-    "ssl_resolution",
-    "batch_size",
-    "processes",
-    "seed",
-    "images",
-    "schedule_sampler",
-)
+SAME_WHEN_RESUMED = (*MODEL_FLAGS, "backend", "layers", "width", "ssl_resolution", "batch_size", "processes", "seed")
+SAME_WHEN_RESUMED += ("images", "schedule_sampler")
 
 
 def parse_args(argv=None):
@@ -143,10 +113,7 @@ def parse_args(argv=None):
     group.add_argument("--workers", type=non_negative_int, default=8, help="processes that read images")
     group = parser.add_argument_group("model and diffusion")
     group.add_argument("--backend", choices=("auto", *unets.BACKENDS), default="auto", help="auto: rcdm if installed")
-    for name, (default, kind, text) in MODEL_FLAGS.items():
-        choices = kind if isinstance(kind, tuple) else None
-        kind = zero_or_one if kind == "bool" else str if choices else kind
-        group.add_argument(f"--{name}", type=kind, choices=choices, default=default, help=text)
+    add_model_flags(group)
     group.add_argument("--class_cond", type=zero_or_one, default=0, help="always False: the label must not be told")
     group.add_argument(
         "--timestep_respacing",
@@ -215,7 +182,7 @@ def check_args(args):
         raise InputError(f"--image_size {args.image_size}: must be 32 to 256")
     if not 0 < args.lr < math.inf or not 0 <= args.weight_decay < math.inf or not 0 <= args.dropout < 1:
         raise InputError("--lr must be positive, --weight_decay not negative, --dropout at least 0 and below 1")
-    ema_rates(args)
+    ema_rates(args.ema_rate, "--ema_rate")
     unets.attention_levels(vars(args))
     if args.timestep_respacing == "auto":
         args.timestep_respacing = "100" if args.diffusion_steps >= 100 else ""
@@ -224,16 +191,6 @@ def check_args(args):
     except ValueError as error:
         raise InputError(f"--timestep_respacing {args.timestep_respacing}: {error}") from None
     args.backend = unets.choose_backend(args.backend)
-
-
-def ema_rates(args):
-    try:
-        rates = [float(rate) for rate in args.ema_rate.split(",")]
-    except ValueError:
-        rates = [math.nan]
-    if not all(0 <= rate < 1 for rate in rates):
-        raise InputError(f"--ema_rate {args.ema_rate}: expected rates from 0 to below 1 with commas between")
-    return rates
 
 
 def train(args):
@@ -290,10 +247,6 @@ def train(args):
     wait_for_all()
 
 
-class Stopped(Exception):
-    """Raised between two steps of sampling, when this process was asked to stop."""
-
-
 class Encoder:
     """The frozen SSL model: its normalized images, float (n, 3, r, r) -> representations, float32 (n, width)."""
 
@@ -315,36 +268,13 @@ class Encoder:
         return torch.cat(list(self.network.embed_layers(images, self.layers).values()), dim=1).float()
 
 
-class Batches:
-    """The positions of this process's images, step after step without an end, from `step` on.
-
-    The images follow one another in an order that (seed, epoch) alone decides; a step takes the next batch_size of
-    them for every process.
-    """
-
-    def __init__(self, n, batch_size, seed, step):
-        self.n, self.batch_size, self.seed, self.step = n, batch_size, seed, step
-
-    def __iter__(self):
-        epoch, order = None, None
-        for step in itertools.count(self.step):
-            start = (step * world_size() + rank()) * self.batch_size
-            batch = []
-            for position in range(start, start + self.batch_size):
-                if position // self.n != epoch:
-                    epoch = position // self.n
-                    order = epoch_order(self.seed, epoch, self.n)
-                batch.append(int(order[position % self.n]))
-            yield batch
-
-
 class RcdmRun:
     """Everything that changes while the model is trained: weights, their averages, optimizer, step."""
 
     def __init__(self, args, encoder, images, device):
         self.args, self.encoder, self.device, self.step = args, encoder, device, 0
-        self.folder = Path(args.out_dir)
-        self.log_file = RunLog(self.folder / "log", "step")
+        self.files = StepFiles(args.out_dir)
+        self.log_file = RunLog(self.files.folder / "log", "step")
         self.settings = {
             **vars(args),
             "layers": encoder.layers,
@@ -357,7 +287,7 @@ class RcdmRun:
         auto = "auto" if args.use_fp16 else "fp32"
         self.precision = choose_precision(auto if args.precision == "auto" else args.precision, device)
         self.unet = unets.build_unet(args.backend, vars(args), encoder.width).to(device)
-        self.rates = ema_rates(args)
+        self.rates = ema_rates(args.ema_rate, "--ema_rate")
         self.ema = {rate: {k: v.detach().clone() for k, v in self.unet.state_dict().items()} for rate in self.rates}
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
@@ -372,7 +302,7 @@ class RcdmRun:
         )
         self.diffusion = diffusion.Diffusion(vars(args))
         self.step_sampler = diffusion.STEP_SAMPLERS[args.schedule_sampler](len(self.diffusion))
-        self.forward = Losses(self.unet, self.diffusion)
+        self.forward = diffusion.Losses(self.unet, self.diffusion)
         if world_size() > 1:
             devices = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.forward, device_ids=devices, gradient_as_bucket_view=True)
@@ -407,7 +337,7 @@ class RcdmRun:
         scale = self.scaler.get_scale()
         self.scaler.update()
         if self.scaler.get_scale() >= scale:  # else the gradients were not finite and the step was skipped
-            self.update_averages()
+            update_averages(self.ema, self.unet)
         self.step += 1
         losses = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         of_all = gather(torch.stack([t.float(), losses["loss"]], dim=1))
@@ -427,12 +357,6 @@ class RcdmRun:
                 "--precision fp32"
             )
         return asked > 0
-
-    @torch.no_grad()
-    def update_averages(self):
-        weights = self.unet.state_dict()
-        for rate, average in self.ema.items():
-            torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], 1 - rate)
 
     def log(self):
         """One line for the log and for the screen: means since the last one, over all processes."""
@@ -457,77 +381,60 @@ class RcdmRun:
     def save(self):
         """Writes the files of this step; opt{step}.pt last, so that a step that has it is complete."""
         if rank() == 0:
-            save_checkpoint(self.folder / f"model{self.step:06d}.pt", self.unet.state_dict())
+            save_checkpoint(self.files.model(self.step), self.unet.state_dict())
             for rate, average in self.ema.items():
-                save_checkpoint(self.folder / f"ema_{rate}_{self.step:06d}.pt", average)
+                save_checkpoint(self.files.average(rate, self.step), average)
             training = {
                 "settings": self.settings,
                 "scaler": self.scaler.state_dict(),
                 "step_sampler": self.step_sampler.state_dict(),
             }
             # The optimizer's own keys stay where the package looks for them; it ignores one more.
-            save_checkpoint(
-                self.folder / f"opt{self.step:06d}.pt", {**self.optimizer.state_dict(), "training": training}
-            )
+            state = {**self.optimizer.state_dict(), "training": training}
+            save_checkpoint(self.files.optimizer(self.step), state)
         wait_for_all()
-
-    def samples_path(self):
-        return self.folder / f"samples{self.step:06d}.png"
 
     def lacks_samples(self):
         """Did the run end after this step was saved, but before its sample grid was?"""
         due = self.step > 0 and (self.step % self.args.save_interval == 0 or self.finished())
-        ours = due and (self.folder / f"opt{self.step:06d}.pt").is_file()
-        return any_process([rank() == 0 and ours and not self.samples_path().is_file()], self.device)[0]
+        ours = due and self.files.optimizer(self.step).is_file()
+        return any_process([rank() == 0 and ours and not self.files.samples(self.step).is_file()], self.device)[0]
 
     def save_samples(self, images, encoder_images, stop):
         """samples{step}.png: images, and below each two samples from its representation by the first average.
 
         The processes share the samples. False, and no file, if one of them was asked to stop meanwhile.
         """
-
-        def go_on(_):
-            if stop.received is not None:
-                raise Stopped
-
         weights = {name: value.clone() for name, value in self.unet.state_dict().items()}
         self.unet.load_state_dict(self.ema[self.rates[0]])
         self.unet.eval()
         sampler = diffusion.Diffusion(vars(self.args), self.args.timestep_respacing)
-        n, side = len(images) * GRID_SAMPLES, self.args.image_size
-        own, samples = list(range(n)[rank() :: world_size()]), torch.zeros(n, 3, side, side, device=self.device)
-        try:
-            with torch.no_grad(), autocast(self.device, self.precision):
-                representations = self.encoder(encoder_images.to(self.device)).repeat(GRID_SAMPLES, 1)
-                if own:  # there may be more processes than samples
-                    samples[own] = sampler.sample(self.unet, representations[own], side, own, on_progress=go_on)
-        except Stopped:
-            pass  # the others may not know yet: all ask below
+        with torch.no_grad(), autocast(self.device, self.precision):
+            representations = self.encoder(encoder_images.to(self.device)).repeat(GRID_SAMPLES, 1)
+            samples = shared_samples(sampler, self.unet, representations, self.args.image_size, stop)
         self.unet.load_state_dict(weights)
         self.unet.train()
-        if any_process([stop.received is not None], self.device)[0]:
-            return False
-        samples = sum_over_processes(samples).cpu()
-        if rank() == 0:
-            save_grid(self.samples_path(), torch.cat([images, samples]), len(images))
+        if samples is not None and rank() == 0:
+            save_grid(self.files.samples(self.step), torch.cat([images, samples]), len(images))
         wait_for_all()
-        return True
+        return samples is not None
 
     def resume(self):
         """Resumes from the last complete step in --out_dir, or from --resume_checkpoint if that is further."""
         given = Path(self.args.resume_checkpoint) if self.args.resume_checkpoint else None
-        step = last_complete_step(self.folder, self.rates)
-        if given is not None and (step is None or step_of(given) > step):
-            step, model_path = step_of(given), given
+        step = self.files.last_complete(self.rates, "--ema_rate")
+        if given is not None and (step is None or StepFiles.step_of(given) > step):
+            step, model_path = StepFiles.step_of(given), given
         elif step is not None:
-            model_path = self.folder / f"model{step:06d}.pt"
+            model_path = self.files.model(step)
         else:
             return
         folder, where = model_path.parent, f"{model_path} (of --out_dir or --resume_checkpoint)"
-        opt_path = folder / f"opt{step:06d}.pt"
+        files = StepFiles(folder)
+        opt_path = files.optimizer(step)
         saved = self.load(opt_path) if opt_path.is_file() else None
         training = saved.pop("training", None) if saved else None
-        if training and folder.resolve() == self.folder.resolve():
+        if training and folder.resolve() == self.files.folder.resolve():
             for name in SAME_WHEN_RESUMED:
                 if training["settings"].get(name) != self.settings[name]:
                     raise InputError(
@@ -538,7 +445,7 @@ class RcdmRun:
             weights = self.load(model_path)
             self.unet.load_state_dict(weights)
             for rate in self.rates:
-                path = folder / f"ema_{rate}_{step:06d}.pt"
+                path = files.average(rate, step)
                 if not path.is_file():
                     say(f"note: there is no {path}; this average starts from the weights of {model_path}")
                 for name, value in (self.load(path) if path.is_file() else weights).items():
@@ -546,8 +453,7 @@ class RcdmRun:
             if saved:
                 self.optimizer.load_state_dict(saved)
         except (KeyError, ValueError, RuntimeError, AttributeError) as error:
-            reason = one_line(error)
-            raise InputError(f"{where}: not of this U-Net and optimizer: {reason}") from None
+            raise InputError(f"{where}: not of this U-Net and optimizer: {one_line(error)}") from None
         if not saved:
             say(f"note: there is no {opt_path}; the optimizer has no state yet")
         if training and training["scaler"] and self.scaler.is_enabled():
@@ -559,39 +465,6 @@ class RcdmRun:
 
     def load(self, path):
         return load_checkpoint(path, "--out_dir or --resume_checkpoint")
-
-
-class Losses(torch.nn.Module):
-    """The diffusion's losses as a module, so that DistributedDataParallel sees the forward pass."""
-
-    def __init__(self, unet, process):
-        super().__init__()
-        self.unet, self.process = unet, process
-
-    def forward(self, images, t, noise, representations):
-        return self.process.losses(self.unet, images, t, noise, representations)
-
-
-def step_of(path):
-    """The step in the name of model012345.pt; 0 where there is none, as for weights somebody published."""
-    match = re.fullmatch(r"model(\d+)\.pt", path.name)
-    return int(match[1]) if match else 0
-
-
-def last_complete_step(folder, rates):
-    """The last step that has all its files in the folder, or None. InputError if all steps lack the same averages."""
-    matches = (re.fullmatch(r"opt(\d+)\.pt", path.name) for path in folder.glob("opt*.pt"))
-    steps = [int(match[1]) for match in matches if match]
-    steps = [step for step in sorted(steps, reverse=True) if (folder / f"model{step:06d}.pt").is_file()]
-    for step in steps:
-        if all((folder / f"ema_{rate}_{step:06d}.pt").is_file() for rate in rates):
-            return step
-    if steps:
-        raise InputError(
-            f"--ema_rate {','.join(map(str, rates))}: {folder} holds no ema_*.pt of these rates; give those it was "
-            "trained with, or another --out_dir"
-        )
-    return None
 
 
 if __name__ == "__main__":

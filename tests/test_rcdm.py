@@ -21,7 +21,7 @@ from torch.distributions import Normal, kl_divergence
 import train_RCDM
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import evaluation_transform, load_image
-from dejavu_utils.reconstruction import diffusion, unets
+from dejavu_utils.reconstruction import diffusion, rcdm_training, unets
 from dejavu_utils.reconstruction import rcdm as rec
 from dejavu_utils.reconstruction.diffusion import Diffusion
 
@@ -305,7 +305,7 @@ def test_stopped_and_killed_and_continued_equals_uninterrupted(data, trained, tm
     arguments = published(data, out_dir=tmp_path)
     code, output = interrupted(arguments, signal.SIGTERM, "step 1/6")
     assert code == 143 and re.search(r"stopped after step \d+; rerun the same command to resume there", output)
-    stopped_at = max(train_RCDM.step_of(path) for path in tmp_path.glob("model*.pt"))
+    stopped_at = max(rcdm_training.StepFiles.step_of(path) for path in tmp_path.glob("model*.pt"))
     code, output = interrupted(arguments, signal.SIGKILL, "step 5/6")
     assert code == -signal.SIGKILL and f"resumes after step {stopped_at}" in output
     for name in ("opt000003.pt", "model000003.pt"):
@@ -350,17 +350,17 @@ def test_two_processes_microbatches_samplers_and_another_start(data, trained, tm
 def test_every_image_comes_once_an_epoch_whatever_the_processes(monkeypatch):
     orders = []
     for processes in (1, 2):
-        monkeypatch.setattr(train_RCDM, "world_size", lambda: processes)  # noqa: B023
+        monkeypatch.setattr(rcdm_training, "world_size", lambda: processes)  # noqa: B023
         seen = []
         for rank in range(processes):
-            monkeypatch.setattr(train_RCDM, "rank", lambda: rank)  # noqa: B023
-            batches = iter(train_RCDM.Batches(10, 4 // processes, seed=3, step=0))
+            monkeypatch.setattr(rcdm_training, "rank", lambda: rank)  # noqa: B023
+            batches = iter(rcdm_training.Batches(10, 4 // processes, seed=3, step=0))
             seen.append([next(batches) for _ in range(5)])
         orders.append([index for step in zip(*seen) for batch in step for index in batch])
     assert orders[0] == orders[1]
     assert sorted(orders[0][:10]) == sorted(orders[0][10:]) == list(range(10)) and orders[0][:10] != orders[0][10:]
     monkeypatch.undo()
-    later = iter(train_RCDM.Batches(10, 4, seed=3, step=3))
+    later = iter(rcdm_training.Batches(10, 4, seed=3, step=3))
     assert next(later) == orders[0][12:16]
 
 

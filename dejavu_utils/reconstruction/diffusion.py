@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from torch import nn
 
 from dejavu_utils.devices import to_device
 
@@ -153,6 +154,17 @@ class Diffusion:
                 x = mean
             on_progress(len(x))
         return x.clamp(*pixel_range)
+
+
+class Losses(nn.Module):
+    """The diffusion's losses as a module, so that DistributedDataParallel sees the forward pass."""
+
+    def __init__(self, unet, process):
+        super().__init__()
+        self.unet, self.process = unet, process
+
+    def forward(self, images, t, noise, representations):
+        return self.process.losses(self.unet, images, t, noise, representations)
 
 
 def betas(name, steps):
