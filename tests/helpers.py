@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dejavu_utils import launch
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.cli import run
 from dejavu_utils.launch import StopSignal
@@ -38,6 +39,8 @@ def run_script(name, *arguments, **environment):
 
 def run_here(name, *arguments, **environment):
     """The same in this process, which saves the start of a new one: returncode, stdout and stderr."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the others: the results are equal bit for bit
     spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
     script = importlib.util.module_from_spec(spec)
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -56,6 +59,7 @@ def run_here(name, *arguments, **environment):
         code = stop.code or 0
     finally:
         sys.argv = argv
+        torch.set_num_threads(threads)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
@@ -125,6 +129,7 @@ def debug_cluster(monkeypatch, folder):
     (folder / "srun").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setattr(submitit, "AutoExecutor", Debug)
+    monkeypatch.setattr(launch, "gpu_problem", lambda: "")  # jobs get the GPUs they ask for, or a CPU
     return submitted
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import ABSENT, run_script
+from helpers import ABSENT, run_here
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
@@ -265,7 +265,9 @@ def run(folders, script, *arguments, **variables):
 
 def test_gen_scripts_write_what_is_missing(folders):
     assert run(folders, "gen_betons.sh", DATASETS="2").returncode == 0
-    assert {p.name for p in (folders / "betons").iterdir()} == {"2_per_class_A.beton", "2_per_class_B.beton"}
+    assert {p.name for p in (folders / "betons").iterdir()} == {
+        f"2_per_class_{side}.beton{ending}" for side in "AB" for ending in ("", ".images.npz")
+    }
     assert Beton(folders / "betons" / "2_per_class_A.beton").labels.tolist() == [0, 1]
     before = (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns
     result = run(folders, "gen_betons.sh", "--write-mode", "jpg")
@@ -307,7 +309,7 @@ def test_images_of_every_kind_are_read_as_torchvision_reads_them(folders):
     samples = ImageFolder(folders / "images").samples
     np.save(folders / "all.npy", np.arange(len(samples)))
     arguments = ["--imgnet-path", folders / "images", "--idx-path", folders / "all.npy"]
-    result = run_script("write_ffcv_dataset.py", *arguments, "--write-path", folders / "x.beton")
+    result = run_here("write_ffcv_dataset.py", *arguments, "--write-path", folders / "x.beton")
     assert result.returncode == 0, result.stderr
     beton = Beton(folders / "x.beton")
     for index, (path, _) in enumerate(samples):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_one_line_error, flags, run_script, save_untrained
+from helpers import assert_one_line_error, flags, run_here, save_untrained
 from PIL import Image
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
@@ -23,7 +23,7 @@ SEED, CLASSES, PER_CLASS, CORRELATION = 3, 5, 140, 0.8
 
 def draw(folder, **settings):
     settings = {"save_dir": folder, "seed": SEED, "side": 64, "object_size": 0.3, "num_workers": 1, **settings}
-    result = run_script("make_demo_dataset.py", *flags(settings))
+    result = run_here("make_demo_dataset.py", *flags(settings))
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -63,7 +63,7 @@ def test_stream_of_random_numbers_is_that_of_earlier_versions(tmp_path):
 
 @pytest.mark.parametrize("value", ["1.5", "-0.1"])
 def test_correlation_out_of_range(tmp_path, value):
-    result = run_script("make_demo_dataset.py", "--save_dir", tmp_path / "data", "--correlation", value)
+    result = run_here("make_demo_dataset.py", "--save_dir", tmp_path / "data", "--correlation", value)
     assert_one_line_error(result, f"--correlation {value}", "between 0 and 1")
     assert not (tmp_path / "data").exists()
 
@@ -108,7 +108,7 @@ def test_correlation_is_reported_as_correlation_and_not_as_memorization(tied_dat
         "resolution": 32,
         "num_workers": 0,
     }
-    result = run_script("label_inference_attack.py", *flags(settings))
+    result = run_here("label_inference_attack.py", *flags(settings))
     assert result.returncode == 0, result.stderr
     tables = pd.concat([pd.read_csv(tmp_path / "attack" / f"attack_{name}.csv") for name in "AB"])
     tied = pd.read_csv(tied_data / "tied.csv")["tied"].to_numpy(bool)[tables["index"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ABSENT, assert_one_line_error, flags, run_script
+from helpers import ABSENT, assert_one_line_error, flags, run_here
 from PIL import Image
 
 from dejavu_utils.analysis.memorization import difference, summarize
@@ -31,7 +31,7 @@ def plot(tmp_path, **changes):
         "save_path": tmp_path / "plot",
         **changes,
     }
-    return run_script("plot_quant_results.py", *flags(settings))
+    return run_here("plot_quant_results.py", *flags(settings))
 
 
 def test_one_published_point_gives_the_published_figures(tmp_path):
@@ -112,7 +112,7 @@ def test_parameter_sweep(tmp_path):
     assert params.tolist() == [0.05, 0.075, 0.15, 0.99]
     assert pd.read_csv(tmp_path / "plot" / "lp_param_vals_top1.csv")["param"].tolist() == params.tolist()
     settings = flags({**changes, "dataset_sweep_epoch": 50, "plot_lin_probe": 0, "save_path": tmp_path / "two"})
-    assert run_script("plot_quant_results.py", *settings, "--sweep_values", ".075", ".99").returncode == 0
+    assert run_here("plot_quant_results.py", *settings, "--sweep_values", ".075", ".99").returncode == 0
     assert pd.read_csv(tmp_path / "two" / "attk_params_acc_top1.csv")["param"].unique().tolist() == [0.075, 0.99]
 
 

@@ -137,6 +137,7 @@ def test_stopped_anywhere_and_continued_equals_undisturbed(data, tmp_path, monke
     assert not (tmp_path / "probe.pth").exists()
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_continued_equals_undisturbed(data, tmp_path, undisturbed, signum):
     words = flags(settings_of(data, tmp_path))

@@ -14,7 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ABSENT, ROOT, assert_one_line_error, debug_cluster, draw_tree, flags, run_script, save_untrained
+from helpers import (
+    ABSENT,
+    ROOT,
+    assert_one_line_error,
+    debug_cluster,
+    draw_tree,
+    flags,
+    run_here,
+    run_script,
+    save_untrained,
+)
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
@@ -69,7 +79,7 @@ def data(tmp_path_factory):
 def trained(data):
     """The folders of the two published trainings, uninterrupted."""
     for side in "AB":
-        result = run_script("train_RCDM.py", *published(data, side))
+        result = run_here("train_RCDM.py", *published(data, side))
         assert result.returncode == 0, result.stderr
     return {side: data / f"rcdm_vicreg_1000ep_300pc_{side}" for side in "AB"}
 
@@ -82,7 +92,7 @@ def attacked(data):
         settings[f"model_{side}_pth"] = data / f"vicreg_dssweep_300pc_{side}.pth"
         settings[f"bbox_{side}_idx_pth"] = data / f"bbox_{side}.npy"
     settings |= {"public_idx_pth": data / "public.npy", "imgnet_train_pth": data / "images"}
-    result = run_script("label_inference_attack.py", *flags({**settings, "imgnet_bbox_pth": data / "boxes"}))
+    result = run_here("label_inference_attack.py", *flags({**settings, "imgnet_bbox_pth": data / "boxes"}))
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -301,6 +311,7 @@ def interrupted(arguments, signum, line):
     return process.wait(), output
 
 
+@pytest.mark.kills
 def test_stopped_and_killed_and_continued_equals_uninterrupted(data, trained, tmp_path):
     arguments = published(data, out_dir=tmp_path)
     code, output = interrupted(arguments, signal.SIGTERM, "step 1/6")
@@ -430,7 +441,7 @@ def test_bad_flags_are_named_before_anything_is_read(data, changes, text):
 )
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     path = os.path.dirname(sys.executable)  # without srun
-    assert_one_line_error(run_script("train_RCDM.py", *published(data, out_dir=tmp_path, **changes), PATH=path), *texts)
+    assert_one_line_error(run_here("train_RCDM.py", *published(data, out_dir=tmp_path, **changes), PATH=path), *texts)
     assert not files(tmp_path)
 
 
@@ -535,7 +546,7 @@ def test_the_judge_counts_what_it_sees(data, trained, attacked, tmp_path):
     settings = {"attack": attacked, "rcdm_A": trained["A"], "rcdm_B": trained["B"], "respacing": 2}
     settings |= {"judge_pth": tmp_path / "judge.pth", "unseen_idx_pth": data / "bbox_A.npy"}
     settings |= {"public_idx_pth": data / "public.npy", "save_path": tmp_path / "judged.json"}
-    result = run_script("bash_examples/judge_rcdm.py", *flags(settings))
+    result = run_here("bash_examples/judge_rcdm.py", *flags(settings))
     assert result.returncode == 0, result.stderr
     judged = json.loads((tmp_path / "judged.json").read_text())
     listing, unseen = rec.list_images(data / "images"), np.load(data / "bbox_A.npy")

@@ -1,5 +1,6 @@
 """The chain as a user runs it: the demo in miniature (and whole, slow), and the published commands."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, run_script
+from helpers import ROOT, run_here
 from torch.utils.data import DataLoader
 
 import train_SSL
@@ -21,7 +22,7 @@ from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
 from dejavu_utils.models import load_model
 
-MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3")
+MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3", PRECISION="fp32")
 
 
 def start_demo(folder, script="demo.sh", **environment):
@@ -35,25 +36,29 @@ def start_demo(folder, script="demo.sh", **environment):
     )
 
 
-def test_demo_in_miniature_killed_continued_and_run_again(tmp_path):
-    folder = tmp_path / 'it\'s a "földer"'
-    run = folder / "seed3_4classes_20pc" / "simclr_12epochs_2snapshots_10neighbors"
-    process = start_demo(folder, **MINIATURE)
-    deadline = time.monotonic() + 300
-    log = run / "train_A_log.out"
-    while not (log.exists() and "epoch 7/12" in log.read_text()):  # past the checkpoint after epoch 6
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (run / "attack_sweeps").exists()
-
-    process = start_demo(folder, **MINIATURE)
+def demo(folder, script="demo.sh", code=0, **environment):
+    """What the demo, run to its end, has printed."""
+    process = start_demo(folder, script, **environment)
     output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert "resumes after epoch" in log.read_text()
+    assert process.returncode == code, output
+    return output
+
+
+def folder_and_run(tmp_path, snapshots):
+    folder = tmp_path / 'it\'s a "földer"'
+    return folder, folder / "seed3_4classes_20pc" / f"simclr_12epochs_{snapshots}snapshots_10neighbors"
+
+
+def test_demo_in_miniature_and_run_again(tmp_path):
+    folder, run = folder_and_run(tmp_path, 1)
+    case = {**MINIATURE, "SNAPSHOTS": "1", "PRECISION": "auto"}
+    output = demo(folder, **case)
     for stage in range(1, 8):
         assert f"== {stage}/7" in output
+    precision = (folder / "seed3_4classes_20pc" / "precision.txt").read_text().strip()
+    assert precision in ("fp32", "bf16") and f"precision of the training: {precision}\n" in output
+    params = json.loads((run / "simclr_dssweep_20pc_A" / "params.json").read_text(encoding="utf-8"))
+    assert params["training.precision"] == precision and params["dist.world_size"] == 1
     summary = pd.read_csv(run / "summary.csv")
     assert summary["attack"].tolist() == ["projector", "projector", "backbone", "backbone"]
     assert summary["pct_confidence"].tolist() == [100, 20, 100, 20] and (summary["chance"] == 0.25).all()
@@ -66,36 +71,60 @@ def test_demo_in_miniature_killed_continued_and_run_again(tmp_path):
         figure = results["both"]["top_1"]["accuracy"]["100"][name]
         assert summary[column][0] == figure["value"]
         assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in table
-    assert pd.read_csv(run / "plot" / "attk_epochs_acc_top1.csv")["epoch"].unique().tolist() == [6, 12]
-    assert pd.read_csv(run / "plot" / "lp_epochs_top1.csv")["epoch"].tolist() == [6, 12]
     for name in ("attk_epochs_acc_top1_legend.png", "attk_epochs_partition_top1.pdf", "lp_epochs_top5.png"):
         assert (run / "plot" / name).stat().st_size > 5000
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
-    process = start_demo(folder, **MINIATURE)
-    again, _ = process.communicate()
-    assert process.returncode == 0, again
-    assert again.count("there already") == 10  # data, partition, three betons, three attacks, two probes
+    again = demo(folder, **case)
+    assert again.count("there already") == 8  # data, partition, three betons, two attacks, a probe
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")} == before
     assert again[again.index("== Result") :].splitlines()[:6] == table.splitlines()[:6]
+    output = demo(folder, "demo_rcdm.sh", code=2, **{**case, "SEED": "4"})
+    assert "run bash_examples/demo.sh with the same variables first" in output
 
-    process = start_demo(folder, "demo_rcdm.sh", STEPS="3", RESPACING="2", **MINIATURE)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+
+@pytest.mark.kills
+def test_demo_killed_and_continued_and_reconstructions(tmp_path):
+    folder, run = folder_and_run(tmp_path, 2)
+    process = start_demo(folder, **MINIATURE)
+    deadline = time.monotonic() + 300
+    log = run / "train_A_log.out"
+    while not (log.exists() and "epoch 7/12" in log.read_text()):  # past the checkpoint after epoch 6
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "attack_sweeps").exists()
+
+    demo(folder, **MINIATURE)
+    assert "resumes after epoch" in log.read_text()
+    assert pd.read_csv(run / "plot" / "attk_epochs_acc_top1.csv")["epoch"].unique().tolist() == [6, 12]
+    assert pd.read_csv(run / "plot" / "lp_epochs_top1.csv")["epoch"].tolist() == [6, 12]
+
+    demo(folder, "demo_rcdm.sh", STEPS="3", RESPACING="2", **MINIATURE)
     figures = run / "RCDM" / "reconstructions"
     assert (run / "RCDM" / "rcdm_simclr_12ep_20pc_B" / "ema_0.995_000003.pt").is_file()
     assert json.loads((figures / "visualization_RCDM.ipynb").read_text(encoding="utf-8"))["cells"]
     assert (figures / "memorized.png").stat().st_size > 5000
-    process = start_demo(folder, "demo_rcdm.sh", **{**MINIATURE, "SEED": "4"})
-    output, _ = process.communicate()
-    assert process.returncode == 2 and "run bash_examples/demo.sh with the same variables first" in output
+
+
+def test_precisions_are_timed_and_the_faster_is_named(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("faster_precision", ROOT / "bash_examples" / "faster_precision.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    seconds = script.step_seconds(steps=1, batch_size=2)
+    assert set(seconds) == {"fp32", "bf16"} and min(seconds.values()) > 0
+    monkeypatch.setattr(script.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["faster_precision.py"])
+    for bf16, expected in ((0.5, "bf16"), (0.95, "fp32"), (1.5, "fp32")):
+        monkeypatch.setattr(script, "step_seconds", lambda *_, bf16=bf16: {"fp32": 1.0, "bf16": bf16})
+        script.main()
+        assert capsys.readouterr().out == f"{expected}\n"
 
 
 @pytest.mark.slow
 def test_demo_measures_memorization_against_the_known_answer(tmp_path):
-    process = start_demo(tmp_path, SEED="7")
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    output = demo(tmp_path, SEED="7")
     summary = pd.read_csv(tmp_path / "seed7" / "simclr_600epochs" / "summary.csv")
     for row in summary.itertuples():
         assert row.score_low > 0, output
@@ -123,9 +152,7 @@ def whole_image_accuracy(model_path, run, k=10):
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["vicreg", "barlow", "byol", "dino", "supervised"])
 def test_every_loss_learns_the_demo(tmp_path, loss):
-    process = start_demo(tmp_path, LOSS=loss, EPOCHS="300", SNAPSHOTS="1")
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    output = demo(tmp_path, LOSS=loss, EPOCHS="300", SNAPSHOTS="1")
     run = tmp_path / "seed0"
     (model,) = run.glob(f"{loss}_300epochs*/{loss}_dssweep_50pc_A/model_ep300.pth")
     assert whole_image_accuracy(model, run) > 0.8, output  # chance is 0.2
@@ -133,9 +160,9 @@ def test_every_loss_learns_the_demo(tmp_path, loss):
 
 def test_every_help_shows_its_commands_and_every_script_names_a_missing_flag():
     for path in sorted(ROOT.glob("*.py")):
-        result = run_script(path.name, "--help")
+        result = run_here(path.name, "--help")
         assert result.returncode == 0 and f"python {path.name}" in result.stdout, path.name
-        result = run_script(path.name)
+        result = run_here(path.name)
         assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, path.name
         assert re.search(r"error: .*--", result.stderr), path.name
 
@@ -208,6 +235,6 @@ PUBLISHED = [
 @pytest.mark.parametrize("command, first_missing", PUBLISHED)
 def test_published_commands_are_understood_and_name_the_first_file_that_is_missing(tmp_path, command, first_missing):
     script, *words = command.replace("$ROOT", str(tmp_path / "absent")).split()
-    result = run_script(script, *words)
+    result = run_here(script, *words)
     assert result.returncode == 2
     assert re.search(rf"error: {first_missing} \S*absent\S*: no such", result.stderr), result.stderr

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ABSENT, ROOT, debug_cluster, kept_signals
+from helpers import ABSENT, ROOT, debug_cluster, kept_signals, run_here
 
 import train_SSL
 from dejavu_utils.data.beton import write_beton
@@ -64,7 +64,12 @@ def command(betons, folder, **changes):
     ]
 
 
-def run(arguments, **options):
+def run(arguments):
+    """The command in this process, which saves the start of a new one."""
+    return run_here("train_SSL.py", *arguments[2:])
+
+
+def run_apart(arguments, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(arguments, capture_output=True, text=True, env=environment, **options)
 
@@ -113,6 +118,7 @@ def test_number_of_workers_and_a_second_run_change_nothing(betons, whole_run, tm
     assert len((tmp_path / "log").read_text().splitlines()) == 4
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("loss", ["vicreg", "simclr"])
 def test_killed_and_continued_equals_uninterrupted(betons, tmp_path, loss):
     settings = dict(training__loss=loss, training__optimizer="lars", training__base_lr=0.2)
@@ -156,6 +162,7 @@ def interrupted_run(arguments, signum, lines):
     return process.wait(), "".join(output)
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("epochs", [4, pytest.param(14, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised", "mocov3"])
 def test_stopped_by_signals_within_epochs_and_continued_equals_uninterrupted(betons, tmp_path, loss, epochs):
@@ -261,16 +268,17 @@ def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
     assert torch.equal(states[0]["place"], states[1]["place"])
 
 
+@pytest.mark.kills
 def test_two_processes_here(betons, tmp_path):
     settings = dict(dist__ngpus=0, dist__world_size=2, training__batch_size=4, training__loss="barlow")
-    result = run(command(betons, tmp_path, **settings))
+    result = run_apart(command(betons, tmp_path, **settings))
     assert result.returncode == 0, result.stderr
     assert "steps of 8 images per epoch (2 processes)" in result.stdout
     records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
     code, output = interrupted_run(command(betons, tmp_path / "x", **settings), signal.SIGTERM, 2)
     assert code == 128 + signal.SIGTERM and output.count("stopped after epoch") == 1
-    assert run(command(betons, tmp_path / "x", **settings)).returncode == 0
+    assert run_apart(command(betons, tmp_path / "x", **settings)).returncode == 0
     expected = weights(tmp_path)
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "x").items())
     process = subprocess.Popen(  # Ctrl-C: the terminal sends it to every process
@@ -286,9 +294,9 @@ def test_two_processes_here(betons, tmp_path):
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait() > 128 and (tmp_path / "z" / "model.pth").exists()
     assert not list((tmp_path / "z").glob(".*tmp*"))
-    result = run(command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1}))
+    result = run_apart(command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1}))
     assert result.returncode == 2 and "2 processes, and so another global batch" in result.stderr
-    result = run(command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15}))
+    result = run_apart(command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15}))
     assert result.returncode == 2 and "there are only 20 images" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -296,7 +304,7 @@ def test_two_processes_here(betons, tmp_path):
 def test_torchrun(betons, tmp_path):
     arguments = command(betons, tmp_path, training__batch_size=4, training__epochs=2)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = run([*torchrun, *arguments[1:]])
+    result = run_apart([*torchrun, *arguments[1:]])
     assert result.returncode == 0, result.stderr
     assert "(2 processes)" in result.stdout and len((tmp_path / "log").read_text().splitlines()) == 2
 

@@ -1,0 +1,73 @@
+"""Every stage on one tiny data set: its script, flags that are all right, and what it is given."""
+
+from helpers import draw_tree, flags, run_here, save_untrained
+
+TRAINING = {
+    **{"model.arch": "resnet18", "model.mlp": "32-16", "training.loss": "simclr", "training.precision": "fp32"},
+    **{"resolution.min_res": 32, "resolution.max_res": 32, "validation.resolution": 32, "data.num_workers": 1},
+    **{"training.batch_size": 4, "training.epochs": 2, "training.warmup_epochs": 1, "logging.log_level": 1},
+}
+SCRIPTS = {
+    "partition": ("imagenet_partition.py", "save_dir"),
+    "beton": ("write_ffcv_dataset.py", "write-path"),
+    "training": ("train_SSL.py", "logging.folder"),
+    "attack": ("label_inference_attack.py", "output_dir"),
+    "probe": ("lin_probe.py", "output_dir"),
+    "rcdm": ("train_RCDM.py", "out_dir"),
+}
+
+
+def settings(command, data, made, out):
+    """The flags of a command that is all right. data: images, boxes and index; made: betons and checkpoints."""
+    index = data / "index" / "4_per_class"
+    pictures = {"imgnet_train_pth": data / "images", "resolution": 32, "num_workers": 0, "local": 1}
+    return {
+        "partition": {"imgnet_dir": data / "images", "bbox_dir": data / "boxes", "per_class": 4, "save_dir": out},
+        "beton": {
+            **{"imgnet-path": data / "images", "idx-path": index / "train_A.npy", "write-path": out / "x.beton"},
+            "num-workers": 1,
+        },
+        "training": {
+            **TRAINING,
+            **{"data.train_dataset": made / "train.beton", "data.val_dataset": made / "val.beton"},
+            "logging.folder": out,
+        },
+        "attack": {
+            **pictures,
+            **{"model_A_pth": made / "A.pth", "model_B_pth": made / "B.pth", "imgnet_bbox_pth": data / "boxes"},
+            **{f"bbox_{name}_idx_pth": index / f"bbox_{name}.npy" for name in "AB"},
+            **{"public_idx_pth": index / "public.npy", "k": 7, "k_attk": 5, "min_px": 10, "output_dir": out},
+        },
+        "probe": {
+            **pictures,
+            **{"model_pth": made / "A.pth", "train_idx_pth": index / "train_A.npy"},
+            **{"val_idx_pth": data / "index" / "val_set.npy", "epochs": 1, "output_dir": out},
+        },
+        "rcdm": {
+            **{"feat_cond": "", "ssl_model_pth": made / "A.pth", "ssl_resolution": 32, "data_dir": data / "images"},
+            **{"dataset_indices": index / "public.npy", "workers": 0, "local": 1, "world_size": 1, "batch_size": 4},
+            **{"image_size": 32, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1},
+            **{"attention_resolutions": 16, "backend": "diffusers", "timestep_respacing": 2, "log_interval": 1},
+            **{"lr_anneal_steps": 2, "save_interval": 1, "out_dir": out},
+        },
+    }[command]
+
+
+def call(command, values):
+    return run_here(SCRIPTS[command][0], *flags(values))
+
+
+def make_tiny(root):
+    """Makes the one data set that test files share, below root: data (images, boxes, index of 4 a class) and made.
+
+    36 images of 3 classes, 24 of them with a box; betons of set A and of the validation set, and two untrained models.
+    """
+    data, made = draw_tree(root / "data"), root / "made"
+    assert call("partition", settings("partition", data, made, data / "index")).returncode == 0
+    made.mkdir()
+    for seed, model in enumerate("AB"):
+        save_untrained(made / f"{model}.pth", seed)
+    for name, index in (("train", "4_per_class/train_A.npy"), ("val", "val_set.npy")):
+        values = {**settings("beton", data, made, made), "idx-path": data / "index" / index}
+        assert call("beton", {**values, "write-path": made / f"{name}.beton"}).returncode == 0
+    return root
