@@ -3,16 +3,20 @@
 #
 #   ./gen_betons.sh                                  every n below INDEX_FOLDER
 #   DATASETS="100 300" ./gen_betons.sh               these n
+#   CROPS=1 ./gen_betons.sh                          background crops for the classifiers of the test of one model:
+#                                                    bbox_{A,B}.npy -> {n}_per_class_{A,B}_crops.beton
 #   FORCE=1 ./gen_betons.sh --write-mode jpg         again, with options of write_ffcv_dataset.py
 #
-# Environment: IMAGENET_DATASET_DIR, INDEX_FOLDER, BETONS_FOLDER. A finished file is skipped unless FORCE=1.
+# Environment: IMAGENET_DATASET_DIR, INDEX_FOLDER, BETONS_FOLDER; with CROPS=1 also IMAGENET_BBOX_ANNOTATIONS. A finished file is skipped unless FORCE=1.
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
 
-for name in IMAGENET_DATASET_DIR INDEX_FOLDER BETONS_FOLDER; do
+boxes=()
+[ "${CROPS:-0}" != 1 ] || boxes=(IMAGENET_BBOX_ANNOTATIONS)
+for name in IMAGENET_DATASET_DIR INDEX_FOLDER BETONS_FOLDER ${boxes[@]+"${boxes[@]}"}; do
   [ -n "${!name:-}" ] || { echo "gen_betons.sh: error: the variable $name is not set: export $name=FOLDER" >&2; exit 2; }
 done
-for name in IMAGENET_DATASET_DIR INDEX_FOLDER; do
+for name in IMAGENET_DATASET_DIR INDEX_FOLDER ${boxes[@]+"${boxes[@]}"}; do
   [ -d "${!name}" ] || { echo "gen_betons.sh: error: $name ${!name}: no such folder" >&2; exit 2; }
 done
 if [ -z "${DATASETS:-}" ]; then
@@ -20,16 +24,18 @@ if [ -z "${DATASETS:-}" ]; then
   [ -n "$DATASETS" ] || { echo "gen_betons.sh: error: INDEX_FOLDER $INDEX_FOLDER holds no {n}_per_class folder:" \
     "run imagenet_partition.py first" >&2; exit 2; }
 fi
+images=train suffix='' own=()
+[ "${CROPS:-0}" != 1 ] || { images=bbox suffix=_crops own=(--bbox-path "$IMAGENET_BBOX_ANNOTATIONS"); }
 mkdir -p "$BETONS_FOLDER"
 
 for n in $DATASETS; do
   for side in A B; do
-    beton=$BETONS_FOLDER/${n}_per_class_$side.beton
+    beton=$BETONS_FOLDER/${n}_per_class_$side$suffix.beton
     if [ -e "$beton" ] && [ "${FORCE:-0}" != 1 ]; then
       echo "$beton: there already (FORCE=1 writes it again)"
       continue
     fi
     "${PYTHON:-python}" "$root/write_ffcv_dataset.py" --imgnet-path "$IMAGENET_DATASET_DIR" \
-      --idx-path "$INDEX_FOLDER/${n}_per_class/train_$side.npy" --write-path "$beton" "$@"
+      --idx-path "$INDEX_FOLDER/${n}_per_class/${images}_$side.npy" --write-path "$beton" ${own[@]+"${own[@]}"} "$@"
   done
 done

@@ -32,7 +32,6 @@ to resume.
 """
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,8 +48,10 @@ from dejavu_utils.attack.search import Embedder, Found, ImageSet, Inference, nea
 from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.cli import (
     Parser,
+    add_crop_flags,
     add_inference_flags,
     add_launch_flags,
+    check_crop_flags,
     existing_file,
     existing_folder,
     expanded,
@@ -58,7 +59,6 @@ from dejavu_utils.cli import (
     run,
     zero_or_one,
 )
-from dejavu_utils.crops import RULES
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest
@@ -127,27 +127,7 @@ def add_data_flags(group):
 def add_attack_flags(group):
     group.add_argument("--k", type=positive_int, default=100, help="public neighbors that are saved")
     group.add_argument("--k_attk", type=int, default=100, help="nearest of them that vote; 0 = k")
-    group.add_argument(
-        "--crop_rule",
-        choices=RULES,
-        default="paper",
-        help="paper: the largest gap within a strip between box edges; exact: the largest empty rectangle",
-    )
-    group.add_argument("--min_px", type=int, default=100, help="a crop's shorter side is longer than this, pixels")
-    group.add_argument(
-        "--box_margin",
-        type=float,
-        default=0.0,
-        help="boxes grow by it on every side before a crop is cut: below 1 a fraction of the box's side, else pixels",
-    )
-    group.add_argument(
-        "--scale_boxes",
-        type=zero_or_one,
-        nargs="?",
-        const=1,
-        default=0,
-        help="1: scale boxes from the <size> in the XML to the image's; 0: where these differ, it is not attacked",
-    )
+    add_crop_flags(group)
     group.add_argument(
         "--use_corner_crop",
         type=zero_or_one,
@@ -185,8 +165,7 @@ def check_args(args):
         raise InputError(f"--k_attk {args.k_attk}: must be between 0 (all) and --k {args.k}")
     if not 0 < args.corner_crop_frac <= 1:
         raise InputError(f"--corner_crop_frac {args.corner_crop_frac}: must be above 0 and at most 1")
-    if not 0 <= args.box_margin < math.inf:
-        raise InputError(f"--box_margin {args.box_margin}: must be 0 or more")
+    check_crop_flags(args)
     if args.use_supervised_linear and args.use_backbone:
         raise InputError("--use_supervised_linear 1: scores are the logits; leave --use_backbone out")
     if args.layers and (args.use_backbone or args.use_supervised_linear):

@@ -1,10 +1,14 @@
 """Writes the images of one index file as a .beton, FFCV's format, for train_SSL.py.
 
 Reads an image folder (CLASS/ID.JPEG) and an .npy of image indices from imagenet_partition.py; writes one
-.beton, and beside it FILE.beton.images.npz, which says which images it holds.
+.beton, and beside it FILE.beton.images.npz, which says which images it holds. With --bbox-path, the folder of box XML,
+each image's background crop is written in its place, the crop of label_inference_attack.py: for the classifier that
+guesses an object from its background, the reference of the test of one model (docs/one_model.md).
 
     python write_ffcv_dataset.py --imgnet-path $IMAGENET_DATASET_DIR \\
         --idx-path $INDEX_FOLDER/300_per_class/train_A.npy --write-path $BETONS_FOLDER/300_per_class_A.beton
+    python write_ffcv_dataset.py --imgnet-path $IMAGENET_DATASET_DIR --bbox-path $IMAGENET_BBOX_ANNOTATIONS \\
+        --idx-path $INDEX_FOLDER/300_per_class/bbox_A.npy --write-path $BETONS_FOLDER/300_per_class_A_crops.beton
     python write_ffcv_dataset.py --imgnet-path demo/seed0/data/images --idx-path demo/seed0/index/val_set.npy \\
         --write-path /tmp/val.beton --write-mode jpg --num-workers 2
 """
@@ -13,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.cli import Parser, expanded, positive_int, run
+from dejavu_utils.attack.boxes import Annotations, CropRule, in_words, take_crops
+from dejavu_utils.cli import Parser, add_crop_flags, check_crop_flags, expanded, positive_int, run
 from dejavu_utils.data.beton import MODES, write_beton
 from dejavu_utils.data.provenance import save_training_images
 from dejavu_utils.errors import InputError
@@ -44,6 +49,14 @@ def parse_args(argv=None):
         action="store_true",
         help="leave out images that cannot be read and list them in WRITE_PATH.skipped.txt; else one is an error",
     )
+    group = parser.add_argument_group("background crops in place of the images")
+    group.add_argument(
+        "--bbox-path",
+        "--bbox_path",
+        type=expanded,
+        help="folder of CLASS/ID.xml, or one above it: writes each image's crop; images without one are left out",
+    )
+    add_crop_flags(group)
     return parser.parse_args(argv)
 
 
@@ -55,10 +68,13 @@ def main():
     indices = load_indices(args.idx_path, "--idx-path", listing)
     if not len(indices):
         raise InputError(f"--idx-path {args.idx_path}: holds no index")
+    crops, cut = None, ""
+    if args.bbox_path:
+        indices, crops, cut = background_crops(args, listing, indices)
     with Progress(len(indices), "images written") as progress:
         skipped = write_beton(
             args.write_path,
-            Images(listing, indices),
+            Images(listing, indices, crops),
             listing.labels[indices],
             mode=args.write_mode,
             smart_threshold=args.smart_threshold,
@@ -68,7 +84,8 @@ def main():
             skip_unreadable=args.skip_unreadable,
             on_progress=progress.update,
         )
-    save_training_images(args.write_path, np.delete(indices, list(skipped)), listing)  # a reader compares the labels
+    # A reader compares the labels.
+    save_training_images(args.write_path, np.delete(indices, list(skipped)), listing, cut)
     side_file = Path(f"{args.write_path}.skipped.txt")
     if skipped:
         with complete_file(side_file) as temporary:
@@ -83,17 +100,35 @@ def main():
     print(args.write_path)
 
 
-class Images:
-    """The images at `indices` as a sequence of uint8 H x W x 3 RGB arrays, decoded when they are asked for."""
+def background_crops(args, listing, indices):
+    """(indices of the images that have a background crop, int64 (n, 4) the crops, how they were cut, as text)."""
+    check_crop_flags(args)
+    rule = CropRule(args.crop_rule, args.min_px, args.box_margin, bool(args.scale_boxes))
+    annotations = Annotations(args.bbox_path, listing, "--bbox-path")
+    with Progress(len(indices), "images searched for a crop") as progress:
+        found = take_crops(listing, indices, rule, annotations, progress.update, args.skip_unreadable)
+    skipped = in_words(found.counts)
+    print(f"{len(found)} of {len(indices)} images have a crop" + (f" ({skipped})" if skipped else ""))
+    if not len(found):
+        raise InputError(f"--bbox-path {args.bbox_path}: no image has a crop: {skipped}; see --min-px {args.min_px}")
+    return found.indices, found.crops, str(rule)
 
-    def __init__(self, listing, indices):
-        self.listing, self.indices = listing, indices
+
+class Images:
+    """The images at `indices` as a sequence of uint8 H x W x 3 RGB arrays, decoded when they are asked for.
+
+    crops: n of (xmin, ymin, xmax, ymax) in pixels, to be cut out of them; None: whole images.
+    """
+
+    def __init__(self, listing, indices, crops=None):
+        self.listing, self.indices, self.crops = listing, indices, crops
 
     def __len__(self):
         return len(self.indices)
 
     def __getitem__(self, position):
-        return np.asarray(load_image(self.listing.path(self.indices[position])))
+        image = load_image(self.listing.path(self.indices[position]))
+        return np.asarray(image if self.crops is None else image.crop(tuple(self.crops[position])))
 
 
 if __name__ == "__main__":

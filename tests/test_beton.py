@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import ABSENT, run_here
+from helpers import ABSENT, draw_tree, run_here
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
@@ -280,6 +280,20 @@ def test_gen_scripts_write_what_is_missing(folders):
     val = Beton(folders / "betons" / "val.beton")
     with Image.open(folders / "images" / "class_0" / "4.JPEG") as image:
         np.testing.assert_array_equal(val.read(0), np.asarray(image))
+
+
+def test_crops_are_written_beside_the_training_sets(folders):
+    draw_tree(folders / "boxed", classes=2, per_class=4, boxed=4)
+    for side, indices in (("A", [0, 5]), ("B", [1, 6])):
+        np.save(folders / "index" / "1_per_class" / f"bbox_{side}.npy", np.array(indices))
+    variables = {"CROPS": "1", "DATASETS": "1", "IMAGENET_DATASET_DIR": str(folders / "boxed" / "images")}
+    result = run(folders, "gen_betons.sh", **variables, IMAGENET_BBOX_ANNOTATIONS="")
+    assert result.returncode == 2 and "the variable IMAGENET_BBOX_ANNOTATIONS is not set" in result.stderr
+    variables["IMAGENET_BBOX_ANNOTATIONS"] = str(folders / "boxed" / "boxes")
+    result = run(folders, "gen_betons.sh", "--min-px", "8", **variables)
+    assert result.returncode == 0, result.stderr
+    assert {p.name for p in (folders / "betons").glob("*.beton")} == {f"1_per_class_{s}_crops.beton" for s in "AB"}
+    assert Beton(folders / "betons" / "1_per_class_B_crops.beton").labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

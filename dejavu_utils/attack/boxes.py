@@ -79,6 +79,13 @@ class CropRule:
         margin, scale = settings.get("box_margin", 0), bool(settings.get("scale_boxes", 0))
         return cls(settings["crop_rule"], settings["min_px"], margin, scale)
 
+    def __str__(self):
+        """What is cut out, the same text for the same rule: TrainingImages.crops."""
+        if self.name == "corner":
+            return f"lower left corner, {self.fraction:g} of each side"
+        grown = f", boxes grown by {self.margin:g}" if self.margin else ""
+        return f"background, {self.name} rule, above {self.min_px} px{grown}{', boxes scaled' if self.scale else ''}"
+
 
 class Unusable(Exception):
     """Why an image's boxes cannot be used: one of REASONS."""
