@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dejavu_utils.analysis.memorization import SHARES, difference, summarize_levels
+from dejavu_utils.analysis.memorization import OUTCOMES, difference, summarize_levels
 from dejavu_utils.analysis.plots import (
     STYLES,
     figure_style,
@@ -245,17 +245,17 @@ def columns_at(args, sets, ceiling, top_k):
 def attack_frames(args, points, x):
     """Yields (part of the file name, function that draws, DataFrame, top_k) of an attack sweep."""
     for top_k in TOP_KS:
-        accuracies, shares = [], []
+        accuracies, outcomes = [], []
         for position, (sets, ceiling) in points:
             levels = columns_at(args, sets, ceiling, top_k)
             accuracies += [{x: position, **columns} for columns, _ in levels]
             summary = levels[0][1]  # the shares are of all examples at every level
-            row = {x: position, **{share: summary[share]["value"] for share in SHARES}}
-            for share in SHARES:
-                row.update(bounds(share, summary[share]))
-            shares.append(row)
+            row = {x: position, **{outcome: summary[outcome]["value"] for outcome in OUTCOMES}}
+            for outcome in OUTCOMES:
+                row.update(bounds(outcome, summary[outcome]))
+            outcomes.append(row)
         yield "acc_", save_accuracy_figures, pd.DataFrame(accuracies), top_k
-        yield "partition_", save_partition_figures, pd.DataFrame(shares), top_k
+        yield "partition_", save_partition_figures, pd.DataFrame(outcomes), top_k
 
 
 def layer_frames(args, layers):

@@ -3,7 +3,7 @@
 # once, and renders the reconstructions by running the notebook. Under 20 minutes on two CPU cores; rerun to resume.
 #
 #   bash bash_examples/demo_rcdm.sh
-#   JUDGE=1 bash bash_examples/demo_rcdm.sh     # and measures how often the reconstructions show the right class
+#   JUDGE=1 bash bash_examples/demo_rcdm.sh     # and measures how often the reconstructions show the correct class
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=bash_examples/environment.sh
@@ -14,7 +14,7 @@ source "$root/bash_examples/demo_settings.sh"
 
 STEPS=${STEPS:-1500}                    # of each RCDM's training
 RESPACING=${RESPACING:-50}              # steps of the sampling; ddim25: DDIM
-JUDGE=${JUDGE:-0}                       # 1: train a judge of the classes and let it judge one sample an attacked image
+JUDGE=${JUDGE:-0}                       # 1: train a judge of the classes and let it judge one sample per attacked image
 
 point=$(points projector "$EPOCHS")
 read -r _ _ _ _ _ training _ attack _ rcdm <<<"$point"

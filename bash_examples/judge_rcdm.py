@@ -1,4 +1,4 @@
-"""How often do RCDM's samples show the right class? Judged by a supervised model of the same classes.
+"""How often do RCDM's samples show the correct class? Judged by a supervised model of the same classes.
 
 Reads an attack, the RCDMs of both models and a supervised checkpoint of train_SSL.py (the judge). One sample per image;
 prints and writes, with 95 % intervals: how often the judge is correct on real images, on samples from the
@@ -77,10 +77,10 @@ def main():
     names = ("target", "reference", "score")
     crops = {"all": {name: mem.summarize(attacks, 1)[name] for name in names}}
     votes = [attack.tables[name]["share"].to_numpy() for name in SETS]
-    for share in mem.SHARES:
-        chosen = [only(judged, vote == share) for judged, vote in zip(attacks, votes)]
-        crops[share] = {name: mem.summarize(chosen, 1)[name] for name in names}
-        crops[share]["n"] = sum(len(judged.labels) for judged in chosen)
+    for outcome in mem.OUTCOMES:
+        chosen = [only(judged, vote == outcome) for judged, vote in zip(attacks, votes)]
+        crops[outcome] = {name: mem.summarize(chosen, 1)[name] for name in names}
+        crops[outcome]["n"] = sum(len(judged.labels) for judged in chosen)
     found["samples from crops"] = crops
     save_json(args.save_path, {**found, "settings": vars(args)})
     report(found, chance=1 / len(listing.classes))
@@ -136,10 +136,10 @@ def report(found, chance):
     for kind, figure in found["samples from whole images"].items():
         print(f"  on samples from {figure['n']} {kind}: {figure_in_words(figure)}")
     print("  on reconstructions from crops of attacked examples:")
-    for share, figures in found["samples from crops"].items():
+    for outcome, figures in found["samples from crops"].items():
         count = f" ({figures['n']} by the vote of neighbors)" if "n" in figures else ""
         words = ", ".join(f"{name} {figure_in_words(figures[name])}" for name in ("target", "reference", "score"))
-        print(f"    {share}{count}: {words}")
+        print(f"    {outcome}{count}: {words}")
 
 
 if __name__ == "__main__":

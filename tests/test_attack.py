@@ -257,7 +257,7 @@ def test_supervised_logits_are_the_scores(data, tmp_path):
     assert scores.shape == (12, 3)
     sets = read_attack(tmp_path)
     right = scores.argmax(axis=1) == np.load(tmp_path / "A_attk_B_labels.npy").ravel()
-    assert sets["B"].attack.reference.right(sets["B"].attack.labels, 1).mean() == right.mean()
+    assert sets["B"].attack.reference.correct(sets["B"].attack.labels, 1).mean() == right.mean()
     assert_one_line_error(attack(data, tmp_path), "--output_dir", "another kind of attack")
 
 
@@ -360,7 +360,7 @@ def undisturbed(data, tmp_path_factory, few_whole_images):
 
 
 @pytest.mark.parametrize("what", ["crops", "public"])
-def test_a_killed_attack_goes_on(data, tmp_path, undisturbed, what, monkeypatch):
+def test_a_killed_attack_resumes(data, tmp_path, undisturbed, what, monkeypatch):
     embed_batch, calls = Embedder.embed, []
 
     def killed_at(last):
@@ -394,7 +394,7 @@ def test_pieces_of_another_attack_are_not_used(data, tmp_path, undisturbed, monk
     assert outputs(tmp_path) == undisturbed["crops"]
 
 
-def test_another_number_of_processes_goes_on(data, tmp_path, undisturbed, monkeypatch):
+def test_another_number_of_processes_resumes(data, tmp_path, undisturbed, monkeypatch):
     """Stopped alone when the crops are embedded, then the second of two processes alone, then one process again."""
     embed_batch, calls = Embedder.embed, []
 

@@ -62,7 +62,7 @@ def test_a_holder_that_has_not_yet_written_its_name_is_named_when_it_has(tmp_pat
         writer.join()
 
 
-def test_a_job_that_was_queued_again_does_not_wait_for_its_earlier_life(tmp_path):
+def test_a_requeued_job_does_not_wait_for_its_earlier_run(tmp_path):
     lock = tmp_path / ".lock"
     with locked(lock, "--x", job="7", restart=1):  # as a server sees it that has not yet seen a machine die
         with locked(lock, "--x", job="7", restart=2):

@@ -191,7 +191,7 @@ def test_the_ceiling_is_the_vote_on_whole_public_images(data, tmp_path, models, 
     else:
         distances = torch.cdist(z, z).fill_diagonal_(torch.inf)
         voters = labels[distances.argsort(dim=1)[:, :5].numpy()]
-        expected, model = predict_from_neighbors(voters).right(labels, 1).mean(), "A"
+        expected, model = predict_from_neighbors(voters).correct(labels, 1).mean(), "A"
     estimate = results["ceiling"][model]["top_1"]
     assert estimate["value"] == pytest.approx(expected, abs=1e-9)
     assert estimate["low"] < estimate["value"] < estimate["high"] or expected in (0, 1)

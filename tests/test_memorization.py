@@ -34,7 +34,7 @@ def test_published_statistics(attacked, top_k):
             assert accuracy == pytest.approx(
                 TRACES[f"{model}_attk_{attacked}_top{top_k}_{pct}conf_300pc"][0], abs=1e-12
             )
-    right = {m: p.right(attack.labels, top_k) for m, p in by_model.items()}
+    right = {m: p.correct(attack.labels, top_k) for m, p in by_model.items()}
     for a in (True, False):
         for b in (True, False):
             name = f"{'yes' if a else 'no'}_A_{'yes' if b else 'no'}_B_attk_{attacked}_top{top_k}_300pc"
@@ -46,7 +46,7 @@ def test_score_is_memorized_minus_misrepresented():
         summary = mem.summarize([load_direction("A", "A"), load_direction("B", "B")], top_k)
         difference = summary["memorized"]["value"] - summary["misrepresented"]["value"]
         assert summary["score"]["value"] == pytest.approx(difference, abs=1e-12)
-        assert sum(summary[s]["value"] for s in mem.SHARES) == pytest.approx(1, abs=1e-12)
+        assert sum(summary[s]["value"] for s in mem.OUTCOMES) == pytest.approx(1, abs=1e-12)
 
 
 def brute_force_prediction(labels):
@@ -78,7 +78,7 @@ def test_only_the_first_k_attk_neighbors_vote():
 def test_absent_classes_are_never_predicted():
     predictions = mem.predict_from_neighbors(np.array([[2, 2, 2, 7, 7]]))
     assert predictions.top.tolist() == [[2, 7, -1, -1, -1]]
-    assert not predictions.right(np.array([0]), 5)[0]
+    assert not predictions.correct(np.array([0]), 5)[0]
 
 
 def test_scores_take_the_place_of_neighbors():
@@ -414,7 +414,7 @@ def test_intervals_of_classes_cover_the_truth(rates, dependent):
     for n in (10, 20, 50, 200):
         labels = np.repeat(np.arange(10_000), n)
         rows = rng.integers(0, POOL, len(labels))
-        rights = (model.right(pool.labels, 1)[rows] for model in (pool.target, pool.reference))
+        rights = (model.correct(pool.labels, 1)[rows] for model in (pool.target, pool.reference))
         attack = mem.DirectedAttack(*(predictions_of(right, np.zeros(len(rows)), labels) for right in rights), labels)
         score = mem.summarize_classes([attack], 1, 10_000)["score"]
         share = ((score["low"] - 1e-12 <= truth) & (truth <= score["high"] + 1e-12)).mean()
@@ -439,7 +439,7 @@ def test_intervals_are_hardly_longer_than_the_bootstraps(rates, dependent):
             attack = sample_of(pool, rng, n)
             summary = mem.summarize([attack], 1)
             ours.append(summary["score"]["high"] - summary["score"]["low"])
-            drawn = rng.multinomial(n, [summary[share]["value"] for share in mem.SHARES], size=4000)
+            drawn = rng.multinomial(n, [summary[share]["value"] for share in mem.OUTCOMES], size=4000)
             bootstrap.append(np.ptp(np.percentile(drawn[:, 0] - drawn[:, 2], [2.5, 97.5])) / n)
         ratio = np.mean(ours) / np.mean(bootstrap)
         print(f"width, rates {rates}, {'dependent' if dependent else 'independent'}, n {n}: {ratio:.3f} x bootstrap")

@@ -109,14 +109,14 @@ def test_weights_are_loaded_strictly(tmp_path):
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "vgg11_bn"])
-def test_other_trunks_of_torchvision_by_name(arch):
+def test_other_backbones_of_torchvision_by_name(arch):
     check_arch(arch, [64, 96])
     network = SSLNetwork(arch, "16-8", "simclr").eval()
     outputs = network(torch.randn(2, 3, 64, 64))
     assert [output.shape[1] for output in outputs] == network.layer_widths()
 
 
-def test_trunks_of_timm_take_growing_images():
+def test_backbones_of_timm_take_growing_images():
     pytest.importorskip("timm", reason="timm is not installed")
     check_arch("vit_tiny_patch16_224", [160, 192, 224])
     network = SSLNetwork("vit_tiny_patch16_224", "16-8", "simclr").eval()

@@ -246,6 +246,6 @@ def test_a_damaged_file_is_named(tmp_path):
     assert_one_line_error(result, "B_attk_A_labels.npy: has 399 rows")
 
 
-def test_a_share_without_an_example_has_no_figure_and_no_failure(tmp_path):
+def test_an_outcome_without_an_example_has_no_figure_and_no_failure(tmp_path):
     assert plot(tmp_path, pct_confidences="0.1").returncode == 0
     assert pd.read_csv(tmp_path / "plot" / "attk_epochs_acc_top1.csv")["target_acc"].isna().all()

@@ -52,9 +52,22 @@ PUBLISHED = (
     f"--ngpus 8 --timeout 4320 {MODEL_FLAGS_128}"
 )
 SMALLER = {
-    **{"local": 1, "ssl_arch": "resnet18", "mlp": "32-16", "ssl_resolution": 32, "image_size": 32, "num_channels": 32},
-    **{"channel_mult": "1,1", "num_res_blocks": 1, "attention_resolutions": 16, "workers": 0, "batch_size": 4},
-    **{"lr_anneal_steps": 6, "save_interval": 3, "log_interval": 1, "timestep_respacing": 2, "backend": "diffusers"},
+    "local": 1,
+    "ssl_arch": "resnet18",
+    "mlp": "32-16",
+    "ssl_resolution": 32,
+    "image_size": 32,
+    "num_channels": 32,
+    "channel_mult": "1,1",
+    "num_res_blocks": 1,
+    "attention_resolutions": 16,
+    "workers": 0,
+    "batch_size": 4,
+    "lr_anneal_steps": 6,
+    "save_interval": 3,
+    "log_interval": 1,
+    "timestep_respacing": 2,
+    "backend": "diffusers",
 }
 
 
@@ -358,7 +371,7 @@ def test_two_processes_microbatches_samplers_and_another_start(data, trained, tm
     assert 0 < moved < 1e-3
 
 
-def test_every_image_comes_once_an_epoch_whatever_the_processes(monkeypatch):
+def test_every_image_comes_once_per_epoch_whatever_the_processes(monkeypatch):
     orders = []
     for processes in (1, 2):
         monkeypatch.setattr(rcdm_training, "world_size", lambda: processes)  # noqa: B023

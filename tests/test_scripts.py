@@ -146,7 +146,7 @@ def whole_image_accuracy(model_path, run, k=10):
     neighbors = search.result()
     assert (neighbors[:, 0] == np.arange(len(public))).mean() > 0.99  # itself
     labels = listing.labels[public]
-    return predict_from_neighbors(labels[neighbors[:, 1:]]).right(labels, 1).mean()
+    return predict_from_neighbors(labels[neighbors[:, 1:]]).correct(labels, 1).mean()
 
 
 @pytest.mark.slow

@@ -269,7 +269,7 @@ def test_two_tasks_train(jobs, data):
 @pytest.mark.parametrize("name, folder, case", [
     ("preempted", "vicreg_dssweep_300pc_B", "preempted"), ("limited", "limited", "timed-out")
 ])  # fmt: skip
-def test_a_job_that_had_to_stop_is_queued_again_and_ends_in_the_same_weights(jobs, data, name, folder, case):
+def test_a_job_that_had_to_stop_is_requeued_and_ends_in_the_same_weights(jobs, data, name, folder, case):
     assert job(jobs[name])["JobState"] == "COMPLETED" and job(jobs[name])["Restarts"] == "1"
     output = log(jobs[name]) + log(jobs[name], kind="err")
     assert output.count("stopped after epoch") == 1 and output.count("resumes after epoch") == 1, output

@@ -88,7 +88,12 @@ def whole_run(betons, tmp_path_factory):
 
 def test_files_and_log(whole_run):
     assert {p.name for p in whole_run.iterdir()} == {
-        *("params.json", "log", "model.pth", "model_ep2.pth", "model_ep4.pth", "final_weights.pt")
+        "params.json",
+        "log",
+        "model.pth",
+        "model_ep2.pth",
+        "model_ep4.pth",
+        "final_weights.pt",
     }
     params = json.loads((whole_run / "params.json").read_text())
     assert params["training.batch_size"] == 8 and params["vicreg.sim_coeff"] == 25
@@ -467,11 +472,18 @@ SHARED = {
 }
 OWN = {
     "vicreg": {
-        **{"training.base_lr": 0.2, "model.mlp": "8192-8192-8192", "training.eval_freq": 50},
-        **{"vicreg.sim_coeff": 25, "vicreg.std_coeff": 25, "vicreg.cov_coeff": 1},
+        "training.base_lr": 0.2,
+        "model.mlp": "8192-8192-8192",
+        "training.eval_freq": 50,
+        "vicreg.sim_coeff": 25,
+        "vicreg.std_coeff": 25,
+        "vicreg.cov_coeff": 1,
     },
     "simclr": {
-        **{"training.base_lr": 0.3, "model.mlp": "2048-256", "training.eval_freq": 100, "simclr.temperature": 0.15},
+        "training.base_lr": 0.3,
+        "model.mlp": "2048-256",
+        "training.eval_freq": 100,
+        "simclr.temperature": 0.15,
     },
     "supervised": {"training.base_lr": 0.2, "model.mlp": "8192-8192-8192", "training.eval_freq": 25},
 }
@@ -479,9 +491,17 @@ OWN = {
 
 def published_command(loss, betons, folder):
     return [
-        *("--config-file", str(ROOT / "configs" / f"{loss}_cfg.yaml"), "--dist.use_submitit", "1"),
-        *("--data.train_dataset", str(betons / "train.beton"), "--data.val_dataset", str(betons / "val.beton")),
-        *("--logging.folder", str(folder), "0"),
+        "--config-file",
+        str(ROOT / "configs" / f"{loss}_cfg.yaml"),
+        "--dist.use_submitit",
+        "1",
+        "--data.train_dataset",
+        str(betons / "train.beton"),
+        "--data.val_dataset",
+        str(betons / "val.beton"),
+        "--logging.folder",
+        str(folder),
+        "0",
     ]
 
 

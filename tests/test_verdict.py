@@ -17,8 +17,10 @@ def results_of(target, reference, chance=0.2, by_set=None, half=0.03, ceiling=No
     for name in ("both", "A", "B"):
         score = target - reference if by_set is None or name == "both" else by_set[name]
         figures = {
-            **{"target": estimate(target), "reference": estimate(reference)},
-            **{"score": estimate(score, half), "chance": chance},
+            "target": estimate(target),
+            "reference": estimate(reference),
+            "score": estimate(score, half),
+            "chance": chance,
         }
         shares = {"memorized": estimate(0.3), "misrepresented": estimate(0.1)}
         found[name] = {

@@ -145,7 +145,7 @@ def summary_lines(layer, results):
             f"  {who}: target {figure_in_words(figures['target'])}, reference {figure_in_words(figures['reference'])}"
             f"{chance_in_words(figures)}, déjà vu score {figure_in_words(figures['score'])}"
         )
-    lines.append("  " + ", ".join(f"{share} {figure_in_words(top_1['shares'][share])}" for share in mem.SHARES))
+    lines.append("  " + ", ".join(f"{outcome} {figure_in_words(top_1['shares'][outcome])}" for outcome in mem.OUTCOMES))
     ceilings = (f"model {model} {figure_in_words(found['top_1'])}" for model, found in results["ceiling"].items())
     lines.append("  ceiling (the same vote on whole public images): " + ", ".join(ceilings))
     margin = figure_in_words(results["both"]["vote_share"]["margin"])

@@ -55,23 +55,23 @@ def save_gallery(path, sets, listing, attacked, crops, neighbors=None, boxes_of=
     folders without one, and all by default, go by the folder's name.
 
     Images are JPEG thumbnails in data: URIs; the page loads nothing, and its content security policy forbids it. An
-    image that cannot be read any more is named in its place. Definitions: memorization.SHARES.
+    image that cannot be read any more is named in its place. Definitions: memorization.OUTCOMES.
     """
     rows = {int(index): row for row, index in enumerate(attacked)}
     page = _Page(listing, class_names or {}, crops, neighbors, boxes_of)
     groups, total = [], sum(len(attacked_set.idxs) for attacked_set in sets.values())
-    for share, meaning, order_in_words, order in _GROUPS:
-        chosen, count = _most_confident(sets, mem.SHARES.index(share), order, per_group)
+    for outcome, meaning, order_in_words, order in _GROUPS:
+        chosen, count = _most_confident(sets, mem.OUTCOMES.index(outcome), order, per_group)
         groups.append(
             {
-                "share": share,
+                "outcome": outcome,
                 "meaning": meaning,
                 "order": order_in_words,
                 "count": count,
                 "examples": [page.example(sets[name], name, row, rows) for name, row in chosen],
             }
         )
-    counts = {group["share"]: group["count"] for group in groups}
+    counts = {group["outcome"]: group["count"] for group in groups}
     groups[0]["by_chance"] = memorized_by_chance(counts["memorized"], counts["misrepresented"], total)
     text = resources.files(__package__).joinpath("gallery.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
@@ -86,13 +86,13 @@ def save_gallery(path, sets, listing, attacked, crops, neighbors=None, boxes_of=
         temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
-def _most_confident(sets, share, order, count):
-    """([(set, row in that set)] of the most confident examples with this share, how many have it)."""
+def _most_confident(sets, outcome, order, count):
+    """([(set, row in that set)] of the most confident examples with this outcome, how many have it)."""
     candidates = []
     for name, attacked_set in sets.items():
         attack = attacked_set.attack
-        shares = mem.share_of(attack.target.right(attack.labels, 1), attack.reference.right(attack.labels, 1))
-        found = np.flatnonzero(shares == share)
+        outcomes = mem.outcomes_of(attack.target.correct(attack.labels, 1), attack.reference.correct(attack.labels, 1))
+        found = np.flatnonzero(outcomes == outcome)
         first, second = order(attack.target.confidence[found], attack.reference.confidence[found])
         candidates += zip(-first, -second, attacked_set.idxs[found], [name] * len(found), found)
     candidates.sort()
@@ -141,7 +141,7 @@ class _Page:
             "role": role,
             "model": model,
             "guess": self.name(guess),
-            "right": guess == label,
+            "correct": guess == label,
             "confidence": float(predictions.confidence[row]) + 0.0,  # no minus zero
             "neighbors": [self.neighbor(int(index), label) for index in nearest],
         }

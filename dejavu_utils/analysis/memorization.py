@@ -1,4 +1,4 @@
-"""From neighbor labels (or class scores) to predictions, confidences, the four shares and the déjà vu score.
+"""From neighbor labels (or class scores) to predictions, confidences, the four outcomes and the déjà vu score.
 
 NumPy only. Definitions: Meehan et al. 2023 (arXiv 2304.13850), sections 3 and 4. "Target" is the model that was trained
 on the attacked set, "reference" the model that was not.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHARES = ("memorized", "correlated", "misrepresented", "unassociated")
+OUTCOMES = ("memorized", "correlated", "misrepresented", "unassociated")
 SWEEP_FRACTIONS = np.linspace(0.1, 1.0, 100)
 _ROWS_AT_ONCE = 8192  # bounds the scratch memory to a few times 8192 x k integers
 _Z95 = 1.959963984540054
@@ -30,7 +30,7 @@ class Predictions:
     def __post_init__(self):
         self.confidence = np.round(np.asarray(self.confidence, dtype=np.float64), 10) + 0.0  # no minus zero
 
-    def right(self, labels, top_k):
+    def correct(self, labels, top_k):
         """bool (n,): is the true label among the first top_k predictions? labels: int (n,)."""
         return (self.top[:, :top_k] == np.asarray(labels).reshape(-1, 1)).any(axis=1)
 
@@ -126,9 +126,9 @@ class _Falling:
         above, end = self.groups[group], self.groups[np.minimum(group + 1, len(self.groups) - 1)]
         return above, end, np.where(sizes > 0, (sizes - above) / np.maximum(end - above, 1), 0.0)
 
-    def hits(self, right, sizes=None):
+    def hits(self, correct, sizes=None):
         """Hits among the most confident `sizes` (all levels' own by default): of tied ones, their mean."""
-        cumulated = np.concatenate([[0], np.cumsum(right[self.order])])
+        cumulated = np.concatenate([[0], np.cumsum(correct[self.order])])
         above, end, part = (self.above, self.end, self.part) if sizes is None else self._places(sizes)
         return cumulated[above] + part * (cumulated[end] - cumulated[above])
 
@@ -139,7 +139,7 @@ def accuracy_sweep(predictions, labels, top_k, fractions=SWEEP_FRACTIONS):
     Of examples with the confidence of the last one, as many as fit in count with the mean of all of them.
     """
     sizes = (np.asarray(fractions) * len(predictions.confidence)).astype(np.int64)
-    hits = _Falling(predictions.confidence, sizes).hits(predictions.right(labels, top_k))
+    hits = _Falling(predictions.confidence, sizes).hits(predictions.correct(labels, top_k))
     return _share(hits, sizes)
 
 
@@ -202,13 +202,14 @@ def _joined(values, lows, highs, least=-1):
 
 
 def summarize(attacks, top_k, pct_confidence=100.0):
-    """Target and reference accuracy, déjà vu score and the four shares, averaged over the attacked sets.
+    """Target and reference accuracy, déjà vu score and the fractions of the four outcomes, averaged over the attacked
+    sets.
 
-    attacks: list of DirectedAttack, usually [set A, set B]. pct_confidence: accuracies are taken over the
-    int(pct / 100 x n) examples that the model in question is most confident of, of tied ones over their mean; the
-    shares always over all examples, so that at 100 % score = memorized - misrepresented. Returns a dict of {"target",
-    "reference", "score", and the four shares}: {"value", "low", "high"}; "chance": the reference accuracy that the same
-    guesses have on average if the labels of those examples are permuted; "n": attacked examples of each set.
+    attacks: list of DirectedAttack, usually [set A, set B]. pct_confidence: accuracies are taken over the int(pct / 100
+    x n) examples that the model in question is most confident of, of tied ones over their mean; the outcomes always
+    over all examples, so that at 100 % score = memorized - misrepresented. Returns a dict of {"target", "reference",
+    "score", and the four outcomes}: {"value", "low", "high"}; "chance": the reference accuracy that the same guesses
+    have on average if the labels of those examples are permuted; "n": attacked examples of each set.
 
     95 % intervals without resampling: Wilson for proportions, and for the score, of a set, the paired MOVER of the two
     accuracies (`_paired`). An interval is for the accuracy among the pct % of all such images that the model is most
@@ -220,14 +221,16 @@ def summarize(attacks, top_k, pct_confidence=100.0):
 def summarize_levels(attacks, top_k, pct_confidences):
     """`summarize` at several confidence levels, which share the sorting; a list, in their order."""
     fractions = np.array(pct_confidences, dtype=np.float64) / 100
-    rights = [[model.right(attack.labels, top_k) for model in (attack.target, attack.reference)] for attack in attacks]
+    correct_of = [
+        [model.correct(attack.labels, top_k) for model in (attack.target, attack.reference)] for attack in attacks
+    ]
     shares = {
-        name: _estimate(*mean_of_proportions([share_of(*right) == code for right in rights]))
-        for code, name in enumerate(SHARES)
+        name: _estimate(*mean_of_proportions([outcomes_of(*correct) == code for correct in correct_of]))
+        for code, name in enumerate(OUTCOMES)
     }
     found = {"target": [], "reference": [], "score": [], "chance": []}
-    for attack, right in zip(attacks, rights):
-        levels = [_Levels(m.confidence, r, fractions) for m, r in zip((attack.target, attack.reference), right)]
+    for attack, correct in zip(attacks, correct_of):
+        levels = [_Levels(m.confidence, r, fractions) for m, r in zip((attack.target, attack.reference), correct)]
         estimates = [one.accuracy() for one in levels]
         found["target"].append(estimates[0])
         found["reference"].append(estimates[1])
@@ -250,7 +253,7 @@ def summarize_levels(attacks, top_k, pct_confidences):
 
 
 class _Levels:
-    """One model on one attacked set, at several levels of confidence. confidence, right: (n,). fractions: (levels,).
+    """One model on one attacked set, at several levels of confidence. confidence, correct: (n,). fractions: (levels,).
 
     edge: accuracy of the examples whose place by confidence is near that of the last chosen one. In another sample the
     edge lies elsewhere, and examples of this accuracy come in or fall out: if it differs from the accuracy of the
@@ -258,28 +261,28 @@ class _Levels:
     of sqrt(n p (1 - p)), p = fraction; up to two of them to either side are near.
     """
 
-    def __init__(self, confidence, right, fractions):
-        n = len(right)
-        self.right, self.fractions = right, fractions
+    def __init__(self, confidence, correct, fractions):
+        n = len(correct)
+        self.correct, self.fractions = correct, fractions
         self.sizes = (fractions * n).astype(np.int64)
         self.falling = _Falling(confidence, self.sizes)
-        self.hits = self.falling.hits(right)
+        self.hits = self.falling.hits(correct)
         reach = np.ceil(2 * np.sqrt(n * fractions * (1 - fractions))).astype(np.int64) + 1
         first, last = np.maximum(self.sizes - reach, 0), np.minimum(self.sizes + reach, n)
-        self.edge = _share(self.falling.hits(right, last) - self.falling.hits(right, first), last - first)
+        self.edge = _share(self.falling.hits(correct, last) - self.falling.hits(correct, first), last - first)
 
     def accuracy(self):
         """(value, low, high), each float64 (levels,): Wilson intervals of as many examples as hold the same variance.
 
-        The accuracy's influence function is c (right - e) / p, where c is the part of an example that is chosen and e
+        The accuracy's influence function is c (correct - e) / p, where c is the part of an example that is chosen and e
         the accuracy at the edge. Against the a (1 - a) of a proportion a its variance is larger by (1 - p) (a - e)^2,
         and smaller where c is not 0 or 1: the mean of tied examples counts all of them. Half a hit and half a miss keep
-        a (1 - a) from being 0 where all are right.
+        a (1 - a) from being 0 where all are correct.
         """
         sizes, part = self.sizes, self.falling.part
         value = _share(self.hits, sizes)
         above, end = self.falling.above, self.falling.end
-        tied = _share(self.falling.hits(self.right, end) - self.falling.hits(self.right, above), end - above)
+        tied = _share(self.falling.hits(self.correct, end) - self.falling.hits(self.correct, above), end - above)
 
         def variance(share):
             smoothed = (share * sizes + 0.5) / (sizes + 1)
@@ -308,15 +311,15 @@ class _Levels:
 
 
 def _correlation(first, second):
-    """Correlation over all examples of c (right - e) of two models, as in `_Levels.accuracy`; float64 (levels,).
+    """Correlation over all examples of c (correct - e) of two models, as in `_Levels.accuracy`; float64 (levels,).
 
     Half an example of each of the four outcomes is added, chosen by both: without them it is 1 or -1 where one of the
     outcomes happens not to occur.
     """
-    n, sides = len(first.right), []
+    n, sides = len(first.correct), []
     for one in (first, second):
         values = one.falling.chosen[:, :, None] * (np.array([0.0, 1.0]) - one.edge[:, None, None])
-        sides.append((2 * one.falling.piece + one.right, values.reshape(len(values), -1), 1 - 2 * one.edge))
+        sides.append((2 * one.falling.piece + one.correct, values.reshape(len(values), -1), 1 - 2 * one.edge))
     (row, x, x_added), (column, y, y_added) = sides
     pairs = np.bincount(row * y.shape[1] + column, minlength=x.shape[1] * y.shape[1]).reshape(x.shape[1], -1)
 
@@ -372,20 +375,20 @@ def summarize_classes(attacks, top_k, num_classes):
     """
     labels = np.concatenate([attack.labels for attack in attacks])
     n = np.bincount(labels, minlength=num_classes)
-    right, table, estimates = [], {"n": n}, []
+    correct, table, estimates = [], {"n": n}, []
     for name in ("target", "reference"):
         models = [getattr(attack, name) for attack in attacks]
-        right.append(np.concatenate([m.right(attack.labels, top_k) for m, attack in zip(models, attacks)]))
-        hits = np.bincount(labels, right[-1], minlength=num_classes)
+        correct.append(np.concatenate([m.correct(attack.labels, top_k) for m, attack in zip(models, attacks)]))
+        hits = np.bincount(labels, correct[-1], minlength=num_classes)
         estimates.append((_share(hits, n), *wilson_interval(hits, n)))
         confidence = np.concatenate([m.confidence for m in models])
         table[f"{name}_confidence"] = _share(np.bincount(labels, confidence, minlength=num_classes), n)
     guesses = np.concatenate([attack.reference.top[:, :top_k] for attack in attacks])
     guessed = np.bincount(guesses[(guesses >= 0) & (guesses < num_classes)], minlength=num_classes)
     table["chance"] = np.where(n > 0, _share(guessed, len(labels)), np.nan)
-    outcome = share_of(*right)
+    outcome = outcomes_of(*correct)
     memorized, correlated, misrepresented, unassociated = (
-        np.bincount(labels, outcome == code, minlength=num_classes) + 0.5 for code in range(len(SHARES))
+        np.bincount(labels, outcome == code, minlength=num_classes) + 0.5 for code in range(len(OUTCOMES))
     )
     of_target = (memorized + correlated) * (misrepresented + unassociated)
     of_reference = (correlated + misrepresented) * (memorized + unassociated)
@@ -397,9 +400,9 @@ def summarize_classes(attacks, top_k, num_classes):
     return table
 
 
-def share_of(target_right, reference_right):
-    """Index into SHARES of each example; bool (n,), bool (n,) -> int64 (n,)."""
-    return np.where(target_right, np.where(reference_right, 1, 0), np.where(reference_right, 2, 3))
+def outcomes_of(target_correct, reference_correct):
+    """Index into OUTCOMES of each example; bool (n,), bool (n,) -> int64 (n,)."""
+    return np.where(target_correct, np.where(reference_correct, 1, 0), np.where(reference_correct, 2, 3))
 
 
 def align_rows(first_idxs, second_idxs):

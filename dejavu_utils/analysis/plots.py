@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from dejavu_utils.analysis.memorization import SHARES
+from dejavu_utils.analysis.memorization import OUTCOMES
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 
@@ -30,8 +30,14 @@ _DIGIT = 0.062  # inches that a digit below the axis takes
 _STYLE = {"markersize": 4, "linewidth": 1.3}
 _FONTS = {"pdf.fonttype": 42, "ps.fonttype": 42}  # TrueType, as publishers want it
 _PLAIN = {
-    **{"font.size": 8, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "legend.fontsize": 7.5},
-    **{"axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7},
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
 }
 
 
@@ -71,17 +77,17 @@ def save_accuracy_figures(path, frame, x, top_k, x_label=None):
 
 
 def save_partition_figures(path, frame, x, top_k, x_label=None):
-    """The four shares of the attacked examples against `x`.
+    """The fractions of the four outcomes against `x`.
 
-    path: without suffix. frame: columns x, and for each share its value, {share}_low and {share}_high.
+    path: without suffix. frame: columns x, and for each outcome its value, {outcome}_low and {outcome}_high.
     """
 
     def draw(axes):
-        for number, share in enumerate(SHARES):
-            _band(axes, frame, x, share, None, number, linestyle=LINES[number])
+        for number, outcome in enumerate(OUTCOMES):
+            _band(axes, frame, x, outcome, None, number, linestyle=LINES[number])
         axes.set_ylabel(f"fraction of attacked images (top-{top_k})")
 
-    _save_both(path, draw, x_label or X_LABELS[x], _legend(SHARES, LINES), frame[x].unique())
+    _save_both(path, draw, x_label or X_LABELS[x], _legend(OUTCOMES, LINES), frame[x].unique())
 
 
 def save_probe_figures(path, frame, x, top_k, x_label=None):

@@ -88,9 +88,9 @@ def attack_statistics(sets):
 
     n: attacked examples. top_1, top_5 -> {"accuracy": {pct: ...}, "shares": ...}. accuracy: for the 5, 20 and 100 %
     most confident examples, target and reference accuracy, their difference, the déjà vu score, and the reference's
-    chance; shares: of all examples. vote_share: what the true label gets of the votes, under the target, the reference,
-    and the margin between them. All but n and chance are {"value", "low", "high"} with a 95 % interval; what no example
-    tells is null. "both": mean of the two attacked sets.
+    chance; shares: fractions of the outcomes, of all examples. vote_share: what the true label gets of the votes, under
+    the target, the reference, and the margin between them. All but n and chance are {"value", "low", "high"} with a 95
+    % interval; what no example tells is null. "both": mean of the two attacked sets.
     """
     groups = {"both": list(sets.values()), **{name: [attacked] for name, attacked in sets.items()}}
     found = {}
@@ -115,7 +115,7 @@ def _statistics(attacks, top_k):
             }
             for pct, summary in summaries.items()
         },
-        "shares": {name: _without_nan(summaries[100][name]) for name in mem.SHARES},
+        "shares": {name: _without_nan(summaries[100][name]) for name in mem.OUTCOMES},
     }
 
 
@@ -137,7 +137,7 @@ def chance_in_words(figures):
 
 
 def example_table(attacked, listing):
-    """One row an attacked example, as attack_{A,B}.csv holds them. attacked: AttackedSet. Returns a DataFrame."""
+    """One row per attacked example, as attack_{A,B}.csv holds them. attacked: AttackedSet. Returns a DataFrame."""
     attack = attacked.attack
     columns = {
         "index": attacked.idxs,
@@ -150,9 +150,9 @@ def example_table(attacked, listing):
         columns[f"{name}_confidence"] = predictions.confidence
         columns[f"{name}_vote_share"] = predictions.vote_share
         for top_k in TOP_KS:
-            columns[f"{name}_top{top_k}_correct"] = predictions.right(attack.labels, top_k).astype(int)
-    shares = mem.share_of(attack.target.right(attack.labels, 1), attack.reference.right(attack.labels, 1))
-    columns["share"] = [mem.SHARES[share] for share in shares]
+            columns[f"{name}_top{top_k}_correct"] = predictions.correct(attack.labels, top_k).astype(int)
+    shares = mem.outcomes_of(attack.target.correct(attack.labels, 1), attack.reference.correct(attack.labels, 1))
+    columns["share"] = [mem.OUTCOMES[share] for share in shares]
     return pd.DataFrame(columns)
 
 
@@ -173,7 +173,7 @@ def ceiling(predictions, labels):
     each public image's neighbors without itself, or from its logits. labels: int (n,), of the public images.
     results.json holds it as ["ceiling"], by model.
     """
-    return probe_estimates({top_k: int(predictions.right(labels, top_k).sum()) for top_k in TOP_KS}, len(labels))
+    return probe_estimates({top_k: int(predictions.correct(labels, top_k).sum()) for top_k in TOP_KS}, len(labels))
 
 
 def mean_ceiling(ceilings):
@@ -233,7 +233,7 @@ def accuracy_columns(summary, top=None):
 
 
 def class_table(sets, classes):
-    """One row a class, top-1, all sets together, as attack_classes.csv holds them: the largest score first.
+    """One row per class, top-1, all sets together, as attack_classes.csv holds them: the largest score first.
 
     sets: from `read_attack`. classes: names. Columns: label, class, n, {target,reference}_{acc,low,high,confidence},
     score, score_low, score_high, chance: the fraction of the reference's guesses that name the class.
@@ -246,7 +246,7 @@ def class_table(sets, classes):
 
 
 def confidence_curve(sets, pct_confidences=tuple(range(1, 101)), ceiling=None):
-    """Accuracies of the most confident examples, as attack_confidence.csv holds them: a row a per cent and top_k.
+    """Accuracies of the most confident examples, as attack_confidence.csv holds them: a row per per cent and top_k.
 
     sets: from `read_attack`. ceiling: from `mean_ceiling`, if it is known. Columns: top_k, pct_confidence,
     {target,reference}_threshold (the least confidence among those examples, mean of the two sets), and those of
@@ -269,11 +269,11 @@ def confidence_curve(sets, pct_confidences=tuple(range(1, 101)), ceiling=None):
     return pd.DataFrame(rows)
 
 
-def probe_estimates(right, n):
-    """{"top_1": estimate, "top_5": estimate} with Wilson intervals. right: {1: count, 5: count} of n examples."""
+def probe_estimates(correct, n):
+    """{"top_1": estimate, "top_5": estimate} with Wilson intervals. correct: {1: count, 5: count} of n examples."""
     return {
         f"top_{top_k}": {"value": count / n, **dict(zip(("low", "high"), mem.wilson_interval(count, n)))}
-        for top_k, count in right.items()
+        for top_k, count in correct.items()
     }
 
 

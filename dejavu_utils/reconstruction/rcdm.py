@@ -167,8 +167,8 @@ def most_correlated(table, count):
     return _first(table, "correlated", table[["target_confidence", "reference_confidence"]].min(axis=1), count)
 
 
-def _first(table, share, values, count):
-    order = values[table["share"] == share].sort_values(ascending=False, kind="stable").index
+def _first(table, outcome, values, count):
+    order = values[table["share"] == outcome].sort_values(ascending=False, kind="stable").index
     return table.loc[order[:count]]
 
 

@@ -15,8 +15,8 @@ class Meter:
     def add(self, loss, logits, probe_losses, labels):
         rows = []
         for z, probe_loss in zip(logits, probe_losses):
-            right = z.topk(min(5, z.shape[1]), dim=1).indices == labels[:, None]
-            rows.append(torch.stack([probe_loss.float() * len(labels), right[:, 0].sum(), right.sum()]))
+            correct = z.topk(min(5, z.shape[1]), dim=1).indices == labels[:, None]
+            rows.append(torch.stack([probe_loss.float() * len(labels), correct[:, 0].sum(), correct.sum()]))
         self.sums = self.sums + torch.stack(rows).double()
         self.loss = loss.detach().double()
         self.loss_sum = self.loss_sum + self.loss
