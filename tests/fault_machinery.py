@@ -176,7 +176,7 @@ RESUMING = []
 
 
 def resuming(change, during=contextlib.nullcontext):
-    """The training's own model.pth, set back to the middle, with a change; and what holds while it goes on."""
+    """The training's own model.pth, set back to the middle, with a change; and what holds while it resumes."""
 
     def make(case):
         path = case.out / "model.pth"

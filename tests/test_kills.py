@@ -19,7 +19,10 @@ from dejavu_utils.data.beton import Beton
 KILLS = 20
 MORE = {  # so that a training writes often
     "training": {
-        **{"training.epochs": 4, "training.eval_freq": 2, "logging.snapshot_freq": 2, "logging.checkpoint_freq": 1}
+        "training.epochs": 4,
+        "training.eval_freq": 2,
+        "logging.snapshot_freq": 2,
+        "logging.checkpoint_freq": 1,
     },
 }
 
