@@ -112,7 +112,7 @@ def test_script_writes_the_sets_and_reports(tree):
         "classes without XML: 1 (n03)",
         "folders of XML without a class of images: 1 (n77)",
         "ok       public of 4 per class is contained in public of 2",
-        "val_set: 3 images, 1 a class",
+        "val_set: 3 images, 1 per class",
     ):
         assert text in result.stdout
     names = {"bbox_A", "bbox_B", "shared", "public", "train_A", "train_B"}
