@@ -257,10 +257,10 @@ def test_heads_of_the_attention_are_those_of_the_flags():
 def test_steps_with_large_losses_are_drawn_more_often_and_weighed_back():
     sampler = diffusion.LossSecondMomentSteps(4)
     torch.manual_seed(0)
-    assert (sampler.sample(100, "cpu")[1] == 1).all()
+    assert (sampler.sample(100, torch.device("cpu"))[1] == 1).all()
     for _ in range(12):
         sampler.update(torch.arange(4), torch.tensor([1.0, 1.0, 1.0, 5.0]))
-    t, weights = sampler.sample(4000, "cpu")
+    t, weights = sampler.sample(4000, torch.device("cpu"))
     share = (t == 3).double().mean().item()
     assert share == pytest.approx(5 / 8, abs=0.03)
     assert weights[t == 3][0].item() == pytest.approx(1 / (4 * 5 / 8), rel=0.01)
