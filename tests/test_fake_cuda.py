@@ -1,0 +1,278 @@
+"""What runs on a GPU, on fake tensors that have a device and a shape but no data: no GPU is needed.
+
+FakeTensorMode refuses tensors of two devices in one operation, and whatever needs a value (nonzero, item, a shape that
+depends on data): there the host would wait for a GPU. `Waits` notes the copies between host and device that block.
+"""
+
+import contextlib
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train_SSL
+from dejavu_utils.attack.search import Embedder, Inference
+from dejavu_utils.data import augment
+from dejavu_utils.models import LOSSES, SSLNetwork, network_from_settings
+from dejavu_utils.randomness import uniforms
+from dejavu_utils.reconstruction import diffusion, unets
+from dejavu_utils.training.meter import Meter
+from dejavu_utils.training.methods import METHODS
+from dejavu_utils.training.settings import Settings
+
+CUDA = torch.device("cuda", 0)
+CLASSES = 5
+
+
+class Waits(TorchDispatchMode):
+    """`found`: the operations that copy between host and device and block, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        if function is torch.ops.aten._to_copy.default:
+            target, source, free = result, args[0], kwargs.get("non_blocking", False)
+        elif function is torch.ops.aten.copy_.default:
+            target, source, free = args[0], args[1], (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+        else:
+            return result
+        if target.device.type != source.device.type and not free:
+            self.found.append(f"{function.name()} {tuple(source.shape)} {source.device} -> {target.device}")
+        return result
+
+
+class Constants(TorchFunctionMode):
+    """torch.tensor(values, device="cuda") is a blocking copy, too."""
+
+    def __init__(self, waits):
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "cuda":
+            self.waits.found.append(f"torch.tensor({args[0]})")
+        return function(*args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def nothing_fake_is_left():
+    benchmark = torch.backends.cudnn.benchmark
+    augment.constants.cache_clear()
+    yield
+    augment.constants.cache_clear()
+    torch.backends.cudnn.benchmark = benchmark
+
+
+@contextlib.contextmanager
+def fake():
+    """Within it tensors are fake. Page-locked memory needs a driver; that it is asked for is what makes a copy free."""
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
+        mock.patch.object(nn.Module, "to", moved),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def without_waits():
+    waits = Waits()
+    with waits, Constants(waits):
+        yield
+    assert not waits.found, waits.found
+
+
+def gradients(parameters):
+    """In place of Tensor.backward, which needs a driver for its streams: gradients of the right shapes."""
+
+    def backward(loss):
+        assert loss.requires_grad and loss.ndim == 0
+        for p in parameters():
+            p.grad = torch.empty_like(p)
+
+    return mock.patch.object(torch.Tensor, "backward", backward)
+
+
+def moved(module, device=None, memory_format=None):
+    """nn.Module.to, which cannot exchange fake parameters in place."""
+    for part in module.modules() if device else ():
+        for name, p in part._parameters.items():
+            if p is not None:
+                part._parameters[name] = nn.Parameter(p.detach().to(device), p.requires_grad)
+        part._buffers.update({name: b.to(device) for name, b in part._buffers.items() if b is not None})
+    return module
+
+
+def images(*shape):
+    return torch.empty(shape, dtype=torch.uint8, device=CUDA)
+
+
+def test_the_proofs_notice_what_waits():
+    with fake():
+        x = torch.empty(4, device=CUDA)
+        for wait in (lambda: x.cpu(), lambda: torch.tensor([1.0], device=CUDA), lambda: torch.empty(3).to(CUDA)):
+            with pytest.raises(AssertionError), without_waits():
+                wait()
+        for error, wait in (
+            (DynamicOutputShapeException, lambda: (x > 0).nonzero()),
+            (DataDependentOutputException, lambda: bool(x.sum() > 0)),
+            (RuntimeError, lambda: x + torch.empty(4)),
+        ):
+            with pytest.raises(error):
+                wait()
+
+
+@pytest.mark.parametrize("view", [augment.FIRST_VIEW, augment.SECOND_VIEW])
+def test_augmentation(view):
+    p = augment.draw_parameters(uniforms(0, 0, 0, 0, 16), view)
+    operations = p.operations()  # made of what lies on the CPU, whose data must be real
+    assert len(operations) > 16
+    with fake(), mock.patch.object(augment.Parameters, "operations", lambda parameters: operations):
+        augment.apply(images(16, 3, 32, 32), p)  # makes the constants
+        with without_waits():
+            out = augment.apply(images(16, 3, 32, 32), p)
+            assert out.device == CUDA and out.shape == (16, 3, 32, 32) and out.dtype == torch.float32
+            assert augment.normalize(images(3, 3, 32, 32)).device == CUDA
+
+
+def training_run(loss, **changes):
+    values = {
+        "model.arch": "resnet18",
+        "model.mlp": "64-32",
+        "training.loss": loss,
+        "training.batch_size": 8,
+        "training.precision": "fp32",
+        **changes,
+    }
+    if METHODS[loss].small_views:
+        values["training.num_small_crops"] = 2
+    settings = Settings.from_flat(values)
+    # deepcopy, of which the teachers are made, would read the data of the storages, and fake ones have none.
+    twin = mock.patch("copy.deepcopy", lambda _: moved(network_from_settings(settings.to_flat(), CLASSES), CUDA))
+    with twin:
+        state = train_SSL.TrainingRun(settings, CLASSES, CUDA, 100)
+    state.network.train()
+    sides = [view.side or 32 for view in METHODS[loss].views(settings)]
+    views = [torch.empty(8, 3, side, side, device=CUDA) for side in sides]
+    return state, views, torch.zeros(8, dtype=torch.int64, device=CUDA)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_of_every_loss(loss):
+    """Forward, loss, update by LARS, teacher, probes and meter; then the figures on their way to the host."""
+    with fake():
+        state, views, labels = training_run(loss, **{"training.optimizer": "lars"})
+        with gradients(lambda: [*state.network.parameters(), *state.probes.parameters()]):
+            state.step(views, labels, 0.1, 0)  # makes the optimizers' states
+            with without_waits():
+                value = state.step(views, labels, 0.1, 1)
+            assert value.device == CUDA and value.dtype == torch.float32
+        assert all(p.device == CUDA for p in state.network.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_other_optimizers_and_clipping(optimizer):
+    with fake():
+        state, views, labels = training_run("simclr", **{"training.optimizer": optimizer, "training.clip_grad": 1.0})
+        with gradients(lambda: [*state.network.parameters(), *state.probes.parameters()]):
+            state.step(views, labels, 0.1, 0)
+            with without_waits():
+                state.step(views, labels, 0.1, 1)
+
+
+def test_validation():
+    with fake():
+        state, views, labels = training_run("vicreg")
+        state.network.eval()
+        with without_waits(), torch.no_grad():
+            logits = state.probes(state.network(views[0]))
+            meter = Meter()
+            meter.add(torch.zeros((), device=CUDA), logits, [z.sum() for z in logits], labels)
+            assert meter.sums.device == CUDA and all(z.dtype == torch.float32 for z in logits)
+
+
+def test_embedding_of_the_attack():
+    with fake():
+        networks = {model: SSLNetwork("resnet18", "64-32", "vicreg").eval().to(CUDA) for model in "AB"}
+        embedder = Embedder(networks, ["backbone", "projector"], None, {}, Inference(CUDA))
+        batch = [torch.empty(6, 3, 64, 64)] * len(embedder.kinds)
+        with without_waits(), torch.inference_mode():
+            outputs = embedder.outputs(batch)
+            assert len(outputs) == 4 and all(z.device == CUDA and z.dtype == torch.float32 for z in outputs.values())
+
+
+@pytest.mark.parametrize("changes", [{}, {"learn_sigma": True}, {"learn_sigma": True, "use_kl": True}])
+@pytest.mark.parametrize("respacing", ["10", "ddim10"])
+def test_diffusion(changes, respacing):
+    flags = dict(diffusion_steps=100, noise_schedule="linear", learn_sigma=False, predict_xstart=False, use_kl=False)
+    flags |= dict(rescale_timesteps=True, rescale_learned_sigmas=False, **changes)
+    process, sampler = diffusion.Diffusion(flags), diffusion.Diffusion(flags, respacing)
+    unet = lambda x, steps, feat: torch.cat([x, x], 1) if flags["learn_sigma"] else x  # noqa: E731
+    with fake():
+        start, representation = torch.empty(4, 3, 32, 32, device=CUDA), torch.empty(4, 16, device=CUDA)
+        process._on(CUDA), sampler._on(CUDA)
+        with without_waits():
+            t, weights = diffusion.UniformSteps(100).sample(4, CUDA)
+            assert process.losses(unet, start, t, start, representation)["loss"].device == CUDA
+            sample = sampler.sample(unet, representation, 32, range(4))
+            assert sample.device == CUDA and weights.device == CUDA
+
+
+def test_unet():
+    flags = SimpleNamespace(**{name: default for name, (default, *_) in _model_flags().items()})
+    flags.image_size, flags.channel_mult, flags.num_channels, flags.attention_resolutions = 32, "1,2", 32, "16"
+    with fake():
+        unet = unets.build_unet("diffusers", vars(flags), 16).to(CUDA)
+        x, representation = torch.empty(2, 3, 32, 32, device=CUDA), torch.empty(2, 16, device=CUDA)
+        unet(x, torch.zeros(2, dtype=torch.int64, device=CUDA), feat=representation)
+        with without_waits():
+            unet(x, torch.zeros(2, dtype=torch.int64, device=CUDA), feat=representation)
+
+
+def _model_flags():
+    import train_RCDM
+
+    return train_RCDM.MODEL_FLAGS
+
+
+def test_kernels_of_a_published_step():
+    """ResNet-101, VICReg, LARS: 4728 kernels a step when parameters were updated one by one."""
+    settings = Settings.from_flat(
+        {
+            "model.arch": "resnet101",
+            "model.mlp": "64-64-64",
+            "training.loss": "vicreg",
+            "training.batch_size": 2,
+            "training.optimizer": "lars",
+            "training.precision": "fp32",
+        }
+    )
+    state = train_SSL.TrainingRun(settings, CLASSES, torch.device("cpu"), 100)
+    state.network.train()
+    views, labels = [torch.randn(2, 3, 32, 32) for _ in range(2)], torch.tensor([0, 1])
+    state.step(views, labels, 0.1, 0)
+
+    class Count(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.name()
+            starts_none = ("view", "detach", "unbind", "split", "slice", "select", "t", "transpose", "expand", "empty")
+            if function.namespace == "aten" and name.split("::")[1].split(".")[0].strip("_") not in starts_none:
+                # LARS's q is one number per parameter, which multiplies each by a kernel of its own.
+                self.total += len(args[0]) if name == "aten::_foreach_mul_.List" else 1
+            return function(*args, **(kwargs or {}))
+
+    with Count() as count:
+        state.step(views, labels, 0.1, 1)
+    assert count.total <= 0.6 * 4728, count.total
