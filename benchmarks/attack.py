@@ -5,18 +5,20 @@ data        images/s for both models without the networks: XML, decoding, crop, 
 network     the same with two networks: end to end against the bare limit (each image decoded once, two forward passes
             of the same prepared networks, nothing else) and against the published structure with its networks as they
             were trained and its neighbors by a flat faiss index; and what bf16 gains, and keeps of the neighbors.
-neighbors   20 000 queries x 100 000 public embeddings of width 512, k 100: time and peak memory against faiss's
-            IndexFlatL2 (on a GPU against torch.cdist).
+neighbors   20 000 queries x 100 000 public embeddings of width 512 (--queries, --public, --width), k 100: time and peak
+            memory against faiss's IndexFlatL2 (on a GPU, and where there is no faiss, against torch.cdist).
 statistics  seconds and peak memory for neighbor files of 140 000 examples x 100 neighbors, 1000 classes: one file, and
             a whole attack (four files, all tables and intervals).
 
     python benchmarks/attack.py
     python benchmarks/attack.py neighbors statistics
     python benchmarks/attack.py network --device cuda --images 4096 --num_workers 16
+    python benchmarks/attack.py neighbors --device cuda --queries 20000 --public 500000 --width 8192 --rounds 1
 """
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import multiprocessing
 import resource
@@ -25,7 +27,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import faiss
 import numpy as np
 import torch
 from harness import alternate, jpeg, natural_images
@@ -47,6 +48,7 @@ from dejavu_utils.networks.inference import prepared_for_inference
 
 SETS = ("A", "B")
 CLASSES = 10
+K = 100  # neighbors
 
 
 def main():
@@ -61,6 +63,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--queries", type=int, default=20_000)
     parser.add_argument("--public", type=int, default=100_000)
+    parser.add_argument("--width", type=int, default=512, help="of the embeddings of queries and public images")
+    parser.add_argument("--examples", type=int, default=140_000, help="of the statistics")
     args = parser.parse_args()
     parts = {"data": data, "network": network, "neighbors": neighbors, "statistics": statistics}
     for part in args.parts or parts:
@@ -169,7 +173,9 @@ def network(args):
         def ours(precision):
             def work():
                 inference = Inference(device, precision, args.resolution, args.batch_size, args.num_workers)
-                embedder = Embedder(prepared, ["projector"], images.listing, {}, inference)
+                embedder = Embedder(
+                    prepared, ["projector"], images.listing, {model: model for model in SETS}, inference
+                )
                 with tempfile.TemporaryDirectory() as unfinished, contextlib.redirect_stderr(io.StringIO()):
                     pieces = Unfinished(unfinished, {})
                     pieces.start()
@@ -201,9 +207,7 @@ def network(args):
                 ):
                     batches = [one.embed(batch.to(device), "projector").cpu() for batch, _ in loader(dataset, args)]
                     embedded.append(torch.cat(batches).numpy())
-                index = faiss.IndexFlatL2(embedded[1].shape[1])
-                index.add(embedded[1])
-                index.search(embedded[0], k)
+                flat_search(*embedded, k)
 
         print(f"end to end, two {args.arch} at {args.resolution} px, {device}: images/s")
         sides = {"ours": ours("fp32"), "bare limit": rate(bare, args), "published structure": rate(published, args)}
@@ -246,9 +250,11 @@ def network_alone(args, plain, prepared, device):
 
 
 def neighbors(args):
-    print(f"neighbors of {args.queries} queries among {args.public}, width 512, k 100, {args.device}: queries/s")
-    peer = "IndexFlatL2" if args.device == "cpu" else "torch.cdist"
-    searches = {"ours": search_ours, peer: search_flat if args.device == "cpu" else search_cdist}
+    size = f"{args.queries} queries among {args.public}, width {args.width}, k {K}"
+    print(f"neighbors of {size}, {args.device}: queries/s")
+    flat = args.device == "cpu" and importlib.util.find_spec("faiss")
+    peer = "IndexFlatL2" if flat else "torch.cdist"
+    searches = {"ours": search_ours, peer: search_flat if flat else search_cdist}
     peaks = {}
 
     def side(name):
@@ -271,7 +277,7 @@ def in_a_process(work, args):
 
 def embeddings(args):
     rng = np.random.default_rng(0)
-    return tuple(rng.standard_normal((n, 512), dtype=np.float32) for n in (args.queries, args.public))
+    return tuple(rng.standard_normal((n, args.width), dtype=np.float32) for n in (args.queries, args.public))
 
 
 def measured(args, work):
@@ -292,31 +298,38 @@ def peak_memory(device):
 
 def search_ours(args):
     def work(queries, public):
-        search = NeighborSearch(queries, 100, torch.device(args.device))
+        search = NeighborSearch(queries, K, torch.device(args.device))
         step = block_rows(public.shape[1])
         for start in range(0, len(public), step):
-            search.add(public[start : start + step], overwrite=True)
+            search.add(public[start : start + step])
         search.result()
 
     return measured(args, work)
 
 
 def search_flat(args):
-    def work(queries, public):
-        index = faiss.IndexFlatL2(public.shape[1])
-        index.add(public)
-        index.search(queries, 100)
-
-    return measured(args, work)
+    return measured(args, lambda queries, public: flat_search(queries, public, K))
 
 
 def search_cdist(args):
-    def work(queries, public):
-        public = torch.from_numpy(public).to(args.device)
-        for rows in torch.from_numpy(queries).to(args.device).split(2048):
-            torch.cdist(rows, public).topk(100, largest=False)[1].cpu()
+    return measured(args, lambda queries, public: cdist_search(queries, public, K, args.device))
 
-    return measured(args, work)
+
+def flat_search(queries, public, k):
+    """By faiss's flat index; where it is not installed, by torch.cdist."""
+    if not importlib.util.find_spec("faiss"):
+        return cdist_search(queries, public, k)
+    import faiss
+
+    index = faiss.IndexFlatL2(public.shape[1])
+    index.add(public)
+    index.search(queries, k)
+
+
+def cdist_search(queries, public, k, device="cpu"):
+    public = torch.from_numpy(public).to(device)
+    for rows in torch.from_numpy(queries).to(device).split(2048):
+        torch.cdist(rows, public).topk(k, largest=False)[1].cpu()
 
 
 # Statistics.
@@ -324,8 +337,9 @@ def search_cdist(args):
 
 def statistics(args):
     with tempfile.TemporaryDirectory() as folder:
-        draw_attack(Path(folder))
-        print("statistics of 140 000 examples x 100 neighbors, 1000 classes: seconds and peak memory of a process")
+        draw_attack(Path(folder), args.examples)
+        what = f"statistics of {args.examples} examples x {K} neighbors, 1000 classes"
+        print(f"{what}: seconds and peak memory of a process")
         for name, work in (("one neighbor file", one_file), ("whole attack, four files", whole_attack)):
             runs = [in_a_process(work, folder) for _ in range(args.rounds)]
             seconds = sorted(run[0] for run in runs)
@@ -335,7 +349,7 @@ def statistics(args):
             )
 
 
-def draw_attack(folder, n=140_000, k=100, classes=1000):
+def draw_attack(folder, n, k=K, classes=1000):
     rng = np.random.default_rng(0)
     for attacked in SETS:
         labels = rng.integers(0, classes, n)
@@ -360,7 +374,8 @@ def whole_attack(folder):
     attack_statistics(sets)
     class_table(sets, [str(label) for label in range(1000)])
     confidence_curve(sets)
-    listing = argparse.Namespace(paths=["class/image.JPEG"] * 140_000)
+    examples = max(len(attacked.idxs) for attacked in sets.values())
+    listing = argparse.Namespace(paths=["class/image.JPEG"] * examples)
     for attacked in sets.values():
         example_table(attacked, listing)
     return time.perf_counter() - start, peak_memory("cpu")

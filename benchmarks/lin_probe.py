@@ -48,13 +48,15 @@ def main():
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # the bars
         flags = draw(Path(folder), args)
         options = lin_probe.parse_args(flags)
-        sides = {"lin_probe.py": Ours(options)}
-        sides["published, own views"] = Published(options, OwnViews)
-        sides["published, torchvision"] = Published(options, TorchvisionViews)
+        sides = {"lin_probe.py": Ours(options, device)}
+        sides["published, own views"] = Published(options, OwnViews, device)
+        sides["published, torchvision"] = Published(options, TorchvisionViews, device)
         size = f"ResNet-18, {args.resolution} px, fp32, {torch.get_num_threads()} threads, {args.num_workers} workers"
         print(f"images/s of a training pass, {size}")
         training = alternate({name: rate(side.train, args.images) for name, side in sides.items()}, args.rounds)
@@ -68,7 +70,7 @@ def main():
             seconds[name] = epochs * n_train / training[name] + (passes * n_val + n_train) / validation[name]
             print(f"  {name:<28} {seconds[name]:9.0f}   ratio {seconds[name] / seconds['lin_probe.py']:.2f}")
         print(f"top-1 of whole probes, {ACCURACY['epochs']} epochs at {ACCURACY['resolution']} px: mean of the seeds")
-        compare_accuracy(flags, args.images)
+        compare_accuracy(flags, args.images, device)
 
 
 def rate(run_pass, images):
@@ -118,11 +120,11 @@ def draw(folder, args):
 
 
 class Ours:
-    def __init__(self, options):
+    def __init__(self, options, device):
         listing = list_images(options.imgnet_train_pth)
         self.indices, self.val = (np.load(path) for path in (options.train_idx_pth, options.val_idx_pth))
         network = load_model(options.model_pth)
-        parts = (options, network, "backbone", listing, self.indices, self.val, torch.device("cpu"), StopSignal())
+        parts = (options, network, "backbone", listing, self.indices, self.val, device, StopSignal())
         self.run = lin_probe.ProbeRun(*parts)
 
     def train(self):
@@ -136,13 +138,13 @@ class Ours:
 class Published:
     """Batches of both views, of which the second is used; the network in eval mode without gradient."""
 
-    def __init__(self, options, views):
-        self.options, self.epoch = options, 0
+    def __init__(self, options, views, device):
+        self.options, self.device, self.epoch = options, device, 0
         self.listing = list_images(options.imgnet_train_pth)
         train, val = (np.load(path) for path in (options.train_idx_pth, options.val_idx_pth))
-        self.network = load_model(options.model_pth)
+        self.network = load_model(options.model_pth).to(device)
         torch.manual_seed(options.seed)
-        self.classifier = torch.nn.Linear(512, CLASSES)
+        self.classifier = torch.nn.Linear(512, CLASSES).to(device)
         self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=options.start_lr, momentum=0.9)
         self.train_set = views(self.listing, train, options.resolution)
         self.val_set = IndexedImages(self.listing, val, evaluation_transform(options.resolution))
@@ -156,8 +158,8 @@ class Published:
             share = (self.epoch * len(loader) + step) / (epochs * len(loader))
             self.optimizer.param_groups[0]["lr"] = options.start_lr + share * (options.end_lr - options.start_lr)
             with torch.no_grad():
-                features = self.network.embed(images, "backbone")
-            loss = F.cross_entropy(self.classifier(features), labels)
+                features = self.network.embed(images.to(self.device), "backbone")
+            loss = F.cross_entropy(self.classifier(features), labels.to(self.device))
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -168,7 +170,8 @@ class Published:
     def validate(self):
         right = 0
         for images, labels in self.loader(self.val_set, False):
-            right += int((self.classifier(self.network.embed(images, "backbone")).argmax(1) == labels).sum())
+            guesses = self.classifier(self.network.embed(images.to(self.device), "backbone")).argmax(1)
+            right += int((guesses == labels.to(self.device)).sum())
         return right
 
 
@@ -209,7 +212,7 @@ class TorchvisionViews(OwnViews):
         return *(view(image) for view in self.views), int(self.listing.labels[self.indices[position]])
 
 
-def compare_accuracy(flags, images):
+def compare_accuracy(flags, images, device):
     """Top-1 on the validation images after each side's whole probe; one seed alone moves it by several hundredths."""
     found = {"lin_probe.py": [], "published, own views": [], "published, torchvision": []}
     for seed in ACCURACY_SEEDS:
@@ -220,7 +223,7 @@ def compare_accuracy(flags, images):
         final = json.loads((Path(options.output_dir) / "results.json").read_text())["final"]
         found["lin_probe.py"].append(final["val"]["top_1"]["value"])
         for name, views in (("published, own views", OwnViews), ("published, torchvision", TorchvisionViews)):
-            peer = Published(options, views)
+            peer = Published(options, views, device)
             for _ in range(options.epochs):
                 peer.train(options.epochs)
             found[name].append(peer.validate() / images)
