@@ -22,7 +22,7 @@ HARMLESS = (
 PREFIX = "module."  # published checkpoints were saved from DistributedDataParallel; ours carry the same names
 
 
-def save_checkpoint(path, checkpoint):
+def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     """torch.save under a temporary name, then a rename."""
     with complete_file(path) as temporary:
         try:
@@ -31,7 +31,7 @@ def save_checkpoint(path, checkpoint):
             raise InputError(f"{path}: cannot be written; is the disk full?") from None
 
 
-def load_checkpoint(path, flag):
+def load_checkpoint(path: str | Path, flag: str) -> dict:
     """The checkpoint on the CPU; InputError names the flag for a file that is missing or is not a checkpoint."""
     if not path or not Path(path).is_file():
         raise InputError(f"{flag} {path or ''}: no such file; train_SSL.py writes model_ep{{E}}.pth")
@@ -73,12 +73,12 @@ def _placeholder(name):
     )
 
 
-def with_prefix(state):
+def with_prefix(state: dict) -> dict:
     """State-dict names as checkpoints carry them."""
     return {PREFIX + name: value for name, value in state.items()}
 
 
-def without_prefix(state):
+def without_prefix(state: dict) -> dict:
     """State-dict names as the network carries them."""
     return {name.removeprefix(PREFIX): value for name, value in state.items()}
 
@@ -106,11 +106,11 @@ class TrainingCheckpoint:
     world_size: int
     train_images: dict | None = None  # which images the .beton holds, if it is known
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         save_checkpoint(path, {entry.name: getattr(self, entry.name) for entry in fields(self)})
 
     @classmethod
-    def load(cls, path, flag):
+    def load(cls, path: str | Path, flag: str) -> "TrainingCheckpoint":
         """Reads what `save` wrote; InputError names the flag for a file that is something else."""
         found = load_checkpoint(path, flag)
         if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
@@ -122,7 +122,7 @@ class TrainingCheckpoint:
         return cls(**entries)
 
 
-def not_this_run(flag, path, reason):
+def not_this_run(flag: str, path: str | Path, reason: str) -> InputError:
     """The error for a checkpoint whose parts are missing, or do not fit each other."""
     return InputError(
         f"{flag} {path}: does not hold the run that it describes ({reason}); put a snapshot model_ep{{E}}.pth in its "

@@ -181,7 +181,7 @@ class StopSignal:
 
     SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received, self._previous = None, {}
         for signum in self.SIGNALS:
             if signum == signal.SIGTERM and _in_job():

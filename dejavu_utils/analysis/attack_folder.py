@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from dejavu_utils.analysis.results import (
 from dejavu_utils.analysis.verdict import statistical_warnings, verdict
 from dejavu_utils.attack.queries import CEILING
 from dejavu_utils.files import save_csv, save_json, save_npy
-from dejavu_utils.imagenet import UNREADABLE
+from dejavu_utils.imagenet import UNREADABLE, ImageListing
 
 
 @dataclass
@@ -39,7 +40,9 @@ class LayerOutcome:
     ceiling: dict
 
 
-def outcome_of(layer, listing, queries, public, found, votes):
+def outcome_of(
+    layer: str, listing: ImageListing, queries: Any, public: Any, found: Any, votes: tuple[int, int]
+) -> LayerOutcome:
     """The LayerOutcome of what a search, or the pass for the logits, has Found.
 
     queries: attack.queries.Queries. public: attack.search.ImageSet. votes: (k neighbors that are kept, nearest of them
@@ -70,7 +73,7 @@ def outcome_of(layer, listing, queries, public, found, votes):
     return LayerOutcome(indices, crops, nearest or None, scores or None, ceilings)
 
 
-def counts_of(parts, outcome, public, unreadable, classes):
+def counts_of(parts: dict, outcome: LayerOutcome, public: Any, unreadable: int, classes: int) -> dict:
     """{set: how many images were attacked, and skipped for what; "public", ...}, without images that cannot be read.
 
     parts: {set: attack.boxes.CroppedImages}. public: how many public images there are, of which `unreadable` could not
@@ -84,7 +87,9 @@ def counts_of(parts, outcome, public, unreadable, classes):
     return {**counts, "public": public - unreadable, f"public, {UNREADABLE}": unreadable, "classes": classes}
 
 
-def write_layer(folder, outcome, listing, k_attk, about, pictures):
+def write_layer(
+    folder: str | Path, outcome: LayerOutcome, listing: ImageListing, k_attk: int, about: dict, pictures: Any
+) -> dict:
     """Writes everything about one layer into `folder`, results.json last, and returns what that holds.
 
     outcome: LayerOutcome. listing: ImageListing. k_attk: neighbors that vote. about: {"counts", "settings", "warnings"}
@@ -99,7 +104,7 @@ def write_layer(folder, outcome, listing, k_attk, about, pictures):
             if outcome.nearest:
                 found = outcome.nearest[model, name]
                 arrays |= {"neighb_idxs": found, "neighb_labels": listing.labels[found]}
-            else:
+            elif outcome.scores:
                 arrays["scores"] = outcome.scores[model, name]
             for what, values in arrays.items():
                 save_npy(attack_path(folder, model, name, what), values)
@@ -132,7 +137,7 @@ def _save_sweeps(folder, sets):
                 save_npy(folder / f"top_{top_k}_conf_sweep_{model}_attk_{name}.npy", sweep)
 
 
-def summary_lines(layer, results):
+def summary_lines(layer: str, results: dict) -> list[str]:
     """What results.json of a layer says, in lines of text."""
     counts, top_1 = results["counts"], results["both"]["top_1"]
     lines = [

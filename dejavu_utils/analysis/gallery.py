@@ -2,7 +2,9 @@
 
 import base64
 import io
+from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 
 import jinja2
 import numpy as np
@@ -12,7 +14,7 @@ from dejavu_utils.analysis.verdict import memorized_by_chance
 from dejavu_utils.attack.boxes import Unusable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
-from dejavu_utils.imagenet import load_image
+from dejavu_utils.imagenet import ImageListing, load_image
 
 NEIGHBORS = 5  # shown under each model
 _IMAGE = 160, 12_000  # longest side in pixels, bytes of the JPEG: keeps the page below 3 MB at 12 examples a group
@@ -44,7 +46,17 @@ _GROUPS = (
 )
 
 
-def save_gallery(path, sets, listing, attacked, crops, neighbors=None, boxes_of=None, class_names=None, per_group=12):
+def save_gallery(
+    path: str | Path,
+    sets: dict,
+    listing: ImageListing,
+    attacked: np.ndarray,
+    crops: np.ndarray,
+    neighbors: dict | None = None,
+    boxes_of: Callable | None = None,
+    class_names: dict | None = None,
+    per_group: int = 12,
+) -> None:
     """Writes the HTML page: the `per_group` most confident memorized, correlated and misrepresented examples (top-1).
 
     sets: {"A", "B"} -> AttackedSet, from results.read_attack. listing: imagenet.ImageListing. attacked: int64 (n,),

@@ -4,7 +4,9 @@ NumPy only. Definitions: Meehan et al. 2023 (arXiv 2304.13850), sections 3 and 4
 on the attacked set, "reference" the model that was not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +32,14 @@ class Predictions:
     def __post_init__(self):
         self.confidence = np.round(np.asarray(self.confidence, dtype=np.float64), 10) + 0.0  # no minus zero
 
-    def correct(self, labels, top_k):
+    def correct(self, labels: np.ndarray, top_k: int) -> np.ndarray:
         """bool (n,): is the true label among the first top_k predictions? labels: int (n,)."""
         return (self.top[:, :top_k] == np.asarray(labels).reshape(-1, 1)).any(axis=1)
 
 
-def predict_from_neighbors(neighbor_labels, k_attk=0, labels=None):
+def predict_from_neighbors(
+    neighbor_labels: np.ndarray, k_attk: int = 0, labels: np.ndarray | None = None
+) -> Predictions:
     """Classes by count among the first k_attk neighbors; confidence = minus the entropy (nats) of their histogram.
 
     neighbor_labels: int (n, k), nearest first. k_attk: neighbors that vote, 0 for all k. labels: int (n,), the true
@@ -53,7 +57,7 @@ def predict_from_neighbors(neighbor_labels, k_attk=0, labels=None):
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         top[rows], confidence[rows] = _vote(neighbor_labels[rows, :votes])
-        if labels is not None:
+        if vote_share is not None:
             vote_share[rows] = (neighbor_labels[rows, :votes] == np.asarray(labels)[rows, None]).sum(axis=1) / votes
     return Predictions(top, confidence, vote_share)
 
@@ -79,7 +83,7 @@ def _vote(labels):
     return top, p_log_p.reshape(n, k).sum(axis=1)
 
 
-def predict_from_scores(scores, labels=None):
+def predict_from_scores(scores: np.ndarray, labels: np.ndarray | None = None) -> Predictions:
     """Classes by score, equals by index; confidence = the largest score. scores: float (n, classes), e.g. logits.
 
     labels: int (n,), the true ones, for their softmax probability; 0 for a label that has no score.
@@ -133,7 +137,9 @@ class _Falling:
         return cumulated[above] + part * (cumulated[end] - cumulated[above])
 
 
-def accuracy_sweep(predictions, labels, top_k, fractions=SWEEP_FRACTIONS):
+def accuracy_sweep(
+    predictions: Predictions, labels: np.ndarray, top_k: int, fractions: np.ndarray = SWEEP_FRACTIONS
+) -> np.ndarray:
     """Accuracy on the most confident int(fraction x n) examples for each fraction; float64, NaN where there is none.
 
     Of examples with the confidence of the last one, as many as fit in count with the mean of all of them.
@@ -152,7 +158,7 @@ class DirectedAttack:
     labels: np.ndarray
 
 
-def wilson_interval(successes, n):
+def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
     """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); NaN for n = 0. Numbers or arrays."""
     with np.errstate(invalid="ignore", divide="ignore"):
         p, z2 = np.true_divide(successes, n), _Z95**2
@@ -161,7 +167,7 @@ def wilson_interval(successes, n):
     return np.maximum(0.0, center - half), np.minimum(1.0, center + half)
 
 
-def mean_of_proportions(hits):
+def mean_of_proportions(hits: list[np.ndarray]) -> tuple[float, ...]:
     """(mean, low, high) of the mean of independent proportions, given as a list of bool arrays.
 
     The 95 % interval joins the Wilson intervals of the single proportions (MOVER; Newcombe 1998, Zou & Donner 2008).
@@ -170,7 +176,7 @@ def mean_of_proportions(hits):
     return tuple(float(part) for part in _joined(_share(hits, n), *wilson_interval(hits, n), least=0))
 
 
-def difference(first, second):
+def difference(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
     """Estimate of first - second, of two independent estimates {"value", "low", "high"} (MOVER, as above)."""
     first, second = ([estimate[name] for name in ("value", "low", "high")] for estimate in (first, second))
     return _estimate(*(float(part) for part in _paired(first, second, 0.0)))
@@ -201,7 +207,7 @@ def _joined(values, lows, highs, least=-1):
     return mean, np.maximum(least, mean - down), np.minimum(1, mean + up)
 
 
-def summarize(attacks, top_k, pct_confidence=100.0):
+def summarize(attacks: list[DirectedAttack], top_k: int, pct_confidence: float = 100.0) -> dict:
     """Target and reference accuracy, déjà vu score and the fractions of the four outcomes, averaged over the attacked
     sets.
 
@@ -218,7 +224,7 @@ def summarize(attacks, top_k, pct_confidence=100.0):
     return summarize_levels(attacks, top_k, [pct_confidence])[0]
 
 
-def summarize_levels(attacks, top_k, pct_confidences):
+def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences: Sequence[float]) -> list[dict]:
     """`summarize` at several confidence levels, which share the sorting; a list, in their order."""
     fractions = np.array(pct_confidences, dtype=np.float64) / 100
     correct_of = [
@@ -333,7 +339,7 @@ def _correlation(first, second):
     return together / np.sqrt(x_spread * y_spread)
 
 
-def summarize_votes(attacks):
+def summarize_votes(attacks: list[DirectedAttack]) -> dict | None:
     """Mean vote share of the true label under target and reference, and their margin, averaged over the attacked sets.
 
     attacks: list of DirectedAttack. Returns {"target", "reference", "margin"}: {"value", "low", "high"}, None if the
@@ -366,7 +372,7 @@ def summarize_votes(attacks):
     }
 
 
-def summarize_classes(attacks, top_k, num_classes):
+def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: int) -> dict:
     """Per class: examples, accuracies, score and mean confidence, over the examples of all attacked sets together.
 
     attacks: list of DirectedAttack. Returns {"n": int64 (num_classes,), "target", "reference", "score": {"value",
@@ -375,7 +381,8 @@ def summarize_classes(attacks, top_k, num_classes):
     """
     labels = np.concatenate([attack.labels for attack in attacks])
     n = np.bincount(labels, minlength=num_classes)
-    correct, table, estimates = [], {"n": n}, []
+    table: dict[str, Any] = {"n": n}
+    correct, estimates = [], []
     for name in ("target", "reference"):
         models = [getattr(attack, name) for attack in attacks]
         correct.append(np.concatenate([m.correct(attack.labels, top_k) for m, attack in zip(models, attacks)]))
@@ -400,12 +407,12 @@ def summarize_classes(attacks, top_k, num_classes):
     return table
 
 
-def outcomes_of(target_correct, reference_correct):
+def outcomes_of(target_correct: np.ndarray, reference_correct: np.ndarray) -> np.ndarray:
     """Index into OUTCOMES of each example; bool (n,), bool (n,) -> int64 (n,)."""
     return np.where(target_correct, np.where(reference_correct, 1, 0), np.where(reference_correct, 2, 3))
 
 
-def align_rows(first_idxs, second_idxs):
+def align_rows(first_idxs: np.ndarray, second_idxs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers (in the first, in the second) that put both files' examples in the order of their image index.
 
     ValueError if an index occurs twice or the two files do not hold the same images.
@@ -418,7 +425,7 @@ def align_rows(first_idxs, second_idxs):
         orders.append(order)
     if not np.array_equal(np.asarray(first_idxs)[orders[0]], np.asarray(second_idxs)[orders[1]]):
         raise ValueError("the two models were not attacked with the same images")
-    return orders
+    return orders[0], orders[1]
 
 
 def _estimate(value, low, high):

@@ -5,10 +5,14 @@ color-blind readers, in an order in which grey print tells the first ones apart;
 Bands and bars are 95 % intervals.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -28,8 +32,8 @@ _SIZE = (3.4, 2.5)  # inches
 _LEGEND_WIDTH = 1.25
 _DIGIT = 0.062  # inches that a digit below the axis takes
 _STYLE = {"markersize": 4, "linewidth": 1.3}
-_FONTS = {"pdf.fonttype": 42, "ps.fonttype": 42}  # TrueType, as publishers want it
-_PLAIN = {
+_FONTS: Any = {"pdf.fonttype": 42, "ps.fonttype": 42}  # TrueType, as publishers want it
+_PLAIN: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
     "xtick.labelsize": 7.5,
@@ -42,7 +46,7 @@ _PLAIN = {
 
 
 @contextmanager
-def figure_style(name):
+def figure_style(name: str) -> Iterator[None]:
     """Within it, figures are drawn in one of STYLES. InputError where `science` (SciencePlots) is not installed."""
     if name == "plain":
         with matplotlib.rc_context({**_PLAIN, **_FONTS}):
@@ -56,7 +60,9 @@ def figure_style(name):
         yield
 
 
-def save_accuracy_figures(path, frame, x, top_k, x_label=None):
+def save_accuracy_figures(
+    path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None
+) -> None:
     """Target and reference accuracy against `x`, a color for each confidence level.
 
     path: without suffix. frame: columns x, pct_confidence, {target,reference}_{acc,low,high} and, if they are known,
@@ -76,7 +82,9 @@ def save_accuracy_figures(path, frame, x, top_k, x_label=None):
     _save_both(path, draw, x_label or X_LABELS[x], handles, frame[x].unique())
 
 
-def save_partition_figures(path, frame, x, top_k, x_label=None):
+def save_partition_figures(
+    path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None
+) -> None:
     """The fractions of the four outcomes against `x`.
 
     path: without suffix. frame: columns x, and for each outcome its value, {outcome}_low and {outcome}_high.
@@ -90,7 +98,7 @@ def save_partition_figures(path, frame, x, top_k, x_label=None):
     _save_both(path, draw, x_label or X_LABELS[x], _legend(OUTCOMES, LINES), frame[x].unique())
 
 
-def save_probe_figures(path, frame, x, top_k, x_label=None):
+def save_probe_figures(path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None) -> None:
     """The linear probe's training and validation accuracy against `x`.
 
     path: without suffix. frame: columns x, {train,val}_{acc,low,high}; intervals may be NaN.
@@ -106,7 +114,7 @@ def save_probe_figures(path, frame, x, top_k, x_label=None):
     )
 
 
-def save_gap_figures(path, frame, x, top_k, x_label=None):
+def save_gap_figures(path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None) -> None:
     """The déjà vu score of each confidence level beside what the linear probe's accuracy falls by on new images.
 
     path: without suffix. frame: columns x, pct_confidence, {score,probe_gap}, and _low and _high of both (may be NaN).
@@ -125,7 +133,7 @@ def save_gap_figures(path, frame, x, top_k, x_label=None):
     _save_both(path, draw, x_label or X_LABELS[x], [*_legend(names), last], frame[x].unique())
 
 
-def save_layer_figures(path, frame, top_k):
+def save_layer_figures(path: str | Path, frame: pd.DataFrame, top_k: int) -> None:
     """Target and reference accuracy and déjà vu score of each layer, in the order of the rows.
 
     path: without suffix. frame: columns layer, pct_confidence, {target,reference}_{acc,low,high}, score, score_{low,
@@ -155,7 +163,7 @@ def save_layer_figures(path, frame, top_k):
     _save_both(path, draw, "layer that is attacked", handles, np.arange(len(rows)), rows["layer"].tolist())
 
 
-def save_confidence_figures(path, frame, top_k):
+def save_confidence_figures(path: str | Path, frame: pd.DataFrame, top_k: int) -> None:
     """Accuracy on the most confident examples against their fraction of all.
 
     path: without suffix. frame: columns pct_confidence, {target,reference}_{acc,low,high}, and chance and ceiling if

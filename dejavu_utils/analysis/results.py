@@ -4,6 +4,7 @@ import ast
 import json
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pandas as pd
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.points import SETS, attack_path
 from dejavu_utils.errors import InputError
+from dejavu_utils.imagenet import ImageListing
 
 TOP_KS = (1, 5)
 CONFIDENCES = (5, 20, 100)  # per cent of the examples, in results.json
@@ -26,7 +28,7 @@ class AttackedSet:
     attack: mem.DirectedAttack
 
 
-def read_attack(folder, k_attk=0):
+def read_attack(folder: str | Path, k_attk: int = 0) -> dict[str, AttackedSet]:
     """{"A": AttackedSet, "B": AttackedSet} from the neighbor (or score) files of an attack, their rows in any order.
 
     k_attk: neighbors that vote, 0 for all. InputError names the file that is missing or does not fit the others.
@@ -64,7 +66,7 @@ def _predictions(folder, model, attacked, rows, labels, k_attk):
         raise InputError(f"{path}: {error}") from None
 
 
-def load_array(path):
+def load_array(path: Path) -> np.ndarray:
     """An array that the attack wrote; InputError names a file that is missing or cut off."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; label_inference_attack.py writes it")
@@ -83,7 +85,7 @@ def _fitting(array, n, path):
     return array
 
 
-def attack_statistics(sets):
+def attack_statistics(sets: dict[str, AttackedSet]) -> dict:
     """{"both", "A", "B"} -> {"n", "top_1", "top_5", "vote_share"} from `read_attack`'s sets.
 
     n: attacked examples. top_1, top_5 -> {"accuracy": {pct: ...}, "shares": ...}. accuracy: for the 5, 20 and 100 %
@@ -96,7 +98,7 @@ def attack_statistics(sets):
     found = {}
     for name, members in groups.items():
         attacks = [member.attack for member in members]
-        votes = mem.summarize_votes(attacks)
+        votes = mem.summarize_votes(attacks) or {}
         found[name] = {
             "n": sum(len(attack.labels) for attack in attacks),
             **{f"top_{top_k}": _statistics(attacks, top_k) for top_k in TOP_KS},
@@ -124,19 +126,19 @@ def _without_nan(estimate):
     return {name: value if np.isfinite(value) else None for name, value in estimate.items()}
 
 
-def figure_in_words(figure):
+def figure_in_words(figure: dict) -> str:
     """{"value", "low", "high"} as 0.400 [0.350, 0.450]."""
     if figure["value"] is None:
         return "none"
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def chance_in_words(figures):
+def chance_in_words(figures: dict) -> str:
     """ " (chance 0.200)" of a level's figures in results.json, nothing where they do not say."""
     return "" if figures.get("chance") is None else f" (chance {figures['chance']:.3f})"
 
 
-def example_table(attacked, listing):
+def example_table(attacked: AttackedSet, listing: ImageListing) -> pd.DataFrame:
     """One row per attacked example, as attack_{A,B}.csv holds them. attacked: AttackedSet. Returns a DataFrame."""
     attack = attacked.attack
     columns = {
@@ -156,17 +158,17 @@ def example_table(attacked, listing):
     return pd.DataFrame(columns)
 
 
-def directions(sets):
+def directions(sets: dict[str, AttackedSet]) -> list[mem.DirectedAttack]:
     """The DirectedAttacks of `read_attack`'s sets, as memorization.summarize takes them."""
     return [attacked.attack for attacked in sets.values()]
 
 
-def bounds(name, estimate):
+def bounds(name: str, estimate: dict) -> dict:
     """{name_low, name_high} of an estimate {"value", "low", "high"}: columns of a table."""
     return {f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
 
 
-def ceiling(predictions, labels):
+def ceiling(predictions: mem.Predictions, labels: np.ndarray) -> dict:
     """{"top_1": estimate, "top_5": estimate}: accuracy of the vote on whole public images, with Wilson intervals.
 
     It is what the same vote could at best make of a crop. predictions: memorization.Predictions, from the labels of
@@ -176,7 +178,7 @@ def ceiling(predictions, labels):
     return probe_estimates({top_k: int(predictions.correct(labels, top_k).sum()) for top_k in TOP_KS}, len(labels))
 
 
-def mean_ceiling(ceilings):
+def mean_ceiling(ceilings: dict[str, dict]) -> dict:
     """{"top_1": estimate, "top_5": estimate}, the mean over the models of results.json's {model: `ceiling`}.
 
     Low and high are means too: the models see the same public images.
@@ -190,7 +192,7 @@ def mean_ceiling(ceilings):
     }
 
 
-def read_ceiling(folder, k_attk=0):
+def read_ceiling(folder: str | Path, k_attk: int = 0) -> dict | None:
     """`mean_ceiling` of an attack's folder, of this layer; None if its results.json, if there is one, does not say.
 
     k_attk: None too where other than so many neighbors have voted; 0 takes any.
@@ -205,7 +207,7 @@ def read_ceiling(folder, k_attk=0):
         return None
 
 
-def read_statistics(folder, k_attk=0):
+def read_statistics(folder: str | Path, k_attk: int = 0) -> dict:
     """`attack_statistics` of a folder: those of its results.json, or made from its neighbor (or score) files.
 
     InputError names what is missing or was not written by the attack.
@@ -221,7 +223,7 @@ def read_statistics(folder, k_attk=0):
         raise InputError(f"{path}: was not written by label_inference_attack.py ({error!r})") from None
 
 
-def accuracy_columns(summary, top=None):
+def accuracy_columns(summary: dict, top: dict | None = None) -> dict:
     """Columns of memorization.summarize's accuracies and score: {target,reference}_{acc,low,high}, score, score_{low,
     high}, chance; and ceiling, ceiling_{low,high} of the estimate `top`, if it is known."""
     columns = {f"{name}_acc": summary[name]["value"] for name in ("target", "reference")}
@@ -232,7 +234,7 @@ def accuracy_columns(summary, top=None):
     return {**columns, **({"ceiling": top["value"], **bounds("ceiling", top)} if top else {})}
 
 
-def class_table(sets, classes):
+def class_table(sets: dict[str, AttackedSet], classes: Sequence[str]) -> pd.DataFrame:
     """One row per class, top-1, all sets together, as attack_classes.csv holds them: the largest score first.
 
     sets: from `read_attack`. classes: names. Columns: label, class, n, {target,reference}_{acc,low,high,confidence},
@@ -245,7 +247,9 @@ def class_table(sets, classes):
     return table.set_index("label", drop=False).rename_axis(None)
 
 
-def confidence_curve(sets, pct_confidences=tuple(range(1, 101)), ceiling=None):
+def confidence_curve(
+    sets: dict[str, AttackedSet], pct_confidences: Sequence[float] = tuple(range(1, 101)), ceiling: dict | None = None
+) -> pd.DataFrame:
     """Accuracies of the most confident examples, as attack_confidence.csv holds them: a row per per cent and top_k.
 
     sets: from `read_attack`. ceiling: from `mean_ceiling`, if it is known. Columns: top_k, pct_confidence,
@@ -269,7 +273,7 @@ def confidence_curve(sets, pct_confidences=tuple(range(1, 101)), ceiling=None):
     return pd.DataFrame(rows)
 
 
-def probe_estimates(correct, n):
+def probe_estimates(correct: dict[int, int], n: int) -> dict:
     """{"top_1": estimate, "top_5": estimate} with Wilson intervals. correct: {1: count, 5: count} of n examples."""
     return {
         f"top_{top_k}": {"value": count / n, **dict(zip(("low", "high"), mem.wilson_interval(count, n)))}
@@ -277,7 +281,7 @@ def probe_estimates(correct, n):
     }
 
 
-def read_probe(folder):
+def read_probe(folder: str | Path) -> dict:
     """{"train", "val"} -> {"top_1", "top_5"} -> {"value", "low", "high"} of a linear probe's folder.
 
     From results.json, or, in folders of others, from the dicts at the end of *_log.out: the last but one is validation,

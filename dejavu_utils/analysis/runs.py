@@ -1,13 +1,14 @@
 """Several runs of one attack, of other seeds or partitions: what they have in common, and how far they spread."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 _Z95 = 1.959963984540054
 
 
-def combine_runs(estimates):
+def combine_runs(estimates: Sequence[dict[str, float]]) -> dict[str, float]:
     """Random-effects summary of the same figure of several runs: {"runs", "mean", "low", "high", "sd", "tau"}.
 
     estimates: list of {"value", "low", "high"} with 95 % intervals, at least two. mean: of the runs, weighted by
@@ -45,7 +46,7 @@ def combine_runs(estimates):
     }
 
 
-def t_quantile(probability, degrees):
+def t_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t distribution with a whole number of degrees of freedom, to 1e-9 of its value.
 
     probability: above 0.5. From the finite series of the distribution (Abramowitz & Stegun, 26.7.3 and 26.7.4).

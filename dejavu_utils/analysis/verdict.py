@@ -6,7 +6,7 @@ LITTLE = 0.05  # of accuracy: less room than this above chance cannot show memor
 MOST = 0.8  # of the way from chance to the ceiling: a reference beyond this leaves little to see
 
 
-def statistical_warnings(results):
+def statistical_warnings(results: dict) -> list[str]:
     """Sentences on scores that contradict what the test expects, for results["warnings"]; a list, empty if none.
 
     results: as in results.json, from results.attack_statistics.
@@ -27,7 +27,7 @@ def statistical_warnings(results):
     return found
 
 
-def verdict(results):
+def verdict(results: dict) -> list[str]:
     """The score of all examples in words, what it can and cannot tell, and the warnings; a list of sentences.
 
     results: as in results.json: "both", "A", "B" from results.attack_statistics; if there, "ceiling", of both models,
@@ -44,7 +44,7 @@ def verdict(results):
     ]
 
 
-def memorized_by_chance(memorized, misrepresented, total):
+def memorized_by_chance(memorized: int, misrepresented: int, total: int) -> str:
     """How many of those that are called memorized are to be expected by chance, in words. Counts of images."""
     if not memorized:
         return f"None of {total} images is called memorized."

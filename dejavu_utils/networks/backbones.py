@@ -39,7 +39,7 @@ class ResNet(resnet.ResNet):
         return super()._make_layer(block, int(planes * self.times), *args, **kwargs)
 
 
-def resnet_of_shapes(shapes):
+def resnet_of_shapes(shapes: dict[str, tuple]) -> tuple[nn.Module, str]:
     """(ResNet, name) for {name: shape} of its weights without a classifier."""
     counts = [_count(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     block = resnet.Bottleneck if "layer1.0.conv3.weight" in shapes else resnet.BasicBlock
@@ -155,7 +155,7 @@ class _Scale(nn.Module):
         return x * self.gamma
 
 
-def vit_of_shapes(shapes, heads=None):
+def vit_of_shapes(shapes: dict[str, tuple], heads: int | None = None) -> tuple[nn.Module, str]:
     """(VisionTransformer, name) for {name: shape} of its weights. heads: as usual for the width, unless given.
 
     ValueError for a width that is none of the usual ones: shapes do not tell the number of heads.

@@ -1,5 +1,6 @@
 """Any network that can be tested: a checkpoint of train_SSL.py, a public one, or timm's and torchvision's by name."""
 
+import argparse
 import math
 import os
 import re
@@ -41,29 +42,29 @@ ARCH_HELP = (
 _OWN = re.compile(r"(|.*\.)net\.(?:layer1\.0\.conv1|features\.0)\.weight")  # a backbone as train_SSL.py names it
 
 
-def is_named(model):
+def is_named(model: str) -> bool:
     """Is this a name in a collection ("timm:NAME", "torchvision:NAME"), not a file?"""
     return bool(model) and model.partition(":")[0] in COLLECTIONS
 
 
-def file_of(model):
+def file_of(model: str) -> str | None:
     """The file that a model is loaded from: itself, or what follows the @ of "timm:NAME@FILE"; None: from a cache."""
     return os.path.expanduser(model.partition("@")[2]) or None if is_named(model) else model
 
 
-def resolved(model):
+def resolved(model: str) -> str:
     """The same model, found from any folder."""
     named, at, source = model.rpartition("@") if is_named(model) else ("", "", model)
     return f"{named}{at}{Path(source).resolve()}" if file_of(model) else model
 
 
-def existing_model(model, flag, args):
+def existing_model(model: str, flag: str, args: argparse.Namespace) -> None:
     """InputError unless this model's file is there, or may be by the time a submitted job runs."""
     if file_of(model) or not is_named(model):
         existing_or_awaited_file(file_of(model), flag, args)
 
 
-def load_network(model, flag="--model_pth", arch=None, arch_flag="--arch"):
+def load_network(model: str, flag: str = "--model_pth", arch: str | None = None, arch_flag: str = "--arch") -> Network:
     """The network of a checkpoint, in eval mode on the CPU, its weights loaded strictly; `notes` says what it is.
 
     model: a file; "timm:NAME" or "torchvision:NAME", their pretrained weights from their caches, else downloaded; or
