@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
 from dejavu_utils.analysis.results import TOP_KS, figure_in_words, probe_estimates
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
@@ -44,6 +43,7 @@ from dejavu_utils.cli import (
 )
 from dejavu_utils.data import augment
 from dejavu_utils.data.loader import cut_and_resize
+from dejavu_utils.data.readers import batches, without_unreadable
 from dejavu_utils.devices import autocast
 from dejavu_utils.distributed import average_gradients, rank, sum_over_processes, world_size
 from dejavu_utils.errors import InputError
@@ -54,7 +54,6 @@ from dejavu_utils.imagenet import (
     list_images,
     load_image,
     load_indices,
-    without_unreadable,
 )
 from dejavu_utils.launch import StopSignal, here_or_submitted, join
 from dejavu_utils.models import LOSSES
@@ -315,13 +314,8 @@ class ProbeRun:
             size = min(batch_size, len(dataset) - start)
             first, last = (start + size * number // world_size() for number in (rank(), rank() + 1))
             shares.append((size, range(first, last)))
-        loader = DataLoader(
-            dataset,
-            batch_sampler=[positions for _, positions in shares if positions],
-            num_workers=self.args.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        read = iter(loader)
+        own = [positions for _, positions in shares if positions]
+        read = batches(dataset, own, self.args.num_workers, self.device)
         with Progress(sum(size for size, _ in shares), what) if rank() == 0 else nullcontext() as progress:
             for size, positions in shares:
                 images, labels = next(read) if positions else (torch.empty(0, 3, 1, 1), torch.empty(0).long())

@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.cli import (
@@ -40,6 +39,7 @@ from dejavu_utils.cli import (
     run,
     zero_or_one,
 )
+from dejavu_utils.data.readers import batches, without_unreadable
 from dejavu_utils.devices import PRECISIONS, autocast, choose_precision, to_device
 from dejavu_utils.distributed import (
     LateSums,
@@ -58,7 +58,6 @@ from dejavu_utils.imagenet import (
     evaluation_transform,
     list_images,
     load_indices,
-    without_unreadable,
 )
 from dejavu_utils.launch import StopSignal, here_or_submitted, join
 from dejavu_utils.models import LOSSES
@@ -203,12 +202,12 @@ def train(args):
     encoder = Encoder(args, device)
     if args.skip_unreadable:
         found = len(indices)
-        indices = without_unreadable(listing, indices, device, args.workers)
+        indices = without_unreadable(listing, indices, device, args.workers, flag="--workers")
         say(f"{found - len(indices)} of {found} images cannot be read and are left out")
     for_encoder = evaluation_transform(args.ssl_resolution, encoder.network.preprocessing)
     dataset = IndexedImages(listing, indices, EachTransform(image_transform(args.image_size), for_encoder))
     spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
-    grid = next(iter(DataLoader(torch.utils.data.Subset(dataset, spread), GRID_COLUMNS)))[0]
+    grid = next(batches(dataset, [spread]))[0]
     seed_everything(args.seed)
     state = RcdmRun(args, encoder, [listing.fingerprint["sha256"], len(indices), int(indices.sum())], device)
     state.resume()
@@ -222,14 +221,10 @@ def train(args):
     )
     if state.lacks_samples() and not state.save_samples(*grid, stop):
         stop.leave(f"stopped after step {state.step}; rerun the same command to resume there")
-    batches = DataLoader(
-        dataset,
-        batch_sampler=Batches(len(indices), args.batch_size, args.seed, state.step),
-        num_workers=args.workers,
-        pin_memory=device.type == "cuda",
-    )
     late_sums = LateSums(device)  # of a step are read after the next has begun
-    for (images, encoder_images), _ in batches if not state.finished() else ():
+    positions = Batches(len(indices), args.batch_size, args.seed, state.step)
+    read = batches(dataset, positions, args.workers, device, flag="--workers")
+    for (images, encoder_images), _ in read if not state.finished() else ():
         state.train_step(images.to(device, non_blocking=True), encoder_images.to(device, non_blocking=True))
         asked = state.asked_to_stop(late_sums(state.last_loss, stop.received is not None))
         if asked or state.step % args.save_interval == 0 or state.finished():

@@ -58,7 +58,6 @@ def run(main: Callable[[], object]) -> None:
 
 
 def _fail(message):
-    message = message.rsplit("InputError: ", 1)[-1]  # a DataLoader's worker puts its traceback before it
     sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}\n")
     sys.exit(2)
 

@@ -3,6 +3,7 @@
 PyTorch is imported by the functions that need it: listing a folder does without.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ PARTITION_FILE = "partition.json"
 UNREADABLE = "unreadable image"  # among the counts of what is skipped
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and TIFF
+_NOT_THE_IMAGES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 UNFINISHED_FILE = "partition.unfinished"  # there while imagenet_partition.py writes
 
 
@@ -345,6 +346,8 @@ def _opened(path):
         with Image.open(path) as image:
             yield image
     except Exception as error:  # on damaged files, Pillow's readers raise anything: struct.error, KeyError, ...
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_THE_IMAGES_FAULT:
+            raise  # it would be left out with --skip_unreadable
         reason = str(error) or type(error).__name__
         raise InputError(
             f"{path}: cannot be read as an image ({reason}); replace it or give --skip_unreadable"
@@ -396,51 +399,3 @@ def collate_readable(items: list) -> tuple:
     kept = [item for item in items if item is not None]
     images = torch.utils.data.default_collate([image for image, _ in kept]) if kept else torch.empty(0)
     return images, torch.tensor([label for _, label in kept], dtype=torch.int64), readable
-
-
-def readable(
-    listing: ImageListing,
-    indices: np.ndarray,
-    num_workers: int = 0,
-    on_progress: Callable[[int], object] = lambda count: None,
-) -> np.ndarray:
-    """bool (n,): which of the images at `indices` can be decoded. on_progress: called with the images done since."""
-    from torch.utils.data import DataLoader
-
-    images: Any = IndexedImages(listing, indices, _nothing, skip_unreadable=True)
-    found = [np.empty(0, bool)]
-    for _, _, batch in DataLoader(images, 64, num_workers=num_workers, collate_fn=collate_readable):
-        found.append(batch.numpy())
-        on_progress(len(batch))
-    return np.concatenate(found)
-
-
-def _nothing(image):
-    import torch
-
-    return torch.empty(0)
-
-
-def without_unreadable(
-    listing: ImageListing,
-    indices: np.ndarray,
-    device: Any,
-    num_workers: int = 0,
-    on_progress: Callable[[int], object] = lambda count: None,
-) -> np.ndarray:
-    """The indices of the images that can be decoded, int64; the processes divide the images among them. InputError if
-    there are none.
-
-    on_progress: called with the number of images that this process has done since the last call.
-    """
-    import torch
-
-    from dejavu_utils.distributed import rank, sum_over_processes, world_size
-
-    own = slice(rank(), None, world_size())
-    found = torch.zeros(len(indices), device=device)
-    found[own] = torch.from_numpy(readable(listing, indices[own], num_workers, on_progress)).to(found)
-    kept = indices[sum_over_processes(found).cpu().numpy() > 0]
-    if not len(kept):
-        raise InputError("--skip_unreadable: not one of the images could be read")
-    return kept

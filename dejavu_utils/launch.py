@@ -24,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from dejavu_utils.cli import run
 from dejavu_utils.devices import choose_device, gpu_problem
-from dejavu_utils.distributed import any_process, wait_for_all
+from dejavu_utils.distributed import any_process, wait_for_all, world_size
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.locks import locked
 from dejavu_utils.runlog import say
@@ -136,6 +136,11 @@ def disconnect() -> None:
         torch.distributed.destroy_process_group()
 
 
+def processes_here() -> int:
+    """How many processes of this run share this machine; where nothing says it, all of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or world_size())
+
+
 def start_here(job: "ScriptJob", processes: int) -> None:
     """Calls a ScriptJob in `processes` processes of this machine: its GPUs if there are several, one if 0 and a CPU.
 
@@ -166,9 +171,9 @@ def start_here(job: "ScriptJob", processes: int) -> None:
 
 
 def _spawned(rank, job, processes, port):
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="localhost", MASTER_PORT=str(port)
-    )
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ.update({name: str(number) for name, number in {**numbers, "MASTER_PORT": port}.items()})
+    os.environ["MASTER_ADDR"] = "localhost"
     run(job)
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from dejavu_utils.attack.neighbors import NeighborSearch, candidates_memory
+from dejavu_utils.data.readers import batches
 from dejavu_utils.devices import autocast, to_host
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
@@ -118,7 +118,7 @@ class Embedder:
         images: ImageSet. shards: those of `shards(images)` that are wanted. on_progress: called with the number of
         images done since the last call. Batches do not cross shards: a shard's embeddings depend on nothing else.
         """
-        batches = [
+        positions = [
             range(first, min(first + self.batch_size, stop))
             for _, start, stop in shards
             for first in range(start, stop, self.batch_size)
@@ -126,15 +126,8 @@ class Embedder:
         dataset = IndexedImages(
             self.listing, images.indices, self.transform, images.crops, self.inference.skip_unreadable
         )
-        loader = iter(
-            DataLoader(
-                dataset,
-                batch_sampler=batches,
-                num_workers=self.inference.num_workers,
-                collate_fn=collate_readable,
-                pin_memory=self.device.type == "cuda",
-            )
-        )
+        workers = self.inference.num_workers
+        loader = batches(dataset, positions, workers, self.device, collate_readable)
         for name, start, stop in shards:
             rows = np.empty(stop - start, np.int64)
             arrays = {key: np.empty((stop - start, width), np.float32) for key, width in self.widths.items()}
