@@ -36,7 +36,7 @@ from dejavu_utils.data.ffcv import FfcvLoader
 from dejavu_utils.data.loader import NativeLoader, evaluation_batches
 from dejavu_utils.data.provenance import load_training_images
 from dejavu_utils.devices import autocast, choose_precision
-from dejavu_utils.distributed import LateSums, average_gradients, rank, world_size
+from dejavu_utils.distributed import LateSums, average_gradients, from_each, rank, world_size
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
 from dejavu_utils.launch import LOCK_FILE, Resources, ScriptJob, StopSignal, connect, start_here, submit
@@ -62,7 +62,8 @@ def main():
     check_settings(settings)
     work = ScriptJob(train, settings, lock_of(settings))
     if not settings.dist.use_submitit:
-        return start_here(work, settings.dist.world_size or (0 if settings.dist.ngpus else 1))
+        gpus = min(settings.dist.ngpus, torch.cuda.device_count())
+        return start_here(work, settings.dist.world_size or max(1, gpus))
     resources = Resources.of(settings.dist, settings.dist.cpus_per_task)
     print(submit(work, settings.logging.folder, resources, "--dist.use_submitit 0", "submitit"))
 
@@ -100,8 +101,9 @@ def train(settings):
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings.training.train_probes_only:
         return train_probes(settings, state, loader, val_set, stop)
-    if checkpoint_path.is_file():
-        state.restore(TrainingCheckpoint.load(checkpoint_path, "--logging.folder"), checkpoint_path)
+    checkpoint = agreed_checkpoint(checkpoint_path)
+    if checkpoint:
+        state.restore(checkpoint, checkpoint_path)
         tell(settings, 1, f"resumes after epoch {state.epoch}, step {state.steps_done}, from {checkpoint_path}")
     elif settings.training.eval_only:
         raise InputError(f"--training.eval_only 1: there is no {checkpoint_path} to evaluate")
@@ -140,6 +142,26 @@ def train(settings):
     if first:
         save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
     tell(settings, 1, f"{folder}: {epochs} epochs are done")
+
+
+def agreed_checkpoint(path, patience=60, pause=5):
+    """The TrainingCheckpoint at path, the same in all processes; None if there is none.
+
+    On a network's file system a machine may see what another has written some time later: `patience` seconds, with a
+    look every `pause`, are given to it. InputError if the processes still do not find the same.
+    """
+    for left in range(patience, -1, -pause):
+        found = TrainingCheckpoint.load(path, "--logging.folder") if path.is_file() else None
+        places = from_each(found and (found.epoch, found.steps_done))
+        if len(set(places)) == 1:
+            return found
+        if left >= pause:
+            time.sleep(pause)
+    seen = ", ".join("none" if place is None else f"epoch {place[0]} step {place[1]}" for place in places)
+    raise InputError(
+        f"--logging.folder {path}: the processes read different states of it ({seen}), as if a file system were late; "
+        "rerun the same command to resume"
+    )
 
 
 def save_and_leave(settings, state, stop):
@@ -255,6 +277,7 @@ class TrainingRun:
                 if progress:
                     progress.update()
                 if self.asked_to_stop(sums) and self.steps_done < len(loader):
+                    self.asked_to_stop(late_sums.last())  # what is not finite is not saved
                     return None
             self.asked_to_stop(late_sums.last())
         seconds, images = time.time() - start, (self.steps_done - first_step) * self.schedule["batch_size"]

@@ -4,7 +4,7 @@ Everything here is the identity where there is one process.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -112,6 +112,15 @@ def from_first(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_each(value: T) -> list[T]:
+    """The picklable objects of all processes, in their order; all must call this."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def wait_for_all() -> None:

@@ -142,12 +142,11 @@ def processes_here() -> int:
 
 
 def start_here(job: "ScriptJob", processes: int) -> None:
-    """Calls a ScriptJob in `processes` processes of this machine: its GPUs if there are several, one if 0 and a CPU.
+    """Calls a ScriptJob in `processes` processes of this machine.
 
     Under torchrun this process is one of them. Signals are passed on to the processes; the first that fails ends all.
     """
     _place()
-    processes = processes or max(1, torch.cuda.device_count())
     if "RANK" in os.environ or processes == 1:
         return job()
     with socket.socket() as free:

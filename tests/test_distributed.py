@@ -8,7 +8,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+import train_SSL
+from dejavu_utils.checkpoint import TrainingCheckpoint
 from dejavu_utils.distributed import LateSums, any_process, average_gradients, gather, sum_over_processes
+from dejavu_utils.errors import InputError
 from dejavu_utils.models import LOSSES, SSLNetwork
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.methods import METHODS
@@ -132,6 +135,32 @@ def test_exchanges(tmp_path):
     for gradient, gathered, flags, total in in_two_processes(tmp_path, exchange):
         assert gradient.tolist() == [1.5, 3.0] and gathered.ravel().tolist() == [0, 0, 1, 1]
         assert flags == [True, False] and total == 3
+
+
+def read_together(rank, cases):
+    found = []
+    for folders in cases:
+        try:
+            checkpoint = train_SSL.agreed_checkpoint(folders[rank] / "model.pth", patience=0)
+            found.append((checkpoint.epoch, checkpoint.steps_done))
+        except InputError as error:
+            found.append(str(error))
+    return found
+
+
+def test_processes_resume_from_the_same_checkpoint_or_not_at_all(tmp_path):
+    """As if a network's file system showed one machine an earlier state."""
+    for name, epoch in (("late", 2), ("new", 3)):
+        (tmp_path / name).mkdir()
+        rest = {"settings": {}, "num_classes": 1, "train_set": "", "world_size": 2}
+        parts = ("model", "objective", "optimizer", "probes", "optimizer_probes", "scaler", "meter")
+        saved = TrainingCheckpoint(epoch=epoch, steps_done=1, **dict.fromkeys(parts, {}), **rest)
+        saved.save(tmp_path / name / "model.pth")
+    late, new, empty = (tmp_path / name for name in ("late", "new", "empty"))
+    for found in in_two_processes(tmp_path, read_together, [(new, new), (new, late), (empty, late)]):
+        assert found[0] == (3, 1)
+        for error, seen in zip(found[1:], ("epoch 3 step 1, epoch 2 step 1", "none, epoch 2 step 1")):
+            assert f"different states of it ({seen})" in error and "rerun the same command" in error
 
 
 def test_one_process_needs_no_exchange():

@@ -14,6 +14,7 @@ import torch
 from helpers import ABSENT, ROOT, debug_cluster, kept_signals, run_here
 
 import train_SSL
+from dejavu_utils import launch
 from dejavu_utils.data.beton import write_beton
 from dejavu_utils.models import HEADS, load_model
 from dejavu_utils.training.methods import METHODS
@@ -273,6 +274,31 @@ def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
     assert torch.equal(states[0]["place"], states[1]["place"])
 
 
+@pytest.mark.parametrize(
+    "ngpus, world_size, there, started",
+    [(8, 0, 0, 1), (8, 0, 4, 4), (2, 0, 4, 2), (8, 3, 4, 3), (0, 0, 4, 1), (0, 2, 4, 2)],
+)
+def test_as_many_processes_as_asked_for(betons, tmp_path, monkeypatch, ngpus, world_size, there, started):
+    words = command(betons, tmp_path, dist__ngpus=ngpus, dist__world_size=world_size)[1:]
+    found = []
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(train_SSL, "start_here", lambda job, processes: found.append(processes))
+    train_SSL.main()
+    assert found == [started]
+
+
+def test_probes_compute_in_fp32_whatever_the_network_does(betons):
+    settings = Settings.from_flat(train_SSL.read_settings(command(betons, "")[2:])[0])
+    settings.training.precision = "bf16"
+    run = train_SSL.TrainingRun(settings, 6, torch.device("cpu"), 10)
+    seen = []
+    run.meter.add = lambda loss, logits, probe_losses, labels: seen.extend([loss, *logits, *probe_losses])
+    loss = run.step([torch.randn(4, 3, 32, 32) for _ in range(2)], torch.arange(4), 0.1, 0)
+    assert run.network(torch.randn(4, 3, 32, 32))[-1].dtype == torch.float32
+    assert len(seen) == 1 + 2 * 3 and {x.dtype for x in (*seen, loss)} == {torch.float32}
+
+
 @pytest.mark.kills
 def test_two_processes_here(betons, tmp_path):
     settings = dict(dist__ngpus=0, dist__world_size=2, training__batch_size=4, training__loss="barlow")
@@ -516,6 +542,7 @@ def test_published_commands_have_the_published_settings(betons, tmp_path, loss):
 def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatch, loss):
     """submitit's debug executor in place of SLURM; only flags of size are appended."""
     submitted = debug_cluster(monkeypatch, tmp_path)
+    monkeypatch.setattr(launch, "gpu_problem", lambda: "")  # the job asks for GPUs, and would refuse to do without
     small = {**SMALL, "training.loss": loss, "training.epochs": 2, "dist.nodes": 2}
     size = [word for key, value in small.items() for word in (f"--{key}", str(value))]
     command = published_command(loss, betons, tmp_path / "run")

@@ -139,7 +139,7 @@ class Training:
 
 @dataclass
 class Dist:
-    use_submitit: int = setting(0, "1: submit a SLURM job; 0: train here, on all visible GPUs or the CPU", zero_or_one)
+    use_submitit: int = setting(0, "1: submit a SLURM job; 0: train here, on up to ngpus GPUs or the CPU", zero_or_one)
     world_size: int = setting(0, "processes on this machine with use_submitit 0; 0: one per GPU, one on a CPU", least=0)
     ngpus: int = setting(8, "GPUs, and so processes, per node; 0: no GPU, world_size processes per node", least=0)
     nodes: int = setting(1, "nodes", least=1)
