@@ -19,7 +19,6 @@ from helpers import (
     ROOT,
     assert_one_line_error,
     debug_cluster,
-    draw_tree,
     flags,
     run_here,
     run_script,
@@ -77,9 +76,11 @@ def published(folder, side="A", **changes):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tiny, tmp_path_factory):
     """36 images of 3 classes with boxes, index files, and two untrained encoders."""
-    folder = draw_tree(tmp_path_factory.mktemp("data"))
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("images", "boxes"):
+        (folder / name).symlink_to(tiny / "data" / name)
     rank = np.arange(36) % 12
     for name, chosen in (("bbox_A", rank < 4), ("bbox_B", (rank >= 4) & (rank < 8)), ("public", rank >= 8)):
         np.save(folder / f"{name}.npy", np.flatnonzero(chosen))

@@ -169,7 +169,7 @@ def interrupted_run(arguments, signum, lines):
 
 
 @pytest.mark.kills
-@pytest.mark.parametrize("epochs", [4, pytest.param(14, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epochs", [4, 14])
 @pytest.mark.parametrize("loss", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised", "mocov3"])
 def test_stopped_by_signals_within_epochs_and_continued_equals_uninterrupted(betons, tmp_path, loss, epochs):
     """Again and again, at whatever step the signal comes; the log's figures are those of one run, too."""
