@@ -25,7 +25,6 @@ _BLOCKS = MOST_BITS + 2  # of two hashes that differ in at most MOST_BITS bits, 
 PASSES = _BLOCKS * (_BLOCKS - 1) // 2
 # Bits that are neighbors in the image tell much the same: blocks are made of bits from all over it.
 _ORDER = np.arange(128).reshape(8, 16).T.ravel()
-_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 
 @dataclass
@@ -151,11 +150,18 @@ def _agreeing(keys, n):
         yield candidates[(candidates[:, 0] < n) & (candidates[:, 0] != candidates[:, 1] - n)]
 
 
+def _ones(words):
+    """Bits that are 1 in each row of uint64 (m, .)."""
+    if hasattr(np, "bitwise_count"):  # NumPy 2
+        return np.bitwise_count(words).sum(axis=1)
+    return np.unpackbits(words.view(np.uint8), axis=1).sum(axis=1)
+
+
 def _verified(candidates, hashes, thumbnails, first):
     """Codes a * n + b (a < b) of the candidates that are near-copies."""
     n = len(first)
-    differing = _ONES[(hashes[candidates[:, 0]] ^ hashes[candidates[:, 1]]).view(np.uint8)].sum(axis=1)
-    candidates = candidates[differing <= MOST_BITS]
+    for word in (hashes[:, :1], hashes):  # the first half of the bits refuses most of them
+        candidates = candidates[_ones(word[candidates[:, 0]] ^ word[candidates[:, 1]]) <= MOST_BITS]
     one, other = (thumbnails[first[candidates[:, side] % n]].astype(np.float32) for side in (0, 1))
     mirrored = candidates[:, 1] >= n
     other[mirrored] = other[mirrored, :, ::-1]
