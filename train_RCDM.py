@@ -212,6 +212,7 @@ def train(args):
     state = RcdmRun(args, encoder, [listing.fingerprint["sha256"], len(indices), int(indices.sum())], device)
     state.resume()
     if rank() == 0:
+        state.files.refuse_others(state.step, "--out_dir")
         save_json(Path(args.out_dir) / "params.json", state.settings)
         state.log_file.trim(state.step)
     say(

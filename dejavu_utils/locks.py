@@ -13,6 +13,10 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import is_alive
 
 
+# Why not filelock, which PyTorch brings along: it would take off the call of flock below. The rest it has not: who
+# holds the lock, for the error and for the requeued job of a dead machine. What it has must not be: where there is no
+# flock, a file that outlives a killed run, after which the same command would not resume; and some of its versions
+# empty the file, with the holder's name in it, before they hold it.
 @contextmanager
 def locked(path: str | Path, flag: str, job: str | None = None, restart: int = 0) -> Iterator[None]:
     """Keeps a second run from writing into the folder of the lock file `path` until the block ends.

@@ -1,6 +1,7 @@
 """What can be wrong, as functions that change a case: the machinery of faults_table.py."""
 
 import contextlib
+import errno
 import os
 import pickle
 import resource
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 from collections import namedtuple
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from helpers import draw_tree
 from PIL import Image
 from stages import call, settings
 
+from dejavu_utils import imagenet
 from dejavu_utils.checkpoint import save_checkpoint
 from dejavu_utils.data.beton import _FIELD, _HEADER, _RECORD
 from dejavu_utils.locks import locked
@@ -302,6 +305,27 @@ def a_file_there(case):
 def in_use(case):
     """Another run is writing into the output folder."""
     return locked(case.out / ".lock", "another run")
+
+
+def environment(**variables):
+    """The shell has kept these variables, of another program."""
+    return lambda case: mock.patch.dict(os.environ, variables)
+
+
+def too_few_open_files(case):
+    """Images cannot be opened: the process has as many files open as it may."""
+
+    def refuse(path):
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    return mock.patch.object(imagenet.Image, "open", refuse)
+
+
+def files_of_another_program(case):
+    """The folder holds a U-Net's weights, but nothing that says that train_RCDM.py wrote them."""
+    for path in case.out.iterdir():
+        if path.name not in ("model000002.pt", ".lock"):
+            path.unlink()
 
 
 Fault = namedtuple("Fault", "name command make texts code")

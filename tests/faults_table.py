@@ -28,7 +28,9 @@ from fault_machinery import (
     drawn,
     elsewhere,
     enormous,
+    environment,
     fault,
+    files_of_another_program,
     image,
     in_use,
     index,
@@ -45,6 +47,7 @@ from fault_machinery import (
     resume_not_finite,
     resume_without,
     resuming,
+    too_few_open_files,
     unfinished_partition,
     with_code,
 )
@@ -209,6 +212,15 @@ FAULTS = [
     *(fault("file in the place of the folder", command, a_file_there, "out") for command in SCRIPTS),
     *(fault("folder in use", command, in_use, f"--{SCRIPTS[command][1]}", f"process {os.getpid()}", "writes there now")
       for command in ("partition", "training", "attack", "probe", "rcdm")),
+    fault("weights of another program", "rcdm", files_of_another_program, "--out_dir", "holds model000002.pt"),
+    *(fault("variable that is not set", command, changed(**{SCRIPTS[command][1]: "$UNSET_1/x"}), "$UNSET_1 is not set")
+      for command in SCRIPTS),
+    # The machine.
+    *(fault(name, command, environment(**variables), text) for name, variables, text in (
+        ("left WORLD_SIZE", {"WORLD_SIZE": "2"}, "RANK is not set"),
+        ("rank beyond the world", {"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, not a number from 0 to 1"))
+      for command in ("training", "attack", "probe", "rcdm")),
+    *(fault("too few open files", command, too_few_open_files, "raise ulimit -n") for command in ("probe", "rcdm")),
 ]  # fmt: skip
 
 

@@ -122,6 +122,18 @@ class StepFiles:
             )
         return None
 
+    def refuse_others(self, step, flag):
+        """InputError, naming the flag of the folder, for files of later steps there that no run of ours has written."""
+        if (self.folder / "params.json").is_file():  # written before the first step is
+            return
+        for path in sorted(path for kind in ("model", "ema_*_", "opt") for path in self.folder.glob(f"{kind}*.pt")):
+            number = re.search(r"(\d+)\.pt$", path.name)
+            if number and int(number[1]) > step:
+                raise InputError(
+                    f"{flag} {self.folder}: holds {path.name}, which this run did not write and would overwrite; name "
+                    "another folder"
+                )
+
     @staticmethod
     def step_of(path):
         """The step in the name of model012345.pt; 0 where there is none, as for weights somebody published."""
