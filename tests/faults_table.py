@@ -232,7 +232,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "{}">' + "".join(
     f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi")
 ) + "]><annotation>&i;" + BOX.format(5, 5, 25, 25) + "</annotation>"  # fmt: skip
 UNREADABLE, NO_OBJECT, REVERSED = "unreadable XML", "no object in the XML", "reversed box"
-TOO_SMALL = "no crop larger than min_px"
+TOO_SMALL, OUTSIDE, NO_AREA = "no crop larger than min_px", "box outside the image", "boxes without area"
 ANNOTATIONS = {
     "good": (GOOD, None),
     "absent": (None, "no XML"),
@@ -255,10 +255,10 @@ ANNOTATIONS = {
     "box of infinity": (GOOD.replace("25", "1e999"), UNREADABLE),
     "box without a side": (GOOD.replace("<xmin>5</xmin>", ""), UNREADABLE),
     "box reversed": ("<annotation>" + BOX.format(30, 5, 20, 25) + "</annotation>", REVERSED),
-    "box negative": ("<annotation>" + BOX.format(-30, -5, 20, 25) + "</annotation>", None),
-    "box beyond the width": ("<annotation>" + BOX.format(5, 5, 2000, 25) + "</annotation>", TOO_SMALL),
-    "box beyond the height": ("<annotation>" + BOX.format(5, 5, 25, 2000) + "</annotation>", None),
-    "box without area": ("<annotation>" + BOX.format(20, 20, 20, 20) + "</annotation>", None),
+    "box negative": ("<annotation>" + BOX.format(-30, -5, 20, 25) + "</annotation>", OUTSIDE),
+    "box beyond the width": ("<annotation>" + BOX.format(5, 5, 2000, 25) + "</annotation>", OUTSIDE),
+    "box beyond the height": ("<annotation>" + BOX.format(5, 5, 25, 2000) + "</annotation>", OUTSIDE),
+    "box without area": ("<annotation>" + BOX.format(20, 20, 20, 20) + "</annotation>", NO_AREA),
     "box over all": ("<annotation>" + BOX.format(0, 0, 50, 60) + "</annotation>", TOO_SMALL),
     "box of a thousand digits": (GOOD.replace("25", "9" * 1000), UNREADABLE),
 }
