@@ -8,7 +8,8 @@ top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to
 example), attack_classes.csv, attack_confidence.csv (accuracies against the fraction of the most confident examples),
 attack_gallery.html (examples to look at) and results.json (accuracies, outcomes and déjà vu score, each with a 95 %
 interval). With --use_supervised_linear 1 _scores.npy (n x classes) takes the place of the neighbor files. With --layers
-all this goes into OUTPUT_DIR/{layer}/.
+all this goes into OUTPUT_DIR/{layer}/. --model_oss_pth tests the only model there is, trained on both sets; classifiers
+of crops take its twin's place (--reference_A_pth, --reference_B_pth; docs/one_model.md).
 
 Each image is read once for both models and all layers; several processes (--ngpus, --nodes, --world_size) divide the
 images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end; rerun the same command
@@ -31,20 +32,35 @@ to resume.
         --imgnet_train_pth demo/seed0/data/images --imgnet_bbox_pth demo/seed0/data/boxes
 """
 
-import json
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dejavu_utils.analysis.attack_folder import counts_of, outcome_of, summary_lines, write_layer
 from dejavu_utils.analysis.points import SETS, attack_path
-from dejavu_utils.attack.boxes import Annotations, CropRule, file_fingerprint, in_words, take_crops
-from dejavu_utils.attack.crop_cache import load_crops, save_crops
-from dejavu_utils.attack.identity import Origin, check_ceilings, check_models, check_training_sets
+from dejavu_utils.attack.boxes import Annotations, CropRule, file_fingerprint, in_words
+from dejavu_utils.attack.crop_cache import crops_of
+from dejavu_utils.attack.identity import (
+    Origin,
+    check_alike,
+    check_ceilings,
+    check_disjoint,
+    check_models,
+    check_training_sets,
+)
 from dejavu_utils.attack.queries import CEILING, Queries, ceiling_images, to_search
-from dejavu_utils.attack.search import Embedder, Found, ImageSet, Inference, nearest_public, predicted_memory
+from dejavu_utils.attack.reference import ONE, UNSEEN, Comparison, check_classifier, check_one_model
+from dejavu_utils.attack.search import (
+    LOGITS,
+    Embedder,
+    ImageSet,
+    Inference,
+    memory_in_words,
+    nearest_public,
+    predicted_memory,
+)
 from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.cli import (
     Parser,
@@ -64,7 +80,7 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest
 from dejavu_utils.imagenet import list_images, load_indices, read_class_names
 from dejavu_utils.launch import here_or_submitted, join
-from dejavu_utils.models import L2, LOSSES, OWN_HEAD
+from dejavu_utils.models import L2, LOSSES
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
 from dejavu_utils.progress import Progress
@@ -77,8 +93,16 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--output_dir", type=expanded, required=True, help="where everything is written")
     group = parser.add_argument_group("models")
-    group.add_argument("--model_A_pth", type=expanded, required=True, help="checkpoint of the model trained on set A")
-    group.add_argument("--model_B_pth", type=expanded, required=True, help="checkpoint of the model trained on set B")
+    for name, what in (("A", "the model trained on set A"), ("B", "that trained on set B"), ("oss", "the only model")):
+        group.add_argument(f"--model_{name}_pth", type=expanded, help=f"checkpoint of {what}")
+    for kind, what in (("", ""), ("half_", "half of ")):
+        for name in SETS:
+            group.add_argument(
+                f"--{kind}reference_{name}_pth",
+                type=expanded,
+                nargs="+",
+                help=f"for --model_oss_pth: classifiers trained on {what}set {name}'s crops, with different seeds",
+            )
     group.add_argument("--arch", help=ARCH_HELP)
     group.add_argument("--mlp", help="must match the checkpoints if given: widths of the projector")
     group.add_argument("--loss", choices=LOSSES, help="must match the checkpoints if given: training objective")
@@ -105,14 +129,20 @@ def parse_args(argv=None):
 
 
 def add_data_flags(group):
-    group.add_argument("--bbox_A_idx_pth", type=expanded, help=".npy of the images only set A has; not with --placebo")
-    group.add_argument("--bbox_B_idx_pth", type=expanded, help=".npy of the images only set B has; not with --placebo")
+    for name, other in (("A", "test"), ("B", "valid")):
+        group.add_argument(
+            f"--bbox_{name}_idx_pth",
+            f"--{other}_idx_pth",
+            type=expanded,
+            help=f".npy of the images only set {name} has; not with --placebo",
+        )
+    group.add_argument(
+        "--unseen_idx_pth", type=expanded, help="with --model_oss_pth: .npy of boxed images that it was not trained on"
+    )
     group.add_argument("--public_idx_pth", type=expanded, required=True, help=".npy of the public images")
     group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
     group.add_argument(
-        "--imgnet_bbox_pth",
-        type=expanded,
-        help="folder of CLASS/ID.xml, or one above it; not read with --use_corner_crop",
+        BOXES, type=expanded, help="folder of CLASS/ID.xml, or one above it; not read with --use_corner_crop"
     )
     group.add_argument(
         "--class_names",
@@ -152,9 +182,16 @@ def main():
 
 def check_args(args):
     """Raises an InputError for what cannot work, before anything is computed or submitted."""
-    for name in ("model_A_pth", "model_B_pth"):
-        existing_model(getattr(args, name), f"--{name}", args)
-    for name in ("public_idx_pth",) if args.placebo else ("bbox_A_idx_pth", "bbox_B_idx_pth", "public_idx_pth"):
+    of_one = ("reference_A_pth", "reference_B_pth", "half_reference_A_pth", "half_reference_B_pth", "unseen_idx_pth")
+    for name in ("model_A_pth", "model_B_pth") if args.model_oss_pth else of_one:
+        if getattr(args, name):
+            raise InputError(f"--{name}: give --model_A_pth and --model_B_pth, or --model_oss_pth with its own flags")
+    if args.model_oss_pth and args.placebo:
+        raise InputError("--placebo: of one model --unseen_idx_pth is the test whose score must be 0")
+    for flag, path in tested(args).values():
+        existing_model(path, flag, args)
+    files = [] if args.placebo else ["bbox_A_idx_pth", "bbox_B_idx_pth"]
+    for name in [*files, "public_idx_pth", *(["unseen_idx_pth"] if args.unseen_idx_pth else [])]:
         existing_file(getattr(args, name), f"--{name}")
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
     if not args.use_corner_crop:
@@ -172,9 +209,12 @@ def check_args(args):
         raise InputError("--layers: leave --use_backbone and --use_supervised_linear out")
     if args.layers and len(set(args.layers)) < len(args.layers):
         raise InputError("--layers: names a layer twice")
-    other = "neighb_labels" if args.use_supervised_linear else "scores"
-    if attack_path(args.output_dir, "A", "A", other).exists():
-        raise InputError(f"--output_dir {args.output_dir}: holds the {other} of another kind of attack; name another")
+    for model, scored in (("A", args.use_supervised_linear), ("B", args.use_supervised_linear or args.model_oss_pth)):
+        other = "neighb_labels" if scored else "scores"
+        if attack_path(args.output_dir, model, "A", other).exists():
+            raise InputError(
+                f"--output_dir {args.output_dir}: holds the {other} of another kind of attack; name another"
+            )
 
 
 def attack(args):
@@ -182,37 +222,37 @@ def attack(args):
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
     public = load_indices(args.public_idx_pth, "--public_idx_pth", listing)
     sets = attacked_sets(args, listing, public)
-    where = {model: f"--model_{model}_pth {getattr(args, f'model_{model}_pth')}" for model in SETS}
-    networks = load_networks(args, where)
-    warnings = check_identity(args, networks, where, sets, public, listing)
-    args.resolution = args.resolution or networks["A"].preprocessing.side
-    layers = layers_of(args, networks["A"])
-    networks = {model: prepared_for_inference(network, layers).to(device) for model, network in networks.items()}
+    where = {name: f"{flag} {path}" for name, (flag, path) in tested(args).items()}
+    comparison = Comparison.of(where, bool(args.unseen_idx_pth))
+    first = comparison.models[0]
+    networks, warnings = load_networks(args, where, comparison)
+    warnings += check_identity(args, networks, where, comparison, sets, public, listing)
+    layers = layers_of(args, networks[first], where[first])
+    of_each = comparison.layers(networks, layers)
+    shown = args.resolution or networks[first].preprocessing.side
+    networks = {name: prepared_for_inference(net, of_each[name]).to(device) for name, net in networks.items()}
     annotations = None if rank() or args.use_corner_crop else Annotations(args.imgnet_bbox_pth, listing, BOXES)
     parts = from_first(None if rank() else cropped_parts(args, listing, annotations, sets, public))
     queries, public = Queries(parts, public), ImageSet("public", public)
     inference = Inference(
         device, args.precision, args.resolution, args.batch_size, args.num_workers, args.skip_unreadable
     )
-    embedder = Embedder(networks, layers, listing, where, inference)
+    embedder = Embedder(networks, of_each, listing, where, inference)
     key = None if rank() else key_of(args, networks, layers, listing, queries.images, public, device)
     pieces = Unfinished(Path(args.output_dir) / "unfinished", key)
     if not rank():
-        announce(args, embedder, queries.images, public, pieces.start())
+        announce(args, embedder, layers, queries.images, public, pieces.start())
     wait_for_all()
-    if args.use_supervised_linear:
-        found = Found(*embedder.embed_set(queries.images, pieces, progress))
-    else:
-        found = nearest_public(embedder, queries.images, public, to_search(args.k, len(public)), pieces, progress)
+    found = nearest_public(embedder, queries.images, public, to_search(args.k, len(public)), pieces, progress)
+    args.resolution = shown
     if not rank():
         for layer in layers:
             folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
-            outcome = outcome_of(layer, listing, queries, public, found, (args.k, args.k_attk))
-            ceilings = {model: ceiling["top_1"] for model, ceiling in outcome.ceiling.items()}
+            outcome = outcome_of(layer, listing, queries, public, found, (args.k, args.k_attk), comparison)
             about = {
                 "counts": counts_of(parts, outcome, len(public), found.unreadable, len(listing.classes)),
-                "warnings": warnings + check_ceilings(ceilings, 1 / len(listing.classes)),
-                "settings": {**vars(args), "layer": layer, "device": str(device)},
+                "warnings": warnings + check_ceilings(outcome.ceiling, 1 / len(listing.classes)),
+                "settings": {**vars(args), "layer": layer, "device": str(device), "reference": comparison.kind},
             }
             with complete_files(folder, last="results.json") as new:
                 results = write_layer(new, outcome, listing, args.k_attk, about, pictures_of(args, annotations))
@@ -222,112 +262,95 @@ def attack(args):
 
 
 def attacked_sets(args, listing, public):
-    """{"A": indices, "B": indices} of the images to attack, int64 each; with --placebo halves of the public set."""
+    """{set: (flag, int64 (n,) image indices)}: of A and B, with --placebo halves of the public set; of the only model
+    also those that it never saw, in halves, each judged by the classifiers of one set."""
     if args.placebo:
-        return {"A": public[0::2], "B": public[1::2]}
-    return {
-        name: load_indices(getattr(args, f"bbox_{name}_idx_pth"), f"--bbox_{name}_idx_pth", listing) for name in SETS
+        sets = {name: ("--placebo", public[start::2]) for start, name in enumerate(SETS)}
+    else:
+        flags = {name: f"--bbox_{name}_idx_pth" for name in SETS}
+        sets = {
+            name: (flag, load_indices(getattr(args, flag.strip("-")), flag, listing)) for name, flag in flags.items()
+        }
+    if args.unseen_idx_pth:
+        unseen = load_indices(args.unseen_idx_pth, "--unseen_idx_pth", listing)
+        sets |= {UNSEEN[name]: ("--unseen_idx_pth", unseen[start::2]) for start, name in enumerate(SETS)}
+    return sets
+
+
+def check_identity(args, networks, where, comparison, sets, public, listing):
+    """Warnings about models and sets that the score may not be about; InputError where it would mean nothing."""
+    if not args.use_supervised_linear and args.k > len(public) - args.placebo:
+        raise InputError(f"--k {args.k}: the public set of --public_idx_pth has only {len(public)} images")
+    check_disjoint({} if args.placebo else sets, ("--public_idx_pth", public))
+    origins = {model: Origin.of(network) for model, network in networks.items()}
+    public = "--public_idx_pth", public
+    if comparison.classifiers:
+        return check_one_model(origins, where, comparison, sets, public, listing)
+    attacked = {} if args.placebo else sets
+    return check_models(origins, where) + check_training_sets(origins, where, attacked, public, listing)
+
+
+def tested(args):
+    """{name: (flag, file)}: models A and B, or the only one and the classifiers in place of its twin."""
+    if not args.model_oss_pth:
+        return {model: (f"--model_{model}_pth", getattr(args, f"model_{model}_pth")) for model in SETS}
+    half = [None] if args.half_reference_A_pth or args.half_reference_B_pth else []
+    return {ONE: ("--model_oss_pth", args.model_oss_pth)} | {
+        f"{kind}_{name}_{number}": (f"--{kind}_{name}_pth", path)
+        for kind, needed in (("reference", [None]), ("half_reference", half))
+        for name in SETS
+        for number, path in enumerate(getattr(args, f"{kind}_{name}_pth") or needed, 1)
     }
 
 
-def check_identity(args, networks, where, sets, public, listing):
-    """Warnings about models and sets that the score may not be about; InputError where it would mean nothing."""
-    check_sets(args, sets, public)
-    origins = {model: Origin.of(network) for model, network in networks.items()}
-    attacked = {} if args.placebo else {name: (f"--bbox_{name}_idx_pth", indices) for name, indices in sets.items()}
-    return check_models(origins, where) + check_training_sets(
-        origins, where, attacked, ("--public_idx_pth", public), listing
-    )
+def load_networks(args, where, comparison):
+    """({name: network} in eval mode on the CPU, warnings)."""
+    networks, warnings = {}, []
+    for name, (flag, path) in tested(args).items():
+        model = name in comparison.models
+        networks[name] = load_network(path, flag, args.arch if model else None)
+        if networks[name].notes:
+            say(f"{where[name]}: {networks[name].notes}")
+        if not model:
+            warnings += check_classifier(networks[name], where[name], str(CropRule.of(vars(args))))
+            continue
+        check_typed(networks[name], where[name], args.mlp, args.loss, args.resnet50)
+        if args.use_supervised_linear and networks[name].loss != "supervised":
+            raise InputError(f"--use_supervised_linear 1: {where[name]} has no supervised head")
+    if not comparison.classifiers:
+        check_alike(networks, where)
+    return networks, warnings
 
 
-def load_networks(args, where):
-    """{"A": network, "B": network} in eval mode on the CPU."""
-    networks = {}
-    for model in SETS:
-        networks[model] = load_network(getattr(args, f"model_{model}_pth"), f"--model_{model}_pth", args.arch)
-        if networks[model].notes:
-            say(f"{where[model]}: {networks[model].notes}")
-        check_typed(networks[model], where[model], args.mlp, args.loss, args.resnet50)
-        if args.use_supervised_linear and networks[model].loss != "supervised":
-            raise InputError(f"--use_supervised_linear 1: {where[model]} has no supervised head")
-    kinds = [(n.arch, n.mlp, n.loss, str(n.preprocessing)) for n in networks.values()]
-    # A checkpoint without settings does not say which loss it is of, if the loss has no head of its own.
-    if any(a != b for a, b in zip(*kinds) if None not in (a, b) or {a, b} & set(OWN_HEAD)):
-        raise InputError(
-            f"--model_B_pth {args.model_B_pth}: is a {kinds[1]}, --model_A_pth a {kinds[0]}; the test compares two "
-            "models that were trained the same way"
-        )
-    return networks
-
-
-def layers_of(args, network):
-    """The layers to attack; those typed must be the network's."""
-    layers = args.layers or [
-        "logits" if args.use_supervised_linear else "backbone" if args.use_backbone else "projector"
-    ]
-    there = [name for name in network.layer_names() if name != "logits" or args.use_supervised_linear]
+def layers_of(args, network, where):
+    """The layers to attack; those typed must be the network's. where: flag and path of its checkpoint."""
+    layers = args.layers or [LOGITS if args.use_supervised_linear else "backbone" if args.use_backbone else "projector"]
+    by_default = "the {} is attacked by default", " or give --use_backbone 1"
+    flag, remedy = ("--layers {}", "") if args.layers else by_default
+    there = [name for name in network.layer_names() if name != LOGITS or args.use_supervised_linear]
     for layer in layers:
         if layer.removesuffix(L2) not in there:
-            flag = f"--layers {layer}" if args.layers else f"the {layer} is attacked by default"
-            raise InputError(
-                f"{flag}: --model_A_pth {args.model_A_pth} has {', '.join(there)}; name one with --layers"
-                + ("" if args.layers else " or give --use_backbone 1")
-            )
+            raise InputError(f"{flag.format(layer)}: {where} has {', '.join(there)}; name one with --layers{remedy}")
     return layers
 
 
-def check_sets(args, indices, public):
-    """Attacked images must be in one training set only, and not among the public images."""
-    if not args.use_supervised_linear and args.k > len(public) - args.placebo:
-        raise InputError(f"--k {args.k}: the public set of --public_idx_pth has only {len(public)} images")
-    for name in SETS if not args.placebo else ():
-        if not len(indices[name]):
-            raise InputError(f"--bbox_{name}_idx_pth {getattr(args, f'bbox_{name}_idx_pth')}: holds no index")
-    pairs = (
-        ("A", indices["B"], "--bbox_B_idx_pth"),
-        ("A", public, "--public_idx_pth"),
-        ("B", public, "--public_idx_pth"),
-    )
-    for name, others, flag in pairs if not args.placebo else ():
-        both = np.intersect1d(indices[name], others)
-        if len(both):
-            raise InputError(f"{flag}: shares {len(both)} images with --bbox_{name}_idx_pth; the sets must be disjoint")
-
-
 def cropped_parts(args, listing, annotations, sets, public):
-    """{"A": CroppedImages, "B": ..., CEILING: ...}: the queries of the attack, in their order."""
-    parts = cached_crops(args, listing, annotations, sets)
+    """{set: CroppedImages, ..., CEILING: ...}: the queries of the attack, in their order; crops from the cache."""
+    path = Path(args.crop_cache or Path(args.output_dir) / "crops.npz")
+    indices, rule = {name: of_set for name, (_, of_set) in sets.items()}, CropRule.of(vars(args))
+    parts, cached = crops_of(path, listing, indices, rule, annotations, args.skip_unreadable, Progress)
+    if cached:
+        print(f"crops of {path}")
+    for name, images in parts.items():
+        skipped = f" ({in_words(images.counts)})" if len(images) < images.counts["images"] else ""
+        print(f"set {name}: {len(images)} of {images.counts['images']} images attacked{skipped}")
     if not any(map(len, parts.values())):
         why = in_words(sum((Counter(images.counts) for images in parts.values()), Counter()))
         raise InputError(
-            f"--imgnet_bbox_pth {args.imgnet_bbox_pth}: no image has a crop: {why}; see --min_px {args.min_px} and "
+            f"{BOXES} {args.imgnet_bbox_pth}: no image has a crop: {why}; see --min_px {args.min_px} and "
             f"--scale_boxes {args.scale_boxes}"
         )
     return {**parts, CEILING: ceiling_images(listing, public, args.skip_unreadable)}
-
-
-def cached_crops(args, listing, annotations, sets):
-    """{set: CroppedImages}, from the cache if it holds them, else computed."""
-    rule = CropRule.of(vars(args))
-    state = file_fingerprint(listing, np.concatenate(list(sets.values())), annotations)
-    key = json.dumps([*asdict(rule).values(), args.skip_unreadable, len(sets["A"]), state])
-    path = Path(args.crop_cache or Path(args.output_dir) / "crops.npz")
-    cropped = load_crops(path, key)
-    if cropped:
-        print(f"crops of {path}")
-    else:
-        cropped = {}
-        for name, indices in sets.items():
-            with Progress(len(indices), f"images of set {name} searched for a crop") as bar:
-                cropped[name] = take_crops(listing, indices, rule, annotations, bar.update, args.skip_unreadable)
-        save_crops(path, key, cropped)
-    for name, images in cropped.items():
-        skipped = in_words(images.counts)
-        print(
-            f"set {name}: {len(images)} of {images.counts['images']} images attacked"
-            + (f" ({skipped})" if skipped else "")
-        )
-    return cropped
 
 
 def key_of(args, networks, layers, listing, crops, public, device):
@@ -346,21 +369,14 @@ def key_of(args, networks, layers, listing, crops, public, device):
     }
 
 
-def announce(args, embedder, crops, public, kept):
+def announce(args, embedder, layers, crops, public, kept):
     """Prints what is computed where, and the memory it needs."""
     n_public = 0 if args.use_supervised_linear else len(public)
     print(
-        f"embedding {len(crops)} crops and {n_public} public images: {', '.join(embedder.layers)}, on "
+        f"embedding {len(crops)} crops and {n_public} public images: {', '.join(layers)}, on "
         f"{embedder.device} in {args.precision}, {world_size()} process{'es' if world_size() > 1 else ''}"
     )
-    needed = predicted_memory(embedder, len(crops), n_public, to_search(args.k, n_public))
-    gigabytes = {what: size / 1e9 for what, size in needed.items()}
-    disk = gigabytes.pop("disk")
-    print(
-        f"memory per process, beside its networks: at most {sum(gigabytes.values()):.2f} GB ("
-        + ", ".join(f"{what} {size:.2f}" for what, size in gigabytes.items())
-        + f"); disk for unfinished work: at most {disk:.2f} GB"
-    )
+    print(memory_in_words(predicted_memory(embedder, len(crops), n_public, to_search(args.k, n_public))))
     if kept:
         print(f"resumes with {kept} pieces of the same attack", flush=True)
 

@@ -161,8 +161,8 @@ def test_a_published_checkpoint_is_named(data, tmp_path, models):
 def test_unequal_encoders_are_named():
     good, bad = {"value": 0.9, "low": 0.88, "high": 0.92}, {"value": 0.3, "low": 0.26, "high": 0.34}
     near = {"value": 0.86, "low": 0.84, "high": 0.88}
-    assert "model B" in check_ceilings({"A": good, "B": bad}, 0.2)[0]
-    assert check_ceilings({"A": good, "B": near}, 0.2) == []
+    assert "model B" in check_ceilings({"A": {"top_1": good}, "B": {"top_1": bad}}, 0.2)[0]
+    assert check_ceilings({"A": {"top_1": good}, "B": {"top_1": near}}, 0.2) == []
 
 
 @pytest.mark.parametrize("logits", [False, True])

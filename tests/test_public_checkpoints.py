@@ -595,7 +595,11 @@ def test_networks_with_different_preprocessing_share_one_decoding(data, monkeypa
     decoded = mock.Mock(side_effect=load_image)
     monkeypatch.setattr("dejavu_utils.imagenet.load_image", decoded)
     embedder = Embedder(
-        networks, ["backbone"], listing, dict.fromkeys(networks, ""), Inference(torch.device("cpu"), resolution=64)
+        networks,
+        dict.fromkeys(networks, ["backbone"]),
+        listing,
+        dict.fromkeys(networks, ""),
+        Inference(torch.device("cpu"), resolution=64),
     )
     images = ImageSet("images", indices)
     ((_, rows, embedded),) = embedder.embed_shards(images, embedder.shards(images))

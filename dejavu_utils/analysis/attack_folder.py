@@ -1,16 +1,18 @@
 """The folder of an attack on one layer: neighbors or scores, tables, results and the gallery, written at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dejavu_utils.analysis import memorization as mem
+from dejavu_utils.analysis import one_model
 from dejavu_utils.analysis.gallery import save_gallery
 from dejavu_utils.analysis.points import SETS, attack_path
 from dejavu_utils.analysis.results import (
     TOP_KS,
+    AttackedSet,
     attack_statistics,
     ceiling,
     chance_in_words,
@@ -23,54 +25,85 @@ from dejavu_utils.analysis.results import (
 )
 from dejavu_utils.analysis.verdict import statistical_warnings, verdict
 from dejavu_utils.attack.queries import CEILING
+from dejavu_utils.attack.reference import UNSEEN
+from dejavu_utils.attack.search import LOGITS
 from dejavu_utils.files import save_csv, save_json, save_npy
 from dejavu_utils.imagenet import UNREADABLE, ImageListing
 
 
 @dataclass
 class LayerOutcome:
-    """What the two models found at one layer. indices: {set: int64 (n,)}, attacked images, and crops: {set: int64 (n,
-    4)}. Either nearest: {(model, set): int64 (n, k)}, image indices of the nearest public images, or scores: {(model,
-    set): float32 (n, classes)}. ceiling: {model: {"top_1", "top_5": {"value", "low", "high"}}}."""
+    """What was found at one layer.
+
+    indices: {set: int64 (n,)}, attacked images, and crops: {set: int64 (n, 4)}. For each (model, set), in one of
+    nearest: int64 (n, k), image indices of the nearest public images, or scores: float32 (n, classes). ceiling: {model:
+    {"top_1", "top_5": {"value", "low", "high"}}}. votes: neighbors that vote. judged, half: {set: one_model.Judged}
+    where the references are classifiers, trained on all crops or on half of them.
+    """
 
     indices: dict
     crops: dict
-    nearest: dict | None
-    scores: dict | None
+    nearest: dict
+    scores: dict
     ceiling: dict
+    votes: int = 0
+    judged: dict = field(default_factory=dict)
+    half: dict = field(default_factory=dict)
 
 
 def outcome_of(
-    layer: str, listing: ImageListing, queries: Any, public: Any, found: Any, votes: tuple[int, int]
+    layer: str, listing: ImageListing, queries: Any, public: Any, found: Any, votes: tuple[int, int], comparison: Any
 ) -> LayerOutcome:
-    """The LayerOutcome of what a search, or the pass for the logits, has Found.
+    """The LayerOutcome of what a search has Found.
 
     queries: attack.queries.Queries. public: attack.search.ImageSet. votes: (k neighbors that are kept, nearest of them
-    that vote, 0 for all).
+    that vote, 0 for all). comparison: attack.reference.Comparison. Scores of classifiers are the log of their mean
+    probability.
     """
     k, k_attk = votes
     among = {name: queries.among(name, found.rows) for name in queries.parts}
     rows = {name: found.rows[chosen] for name, chosen in among.items()}
-    nearest, scores, ceilings = {}, {}, {}
-    for model in SETS:
-        array = found.arrays[model, layer]
-        for name in queries.parts:
-            if layer == "logits":
-                scores[model, name] = array[among[name]]
-            else:
-                places = queries.neighbors(rows[name], array[among[name]], k)
-                nearest[model, name] = public.indices[places]
-        labels = listing.labels[queries.images.indices[rows[CEILING]]]
-        if layer == "logits":
-            predictions = mem.predict_from_scores(scores[model, CEILING])
-        else:
-            voters = listing.labels[nearest[model, CEILING]]
-            predictions = mem.predict_from_neighbors(voters, min(k_attk or k, voters.shape[1]))
-        ceilings[model] = ceiling(predictions, labels)
     indices, crops = (
-        {name: part[rows[name]] for name in SETS} for part in (queries.images.indices, queries.images.crops)
+        {name: part[rows[name]] for name in queries.parts} for part in (queries.images.indices, queries.images.crops)
     )
-    return LayerOutcome(indices, crops, nearest or None, scores or None, ceilings)
+    labels = {name: listing.labels[of_part] for name, of_part in indices.items()}
+
+    def answers(key, name):
+        array = found.arrays[key][among[name]]
+        return array if key[1] == LOGITS else public.indices[queries.neighbors(rows[name], array, k)]
+
+    def guesses(key, name):
+        array = answers(key, name)
+        if key[1] == LOGITS:
+            return mem.predict_from_scores(array, labels[name])
+        voters = listing.labels[array]
+        return mem.predict_from_neighbors(voters, min(k_attk or k, voters.shape[1]), labels[name])
+
+    def judged(references):
+        keys = {name: comparison.keys(layer, names) for name, names in references.items() if comparison.classifiers}
+        return {
+            name: one_model.Judged.of(
+                guesses(*comparison.keys(layer, [comparison.target[name]]), name),
+                [answers(key, name) for key in of_set],
+                labels[name],
+            )
+            for name, of_set in keys.items()
+        }
+
+    outcome = LayerOutcome(
+        indices, crops, {}, {}, {}, k_attk or k, judged(comparison.reference), judged(comparison.half)
+    )
+    for name, other in zip(SETS, SETS[::-1]):
+        slots = {name: comparison.keys(layer, [comparison.target[name]])}
+        slots[other] = comparison.keys(layer, comparison.reference[name])
+        for model, keys in slots.items():
+            kind = outcome.scores if keys[0][1] == LOGITS else outcome.nearest
+            found_there = [answers(key, name) for key in keys]
+            joined = comparison.classifiers and model == other
+            kind[model, name] = one_model.log_mean_probabilities(found_there) if joined else found_there[0]
+    for model, key in zip(comparison.models, comparison.keys(layer, comparison.models)):
+        outcome.ceiling[model] = ceiling(guesses(key, CEILING), labels[CEILING])
+    return outcome
 
 
 def counts_of(parts: dict, outcome: LayerOutcome, public: Any, unreadable: int, classes: int) -> dict:
@@ -79,8 +112,8 @@ def counts_of(parts: dict, outcome: LayerOutcome, public: Any, unreadable: int, 
     parts: {set: attack.boxes.CroppedImages}. public: how many public images there are, of which `unreadable` could not
     be read. classes: how many there are.
     """
-    counts = {name: dict(parts[name].counts) for name in SETS}
-    for name in SETS:
+    counts = {name: dict(part.counts) for name, part in parts.items() if name != CEILING}
+    for name in counts:
         lost = counts[name]["attacked"] - len(outcome.indices[name])
         counts[name]["attacked"] -= lost
         counts[name][UNREADABLE] += lost
@@ -101,29 +134,58 @@ def write_layer(
         indices = outcome.indices[name]
         for model in SETS:
             arrays = {"attk_idxs": indices, "labels": listing.labels[indices, None]}
-            if outcome.nearest:
+            if (model, name) in outcome.nearest:
                 found = outcome.nearest[model, name]
                 arrays |= {"neighb_idxs": found, "neighb_labels": listing.labels[found]}
-            elif outcome.scores:
+            else:
                 arrays["scores"] = outcome.scores[model, name]
             for what, values in arrays.items():
                 save_npy(attack_path(folder, model, name, what), values)
     sets = read_attack(folder, k_attk)
     _save_sweeps(folder, sets)
+    tables = {name: example_table(sets[name], listing) for name in SETS}
+    results = {**attack_statistics(sets), "ceiling": outcome.ceiling, **about}
+    if outcome.judged:
+        _add_one_model(results, tables, outcome)
+        for name in UNSEEN.values() if len(outcome.judged) > len(SETS) else ():
+            unseen = AttackedSet(outcome.indices[name], outcome.judged[name].attack)
+            save_csv(folder / f"attack_{name}.csv", example_table(unseen, listing))
     for name in SETS:
-        save_csv(folder / f"attack_{name}.csv", example_table(sets[name], listing))
+        save_csv(folder / f"attack_{name}.csv", tables[name])
     save_csv(folder / "attack_classes.csv", class_table(sets, listing.classes))
     save_csv(folder / "attack_confidence.csv", confidence_curve(sets, ceiling=mean_ceiling(outcome.ceiling)))
     attacked, crops = (np.concatenate([part[name] for name in SETS]) for part in (outcome.indices, outcome.crops))
     nearest = outcome.nearest and {
-        model: np.concatenate([outcome.nearest[model, name] for name in SETS]) for model in SETS
+        model: np.concatenate([outcome.nearest.get((model, name), _no_neighbors(outcome, name)) for name in SETS])
+        for model in SETS
     }
     gallery = folder / "attack_gallery.html"
-    save_gallery(gallery, sets, listing, attacked, crops, nearest, pictures["boxes"], pictures["names"])
-    results = {**attack_statistics(sets), "ceiling": outcome.ceiling, **about}
+    save_gallery(gallery, sets, listing, attacked, crops, nearest or None, pictures["boxes"], pictures["names"])
     results["warnings"] = [*about["warnings"], *statistical_warnings(results)]
     save_json(folder / "results.json", results)
     return results
+
+
+def _no_neighbors(outcome, name):
+    """-1 for each image of a set, where class scores take the neighbors' place."""
+    return np.full_like(outcome.nearest[name, name], -1)
+
+
+def _add_one_model(results, tables, outcome):
+    """The figures of the test of one model into the results, its memorization confidence into the examples' tables."""
+    unseen = {name: outcome.judged[UNSEEN[name]] for name in SETS} if len(outcome.judged) > len(SETS) else None
+    figures = one_model.one_model_statistics(outcome.judged, unseen, outcome.half or None)
+    for name, other in zip(SETS, SETS[::-1]):
+        if (name, name) in outcome.nearest:
+            order = np.argsort(outcome.indices[name], kind="stable")  # of read_attack
+            found = one_model.memorization_confidence(
+                outcome.judged[name].attack.target, outcome.scores[other, name], outcome.votes
+            )
+            for kind, values in found.items():
+                tables[name][f"memorization_confidence{'' if kind == 'published' else '_corrected'}"] = values[order]
+    for group, of_group in figures.items():
+        chosen = [tables[name] for name in (SETS if group == "both" else group)]
+        results[group]["one_model"] = {**of_group, **one_model.mean_confidences(chosen)}
 
 
 def _save_sweeps(folder, sets):
@@ -153,6 +215,8 @@ def summary_lines(layer: str, results: dict) -> list[str]:
     lines.append("  " + ", ".join(f"{outcome} {figure_in_words(top_1['shares'][outcome])}" for outcome in mem.OUTCOMES))
     ceilings = (f"model {model} {figure_in_words(found['top_1'])}" for model, found in results["ceiling"].items())
     lines.append("  ceiling (the same vote on whole public images): " + ", ".join(ceilings))
+    if "one_model" in results["both"]:
+        return [*lines, *(f"  {line}" for line in [*one_model.in_words(results), *verdict(results)])]
     margin = figure_in_words(results["both"]["vote_share"]["margin"])
     lines.append(f"  margin of the true label's share of the votes, target - reference: {margin}")
     return lines + [f"  {sentence}" for sentence in verdict(results)]

@@ -62,9 +62,9 @@ def save_gallery(
     sets: {"A", "B"} -> AttackedSet, from results.read_attack. listing: imagenet.ImageListing. attacked: int64 (n,),
     indices of the attacked images of both sets, in any order. crops: int (n, 4) of xmin, ymin, xmax, ymax in pixels, in
     the order of `attacked`. neighbors: {"A", "B"} -> image indices of that model's nearest public images, int64 (n, k),
-    nearest first, in the order of `attacked`; None where the guesses are made from logits. boxes_of: image index ->
-    its boxes in pixels, or attack.boxes.Unusable; None draws no boxes. class_names: {class folder: name to show};
-    folders without one, and all by default, go by the folder's name.
+    nearest first, in the order of `attacked`, -1 where its guess is made from class scores; None where all are.
+    boxes_of: image index -> its boxes in pixels, or attack.boxes.Unusable; None draws no boxes. class_names: {class
+    folder: name to show}; folders without one, and all by default, go by the folder's name.
 
     Images are JPEG thumbnails in data: URIs; the page loads nothing, and its content security policy forbids it. An
     image that cannot be read any more is named in its place. Definitions: memorization.OUTCOMES.
@@ -92,6 +92,7 @@ def save_gallery(
         total=total,
         per_group=per_group,
         neighbors=neighbors is not None,
+        classifiers=neighbors is not None and any((found < 0).any() for found in neighbors.values()),
         boxes=boxes_of is not None,
     )
     with complete_file(path) as temporary:  # names of folders need not be UTF-8
@@ -149,6 +150,7 @@ class _Page:
     def model(self, role, model, predictions, row, label, attacked_row):
         guess = int(predictions.top[row, 0])
         nearest = [] if self.neighbors is None else self.neighbors[model][attacked_row][:NEIGHBORS]
+        nearest = [index for index in nearest if index >= 0]
         return {
             "role": role,
             "model": model,

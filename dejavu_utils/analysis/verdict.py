@@ -1,5 +1,6 @@
 """What the figures of an attack say, in sentences: the score, and what could make it mean less than it seems."""
 
+from dejavu_utils.analysis.one_model import verdict_in_words
 from dejavu_utils.analysis.results import mean_ceiling
 
 LITTLE = 0.05  # of accuracy: less room than this above chance cannot show memory
@@ -11,6 +12,8 @@ def statistical_warnings(results: dict) -> list[str]:
 
     results: as in results.json, from results.attack_statistics.
     """
+    if "one_model" in results["both"]:
+        return []  # its verdict weighs the score against that of images the model never saw
     scores = {name: results[name]["top_1"]["accuracy"]["100"]["score"] for name in ("both", "A", "B")}
     if any(score["value"] is None for score in scores.values()):
         return []
@@ -36,8 +39,10 @@ def verdict(results: dict) -> list[str]:
     figures = results["both"]["top_1"]["accuracy"]["100"]
     if figures["score"]["value"] is None:
         return ["No image of one of the sets was attacked: there is no score."]
+    of_one_model = results["both"].get("one_model")
+    words = [_score_in_words(figures, results["both"]["n"])]
     return [
-        _score_in_words(figures, results["both"]["n"]),
+        *(verdict_in_words(figures, of_one_model) if of_one_model else words),
         *_by_chance(results),
         *_room(figures, results.get("ceiling")),
         *(f"warning: {text}" for text in results.get("warnings", ())),

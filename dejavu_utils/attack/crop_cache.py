@@ -2,11 +2,32 @@
 
 import json
 import zipfile
+from dataclasses import asdict
 
 import numpy as np
 
-from dejavu_utils.attack.boxes import CroppedImages
+from dejavu_utils.attack.boxes import CroppedImages, file_fingerprint, take_crops
 from dejavu_utils.files import complete_file
+
+
+def crops_of(path, listing, sets, rule, annotations=None, skip_unreadable=False, progress=None):
+    """({set: CroppedImages}, do they come from the cache?) of {set: int64 (n,) image indices}.
+
+    path: of the cache, which is written if it does not hold them. rule, annotations, skip_unreadable: as
+    boxes.take_crops takes them. progress: (total, text) -> context manager whose `update` is told of images done.
+    """
+    state = file_fingerprint(listing, np.concatenate(list(sets.values())), annotations)
+    sizes = {name: len(indices) for name, indices in sets.items()}
+    key = json.dumps([*asdict(rule).values(), skip_unreadable, sizes, state])
+    cached = load_crops(path, key)
+    if cached:
+        return cached, True
+    cropped = {}
+    for name, indices in sets.items():
+        with progress(len(indices), f"images of set {name} searched for a crop") as bar:
+            cropped[name] = take_crops(listing, indices, rule, annotations, bar.update, skip_unreadable)
+    save_crops(path, key, cropped)
+    return cropped, False
 
 
 def load_crops(path, key):

@@ -8,6 +8,7 @@ import numpy as np
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest
+from dejavu_utils.models import OWN_HEAD
 
 # Settings in which the two trainings may differ: they do not change what a model could learn.
 MAY_DIFFER = ("data.", "logging.", "dist.", "validation.", "training.eval_", "training.train_probes_only")
@@ -30,6 +31,30 @@ class Origin:
         about = network.about
         images = TrainingImages.of_plain(about["train_images"])
         return cls(digest(*network.state_dict().values()), about["epoch"], about["settings"], images)
+
+
+def check_disjoint(sets, public):
+    """InputError unless the sets of images are disjoint, and hold any. sets: {set: (flag that named it, int64 (n,))}.
+    public: (flag, indices)."""
+    listed = [*sets.values(), public]
+    for number, (flag, indices) in enumerate(listed):
+        if not len(indices):
+            raise InputError(f"{flag}: holds no index")
+        for earlier, others in listed[:number]:
+            both = np.intersect1d(indices, others)
+            if len(both):
+                raise InputError(f"{flag}: shares {len(both)} images with {earlier}; the sets must be disjoint")
+
+
+def check_alike(networks, where):
+    """InputError unless two networks are of one kind. networks: {"A": Network, "B": ...}. where: as below."""
+    kinds = [(n.arch, n.mlp, n.loss, str(n.preprocessing)) for n in networks.values()]
+    # A checkpoint without settings does not say which loss it is of, if the loss has no head of its own.
+    if any(a != b for a, b in zip(*kinds) if None not in (a, b) or {a, b} & set(OWN_HEAD)):
+        raise InputError(
+            f"{where['B']}: is a {kinds[1]}, {where['A'].partition(' ')[0]} a {kinds[0]}; the test compares two models "
+            "that were trained the same way"
+        )
 
 
 def check_models(origins, where):
@@ -108,8 +133,11 @@ def check_training_sets(origins, where, sets, public, listing):
 def check_ceilings(ceilings, chance):
     """Warnings about two models that tell the classes of whole public images unequally well.
 
-    ceilings: {"A": {"value", "low", "high"}, "B": ...}, top-1. chance: accuracy of guessing.
+    ceilings: {model: {"top_1": {"value", "low", "high"}, ...}}, of one model or two. chance: accuracy of guessing.
     """
+    if len(ceilings) < 2:
+        return []
+    ceilings = {model: ceiling["top_1"] for model, ceiling in ceilings.items()}
     low, high = sorted(ceilings.values(), key=lambda estimate: estimate["value"])
     if high["value"] - low["value"] > 0.1 * (1 - chance) and low["high"] < high["low"]:
         worse = min(ceilings, key=lambda model: ceilings[model]["value"])

@@ -19,6 +19,7 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import EachTransform, IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.networks.inference import check_finite
 
+LOGITS = "logits"  # a layer's name
 _SHARD = 4096  # images at most; what a killed process loses
 _SHARDS = 64  # at least, if the batches allow it, so that many processes have work
 _BLOCK_IMAGES, _BLOCK_FLOATS = 65536, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
@@ -64,9 +65,10 @@ class Found:
 class Embedder:
     """Embeddings of image sets under several networks.
 
-    networks: {model: Network} in eval mode on the device. layers: names, the same for all networks. where: {model:
-    flag and path of its checkpoint}, for errors. inference: Inference. Keys of embeddings are (model, layer). Each
-    image is decoded once, and shown to every network as that one's preprocessing says.
+    networks: {model: Network} in eval mode on the device. layers: {model: names of its layers}. where: {model: flag and
+    path of its checkpoint}, for errors. inference: Inference. Keys of embeddings are (model, layer). Each image is
+    decoded once, and shown to every network as that one's preprocessing says. Outputs of the layer LOGITS are class
+    scores: they are kept, and no neighbors are searched for them.
     """
 
     def __init__(self, networks, layers, listing, where, inference):
@@ -75,7 +77,16 @@ class Embedder:
         self.shown = {model: net.preprocessing.at(inference.resolution) for model, net in networks.items()}
         self.kinds = list(dict.fromkeys(self.shown.values()))
         self.transform = EachTransform(*(evaluation_transform(preprocessing=kind) for kind in self.kinds))
-        self.widths = {(model, layer): net.width(layer) for model, net in networks.items() for layer in layers}
+        self.widths = {(model, layer): net.width(layer) for model, net in networks.items() for layer in layers[model]}
+        self.scores = [key for key in self.widths if key[1] == LOGITS]
+
+    def without_scores(self):
+        """The Embedder of the networks that public images are embedded with; itself if those are all of them."""
+        if not self.scores:
+            return self
+        layers = {model: [layer for layer in of_model if layer != LOGITS] for model, of_model in self.layers.items()}
+        searched = {model: net for model, net in self.networks.items() if layers[model]}
+        return Embedder(searched, layers, self.listing, self.where, self.inference)
 
     @torch.inference_mode()
     def embed(self, images):
@@ -97,7 +108,7 @@ class Embedder:
         outputs = {}
         for model, network in self.networks.items():
             with autocast(self.device, self.inference.precision):
-                of_layers = network.embed_layers(batches[self.shown[model]], self.layers)
+                of_layers = network.embed_layers(batches[self.shown[model]], self.layers[model])
             outputs |= {(model, layer): output.float() for layer, output in of_layers.items()}
         return outputs
 
@@ -173,11 +184,13 @@ class Embedder:
 
 
 def nearest_public(embedder, crops, public, k, pieces, progress=lambda total: None):
-    """The k public images nearest to every crop, under every network and layer.
+    """The k public images nearest to every crop, under every network and layer; of logits the scores themselves.
 
     crops, public: ImageSet. pieces: Unfinished. All processes must call this; the first gets what was Found, the others
     None. InputError if fewer than k public images could be read.
     """
+    if len(embedder.scores) == len(embedder.widths):
+        return Found(*embedder.embed_set(crops, pieces, progress))
     search = _past_crops if holds_crops(len(crops), len(public)) else _past_public
     return search(embedder, crops, public, k, pieces, progress)
 
@@ -208,12 +221,25 @@ def predicted_memory(embedder, crops, public, k):
     }
 
 
+def memory_in_words(needed):
+    """What `predicted_memory` gave, as a line of text."""
+    gigabytes = {what: size / 1e9 for what, size in needed.items()}
+    disk = gigabytes.pop("disk")
+    return (
+        f"memory per process, beside its networks: at most {sum(gigabytes.values()):.2f} GB ("
+        + ", ".join(f"{what} {size:.2f}" for what, size in gigabytes.items())
+        + f"); disk for unfinished work: at most {disk:.2f} GB"
+    )
+
+
 def _past_crops(embedder, crops, public, k, pieces, progress):
     """The crops' embeddings are held, the public images' pass by in blocks of shards, each process's own."""
     crop_rows, held = embedder.embed_set(crops, pieces, progress)
     if not len(crop_rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
+    scores = {key: held.pop(key) for key in embedder.scores}
     searches = {key: embedder.search(key, array, k) for key, array in held.items()}
+    embedder = embedder.without_scores()
     shards, own = embedder.shards(public), f"best_{rank():06d}"
     earlier = pieces.names("best_") if rank() == 0 else []
     earlier = from_first({name: pieces.load(name, "shards")["shards"].tolist() for name in earlier})
@@ -247,12 +273,12 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
     if sorted(finished) != [name for name, _, _ in shards]:
         raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and rerun the attack")
     neighbors = {key: _result(search, len(public) - unreadable) for key, search in searches.items()}
-    return Found(crop_rows, neighbors, unreadable)
+    return Found(crop_rows, {**neighbors, **scores}, unreadable)
 
 
 def _past_public(embedder, crops, public, k, pieces, progress):
     """The public images' embeddings are held, the crops' pass by in shards, each process's own."""
-    public_rows, held = embedder.embed_set(public, pieces, progress)
+    public_rows, held = embedder.without_scores().embed_set(public, pieces, progress)
     if len(public_rows) < k:
         _too_few(k, len(public_rows))
     shards = embedder.shards(crops)
@@ -260,14 +286,15 @@ def _past_public(embedder, crops, public, k, pieces, progress):
     todo = [shard for shard in shards if f"found_{shard[0]}" not in there][rank() :: world_size()]
     with progress(_images(todo)) as bar:
         for name, rows, embedded in embedder.embed_shards(crops, todo, bar.update):
-            neighbors = {key: np.empty((0, k), np.int64) for key in held}  # where no crop of the shard could be read
+            found = {key: np.empty((0, k), np.int64) for key in held}  # where no crop of the shard could be read
+            found |= {key: embedded[key] for key in embedder.scores}
             if len(rows):
                 for key, public_embeddings in held.items():
                     search, step = embedder.search(key, embedded[key], k), block_rows(embedder.widths[key])
                     for start in range(0, len(public_rows), step):
                         search.add(public_embeddings[start : start + step], public_rows[start : start + step])
-                    neighbors[key] = search.result()
-            pieces.save(f"found_{name}", rows=rows, **{_word(key): found for key, found in neighbors.items()})
+                    found[key] = search.result()
+            pieces.save(f"found_{name}", rows=rows, **{_word(key): array for key, array in found.items()})
     wait_for_all()
     if rank():
         return None
@@ -275,8 +302,8 @@ def _past_public(embedder, crops, public, k, pieces, progress):
     rows = np.concatenate([piece["rows"] for piece in found])
     if not len(rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
-    neighbors = {key: np.concatenate([piece[_word(key)] for piece in found]) for key in held}
-    return Found(rows, neighbors, len(public) - len(public_rows))
+    arrays = {key: np.concatenate([piece[_word(key)] for piece in found]) for key in embedder.widths}
+    return Found(rows, arrays, len(public) - len(public_rows))
 
 
 def block_rows(width):
