@@ -39,6 +39,7 @@ from pathlib import Path
 import numpy as np
 
 from dejavu_utils.analysis.attack_folder import counts_of, outcome_of, summary_lines, write_layer
+from dejavu_utils.analysis.class_names import read_class_names
 from dejavu_utils.analysis.points import SETS, attack_path
 from dejavu_utils.attack.boxes import Annotations, CropRule, file_fingerprint, in_words
 from dejavu_utils.attack.crop_cache import crops_of
@@ -75,10 +76,11 @@ from dejavu_utils.cli import (
     run,
     zero_or_one,
 )
+from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest
-from dejavu_utils.imagenet import list_images, load_indices, read_class_names
+from dejavu_utils.imagenet import list_images
 from dejavu_utils.launch import here_or_submitted, join
 from dejavu_utils.models import L2, LOSSES
 from dejavu_utils.networks.inference import prepared_for_inference

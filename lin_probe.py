@@ -42,19 +42,15 @@ from dejavu_utils.cli import (
     run,
 )
 from dejavu_utils.data import augment
+from dejavu_utils.data.images import IndexedImages, evaluation_transform
+from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.loader import cut_and_resize
 from dejavu_utils.data.readers import batches, without_unreadable
 from dejavu_utils.devices import autocast
-from dejavu_utils.distributed import average_gradients, rank, sum_over_processes, world_size
+from dejavu_utils.distributed import rank, sum_over_processes, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
-from dejavu_utils.imagenet import (
-    IndexedImages,
-    evaluation_transform,
-    list_images,
-    load_image,
-    load_indices,
-)
+from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.launch import StopSignal, here_or_submitted, join
 from dejavu_utils.models import LOSSES
 from dejavu_utils.networks.inference import check_finite, prepared_for_inference
@@ -62,6 +58,7 @@ from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model
 from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runlog import say
+from dejavu_utils.training.collectives import average_gradients
 
 VIEW = augment.SECOND_VIEW
 # What a checkpoint must have in common with the probe that resumes from it; files are compared by their contents.

@@ -39,26 +39,14 @@ from dejavu_utils.cli import (
     run,
     zero_or_one,
 )
+from dejavu_utils.data.images import EachTransform, IndexedImages, evaluation_transform
+from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.readers import batches, without_unreadable
 from dejavu_utils.devices import PRECISIONS, autocast, choose_precision, to_device
-from dejavu_utils.distributed import (
-    LateSums,
-    any_process,
-    gather,
-    rank,
-    sum_over_processes,
-    wait_for_all,
-    world_size,
-)
+from dejavu_utils.distributed import any_process, rank, sum_over_processes, wait_for_all, world_size
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
-from dejavu_utils.imagenet import (
-    EachTransform,
-    IndexedImages,
-    evaluation_transform,
-    list_images,
-    load_indices,
-)
+from dejavu_utils.imagenet import list_images
 from dejavu_utils.launch import StopSignal, here_or_submitted, join
 from dejavu_utils.models import LOSSES
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network, resolved
@@ -75,6 +63,7 @@ from dejavu_utils.reconstruction.rcdm_training import (
     update_averages,
 )
 from dejavu_utils.runlog import RunLog, say
+from dejavu_utils.training.collectives import LateSums, gather
 
 GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
 # A run that is resumed must have these as before: the weights would not fit, or the images come in another order.

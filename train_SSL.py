@@ -36,7 +36,7 @@ from dejavu_utils.data.ffcv import FfcvLoader
 from dejavu_utils.data.loader import NativeLoader, evaluation_batches
 from dejavu_utils.data.provenance import load_training_images
 from dejavu_utils.devices import autocast, choose_precision
-from dejavu_utils.distributed import LateSums, average_gradients, from_each, rank, world_size
+from dejavu_utils.distributed import from_each, rank, world_size
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
 from dejavu_utils.launch import LOCK_FILE, Resources, ScriptJob, StopSignal, connect, start_here, submit
@@ -45,6 +45,7 @@ from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.runlog import RunLog, say
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
+from dejavu_utils.training.collectives import LateSums, average_gradients
 from dejavu_utils.training.meter import Meter
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward

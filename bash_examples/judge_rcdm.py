@@ -21,10 +21,12 @@ from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.points import SETS
 from dejavu_utils.analysis.results import figure_in_words
 from dejavu_utils.cli import Parser, existing_folder, expanded, non_negative_int, run
+from dejavu_utils.data.images import IndexedImages
+from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_json
-from dejavu_utils.imagenet import MEAN, STD, IndexedImages, load_indices
-from dejavu_utils.models import load_model
+from dejavu_utils.imagenet import MEAN, STD
+from dejavu_utils.networks.loading import load_model
 from dejavu_utils.progress import Progress
 from dejavu_utils.reconstruction.diffusion import Diffusion
 from dejavu_utils.reconstruction.pictures import image_transform

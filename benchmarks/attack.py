@@ -40,9 +40,10 @@ from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.attack.search import Embedder, ImageSet, Inference, block_rows, nearest_public
 from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.crops import background_crop
+from dejavu_utils.data.images import IndexedImages, evaluation_transform
 from dejavu_utils.devices import autocast
 from dejavu_utils.files import save_npy
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_image
+from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.inference import prepared_for_inference
 

@@ -30,10 +30,12 @@ import lin_probe
 from dejavu_utils.analysis.memorization import wilson_interval
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.data import augment
+from dejavu_utils.data.images import IndexedImages, evaluation_transform
 from dejavu_utils.data.loader import cut_and_resize
-from dejavu_utils.imagenet import MEAN, STD, IndexedImages, evaluation_transform, list_images, load_image
+from dejavu_utils.imagenet import MEAN, STD, list_images, load_image
 from dejavu_utils.launch import StopSignal
-from dejavu_utils.models import SSLNetwork, load_model
+from dejavu_utils.models import SSLNetwork
+from dejavu_utils.networks.loading import load_model
 from dejavu_utils.randomness import uniforms
 
 CLASSES = 10

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
@@ -10,15 +11,6 @@ import torch
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 
-# What published checkpoints hold beside their weights. Each is read as an empty placeholder: nothing of it is ever run.
-HARMLESS = (
-    "argparse.Namespace",  # DINO, MAE
-    "__main__.exclude_bias_and_norm",  # VICReg and Barlow Twins: in the optimizer's groups
-    "numpy.dtype",  # accuracies and the like
-    "numpy.ndarray",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
-)
 PREFIX = "module."  # published checkpoints were saved from DistributedDataParallel; ours carry the same names
 
 
@@ -31,15 +23,15 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
             raise InputError(f"{path}: cannot be written; is the disk full?") from None
 
 
-def load_checkpoint(path: str | Path, flag: str) -> dict:
-    """The checkpoint on the CPU; InputError names the flag for a file that is missing or is not a checkpoint."""
+def load_checkpoint(path: str | Path, flag: str, read: Callable | None = None) -> dict:
+    """The checkpoint on the CPU; InputError names the flag for a file that is missing or is not a checkpoint.
+
+    read: function of the path, for files of other projects; it may raise anything.
+    """
     if not path or not Path(path).is_file():
         raise InputError(f"{flag} {path or ''}: no such file; train_SSL.py writes model_ep{{E}}.pth")
     try:
-        if str(path).endswith(".safetensors"):
-            return _safetensors(path)
-        with torch.serialization.safe_globals([_placeholder(name) for name in HARMLESS]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return read(path) if read else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {named[1]}" if named else "it is damaged, or holds more than plain data"
@@ -47,30 +39,6 @@ def load_checkpoint(path: str | Path, flag: str) -> dict:
     except Exception as error:  # a damaged file makes the unpickler raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise InputError(f"{flag} {path}: not a checkpoint that can be read ({reason})")
-
-
-def _safetensors(path):
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise ValueError("safetensors files are loaded by the package of that name: pip install safetensors") from None
-    return load_file(path)
-
-
-def _placeholder(name):
-    """A class that takes the place of what a file calls `name`, whatever is done with it while the file is read."""
-    module, _, last = name.rpartition(".")
-    return type(
-        last,
-        (),
-        {
-            "__module__": module,
-            "__qualname__": last,
-            "__new__": lambda cls, *args, **kwargs: object.__new__(cls),
-            "__init__": lambda self, *args, **kwargs: None,
-            "__setstate__": lambda self, state: None,
-        },
-    )
 
 
 def with_prefix(state: dict) -> dict:

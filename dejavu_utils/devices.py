@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-import numpy as np
 import torch
 
 from dejavu_utils.errors import InputError, one_line
@@ -78,17 +77,6 @@ def choose_precision(name: str, device: torch.device) -> str:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on the device; a GPU takes it from page-locked memory, and is not waited for."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
-    """float32 tensors of one device as NumPy arrays. From a GPU they come in one copy into page-locked memory."""
-    if tensors[0].device.type != "cuda":
-        return [tensor.cpu().numpy() for tensor in tensors]
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    host = torch.empty(flat.shape, pin_memory=True).copy_(flat, non_blocking=True)
-    torch.cuda.current_stream(flat.device).synchronize()
-    parts = host.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors)]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

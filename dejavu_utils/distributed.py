@@ -3,7 +3,7 @@
 Everything here is the identity where there is one process.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -22,30 +22,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gather(x: torch.Tensor) -> torch.Tensor:
-    """float (n, d) of each process -> float (n x processes, d), in the order of the processes.
-
-    Meant for a loss of the whole batch that every process computes: the gradient of the own rows is multiplied by the
-    number of processes, so that the mean over processes of the parameters' gradients (as DistributedDataParallel takes
-    it) is the gradient of that loss. Backward needs no communication.
-    """
-    return _Gather.apply(x) if world_size() > 1 else x
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.rows = len(x)
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        start = rank() * ctx.rows
-        return gradient[start : start + ctx.rows] * world_size()
-
-
 def sum_over_processes(x: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over all processes, in place."""
     if world_size() > 1:
@@ -53,56 +29,11 @@ def sum_over_processes(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replaces the gradients by their mean over all processes, in one exchange."""
-    if world_size() > 1:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = sum_over_processes(torch.cat([g.flatten() for g in gradients])) / world_size()
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
-            gradient.copy_(part.view_as(gradient))
-
-
 def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """Which of these flags are set in any process: list of bool, in one exchange; all processes must call this."""
     if world_size() == 1:
         return [bool(flag) for flag in flags]
     return [total > 0 for total in sum_over_processes(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
-
-
-class LateSums:
-    """Sums of a few numbers over all processes, which come when the next are asked for, so that no GPU is waited for.
-
-    All processes get the same sums at the same call. late: False gives them at once; not given: False on CPUs, whose
-    tensors are there anyway.
-    """
-
-    def __init__(self, device: torch.device, late: bool | None = None):
-        self.device, self.late = device, device.type != "cpu" if late is None else late
-        self._under_way: tuple | None = None
-
-    def __call__(self, *values: float | torch.Tensor) -> list[float] | None:
-        """The sums of the values of the last call; None at the first. values: numbers, or scalars on the device."""
-        full = (torch.full((), float(v), device=self.device) if not torch.is_tensor(v) else v.float() for v in values)
-        sums = sum_over_processes(torch.stack(list(full)))
-        if not self.late:
-            return sums.tolist()
-        before = self.last()
-        done = None
-        if self.device.type == "cuda":
-            sums = torch.empty(sums.shape, pin_memory=True).copy_(sums, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record()
-        self._under_way = (sums, done)
-        return before
-
-    def last(self) -> list[float] | None:
-        """Those still under way; None if there are none. A GPU is waited for."""
-        if self._under_way is None:
-            return None
-        (sums, done), self._under_way = self._under_way, None
-        if done is not None:
-            done.synchronize()
-        return sums.tolist()
 
 
 def from_first(value: T) -> T:

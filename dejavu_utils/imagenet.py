@@ -5,10 +5,9 @@ PyTorch is imported by the functions that need it: listing a folder does without
 
 import errno
 import hashlib
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,16 +17,13 @@ import numpy as np
 from PIL import Image
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import save_json
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images in [0, 1], per channel
 STD = (0.229, 0.224, 0.225)
-PARTITION_FILE = "partition.json"
 UNREADABLE = "unreadable image"  # among the counts of what is skipped
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and TIFF
 _NOT_THE_IMAGES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-UNFINISHED_FILE = "partition.unfinished"  # there while imagenet_partition.py writes
 
 
 class ImageListing:
@@ -167,84 +163,6 @@ def _is_folder(entry):
         return False
 
 
-def read_class_names(path: str | Path, flag: str) -> dict[str, str]:
-    """{class folder: name to show} from a file.
-
-    JSON: {"n01440764": "tench"}, or {"0": ["n01440764", "tench"]}. Else one class per line, of whose synonyms the first
-    is shown, as in Kaggle's LOC_synset_mapping.txt: n01440764 tench, Tinca tinca. InputError names the flag and what is
-    wrong with the file.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig").strip()
-        if text and text[0] not in "{[":
-            pairs = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
-            return {folder: names.split(",")[0].strip() for folder, names in pairs}
-        loaded = json.loads(text)
-        names = dict(loaded.values() if all(isinstance(v, list) for v in loaded.values()) else loaded)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{flag} {path}: neither a JSON file of class folders and their names nor one of such lines ({error})"
-        ) from None
-    if not all(isinstance(text, str) for pair in names.items() for text in pair):
-        raise InputError(f"{flag} {path}: a class folder or its name is not a text")
-    return names
-
-
-def load_indices(path: str | Path | None, flag: str, listing: ImageListing) -> np.ndarray:
-    """The image indices in an .npy file, int64 (n,), checked against the listing.
-
-    Where a partition.json lies in the file's folder or the one above, its fingerprint must be that of the listing;
-    index files made by others (without one) only have to be in range. InputError names the flag and what differs.
-    """
-    if not path or not Path(path).is_file():
-        raise InputError(f"{flag} {path or ''}: no such file; make it with imagenet_partition.py")
-    try:
-        indices = np.load(path)
-    except Exception as error:  # on damaged files, NumPy raises anything, too
-        raise InputError(f"{flag} {path}: not an .npy file of indices: {error}") from None
-    if not isinstance(indices, np.ndarray):
-        raise InputError(f"{flag} {path}: not an .npy file of indices, but an archive")
-    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise InputError(f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices")
-    for folder in (Path(path).parent, Path(path).parent.parent):
-        if (folder / UNFINISHED_FILE).is_file():
-            raise InputError(f"{flag} {path}: imagenet_partition.py did not finish in {folder}; rerun it")
-        if (folder / PARTITION_FILE).is_file():
-            _check_fingerprint(folder / PARTITION_FILE, listing, f"{flag} {path}")
-            break
-    if len(indices) and (indices.min() < 0 or indices.max() >= len(listing)):
-        raise InputError(
-            f"{flag} {path}: holds indices from {indices.min()} to {indices.max()}, but {listing.root} has images 0 to "
-            f"{len(listing) - 1}; give the image folder that the index files were made from"
-        )
-    indices = indices.astype(np.int64)
-    if len(indices) and np.bincount(indices).max() > 1:
-        raise InputError(f"{flag} {path}: holds an index twice; make it again with imagenet_partition.py")
-    return indices
-
-
-def _check_fingerprint(partition_file, listing, what):
-    try:
-        recorded = json.loads(partition_file.read_text(encoding="utf-8"))["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{partition_file}: not written by imagenet_partition.py ({error!r}); make it again") from None
-    found = listing.fingerprint
-    if recorded.get("sha256") == found["sha256"]:
-        return
-    before, now = recorded.get("by_class", {}), found["by_class"]
-    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    raise InputError(
-        f"{what}: made for another image folder than {listing.root}: {recorded.get('images')} images then, "
-        f"{found['images']} now; {len(changed)} classes differ, the first is {changed[0] if changed else '?'}; "
-        "give the folder of then, or run imagenet_partition.py again"
-    )
-
-
-def save_partition_record(folder: str | Path, record: dict, listing: ImageListing) -> None:
-    """Writes partition.json: `record` and the listing's fingerprint, which `load_indices` compares."""
-    save_json(Path(folder) / PARTITION_FILE, {**record, "fingerprint": listing.fingerprint})
-
-
 def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) in pixels from the file's header; InputError names a file that is no image."""
     with _opened(path) as image:
@@ -288,39 +206,6 @@ class Preprocessing:
         return f"short side {self.resize} pixels ({self.interpolation}), centre {self.side}, mean {mean}, std {std}"
 
 
-def evaluation_transform(resolution: int | None = None, preprocessing: Preprocessing = Preprocessing()) -> Callable:  # noqa: B008 (frozen)
-    """PIL image -> normalized float32 (3, resolution, resolution); None: as many pixels as `preprocessing` says."""
-    from torchvision import transforms
-
-    like = preprocessing.at(resolution)
-    return transforms.Compose(
-        [
-            _without_far_ends,
-            transforms.Resize(like.resize, transforms.InterpolationMode(like.interpolation)),
-            transforms.CenterCrop(like.side),
-            transforms.ToTensor(),
-            transforms.Normalize(like.mean, like.std),
-        ]
-    )
-
-
-class EachTransform:
-    """PIL image -> what each of several transforms makes of it. A class, for processes that read images."""
-
-    def __init__(self, *transforms: Callable) -> None:
-        self.transforms = transforms
-
-    def __call__(self, image):
-        return tuple(transform(image) for transform in self.transforms)
-
-
-def _without_far_ends(image):
-    """At most 32 short sides of the middle: a strip of 20 000 x 1 pixels would need 4 GB when it is resized."""
-    short = min(image.size)
-    left, top = (max(0, (side - 32 * short) // 2) for side in image.size)
-    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
-
-
 def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """The image as PIL RGB, 8 bits per channel; InputError names a file that cannot be decoded.
 
@@ -352,50 +237,3 @@ def _opened(path):
         raise InputError(
             f"{path}: cannot be read as an image ({reason}); replace it or give --skip_unreadable"
         ) from None
-
-
-class IndexedImages:
-    """A PyTorch data set of images, cut to `crops` (None: whole images) and transformed: (tensor, label) each.
-
-    indices: int64 (n,). crops: n of (xmin, ymin, xmax, ymax) in pixels. transform: PIL image -> tensor.
-    skip_unreadable: give None for an image that cannot be decoded, for `collate_readable`, instead of an InputError.
-    """
-
-    def __init__(
-        self,
-        listing: ImageListing,
-        indices: np.ndarray,
-        transform: Callable,
-        crops: np.ndarray | None = None,
-        skip_unreadable: bool = False,
-    ) -> None:
-        self.listing, self.indices, self.transform, self.crops = listing, indices, transform, crops
-        self.skip_unreadable = skip_unreadable
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, position):
-        index = self.indices[position]
-        try:
-            image = load_image(self.listing.path(index))
-        except InputError:
-            if self.skip_unreadable:
-                return None
-            raise
-        if self.crops is not None:
-            image = image.crop(tuple(self.crops[position]))
-        return self.transform(image), int(self.listing.labels[index])
-
-
-def collate_readable(items: list) -> tuple:
-    """(images float (m, 3, h, w) or an empty tensor, labels int64 (m,), bool (n,): which of the n could be read).
-
-    Where the transform gives several tensors of an image, the images are a list of as many batches.
-    """
-    import torch.utils.data
-
-    readable = torch.tensor([item is not None for item in items])
-    kept = [item for item in items if item is not None]
-    images = torch.utils.data.default_collate([image for image, _ in kept]) if kept else torch.empty(0)
-    return images, torch.tensor([label for _, label in kept], dtype=torch.int64), readable

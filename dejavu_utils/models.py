@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,19 +9,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from dejavu_utils.checkpoint import load_checkpoint, without_prefix
-from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import Preprocessing
 
 ABOUT = ("epoch", "settings", "train_images")  # of a checkpoint, kept with its network
 L2 = ":l2"  # after a layer's name: its output divided by its length
 _INNER = r"layer\d|blocks\.\d+|stages\.\d+|encoder\.layers\.encoder_layer_\d+"  # names of a backbone's inner layers
-
-
-def architectures() -> tuple[str, ...]:
-    """Names of the torchvision backbones whose checkpoints can be rebuilt without settings: the resnets and vggs."""
-    names = torchvision.models.list_models(module=torchvision.models)
-    return tuple(n for n in names if n.startswith(("resnet", "vgg")))
 
 
 def classifier_name(net: nn.Module, arch: str) -> str:
@@ -258,34 +250,6 @@ class SSLNetwork(Network):
             self.add_module(name, build(self.projector_width, widths, num_classes))
 
 
-def load_model(path: str | Path, flag: str = "--model_pth") -> SSLNetwork:
-    """The network of a checkpoint of train_SSL.py, in eval mode on the CPU, its weights loaded strictly.
-
-    Built from the settings in the checkpoint; one without them (published, or a bare state dict) from the names and
-    shapes of its weights. InputError names the flag for a file that does not hold such a network.
-    """
-    checkpoint = load_checkpoint(path, flag)
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{flag} {path}: holds a {type(checkpoint).__name__}, expected a checkpoint of train_SSL.py")
-    try:
-        return network_of(checkpoint.get("model", checkpoint), checkpoint)
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = one_line(error)
-        raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
-
-
-def network_of(state: dict, checkpoint: dict) -> SSLNetwork:
-    """The SSLNetwork with these weights, {name: tensor}, in eval mode; checkpoint: where its settings are, if any."""
-    state = without_prefix(state)
-    if "settings" in checkpoint:
-        network = network_from_settings(checkpoint["settings"], checkpoint["num_classes"])
-    else:
-        network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
-    network.load_state_dict(state)
-    network.about = {name: checkpoint.get(name) for name in ABOUT}
-    return network.eval()
-
-
 def network_from_settings(settings: dict, num_classes: int | None) -> SSLNetwork:
     """settings: flat {"model.arch": ...} as in params.json."""
     return SSLNetwork(
@@ -298,29 +262,3 @@ def network_from_settings(settings: dict, num_classes: int | None) -> SSLNetwork
         settings["model.proj_relu"],
         settings["model.remove_head"],
     )
-
-
-def arch_of_shapes(shapes: dict, fc: bool = False) -> str:
-    """Name of the backbone whose weights have these names and shapes; ValueError if it is none of `architectures`."""
-    for arch in architectures():
-        with torch.device("meta"):
-            candidate, _ = backbone_named(arch, fc)
-        if {name: tuple(value.shape) for name, value in candidate.state_dict().items()} == shapes:
-            return arch
-    raise ValueError("its names and shapes are those of no torchvision resnet or vgg")
-
-
-def _network_from_shapes(shapes):
-    backbone = {name.removeprefix("net."): shape for name, shape in shapes.items() if name.startswith("net.")}
-    fc = "fc.weight" in backbone
-    arch = arch_of_shapes(backbone, fc)
-    projector = [(name, s[0]) for name, s in shapes.items() if name.startswith("projector.") and len(s) == 2]
-    mlp = "-".join(str(width) for _, width in projector)
-    loss, num_classes = None, None  # VICReg and SimCLR train the same network
-    if "bn.running_mean" in shapes:
-        loss = "barlow"
-    elif any(name.startswith("predictor.") for name in shapes):
-        loss = "byol"
-    elif "fc.2.weight" in shapes:
-        loss, num_classes = "supervised", shapes["fc.2.weight"][0]
-    return SSLNetwork(arch, mlp or "1", loss, num_classes, fc=fc, remove_head=not projector)

@@ -10,10 +10,11 @@ from torch import nn
 
 import train_SSL
 from dejavu_utils.checkpoint import TrainingCheckpoint
-from dejavu_utils.distributed import LateSums, any_process, average_gradients, gather, sum_over_processes
+from dejavu_utils.distributed import any_process, sum_over_processes
 from dejavu_utils.errors import InputError
 from dejavu_utils.models import LOSSES, SSLNetwork
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
+from dejavu_utils.training.collectives import LateSums, average_gradients, gather
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward
 from dejavu_utils.training.settings import Settings

@@ -20,10 +20,11 @@ from dejavu_utils.checkpoint import load_checkpoint
 from dejavu_utils.crops import background_crop
 from dejavu_utils.data.augment import View
 from dejavu_utils.data.beton import Beton, write_beton
+from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.loader import NativeLoader, evaluation_batches
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import ImageListing, load_image, load_indices
-from dejavu_utils.models import load_model
+from dejavu_utils.imagenet import ImageListing, load_image
+from dejavu_utils.networks.loading import load_model
 
 FUZZ = int(os.environ.get("FUZZ", "1"))
 

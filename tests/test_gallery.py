@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dejavu_utils.analysis.class_names import read_class_names
 from dejavu_utils.analysis.gallery import save_gallery
 from dejavu_utils.analysis.results import read_attack
 from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import list_images, read_class_names
+from dejavu_utils.imagenet import list_images
 
 HOSTILE = ('<script>alert("1")</script>', "a&b 'c' \"d\"", "{{ 7 * 7 }} \u202e</style>", "-->\udcff")
 PER_CLASS, K = 24, 6

@@ -11,8 +11,9 @@ from dejavu_utils.analysis.memorization import predict_from_neighbors
 from dejavu_utils.attack.identity import check_ceilings
 from dejavu_utils.attack.queries import without_itself
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.data.images import IndexedImages, evaluation_transform
 from dejavu_utils.data.provenance import TrainingImages
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images
+from dejavu_utils.imagenet import list_images
 from dejavu_utils.models import SSLNetwork
 
 SETTINGS = {

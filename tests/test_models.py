@@ -9,8 +9,9 @@ import torch
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.errors import InputError
-from dejavu_utils.models import SSLNetwork, load_model
+from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.inference import prepared_for_inference
+from dejavu_utils.networks.loading import load_model
 from dejavu_utils.training.networks import Probes, check_arch
 
 SHAPES = json.loads((Path(__file__).parent / "data" / "state_dict_shapes.json").read_text())

@@ -12,10 +12,13 @@ from helpers import ABSENT, assert_one_line_error
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from dejavu_utils.analysis.class_names import read_class_names
 from dejavu_utils.attack.boxes import read_annotation
+from dejavu_utils.data.images import evaluation_transform
+from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import evaluation_transform, list_images, load_image, load_indices, read_class_names
+from dejavu_utils.imagenet import list_images, load_image
 
 ROOT = Path(__file__).parents[1]
 

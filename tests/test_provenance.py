@@ -7,8 +7,9 @@ from helpers import assert_one_line_error, draw_tree, run_here
 
 from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
 from dejavu_utils.data.beton import Beton
+from dejavu_utils.data.images import IndexedImages
 from dejavu_utils.data.provenance import TrainingImages, load_training_images
-from dejavu_utils.imagenet import IndexedImages, list_images
+from dejavu_utils.imagenet import list_images
 
 
 def test_a_beton_says_which_images_it_holds(tmp_path):

@@ -18,8 +18,9 @@ from dejavu_utils.attack.identity import Origin, check_models
 from dejavu_utils.attack.search import Embedder, ImageSet, Inference
 from dejavu_utils.crops import corner_crop
 from dejavu_utils.data import augment
+from dejavu_utils.data.images import evaluation_transform
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import MEAN, STD, Preprocessing, evaluation_transform, list_images, load_image
+from dejavu_utils.imagenet import MEAN, STD, Preprocessing, list_images, load_image
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import load_network
@@ -593,7 +594,7 @@ def test_networks_with_different_preprocessing_share_one_decoding(data, monkeypa
     networks = {name: load_network(str(data / f"{name}.pth")) for name in ("dino_A", "simclr")}
     listing, indices = list_images(data / "images"), np.arange(6)
     decoded = mock.Mock(side_effect=load_image)
-    monkeypatch.setattr("dejavu_utils.imagenet.load_image", decoded)
+    monkeypatch.setattr("dejavu_utils.data.images.load_image", decoded)
     embedder = Embedder(
         networks,
         dict.fromkeys(networks, ["backbone"]),

@@ -28,8 +28,9 @@ from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 import train_RCDM
+from dejavu_utils.data.images import evaluation_transform
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import evaluation_transform, load_image
+from dejavu_utils.imagenet import load_image
 from dejavu_utils.reconstruction import diffusion, rcdm_training, unets
 from dejavu_utils.reconstruction import rcdm as rec
 from dejavu_utils.reconstruction.diffusion import Diffusion

@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader
 import train_SSL
 from dejavu_utils.analysis.memorization import predict_from_neighbors
 from dejavu_utils.attack.neighbors import NeighborSearch
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images, load_indices
-from dejavu_utils.models import load_model
+from dejavu_utils.data.images import IndexedImages, evaluation_transform
+from dejavu_utils.data.index_files import load_indices
+from dejavu_utils.imagenet import list_images
+from dejavu_utils.networks.loading import load_model
 
 MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3", PRECISION="fp32")
 

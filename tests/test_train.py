@@ -16,7 +16,8 @@ from helpers import ABSENT, ROOT, debug_cluster, kept_signals, run_here
 import train_SSL
 from dejavu_utils import launch
 from dejavu_utils.data.beton import write_beton
-from dejavu_utils.models import HEADS, load_model
+from dejavu_utils.models import HEADS
+from dejavu_utils.networks.loading import load_model
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import Method
 from dejavu_utils.training.settings import Settings

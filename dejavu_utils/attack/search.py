@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from dejavu_utils.attack.neighbors import NeighborSearch, candidates_memory
+from dejavu_utils.data.images import EachTransform, IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.data.readers import batches
-from dejavu_utils.devices import autocast, to_host
+from dejavu_utils.devices import autocast
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import EachTransform, IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.networks.inference import check_finite
 
 LOGITS = "logits"  # a layer's name
@@ -346,3 +346,14 @@ def _result(search, readable):
 
 def _too_few(k, readable):
     raise InputError(f"--k {k}: only {readable} images of the public set could be read")
+
+
+def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
+    """float32 tensors of one device as NumPy arrays. From a GPU they come in one copy into page-locked memory."""
+    if tensors[0].device.type != "cuda":
+        return [tensor.cpu().numpy() for tensor in tensors]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    host = torch.empty(flat.shape, pin_memory=True).copy_(flat, non_blocking=True)
+    torch.cuda.current_stream(flat.device).synchronize()
+    parts = host.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors)]

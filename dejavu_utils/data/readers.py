@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from dejavu_utils.data.images import IndexedImages, collate_readable
 from dejavu_utils.distributed import rank, sum_over_processes, world_size
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import ImageListing, IndexedImages, collate_readable
+from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.launch import processes_here
 from dejavu_utils.runlog import say
 

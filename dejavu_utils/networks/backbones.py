@@ -9,8 +9,11 @@ import re
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 from torchvision.models import resnet
+
+from dejavu_utils.models import backbone_named
 
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24}  # of the widths that DINO, DINOv2, MAE and DeiT have
 _NAMES = {
@@ -187,3 +190,19 @@ def _count(shapes, pattern):
     if not numbers:
         raise ValueError(f"no weight is called {pattern}")
     return max(numbers) + 1
+
+
+def architectures() -> tuple[str, ...]:
+    """Names of the torchvision backbones whose checkpoints can be rebuilt without settings: the resnets and vggs."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    return tuple(n for n in names if n.startswith(("resnet", "vgg")))
+
+
+def arch_of_shapes(shapes: dict, fc: bool = False) -> str:
+    """Name of the backbone whose weights have these names and shapes; ValueError if it is none of `architectures`."""
+    for arch in architectures():
+        with torch.device("meta"):
+            candidate, _ = backbone_named(arch, fc)
+        if {name: tuple(value.shape) for name, value in candidate.state_dict().items()} == shapes:
+            return arch
+    raise ValueError("its names and shapes are those of no torchvision resnet or vgg")

@@ -10,20 +10,24 @@ import torch
 import torchvision
 from torch import nn
 
-from dejavu_utils.checkpoint import load_checkpoint
+from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.cli import existing_or_awaited_file
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import Preprocessing
 from dejavu_utils.models import (
+    ABOUT,
     OWN_HEAD,
     Network,
+    SSLNetwork,
     classifier_name,
     mlp_widths,
-    network_of,
+    network_from_settings,
     replace_module,
     timm_network,
     timm_width,
 )
+from dejavu_utils.networks.backbones import arch_of_shapes
+from dejavu_utils.networks.files import read_weights
 from dejavu_utils.networks.public_checkpoints import (
     BESIDE,
     LAYOUTS,
@@ -78,7 +82,7 @@ def load_network(model: str, flag: str = "--model_pth", arch: str | None = None,
         arch = model.partition("@")[0]
         if file_of(model) is None:
             return _pretrained(arch, what)
-    checkpoint = load_checkpoint(file_of(model), flag)
+    checkpoint = load_checkpoint(file_of(model), flag, read_weights)
     try:
         return _from_file(checkpoint, arch, what, Path(file_of(model)).name)
     except (ValueError, KeyError, AttributeError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
@@ -233,3 +237,47 @@ def _assembled(net, classifier, width, preprocessing, arch, left_out=()):
         network.fc, network.num_classes, network.loss = module, last.out_features, "supervised"
     network.notes = describe(network, f"taken as {arch}", left_out)
     return network.eval()
+
+
+def load_model(path: str | Path, flag: str = "--model_pth") -> SSLNetwork:
+    """The network of a checkpoint of train_SSL.py, in eval mode on the CPU, its weights loaded strictly.
+
+    Built from the settings in the checkpoint; one without them (published, or a bare state dict) from the names and
+    shapes of its weights. InputError names the flag for a file that does not hold such a network.
+    """
+    checkpoint = load_checkpoint(path, flag, read_weights)
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{flag} {path}: holds a {type(checkpoint).__name__}, expected a checkpoint of train_SSL.py")
+    try:
+        return network_of(checkpoint.get("model", checkpoint), checkpoint)
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        reason = one_line(error)
+        raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
+
+
+def network_of(state: dict, checkpoint: dict) -> SSLNetwork:
+    """The SSLNetwork with these weights, {name: tensor}, in eval mode; checkpoint: where its settings are, if any."""
+    state = without_prefix(state)
+    if "settings" in checkpoint:
+        network = network_from_settings(checkpoint["settings"], checkpoint["num_classes"])
+    else:
+        network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
+    network.load_state_dict(state)
+    network.about = {name: checkpoint.get(name) for name in ABOUT}
+    return network.eval()
+
+
+def _network_from_shapes(shapes):
+    backbone = {name.removeprefix("net."): shape for name, shape in shapes.items() if name.startswith("net.")}
+    fc = "fc.weight" in backbone
+    arch = arch_of_shapes(backbone, fc)
+    projector = [(name, s[0]) for name, s in shapes.items() if name.startswith("projector.") and len(s) == 2]
+    mlp = "-".join(str(width) for _, width in projector)
+    loss, num_classes = None, None  # VICReg and SimCLR train the same network
+    if "bn.running_mean" in shapes:
+        loss = "barlow"
+    elif any(name.startswith("predictor.") for name in shapes):
+        loss = "byol"
+    elif "fc.2.weight" in shapes:
+        loss, num_classes = "supervised", shapes["fc.2.weight"][0]
+    return SSLNetwork(arch, mlp or "1", loss, num_classes, fc=fc, remove_head=not projector)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from dejavu_utils.imagenet import STD, Preprocessing
-from dejavu_utils.models import Network, arch_of_shapes, backbone_named
-from dejavu_utils.networks.backbones import resnet_of_shapes, vit_of_shapes
+from dejavu_utils.models import Network, backbone_named
+from dejavu_utils.networks.backbones import arch_of_shapes, resnet_of_shapes, vit_of_shapes
 
 BICUBIC = Preprocessing(interpolation="bicubic")
 
