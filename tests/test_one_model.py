@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_one_line_error, draw_tree, flags, run_here
+from helpers import ROOT, assert_one_line_error, draw_tree, flags, run_here
 
 from dejavu_utils.analysis.memorization import Predictions, predict_from_neighbors
 from dejavu_utils.analysis.one_model import (
@@ -362,3 +364,70 @@ def test_mean_confidences_are_of_memorized_images():
     assert found["n"] == 2 and found["published"]["value"] == 2.0 and found["corrected"]["value"] == 0.5
     assert found["corrected"]["high"] == pytest.approx(0.5 + 1.96 * math.sqrt(0.5) / math.sqrt(2))
     assert mean_confidences([table[2:]])["memorization_confidence"] is None
+
+
+def test_the_table_sets_one_model_beside_two(data, attacked, tmp_path):
+    """The paired difference is that of the two references; the truth what the model knows beyond chance."""
+    out, _, results = attacked
+    judged = pd.concat([pd.read_csv(out / f"attack_{name}.csv") for name in "AB"])
+    twin = judged[["index", "label"]].assign(reference_top1=np.random.default_rng(0).integers(0, 3, len(judged)))
+    two = tmp_path / "two"
+    two.mkdir()
+    twin.sample(frac=1, random_state=0).to_csv(two / "attack_A.csv", index=False)
+    estimate = {"value": 0.4, "low": 0.3, "high": 0.5}
+    accuracy = {"target": estimate, "score": estimate}
+    (two / "results.json").write_text(json.dumps({"A": {"top_1": {"accuracy": {"100": accuracy}}}}), encoding="utf-8")
+    words = ["--two_models", two, "--chance", "0.25", "--save_path", tmp_path / "table.csv", f"A={out}"]
+    result = run_here("bash_examples/one_model_table.py", *words)
+    assert result.returncode == 0, result.stderr
+    row = pd.read_csv(tmp_path / "table.csv").iloc[0]
+    halves = [judged[judged["index"].isin(np.load(data[0] / f"{name}.npy"))] for name in "AB"]
+    correct = [
+        (twin.set_index("index").reference_top1[half["index"]].to_numpy() == half.label).mean()
+        - half.reference_top1_correct.mean()
+        for half in halves
+    ]
+    assert row.one_minus_two == pytest.approx(np.mean(correct)) and row.truth == pytest.approx(0.15)
+    assert row.one_model == pytest.approx(results["both"]["one_model"]["score"]["value"])
+    twin[1:].to_csv(two / "attack_A.csv", index=False)
+    assert_one_line_error(run_here("bash_examples/one_model_table.py", *words), "attacks other images than set A")
+
+
+def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
+    index = tmp_path / "index" / "300_per_class"
+    index.mkdir(parents=True)
+    for path in (index / "bbox_A.npy", index / "bbox_B.npy", tmp_path / "public.npy"):
+        np.save(path, np.arange(3))
+    names = ("LOGGING_FOLDER", "BETONS_FOLDER", "IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS")
+    folders = {name: str(tmp_path / name.lower()) for name in names}
+    own = {"INDEX_FOLDER": str(index.parent), "PUBLIC_IDX": str(tmp_path / "public.npy"), "MODEL_PTH": "model.pth"}
+    script = [ROOT / "bash_examples" / "one_model.sh"]
+    environment = {**os.environ, **folders, **own, "DRY_RUN": "1", "LOCAL": "1", "NAME": "vicreg", "EPOCH": "1000"}
+    result = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    scripts = [line.split()[1].rpartition("/")[2] for line in result.stdout.splitlines()]
+    stages = ["write_ffcv_dataset.py"] * 2 + ["train_SSL.py"] * 6 + ["label_inference_attack.py"]
+    assert scripts == [*stages, "plot_quant_results.py"]
+    attack_command = result.stdout.splitlines()[-2]
+    assert attack_command.count("/crop_classifiers/300pc_A_seed") == 3 == attack_command.count("300pc_B_seed")
+    assert "attack_sweeps/NN_attk_vicreg_300pc_1000ep" in attack_command
+    environment["MODEL_PTH"] = ""
+    result = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2 and "the variable MODEL_PTH is not set" in result.stderr
+
+
+def demo(script, **environment):
+    command = ["bash", ROOT / "bash_examples" / script]
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
+
+
+@pytest.mark.slow
+def test_one_model_agrees_with_two_and_with_the_planted_truth(tmp_path):
+    demo("demo.sh", DEMO_DIR=str(tmp_path), SNAPSHOTS="1")
+    demo("demo_one_model.sh", DEMO_DIR=str(tmp_path), SNAPSHOTS="1", MODELS="A B")
+    (path,) = tmp_path.glob("seed0/*/one_model.csv")
+    both = pd.read_csv(path).set_index("model").loc["both"]
+    assert both.one_minus_two_low <= 0 <= both.one_minus_two_high
+    assert both.one_model_low <= both.truth <= both.one_model_high
+    assert both.delta_low <= 0 <= both.delta_high and both.score_minus_delta_low > 0
