@@ -44,10 +44,10 @@ from dejavu_utils.data.duplicates import (
     with_near_copy,
 )
 from dejavu_utils.data.index_files import PARTITION_FILE, UNFINISHED_FILE, save_partition_record
-from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
+from dejavu_utils.data.partition import check, equal_classes, linked_twice, shuffled_order, split
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, write_npy
-from dejavu_utils.imagenet import linked_twice, list_images
+from dejavu_utils.imagenet import list_images
 from dejavu_utils.locks import locked
 from dejavu_utils.progress import Progress
 

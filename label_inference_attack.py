@@ -43,6 +43,7 @@ from dejavu_utils.analysis.class_names import read_class_names
 from dejavu_utils.analysis.points import SETS, attack_path
 from dejavu_utils.attack.boxes import Annotations, CropRule, file_fingerprint, in_words
 from dejavu_utils.attack.crop_cache import crops_of
+from dejavu_utils.attack.crop_flags import add_crop_flags, check_crop_flags
 from dejavu_utils.attack.identity import (
     Origin,
     check_alike,
@@ -65,10 +66,8 @@ from dejavu_utils.attack.search import (
 from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.cli import (
     Parser,
-    add_crop_flags,
     add_inference_flags,
     add_launch_flags,
-    check_crop_flags,
     existing_file,
     existing_folder,
     expanded,

@@ -22,14 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from dejavu_utils.checkpoint import (
-    TrainingCheckpoint,
-    load_checkpoint,
-    not_this_run,
-    save_checkpoint,
-    with_prefix,
-    without_prefix,
-)
+from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from dejavu_utils.cli import Parser, run
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.ffcv import FfcvLoader
@@ -45,6 +38,7 @@ from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.runlog import RunLog, say
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
+from dejavu_utils.training.checkpoint import TrainingCheckpoint, not_this_run
 from dejavu_utils.training.collectives import LateSums, average_gradients
 from dejavu_utils.training.meter import Meter
 from dejavu_utils.training.methods import METHODS

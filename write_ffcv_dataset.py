@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from dejavu_utils.attack.boxes import Annotations, CropRule, in_words, take_crops
-from dejavu_utils.cli import Parser, add_crop_flags, check_crop_flags, expanded, positive_int, run
+from dejavu_utils.attack.crop_flags import add_crop_flags, check_crop_flags
+from dejavu_utils.cli import Parser, expanded, positive_int, run
 from dejavu_utils.data.beton import MODES, write_beton
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import save_training_images

@@ -3,7 +3,6 @@
 import pickle
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -49,50 +48,3 @@ def with_prefix(state: dict) -> dict:
 def without_prefix(state: dict) -> dict:
     """State-dict names as the network carries them."""
     return {name.removeprefix(PREFIX): value for name, value in state.items()}
-
-
-@dataclass
-class TrainingCheckpoint:
-    """What train_SSL.py saves, all of it plain: in model.pth to resume from, in model_ep{E}.pth for attack and probe.
-
-    Those rebuild the network from `model`, `settings` and `num_classes` alone. An entry that checkpoints of before do
-    not have needs a default.
-    """
-
-    epoch: int  # whole epochs that are done
-    steps_done: int  # of the next one
-    model: dict  # the network's state, named as by with_prefix
-    objective: dict  # what the SSL method keeps beside it: a teacher, a centre
-    optimizer: dict
-    probes: dict  # state of the linear probes, named as by with_prefix
-    optimizer_probes: dict
-    scaler: dict
-    meter: dict  # sums of the epoch that is under way
-    settings: dict  # {"section.name": value}
-    num_classes: int
-    train_set: str  # fingerprint of the .beton
-    world_size: int
-    train_images: dict | None = None  # which images the .beton holds, if it is known
-
-    def save(self, path: str | Path) -> None:
-        save_checkpoint(path, {entry.name: getattr(self, entry.name) for entry in fields(self)})
-
-    @classmethod
-    def load(cls, path: str | Path, flag: str) -> "TrainingCheckpoint":
-        """Reads what `save` wrote; InputError names the flag for a file that is something else."""
-        found = load_checkpoint(path, flag)
-        if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
-            raise InputError(f"{flag}: {path} was not written by this program; name another folder")
-        entries = {entry.name: found.get(entry.name, entry.default) for entry in fields(cls)}
-        missing = [name for name, value in entries.items() if value is MISSING]
-        if missing:
-            raise not_this_run(flag, path, f"no {missing[0]}")
-        return cls(**entries)
-
-
-def not_this_run(flag: str, path: str | Path, reason: str) -> InputError:
-    """The error for a checkpoint whose parts are missing, or do not fit each other."""
-    return InputError(
-        f"{flag} {path}: does not hold the run that it describes ({reason}); put a snapshot model_ep{{E}}.pth in its "
-        "place, or name another folder"
-    )

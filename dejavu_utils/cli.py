@@ -4,7 +4,6 @@ Habit: a script's `main` runs under `run`, bad input is an `InputError` that nam
 """
 
 import argparse
-import math
 import os
 import re
 import signal
@@ -14,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dejavu_utils.crops import RULES
 from dejavu_utils.errors import InputError
 
 
@@ -152,41 +150,6 @@ def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> Non
     group.add_argument(
         "--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count them"
     )
-
-
-def add_crop_flags(group: argparse._ArgumentGroup) -> None:
-    """The flags of attack.boxes.CropRule for background crops; each with dashes or underscores within its name."""
-
-    def add(name, **kwargs):
-        group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", **kwargs)
-
-    add(
-        "crop_rule",
-        choices=RULES,
-        default="paper",
-        help="paper: the largest gap within a strip between box edges; exact: the largest empty rectangle",
-    )
-    add("min_px", type=positive_int, default=100, help="a crop's shorter side is longer than this, pixels")
-    add(
-        "box_margin",
-        type=float,
-        default=0.0,
-        help="boxes grow by it on every side before a crop is cut: below 1 a fraction of the box's side, else pixels",
-    )
-    add(
-        "scale_boxes",
-        type=zero_or_one,
-        nargs="?",
-        const=1,
-        default=0,
-        help="1: scale boxes from the <size> in the XML to the image's; 0: where these differ, the image has no crop",
-    )
-
-
-def check_crop_flags(args: argparse.Namespace) -> None:
-    """InputError for values of `add_crop_flags` that cannot work."""
-    if not 0 <= args.box_margin < math.inf:
-        raise InputError(f"--box_margin {args.box_margin}: must be 0 or more")
 
 
 def existing_file(path: str | Path | None, flag: str) -> Path:

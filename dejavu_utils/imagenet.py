@@ -141,21 +141,6 @@ def _folders_below(root, name, seen, flag):
     return sorted(found)
 
 
-def linked_twice(listing: ImageListing) -> np.ndarray:
-    """bool (n,): is the image a link to a file that is an earlier image too? Links to folders: see `list_images`."""
-    found = np.zeros(len(listing), bool)
-    links = [index for index in range(len(listing)) if os.path.islink(listing.path(index))]
-    if links:
-        first, real_folders = {}, {}
-        for index, path in enumerate(listing.paths):
-            folder, name = os.path.split(os.path.join(listing.root, path))
-            if folder not in real_folders:
-                real_folders[folder] = os.path.realpath(folder)
-            path = os.path.join(real_folders[folder], name)
-            found[index] = first.setdefault(os.path.realpath(path) if os.path.islink(path) else path, index) != index
-    return found
-
-
 def _is_folder(entry):
     try:
         return entry.is_dir()

@@ -9,11 +9,11 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import train_SSL
-from dejavu_utils.checkpoint import TrainingCheckpoint
 from dejavu_utils.distributed import any_process, sum_over_processes
 from dejavu_utils.errors import InputError
 from dejavu_utils.models import LOSSES, SSLNetwork
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
+from dejavu_utils.training.checkpoint import TrainingCheckpoint
 from dejavu_utils.training.collectives import LateSums, average_gradients, gather
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward

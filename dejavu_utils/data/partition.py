@@ -1,8 +1,11 @@
 """Splitting a boxed image folder into training sets A and B and a public set X: pure functions of labels and boxes."""
 
+import os
 from dataclasses import dataclass, fields
 
 import numpy as np
+
+from dejavu_utils.imagenet import ImageListing
 
 
 @dataclass
@@ -110,3 +113,18 @@ def check(partitions, labels, usable=None):
             )
         )
     return results
+
+
+def linked_twice(listing: ImageListing) -> np.ndarray:
+    """bool (n,): is the image a link to a file that is an earlier image too? Links to folders: see `list_images`."""
+    found = np.zeros(len(listing), bool)
+    links = [index for index in range(len(listing)) if os.path.islink(listing.path(index))]
+    if links:
+        first, real_folders = {}, {}
+        for index, path in enumerate(listing.paths):
+            folder, name = os.path.split(os.path.join(listing.root, path))
+            if folder not in real_folders:
+                real_folders[folder] = os.path.realpath(folder)
+            path = os.path.join(real_folders[folder], name)
+            found[index] = first.setdefault(os.path.realpath(path) if os.path.islink(path) else path, index) != index
+    return found
