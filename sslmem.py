@@ -1,0 +1,338 @@
+"""Memorization without labels, boxes or a public set: SSLMem of images and layers, UnitMem of units.
+
+Reads two checkpoints of train_SSL.py (model A trained on set A, model B on set B), the image folder and the index files
+of the partition. An image's SSLMem is the mean distance between its augmented views under the model that did not train
+on it, less that under the one that did: above 0 where training pulled the views together. Writes into OUTPUT_DIR
+sslmem_{A,B}.csv (one row an image), the same for the control sets that are given (shared, public, unseen; with model A
+as the target), unitmem_{A,B}_{layer}.npy (each model's units over its own set), unitmem.csv, results.json (mean score
+per layer with a 95 % interval, fraction above 0).
+
+Each image is decoded once for both models, all layers and views; several processes (--ngpus, --nodes, --world_size)
+divide the images; what is finished is kept in OUTPUT_DIR/unfinished/; rerun the same command to resume.
+
+    python sslmem.py --output_dir $LOGGING_FOLDER/vicreg/sslmem_300pc_1000ep \\
+        --model_A_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
+        --model_B_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_B/model_ep1000.pth \\
+        --bbox_A_idx_pth $INDEX_FOLDER/300_per_class/bbox_A.npy \\
+        --bbox_B_idx_pth $INDEX_FOLDER/300_per_class/bbox_B.npy \\
+        --public_idx_pth $INDEX_FOLDER/500_per_class/public.npy \\
+        --imgnet_train_pth $IMAGENET_DATASET_DIR
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dejavu_utils.analysis import sslmem
+from dejavu_utils.analysis.points import SETS
+from dejavu_utils.analysis.results import figure_in_words
+from dejavu_utils.attack.alignment import Aligner, Views, views_of_training
+from dejavu_utils.attack.boxes import file_fingerprint
+from dejavu_utils.attack.identity import Origin, check_models, check_training_sets
+from dejavu_utils.attack.search import Embedder, ImageSet, Inference
+from dejavu_utils.attack.unfinished import Unfinished
+from dejavu_utils.cli import (
+    Parser,
+    add_inference_flags,
+    add_launch_flags,
+    existing_file,
+    existing_folder,
+    expanded,
+    non_negative_int,
+    positive_int,
+    run,
+)
+from dejavu_utils.distributed import rank, wait_for_all, world_size
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import complete_files, digest, save_csv, save_json, save_npy
+from dejavu_utils.imagenet import list_images, load_indices
+from dejavu_utils.launch import here_or_submitted, join
+from dejavu_utils.models import L2
+from dejavu_utils.networks.inference import prepared_for_inference
+from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
+from dejavu_utils.progress import Progress
+from dejavu_utils.runlog import say
+
+CONTROLS = ("shared", "public", "unseen")
+FLAGS = {**{name: f"bbox_{name}_idx_pth" for name in SETS}, **{name: f"{name}_idx_pth" for name in CONTROLS}}
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--output_dir", type=expanded, required=True, help="where everything is written")
+    group = parser.add_argument_group("models")
+    group.add_argument("--model_A_pth", type=expanded, required=True, help="checkpoint of the model trained on set A")
+    group.add_argument("--model_B_pth", type=expanded, required=True, help="checkpoint of the model trained on set B")
+    group.add_argument("--arch", help=ARCH_HELP)
+    group.add_argument(
+        "--layers",
+        type=lambda text: text.split(","),
+        help="layers to measure, in the order of the network: backbone,projector.0,projector; default: the backbone, "
+        "and the projector if there is one",
+    )
+    group = parser.add_argument_group("data")
+    group.add_argument("--bbox_A_idx_pth", type=expanded, required=True, help=".npy of the images only set A has")
+    group.add_argument("--bbox_B_idx_pth", type=expanded, required=True, help=".npy of the images only set B has")
+    group.add_argument("--shared_idx_pth", type=expanded, help="control: .npy of images that both models trained on")
+    group.add_argument("--public_idx_pth", type=expanded, help="control: .npy of images that neither trained on")
+    group.add_argument("--unseen_idx_pth", type=expanded, help="control: .npy of others that neither trained on")
+    group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
+    group = parser.add_argument_group("scores")
+    group.add_argument("--views", type=positive_int, default=10, help="of an image; all pairs of them are compared")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="of the views")
+    add_inference_flags(parser, batch_size=256)
+    add_launch_flags(parser, timeout=2800, mem_gb=60)
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse_args()
+    check_args(args)
+    here_or_submitted(measure, args, (args.output_dir, "--output_dir"), args.num_workers)
+
+
+def check_args(args):
+    """Raises an InputError for what cannot work, before anything is computed or submitted."""
+    for model in SETS:
+        existing_model(getattr(args, f"model_{model}_pth"), f"--model_{model}_pth", args)
+    for name, flag in FLAGS.items():
+        if name in SETS or getattr(args, flag):
+            existing_file(getattr(args, flag), f"--{flag}")
+    existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
+    if args.views < 2:
+        raise InputError("--views 1: a distance needs two views")
+    if args.layers and len(set(args.layers)) < len(args.layers):
+        raise InputError("--layers: names a layer twice")
+
+
+def measure(args):
+    device = join(args, long_waits=True)
+    listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
+    sets = load_sets(args, listing)
+    where = {model: f"--model_{model}_pth {getattr(args, f'model_{model}_pth')}" for model in SETS}
+    networks = load_networks(args, where)
+    warnings = check_identity(args, networks, where, sets, listing)
+    layers = layers_of(args, networks, where)
+    settings = next((found for n in networks.values() if (found := n.about["settings"])), None)
+    networks = {model: prepared_for_inference(network, layers).to(device) for model, network in networks.items()}
+    args.resolution = args.resolution or networks["A"].preprocessing.side
+    size = max(1, args.batch_size // args.views)  # the networks see so many views at once
+    inference = Inference(device, args.precision, args.resolution, size, args.num_workers, args.skip_unreadable)
+    embedder = Embedder(networks, layers, listing, where, inference)
+    views = Views(views_of_training(settings), args.views, args.seed, embedder.kinds)
+    key = None if rank() else key_of(args, embedder, views, sets)
+    pieces = Unfinished(Path(args.output_dir) / "unfinished", key)
+    kept = None if rank() else pieces.start()
+    say(
+        f"{args.views} views each of {sum(map(len, sets.values()))} images: {', '.join(layers)}, on {device} in "
+        f"{args.precision}, {world_size()} process{'es' if world_size() > 1 else ''}"
+        + (f"; resumes with {kept} pieces of the same work" if kept else "")
+    )
+    wait_for_all()
+    aligner = Aligner(embedder, views, pieces)
+    found = {name: aligner.align(ImageSet(name, indices), progress_of(name)) for name, indices in sets.items()}
+    if not rank():
+        about = {
+            "warnings": warnings,
+            "settings": {**vars(args), "layers": layers, "device": str(device)},
+            "views": {"pairs": "all", "taking turns": [vars(view) for view in views.pair]},
+        }
+        with complete_files(args.output_dir, last="results.json") as new:
+            results = write(new, found, sets, layers, listing, about)
+        print("\n".join(["", *summary_lines(results), f"  {args.output_dir}"]), flush=True)
+        pieces.remove()
+    wait_for_all()
+
+
+def load_sets(args, listing):
+    """{name: int64 (n,)} of the sets that are given, A and B first; InputError if one is too small or two overlap."""
+    sets = {}
+    for name, flag in FLAGS.items():
+        if getattr(args, flag):
+            sets[name] = load_indices(getattr(args, flag), f"--{flag}", listing)
+            if len(sets[name]) < 2:
+                raise InputError(f"--{flag} {getattr(args, flag)}: holds {len(sets[name])} images, two are needed")
+            for other in list(sets)[:-1]:
+                both = np.intersect1d(sets[name], sets[other])
+                if len(both):
+                    raise InputError(
+                        f"--{flag}: shares {len(both)} images with --{FLAGS[other]}; the sets must be disjoint"
+                    )
+    return sets
+
+
+def load_networks(args, where):
+    """{"A": network, "B": network} in eval mode on the CPU."""
+    networks = {}
+    for model in SETS:
+        networks[model] = load_network(getattr(args, f"model_{model}_pth"), f"--model_{model}_pth", args.arch)
+        if networks[model].notes:
+            say(f"{where[model]}: {networks[model].notes}")
+    kinds = [(network.arch, network.mlp) for network in networks.values()]
+    if kinds[0] != kinds[1]:
+        raise InputError(f"{where['B']}: is a {kinds[1]}, --model_A_pth a {kinds[0]}; name models trained the same way")
+    return networks
+
+
+def check_identity(args, networks, where, sets, listing):
+    """Warnings about models and sets that the scores may not be about; InputError where they would mean nothing."""
+    origins = {model: Origin.of(network) for model, network in networks.items()}
+    warnings = check_models(origins, where)
+    if origins["A"].weights == origins["B"].weights:  # one model, on purpose: every score is 0
+        return warnings
+    own = {name: (f"--{FLAGS[name]}", sets[name]) for name in SETS}
+    unknown = np.empty(0, np.int64)
+    for name in ("public", "unseen"):
+        found = check_training_sets(origins, where, own, (f"--{FLAGS[name]}", sets.get(name, unknown)), listing)
+    for model, origin in origins.items():
+        if "shared" in sets and origin.images is not None and origin.images.is_of(listing):
+            missing = int((~np.isin(sets["shared"], origin.images.indices)).sum())
+            if missing:
+                raise InputError(
+                    f"--shared_idx_pth {args.shared_idx_pth}: {missing} of its {len(sets['shared'])} images were not "
+                    f"trained on by {where[model]}"
+                )
+    return warnings + found
+
+
+def layers_of(args, networks, where):
+    """The layers to measure; those typed must be both networks'."""
+    layers = args.layers or ["backbone", *(["projector"] if networks["A"].has_projector else [])]
+    for model, network in networks.items():
+        for layer in layers:
+            if layer.removesuffix(L2) not in network.layer_names():
+                raise InputError(f"--layers {layer}: {where[model]} has {', '.join(network.layer_names())}")
+    return layers
+
+
+def key_of(args, embedder, views, sets):
+    """All that the distances depend on: pieces of another key are not used."""
+    names = ("views", "seed", "precision", "resolution", "batch_size", "skip_unreadable")
+    return {
+        **{name: getattr(args, name) for name in names},
+        "networks": {
+            model: [digest(*network.state_dict().values()), str(network.preprocessing)]
+            for model, network in embedder.networks.items()
+        },
+        "layers": embedder.layers,
+        "pair": list(map(str, views.pair)),
+        "sets": {name: digest(indices) for name, indices in sets.items()},
+        "files": file_fingerprint(embedder.listing, np.concatenate(list(sets.values()))),
+        "device": embedder.device.type,
+    }
+
+
+def progress_of(name):
+    who = f" by process {rank()}" if world_size() > 1 else ""
+    return lambda total: Progress(total, f"images of set {name} measured{who}")
+
+
+def write(folder, found, sets, layers, listing, about):
+    """Writes all files into `folder`, results.json last, and returns what that holds."""
+    tables = {name: table_of(name, part, sets[name], layers, listing) for name, part in found.items()}
+    results = {"sets": {}, "both": {}}
+    for name, table in tables.items():
+        save_csv(folder / f"sslmem_{name}.csv", table)
+        results["sets"][name] = {
+            "images": len(table),
+            "unreadable": len(sets[name]) - len(table),
+            "layers": statistics(table, layers),
+        }
+    for layer in layers:
+        scores = [results["sets"][name]["layers"][layer]["score"] for name in SETS]
+        results["both"][layer] = sslmem.both_directions(*scores)
+    units, summary = units_of(found, sets, layers)
+    for (model, name, layer), values in units.items():
+        if model == name:
+            save_npy(folder / f"unitmem_{model}_{layer}.npy", values)
+    save_csv(folder / "unitmem.csv", summary)
+    results["unitmem"] = {"rest": "mean of the other images", "never active": 0}
+    results = without_nan({**results, **about})
+    save_json(folder / "results.json", results)
+    return results
+
+
+def table_of(name, alignment, indices, layers, listing):
+    """One row an image that could be read, as sslmem_{set}.csv holds them. The target is model B on set B, else A."""
+    indices = indices[alignment.rows]
+    columns = {"index": indices, "path": [listing.paths[i] for i in indices], "label": listing.labels[indices]}
+    target, reference = ("B", "A") if name == "B" else ("A", "B")
+    for layer in layers:
+        distances = [alignment.distances[model, layer] for model in (target, reference)]
+        scores = sslmem.sslmem(*distances)
+        columns[f"{layer}_sslmem"], columns[f"{layer}_normalized"] = scores, sslmem.range_normalized(scores)
+        columns[f"{layer}_target"], columns[f"{layer}_reference"] = distances
+    return pd.DataFrame(columns)
+
+
+def statistics(table, layers):
+    """{layer: mean score, its change from the layer before, both distances, fraction of scores above 0}."""
+    found, before = {}, None
+    for layer in layers:
+        scores = table[f"{layer}_sslmem"].to_numpy()
+        found[layer] = {
+            "score": sslmem.mean_estimate(scores),
+            "normalized": sslmem.mean_estimate(table[f"{layer}_normalized"].to_numpy()),
+            "above_0": sslmem.fraction_above_0(scores),
+            "target": sslmem.mean_estimate(table[f"{layer}_target"].to_numpy()),
+            "reference": sslmem.mean_estimate(table[f"{layer}_reference"].to_numpy()),
+        }
+        if before is not None:  # delta LayerMem
+            found[layer]["delta"] = sslmem.mean_estimate(scores - before)
+        before = scores
+    return found
+
+
+def units_of(found, sets, layers):
+    """({(model, set, layer): UnitMem float64 (width,)}, their summary as unitmem.csv holds it)."""
+    units, rows = {}, []
+    for name, alignment in found.items():
+        for model in SETS:
+            for layer in layers:
+                part = alignment.units[model, layer]
+                values = sslmem.unitmem(part.largest, part.total, len(alignment.rows))
+                units[model, name, layer] = values
+                median, upper, most = np.quantile(values, (0.5, 0.9, 1))
+                rows.append(
+                    {
+                        "model": model,
+                        "set": name,
+                        "layer": layer,
+                        "units": len(values),
+                        "active": int((part.image >= 0).sum()),
+                        "mean": values.mean(),
+                        "median": median,
+                        "pct90": upper,
+                        "max": most,
+                        "max_unit": int(values.argmax()),
+                        "max_image": int(sets[name][part.image[values.argmax()]]) if part.image.max() >= 0 else -1,
+                    }
+                )
+    return units, pd.DataFrame(rows)
+
+
+def without_nan(value):
+    """The same with None for numbers that are not defined: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def summary_lines(results):
+    """What results.json says, in lines of text."""
+    lines = ["mean SSLMem (above 0: the target aligns an image's views better), with 95 % intervals:"]
+    for name, part in results["sets"].items():
+        who = f"set {name}" if name in SETS else f"{name} (control)"
+        for layer, figures in part["layers"].items():
+            above = f"{100 * figures['above_0']['value']:.0f} % of {part['images']} images above 0"
+            lines.append(f"  {who}, {layer}: {figure_in_words(figures['score'])}; {above}")
+    lines += [f"  both directions, {layer}: {figure_in_words(figure)}" for layer, figure in results["both"].items()]
+    return lines + [f"  warning: {text}" for text in results["warnings"]]
+
+
+if __name__ == "__main__":
+    run(main)

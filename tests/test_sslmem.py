@@ -1,0 +1,194 @@
+"""sslmem.py: values against an independent implementation, planted units, and the script as a user runs it."""
+
+import json
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import assert_one_line_error, flags, run_here
+from PIL import Image
+
+from dejavu_utils.analysis import sslmem
+from dejavu_utils.attack import unfinished
+from dejavu_utils.attack.alignment import Views, views_of_training
+from dejavu_utils.data import augment
+from dejavu_utils.data.augment import FIRST_VIEW, SECOND_VIEW
+from dejavu_utils.imagenet import Preprocessing, load_image
+from dejavu_utils.models import load_model
+from dejavu_utils.randomness import uniforms
+
+LAYERS = ["backbone", "projector"]
+
+
+def settings_of(tiny, out, **changes):
+    data, made = tiny / "data", tiny / "made"
+    index = data / "index" / "4_per_class"
+    values = {
+        "imgnet_train_pth": data / "images",
+        **{f"model_{model}_pth": made / f"{model}.pth" for model in "AB"},
+        **{f"bbox_{name}_idx_pth": index / f"bbox_{name}.npy" for name in "AB"},
+        "public_idx_pth": index / "public.npy",
+        "views": 3,
+        "batch_size": 9,
+        "resolution": 32,
+        "num_workers": 0,
+        "local": 1,
+        "output_dir": out,
+    }
+    return flags({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def done(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sslmem") / "out"
+    result = run_here("sslmem.py", *settings_of(tiny, out))
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def by_hand(tiny, table):
+    """{(model, layer): (mean distance, mean activation)} of a table's images, in plain loops."""
+    networks = {model: load_model(tiny / "made" / f"{model}.pth", "--model") for model in "AB"}
+    found = {(model, layer): ([], []) for model in "AB" for layer in LAYERS}
+    for index, path in zip(table["index"], table["path"]):
+        pixels = np.asarray(load_image(tiny / "data" / "images" / path))
+        views = []
+        for number in range(3):
+            view = (FIRST_VIEW, SECOND_VIEW)[number % 2]
+            draws = uniforms(0, 2**31, number, int(index), 1)
+            left, top, right, bottom = augment.crop_boxes(draws, [pixels.shape[:2]], view)[0]
+            cut = torch.from_numpy(pixels[top:bottom, left:right].copy()).permute(2, 0, 1)[None]
+            crop = torch.nn.functional.interpolate(cut, size=(32, 32), mode="bilinear", antialias=True)
+            views.append(augment.apply_batched(crop, augment.draw_parameters(draws, view))[0])
+        for model, network in networks.items():
+            for layer in LAYERS:
+                with torch.no_grad():
+                    output = network.embed(torch.stack(views), layer).numpy().astype(np.float64)
+                unit = [row / np.linalg.norm(row) for row in output]
+                pairs = [np.linalg.norm(unit[i] - unit[j]) for i in range(3) for j in range(i)]
+                found[model, layer][0].append(np.mean(pairs))
+                found[model, layer][1].append(np.maximum(output, 0).mean(axis=0))
+    return {key: tuple(map(np.array, value)) for key, value in found.items()}
+
+
+def test_values_equal_an_independent_implementation(tiny, done):
+    results = json.loads((done / "results.json").read_text(encoding="utf-8"))
+    for own, other in ("AB", "BA"):
+        table = pd.read_csv(done / f"sslmem_{own}.csv")
+        indices = np.load(tiny / "data" / "index" / "4_per_class" / f"bbox_{own}.npy")
+        assert table["index"].tolist() == indices.tolist()
+        expected = by_hand(tiny, table)
+        for layer in LAYERS:
+            scores = expected[other, layer][0] - expected[own, layer][0]
+            np.testing.assert_allclose(table[f"{layer}_sslmem"], scores, atol=2e-6)
+            np.testing.assert_allclose(table[f"{layer}_target"], expected[own, layer][0], atol=2e-6)
+            np.testing.assert_allclose(table[f"{layer}_normalized"], scores / np.ptp(scores), atol=1e-3)
+            activations = expected[own, layer][1]
+            rest = (activations.sum(0) - activations.max(0)) / (len(activations) - 1)
+            both = activations.max(0) + rest
+            units = np.where(both > 0, (activations.max(0) - rest) / np.where(both > 0, both, 1), 0)
+            np.testing.assert_allclose(np.load(done / f"unitmem_{own}_{layer}.npy"), units, atol=1e-4)
+            found = results["sets"][own]["layers"][layer]
+            assert found["score"]["value"] == pytest.approx(scores.mean(), abs=1e-6)
+            assert found["score"]["low"] < found["score"]["value"] < found["score"]["high"]
+            assert found["above_0"]["value"] == np.mean(table[f"{layer}_sslmem"] > 0)
+    assert results["sets"]["public"]["images"] == len(pd.read_csv(done / "sslmem_public.csv"))
+    assert not (done / "unfinished").exists()
+
+
+def test_swapped_models_give_the_negative_and_one_model_gives_0(tiny, done, tmp_path):
+    made = tiny / "made"
+    for name, changes in (
+        ("swapped", {"model_A_pth": made / "B.pth", "model_B_pth": made / "A.pth"}),
+        ("same", {"model_B_pth": made / "A.pth"}),
+    ):
+        result = run_here("sslmem.py", *settings_of(tiny, tmp_path / name, public_idx_pth=None, **changes))
+        assert result.returncode == 0, result.stderr
+        assert ("is model A's checkpoint too" in result.stdout) == (name == "same")
+    column = "projector_sslmem"
+    scores = [
+        pd.read_csv(folder / "sslmem_A.csv")[column] for folder in (done, tmp_path / "swapped", tmp_path / "same")
+    ]
+    assert (scores[0] == -scores[1]).all() and scores[0].abs().max() > 1e-4
+    assert (scores[2] == 0).all()
+
+
+def test_resumes_after_a_kill_without_measuring_again(tiny, done, tmp_path):
+    out, save = tmp_path / "out", unfinished.Unfinished.save
+    saved = []
+
+    def killed(self, name, **arrays):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(name)
+        save(self, name, **arrays)
+
+    with mock.patch.object(unfinished.Unfinished, "save", killed):
+        assert run_here("sslmem.py", *settings_of(tiny, out)).returncode == 130
+    assert len(list((out / "unfinished").glob("*.npz"))) == 3 and not (out / "results.json").exists()
+    result = run_here("sslmem.py", *settings_of(tiny, out))
+    assert result.returncode == 0 and "resumes with 3 pieces" in result.stdout
+    for path in done.glob("*.csv"):
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+def test_views_of_an_image_depend_on_seed_and_index_alone():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8))
+    pair, kind = views_of_training(None), Preprocessing().at(32)
+    assert pair == [FIRST_VIEW, SECOND_VIEW]
+    [views] = Views(pair, 4, 0, [kind])(7, image)
+    assert torch.equal(views[:2], Views(pair, 2, 0, [kind])(7, image)[0])
+    assert not torch.equal(views, Views(pair, 4, 0, [kind])(8, image)[0])
+    assert not torch.equal(views, Views(pair, 4, 1, [kind])(7, image)[0])
+    [plain] = Views(pair, 4, 0, [Preprocessing(32, 36, mean=(0, 0, 0), std=(1, 1, 1))])(7, image)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (kind.mean, kind.std))
+    assert torch.allclose((plain - mean) / std, views, atol=1e-5)
+    weaker = views_of_training({"augment.jitter": 0.5, "augment.blur": 0, "training.loss": "simclr"})
+    assert not weaker[0].blur and weaker[0].brightness == 0.2 and weaker[0].area == FIRST_VIEW.area
+
+
+def test_planted_and_constant_units():
+    activations = np.zeros((50, 4))
+    activations[:, 1], activations[17, 0], activations[:, 3] = 0.3, 5, np.arange(50)
+    activations[:, 0] += 1e-3
+    values = sslmem.unitmem(activations.max(0), activations.sum(0), 50)
+    assert values[0] > 0.99 and values[1] < 1e-12 and values[2] == 0
+    assert values[3] == pytest.approx((49 - 24) / (49 + 24))
+
+
+def test_rank_correlation_overall_and_within_groups():
+    rng = np.random.default_rng(0)
+    x, groups = rng.normal(size=300), np.repeat(np.arange(3), 100)
+    assert sslmem.rank_correlation(x, np.exp(x))["value"] == pytest.approx(1)
+    found = sslmem.rank_correlation(x, -x + rng.normal(size=300))
+    expected = pd.DataFrame({"x": x, "y": x}).corr(method="spearman").iloc[0, 1]
+    assert expected == 1 and -0.8 < found["value"] < -0.55 and found["low"] < found["value"] < found["high"]
+    y = np.round(2 * x + rng.normal(size=300))  # with equal values
+    pandas = pd.DataFrame({"x": x, "y": y}).corr(method="spearman").iloc[0, 1]
+    assert sslmem.rank_correlation(x, y)["value"] == pytest.approx(pandas)
+    shifted = 10 * groups + rng.normal(size=300)  # related through the groups alone
+    assert sslmem.rank_correlation(x + 10 * groups, shifted)["value"] > 0.8
+    within = sslmem.rank_correlation(x + 10 * groups, shifted, groups)
+    assert within["low"] < 0 < within["high"] and within["n"] == 300
+    assert np.isnan(sslmem.rank_correlation(np.ones(9), x[:9])["value"])
+
+
+@pytest.mark.parametrize(
+    "changes, texts",
+    [
+        ({"views": 1}, ["--views 1"]),
+        ({"layers": "backbone,nothing"}, ["--layers nothing", "projector"]),
+        ({"model_A_pth": "absent.pth"}, ["--model_A_pth absent.pth", "no such file"]),
+        ({"shared_idx_pth": "absent.npy"}, ["--shared_idx_pth absent.npy"]),
+    ],
+)
+def test_bad_input_is_one_line(tiny, tmp_path, changes, texts):
+    assert_one_line_error(run_here("sslmem.py", *settings_of(tiny, tmp_path / "out", **changes)), *texts)
+
+
+def test_overlapping_sets_are_refused(tiny, tmp_path):
+    index = tiny / "data" / "index" / "4_per_class" / "bbox_A.npy"
+    result = run_here("sslmem.py", *settings_of(tiny, tmp_path / "out", public_idx_pth=index))
+    assert_one_line_error(result, "--public_idx_pth", "--bbox_A_idx_pth", "disjoint")
