@@ -5,7 +5,8 @@ of the partition. An image's SSLMem is the mean distance between its augmented v
 on it, less that under the one that did: above 0 where training pulled the views together. Writes into OUTPUT_DIR
 sslmem_{A,B}.csv (one row an image), the same for the control sets that are given (shared, public, unseen; with model A
 as the target), unitmem_{A,B}_{layer}.npy (each model's units over its own set), unitmem.csv, results.json (mean score
-per layer with a 95 % interval, fraction above 0).
+per layer with a 95 % interval, fraction above 0) and figures. With --attack_dir it adds the rank correlation with the
+déjà vu test's margin of votes on the same images.
 
 Each image is decoded once for both models, all layers and views; several processes (--ngpus, --nodes, --world_size)
 divide the images; what is finished is kept in OUTPUT_DIR/unfinished/; rerun the same command to resume.
@@ -28,9 +29,10 @@ import pandas as pd
 from dejavu_utils.analysis import sslmem
 from dejavu_utils.analysis.points import SETS
 from dejavu_utils.analysis.results import figure_in_words
+from dejavu_utils.analysis.sslmem_plots import save_margin_figure, save_score_figure, save_unit_figure
 from dejavu_utils.attack.alignment import Aligner, Views, views_of_training
 from dejavu_utils.attack.boxes import file_fingerprint
-from dejavu_utils.attack.identity import Origin, check_models, check_training_sets
+from dejavu_utils.attack.identity import Origin, check_alike, check_models, check_training_sets
 from dejavu_utils.attack.search import Embedder, ImageSet, Inference
 from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.cli import (
@@ -44,10 +46,11 @@ from dejavu_utils.cli import (
     positive_int,
     run,
 )
+from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.distributed import rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest, save_csv, save_json, save_npy
-from dejavu_utils.imagenet import list_images, load_indices
+from dejavu_utils.imagenet import list_images
 from dejavu_utils.launch import here_or_submitted, join
 from dejavu_utils.models import L2
 from dejavu_utils.networks.inference import prepared_for_inference
@@ -82,6 +85,11 @@ def parse_args(argv=None):
     group = parser.add_argument_group("scores")
     group.add_argument("--views", type=positive_int, default=10, help="of an image; all pairs of them are compared")
     group.add_argument("--seed", type=non_negative_int, default=0, help="of the views")
+    group.add_argument(
+        "--attack_dir",
+        type=expanded,
+        help="folder of an attack on the same images (attack_A.csv, attack_B.csv), to compare the two scores",
+    )
     add_inference_flags(parser, batch_size=256)
     add_launch_flags(parser, timeout=2800, mem_gb=60)
     return parser.parse_args(argv)
@@ -105,6 +113,41 @@ def check_args(args):
         raise InputError("--views 1: a distance needs two views")
     if args.layers and len(set(args.layers)) < len(args.layers):
         raise InputError("--layers: names a layer twice")
+    if args.attack_dir:
+        read_margins(args.attack_dir)
+
+
+def read_margins(folder):
+    """{"A": DataFrame of path and margin by index, "B": ...} of an attack's folder; InputError for any other."""
+    found = {}
+    for name in SETS:
+        path = existing_file(Path(folder) / f"attack_{name}.csv", "--attack_dir:")
+        try:
+            table = pd.read_csv(path).set_index("index")
+            margin = table["target_vote_share"] - table["reference_vote_share"]
+            found[name] = pd.DataFrame({"attacked": table["path"], "margin": margin}).dropna()
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"--attack_dir: {path} is no table of an attack with votes ({error})") from None
+    return found
+
+
+def compare(folder, tables, layers, attack_dir):
+    """{set: {layer: rank correlation of SSLMem and margin, "overall" and "within_classes"}}; writes figures."""
+    found, points = {name: {} for name in SETS}, {layer: {} for layer in layers}
+    for name, margins in read_margins(attack_dir).items():
+        table = tables[name].join(margins, on="index", how="inner")
+        if not len(table) or (table["path"] != table["attacked"]).any():
+            raise InputError(f"--attack_dir {attack_dir}: attack_{name}.csv is about other images than set {name}")
+        for layer in layers:
+            scores, margin = table[f"{layer}_sslmem"].to_numpy(), table["margin"].to_numpy()
+            points[layer][name] = margin, scores
+            found[name][layer] = {
+                "overall": sslmem.rank_correlation(scores, margin),
+                "within_classes": sslmem.rank_correlation(scores, margin, table["label"].to_numpy()),
+            }
+    for layer in layers:
+        save_margin_figure(folder / f"sslmem_margin_{layer}", points[layer], layer)
+    return found
 
 
 def measure(args):
@@ -120,7 +163,7 @@ def measure(args):
     args.resolution = args.resolution or networks["A"].preprocessing.side
     size = max(1, args.batch_size // args.views)  # the networks see so many views at once
     inference = Inference(device, args.precision, args.resolution, size, args.num_workers, args.skip_unreadable)
-    embedder = Embedder(networks, layers, listing, where, inference)
+    embedder = Embedder(networks, dict.fromkeys(SETS, layers), listing, where, inference)
     views = Views(views_of_training(settings), args.views, args.seed, embedder.kinds)
     key = None if rank() else key_of(args, embedder, views, sets)
     pieces = Unfinished(Path(args.output_dir) / "unfinished", key)
@@ -170,9 +213,7 @@ def load_networks(args, where):
         networks[model] = load_network(getattr(args, f"model_{model}_pth"), f"--model_{model}_pth", args.arch)
         if networks[model].notes:
             say(f"{where[model]}: {networks[model].notes}")
-    kinds = [(network.arch, network.mlp) for network in networks.values()]
-    if kinds[0] != kinds[1]:
-        raise InputError(f"{where['B']}: is a {kinds[1]}, --model_A_pth a {kinds[0]}; name models trained the same way")
+    check_alike(networks, where)
     return networks
 
 
@@ -248,6 +289,15 @@ def write(folder, found, sets, layers, listing, about):
         if model == name:
             save_npy(folder / f"unitmem_{model}_{layer}.npy", values)
     save_csv(folder / "unitmem.csv", summary)
+    means = {
+        name: {layer: part["layers"][layer]["score"] for layer in layers} for name, part in results["sets"].items()
+    }
+    save_score_figure(folder / "sslmem_layers", means, layers)
+    for layer in layers:
+        own, others = (np.concatenate([units[a, b, layer] for a, b in pairs]) for pairs in (("AA", "BB"), ("AB", "BA")))
+        save_unit_figure(folder / f"unitmem_{layer}", own, others, layer)
+    if about["settings"]["attack_dir"]:
+        results["attack"] = compare(folder, tables, layers, about["settings"]["attack_dir"])
     results["unitmem"] = {"rest": "mean of the other images", "never active": 0}
     results = without_nan({**results, **about})
     save_json(folder / "results.json", results)
@@ -331,6 +381,12 @@ def summary_lines(results):
             above = f"{100 * figures['above_0']['value']:.0f} % of {part['images']} images above 0"
             lines.append(f"  {who}, {layer}: {figure_in_words(figures['score'])}; {above}")
     lines += [f"  both directions, {layer}: {figure_in_words(figure)}" for layer, figure in results["both"].items()]
+    for name, figures in results.get("attack", {}).items():
+        for layer, found in figures.items():
+            overall, within = (figure_in_words(found[which]) for which in ("overall", "within_classes"))
+            lines.append(
+                f"  set {name}, {layer}: rank correlation with the margin of votes {overall}, within classes {within}"
+            )
     return lines + [f"  warning: {text}" for text in results["warnings"]]
 
 

@@ -16,7 +16,7 @@ from dejavu_utils.attack.alignment import Views, views_of_training
 from dejavu_utils.data import augment
 from dejavu_utils.data.augment import FIRST_VIEW, SECOND_VIEW
 from dejavu_utils.imagenet import Preprocessing, load_image
-from dejavu_utils.models import load_model
+from dejavu_utils.networks.loading import load_network
 from dejavu_utils.randomness import uniforms
 
 LAYERS = ["backbone", "projector"]
@@ -41,16 +41,16 @@ def settings_of(tiny, out, **changes):
 
 
 @pytest.fixture(scope="module")
-def done(tiny, tmp_path_factory):
+def done(tiny, finished_stage, tmp_path_factory):
     out = tmp_path_factory.mktemp("sslmem") / "out"
-    result = run_here("sslmem.py", *settings_of(tiny, out))
+    result = run_here("sslmem.py", *settings_of(tiny, out, attack_dir=finished_stage("attack")))
     assert result.returncode == 0, result.stderr
     return out
 
 
 def by_hand(tiny, table):
     """{(model, layer): (mean distance, mean activation)} of a table's images, in plain loops."""
-    networks = {model: load_model(tiny / "made" / f"{model}.pth", "--model") for model in "AB"}
+    networks = {model: load_network(str(tiny / "made" / f"{model}.pth"), "--model") for model in "AB"}
     found = {(model, layer): ([], []) for model in "AB" for layer in LAYERS}
     for index, path in zip(table["index"], table["path"]):
         pixels = np.asarray(load_image(tiny / "data" / "images" / path))
@@ -96,6 +96,24 @@ def test_values_equal_an_independent_implementation(tiny, done):
             assert found["above_0"]["value"] == np.mean(table[f"{layer}_sslmem"] > 0)
     assert results["sets"]["public"]["images"] == len(pd.read_csv(done / "sslmem_public.csv"))
     assert not (done / "unfinished").exists()
+
+
+def test_rank_correlation_with_the_attack_on_the_same_images(done, finished_stage, tiny, tmp_path):
+    results = json.loads((done / "results.json").read_text(encoding="utf-8"))
+    for name in "AB":
+        scores = pd.read_csv(done / f"sslmem_{name}.csv").set_index("index")
+        attacked = pd.read_csv(finished_stage("attack") / f"attack_{name}.csv").set_index("index")
+        margin = attacked["target_vote_share"] - attacked["reference_vote_share"]
+        for layer in LAYERS:
+            found = results["attack"][name][layer]["overall"]
+            both = pd.DataFrame({"score": scores[f"{layer}_sslmem"], "margin": margin}).dropna()
+            expected = both.corr(method="spearman").iloc[0, 1]
+            assert found["n"] == len(both) and found["value"] == pytest.approx(expected)
+    for name in ("sslmem_layers", *(f"{kind}_{layer}" for kind in ("unitmem", "sslmem_margin") for layer in LAYERS)):
+        for ending in ("png", "pdf"):
+            assert (done / f"{name}.{ending}").stat().st_size > 3000
+    result = run_here("sslmem.py", *settings_of(tiny, tmp_path / "out", attack_dir=done))
+    assert_one_line_error(result, "--attack_dir", "attack_A.csv", "no such file")
 
 
 def test_swapped_models_give_the_negative_and_one_model_gives_0(tiny, done, tmp_path):

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from dejavu_utils.data import augment
+from dejavu_utils.data.images import IndexedImages, collate_readable
 from dejavu_utils.data.loader import cut_and_resize
 from dejavu_utils.data.readers import batches
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
-from dejavu_utils.imagenet import MEAN, STD, IndexedImages, collate_readable
+from dejavu_utils.imagenet import MEAN, STD
 from dejavu_utils.networks.inference import check_finite
 from dejavu_utils.randomness import uniforms
 from dejavu_utils.training.methods.method import two_views
