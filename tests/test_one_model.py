@@ -25,9 +25,11 @@ from dejavu_utils.analysis.one_model import (
 from dejavu_utils.analysis.results import read_attack
 from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.data.images import IndexedImages, evaluation_transform
 from dejavu_utils.data.provenance import TrainingImages
-from dejavu_utils.imagenet import IndexedImages, evaluation_transform, list_images
-from dejavu_utils.models import SSLNetwork, load_model
+from dejavu_utils.imagenet import list_images
+from dejavu_utils.models import SSLNetwork
+from dejavu_utils.networks.loading import load_model
 
 CROPS = str(CropRule(min_px=10))
 SETTINGS = {
