@@ -18,7 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, assert_one_line_error, documented_command, draw_tree, flags, run_here, run_script
+from helpers import (
+    ROOT,
+    assert_one_line_error,
+    documented_command,
+    draw_tree,
+    flags,
+    run_here,
+    run_script,
+    save_untrained,
+)
 
 from dejavu_utils.data.beton import write_beton
 
@@ -116,6 +125,7 @@ def data(tmp_path_factory):
     (folder / "betons").mkdir()
     for name in ("300_per_class_A", "300_per_class_B"):  # the same images: B's weights must be A's
         write_beton(folder / "betons" / f"{name}.beton", images, [i % 3 for i in range(24)])
+    save_untrained(folder / "other.pth", seed=1, loss="vicreg")  # an attack refuses one model twice
     write_beton(folder / "betons" / "val.beton", images[:6], [i % 3 for i in range(6)])
     return folder
 
@@ -133,6 +143,8 @@ def command(script, data, **changes):
     words = [re.sub(r"(model_ep|_)1000(ep|\.pth)", rf"\g<1>{EPOCHS}\g<2>", word) for word in words]
     last = [words.pop()] if words[-1] == "0" else []
     changes = {name.replace("__", "."): value for name, value in changes.items()}
+    if script == "label_inference_attack.py":
+        changes["model_B_pth"] = data / "other.pth"
     return script, [*words, *flags({**SIZES[script], **changes}), *last]
 
 
