@@ -204,7 +204,7 @@ def test_validation():
 def test_embedding_of_the_attack():
     with fake():
         networks = {model: SSLNetwork("resnet18", "64-32", "vicreg").eval().to(CUDA) for model in "AB"}
-        embedder = Embedder(networks, ["backbone", "projector"], None, {}, Inference(CUDA))
+        embedder = Embedder(networks, dict.fromkeys("AB", ["backbone", "projector"]), None, {}, Inference(CUDA))
         batch = [torch.empty(6, 3, 64, 64)] * len(embedder.kinds)
         with without_waits(), torch.inference_mode():
             outputs = embedder.outputs(batch)

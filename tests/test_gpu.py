@@ -152,7 +152,8 @@ def test_many_batches_of_the_loader_as_on_the_cpu(beton):
 
 def test_the_attacks_embedding_waits_once(no_waits):
     networks = {model: SSLNetwork("resnet18", "64-32", "vicreg").eval().to(GPU) for model in "AB"}
-    embedder = Embedder(networks, ["backbone", "projector"], None, dict.fromkeys("AB", "x"), Inference(GPU))
+    layers = dict.fromkeys("AB", ["backbone", "projector"])
+    embedder = Embedder(networks, layers, None, dict.fromkeys("AB", "x"), Inference(GPU))
     images = [torch.randn(6, 3, 64, 64).pin_memory()] * len(embedder.kinds)
     expected = embedder.embed(images)
     with no_waits, torch.inference_mode():

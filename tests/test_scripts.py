@@ -63,7 +63,9 @@ def test_demo_in_miniature_and_run_again(tmp_path):
     assert params["training.precision"] == precision and params["dist.world_size"] == 1
     summary = pd.read_csv(run / "summary.csv")
     assert summary["attack"].tolist() == ["projector", "projector", "backbone", "backbone"]
-    assert summary["pct_confidence"].tolist() == [100, 20, 100, 20] and (summary["chance"] == 0.25).all()
+    assert summary["pct_confidence"].tolist() == [100, 20, 100, 20]
+    # Of all examples classes are equally frequent; of the most confident they need not be.
+    assert summary["chance"][[0, 2]].tolist() == [0.25, 0.25] and (summary["chance"] < 0.5).all()
     results = json.loads(
         (run / "attack_sweeps" / "NN_attk_simclr_20pc_12ep" / "results.json").read_text(encoding="utf-8")
     )
