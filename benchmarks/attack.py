@@ -49,6 +49,7 @@ from dejavu_utils.networks.inference import prepared_for_inference
 
 SETS = ("A", "B")
 CLASSES = 10
+DRAWN = 64  # different images; files beyond hold them again
 K = 100  # neighbors
 
 
@@ -80,11 +81,12 @@ class Images:
 
     def __init__(self, folder, args):
         rng = np.random.default_rng(0)
-        for number, image in enumerate(natural_images(2 * args.images)):
+        drawn = [jpeg(image) for image in natural_images(DRAWN)]
+        for number in range(2 * args.images):
             name = f"c{number % CLASSES}"
             path = Path(folder) / "images" / name / f"{number:05d}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(jpeg(image))
+            path.write_bytes(drawn[number % DRAWN])
             xml = Path(folder) / "boxes" / "Annotation" / name / f"{number:05d}.xml"
             xml.parent.mkdir(parents=True, exist_ok=True)
             xmin, ymin = rng.integers(1, 200), rng.integers(1, 100)

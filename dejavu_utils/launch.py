@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -211,7 +212,12 @@ class StopSignal:
         signum = self.received or (signal.SIGUSR2 if _in_job() else signal.SIGTERM)
         previous = self._previous.get(signum)
         if _in_job() and callable(previous):
-            previous(signum, None)  # requeues the job and exits; returns in all processes but the first
+            try:
+                previous(signum, None)  # requeues the job and exits; returns in all processes but the first
+            except subprocess.CalledProcessError as error:
+                if error.returncode >= 0:
+                    raise
+                # A job that is queued again is ended, and with it, at times, the process that asked for that.
             time.sleep(120)
         sys.exit(128 + signum)
 

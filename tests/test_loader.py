@@ -56,6 +56,28 @@ def test_workers_and_memory_change_nothing(path, changes):
     assert_same(batches(path), batches(path, **changes))
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_processes_read_what_threads_read(path, num_workers):
+    changes = {
+        "batch_size": 80,
+        "num_workers": num_workers,
+        "in_memory": True,
+    }  # more images than a process reads at once
+    views = [*VIEWS, augment.SMALL_VIEW]
+    assert_same(batches(path, views=views, **changes), batches(path, views=views, by_processes=True, **changes))
+
+
+@pytest.mark.parametrize("by_processes", [False, True])
+def test_epochs_run_on_and_any_place_can_be_entered(path, by_processes):
+    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU, by_processes=by_processes)
+    for epoch, resolution, first_step in [(0, 32, 0), (1, 32, 0), (2, 48, 1), (3, 48, 0), (3, 48, 3), (0, 32, 2)]:
+        found = list(loader.epoch(epoch, resolution, first_step))
+        assert_same(found, batches(path, epoch=epoch, resolution=resolution, first_step=first_step))
+    for _ in loader.epoch(7, 32):
+        break  # left in the midst
+    assert_same(list(loader.epoch(7, 32)), batches(path, epoch=7))
+
+
 def test_epochs_and_seeds_differ(path):
     labels = torch.cat([labels for _, labels in batches(path)])
     for changes in ({"epoch": 4}, {"seed": 6}):

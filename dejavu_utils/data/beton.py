@@ -296,5 +296,5 @@ class Beton:
         return {name: value for name, value in vars(self).items() if name != "_bytes"}
 
     def __setstate__(self, state):
-        vars(self).update(state)
+        vars(self).update(state, in_memory=False)  # the system keeps one copy of a file for all processes
         self._map()

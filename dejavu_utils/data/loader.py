@@ -1,9 +1,12 @@
 """Batches of images: augmented views of a .beton for training, centre crops for evaluation, crops from image files.
 
-CPU threads read, decode, cut and resize; everything else is batched on the device, or done by the threads too where the
-device is the CPU.
+On CPUs threads read, decode, cut, resize and augment, a few batches ahead. For a GPU processes read, cut and resize
+(data/readers.py), and the GPU augments whole batches: threads would take turns at the interpreter with the one that
+starts the GPU's kernels, and all would wait.
 """
 
+import functools
+import itertools
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -13,27 +16,32 @@ import torch
 import torch.nn.functional as F
 
 from dejavu_utils.data import augment
+from dejavu_utils.data.readers import batches
 from dejavu_utils.devices import to_device
 from dejavu_utils.randomness import epoch_order, uniforms
 
-_ROWS_A_TASK = 16  # small enough that all threads share the first batch of a run
+_ROWS_A_TASK = 16  # of a thread: small enough that all threads share the first batch of a run
+_ROWS_A_MESSAGE = 64  # of a process: large enough that handing over costs little
 _BATCHES_AHEAD = 2
 
 
 class NativeLoader:
     """Random views of the images of a .beton, in an order drawn anew for each epoch.
 
-    beton: dejavu_utils.beton.Beton. batch_size: images of this process. views: list of augment.View. num_workers:
-    threads that read, decode and crop. rank, world_size: this process and how many there are; they share every global
-    batch of batch_size x world_size images without overlap. Batches depend on (seed, epoch, position in the epoch's
-    order) alone, not on num_workers; an incomplete last batch is dropped. ValueError if there is not one whole batch.
+    beton: dejavu_utils.data.beton.Beton. batch_size: images of this process. views: list of augment.View. num_workers:
+    that read, decode and crop: threads on a CPU, processes for a GPU, or on a CPU too if by_processes. rank,
+    world_size: this process and how many there are; they share every global batch of batch_size x world_size images
+    without overlap. Batches depend on (seed, epoch, position in the epoch's order) alone, not on num_workers; an
+    incomplete last batch is dropped. ValueError if there is not one whole batch.
     """
 
-    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
+    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1, by_processes=False):
         if len(beton) < batch_size * world_size:
             raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
         self.beton, self.batch_size, self.views, self.seed = beton, batch_size, views, seed
         self.num_workers, self.device, self.rank, self.world_size = num_workers, device, rank, world_size
+        self.by_processes = by_processes or device.type != "cpu"
+        self._stream, self._next = None, None  # batches under way, and the (resolution, epoch, step) of the next
 
     def __len__(self):
         """Batches in an epoch."""
@@ -43,23 +51,33 @@ class NativeLoader:
         """Yields (views, labels) on the device, from step `first_step` on (those before cost nothing).
 
         resolution: side of the views that have no side of their own, pixels. views: list of normalized float32 (batch,
-        3, side, side). labels: int64 (batch,).
+        3, side, side). labels: int64 (batch,). Reading goes on into the next epoch: if that has the same resolution,
+        its first batches are there already.
         """
-        order = epoch_order(self.seed, epoch, len(self.beton))
+        for step in range(first_step, len(self)):
+            if self._next != (resolution, epoch, step):
+                plans = functools.partial(self._plans, resolution, epoch, step)
+                self._stream = _batches(self.beton, plans, self.num_workers, self.device, self.by_processes)
+            self._next = None  # should it fail
+            batch = next(self._stream)
+            self._next = (resolution, epoch, step + 1) if step + 1 < len(self) else (resolution, epoch + 1, 0)
+            yield batch
+
+    def _plans(self, resolution, epoch, first_step):
+        """Yields the plans of the batches from a step of an epoch on, without end."""
         everybody = self.batch_size * self.world_size
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-
-        def plan(step):
-            start = step * everybody
-            chosen = order[start : start + everybody][mine]
-            parts = []
-            for number, view in enumerate(self.views):
-                draws = uniforms(self.seed, epoch, number, start, everybody)
-                boxes = augment.crop_boxes(draws[mine], self.beton.sizes[chosen], view)
-                parts.append((view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine]))
-            return chosen, parts
-
-        yield from _batches(self.beton, map(plan, range(first_step, len(self))), self.num_workers, self.device)
+        for number in itertools.count(epoch):
+            order = epoch_order(self.seed, number, len(self.beton))
+            for step in range(first_step if number == epoch else 0, len(self)):
+                start = step * everybody
+                chosen = order[start : start + everybody][mine]
+                parts = []
+                for position, view in enumerate(self.views):
+                    draws = uniforms(self.seed, number, position, start, everybody)
+                    boxes = augment.crop_boxes(draws[mine], self.beton.sizes[chosen], view)
+                    parts.append((view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine]))
+                yield chosen, parts
 
 
 def evaluation_batches(beton, batch_size, resolution, num_workers, device, rank=0, world_size=1):
@@ -69,68 +87,117 @@ def evaluation_batches(beton, batch_size, resolution, num_workers, device, rank=
     (n,).
     """
 
-    def plan(step):
-        chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
-        return chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
+    def plans():
+        for step in range(rank, -(-len(beton) // batch_size), world_size):
+            chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
+            yield chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
 
-    steps = range(rank, -(-len(beton) // batch_size), world_size)
-    for views, labels in _batches(beton, map(plan, steps), num_workers, device):
+    for views, labels in _batches(beton, plans, num_workers, device, device.type != "cpu"):
         yield views[0], labels
 
 
-def _batches(beton, plans, num_workers, device):
-    """Carries out plans, (image indices, [(side, boxes, augment.Parameters or None) of each view]), a few batches
-    ahead."""
-    on_cpu, own = device.type == "cpu", threading.local()
+def _batches(beton, plans, num_workers, device, by_processes):
+    """Yields (views, labels) on the device, read a few batches ahead.
+
+    plans: function that returns an iterator of (image indices, [(side, boxes, augment.Parameters or None) of each
+    view]), the same each time.
+    """
+    if not by_processes:
+        for (chosen, _), views in _by_threads(beton, plans(), num_workers):
+            yield views, torch.from_numpy(beton.labels[chosen])
+        return
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def start(plan):
-        chosen, parts = plan
-        views = [_empty(len(chosen), side, on_cpu) for side, _, _ in parts]
-        tasks = [slice(first, first + _ROWS_A_TASK) for first in range(0, len(chosen), _ROWS_A_TASK)]
-        return plan, views, [pool.submit(fill, plan, views, rows) for rows in tasks]
-
-    def fill(plan, views, rows):
-        chosen, parts = plan
-        crops = [kept(number, view[rows]) if on_cpu else view[rows] for number, view in enumerate(views)]
-        boxes_of_views = [boxes[rows].tolist() for _, boxes, _ in parts]
-        for row, index in enumerate(chosen[rows]):
-            image = torch.from_numpy(beton.read(index))
-            for crop, boxes in zip(crops, boxes_of_views):
-                crop[row : row + 1].copy_(_resized(image, boxes[row], crop.shape[-1], "bilinear"))
-        if on_cpu:
-            for view, crop, (_, _, parameters) in zip(views, crops, parts):
-                finish(crop, parameters and parameters[rows], view[rows])
-
-    def kept(number, view):
-        """The thread's own room for uint8 crops of a view: new memory for each task would have to be cleared."""
-        rooms = vars(own).setdefault("rooms", {})
-        if number not in rooms or rooms[number].shape[-1] != view.shape[-1]:
-            rooms[number] = _crops(_ROWS_A_TASK, view.shape[-1])
-        return rooms[number][: len(view)]
-
-    def finish(crop, parameters, out=None):
-        return augment.normalize(crop, out) if parameters is None else augment.apply(crop, parameters, out)
-
-    def wait(plan, views, futures):
-        for future in futures:
-            future.result()
-        chosen, parts = plan
-        labels = torch.from_numpy(beton.labels[chosen])
-        if on_cpu:
-            return views, labels
-        # Beside the step under way on a GPU, which the host is ahead of; the next step then waits for this batch.
+    for (chosen, parts), views in _by_processes(beton, plans, num_workers, device):
+        # Beside the step under way on the GPU, which the host is ahead of; the next step then waits for this batch.
         with torch.cuda.stream(beside):
             views = [
-                finish(view.to(device, non_blocking=True), parameters) for view, (_, _, parameters) in zip(views, parts)
+                _finish(torch.cat([crops.to(device, non_blocking=True) for crops in pieces]), parameters)
+                for pieces, (_, _, parameters) in zip(views, parts)
             ]
-            labels = to_device(labels, device)
+            labels = to_device(torch.from_numpy(beton.labels[chosen]), device)
         if beside is not None:
             consumer = torch.cuda.current_stream(device)
             consumer.wait_stream(beside)
             for tensor in (*views, labels):
                 tensor.record_stream(consumer)  # its memory is not given to the next batch before the step is over
-        return views, labels
+        yield views, labels
+
+
+def _finish(crops, parameters, out=None):
+    return augment.normalize(crops, out) if parameters is None else augment.apply(crops, parameters, out)
+
+
+def _by_processes(beton, plans, num_workers, device):
+    """Yields each plan with the pieces of its views, uint8 crops in page-locked memory for a GPU."""
+    tasks = _Tasks(plans)
+    read = batches(_Crops(beton), tasks, num_workers, device, flag="--data.num_workers")
+    for chosen, parts in plans():
+        pieces = [next(read) for _ in range(0, len(chosen), _ROWS_A_MESSAGE)]
+        yield (chosen, parts), [[crops.permute(0, 3, 1, 2) for crops in of_view] for of_view in zip(*pieces)]
+
+
+class _Tasks:
+    """What a process reads at a time: a list with, for each image, (its index, [(side, box) of each view])."""
+
+    def __init__(self, plans):
+        self.plans = plans
+
+    def __iter__(self):
+        for chosen, parts in self.plans():
+            of_views = [[(side, box) for box in boxes.tolist()] for side, boxes, _ in parts]
+            images = list(zip(chosen.tolist(), zip(*of_views)))
+            for first in range(0, len(images), _ROWS_A_MESSAGE):
+                yield images[first : first + _ROWS_A_MESSAGE]
+
+
+class _Crops:
+    """(image index, [(side, box) of each view]) -> uint8 (side, side, 3) crops."""
+
+    def __init__(self, beton):
+        self.beton = beton
+
+    def __getitem__(self, task):
+        index, views = task
+        image = torch.from_numpy(self.beton.read(index))
+        return [_resized(image, box, side, "bilinear")[0].permute(1, 2, 0) for side, box in views]
+
+
+def _by_threads(beton, plans, num_workers):
+    """Yields each plan with its views, float32 (n, 3, side, side), augmented and normalized."""
+    own = threading.local()
+
+    def start(plan):
+        chosen, parts = plan
+        # NumPy asks for huge pages: filling new memory takes a sixth of the time.
+        views = [torch.from_numpy(np.empty((len(chosen), 3, side, side), np.float32)) for side, _, _ in parts]
+        tasks = [slice(first, first + _ROWS_A_TASK) for first in range(0, len(chosen), _ROWS_A_TASK)]
+        return plan, views, [pool.submit(fill, plan, views, rows) for rows in tasks]
+
+    def fill(plan, views, rows):
+        chosen, parts = plan
+        crops = [kept(number, view[rows]) for number, view in enumerate(views)]
+        boxes_of_views = [boxes[rows].tolist() for _, boxes, _ in parts]
+        for row, index in enumerate(chosen[rows]):
+            image = torch.from_numpy(beton.read(index))
+            for crop, boxes in zip(crops, boxes_of_views):
+                crop[row : row + 1].copy_(_resized(image, boxes[row], crop.shape[-1], "bilinear"))
+        for view, crop, (_, _, parameters) in zip(views, crops, parts):
+            _finish(crop, parameters and parameters[rows], view[rows])
+
+    def kept(number, view):
+        """The thread's own room for uint8 crops of a view: new memory for each task would have to be cleared."""
+        rooms = vars(own).setdefault("rooms", {})
+        side = view.shape[-1]
+        if number not in rooms or rooms[number].shape[-1] != side:
+            rooms[number] = torch.empty(
+                (_ROWS_A_TASK, 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last
+            )
+        return rooms[number][: len(view)]
+
+    def done(plan, views, futures):
+        for future in futures:
+            future.result()
+        return plan, views
 
     # Each thread works on images of its own: PyTorch must not start threads in it. The consumer's own number is fixed
     # by asking for it; it would be that of the threads otherwise.
@@ -141,25 +208,13 @@ def _batches(beton, plans, num_workers, device):
             for plan in plans:
                 under_way.append(start(plan))
                 if len(under_way) > _BATCHES_AHEAD:
-                    yield wait(*under_way.popleft())
+                    yield done(*under_way.popleft())
             while under_way:
-                yield wait(*under_way.popleft())
+                yield done(*under_way.popleft())
         finally:  # the consumer has stopped early, or a thread has failed
             for _, _, futures in under_way:
                 for future in futures:
                     future.cancel()
-
-
-def _empty(n, side, finished):
-    """The tensor of a view: float32 where the threads finish it, else uint8 crops that go to the device."""
-    if finished:
-        # NumPy asks for huge pages: filling new memory takes a sixth of the time.
-        return torch.from_numpy(np.empty((n, 3, side, side), np.float32))
-    return _crops(n, side, pin=torch.cuda.is_available())
-
-
-def _crops(n, side, pin=False):
-    return torch.empty((n, 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last, pin_memory=pin)
 
 
 def cut_and_resize(image, box, side, mode="bilinear"):
