@@ -74,20 +74,25 @@ def batch(state, device):
     return views, torch.randint(0, CLASSES, (16,), generator=generator).to(device)
 
 
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 2e-3), ("bf16", 0.1), ("fp16", 0.05)])
+# Of the first loss, and of those after updates: what GPU and CPU round differently grows in them, most with Barlow
+# Twins, whose loss is made of normalized columns of 16 images.
+@pytest.mark.parametrize("precision, first, later", [("fp32", 2e-3, 0.05), ("bf16", 0.05, 0.15), ("fp16", 0.02, 0.1)])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_steps_as_on_the_cpu(loss, precision, tolerance):
+def test_steps_as_on_the_cpu(loss, precision, first, later):
     if precision == "bf16" and not torch.cuda.is_bf16_supported():
         pytest.skip("no bf16")
     values = {}
     for device, name in ((CPU, "fp32"), (GPU, precision)):
         state = training_run(loss, device, **{"training.precision": name})
+        if name == "fp16":  # small enough that no step is skipped while it is looked for
+            state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": 2.0**4})
         views, labels = batch(state, device)
         values[device] = [state.step(views, labels, 0.01, step).item() for step in range(3)]
         assert all(torch.isfinite(p).all() for p in state.network.parameters())
         result = state.meter.result()
         assert 0 <= result["top_1_layer0"] <= 1
-    np.testing.assert_allclose(values[GPU], values[CPU], rtol=tolerance)
+    np.testing.assert_allclose(values[GPU][0], values[CPU][0], rtol=first)
+    np.testing.assert_allclose(values[GPU], values[CPU], rtol=later)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -165,14 +170,14 @@ def test_the_attacks_embedding_waits_once(no_waits):
 @pytest.mark.parametrize("spread", [1.0, 1e-4])
 def test_neighbors_are_those_of_the_cpu(spread):
     rng = np.random.default_rng(0)
-    centers = rng.normal(size=(50, 256)) * (spread < 1)
-    draw = lambda n: (centers[rng.integers(0, 50, n)] + spread * rng.normal(size=(n, 256))).astype(np.float32)  # noqa: E731
+    centers = rng.normal(size=(400, 256)) * (spread < 1)
+    draw = lambda n: (centers[rng.integers(0, 400, n)] + spread * rng.normal(size=(n, 256))).astype(np.float32)  # noqa: E731
     queries, public, found = draw(3000), draw(20000), {}
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         for device in (CPU, GPU):
-            search = NeighborSearch(queries.copy(), 50, device)
+            search = NeighborSearch(queries.copy(), 30, device)
             for block in np.array_split(public, 3):
                 search.add(block.copy())
             found[device] = search.result()
