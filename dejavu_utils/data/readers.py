@@ -98,7 +98,7 @@ def _that_fit(dataset, positions, num_workers, flag):
         who = f"only {processes} read, one batch ahead each" if processes else "this process reads by itself"
         _say_once(
             f"note: {_SHARED} is too small for what {num_workers} processes read ahead ({flag}): {who}; more room "
-            "(docker run --shm-size=8g) or a smaller --batch_size is faster"
+            "(docker run --shm-size=8g) or smaller batches are faster"
         )
     return processes, ahead
 
