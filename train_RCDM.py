@@ -54,10 +54,10 @@ from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.pictures import image_transform, save_grid
 from dejavu_utils.reconstruction.rcdm_training import (
-    MODEL_FLAGS,
     Batches,
     StepFiles,
     add_model_flags,
+    check_resumed,
     ema_rates,
     shared_samples,
     update_averages,
@@ -66,9 +66,6 @@ from dejavu_utils.runlog import RunLog, say
 from dejavu_utils.training.collectives import LateSums, gather
 
 GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
-# A run that is resumed must have these as before: the weights would not fit, or the images come in another order.
-SAME_WHEN_RESUMED = (*MODEL_FLAGS, "backend", "layers", "width", "ssl_resolution", "batch_size", "processes", "seed")
-SAME_WHEN_RESUMED += ("images", "schedule_sampler")
 
 
 def parse_args(argv=None):
@@ -420,12 +417,7 @@ class RcdmRun:
         saved = self.load(opt_path) if opt_path.is_file() else None
         training = saved.pop("training", None) if saved else None
         if training and folder.resolve() == self.files.folder.resolve():
-            for name in SAME_WHEN_RESUMED:
-                if training["settings"].get(name) != self.settings[name]:
-                    raise InputError(
-                        f"--{name} {self.settings[name]}: {folder} was trained with {training['settings'].get(name)}; "
-                        "use the same, or another --out_dir"
-                    )
+            check_resumed(training["settings"], self.settings, folder, "--out_dir")
         try:
             weights = self.load(model_path)
             self.unet.load_state_dict(weights)

@@ -21,6 +21,7 @@ from dejavu_utils.data import augment
 from dejavu_utils.models import LOSSES, SSLNetwork, network_from_settings
 from dejavu_utils.randomness import uniforms
 from dejavu_utils.reconstruction import diffusion, unets
+from dejavu_utils.reconstruction.rcdm_training import MODEL_FLAGS
 from dejavu_utils.training.meter import Meter
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.settings import Settings
@@ -229,7 +230,7 @@ def test_diffusion(changes, respacing):
 
 
 def test_unet():
-    flags = SimpleNamespace(**{name: default for name, (default, *_) in _model_flags().items()})
+    flags = SimpleNamespace(**{name: default for name, (default, *_) in MODEL_FLAGS.items()})
     flags.image_size, flags.channel_mult, flags.num_channels, flags.attention_resolutions = 32, "1,2", 32, "16"
     with fake():
         unet = unets.build_unet("diffusers", vars(flags), 16).to(CUDA)
@@ -237,12 +238,6 @@ def test_unet():
         unet(x, torch.zeros(2, dtype=torch.int64, device=CUDA), feat=representation)
         with without_waits():
             unet(x, torch.zeros(2, dtype=torch.int64, device=CUDA), feat=representation)
-
-
-def _model_flags():
-    import train_RCDM
-
-    return train_RCDM.MODEL_FLAGS
 
 
 def test_kernels_of_a_published_step():

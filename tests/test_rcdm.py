@@ -114,7 +114,7 @@ def attacked(data):
 
 # The diffusion, against closed forms.
 
-PLAIN = {name: default for name, (default, _, _) in train_RCDM.MODEL_FLAGS.items()}
+PLAIN = {name: default for name, (default, _, _) in rcdm_training.MODEL_FLAGS.items()}
 
 
 def test_schedules_and_respacing():

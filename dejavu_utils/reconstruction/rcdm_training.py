@@ -36,6 +36,9 @@ MODEL_FLAGS = {
     "rescale_timesteps": (False, "bool", "the U-Net sees steps x 1000 / diffusion_steps"),
     "rescale_learned_sigmas": (False, "bool", "loss: weigh the bound by diffusion_steps / 1000"),
 }
+# A run that is resumed must have these as before: the weights would not fit, or the images come in another order.
+SAME_WHEN_RESUMED = (*MODEL_FLAGS, "backend", "layers", "width", "ssl_resolution", "batch_size", "processes", "seed")
+SAME_WHEN_RESUMED += ("images", "schedule_sampler")
 
 
 def add_model_flags(group):
@@ -55,6 +58,19 @@ def ema_rates(text, flag):
     if not all(0 <= rate < 1 for rate in rates):
         raise InputError(f"{flag} {text}: expected rates from 0 to below 1 with commas between")
     return rates
+
+
+def check_resumed(earlier, settings, folder, folder_flag):
+    """InputError, naming the first of SAME_WHEN_RESUMED that differs, unless a run may resume what `folder` holds.
+
+    earlier, settings: {name: value} of the run that wrote the folder, and of this one. folder_flag: names the folder.
+    """
+    for name in SAME_WHEN_RESUMED:
+        if earlier.get(name) != settings[name]:
+            raise InputError(
+                f"--{name} {settings[name]}: {folder} was trained with {earlier.get(name)}; use the same, or another "
+                f"{folder_flag}"
+            )
 
 
 @torch.no_grad()
