@@ -7,7 +7,9 @@ attk_{epochs,datasets}_{acc,partition}_top{1,5}; lp_{epochs,datasets}_top{1,5}; 
 score beside the gap that the linear probe shows; and of the one point at --epoch_sweep_dataset and
 --dataset_sweep_epoch attk_confidence_top{1,5}, accuracy against the fraction of most confident examples, and
 attk_layers_acc_top{1,5}, of all layers that were attacked: in its subfolders, or in attack_sweeps_backbone beside
-attack_sweeps. With --sweep_param attk_params_* and lp_param_vals_* instead.
+attack_sweeps. Where sslmem.py's folders lie beside the attacks', sslmem_sweeps/sslmem_{model}_{n}pc_{E}ep/,
+score_sslmem_top{1,5}, the déjà vu score beside the mean SSLMem, and attk_sslmem_outcomes_top{1,5}, the mean SSLMem of
+each outcome. With --sweep_param attk_params_* and lp_param_vals_* instead.
 
     python plot_quant_results.py --model vicreg --epoch_sweep_dataset 300 --dataset_sweep_epoch 1000 \\
         --pct_confidences '20,100' --attk_folder_path $LOGGING_FOLDER/vicreg/attack_sweeps \\
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dejavu_utils.analysis.instruments import outcome_means, read_directions, read_scores
 from dejavu_utils.analysis.memorization import OUTCOMES, difference, summarize_levels
 from dejavu_utils.analysis.plots import (
     STYLES,
@@ -41,6 +44,7 @@ from dejavu_utils.analysis.points import (
     PROBE_PREFIX,
     SWEEPS,
     attacked_layers,
+    sslmem_beside,
     sweep_points,
 )
 from dejavu_utils.analysis.results import (
@@ -53,6 +57,7 @@ from dejavu_utils.analysis.results import (
     read_ceiling,
     read_probe,
 )
+from dejavu_utils.analysis.sslmem_plots import save_epoch_figures, save_outcome_figures
 from dejavu_utils.cli import Parser, existing_folder, expanded, positive_int, run, zero_or_one
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
@@ -121,6 +126,7 @@ def main():
         scored = plot_sweeps(args, attacks, "--attk_folder_path", ATTACK_PREFIX, attack_frames, "attk_{}_", "params")
         if not args.sweep_param:
             plot_point(args, attacks)
+            save_all(args, "score_sslmem_", sslmem_frames(args, attacks, scored["epoch"]), "epoch", None)
         if args.plot_lin_probe and (not args.sweep_param or PARAMS[args.sweep_param].own_models):
             probes = existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path")
             probed = plot_sweeps(
@@ -181,6 +187,8 @@ def plot_point(args, folder):
         if own not in read and args.layer:
             print(f"note: no {args.layer} in {point}: no figure of the confidence")
         save_all(args, "attk_confidence_", confidence_frames(*read[own]) if own in read else ())
+        if own in read:
+            save_all(args, "attk_sslmem_outcomes_", outcome_frames(point, read[own][0]))
     if len(read) > 1:
         save_all(args, "attk_layers_acc_", layer_frames(args, read))
 
@@ -274,6 +282,45 @@ def confidence_frames(sets, ceiling):
     curve = confidence_curve(sets, CURVE, ceiling)
     for top_k in TOP_KS:
         yield "", save_confidence_figures, curve[curve["top_k"] == top_k].drop(columns="top_k"), top_k
+
+
+def outcome_frames(point, sets):
+    """Yields the frames of the mean SSLMem of each outcome, where label-free scores lie beside the attack `point`."""
+    found = beside(read_scores, point)
+    for top_k in TOP_KS if found else ():
+        yield "", save_outcome_figures, outcome_means(found, sets, top_k), top_k
+
+
+def sslmem_frames(args, folder, attacks):
+    """Yields the frames of the déjà vu score beside the mean SSLMem, of the epochs that have both.
+
+    folder: of the attacks. attacks: their frames against epochs, as `save_all` returns them.
+    """
+    found, template = {}, sweeps(args, None)[0][2]
+    for epoch, path in sweep_points(folder, ATTACK_PREFIX + template) if attacks else ():
+        found[epoch] = beside(read_directions, path) or {}
+    for top_k in TOP_KS if any(found.values()) else ():
+        scores = attacks["acc_", top_k]
+        rows = [
+            {"epoch": row["epoch"], "instrument": "deja_vu", "of": f"{row['pct_confidence']:g}", "value": row["score"]}
+            | {"low": row["score_low"], "high": row["score_high"]}
+            for row in scores[scores["epoch"].isin([epoch for epoch in found if found[epoch]])].to_dict("records")
+        ]
+        for epoch, layers in found.items():
+            rows += [{"epoch": epoch, "instrument": "sslmem", "of": layer, **of} for layer, of in layers.items()]
+        yield "", save_epoch_figures, pd.DataFrame(rows), top_k
+
+
+def beside(read, attack):
+    """What `read` gives of the folder of label-free scores beside an attack; None where there is none."""
+    folder = sslmem_beside(attack)
+    if folder is None or not folder.is_dir():
+        return None
+    try:
+        return read(folder)
+    except InputError as error:
+        print(f"note: left out: {error}")
+        return None
 
 
 def gap_frames(attacks, probes):

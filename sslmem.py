@@ -5,13 +5,14 @@ of the partition. An image's SSLMem is the mean distance between its augmented v
 on it, less that under the one that did: above 0 where training pulled the views together. Writes into OUTPUT_DIR
 sslmem_{A,B}.csv (one row an image), the same for the control sets that are given (shared, public, unseen; with model A
 as the target), unitmem_{A,B}_{layer}.npy (each model's units over its own set), unitmem.csv, results.json (mean score
-per layer with a 95 % interval, fraction above 0) and figures. With --attack_dir it adds the rank correlation with the
-déjà vu test's margin of votes on the same images.
+per layer with a 95 % interval, the same less that of public and unseen images, fraction above 0), figures and
+sslmem_gallery.html (the most and the least memorized images to look at). With --attack_dir it adds the rank correlation
+with the déjà vu test's margin of votes on the same images, and margin and outcome to sslmem_{A,B}.csv.
 
 Each image is decoded once for both models, all layers and views; several processes (--ngpus, --nodes, --world_size)
 divide the images; what is finished is kept in OUTPUT_DIR/unfinished/; rerun the same command to resume.
 
-    python sslmem.py --output_dir $LOGGING_FOLDER/vicreg/sslmem_300pc_1000ep \\
+    python sslmem.py --output_dir $LOGGING_FOLDER/vicreg/sslmem_sweeps/sslmem_vicreg_300pc_1000ep \\
         --model_A_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
         --model_B_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_B/model_ep1000.pth \\
         --bbox_A_idx_pth $INDEX_FOLDER/300_per_class/bbox_A.npy \\
@@ -20,16 +21,13 @@ divide the images; what is finished is kept in OUTPUT_DIR/unfinished/; rerun the
         --imgnet_train_pth $IMAGENET_DATASET_DIR
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from dejavu_utils.analysis import sslmem
+from dejavu_utils.analysis.instruments import about_other_images, read_margins
 from dejavu_utils.analysis.points import SETS
-from dejavu_utils.analysis.results import figure_in_words
-from dejavu_utils.analysis.sslmem_plots import save_margin_figure, save_score_figure, save_unit_figure
+from dejavu_utils.analysis.sslmem_folder import CONTROLS, Measured, sslmem_in_words, write_folder
 from dejavu_utils.attack.alignment import Aligner, Views, views_of_training
 from dejavu_utils.attack.boxes import file_fingerprint
 from dejavu_utils.attack.identity import Origin, check_alike, check_models, check_training_sets
@@ -49,7 +47,7 @@ from dejavu_utils.cli import (
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.distributed import rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_files, digest, save_csv, save_json, save_npy
+from dejavu_utils.files import complete_files, digest
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.launch import here_or_submitted, join
 from dejavu_utils.models import L2
@@ -58,7 +56,6 @@ from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_networ
 from dejavu_utils.progress import Progress
 from dejavu_utils.runlog import say
 
-CONTROLS = ("shared", "public", "unseen")
 FLAGS = {**{name: f"bbox_{name}_idx_pth" for name in SETS}, **{name: f"{name}_idx_pth" for name in CONTROLS}}
 
 
@@ -114,46 +111,14 @@ def check_args(args):
     if args.layers and len(set(args.layers)) < len(args.layers):
         raise InputError("--layers: names a layer twice")
     if args.attack_dir:
-        read_margins(args.attack_dir)
-
-
-def read_margins(folder):
-    """{"A": DataFrame of path and margin by index, "B": ...} of an attack's folder; InputError for any other."""
-    found = {}
-    for name in SETS:
-        path = existing_file(Path(folder) / f"attack_{name}.csv", "--attack_dir:")
-        try:
-            table = pd.read_csv(path).set_index("index")
-            margin = table["target_vote_share"] - table["reference_vote_share"]
-            found[name] = pd.DataFrame({"attacked": table["path"], "margin": margin}).dropna()
-        except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"--attack_dir: {path} is no table of an attack with votes ({error})") from None
-    return found
-
-
-def compare(folder, tables, layers, attack_dir):
-    """{set: {layer: rank correlation of SSLMem and margin, "overall" and "within_classes"}}; writes figures."""
-    found, points = {name: {} for name in SETS}, {layer: {} for layer in layers}
-    for name, margins in read_margins(attack_dir).items():
-        table = tables[name].join(margins, on="index", how="inner")
-        if not len(table) or (table["path"] != table["attacked"]).any():
-            raise InputError(f"--attack_dir {attack_dir}: attack_{name}.csv is about other images than set {name}")
-        for layer in layers:
-            scores, margin = table[f"{layer}_sslmem"].to_numpy(), table["margin"].to_numpy()
-            points[layer][name] = margin, scores
-            found[name][layer] = {
-                "overall": sslmem.rank_correlation(scores, margin),
-                "within_classes": sslmem.rank_correlation(scores, margin, table["label"].to_numpy()),
-            }
-    for layer in layers:
-        save_margin_figure(folder / f"sslmem_margin_{layer}", points[layer], layer)
-    return found
+        read_margins(args.attack_dir, "--attack_dir")
 
 
 def measure(args):
     device = join(args, long_waits=True)
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
     sets = load_sets(args, listing)
+    margins = load_margins(args, listing, sets) if args.attack_dir else None
     where = {model: f"--model_{model}_pth {getattr(args, f'model_{model}_pth')}" for model in SETS}
     networks = load_networks(args, where)
     warnings = check_identity(args, networks, where, sets, listing)
@@ -177,14 +142,15 @@ def measure(args):
     aligner = Aligner(embedder, views, pieces)
     found = {name: aligner.align(ImageSet(name, indices), progress_of(name)) for name, indices in sets.items()}
     if not rank():
+        measured = Measured(listing, sets, found, layers, margins, views.pictures)
         about = {
             "warnings": warnings,
             "settings": {**vars(args), "layers": layers, "device": str(device)},
             "views": {"pairs": "all", "taking turns": [vars(view) for view in views.pair]},
         }
         with complete_files(args.output_dir, last="results.json") as new:
-            results = write(new, found, sets, layers, listing, about)
-        print("\n".join(["", *summary_lines(results), f"  {args.output_dir}"]), flush=True)
+            results = write_folder(new, measured, about)
+        print("\n".join(["", *sslmem_in_words(results), f"  {args.output_dir}"]), flush=True)
         pieces.remove()
     wait_for_all()
 
@@ -204,6 +170,15 @@ def load_sets(args, listing):
                         f"--{flag}: shares {len(both)} images with --{FLAGS[other]}; the sets must be disjoint"
                     )
     return sets
+
+
+def load_margins(args, listing, sets):
+    """What read_margins gives of --attack_dir; InputError if that is about other images than the sets."""
+    margins = read_margins(args.attack_dir, "--attack_dir")
+    for name, table in margins.items():
+        if about_other_images({index: listing.paths[index] for index in sets[name].tolist()}, table):
+            raise InputError(f"--attack_dir {args.attack_dir}: attack_{name}.csv is about other images than set {name}")
+    return margins
 
 
 def load_networks(args, where):
@@ -268,126 +243,6 @@ def key_of(args, embedder, views, sets):
 def progress_of(name):
     who = f" by process {rank()}" if world_size() > 1 else ""
     return lambda total: Progress(total, f"images of set {name} measured{who}")
-
-
-def write(folder, found, sets, layers, listing, about):
-    """Writes all files into `folder`, results.json last, and returns what that holds."""
-    tables = {name: table_of(name, part, sets[name], layers, listing) for name, part in found.items()}
-    results = {"sets": {}, "both": {}}
-    for name, table in tables.items():
-        save_csv(folder / f"sslmem_{name}.csv", table)
-        results["sets"][name] = {
-            "images": len(table),
-            "unreadable": len(sets[name]) - len(table),
-            "layers": statistics(table, layers),
-        }
-    for layer in layers:
-        scores = [results["sets"][name]["layers"][layer]["score"] for name in SETS]
-        results["both"][layer] = sslmem.both_directions(*scores)
-    units, summary = units_of(found, sets, layers)
-    for (model, name, layer), values in units.items():
-        if model == name:
-            save_npy(folder / f"unitmem_{model}_{layer}.npy", values)
-    save_csv(folder / "unitmem.csv", summary)
-    means = {
-        name: {layer: part["layers"][layer]["score"] for layer in layers} for name, part in results["sets"].items()
-    }
-    save_score_figure(folder / "sslmem_layers", means, layers)
-    for layer in layers:
-        own, others = (np.concatenate([units[a, b, layer] for a, b in pairs]) for pairs in (("AA", "BB"), ("AB", "BA")))
-        save_unit_figure(folder / f"unitmem_{layer}", own, others, layer)
-    if about["settings"]["attack_dir"]:
-        results["attack"] = compare(folder, tables, layers, about["settings"]["attack_dir"])
-    results["unitmem"] = {"rest": "mean of the other images", "never active": 0}
-    results = without_nan({**results, **about})
-    save_json(folder / "results.json", results)
-    return results
-
-
-def table_of(name, alignment, indices, layers, listing):
-    """One row an image that could be read, as sslmem_{set}.csv holds them. The target is model B on set B, else A."""
-    indices = indices[alignment.rows]
-    columns = {"index": indices, "path": [listing.paths[i] for i in indices], "label": listing.labels[indices]}
-    target, reference = ("B", "A") if name == "B" else ("A", "B")
-    for layer in layers:
-        distances = [alignment.distances[model, layer] for model in (target, reference)]
-        scores = sslmem.sslmem(*distances)
-        columns[f"{layer}_sslmem"], columns[f"{layer}_normalized"] = scores, sslmem.range_normalized(scores)
-        columns[f"{layer}_target"], columns[f"{layer}_reference"] = distances
-    return pd.DataFrame(columns)
-
-
-def statistics(table, layers):
-    """{layer: mean score, its change from the layer before, both distances, fraction of scores above 0}."""
-    found, before = {}, None
-    for layer in layers:
-        scores = table[f"{layer}_sslmem"].to_numpy()
-        found[layer] = {
-            "score": sslmem.mean_estimate(scores),
-            "normalized": sslmem.mean_estimate(table[f"{layer}_normalized"].to_numpy()),
-            "above_0": sslmem.fraction_above_0(scores),
-            "target": sslmem.mean_estimate(table[f"{layer}_target"].to_numpy()),
-            "reference": sslmem.mean_estimate(table[f"{layer}_reference"].to_numpy()),
-        }
-        if before is not None:  # delta LayerMem
-            found[layer]["delta"] = sslmem.mean_estimate(scores - before)
-        before = scores
-    return found
-
-
-def units_of(found, sets, layers):
-    """({(model, set, layer): UnitMem float64 (width,)}, their summary as unitmem.csv holds it)."""
-    units, rows = {}, []
-    for name, alignment in found.items():
-        for model in SETS:
-            for layer in layers:
-                part = alignment.units[model, layer]
-                values = sslmem.unitmem(part.largest, part.total, len(alignment.rows))
-                units[model, name, layer] = values
-                median, upper, most = np.quantile(values, (0.5, 0.9, 1))
-                rows.append(
-                    {
-                        "model": model,
-                        "set": name,
-                        "layer": layer,
-                        "units": len(values),
-                        "active": int((part.image >= 0).sum()),
-                        "mean": values.mean(),
-                        "median": median,
-                        "pct90": upper,
-                        "max": most,
-                        "max_unit": int(values.argmax()),
-                        "max_image": int(sets[name][part.image[values.argmax()]]) if part.image.max() >= 0 else -1,
-                    }
-                )
-    return units, pd.DataFrame(rows)
-
-
-def without_nan(value):
-    """The same with None for numbers that are not defined: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: without_nan(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def summary_lines(results):
-    """What results.json says, in lines of text."""
-    lines = ["mean SSLMem (above 0: the target aligns an image's views better), with 95 % intervals:"]
-    for name, part in results["sets"].items():
-        who = f"set {name}" if name in SETS else f"{name} (control)"
-        for layer, figures in part["layers"].items():
-            above = f"{100 * figures['above_0']['value']:.0f} % of {part['images']} images above 0"
-            lines.append(f"  {who}, {layer}: {figure_in_words(figures['score'])}; {above}")
-    lines += [f"  both directions, {layer}: {figure_in_words(figure)}" for layer, figure in results["both"].items()]
-    for name, figures in results.get("attack", {}).items():
-        for layer, found in figures.items():
-            overall, within = (figure_in_words(found[which]) for which in ("overall", "within_classes"))
-            lines.append(
-                f"  set {name}, {layer}: rank correlation with the margin of votes {overall}, within classes {within}"
-            )
-    return lines + [f"  warning: {text}" for text in results["warnings"]]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis import one_model
 from dejavu_utils.analysis.gallery import save_gallery
+from dejavu_utils.analysis.instruments import with_scores_beside
 from dejavu_utils.analysis.points import SETS, attack_path
 from dejavu_utils.analysis.results import (
     TOP_KS,
@@ -125,6 +126,8 @@ def write_layer(
 ) -> dict:
     """Writes everything about one layer into `folder`, results.json last, and returns what that holds.
 
+    Per-example tables get the label-free scores of the same models, where those lie beside the attack.
+
     outcome: LayerOutcome. listing: ImageListing. k_attk: neighbors that vote. about: {"counts", "settings", "warnings"}
     for results.json; what the figures themselves warn of is added. pictures: {"boxes": function of an index or None,
     "names": of classes or None}, for the gallery.
@@ -144,6 +147,7 @@ def write_layer(
     sets = read_attack(folder, k_attk)
     _save_sweeps(folder, sets)
     tables = {name: example_table(sets[name], listing) for name in SETS}
+    tables, left_out = with_scores_beside(about["settings"]["output_dir"], tables)
     results = {**attack_statistics(sets), "ceiling": outcome.ceiling, **about}
     if outcome.judged:
         _add_one_model(results, tables, outcome)
@@ -161,7 +165,7 @@ def write_layer(
     }
     gallery = folder / "attack_gallery.html"
     save_gallery(gallery, sets, listing, attacked, crops, nearest or None, pictures["boxes"], pictures["names"])
-    results["warnings"] = [*about["warnings"], *statistical_warnings(results)]
+    results["warnings"] = [*about["warnings"], *left_out, *statistical_warnings(results)]
     save_json(folder / "results.json", results)
     return results
 

@@ -1,13 +1,18 @@
-"""attack_gallery.html: the attack's most confident examples to look at, in one file that needs nothing else."""
+"""Galleries: examples to look at, in one file that needs nothing else. attack_gallery.html is here.
+
+A page is gallery.html, filled in by a template of its own that extends it.
+"""
 
 import base64
 import io
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
+from PIL import Image
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.verdict import memorized_by_chance
@@ -17,9 +22,9 @@ from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import ImageListing, load_image
 
 NEIGHBORS = 5  # shown under each model
-_IMAGE = 160, 12_000  # longest side in pixels, bytes of the JPEG: keeps the page below 3 MB at 12 examples a group
+IMAGE = 160, 12_000  # longest side in pixels, bytes of the JPEG: keeps the page below 3 MB at 12 examples a group
 _CROP = 160, 9_000
-_NEIGHBOR = 80, 3_000
+SMALL = 80, 3_000
 
 # What a group shows, and which confidences put its examples in order: `order` maps the target's and the reference's
 # confidence to keys, the greatest first, the second among equals (with neighbors that all agree there are many).
@@ -76,27 +81,50 @@ def save_gallery(
         chosen, count = _most_confident(sets, mem.OUTCOMES.index(outcome), order, per_group)
         groups.append(
             {
-                "outcome": outcome,
+                "id": outcome,
+                "name": outcome,
                 "meaning": meaning,
-                "order": order_in_words,
+                "order": f"the most confident first: by {order_in_words}",
                 "count": count,
                 "examples": [page.example(sets[name], name, row, rows) for name, row in chosen],
             }
         )
-    counts = {group["outcome"]: group["count"] for group in groups}
+    counts = {group["name"]: group["count"] for group in groups}
     groups[0]["by_chance"] = memorized_by_chance(counts["memorized"], counts["misrepresented"], total)
-    text = resources.files(__package__).joinpath("gallery.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
-    html = template.render(
+    legend = [("crop", "light blue, solid: the crop that both models see")]
+    if boxes_of is not None:
+        legend.insert(0, ("box", "orange, dashed: a box around an object, hidden from the models"))
+    if neighbors is not None:
+        legend.append((None, "✓ and a blue frame: a neighbor of the image’s class; ✗: of another class"))
+    save_page(
+        path,
+        "attack_gallery.html",
+        title="Déjà vu attack: examples",
         groups=groups,
         total=total,
-        per_group=per_group,
         neighbors=neighbors is not None,
         classifiers=neighbors is not None and any((found < 0).any() for found in neighbors.values()),
-        boxes=boxes_of is not None,
+        legend=legend,
     )
+
+
+def save_page(path: str | Path, template: str, **content: Any) -> None:
+    """Writes an HTML page. template: a file beside this one. content: what it shows, with `title`, `legend` and
+    `groups` of examples as gallery.html has them."""
+    beside = resources.files(__package__)
+    loader = jinja2.FunctionLoader(lambda name: beside.joinpath(name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.get_template(template).render(content)
     with complete_file(path) as temporary:  # names of folders need not be UTF-8
         temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
+
+
+def readable_image(listing: ImageListing, index: int) -> Image.Image | None:
+    """The image at this index, or None if it cannot be read any more."""
+    try:
+        return load_image(listing.path(index))
+    except InputError:
+        return None
 
 
 def _most_confident(sets, outcome, order, count):
@@ -123,18 +151,15 @@ class _Page:
         index, attack = int(attacked_set.idxs[row]), attacked_set.attack
         crop = tuple(int(side) for side in self.crops[rows[index]])
         label = int(attack.labels[row])
-        try:
-            image = load_image(self.listing.path(index))
-        except InputError:
-            image = None
+        image = readable_image(self.listing, index)
         boxes = self.boxes(index)
         other = "B" if name == "A" else "A"
         return {
             "set": name,
             "path": self.listing.paths[index],
             "class": self.name(label),
-            "image": image and _data_uri(image, *_IMAGE),
-            "crop": image and _data_uri(image.crop(crop), *_CROP),
+            "image": image and data_uri(image, *IMAGE),
+            "crop": image and data_uri(image.crop(crop), *_CROP),
             "size": image and image.size,
             "rectangles": [("box", _rectangle(box)) for box in boxes or []] + [("crop", _rectangle(crop))],
             "boxes_missing": boxes is None,
@@ -161,14 +186,11 @@ class _Page:
         }
 
     def neighbor(self, index, label):
-        try:
-            image = _data_uri(load_image(self.listing.path(index)), *_NEIGHBOR)
-        except InputError:
-            image = None
+        image = readable_image(self.listing, index)
         found = int(self.listing.labels[index])
         return {
             "path": self.listing.paths[index],
-            "image": image,
+            "image": image and data_uri(image, *SMALL),
             "class": self.name(found),
             "match": found == label,
         }
@@ -192,7 +214,7 @@ def _rectangle(sides):
     return {"x": xmin, "y": ymin, "width": max(0, xmax - xmin), "height": max(0, ymax - ymin)}
 
 
-def _data_uri(image, longest, most_bytes):
+def data_uri(image: Image.Image, longest: int, most_bytes: int) -> str:
     """The image as a JPEG of at most `longest` pixels a side; of lower quality until it has at most `most_bytes`."""
     image = image.copy()
     image.thumbnail((longest, longest))

@@ -1,7 +1,8 @@
 """The names of points and folders: what trainings, attacks, probes and reconstructions of a sweep are called.
 
 A point is one training recipe at one epoch, for instance `vicreg_300pc_1000ep`; its models are in `{training}_A` and
-`{training}_B`, its attacks in `NN_attk_{point}`, its linear probe in `lp_{point}`. Standard library only: the shell
+`{training}_B`, its attacks in `NN_attk_{point}`, its linear probe in `lp_{point}`, its label-free scores in
+`sslmem_{point}`. Standard library only: the shell
 scripts call this (bash_examples/points.py).
 """
 
@@ -22,7 +23,8 @@ ATTACK_FOLDERS = {
     "cropsize": "attack_sweeps_cropsize",
 }
 PROBE_FOLDER = "lin_probe_sweeps_with_aug"
-ATTACK_PREFIX, PROBE_PREFIX = "NN_attk_", "lp_"
+SSLMEM_FOLDER = "sslmem_sweeps"
+ATTACK_PREFIX, PROBE_PREFIX, SSLMEM_PREFIX = "NN_attk_", "lp_", "sslmem_"
 # Folders of attacks beside attack_sweeps, with the layer that an attack in them is of.
 LAYERS_BESIDE = {ATTACK_FOLDERS[layer]: layer for layer in ("backbone", "logits")}
 
@@ -95,6 +97,11 @@ class Point:
         return f"{PROBE_FOLDER}/{PROBE_PREFIX}{self.name}"
 
     @property
+    def sslmem(self) -> str:
+        """Where its label-free scores lie below the model's folder."""
+        return f"{SSLMEM_FOLDER}/{SSLMEM_PREFIX}{self.name}"
+
+    @property
     def rcdm(self) -> str:
         """Where its reconstruction models lie below the model's folder, without the _A or _B."""
         return f"RCDM/rcdm_{self.model}_{self.epoch}ep_{self.per_class}pc"
@@ -111,6 +118,15 @@ def fraction_digits(text: str) -> str:
 def attack_path(folder: str | Path, model: str, attacked: str, what: str) -> Path:
     """Where a file of the attack lies, e.g. FOLDER/A_attk_B_neighb_labels.npy: model A on the images of set B."""
     return Path(folder) / f"{model}_attk_{attacked}_{what}.npy"
+
+
+def sslmem_beside(attack: str | Path) -> Path | None:
+    """Where the label-free scores of the models of FOLDER/attack_sweeps*/NN_attk_{point} lie, there or not:
+    FOLDER/sslmem_sweeps/sslmem_{point}. None for an attack with another name."""
+    folder = Path(attack).absolute()
+    if not folder.name.startswith(ATTACK_PREFIX):
+        return None
+    return folder.parent.parent / SSLMEM_FOLDER / (SSLMEM_PREFIX + folder.name.removeprefix(ATTACK_PREFIX))
 
 
 def attacked_layers(folder: str | Path) -> dict[str, Path]:

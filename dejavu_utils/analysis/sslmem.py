@@ -40,11 +40,23 @@ def fraction_above_0(scores: np.ndarray) -> dict:
     return {"value": hits / n if n else np.nan, "low": float(low), "high": float(high)}
 
 
-def both_directions(first: dict, second: dict) -> dict:
-    """Estimate of the mean of two independent estimates. What one model aligns better in general cancels in it."""
-    value = (first["value"] + second["value"]) / 2
-    halves = [(estimate["high"] - estimate["low"]) / 2 for estimate in (first, second)]
-    half = float(np.hypot(*halves)) / 2
+def weighted_means(*samples: tuple[float, np.ndarray]) -> dict:
+    """{"value", "low", "high"}: a weighted sum of the means of independent samples, with Welch's 95 % interval.
+
+    samples: (weight, values float (n,)). Degrees of freedom are Welch and Satterthwaite's, rounded down. NaN where a
+    sample is too small. Scores of two sets under one pair of models share what one model aligns better everywhere: with
+    weights that take it away, the rest is what training on an image adds.
+    """
+    value = sum(weight * float(np.mean(values)) if len(values) else np.nan for weight, values in samples)
+    half = np.nan
+    if all(len(values) > 1 for _, values in samples):
+        parts = [
+            (weight**2 * float(np.var(values, ddof=1)) / len(values), len(values) - 1) for weight, values in samples
+        ]
+        variance = sum(part for part, _ in parts)
+        below = sum(part**2 / degrees for part, degrees in parts)
+        degrees = int(variance**2 / below) if below > 0 else 1
+        half = t_quantile(0.975, max(1, degrees)) * variance**0.5
     return {"value": value, "low": value - half, "high": value + half}
 
 

@@ -11,13 +11,13 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from dejavu_utils.data import augment
 from dejavu_utils.data.images import IndexedImages, collate_readable
 from dejavu_utils.data.loader import cut_and_resize
 from dejavu_utils.data.readers import batches
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
-from dejavu_utils.imagenet import MEAN, STD
 from dejavu_utils.networks.inference import check_finite
 from dejavu_utils.randomness import uniforms
 from dejavu_utils.training.methods.method import two_views
@@ -53,6 +53,12 @@ class Views:
         finally:
             torch.set_num_threads(threads)
 
+    def pictures(self, index, image):
+        """The views as PIL images, as the first kind of network is shown them."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.kinds[0].mean, self.kinds[0].std))
+        levels = (self(index, image)[0] * std + mean).clamp(0, 1).mul(255).round().byte()
+        return [Image.fromarray(view.permute(1, 2, 0).numpy()) for view in levels]
+
     def _of(self, kind, index, pixels):
         found = torch.empty((self.count, 3, kind.side, kind.side))
         for number in range(self.count):
@@ -61,11 +67,7 @@ class Views:
             box = augment.crop_boxes(draws, [pixels.shape[:2]], view)[0].tolist()
             crop = cut_and_resize(pixels, box, kind.side, kind.interpolation)
             augment.apply(crop[None], augment.draw_parameters(draws, view), found[number : number + 1])
-        if (kind.mean, kind.std) != (MEAN, STD):
-            for mean, std, back in ((MEAN, STD, True), (kind.mean, kind.std, False)):
-                mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-                found = found * std + mean if back else (found - mean) / std
-        return found
+        return augment.shown_to(found, kind)
 
 
 class _ViewedImages:
@@ -84,18 +86,18 @@ class _ViewedImages:
 
 
 class Units:
-    """Of the units of a layer over images: largest activation float32 (width,), the image's row int64 (-1: never
+    """Of the units of a layer over images: largest activation float64 (width,), the image's row int64 (-1: never
     active; the first among equals), and the total float64. An image's activation is the mean over its views, after a
     ReLU."""
 
     def __init__(self, width):
-        self.largest, self.image, self.total = np.zeros(width, np.float32), np.full(width, -1), np.zeros(width)
+        self.largest, self.image, self.total = np.zeros(width), np.full(width, -1), np.zeros(width)
 
     def add(self, activations, rows):
-        """activations: float32 (n, width), 0 or more. rows: int64 (n,)."""
+        """activations: float64 (n, width), 0 or more. rows: int64 (n,)."""
         first = activations.argmax(axis=0)
         self._join(np.take_along_axis(activations, first[None], 0)[0], rows[first])
-        self.total += activations.sum(axis=0, dtype=np.float64)
+        self.total += activations.sum(axis=0)
 
     def merge(self, largest, image, total):
         """Those of images that come after."""
@@ -145,14 +147,14 @@ class Aligner:
 
     @torch.inference_mode()
     def measure(self, batch):
-        """{(model, layer): (mean distance float64 (n,), activations float32 (n, width))}; InputError for values that
+        """{(model, layer): (mean distance float64 (n,), activations float64 (n, width))}; InputError for values that
         are not finite. batch: for each kind float (n, views, 3, h, w)."""
         found = {}
         for (model, layer), output in self.embedder.outputs([views.flatten(0, 1) for views in batch]).items():
             where, precision = self.embedder.where[model], self.embedder.inference.precision
             check_finite(bool(torch.isfinite(output).all()), where, layer, precision)
             of_images = output.unflatten(0, (-1, self.views.count))
-            distances, activations = mean_distance(of_images), of_images.relu().mean(dim=1)
+            distances, activations = mean_distance(of_images), of_images.relu().double().mean(dim=1)
             found[model, layer] = distances.cpu().numpy(), activations.cpu().numpy()
         return found
 
