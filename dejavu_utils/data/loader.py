@@ -56,12 +56,19 @@ class NativeLoader:
         """
         for step in range(first_step, len(self)):
             if self._next != (resolution, epoch, step):
+                self.close()
                 plans = functools.partial(self._plans, resolution, epoch, step)
                 self._stream = _batches(self.beton, plans, self.num_workers, self.device, self.by_processes)
             self._next = None  # should it fail
             batch = next(self._stream)
             self._next = (resolution, epoch, step + 1) if step + 1 < len(self) else (resolution, epoch + 1, 0)
             yield batch
+
+    def close(self):
+        """Ends the reading ahead, until the next batch is asked for."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = self._next = None
 
     def _plans(self, resolution, epoch, first_step):
         """Yields the plans of the batches from a step of an epoch on, without end."""
