@@ -20,7 +20,7 @@ import numpy as np
 from dejavu_utils.attack.boxes import Annotations, CropRule, in_words, take_crops
 from dejavu_utils.attack.crop_flags import add_crop_flags, check_crop_flags
 from dejavu_utils.cli import Parser, expanded, positive_int, run
-from dejavu_utils.data.beton import MODES, write_beton
+from dejavu_utils.data.beton import MODES, Encoding, write_beton
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import save_training_images
 from dejavu_utils.errors import InputError
@@ -78,10 +78,7 @@ def main():
             args.write_path,
             Images(listing, indices, crops),
             listing.labels[indices],
-            mode=args.write_mode,
-            smart_threshold=args.smart_threshold,
-            max_resolution=args.max_resolution,
-            jpeg_quality=args.jpeg_quality,
+            Encoding(args.write_mode, args.smart_threshold, args.max_resolution, args.jpeg_quality),
             num_workers=args.num_workers,
             skip_unreadable=args.skip_unreadable,
             on_progress=progress.update,

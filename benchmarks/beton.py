@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from harness import alternate, jpeg, natural_images
 
-from dejavu_utils.data.beton import write_beton
+from dejavu_utils.data.beton import Encoding, write_beton
 from dejavu_utils.imagenet import list_images, load_image
 
 
@@ -57,7 +57,7 @@ class Images:
 
 def ours(path, images, mode, args):
     start = time.perf_counter()
-    write_beton(path, images, np.zeros(len(images)), mode, max_resolution=512, num_workers=args.num_workers)
+    write_beton(path, images, np.zeros(len(images)), Encoding(mode, max_resolution=512), num_workers=args.num_workers)
     return len(images) / (time.perf_counter() - start)
 
 

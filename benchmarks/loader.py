@@ -14,7 +14,7 @@ import torch
 from harness import alternate, natural_images
 
 from dejavu_utils.data import augment
-from dejavu_utils.data.beton import Beton, write_beton
+from dejavu_utils.data.beton import Beton, Encoding, write_beton
 from dejavu_utils.data.ffcv import FfcvLoader, ffcv_is_installed
 from dejavu_utils.data.loader import NativeLoader
 
@@ -34,7 +34,7 @@ def main():
         images = list(natural_images(args.images))
         for mode in ("raw", "jpg"):
             path = Path(folder) / f"{mode}.beton"
-            write_beton(path, images, np.arange(args.images) % 10, mode, num_workers=args.num_workers)
+            write_beton(path, images, np.arange(args.images) % 10, Encoding(mode), num_workers=args.num_workers)
         for mode in ("raw", "jpg"):
             for what, views in (
                 ("whole pipeline", [augment.FIRST_VIEW, augment.SECOND_VIEW]),

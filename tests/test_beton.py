@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from dejavu_utils.data.beton import Beton, shrink, write_beton
+from dejavu_utils.data.beton import Beton, Encoding, shrink, write_beton
 from dejavu_utils.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,9 @@ def test_writes_what_ffcv_writes(theirs, source, tmp_path):
     """Raw: every byte. With JPEGs, whose encoders differ: header, fields, sizes and modes."""
     mode, path, metadata = theirs
     images, labels = source
-    write_beton(tmp_path / "ours.beton", images, labels, mode, max_resolution=512, page_size=2**21, **MODES[mode])
+    write_beton(
+        tmp_path / "ours.beton", images, labels, Encoding(mode, max_resolution=512, **MODES[mode]), page_size=2**21
+    )
     ours, expected = (tmp_path / "ours.beton").read_bytes(), path.read_bytes()
     records = slice(24 + 2 * 1041, 24 + 2 * 1041 + 7 * 24)
     assert ours[: records.start] == expected[: records.start]
@@ -101,7 +103,7 @@ def test_sides_are_truncated_in_floating_point(shape, expected):
 
 def test_bytes_do_not_depend_on_the_number_of_workers(source, tmp_path):
     for workers in (1, 4):
-        write_beton(tmp_path / f"{workers}.beton", *source, "jpg", max_resolution=100, num_workers=workers)
+        write_beton(tmp_path / f"{workers}.beton", *source, Encoding("jpg", max_resolution=100), num_workers=workers)
     assert (tmp_path / "1.beton").read_bytes() == (tmp_path / "4.beton").read_bytes()
 
 

@@ -19,7 +19,7 @@ from dejavu_utils.attack.boxes import read_annotation
 from dejavu_utils.checkpoint import load_checkpoint
 from dejavu_utils.crops import background_crop
 from dejavu_utils.data.augment import View
-from dejavu_utils.data.beton import Beton, write_beton
+from dejavu_utils.data.beton import Beton, Encoding, write_beton
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.loader import NativeLoader, evaluation_batches
 from dejavu_utils.errors import InputError
@@ -211,7 +211,7 @@ def test_any_box_file_gives_boxes_or_its_error(folder, data):
 def beton(folder):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (5 + i, 7, 3), dtype=np.uint8) for i in range(4)]
-    write_beton(folder / "good.beton", images, [0, 1, 2, 1], mode="smart", smart_threshold=130)
+    write_beton(folder / "good.beton", images, [0, 1, 2, 1], Encoding("smart", smart_threshold=130))
     return (folder / "good.beton").read_bytes()
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dejavu_utils.analysis.class_names import read_class_names
-from dejavu_utils.analysis.gallery import save_gallery
+from dejavu_utils.analysis.gallery import Attacked, save_gallery
 from dejavu_utils.analysis.results import read_attack
 from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
 from dejavu_utils.errors import InputError
@@ -118,7 +118,7 @@ def boxes_below(folder, listing):
 def test_page_is_whole_and_self_contained(attacked, tmp_path):
     folder, listing, indices, crops, neighbors = attacked
     path = tmp_path / "attack_gallery.html"
-    save_gallery(path, read_attack(folder), listing, indices, crops, neighbors, boxes_below(folder, listing))
+    save_gallery(path, read_attack(folder), listing, Attacked(indices, crops, neighbors), boxes_below(folder, listing))
     assert path.stat().st_size < 3e6 and [entry.name for entry in tmp_path.iterdir()] == [path.name]
     page = Page(path)
     groups = [example["group"] for example in page.examples]
@@ -154,7 +154,7 @@ def test_same_input_same_page_whatever_the_order_of_rows(attacked, tmp_path):
     order = np.random.default_rng(1).permutation(len(indices))
     for name, rows in (("a", slice(None)), ("b", order)):
         mixed = {model: found[rows] for model, found in neighbors.items()}
-        save_gallery(tmp_path / name, sets, listing, indices[rows], crops[rows], mixed, per_group=2)
+        save_gallery(tmp_path / name, sets, listing, Attacked(indices[rows], crops[rows], mixed), per_group=2)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_read_any_more_is_said(attacked, tmp_path):
         listing.path(index).write_bytes(b"no image")
     boxes_of = boxes_below(copy, listing)
     shutil.rmtree(copy / "boxes")
-    save_gallery(tmp_path / "page.html", sets, listing, indices, crops, neighbors, boxes_of, per_group=1)
+    save_gallery(tmp_path / "page.html", sets, listing, Attacked(indices, crops, neighbors), boxes_of, per_group=1)
     page = Page(tmp_path / "page.html")
     for example in page.examples:
         assert example["images"] == 0 and example["text"].count("cannot be read any more") == 1 + 1 + 1 + 10
@@ -184,7 +184,7 @@ def test_logits_have_no_neighbors_and_classes_may_have_names(attacked, tmp_path)
             shutil.copy(folder / f"{model}_attk_{name}_attk_idxs.npy", tmp_path)
             np.save(tmp_path / f"{model}_attk_{name}_scores.npy", 3.5 * (np.arange(4) == labels))
     names = {listing.classes[0]: "<b>tench</b>"}
-    save_gallery(tmp_path / "page.html", read_attack(tmp_path), listing, indices, crops, class_names=names)
+    save_gallery(tmp_path / "page.html", read_attack(tmp_path), listing, Attacked(indices, crops), class_names=names)
     page = Page(tmp_path / "page.html")
     assert [example["group"] for example in page.examples] == ["correlated"] * 12  # both models are always right
     assert all(example["images"] == 2 and "confidence\n 3.50" in example["text"] for example in page.examples)
@@ -211,7 +211,7 @@ def test_a_browser_shows_every_image_and_asks_for_nothing(attacked, tmp_path):
     folder, listing, indices, crops, neighbors = attacked
     path = tmp_path / "page.html"
     boxes_of = boxes_below(folder, listing)
-    save_gallery(path, read_attack(folder), listing, indices, crops, neighbors, boxes_of, per_group=2)
+    save_gallery(path, read_attack(folder), listing, Attacked(indices, crops, neighbors), boxes_of, per_group=2)
     with browsers.sync_playwright() as playwright:
         found = shutil.which("chromium") or shutil.which("google-chrome")
         try:

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
 from dejavu_utils.data import augment
-from dejavu_utils.data.beton import Beton, write_beton
+from dejavu_utils.data.beton import Beton, Encoding, write_beton
 from dejavu_utils.data.ffcv import FfcvLoader, ffcv_is_installed
 from dejavu_utils.data.loader import NativeLoader, cut_and_resize, evaluation_batches
 from dejavu_utils.errors import InputError
@@ -140,7 +140,7 @@ def test_evaluation_shows_all_images_in_their_order(path):
 
 
 def test_a_broken_image_is_named(path, tmp_path):
-    write_beton(tmp_path / "x.beton", [np.zeros((30, 30, 3), np.uint8)] * 8, np.zeros(8), mode="jpg")
+    write_beton(tmp_path / "x.beton", [np.zeros((30, 30, 3), np.uint8)] * 8, np.zeros(8), Encoding("jpg"))
     data = bytearray((tmp_path / "x.beton").read_bytes())
     start = [match.start() for match in re.finditer(b"\xff\xd8\xff", data)][3]  # where the fourth JPEG begins
     data[start : start + 30] = bytes(30)

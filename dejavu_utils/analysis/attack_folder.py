@@ -8,7 +8,7 @@ import numpy as np
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis import one_model
-from dejavu_utils.analysis.gallery import save_gallery
+from dejavu_utils.analysis.gallery import Attacked, save_gallery
 from dejavu_utils.analysis.instruments import with_scores_beside
 from dejavu_utils.analysis.points import SETS, attack_path
 from dejavu_utils.analysis.results import (
@@ -164,7 +164,8 @@ def write_layer(
         for model in SETS
     }
     gallery = folder / "attack_gallery.html"
-    save_gallery(gallery, sets, listing, attacked, crops, nearest or None, pictures["boxes"], pictures["names"])
+    shown = Attacked(attacked, crops, nearest or None)
+    save_gallery(gallery, sets, listing, shown, pictures["boxes"], pictures["names"])
     results["warnings"] = [*about["warnings"], *left_out, *statistical_warnings(results)]
     save_json(folder / "results.json", results)
     return results

@@ -6,6 +6,7 @@ A page is gallery.html, filled in by a template of its own that extends it.
 import base64
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -51,31 +52,36 @@ _GROUPS = (
 )
 
 
+@dataclass
+class Attacked:
+    """The attacked images of both sets, in any order. indices: int64 (n,), theirs. crops: int (n, 4) of xmin, ymin,
+    xmax, ymax in pixels. neighbors: {"A", "B"} -> image indices of that model's nearest public images, int64 (n, k),
+    nearest first, -1 where its guess is made from class scores; None where all are."""
+
+    indices: np.ndarray
+    crops: np.ndarray
+    neighbors: dict | None = None
+
+
 def save_gallery(
     path: str | Path,
     sets: dict,
     listing: ImageListing,
-    attacked: np.ndarray,
-    crops: np.ndarray,
-    neighbors: dict | None = None,
+    attacked: Attacked,
     boxes_of: Callable | None = None,
     class_names: dict | None = None,
     per_group: int = 12,
 ) -> None:
     """Writes the HTML page: the `per_group` most confident memorized, correlated and misrepresented examples (top-1).
 
-    sets: {"A", "B"} -> AttackedSet, from results.read_attack. listing: imagenet.ImageListing. attacked: int64 (n,),
-    indices of the attacked images of both sets, in any order. crops: int (n, 4) of xmin, ymin, xmax, ymax in pixels, in
-    the order of `attacked`. neighbors: {"A", "B"} -> image indices of that model's nearest public images, int64 (n, k),
-    nearest first, in the order of `attacked`, -1 where its guess is made from class scores; None where all are.
-    boxes_of: image index -> its boxes in pixels, or attack.boxes.Unusable; None draws no boxes. class_names: {class
-    folder: name to show}; folders without one, and all by default, go by the folder's name.
+    sets: {"A", "B"} -> AttackedSet, from results.read_attack. listing: imagenet.ImageListing. boxes_of: image index ->
+    its boxes in pixels, or attack.boxes.Unusable; None draws no boxes. class_names: {class folder: name to show};
+    folders without one, and all by default, go by the folder's name.
 
     Images are JPEG thumbnails in data: URIs; the page loads nothing, and its content security policy forbids it. An
     image that cannot be read any more is named in its place. Definitions: memorization.OUTCOMES.
     """
-    rows = {int(index): row for row, index in enumerate(attacked)}
-    page = _Page(listing, class_names or {}, crops, neighbors, boxes_of)
+    page, neighbors = _Page(listing, class_names or {}, attacked, boxes_of), attacked.neighbors
     groups, total = [], sum(len(attacked_set.idxs) for attacked_set in sets.values())
     for outcome, meaning, order_in_words, order in _GROUPS:
         chosen, count = _most_confident(sets, mem.OUTCOMES.index(outcome), order, per_group)
@@ -86,7 +92,7 @@ def save_gallery(
                 "meaning": meaning,
                 "order": f"the most confident first: by {order_in_words}",
                 "count": count,
-                "examples": [page.example(sets[name], name, row, rows) for name, row in chosen],
+                "examples": [page.example(sets[name], name, row) for name, row in chosen],
             }
         )
     counts = {group["name"]: group["count"] for group in groups}
@@ -143,13 +149,13 @@ def _most_confident(sets, outcome, order, count):
 class _Page:
     """Turns examples into what the template shows."""
 
-    def __init__(self, listing, class_names, crops, neighbors, boxes_of):
-        self.listing, self.class_names, self.crops = listing, class_names, crops
-        self.neighbors, self.boxes_of = neighbors, boxes_of
+    def __init__(self, listing, class_names, attacked, boxes_of):
+        self.listing, self.class_names, self.attacked, self.boxes_of = listing, class_names, attacked, boxes_of
+        self.rows = {int(index): row for row, index in enumerate(attacked.indices)}
 
-    def example(self, attacked_set, name, row, rows):
+    def example(self, attacked_set, name, row):
         index, attack = int(attacked_set.idxs[row]), attacked_set.attack
-        crop = tuple(int(side) for side in self.crops[rows[index]])
+        crop = tuple(int(side) for side in self.attacked.crops[self.rows[index]])
         label = int(attack.labels[row])
         image = readable_image(self.listing, index)
         boxes = self.boxes(index)
@@ -164,7 +170,7 @@ class _Page:
             "rectangles": [("box", _rectangle(box)) for box in boxes or []] + [("crop", _rectangle(crop))],
             "boxes_missing": boxes is None,
             "models": [
-                self.model(role, model, predictions, row, label, rows[index])
+                self.model(role, model, predictions, row, label, self.rows[index])
                 for role, model, predictions in (
                     ("target", name, attack.target),
                     ("reference", other, attack.reference),
@@ -174,7 +180,8 @@ class _Page:
 
     def model(self, role, model, predictions, row, label, attacked_row):
         guess = int(predictions.top[row, 0])
-        nearest = [] if self.neighbors is None else self.neighbors[model][attacked_row][:NEIGHBORS]
+        neighbors = self.attacked.neighbors
+        nearest = [] if neighbors is None else neighbors[model][attacked_row][:NEIGHBORS]
         nearest = [index for index in nearest if index >= 0]
         return {
             "role": role,

@@ -8,7 +8,9 @@ import hashlib
 import io
 import shutil
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,31 +56,46 @@ _RECORD = np.dtype(
 _ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored. mode: raw pixels, jpg, or smart (jpg where the raw pixels need more than smart_threshold
+    bytes; raw where no threshold is given). max_resolution: longest side in pixels, None for no limit. ValueError for
+    another mode."""
+
+    mode: str = "raw"
+    smart_threshold: int | None = None
+    max_resolution: int | None = None
+    jpeg_quality: int = 90
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"write mode {self.mode!r} is not one of {', '.join(MODES)}")
+
+    def encode(self, image: np.ndarray) -> tuple[bool, np.ndarray | bytes]:
+        """uint8 H x W x 3, of the size in which it is stored -> (raw pixels?, the bytes)."""
+        threshold = self.smart_threshold
+        raw = self.mode == "raw" or (self.mode == "smart" and (threshold is None or image.nbytes <= threshold))
+        return raw, np.ascontiguousarray(image) if raw else _encode_jpg(image, self.jpeg_quality)
+
+
 def write_beton(
-    path,
-    images,
-    labels,
-    mode="raw",
-    smart_threshold=None,
-    max_resolution=None,
-    jpeg_quality=90,
-    page_size=DEFAULT_PAGE_SIZE,
-    num_workers=1,
-    skip_unreadable=False,
-    on_progress=lambda count: None,
-):
+    path: str | Path,
+    images: Sequence[np.ndarray],
+    labels: np.ndarray,
+    encoding: Encoding = Encoding(),
+    page_size: int = DEFAULT_PAGE_SIZE,
+    num_workers: int = 1,
+    skip_unreadable: bool = False,
+    on_progress: Callable[[int], object] = lambda count: None,
+) -> dict[int, str]:
     """Writes a .beton, complete or not at all; the bytes depend on the input alone, not on num_workers.
 
     images: sequence whose items are uint8 H x W x 3 RGB arrays; read by `num_workers` threads, a few at a time. One
     that cannot be read raises InputError: it ends the writing, or is left out if skip_unreadable.
-    labels: int (n,). mode: raw pixels, jpg, or smart (jpg where the raw pixels need more than smart_threshold bytes;
-    raw where no threshold is given). max_resolution: longest side in pixels, None for no limit. page_size: bytes, a
-    power of two of at least 2 MiB, doubled until the largest image fits. on_progress: called with the number of images
-    done since the last call. Returns {position in `images`: reason} of those left out. InputError if the disk is too
-    small for the size estimated from the first images.
+    labels: int (n,). page_size: bytes, a power of two of at least 2 MiB, doubled until the largest image fits.
+    on_progress: called with the number of images done since the last call. Returns {position in `images`: reason} of
+    those left out. InputError if the disk is too small for the size estimated from the first images.
     """
-    if mode not in MODES:
-        raise ValueError(f"write mode {mode!r} is not one of {', '.join(MODES)}")
     if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1):
         raise ValueError(f"page size {page_size} is not a power of two of at least {MIN_PAGE_SIZE}")
     records = np.zeros(len(images), _RECORD)
@@ -90,13 +107,12 @@ def write_beton(
 
     def encode(index):
         try:
-            image = shrink(images[index], max_resolution)
+            image = shrink(images[index], encoding.max_resolution)
         except InputError as error:
             return error
         if max(image.shape[:2]) > MAX_SIDE:
             return InputError(f"image {index} is larger than {MAX_SIDE} pixels: give a smaller --max-resolution")
-        raw = mode == "raw" or (mode == "smart" and (smart_threshold is None or image.nbytes <= smart_threshold))
-        return image.shape, raw, np.ascontiguousarray(image) if raw else _encode_jpg(image, jpeg_quality)
+        return image.shape, *encoding.encode(image)
 
     with complete_file(path) as temporary, open(temporary, "wb") as handle:
         for index, encoded in enumerate(_in_order(encode, len(images), num_workers)):

@@ -6,6 +6,7 @@ MoCo v3 share, which takes images of other sizes as each of them publishes it.
 
 import math
 import re
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -61,26 +62,42 @@ def resnet_of_shapes(shapes: dict[str, tuple]) -> tuple[nn.Module, str]:
     return ResNet(block, counts, times, groups, per_group), name + (f"x{times:g}" if times != 1 else "")
 
 
+@dataclass
+class VitShape:
+    """What a vision transformer is made of. patch: side, pixels. tokens: entries of the position table, the class
+    token's first. hidden: width within the MLPs. scaled: each block's outputs have learned factors. registers: extra
+    tokens without a position (DINOv2). swiglu: gated units in place of GELU."""
+
+    width: int
+    depth: int
+    heads: int
+    patch: int
+    tokens: int
+    hidden: int
+    qkv_bias: bool = True
+    scaled: bool = False
+    registers: int = 0
+    swiglu: bool = False
+
+
 class VisionTransformer(nn.Module):
     """The ViT of Dosovitskiy et al. 2021 with a class token; output: that token after the last normalization.
 
-    tokens: entries of the position table, the class token's first. Images of another size than the table's get it by
-    bicubic interpolation: to the grid's size, or (`offset`, DINO's) by a factor of (side + offset) / side of the table.
-    registers: extra tokens without a position (DINOv2). swiglu: gated units in place of GELU.
+    Images of another size than the position table's get it by bicubic interpolation: to the grid's size, or (`offset`,
+    DINO's) by a factor of (side + offset) / side of the table.
     """
 
-    def __init__(
-        self, width, depth, heads, patch, tokens, hidden, qkv_bias=True, scaled=False, registers=0, swiglu=False
-    ):
+    def __init__(self, shape: VitShape) -> None:
         super().__init__()
+        width = shape.width
         self.num_features, self.offset, self.antialias = width, 0.0, False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
-        if registers:
-            self.register_tokens = nn.Parameter(torch.zeros(1, registers, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, shape.tokens, width))
+        if shape.registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, shape.registers, width))
         self.patch_embed = nn.Sequential()
-        self.patch_embed.add_module("proj", nn.Conv2d(3, width, kernel_size=patch, stride=patch))
-        self.blocks = nn.Sequential(*(_Block(width, heads, hidden, qkv_bias, scaled, swiglu) for _ in range(depth)))
+        self.patch_embed.add_module("proj", nn.Conv2d(3, width, kernel_size=shape.patch, stride=shape.patch))
+        self.blocks = nn.Sequential(*(_Block(shape) for _ in range(shape.depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, images):
@@ -108,11 +125,13 @@ class VisionTransformer(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width, heads, hidden, qkv_bias, scaled, swiglu):
+    def __init__(self, shape):
         super().__init__()
+        width = shape.width
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
-        self.attn, self.mlp = _Attention(width, heads, qkv_bias), (_SwiGlu if swiglu else _Mlp)(width, hidden)
-        self.ls1, self.ls2 = (_Scale(width) if scaled else nn.Identity() for _ in range(2))
+        self.attn = _Attention(width, shape.heads, shape.qkv_bias)
+        self.mlp = (_SwiGlu if shape.swiglu else _Mlp)(width, shape.hidden)
+        self.ls1, self.ls2 = (_Scale(width) if shape.scaled else nn.Identity() for _ in range(2))
 
     def forward(self, x):
         x = x + self.ls1(self.attn(self.norm1(x)))
@@ -170,7 +189,7 @@ def vit_of_shapes(shapes: dict[str, tuple], heads: int | None = None) -> tuple[n
     if not heads or width % heads:
         raise ValueError(f"a transformer {width} wide: its weights do not tell the number of heads")
     depth, patch = _count(shapes, r"blocks\.(\d+)\."), shapes["patch_embed.proj.weight"][-1]
-    network = VisionTransformer(
+    shape = VitShape(
         width,
         depth,
         heads,
@@ -182,7 +201,7 @@ def vit_of_shapes(shapes: dict[str, tuple], heads: int | None = None) -> tuple[n
         registers=shapes.get("register_tokens", (0, 0))[1],
         swiglu=swiglu,
     )
-    return network, f"vit_{width}x{depth}_{heads}heads_patch{patch}"
+    return VisionTransformer(shape), f"vit_{width}x{depth}_{heads}heads_patch{patch}"
 
 
 def _count(shapes, pattern):
