@@ -23,8 +23,6 @@ case $LOSS in # what differs from configs/demo_cfg.yaml
   *) echo "demo.sh: error: LOSS=$LOSS: not one of simclr vicreg barlow byol dino supervised" >&2; exit 2 ;;
 esac
 boxed=$((PER_CLASS - PER_CLASS / 10))   # images with a box in one training set and class; the others are in both sets
-every=$(((EPOCHS + SNAPSHOTS - 1) / SNAPSHOTS))
-epochs=$(for i in $(seq "$SNAPSHOTS"); do echo $((i * every < EPOCHS ? i * every : EPOCHS)); done | sort -nu)
 snapshots=$(points projector "$epochs")
 last_backbone=$(points backbone "$EPOCHS")
 read -r _ _ _ _ _ training _ projector last_probe _ <<<"${snapshots##*$'\n'}"

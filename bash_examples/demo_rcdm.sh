@@ -17,7 +17,7 @@ RESPACING=${RESPACING:-50}              # steps of the sampling; ddim25: DDIM
 JUDGE=${JUDGE:-0}                       # 1: train a judge of the classes and let it judge one sample per attacked image
 
 point=$(points projector "$EPOCHS")
-read -r _ _ _ _ _ training _ attack _ rcdm <<<"$point"
+read -r _ _ _ _ _ training _ attack _ rcdm _ <<<"$point"
 attack=$LOGGING_FOLDER/$attack rcdm=$LOGGING_FOLDER/$rcdm
 public=$INDEX_FOLDER/${PER_CLASS}_per_class/public.npy
 cd "$root"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and demo_rcdm.sh: the variables that change the demo, its folders, and training two models at once.
+# Sourced by demo.sh and its followers: the variables that change the demo, its folders, and training two models at once.
 
 DEMO_DIR=${DEMO_DIR:-$root/demo}        # everything is written below it
 SEED=${SEED:-0}                         # of the data and of both trainings
@@ -23,6 +23,9 @@ export IMAGENET_BBOX_ANNOTATIONS=$run/data/boxes
 export INDEX_FOLDER=$run/index
 export BETONS_FOLDER=$run/betons
 export LOGGING_FOLDER=$run/$settings
+every=$(((EPOCHS + SNAPSHOTS - 1) / SNAPSHOTS)) # epochs from snapshot to snapshot
+# shellcheck disable=SC2034
+epochs=$(for i in $(seq "$SNAPSHOTS"); do echo $((i * every < EPOCHS ? i * every : EPOCHS)); done | sort -nu)
 # shellcheck disable=SC2034
 model=$LOSS                             # as file and folder names have it
 

@@ -2,8 +2,8 @@
 
 The words: sweep, parameter and its value (- where epochs or sizes vary), images per class, epoch, folder of the
 trainings without _A and _B, kind of attack, folder of the attack, folder of the linear probe (- where there is none),
-folder of the reconstruction models without _A and _B. Folders are below the model's. Reads the variables that sweep.sh
-explains; errors begin with SWEEP_SCRIPT, the script that was called.
+folder of the reconstruction models without _A and _B, folder of the label-free scores. Folders are below the model's.
+Reads the variables that sweep.sh explains; errors begin with SWEEP_SCRIPT, the script that was called.
 
     SWEEP=epochs MODEL=simclr LOSS=simclr DATASET=50 EPOCHS="300 600" EPOCH=600 ATTACKS=projector \\
         python bash_examples/points.py
@@ -61,7 +61,16 @@ def lines_of(name, kinds):
         parameter = (sweep.param, value) if sweep.param else ("-", "-")
         probe = point.probe if sweep.own_models else "-"
         for kind in kinds:
-            of_point = (point.per_class, point.epoch, point.training, kind, point.attack(kind), probe, point.rcdm)
+            of_point = (
+                point.per_class,
+                point.epoch,
+                point.training,
+                kind,
+                point.attack(kind),
+                probe,
+                point.rcdm,
+                point.sslmem,
+            )
             yield " ".join((name, *parameter, *of_point))
 
 

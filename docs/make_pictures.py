@@ -1,13 +1,16 @@
-"""Draws the README's pictures from a finished demo (demo_accuracy.png is a figure of it): crops.png and
-augmented_pairs.png, and after bash_examples/demo_rcdm.sh reconstructions.png.
+"""Draws the documentation's pictures from a finished demo (demo_accuracy.png is a figure of it): crops.png and
+augmented_pairs.png, after bash_examples/demo_sslmem.sh label_free_{epochs,margin,images}.png, of which the first two
+are figures of it, and after bash_examples/demo_rcdm.sh reconstructions.png.
 
 python docs/make_pictures.py demo/seed0
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -32,6 +35,11 @@ def main():
     draw_crops(listing, chosen, run / "data" / "boxes").savefig(ROOT / "docs" / "crops.png")
     draw_pairs(Beton(run / "betons" / "50_per_class_A.beton")).savefig(ROOT / "docs" / "augmented_pairs.png")
     logging_folder = run / "simclr_600epochs"
+    scores = logging_folder / "sslmem_sweeps" / "sslmem_simclr_50pc_600ep"
+    if scores.is_dir():
+        shutil.copy(logging_folder / "plot" / "score_sslmem_top1.png", ROOT / "docs" / "label_free_epochs.png")
+        shutil.copy(scores / "sslmem_margin_projector.png", ROOT / "docs" / "label_free_margin.png")
+        draw_memorized(listing, scores).savefig(ROOT / "docs" / "label_free_images.png")
     if (logging_folder / "RCDM").is_dir():
         save_figure(ROOT / "docs" / "reconstructions.png", draw_reconstructions(logging_folder))
 
@@ -62,6 +70,17 @@ def draw_pairs(beton):
     for row, view in enumerate(pairs):
         for column, image in enumerate(view):
             axes[row, column].imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy())
+    return figure
+
+
+def draw_memorized(listing, folder):
+    """The images of set A with the greatest SSLMem of the projector above, those with the least below."""
+    table = pd.read_csv(folder / "sslmem_A.csv").sort_values("projector_sslmem", ascending=False)
+    figure, axes = grid(2)
+    for row, chosen in enumerate((table.head(COLUMNS), table.tail(COLUMNS)[::-1])):
+        for column, (index, score) in enumerate(zip(chosen["index"], chosen["projector_sslmem"])):
+            axes[row, column].imshow(load_image(listing.path(index)))
+            axes[row, column].set_title(f"{score:+.2f}".replace("-", "\N{MINUS SIGN}"), fontsize=8)
     return figure
 
 

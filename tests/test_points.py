@@ -6,7 +6,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-from dejavu_utils.analysis.points import ATTACK_PREFIX, SWEEPS, fraction_digits, sweep_points
+from dejavu_utils.analysis.points import ATTACK_PREFIX, SWEEPS, fraction_digits, sslmem_beside, sweep_points
 
 
 def test_the_shell_scripts_read_points_without_loading_torch_or_pandas():
@@ -38,13 +38,21 @@ def found(folder, name, values, expected):
     assert [value for value, _ in sweep_points(folder / "attack_sweeps", template, SWEEPS[name].value)] == expected
 
 
+def test_label_free_scores_lie_beside_each_kind_of_attack(tmp_path):
+    point = SWEEPS["epochs"].at(50, "simclr", per_class=300)
+    for kind in ("projector", "backbone", "corner_crop"):
+        assert sslmem_beside(tmp_path / point.attack(kind)) == tmp_path / point.sslmem
+    assert sslmem_beside(tmp_path / "attack") is None
+
+
 def test_published_names_of_one_point():
     point = SWEEPS["epochs"].at(50, "simclr_rn50", per_class=300)
-    assert (point.training, point.attack("logits"), point.probe, point.rcdm) == (
+    assert (point.training, point.attack("logits"), point.probe, point.rcdm, point.sslmem) == (
         "simclr_rn50_dssweep_300pc",
         "attack_sweeps_w_linear_layer_activations/NN_attk_simclr_rn50_300pc_50ep",
         "lin_probe_sweeps_with_aug/lp_simclr_rn50_300pc_50ep",
         "RCDM/rcdm_simclr_rn50_50ep_300pc",
+        "sslmem_sweeps/sslmem_simclr_rn50_300pc_50ep",
     )
     assert SWEEPS["temperature"].at(".15", "simclr", 100, 1000).training == "simclr_tempsweep_p15"
     assert SWEEPS["sim_coeff"].at("25", "vicreg", 100, 1000).attack("backbone").endswith("NN_attk_vicreg_sim25_1000ep")
