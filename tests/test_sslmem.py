@@ -1,8 +1,10 @@
 """sslmem.py: values against an independent implementation, planted units, and the script as a user runs it."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from unittest import mock
 
 import numpy as np
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 import stages
 import torch
-from helpers import assert_one_line_error, flags, run_here
+from helpers import ROOT, assert_one_line_error, flags, run_here
 from PIL import Image
 from test_gallery import Page, thumbnails
 
@@ -351,3 +353,19 @@ def test_less_control_takes_away_what_one_model_aligns_better_everywhere():
     one = sslmem.weighted_means((1, scores))
     assert one == pytest.approx(sslmem.mean_estimate(scores))
     assert sslmem.weighted_means((0.5, np.zeros(5)), (0.5, np.zeros(5))) == {"value": 0, "low": 0, "high": 0}
+
+
+@pytest.mark.slow
+def test_the_demo_is_memorized_by_both_instruments(tmp_path):
+    for script in ("demo.sh", "demo_sslmem.sh"):
+        environment = {**os.environ, "DEMO_DIR": str(tmp_path), "SNAPSHOTS": "1"}
+        result = subprocess.run(
+            ["bash", ROOT / "bash_examples" / script], env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr
+    (path,) = tmp_path.glob("seed0/*/sslmem_sweeps/*/results.json")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    for layer in ("backbone", "projector.0", "projector"):
+        assert results["both"][layer]["low"] > 0 and abs(results["control"][layer]["value"]) < 0.02
+        for name in "AB":
+            assert results["sets"][name]["layers"][layer]["less_control"]["low"] > 0

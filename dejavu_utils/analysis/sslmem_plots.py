@@ -33,6 +33,7 @@ def save_outcome_figures(path: str | Path, frame: pd.DataFrame, top_k: int) -> N
 
     def draw(axes):
         _draw_means(axes, means, outcomes)
+        axes.tick_params(axis="x", labelsize=6)  # the words are long
         axes.set_xlabel(f"outcome of the attack (top-{top_k})")
 
     _save(path, draw)
@@ -55,6 +56,7 @@ def save_epoch_figures(path: str | Path, frame: pd.DataFrame, x: str, top_k: int
         axes.axhline(0, color="0.6", linewidth=0.7, zorder=0)
         axes.set_xticks(sorted(frame[x].unique()))
         axes.set_xlabel(x_label or X_LABELS[x])
+        axes.set_ylabel("déjà vu score, mean SSLMem")
         axes.legend(frameon=False, fontsize=6.5)
 
     _save(path, draw)
