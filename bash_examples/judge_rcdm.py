@@ -26,7 +26,7 @@ from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import MEAN, STD
-from dejavu_utils.networks.loading import load_model
+from dejavu_utils.networks.loading import load_network
 from dejavu_utils.progress import Progress
 from dejavu_utils.reconstruction.diffusion import Diffusion
 from dejavu_utils.reconstruction.pictures import image_transform
@@ -92,7 +92,7 @@ class Judge:
     """A supervised network: float (n, 3, s, s) in [0, 1] -> the class it sees in each, int64 (n,)."""
 
     def __init__(self, path, device):
-        self.network, self.device = load_model(path, "--judge_pth").to(device), device
+        self.network, self.device = load_network(path, "--judge_pth").to(device), device
         if self.network.loss != "supervised":
             raise InputError(f"--judge_pth {path}: is no supervised model")
 

@@ -35,7 +35,7 @@ from dejavu_utils.data.loader import cut_and_resize
 from dejavu_utils.imagenet import MEAN, STD, list_images, load_image
 from dejavu_utils.launch import StopSignal
 from dejavu_utils.models import SSLNetwork
-from dejavu_utils.networks.loading import load_model
+from dejavu_utils.networks.loading import load_network
 from dejavu_utils.randomness import uniforms
 
 CLASSES = 10
@@ -125,7 +125,7 @@ class Ours:
     def __init__(self, options, device):
         listing = list_images(options.imgnet_train_pth)
         self.indices, self.val = (np.load(path) for path in (options.train_idx_pth, options.val_idx_pth))
-        network = load_model(options.model_pth)
+        network = load_network(options.model_pth)
         parts = (options, network, "backbone", listing, self.indices, self.val, device, StopSignal())
         self.run = lin_probe.ProbeRun(*parts)
 
@@ -144,7 +144,7 @@ class Published:
         self.options, self.device, self.epoch = options, device, 0
         self.listing = list_images(options.imgnet_train_pth)
         train, val = (np.load(path) for path in (options.train_idx_pth, options.val_idx_pth))
-        self.network = load_model(options.model_pth).to(device)
+        self.network = load_network(options.model_pth).to(device)
         torch.manual_seed(options.seed)
         self.classifier = torch.nn.Linear(512, CLASSES).to(device)
         self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=options.start_lr, momentum=0.9)

@@ -157,7 +157,7 @@ def test_the_partition_counts_and_keeps_near_copies(tree):
     counts = json.loads((tree / "index" / "partition.json").read_text())["near_copies"]["4_per_class"]
     assert counts["A-B"] == 1 and counts["images of bbox_A with a near-copy in train_B or public"] == 1
     listing, folder = list_images(tree / "images"), tree / "index" / "4_per_class"
-    copies = dup.near_copies_of(folder / "bbox_A.npy", listing)
+    copies = dup.load_near_copies(tree / "index" / dup.FILE, listing)
     attacked, public = np.load(folder / "bbox_A.npy"), np.load(folder / "public.npy")
     near = attacked[dup.with_near_copy(copies, attacked, public)]
     assert [listing.paths[index] for index in near] == ["c0/c0_00.JPEG"]
@@ -167,7 +167,7 @@ def test_the_partition_counts_and_keeps_near_copies(tree):
     text = partition(tree)  # another file under the same name
     assert "near-copies of " not in text.replace("pairs of near-copies", "") and "A-public 0" in text
     (tree / "images" / "c2" / "c2_10.JPEG").unlink()
-    assert dup.near_copies_of(folder / "bbox_A.npy", list_images(tree / "images")) is None
+    assert dup.load_near_copies(tree / "index" / dup.FILE, list_images(tree / "images")) is None
 
 
 def test_a_killed_search_resumes(tree, monkeypatch):

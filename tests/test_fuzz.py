@@ -24,7 +24,7 @@ from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.loader import NativeLoader, evaluation_batches
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing, load_image
-from dejavu_utils.networks.loading import load_model
+from dejavu_utils.networks.loading import load_network
 
 FUZZ = int(os.environ.get("FUZZ", "1"))
 
@@ -316,7 +316,7 @@ def test_any_checkpoint_is_read_or_refused_and_runs_nothing(folder, small_checkp
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in small_checkpoint.items():
             archive.writestr(name, data.draw(damaged(content)) if name.endswith("data.pkl") else content)
-    for load in (load_checkpoint, load_model):
+    for load in (load_checkpoint, load_network):
         try:
             load(path, "--model_pth")
         except InputError as error:
@@ -336,4 +336,4 @@ def test_any_content_of_a_checkpoint_is_refused(folder, model, settings_of_it, c
     path = folder / "odd.pth"
     torch.save({"model": model, "settings": settings_of_it, "num_classes": classes}, path)
     with pytest.raises(InputError):
-        load_model(path, "--model_pth")
+        load_network(path, "--model_pth")

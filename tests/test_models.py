@@ -11,7 +11,7 @@ from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.errors import InputError
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.inference import prepared_for_inference
-from dejavu_utils.networks.loading import load_model
+from dejavu_utils.networks.loading import load_network
 from dejavu_utils.training.networks import Probes, check_arch
 
 SHAPES = json.loads((Path(__file__).parent / "data" / "state_dict_shapes.json").read_text())
@@ -58,7 +58,7 @@ def test_published_checkpoints_are_rebuilt_from_names_and_shapes(tmp_path, loss,
     network = SSLNetwork("resnet18", "64-48-32", loss, classes).eval()
     state = with_prefix(network.state_dict())
     save_checkpoint(tmp_path / "model.pth", state if bare else {"epoch": 3, "model": state})
-    loaded = load_model(tmp_path / "model.pth")
+    loaded = load_network(tmp_path / "model.pth")
     assert (loaded.arch, loaded.mlp, loaded.num_classes) == ("resnet18", "64-48-32", classes)
     assert not loaded.training
     images = torch.randn(2, 3, 32, 32)
@@ -90,7 +90,7 @@ def test_probes_send_no_gradient_to_the_network():
     "content, reason",
     [
         (b"not a checkpoint", "not a checkpoint that can be read"),
-        ({"model": {"module.net.conv1.weight": torch.zeros(1)}}, "no torchvision resnet or vgg"),
+        ({"model": {"module.net.conv1.weight": torch.zeros(1)}}, "expected one torchvision resnet or vgg"),
         ([1, 2], "holds a list"),
     ],
 )
@@ -98,7 +98,7 @@ def test_other_files_are_named_with_the_reason(tmp_path, content, reason):
     path = tmp_path / "model.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(InputError, match=f"--model_A_pth {path}.*{reason}"):
-        load_model(path, "--model_A_pth")
+        load_network(path, "--model_A_pth")
 
 
 def test_weights_are_loaded_strictly(tmp_path):
@@ -106,7 +106,7 @@ def test_weights_are_loaded_strictly(tmp_path):
     del state["module.projector.0.0.bias"]
     torch.save({"model": state}, tmp_path / "model.pth")
     with pytest.raises(InputError, match="projector.0.0.bias"):
-        load_model(tmp_path / "model.pth")
+        load_network(tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "vgg11_bn"])

@@ -29,7 +29,7 @@ from dejavu_utils.data.images import IndexedImages, evaluation_transform
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.models import SSLNetwork
-from dejavu_utils.networks.loading import load_model
+from dejavu_utils.networks.loading import load_network
 
 CROPS = str(CropRule(min_px=10))
 SETTINGS = {
@@ -112,7 +112,7 @@ def test_files_have_the_names_that_plots_and_gallery_read(data, attacked):
         probabilities = []
         for seed in "01":
             with torch.no_grad():
-                logits = load_model(folder / f"{other}{seed}.pth").embed(batch, "logits")
+                logits = load_network(folder / f"{other}{seed}.pth").embed(batch, "logits")
             probabilities.append(torch.softmax(logits, dim=1))
         expected = torch.log(sum(probabilities) / 2)
         scores = np.load(out / f"{other}_attk_{name}_scores.npy")

@@ -22,7 +22,7 @@ from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.data.images import IndexedImages, evaluation_transform
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.imagenet import list_images
-from dejavu_utils.networks.loading import load_model
+from dejavu_utils.networks.loading import load_network
 
 MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3", PRECISION="fp32")
 
@@ -139,7 +139,7 @@ def test_demo_measures_memorization_against_the_known_answer(tmp_path):
 
 def whole_image_accuracy(model_path, run, k=10):
     """Accuracy of the vote of a public image's k nearest other public images, by the backbone."""
-    network = load_model(model_path)
+    network = load_network(model_path)
     listing = list_images(run / "data" / "images")
     public = load_indices(run / "index" / "50_per_class" / "public.npy", "public", listing)
     images = DataLoader(IndexedImages(listing, public, evaluation_transform(32)), batch_size=128)

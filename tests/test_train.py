@@ -17,7 +17,7 @@ import train_SSL
 from dejavu_utils import launch
 from dejavu_utils.data.beton import write_beton
 from dejavu_utils.models import HEADS
-from dejavu_utils.networks.loading import load_model
+from dejavu_utils.networks.loading import load_network
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import Method
 from dejavu_utils.training.settings import Settings
@@ -108,7 +108,7 @@ def test_files_and_log(whole_run):
 
 
 def test_checkpoint_rebuilds_the_network(whole_run):
-    network = load_model(whole_run / "model_ep4.pth")
+    network = load_network(whole_run / "model_ep4.pth")
     assert (network.arch, network.mlp, network.loss, network.num_classes) == ("resnet18", "32-16", "vicreg", 6)
     final = weights(whole_run)
     assert all(torch.equal(final[f"module.{k}"], v) for k, v in network.state_dict().items())
@@ -199,7 +199,7 @@ def test_stopped_by_signals_within_epochs_and_continued_equals_uninterrupted(bet
 def test_checkpoints_of_other_losses_load_and_resume(betons, tmp_path, loss):
     result = run(command(betons, tmp_path, training__loss=loss, training__epochs=2))
     assert result.returncode == 0, result.stderr
-    assert load_model(tmp_path / "model_ep2.pth").loss == loss
+    assert load_network(tmp_path / "model_ep2.pth").loss == loss
     kept = torch.load(tmp_path / "model.pth", weights_only=True)["objective"]
     assert set(kept) == {"byol": {"teacher"}, "mocov3": {"teacher"}, "dino": {"teacher", "center"}}.get(loss, set())
 
@@ -229,7 +229,7 @@ def test_a_checkpoint_of_before_is_resumed_and_attacked(betons, whole_run, tmp_p
     before["settings"] = {key: value for key, value in saved["settings"].items() if key.split(".")[0] in known}
     assert len(before["settings"]) < len(saved["settings"])
     torch.save(before, tmp_path / "model.pth")
-    assert load_model(tmp_path / "model.pth").loss == "vicreg"
+    assert load_network(tmp_path / "model.pth").loss == "vicreg"
     train_here(Settings.from_flat(train_SSL.read_settings(command(betons, tmp_path)[2:])[0]))
     expected = weights(whole_run)
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
@@ -268,7 +268,7 @@ def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
             (tmp_path / "parts").mkdir()
             shutil.copy(tmp_path / "whole" / "model_ep1.pth", tmp_path / "parts" / "model.pth")
         train_here(settings)
-    assert load_model(tmp_path / "parts" / "model_ep2.pth").agreement.out_features == 16
+    assert load_network(tmp_path / "parts" / "model_ep2.pth").agreement.out_features == 16
     expected = weights(tmp_path / "whole")
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "parts").items())
     states = [torch.load(tmp_path / n / "model.pth", weights_only=True)["objective"] for n in ("whole", "parts")]
@@ -556,4 +556,4 @@ def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatc
     assert not (tmp_path / "run" / "model.pth").exists()
     with kept_signals():
         submitted["jobs"][-1].result()
-    assert load_model(tmp_path / "run" / "model_ep2.pth").arch == "resnet18"
+    assert load_network(tmp_path / "run" / "model_ep2.pth").arch == "resnet18"

@@ -97,7 +97,7 @@ def save_gallery(
         )
     counts = {group["name"]: group["count"] for group in groups}
     groups[0]["by_chance"] = memorized_by_chance(counts["memorized"], counts["misrepresented"], total)
-    legend = [("crop", "light blue, solid: the crop that both models see")]
+    legend: list[tuple[str | None, str]] = [("crop", "light blue, solid: the crop that both models see")]
     if boxes_of is not None:
         legend.insert(0, ("box", "orange, dashed: a box around an object, hidden from the models"))
     if neighbors is not None:

@@ -27,7 +27,7 @@ class Origin:
 
     @classmethod
     def of(cls, network):
-        """Of a network that models.load_model gave, before it is prepared for inference."""
+        """Of a network that loading.load_network gave, before it is prepared for inference."""
         about = network.about
         images = TrainingImages.of_plain(about["train_images"])
         return cls(digest(*network.state_dict().values()), about["epoch"], about["settings"], images)

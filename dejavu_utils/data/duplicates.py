@@ -8,7 +8,6 @@ import itertools
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -217,9 +216,3 @@ def load_near_copies(path, listing, key=None):
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     return None
-
-
-def near_copies_of(index_path, listing):
-    """The NearCopies that imagenet_partition.py has left with an index file (beside it or one folder up), or None."""
-    parents = Path(index_path).resolve().parents
-    return next((c for p in parents[:2] if (c := load_near_copies(p / FILE, listing)) is not None), None)

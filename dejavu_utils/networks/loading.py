@@ -68,14 +68,16 @@ def existing_model(model: str, flag: str, args: argparse.Namespace) -> None:
         existing_or_awaited_file(file_of(model), flag, args)
 
 
-def load_network(model: str, flag: str = "--model_pth", arch: str | None = None, arch_flag: str = "--arch") -> Network:
+def load_network(
+    model: str | Path, flag: str = "--model_pth", arch: str | None = None, arch_flag: str = "--arch"
+) -> Network:
     """The network of a checkpoint, in eval mode on the CPU, its weights loaded strictly; `notes` says what it is.
 
     model: a file; "timm:NAME" or "torchvision:NAME", their pretrained weights from their caches, else downloaded; or
     one of these with "@FILE". arch: for files that do not tell, a name of LAYOUTS, or of timm or torchvision (with that
     word and a colon before it, or not); arch_flag: its name. InputError names the flag, and says what is missing.
     """
-    what = f"{flag} {model}"
+    model, what = str(model), f"{flag} {model}"
     if is_named(model):
         if arch:
             raise InputError(f"{what}: names its network; leave {arch_flag} out")
@@ -237,22 +239,6 @@ def _assembled(net, classifier, width, preprocessing, arch, left_out=()):
         network.fc, network.num_classes, network.loss = module, last.out_features, "supervised"
     network.notes = describe(network, f"taken as {arch}", left_out)
     return network.eval()
-
-
-def load_model(path: str | Path, flag: str = "--model_pth") -> SSLNetwork:
-    """The network of a checkpoint of train_SSL.py, in eval mode on the CPU, its weights loaded strictly.
-
-    Built from the settings in the checkpoint; one without them (published, or a bare state dict) from the names and
-    shapes of its weights. InputError names the flag for a file that does not hold such a network.
-    """
-    checkpoint = load_checkpoint(path, flag, read_weights)
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{flag} {path}: holds a {type(checkpoint).__name__}, expected a checkpoint of train_SSL.py")
-    try:
-        return network_of(checkpoint.get("model", checkpoint), checkpoint)
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = one_line(error)
-        raise InputError(f"{flag} {path}: does not hold the network it describes: {reason}") from None
 
 
 def network_of(state: dict, checkpoint: dict) -> SSLNetwork:
