@@ -114,15 +114,14 @@ HEADS = {
     "mocov3": ("predictor", _predictor),
 }
 LOSSES = tuple(HEADS)
-OWN_HEAD = tuple(loss for loss, head in HEADS.items() if head)
 
 
 class Network(nn.Module):
     """Backbone `net`, `projector` (its children are its layers) and, where there are class scores, `fc` behind them.
 
-    arch, mlp, loss: names of what they are, or None. preprocessing: how images are shown to it. notes: what is to be
-    said about where it comes from. about: what its checkpoint says of the training, {name of ABOUT: value or None}.
-    Layers by name: `layer_names`, each also with L2 behind it.
+    arch, mlp, loss: names of what they are, or None, where its checkpoint does not say. preprocessing: how images are
+    shown to it. notes: what is to be said about where it comes from. about: what its checkpoint says of the training,
+    {name of ABOUT: value or None}. Layers by name: `layer_names`, each also with L2 behind it.
     """
 
     net: Any
@@ -148,6 +147,13 @@ class Network(nn.Module):
         for layer in self.projector:
             outputs.append(layer(outputs[-1]))
         return outputs
+
+    def losses(self) -> tuple[str, ...]:
+        """The loss that it was trained with, or, where its checkpoint does not say, all those that add its heads."""
+        if self.loss:
+            return (self.loss,)
+        own = {name for name, _ in filter(None, HEADS.values()) if hasattr(self, name)}
+        return tuple(loss for loss, head in HEADS.items() if own == ({head[0]} if head else set()))
 
     def layer_widths(self) -> list[int]:
         """Widths of what `forward` returns."""

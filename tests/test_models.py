@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dejavu_utils.attack.identity import check_alike
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.errors import InputError
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.inference import prepared_for_inference
-from dejavu_utils.networks.loading import load_network
+from dejavu_utils.networks.loading import check_typed, load_network
 from dejavu_utils.training.networks import Probes, check_arch
 
 SHAPES = json.loads((Path(__file__).parent / "data" / "state_dict_shapes.json").read_text())
@@ -66,6 +67,23 @@ def test_published_checkpoints_are_rebuilt_from_names_and_shapes(tmp_path, loss,
         embedded = loaded.embed(images, layer)
         assert torch.equal(embedded, network.embed(images, layer))
         assert embedded.shape == (2, loaded.width(layer))
+
+
+def test_networks_of_several_losses_are_taken_as_any_of_them(tmp_path):
+    """BYOL and MoCo v3 train the same network: its names and shapes do not tell which it was."""
+    for loss, others in (("mocov3", ("byol", "mocov3")), ("simclr", ("vicreg", "simclr", "dino"))):
+        network = SSLNetwork("resnet18", "32-16", loss).eval()
+        save_checkpoint(tmp_path / f"{loss}.pth", {"model": with_prefix(network.state_dict())})
+        bare = load_network(tmp_path / f"{loss}.pth")
+        assert bare.losses() == others and network.losses() == (loss,)
+        for typed in others:
+            check_typed(bare, "x.pth", loss=typed)
+        with pytest.raises(InputError, match=f"--loss barlow: x.pth holds {' or '.join(others)};"):
+            check_typed(bare, "x.pth", loss="barlow")
+        check_alike({"A": network, "B": bare}, {"A": "--a a.pth", "B": "--b b.pth"})
+        third = SSLNetwork("resnet18", "32-16", "barlow").eval()
+        with pytest.raises(InputError, match="--b b.pth: is a .*barlow.*, --a a "):
+            check_alike({"A": bare, "B": third}, {"A": "--a a.pth", "B": "--b b.pth"})
 
 
 @pytest.mark.parametrize(

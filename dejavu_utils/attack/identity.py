@@ -8,7 +8,6 @@ import numpy as np
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest
-from dejavu_utils.models import OWN_HEAD
 
 # Settings in which the two trainings may differ: they do not change what a model could learn.
 MAY_DIFFER = ("data.", "logging.", "dist.", "validation.", "training.eval_", "training.train_probes_only")
@@ -48,9 +47,9 @@ def check_disjoint(sets, public):
 
 def check_alike(networks, where):
     """InputError unless two networks are of one kind. networks: {"A": Network, "B": ...}. where: as below."""
-    kinds = [(n.arch, n.mlp, n.loss, str(n.preprocessing)) for n in networks.values()]
-    # A checkpoint without settings does not say which loss it is of, if the loss has no head of its own.
-    if any(a != b for a, b in zip(*kinds) if None not in (a, b) or {a, b} & set(OWN_HEAD)):
+    kinds = [(n.arch, n.mlp, str(n.preprocessing), " or ".join(n.losses())) for n in networks.values()]
+    one, other = (set(n.losses()) for n in networks.values())
+    if not one & other or any(a != b for a, b in zip(*(kind[:3] for kind in kinds)) if None not in (a, b)):
         raise InputError(
             f"{where['B']}: is a {kinds[1]}, {where['A'].partition(' ')[0]} a {kinds[0]}; the test compares two models "
             "that were trained the same way"

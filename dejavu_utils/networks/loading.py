@@ -16,7 +16,6 @@ from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import Preprocessing
 from dejavu_utils.models import (
     ABOUT,
-    OWN_HEAD,
     Network,
     SSLNetwork,
     classifier_name,
@@ -103,10 +102,11 @@ def check_typed(
 ) -> None:
     """InputError if a flag that the user typed contradicts the network of the checkpoint `where` (flag and path).
 
-    The loss of a checkpoint without settings is known only where the loss adds a head of its own. prefix: of the flag
-    of the loss ("ssl_").
+    Of a checkpoint without settings any loss is taken that trains such a network. prefix: of the flag of the loss
+    ("ssl_").
     """
-    known = network.loss or (loss if loss not in OWN_HEAD else "one without a head of its own")
+    losses = network.losses()
+    known = loss if loss in losses else " or ".join(losses)
     for flag, typed, found in (
         ("--mlp", mlp and "-".join(map(str, mlp_widths(mlp, "--mlp"))), network.mlp),
         (f"--{prefix}loss", loss, known),
@@ -259,11 +259,15 @@ def _network_from_shapes(shapes):
     arch = arch_of_shapes(backbone, fc)
     projector = [(name, s[0]) for name, s in shapes.items() if name.startswith("projector.") and len(s) == 2]
     mlp = "-".join(str(width) for _, width in projector)
-    loss, num_classes = None, None  # VICReg and SimCLR train the same network
+    loss, num_classes = None, None
     if "bn.running_mean" in shapes:
         loss = "barlow"
     elif any(name.startswith("predictor.") for name in shapes):
         loss = "byol"
     elif "fc.2.weight" in shapes:
         loss, num_classes = "supervised", shapes["fc.2.weight"][0]
-    return SSLNetwork(arch, mlp or "1", loss, num_classes, fc=fc, remove_head=not projector)
+    network = SSLNetwork(arch, mlp or "1", loss, num_classes, fc=fc, remove_head=not projector)
+    network.loss = None  # its heads do not tell it: VICReg and SimCLR train the same network, BYOL and MoCo v3 another
+    if len(network.losses()) == 1:
+        network.loss = loss
+    return network
