@@ -39,7 +39,7 @@ def main():
     if scores.is_dir():
         shutil.copy(logging_folder / "plot" / "score_sslmem_top1.png", ROOT / "docs" / "label_free_epochs.png")
         shutil.copy(scores / "sslmem_margin_projector.png", ROOT / "docs" / "label_free_margin.png")
-        draw_memorized(listing, scores).savefig(ROOT / "docs" / "label_free_images.png")
+        draw_memorized(listing, scores).savefig(ROOT / "docs" / "label_free_images.png", dpi=70)
     if (logging_folder / "RCDM").is_dir():
         save_figure(ROOT / "docs" / "reconstructions.png", draw_reconstructions(logging_folder))
 

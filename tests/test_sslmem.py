@@ -131,6 +131,10 @@ def test_rank_correlation_with_the_attack_on_the_same_images(done, finished_stag
         assert np.allclose(scores["attack_margin"].dropna(), margin)
         for layer in LAYERS:
             found = results["attack"][name][layer]["overall"]
+            for which in ("target", "reference"):
+                share = results["attack"][name][layer][f"{which}_share"]["value"]
+                both = pd.concat([scores[f"{layer}_sslmem"], attacked[f"{which}_vote_share"]], axis=1).dropna()
+                assert share == pytest.approx(both.corr(method="spearman").iloc[0, 1])
             outcomes = results["attack"][name][layer]["outcomes"]
             for outcome, of in outcomes.items():
                 chosen = scores[f"{layer}_sslmem"][attacked.index[attacked["share"] == outcome]]

@@ -20,18 +20,21 @@ def scores(table: pd.DataFrame, layer: str) -> np.ndarray:
 
 
 def read_margins(folder: str | Path, flag: str) -> dict[str, pd.DataFrame]:
-    """{"A": DataFrame of path, margin and outcome by image index, "B": ...} of an attack's folder.
+    """{"A": DataFrame by image index, "B": ...} of an attack's folder: path, outcome, target_share, reference_share,
+    margin.
 
-    margin: the true label's share of the votes, target - reference. InputError, which names the flag, for a folder that
-    holds none.
+    The shares are those of the votes that the true label got from either model, margin is target - reference.
+    InputError, which names the flag, for a folder that holds none.
     """
     found = {}
     for name in SETS:
         path = Path(folder) / f"attack_{name}.csv"
         try:
             table = pd.read_csv(path).set_index("index")
-            margin = table["target_vote_share"] - table["reference_vote_share"]
-            found[name] = pd.DataFrame({"path": table["path"], "margin": margin, "outcome": table["share"]}).dropna()
+            columns = {"path": table["path"], "outcome": table["share"]}
+            columns |= {f"{model}_share": table[f"{model}_vote_share"] for model in ("target", "reference")}
+            columns["margin"] = columns["target_share"] - columns["reference_share"]
+            found[name] = pd.DataFrame(columns).dropna()
         except FileNotFoundError:
             raise InputError(f"{flag}: {path}: no such file; label_inference_attack.py writes it") from None
         except (OSError, KeyError, ValueError, TypeError) as error:
@@ -40,8 +43,9 @@ def read_margins(folder: str | Path, flag: str) -> dict[str, pd.DataFrame]:
 
 
 def with_margins(table: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
-    """A table of sslmem_{set}.csv with margin and outcome of each image, empty where it was not attacked."""
-    return _joined(table, margins.rename(columns={"margin": "attack_margin", "outcome": "attack_outcome"}))
+    """A table of sslmem_{set}.csv with columns attack_{outcome,target_share,reference_share,margin} of `read_margins`,
+    empty where an image was not attacked."""
+    return _joined(table, margins.rename(columns=lambda column: column if column == "path" else f"attack_{column}"))
 
 
 def about_other_images(paths: dict[int, str], table: pd.DataFrame) -> bool:
@@ -130,10 +134,12 @@ def margins_and_scores(table: pd.DataFrame, layer: str) -> tuple[np.ndarray, np.
 
 
 def correlations(table: pd.DataFrame, layers: list[str]) -> dict:
-    """{layer: {"overall", "within_classes": rank correlation of SSLMem and margin, "outcomes": mean SSLMem of each}}.
+    """{layer: rank correlations of SSLMem with what the attack found, and "outcomes": mean SSLMem of each}.
 
-    table: of `with_margins`. Estimates as sslmem.rank_correlation and sslmem.mean_estimate give them, the latter with
-    n, the number of images.
+    table: of `with_margins`. Correlations: "overall" and "within_classes", both with the margin of votes, and
+    "target_share" and "reference_share", with its two parts: a margin can also go with SSLMem because the image is hard
+    for the reference. Estimates as sslmem.rank_correlation and sslmem.mean_estimate give them, the latter with n, the
+    number of images.
     """
     attacked, found = table[table["attack_margin"].notna()], {}
     margin, labels = attacked["attack_margin"].to_numpy(), attacked["label"].to_numpy()
@@ -143,6 +149,10 @@ def correlations(table: pd.DataFrame, layers: list[str]) -> dict:
         found[layer] = {
             "overall": sslmem.rank_correlation(of_layer, margin),
             "within_classes": sslmem.rank_correlation(of_layer, margin, labels),
+            **{
+                share: sslmem.rank_correlation(of_layer, attacked[f"attack_{share}"].to_numpy())
+                for share in ("target_share", "reference_share")
+            },
             "outcomes": {
                 outcome: {**sslmem.mean_estimate(values), "n": len(values)} for outcome, values in of_outcome.items()
             },

@@ -190,7 +190,9 @@ def sslmem_in_words(results: dict) -> list[str]:
     for name, figures in results.get("attack", {}).items():
         for layer, found in figures.items():
             overall, within = (figure_in_words(found[which]) for which in ("overall", "within_classes"))
+            parts = (f"{which}'s {figure_in_words(found[f'{which}_share'])}" for which in ("target", "reference"))
             lines.append(
-                f"  set {name}, {layer}: rank correlation with the margin of votes {overall}, within classes {within}"
+                f"  set {name}, {layer}: rank correlation with the margin of votes {overall}, within classes {within}; "
+                f"with its parts, the {', the '.join(parts)}"
             )
     return lines + [f"  warning: {text}" for text in results["warnings"]]
