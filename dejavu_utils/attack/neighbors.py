@@ -20,7 +20,7 @@ from dejavu_utils.errors import InputError
 _MORE = 64  # candidates per block beyond k
 _QUERIES_AT_ONCE = 4096
 _DISTANCES_AT_ONCE = 2**26  # of these queries and a block, where PyTorch computes them: 256 MB
-_PAIRS, _COLUMNS = 1024, 512  # whose differences are held at once on CPUs: 4 MB
+_PAIRS, _COLUMNS = 256, 512  # whose differences are held at once on CPUs: 1 MB
 _PAIRS_GPU = 2**26  # coordinates of pairs at once on other devices
 _LEAST, _MOST = 2.0**-100, 2.0**126  # of squared distances: beyond, float32 loses digits, or has no number
 
