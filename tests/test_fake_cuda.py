@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_SSL
+from dejavu_utils.attack.alignment import Aligner
 from dejavu_utils.attack.search import Embedder, Inference
 from dejavu_utils.data import augment
 from dejavu_utils.models import LOSSES, SSLNetwork, network_from_settings
@@ -210,6 +211,17 @@ def test_embedding_of_the_attack():
         with without_waits(), torch.inference_mode():
             outputs = embedder.outputs(batch)
             assert len(outputs) == 4 and all(z.device == CUDA and z.dtype == torch.float32 for z in outputs.values())
+
+
+def test_views_of_label_free_scores():
+    with fake():
+        networks = {model: SSLNetwork("resnet18", "64-32", "vicreg").eval().to(CUDA) for model in "AB"}
+        embedder = Embedder(networks, dict.fromkeys("AB", ["backbone", "projector"]), None, {}, Inference(CUDA))
+        aligner = Aligner(embedder, SimpleNamespace(count=3), None)
+        batch = [torch.empty(2, 3, 3, 64, 64)] * len(embedder.kinds)
+        with without_waits():
+            for distances, activations in aligner.on_device(batch).values():
+                assert distances.shape == (2,) and activations.shape[0] == 2 and activations.device == CUDA
 
 
 @pytest.mark.parametrize("changes", [{}, {"learn_sigma": True}, {"learn_sigma": True, "use_kl": True}])

@@ -328,6 +328,17 @@ def test_attack_as_on_the_cpu(tree, tmp_path):
         assert (np.load(path) == np.load(gpu / path.name)).mean() > 0.98, path.name
 
 
+def test_label_free_scores_as_on_the_cpu(tree, tmp_path):
+    settings = {"local": 1, "output_dir": tmp_path / "PLACE", "resolution": 64, "views": 3, "num_workers": 0}
+    for side in "AB":
+        settings |= {f"model_{side}_pth": tree / f"{side}.pth", f"bbox_{side}_idx_pth": tree / f"{side}.npy"}
+    cpu, gpu = on_both("sslmem.py", {**settings, "imgnet_train_pth": tree / "images"}, tmp_path)
+    for name in "AB":
+        scores = [np.loadtxt(x / f"sslmem_{name}.csv", delimiter=",", skiprows=1, usecols=3) for x in (cpu, gpu)]
+        np.testing.assert_allclose(*scores, atol=1e-4)
+        np.testing.assert_allclose(*(np.load(x / f"unitmem_{name}_backbone.npy") for x in (cpu, gpu)), atol=1e-3)
+
+
 def test_probe_as_on_the_cpu(tree, tmp_path):
     settings = {"local": 1, "output_dir": tmp_path / "PLACE", "model_pth": tree / "A.pth", "num_workers": 0}
     settings |= {"train_idx_pth": tree / "A.npy", "val_idx_pth": tree / "public.npy", "resolution": 32}

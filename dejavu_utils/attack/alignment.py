@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from dejavu_utils.attack.search import to_host
 from dejavu_utils.data import augment
 from dejavu_utils.data.images import IndexedImages, collate_readable
 from dejavu_utils.data.loader import cut_and_resize
@@ -145,17 +146,24 @@ class Aligner:
         wait_for_all()
         return None if rank() else self._collect(shards)
 
-    @torch.inference_mode()
     def measure(self, batch):
         """{(model, layer): (mean distance float64 (n,), activations float64 (n, width))}; InputError for values that
         are not finite. batch: for each kind float (n, views, 3, h, w)."""
+        found = self.on_device(batch)
+        host = iter(to_host([tensor for pair in found.values() for tensor in pair]))  # a GPU is waited for once
+        found = {key: (next(host), next(host)) for key in found}
+        for (model, layer), (distances, _) in found.items():  # of a view that is not finite neither is the distance
+            precision = self.embedder.inference.precision
+            check_finite(bool(np.isfinite(distances).all()), self.embedder.where[model], layer, precision)
+        return found
+
+    @torch.inference_mode()
+    def on_device(self, batch):
+        """What `measure` gives, as tensors on the device, unchecked."""
         found = {}
-        for (model, layer), output in self.embedder.outputs([views.flatten(0, 1) for views in batch]).items():
-            where, precision = self.embedder.where[model], self.embedder.inference.precision
-            check_finite(bool(torch.isfinite(output).all()), where, layer, precision)
+        for key, output in self.embedder.outputs([views.flatten(0, 1) for views in batch]).items():
             of_images = output.unflatten(0, (-1, self.views.count))
-            distances, activations = mean_distance(of_images), of_images.relu().double().mean(dim=1)
-            found[model, layer] = distances.cpu().numpy(), activations.cpu().numpy()
+            found[key] = mean_distance(of_images), of_images.relu().double().mean(dim=1)
         return found
 
     def _keep(self, images, shards, on_progress):

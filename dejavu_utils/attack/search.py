@@ -349,11 +349,11 @@ def _too_few(k, readable):
 
 
 def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
-    """float32 tensors of one device as NumPy arrays. From a GPU they come in one copy into page-locked memory."""
+    """Tensors of one device and type as NumPy arrays. From a GPU they come in one copy into page-locked memory."""
     if tensors[0].device.type != "cuda":
         return [tensor.cpu().numpy() for tensor in tensors]
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    host = torch.empty(flat.shape, pin_memory=True).copy_(flat, non_blocking=True)
+    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
     torch.cuda.current_stream(flat.device).synchronize()
     parts = host.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors)]
