@@ -234,7 +234,7 @@ def attack(args):
     networks = {name: prepared_for_inference(net, of_each[name]).to(device) for name, net in networks.items()}
     annotations = None if rank() or args.use_corner_crop else Annotations(args.imgnet_bbox_pth, listing, BOXES)
     parts = from_first(None if rank() else cropped_parts(args, listing, annotations, sets, public))
-    queries, public = Queries(parts, public), ImageSet("public", public)
+    queries, public = Queries(parts, public, comparison.shown(networks)), ImageSet("public", public)
     inference = Inference(
         device, args.precision, args.resolution, args.batch_size, args.num_workers, args.skip_unreadable
     )
@@ -364,7 +364,7 @@ def key_of(args, networks, layers, listing, crops, public, device):
             for model, network in networks.items()
         },
         "layers": layers,
-        "sets": [digest(crops.indices, crops.crops), digest(public.indices)],
+        "sets": [digest(crops.indices, crops.crops, *crops.shown.values()), digest(public.indices)],
         "files": file_fingerprint(listing, np.concatenate([crops.indices, public.indices])),
         "device": device.type,
     }

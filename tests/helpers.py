@@ -177,3 +177,35 @@ def save_untrained(path, seed=0, loss="simclr", mlp="32-16", classes=3):
     network = SSLNetwork("resnet18", mlp, loss, classes if loss == "supervised" else None).eval()
     save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict())})
     return network
+
+
+def draw_demo(folder, **settings):
+    """The demo's images, small, by its script; returns the folder."""
+    settings = {"save_dir": folder, "side": 64, "object_size": 0.3, "num_workers": 1, **settings}
+    result = run_here("make_demo_dataset.py", *flags(settings))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def read_colors(network):
+    """Gives a resnet18 weights by which its output is a random function of an image's colors.
+
+    The first convolution averages over its window and weighs the channels at random; all later blocks pass that on.
+    """
+    with torch.no_grad():
+        first = network.net.conv1.weight
+        colors = torch.nn.functional.normalize(torch.randn(len(first), 3, 1, 1), dim=1)
+        first.copy_(colors.expand_as(first) / first[0, 0].numel())
+        for name, module in network.net.named_modules():
+            if name.endswith("bn2"):
+                module.weight.zero_()
+            if name.endswith("downsample.0"):
+                torch.nn.init.dirac_(module.weight)
+    return network
+
+
+def save_color_reader(path, seed=0, classes=3, **about):
+    """A checkpoint that reads colors (`read_colors`) and has never seen an image; about: more of its entries."""
+    network = read_colors(save_untrained(path, seed, mlp="64-32", classes=classes))
+    save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict()), **about})
+    return network

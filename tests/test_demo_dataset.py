@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from helpers import assert_one_line_error, flags, run_here, save_untrained
+from helpers import assert_one_line_error, draw_demo, flags, run_here, save_color_reader
 from PIL import Image
 
-from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.imagenet import list_images
 
 EARLIER_COLORS = (
@@ -21,21 +19,15 @@ EARLIER_COLORS = (
 SEED, CLASSES, PER_CLASS, CORRELATION = 3, 5, 140, 0.8
 
 
-def draw(folder, **settings):
-    settings = {"save_dir": folder, "seed": SEED, "side": 64, "object_size": 0.3, "num_workers": 1, **settings}
-    result = run_here("make_demo_dataset.py", *flags(settings))
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
 @pytest.fixture(scope="module")
 def tied_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tied") / "data"
-    return draw(folder, classes=CLASSES, images_per_class=PER_CLASS, unboxed_per_class=60, correlation=CORRELATION)
+    counts = {"classes": CLASSES, "images_per_class": PER_CLASS, "unboxed_per_class": 60}
+    return draw_demo(folder, seed=SEED, correlation=CORRELATION, **counts)
 
 
 def test_correlation_is_recorded_and_changes_nothing_but_tied_backgrounds(tied_data, tmp_path):
-    plain = draw(tmp_path / "plain", classes=CLASSES, images_per_class=PER_CLASS, unboxed_per_class=60)
+    plain = draw_demo(tmp_path / "plain", seed=SEED, classes=CLASSES, images_per_class=PER_CLASS, unboxed_per_class=60)
     assert json.loads((tied_data / "demo.json").read_text())["correlation"] == CORRELATION
     assert not (plain / "tied.csv").exists()
     tied = pd.read_csv(tied_data / "tied.csv")
@@ -55,7 +47,7 @@ def test_correlation_is_recorded_and_changes_nothing_but_tied_backgrounds(tied_d
 def test_stream_of_random_numbers_is_that_of_earlier_versions(tmp_path):
     """Colors of three images as they were before --correlation came; another order of draws would change them."""
     settings = {"classes": 3, "images_per_class": 20, "unboxed_per_class": 4, "side": 128, "object_size": 0.5}
-    folder = draw(tmp_path / "data", **settings)
+    folder = draw_demo(tmp_path / "data", seed=SEED, **settings)
     for name, rank, color in EARLIER_COLORS:
         with Image.open(folder / "images" / name / f"{name}_{rank:05d}.JPEG") as image:
             assert np.asarray(image).mean(axis=(0, 1)) == pytest.approx(color, abs=1)
@@ -68,24 +60,6 @@ def test_correlation_out_of_range(tmp_path, value):
     assert not (tmp_path / "data").exists()
 
 
-def save_color_reader(path, seed):
-    """A checkpoint whose embedding is a random function of an image"s colors, and which has never seen an image.
-
-    The first convolution averages over its window and weighs the channels at random; all later blocks pass that on.
-    """
-    network = save_untrained(path, seed, mlp="64-32", classes=CLASSES)
-    with torch.no_grad():
-        first = network.net.conv1.weight
-        colors = torch.nn.functional.normalize(torch.randn(len(first), 3, 1, 1), dim=1)
-        first.copy_(colors.expand_as(first) / first[0, 0].numel())
-        for name, module in network.net.named_modules():
-            if name.endswith("bn2"):
-                module.weight.zero_()
-            if name.endswith("downsample.0"):
-                torch.nn.init.dirac_(module.weight)
-    save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict())})
-
-
 def test_correlation_is_reported_as_correlation_and_not_as_memorization(tied_data, tmp_path):
     """Two models that read colors and remember nothing must both come out at R + (1 - R) / classes."""
     listing = list_images(tied_data / "images")
@@ -93,7 +67,7 @@ def test_correlation_is_reported_as_correlation_and_not_as_memorization(tied_dat
     for name, chosen in (("A", rank < 40), ("B", (rank >= 40) & (rank < 80)), ("public", rank >= 80)):
         np.save(tmp_path / f"{name}.npy", np.flatnonzero(chosen))
     for seed, model in enumerate("AB"):
-        save_color_reader(tmp_path / f"{model}.pth", seed)
+        save_color_reader(tmp_path / f"{model}.pth", seed, classes=CLASSES)
     settings = {
         "local": 1,
         "output_dir": tmp_path / "attack",

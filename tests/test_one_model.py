@@ -4,6 +4,7 @@ import json
 import math
 import os
 import subprocess
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.data.images import IndexedImages, evaluation_transform
 from dejavu_utils.data.provenance import TrainingImages
-from dejavu_utils.imagenet import list_images
+from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.loading import load_network
 
@@ -139,6 +140,7 @@ def test_what_is_printed_stands_side_by_side(attacked):
     assert both["score"]["value"] == pytest.approx(results["both"]["top_1"]["accuracy"]["100"]["score"]["value"])
     unseen = pd.concat([pd.read_csv(out / f"attack_unseen_{name}.csv") for name in "AB"])
     halves = [pd.read_csv(out / f"attack_unseen_{name}.csv") for name in "AB"]
+    seen = [pd.read_csv(out / f"attack_{name}.csv") for name in "AB"]
     delta = np.mean([(half.target_top1_correct - half.reference_top1_correct).mean() for half in halves])
     assert both["delta"]["value"] == pytest.approx(delta) and len(unseen) == 15
     assert both["score_minus_delta"]["value"] == pytest.approx(both["score"]["value"] - delta)
@@ -146,6 +148,10 @@ def test_what_is_printed_stands_side_by_side(attacked):
         f"score {both['score']['value']:.3f} [" in printed and f"delta on images that the model never saw {delta:.3f} ["
     )
     assert "score - delta" in printed and "margin of the true label" in printed
+    margins = [np.mean([(t.target_vote_share - t.reference_vote_share).mean() for t in of]) for of in (seen, halves)]
+    assert (both["margin"]["value"], both["margin_delta"]["value"]) == pytest.approx(tuple(margins))
+    assert both["margin_minus_delta"]["value"] == pytest.approx(margins[0] - margins[1])
+    assert f"margin - that {both['margin_minus_delta']['value']:.3f} [" in printed
     assert "that takes 3 of each" in printed  # two seeds of each side
     table = pd.read_csv(out / "attack_A.csv")
     assert {"memorization_confidence", "memorization_confidence_corrected"} <= set(table.columns)
@@ -153,17 +159,21 @@ def test_what_is_printed_stands_side_by_side(attacked):
 
 
 @pytest.mark.parametrize("public", [40, 10])  # past either set
-def test_public_images_do_not_pass_through_the_classifiers(data, tmp_path, monkeypatch, public):
+def test_classifiers_are_shown_what_they_judge_and_images_are_decoded_once(data, tmp_path, monkeypatch, public):
     seen, forward = [], SSLNetwork.embed_layers
     monkeypatch.setattr(
         SSLNetwork, "embed_layers", lambda net, x, layers: seen.append((net.loss, len(x))) or forward(net, x, layers)
     )
+    decoded = mock.Mock(side_effect=load_image)
+    monkeypatch.setattr("dejavu_utils.data.images.load_image", decoded)
     np.save(tmp_path / "public.npy", np.load(data[0] / "public.npy")[:public])
-    result = attack(data, tmp_path / "out", ("A0", "B0"), public_idx_pth=tmp_path / "public.npy", unseen_idx_pth=None)
+    out, references = tmp_path / "out", ("A0", "A1", "B0", "B1")
+    result = attack(data, out, references, public_idx_pth=tmp_path / "public.npy", unseen_idx_pth=None)
     assert result.returncode == 0, result.stderr
     n = len(np.load(tmp_path / "public.npy"))
     images = {loss: sum(count for of, count in seen if of == loss) for loss in ("simclr", "supervised")}
-    assert images == {"simclr": 24 + 2 * n, "supervised": 2 * (24 + n)}  # crops and the ceiling's; public: the model's
+    assert images == {"simclr": 24 + 2 * n, "supervised": 4 * 12}  # crops, ceiling, public
+    assert decoded.call_count == 24 + 2 * n
     assert "delta is missing" in result.stdout
 
 

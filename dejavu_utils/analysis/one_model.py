@@ -112,6 +112,13 @@ def widened(estimate: dict, halves: Sequence[float | None], least: float = -1.0,
     return {"value": value, "low": float(max(least, value - low)), "high": float(min(most, value + high))}
 
 
+# (name, figures of attacks, what each classifier has of every image): the two ways in which readers are compared.
+_READINGS = (
+    ("score", lambda attacks: mem.summarize(attacks, 1)["score"], lambda judged: judged.correct),
+    ("margin", lambda attacks: mem.summarize_votes(attacks)["margin"], lambda judged: judged.shares),
+)
+
+
 def one_model_statistics(
     seen: dict[str, Judged], unseen: dict[str, Judged] | None = None, half: dict[str, Judged] | None = None
 ) -> dict[str, dict]:
@@ -119,9 +126,10 @@ def one_model_statistics(
 
     seen, unseen, half: {"A": Judged, "B": Judged}; unseen: of images that the model never saw, judged by the same
     classifiers; half: the attacked images, judged by classifiers trained on half of the crops. Figures: "score",
-    "delta", "score_minus_delta", "margin" (mean vote share of the true label - its probability) and "rise" (reference
-    accuracy with all crops - with half of them), {"value", "low", "high"} with 95 % intervals that hold the spread of
-    the classifiers where there are LEAST_SEEDS of each, None where they are not known; "spread_in_intervals": do they?;
+    "delta", "score_minus_delta", "margin" (mean vote share of the true label - its probability), "margin_delta",
+    "margin_minus_delta" and "rise" (reference accuracy with all crops - with half of them), {"value", "low", "high"}
+    with 95 % intervals that hold the spread of the classifiers where there are LEAST_SEEDS of each, None where they are
+    not known; "spread_in_intervals": do they?;
     "reference_accuracy_by_seed" and "reference_sd", of a set; top-1, all examples.
     """
     return {"both": _figures(list("AB"), seen, unseen, half), **{s: _figures([s], seen, unseen, half) for s in "AB"}}
@@ -130,26 +138,26 @@ def one_model_statistics(
 def _figures(names, seen, unseen, half):
     attacks = [seen[name].attack for name in names]
     accuracies = [seen[name].correct.mean(axis=1) for name in names]
-    score = mem.summarize(attacks, 1)["score"]
-    margin = mem.summarize_votes(attacks)["margin"]
-    found = {
-        "score": widened(score, [spread_of(of_seeds) for of_seeds in accuracies]),
-        "margin": widened(margin, [spread_of(seen[name].shares.mean(axis=1)) for name in names]),
-        "delta": None,
-        "score_minus_delta": None,
-        "rise": None,
-        "spread_in_intervals": all(len(of_seeds) >= LEAST_SEEDS for of_seeds in accuracies),
-    }
+    figures = dict.fromkeys(
+        ("score", "delta", "score_minus_delta", "margin", "margin_delta", "margin_minus_delta", "rise")
+    )
+    found = {**figures, "spread_in_intervals": all(len(of_seeds) >= LEAST_SEEDS for of_seeds in accuracies)}
     if len(names) == 1:
         found["reference_accuracy_by_seed"] = accuracies[0].tolist()
         found["reference_sd"] = float(np.std(accuracies[0], ddof=1)) if len(accuracies[0]) > 1 else None
-    if unseen:
-        there = [unseen[name].correct.mean(axis=1) for name in names]
-        delta = mem.summarize([unseen[name].attack for name in names], 1)["score"]
-        found["delta"] = widened(delta, [spread_of(of_seeds) for of_seeds in there])
-        # A classifier that reads backgrounds better does so on both: its spread is that of its difference.
-        both = [spread_of(first - second) for first, second in zip(accuracies, there)]
-        found["score_minus_delta"] = widened(mem.difference(score, delta), both, -2.0, 2.0)
+    for name, summary, of_classifiers in _READINGS:
+        prefix = "" if name == "score" else f"{name}_"
+        here = summary(attacks), [of_classifiers(seen[one]).mean(axis=1) for one in names]
+        found[name] = widened(here[0], [spread_of(values) for values in here[1]])
+        if unseen:
+            there = (
+                summary([unseen[one].attack for one in names]),
+                [of_classifiers(unseen[one]).mean(axis=1) for one in names],
+            )
+            found[f"{prefix}delta"] = widened(there[0], [spread_of(values) for values in there[1]])
+            # A classifier that reads backgrounds better does so on both: its spread is that of its difference.
+            both = [spread_of(first - second) for first, second in zip(here[1], there[1])]
+            found[f"{name}_minus_delta"] = widened(mem.difference(here[0], there[0]), both, -2.0, 2.0)
     if half:
         pairs = [
             mem.DirectedAttack(seen[name].attack.reference, half[name].attack.reference, seen[name].attack.labels)
@@ -192,10 +200,12 @@ def in_words(results: dict) -> list[str]:
     lines = ["one model, against classifiers of crops: " + ", ".join(parts)]
     if not both["delta"]:
         lines.append("delta is missing: give boxed images that the model never saw, to know what the readers differ by")
-    lines.append(
-        "margin of the true label, vote share of the model - probability of the classifiers: "
-        f"{figure_in_words(both['margin'])}"
-    )
+    margin = "margin of the true label, vote share of the model - probability of the classifiers: "
+    margin += figure_in_words(both["margin"])
+    if both["margin_delta"]:
+        margin += f", on images that the model never saw {figure_in_words(both['margin_delta'])}"
+        margin += f", margin - that {figure_in_words(both['margin_minus_delta'])}"
+    lines.append(margin)
     of_sets = [f"set {name}: {', '.join(f'{value:.3f}' for value in values)}" for name, values in seeds.items()]
     lines.append("reference accuracy of each classifier: " + "; ".join(of_sets))
     if not both["spread_in_intervals"]:

@@ -12,16 +12,19 @@ _CEILING_IMAGES = 5000  # of the public set, evenly spaced: enough for an interv
 class Queries:
     """The images to embed and search, part after part: {"A": CroppedImages, "B": ..., CEILING: ...}.
 
-    images: ImageSet of all. own: int64 (n,), the query's place in the public set, -1 where it is not public: a public
-    image is left out of its own neighbors.
+    shown: {network: names of the parts that it is shown}, of those that are not shown all. images: ImageSet of
+    all. own: int64 (n,), the query's place in the public set, -1 where it is not public: a public image is left out of
+    its own neighbors.
     """
 
-    def __init__(self, parts, public):
+    def __init__(self, parts, public, shown=None):
         self.parts = parts
         joined = {
             name: np.concatenate([getattr(part, name) for part in parts.values()]) for name in ("indices", "crops")
         }
-        self.images = ImageSet("crops", **joined)
+        part_of = np.repeat(np.array(list(parts)), list(map(len, parts.values())))
+        of_networks = {network: np.isin(part_of, names) for network, names in (shown or {}).items()}
+        self.images = ImageSet("crops", **joined, shown=of_networks)
         order = np.argsort(public)
         places = order[np.minimum(np.searchsorted(public, joined["indices"], sorter=order), len(public) - 1)]
         self.own = np.where(public[places] == joined["indices"], places, -1)

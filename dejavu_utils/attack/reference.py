@@ -62,6 +62,10 @@ class Comparison:
         """(network, layer) of several networks, as attack.search.Found has them."""
         return [(name, layer if name in self.models else LOGITS) for name in names]
 
+    def shown(self, names):
+        """{classifier: sets of images that it is shown}: those that it judges, and nothing else."""
+        return {name: self.judged(name) for name in names if name not in self.models}
+
     def judged(self, name):
         """Sets on which a classifier is the reference."""
         return [of for parts in (self.reference, self.half) for of, names in parts.items() if name in names]

@@ -6,7 +6,7 @@ What is found does not depend on the number of processes, nor on where a search 
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,11 +28,14 @@ _SAVING_SHARE = 1 / 20  # of the time may go into saving neighbors found so far
 
 @dataclass
 class ImageSet:
-    """Images to embed: a name for messages, their indices int64 (n,), and their crops int64 (n, 4) or None."""
+    """Images to embed: a name for messages, their indices int64 (n,), and their crops int64 (n, 4) or None.
+
+    shown: {network: bool (n,), which of them it is shown}; networks that are not named are shown all."""
 
     name: str
     indices: np.ndarray
     crops: np.ndarray = None
+    shown: dict = field(default_factory=dict)
 
     def __len__(self):
         return len(self.indices)
@@ -89,12 +92,13 @@ class Embedder:
         return Embedder(searched, layers, self.listing, self.where, self.inference)
 
     @torch.inference_mode()
-    def embed(self, images):
+    def embed(self, images, chosen=None):
         """{key: float32 (n, width) in NumPy}; InputError for values that are not finite.
 
-        images: a batch for each of `kinds`, float (n, 3, h, w).
+        images: a batch for each of `kinds`, float (n, 3, h, w). chosen: {network: bool (n,), rows that it is shown, and
+        has outputs for}; others are shown all, and one that is shown none is not in what is returned.
         """
-        outputs = self.outputs(images)
+        outputs = self.outputs(images, chosen)
         # One copy for all of them, and for whether they are finite: a GPU is waited for once per batch.
         finite = torch.stack([torch.isfinite(output).all() for output in outputs.values()])
         finite, *host = to_host([finite.float(), *outputs.values()])
@@ -102,13 +106,19 @@ class Embedder:
             check_finite(is_finite, self.where[model], layer, self.inference.precision)
         return dict(zip(outputs, host))
 
-    def outputs(self, images):
+    def outputs(self, images, chosen=None):
         """What `embed` gives, as tensors on the device, unchecked."""
+        chosen = {model: rows for model, rows in (chosen or {}).items() if not rows.all()}
         batches = {kind: batch.to(self.device, non_blocking=True) for kind, batch in zip(self.kinds, images)}
         outputs = {}
         for model, network in self.networks.items():
+            batch = batches[self.shown[model]]
+            if model in chosen:
+                if not chosen[model].any():
+                    continue
+                batch = batch[torch.from_numpy(np.flatnonzero(chosen[model])).to(self.device)]
             with autocast(self.device, self.inference.precision):
-                of_layers = network.embed_layers(batches[self.shown[model]], self.layers[model])
+                of_layers = network.embed_layers(batch, self.layers[model])
             outputs |= {(model, layer): output.float() for layer, output in of_layers.items()}
         return outputs
 
@@ -127,7 +137,8 @@ class Embedder:
         """Yields (name, rows int64 (m,) of `images` that could be read, {key: float32 (m, width)}) of each shard.
 
         images: ImageSet. shards: those of `shards(images)` that are wanted. on_progress: called with the number of
-        images done since the last call. Batches do not cross shards: a shard's embeddings depend on nothing else.
+        images done since the last call. Batches do not cross shards: a shard's embeddings depend on nothing else. What
+        a network was not shown is NaN.
         """
         positions = [
             range(first, min(first + self.batch_size, stop))
@@ -141,15 +152,16 @@ class Embedder:
         loader = batches(dataset, positions, workers, self.device, collate_readable)
         for name, start, stop in shards:
             rows = np.empty(stop - start, np.int64)
-            arrays = {key: np.empty((stop - start, width), np.float32) for key, width in self.widths.items()}
+            arrays = {key: np.full((stop - start, width), np.nan, np.float32) for key, width in self.widths.items()}
             filled = 0
             for first in range(start, stop, self.batch_size):
                 batch, _, readable = next(loader)
                 end = filled + int(readable.sum())
                 if end > filled:
                     rows[filled:end] = first + np.flatnonzero(readable.numpy())
-                    for key, embedded in self.embed(batch).items():
-                        arrays[key][filled:end] = embedded
+                    chosen = {model: of_all[rows[filled:end]] for model, of_all in images.shown.items()}
+                    for key, embedded in self.embed(batch, chosen).items():
+                        arrays[key][filled:end][chosen.get(key[0], slice(None))] = embedded
                 filled = end
                 on_progress(len(readable))
             yield name, rows[:filled], {key: array[:filled] for key, array in arrays.items()}
