@@ -12,8 +12,7 @@ all this goes into OUTPUT_DIR/{layer}/. --model_oss_pth tests the only model the
 of crops take its twin's place (--reference_A_pth, --reference_B_pth; docs/one_model.md).
 
 Each image is read once for both models and all layers; several processes (--ngpus, --nodes, --world_size) divide the
-images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end; rerun the same command
-to resume.
+images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end; rerun the same command to resume.
 
     python label_inference_attack.py --output_dir $LOGGING_FOLDER/vicreg/attack_sweeps/NN_attk_vicreg_300pc_1000ep \\
         --model_A_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
@@ -23,8 +22,7 @@ to resume.
         --public_idx_pth $INDEX_FOLDER/500_per_class/public.npy \\
         --imgnet_train_pth $IMAGENET_DATASET_DIR --imgnet_bbox_pth $IMAGENET_BBOX_ANNOTATIONS
     python label_inference_attack.py --local 1 --output_dir /tmp/attack --k 50 --k_attk 50 \\
-        --resolution 32 --min_px 32 \\
-        --model_A_pth demo/seed0/simclr_600epochs/simclr_dssweep_50pc_A/model_ep600.pth \\
+        --resolution 32 --min_px 32 --model_A_pth demo/seed0/simclr_600epochs/simclr_dssweep_50pc_A/model_ep600.pth \\
         --model_B_pth demo/seed0/simclr_600epochs/simclr_dssweep_50pc_B/model_ep600.pth \\
         --bbox_A_idx_pth demo/seed0/index/50_per_class/bbox_A.npy \\
         --bbox_B_idx_pth demo/seed0/index/50_per_class/bbox_B.npy \\
@@ -51,6 +49,7 @@ from dejavu_utils.attack.identity import (
     check_disjoint,
     check_models,
     check_training_sets,
+    copied_elsewhere,
 )
 from dejavu_utils.attack.queries import CEILING, Queries, ceiling_images, to_search
 from dejavu_utils.attack.reference import ONE, UNSEEN, Comparison, check_classifier, check_one_model
@@ -228,6 +227,7 @@ def attack(args):
     first = comparison.models[0]
     networks, warnings = load_networks(args, where, comparison)
     warnings += check_identity(args, networks, where, comparison, sets, public, listing)
+    copied = copied_elsewhere(args.bbox_A_idx_pth, networks, comparison.reference, sets, public, listing)
     layers = layers_of(args, networks[first], where[first])
     of_each = comparison.layers(networks, layers)
     shown = args.resolution or networks[first].preprocessing.side
@@ -250,6 +250,7 @@ def attack(args):
         for layer in layers:
             folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
             outcome = outcome_of(layer, listing, queries, public, found, (args.k, args.k_attk), comparison)
+            outcome.copied = copied
             about = {
                 "counts": counts_of(parts, outcome, len(public), found.unreadable, len(listing.classes)),
                 "warnings": warnings + check_ceilings(outcome.ceiling, 1 / len(listing.classes)),

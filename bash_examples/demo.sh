@@ -5,6 +5,7 @@
 #   bash bash_examples/demo.sh
 #   SEED=1 DEMO_DIR=/tmp/demo bash bash_examples/demo.sh
 #   LOSS=vicreg bash bash_examples/demo.sh
+#   CORRELATION=0.8 bash bash_examples/demo.sh
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=bash_examples/environment.sh
@@ -36,7 +37,7 @@ if [ -e "$run/data/demo.json" ]; then
   echo "there already"
 else
   rm -rf "$run/data"
-  python make_demo_dataset.py --save_dir "$run/data" --seed "$SEED" --classes "$CLASSES" \
+  python make_demo_dataset.py --save_dir "$run/data" --seed "$SEED" --classes "$CLASSES" --correlation "$CORRELATION" \
     --images_per_class "$((4 * PER_CLASS + 16))" --unboxed_per_class "$((4 * PER_CLASS + 16 - 2 * boxed))"
 fi
 
@@ -108,7 +109,9 @@ python plot_quant_results.py --model "$model" --k_neighb "$K" \
   --save_path "$LOGGING_FOLDER/plot"
 
 say "Result"
-python bash_examples/summary_table.py \
+split=()
+[ ! -e "$run/data/tied.csv" ] || split=(--split "$run/data/tied.csv")
+python bash_examples/summary_table.py ${split[@]+"${split[@]}"} \
   --save_path "$LOGGING_FOLDER/summary.csv" \
   "projector=$LOGGING_FOLDER/$projector" "backbone=$LOGGING_FOLDER/$backbone"
 echo

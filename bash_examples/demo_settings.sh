@@ -7,6 +7,7 @@ LOSS=${LOSS:-simclr}                    # or vicreg, barlow, byol, dino, supervi
 EPOCHS=${EPOCHS:-600}                   # passes over the training set
 PER_CLASS=${PER_CLASS:-50}              # n of the partition: images per class that one training set holds
 CLASSES=${CLASSES:-5}                   # chance is 1 / CLASSES
+CORRELATION=${CORRELATION:-0}           # fraction of the images whose background is that of their class: a control
 SNAPSHOTS=${SNAPSHOTS:-4}               # points of the figures of accuracy against epochs
 K=${K:-50}                              # public neighbors that vote
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
@@ -16,6 +17,7 @@ PRECISION=${PRECISION:-auto}            # or fp32, bf16
 case $DEMO_DIR in /*) ;; *) DEMO_DIR=$PWD/$DEMO_DIR ;; esac
 run=$DEMO_DIR/seed${SEED}
 [ "$CLASSES:$PER_CLASS" = 5:50 ] || run=${run}_${CLASSES}classes_${PER_CLASS}pc
+[ "$CORRELATION" = 0 ] || run=${run}_correlation$CORRELATION
 settings=${LOSS}_${EPOCHS}epochs
 [ "$SNAPSHOTS:$K" = 4:50 ] || settings=${settings}_${SNAPSHOTS}snapshots_${K}neighbors
 export IMAGENET_DATASET_DIR=$run/data/images

@@ -3,22 +3,25 @@
 Reads the results.json of each attack folder, or its neighbor files where it has none; prints the table and writes it to
 --save_path. Folders named as LABEL=FOLDER get a row each and confidence level. With --runs, the folders are the same
 attack of several seeds or partitions: mean of the runs with a 95 % interval (Hartung & Knapp), standard deviation
-between them, and tau, what of it their own intervals do not account for (Paule & Mandel).
+between them, and tau, what of it their own intervals do not account for (Paule & Mandel). With --split FILE.csv, which
+has a column path and one of 0 and 1, each attack's images with a 1 and those with a 0 have rows of their own.
 
     python bash_examples/summary_table.py --save_path /tmp/summary.csv \\
         projector=demo/seed0/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep
     python bash_examples/summary_table.py --save_path /tmp/runs.csv \\
         --runs demo/seed?/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep
+    python bash_examples/summary_table.py --save_path /tmp/tied.csv --split demo/seed0_correlation0.8/data/tied.csv \\
+        projector=demo/seed0_correlation0.8/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep
 """
 
 from pathlib import Path
 
 import pandas as pd
 
-from dejavu_utils.analysis.results import figure_in_words, mean_ceiling, read_statistics
+from dejavu_utils.analysis.results import figure_in_words, mean_ceiling, part_statistics, read_statistics
 from dejavu_utils.analysis.runs import combine_runs
-from dejavu_utils.cli import Parser, existing_folder, expanded, run
-from dejavu_utils.errors import InputError
+from dejavu_utils.cli import Parser, existing_file, existing_folder, expanded, run
+from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_csv
 
 COLUMNS = ("target", "reference", "score")
@@ -28,6 +31,9 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("attacks", nargs="*", metavar="LABEL=FOLDER", help="folders of label_inference_attack.py")
     parser.add_argument("--runs", type=expanded, nargs="+", metavar="FOLDER", help="folders of one attack's runs")
+    parser.add_argument(
+        "--split", type=expanded, help="csv of path and a column of 0 and 1: the images of either alone"
+    )
     parser.add_argument("--k_attk", type=int, default=0, help="neighbors that vote where there is no results.json")
     parser.add_argument("--pct_confidences", type=int, nargs="+", default=[100, 20], help="per cents in results.json")
     parser.add_argument("--save_path", type=expanded, required=True, help="csv of the same figures, unrounded")
@@ -52,17 +58,41 @@ def table_of_attacks(args):
         label, _, folder = attack.partition("=")
         results = read_statistics(existing_folder(folder, f"attack {label}"), args.k_attk)
         ceiling = mean_ceiling(results["ceiling"])["top_1"] if "ceiling" in results else None
-        for pct in args.pct_confidences:
-            figures = figures_at(results, pct, folder)
-            chance = figures.get("chance")
-            row = {"attack": label, "pct_confidence": pct, "chance": chance}
-            for name, figure in (*((name, figures[name]) for name in COLUMNS), ("ceiling", ceiling or {})):
-                row.update({name if key == "value" else f"{name}_{key}": value for key, value in figure.items()})
-            rows.append(row)
-            target, reference, score = (figure_in_words(figures[name]) for name in COLUMNS)
-            limits = [f"{value:.3f}" if value is not None else "" for value in (chance, ceiling and ceiling["value"])]
-            lines.append((label, who(pct), target, reference, *limits, score))
+        settings = results.get("settings", {})
+        votes = args.k_attk or settings.get("k_attk") or settings.get("k") or 0
+        parts = {label: results}
+        for part, paths in read_split(args.split).items():
+            parts[f"{label}, {part}"] = part_statistics(folder, votes, paths)
+        for name, of_part in parts.items():
+            for pct in args.pct_confidences:
+                row, line = row_and_line(name, pct, figures_at(of_part, pct, folder), ceiling)
+                rows.append(row)
+                lines.append(line)
     return rows, lines
+
+
+def row_and_line(label, pct, figures, ceiling):
+    """(row of the csv, cells to print) of an attack and level."""
+    chance = figures.get("chance")
+    row = {"attack": label, "pct_confidence": pct, "chance": chance}
+    for name, figure in (*((name, figures[name]) for name in COLUMNS), ("ceiling", ceiling or {})):
+        row.update({name if key == "value" else f"{name}_{key}": value for key, value in figure.items()})
+    target, reference, score = (figure_in_words(figures[name]) for name in COLUMNS)
+    limits = [f"{value:.3f}" if value is not None else "" for value in (chance, ceiling and ceiling["value"])]
+    return row, (label, who(pct), target, reference, *limits, score)
+
+
+def read_split(path):
+    """{"tied": paths of the images with a 1, "not tied": with a 0} of a csv with columns path and tied; {} of None."""
+    if path is None:
+        return {}
+    try:
+        table = pd.read_csv(existing_file(path, "--split"))
+        (name,) = table.columns.drop("path")
+        kinds = {kind: set(table.loc[table[name] == kind, "path"]) for kind in (1, 0)}
+    except (KeyError, ValueError) as error:
+        raise InputError(f"--split {path}: not a csv of path and a column of 0 and 1 ({one_line(error)})") from None
+    return {name: kinds[1], f"not {name}": kinds[0]}
 
 
 def table_of_runs(args):

@@ -3,14 +3,17 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import assert_one_line_error, draw_tree, flags, run_here
+from PIL import Image
 
 from dejavu_utils.analysis.memorization import predict_from_neighbors
 from dejavu_utils.attack.identity import check_ceilings
 from dejavu_utils.attack.queries import without_itself
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.data import duplicates
 from dejavu_utils.data.images import IndexedImages, evaluation_transform
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.imagenet import list_images
@@ -82,6 +85,55 @@ def attack(data, tmp_path, model_A, model_B, **changes):
     result = run_here("label_inference_attack.py", *flags(settings))
     path = tmp_path / "attack" / "results.json"
     return result, json.loads(path.read_text()) if path.is_file() else None
+
+
+def test_images_with_a_near_copy_elsewhere_are_counted_and_left_out(tmp_path):
+    """Half of set A lies in B's training set too, mirrored and in other files; one image of B is public."""
+    folder = draw_tree(tmp_path / "data", per_class=16, boxed=16)
+    listing = list_images(folder / "images")
+    rank = np.arange(len(listing)) % 16
+    sets = {"A": rank < 4, "B": (rank >= 4) & (rank < 8), "shared": (rank >= 8) & (rank < 10), "public": rank >= 10}
+    sets = {name: np.flatnonzero(chosen) for name, chosen in sets.items()}
+    copied = {"A": sets["A"][::2], "B": sets["B"][:1]}
+    places = {"A": np.concatenate([sets["B"][1:5], sets["shared"][:2]]), "B": sets["public"][:1]}  # of the copies
+    for name in "AB":
+        for index, place in zip(copied[name], places[name]):
+            image = Image.open(listing.path(index)).convert("RGB")
+            image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(listing.path(place), quality=85)
+    (folder / "index").mkdir()
+    for name, indices in sets.items():
+        np.save(folder / f"{name}.npy", indices)
+    data = folder, listing
+    pair = [
+        checkpoint(data, tmp_path / "A.pth", ["A", "shared"]),
+        checkpoint(data, tmp_path / "B.pth", ["B", "shared"], seed=1),
+    ]
+    paths = [listing.path(index) for index in range(len(listing))]
+    found = duplicates.find_near_copies(duplicates.signatures(paths))
+    known = {name: duplicates.with_near_copy(found, sets[name], sets[other]) for name, other in ("AB", "BA")}
+    assert known["A"].sum() == 4 and known["B"].sum() == 4  # the copies in "shared" are seen by checkpoints alone
+
+    result, results = attack(data, tmp_path, *pair)
+    assert result.returncode == 0 and "near_copies" not in results and "near-copy" not in result.stdout
+    (tmp_path / "attack" / "results.json").unlink()
+    duplicates.save_near_copies(folder / duplicates.FILE, found, listing)
+    result, results = attack(data, tmp_path, *pair)
+    assert result.returncode == 0, result.stderr
+    tables = {name: pd.read_csv(tmp_path / "attack" / f"attack_{name}.csv") for name in "AB"}
+    near = {name: set(table.loc[table["near_copy_elsewhere"] == 1, "index"]) for name, table in tables.items()}
+    assert near["A"] == set(copied["A"]) and near["B"] == {*copied["B"], *places["A"][:4]}
+    assert results["near_copies"]["A"] == 6 and results["near_copies"]["B"] == 5
+    without = results["near_copies"]["without"]
+    alone = {name: table[table["near_copy_elsewhere"] == 0] for name, table in tables.items()}
+    scores = [(t["target_top1_correct"] - t["reference_top1_correct"]).mean() for t in alone.values()]
+    score = without["top_1"]["accuracy"]["100"]["score"]
+    assert without["n"] == sum(map(len, alone.values())) == results["both"]["n"] - 11
+    assert score["value"] == pytest.approx(np.mean(scores)) and score["low"] < score["value"] < score["high"]
+    (warning,) = [text for text in results["warnings"] if "near-copy" in text]
+    assert (
+        warning.startswith(f"11 of the {results['both']['n']} attacked images") and "without them the score" in warning
+    )
+    assert f"warning: {warning}" in result.stdout and "without a near-copy elsewhere: déjà vu score" in result.stdout
 
 
 @pytest.fixture

@@ -38,8 +38,9 @@ class LayerOutcome:
 
     indices: {set: int64 (n,)}, attacked images, and crops: {set: int64 (n, 4)}. For each (model, set), in one of
     nearest: int64 (n, k), image indices of the nearest public images, or scores: float32 (n, classes). ceiling: {model:
-    {"top_1", "top_5": {"value", "low", "high"}}}. votes: neighbors that vote. judged, half: {set: one_model.Judged}
-    where the references are classifiers, trained on all crops or on half of them.
+    {"top_1", "top_5": {"value", "low", "high"}}}. votes: neighbors that vote. copied: {set: int64 (m,)},
+    attacked images with a near-copy elsewhere, if they are known. judged, half: {set: one_model.Judged} where the
+    references are classifiers, trained on all crops or on half of them.
     """
 
     indices: dict
@@ -48,6 +49,7 @@ class LayerOutcome:
     scores: dict
     ceiling: dict
     votes: int = 0
+    copied: dict | None = None
     judged: dict = field(default_factory=dict)
     half: dict = field(default_factory=dict)
 
@@ -149,6 +151,8 @@ def write_layer(
     tables = {name: example_table(sets[name], listing) for name in SETS}
     tables, left_out = with_scores_beside(about["settings"]["output_dir"], tables)
     results = {**attack_statistics(sets), "ceiling": outcome.ceiling, **about}
+    if outcome.copied is not None:
+        results["near_copies"] = _without_copies(sets, tables, outcome.copied)
     if outcome.judged:
         _add_one_model(results, tables, outcome)
         for name in UNSEEN.values() if len(outcome.judged) > len(SETS) else ():
@@ -193,6 +197,17 @@ def _add_one_model(results, tables, outcome):
         results[group]["one_model"] = {**of_group, **one_model.mean_confidences(chosen)}
 
 
+def _without_copies(sets, tables, copied):
+    """Of each set the images that have a near-copy elsewhere, into the tables as well; figures of all others."""
+    alone = {}
+    for name in SETS:
+        there = np.isin(sets[name].idxs, copied[name])
+        tables[name]["near_copy_elsewhere"] = there.astype(int)
+        alone[name] = sets[name].chosen(~there)
+    counts = {name: len(sets[name].idxs) - len(alone[name].idxs) for name in SETS}
+    return {**counts, "without": attack_statistics(alone)["both"]} if any(counts.values()) else counts
+
+
 def _save_sweeps(folder, sets):
     """Writes the accuracies at 100 fractions of confidence, of each model on each set."""
     for name in SETS:
@@ -220,6 +235,12 @@ def summary_lines(layer: str, results: dict) -> list[str]:
     lines.append("  " + ", ".join(f"{outcome} {figure_in_words(top_1['shares'][outcome])}" for outcome in mem.OUTCOMES))
     ceilings = (f"model {model} {figure_in_words(found['top_1'])}" for model, found in results["ceiling"].items())
     lines.append("  ceiling (the same vote on whole public images): " + ", ".join(ceilings))
+    if "without" in results.get("near_copies", ()):
+        without = results["near_copies"]["without"]
+        score = without["top_1"]["accuracy"]["100"]["score"]
+        lines.append(
+            f"  the {without['n']} images without a near-copy elsewhere: déjà vu score {figure_in_words(score)}"
+        )
     if "one_model" in results["both"]:
         return [*lines, *(f"  {line}" for line in [*one_model.in_words(results), *verdict(results)])]
     margin = figure_in_words(results["both"]["vote_share"]["margin"])

@@ -32,6 +32,12 @@ class Predictions:
     def __post_init__(self):
         self.confidence = np.round(np.asarray(self.confidence, dtype=np.float64), 10) + 0.0  # no minus zero
 
+    def chosen(self, rows: np.ndarray) -> "Predictions":
+        """Those of some examples. rows: int (m,), or bool (n,)."""
+        return Predictions(
+            self.top[rows], self.confidence[rows], None if self.vote_share is None else self.vote_share[rows]
+        )
+
     def correct(self, labels: np.ndarray, top_k: int) -> np.ndarray:
         """bool (n,): is the true label among the first top_k predictions? labels: int (n,)."""
         return (self.top[:, :top_k] == np.asarray(labels).reshape(-1, 1)).any(axis=1)

@@ -27,6 +27,12 @@ class AttackedSet:
     idxs: np.ndarray
     attack: mem.DirectedAttack
 
+    def chosen(self, rows: np.ndarray) -> "AttackedSet":
+        """Some of its images. rows: bool (n,)."""
+        attack = self.attack
+        part = mem.DirectedAttack(attack.target.chosen(rows), attack.reference.chosen(rows), attack.labels[rows])
+        return AttackedSet(self.idxs[rows], part)
+
 
 def read_attack(folder: str | Path, k_attk: int = 0) -> dict[str, AttackedSet]:
     """{"A": AttackedSet, "B": AttackedSet} from the neighbor (or score) files of an attack, their rows in any order.
@@ -105,6 +111,23 @@ def attack_statistics(sets: dict[str, AttackedSet]) -> dict:
             "vote_share": {what: _without_nan(estimate) for what, estimate in votes.items()},
         }
     return found
+
+
+def part_statistics(folder: str | Path, k_attk: int, paths: set[str]) -> dict:
+    """`attack_statistics` of some of the images that an attack's folder is about.
+
+    k_attk: neighbors that vote, 0 for all. paths: of the images, as in attack_{A,B}.csv. InputError names what is
+    missing, or a folder that holds none of the images.
+    """
+    sets = read_attack(folder, k_attk)
+    for name, attacked in sets.items():
+        table = Path(folder) / f"attack_{name}.csv"
+        try:
+            path_of = pd.read_csv(table, index_col="index")["path"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{table}: was not written by label_inference_attack.py ({error!r})") from None
+        sets[name] = attacked.chosen(path_of.reindex(attacked.idxs).isin(paths).to_numpy())
+    return attack_statistics(sets)
 
 
 def _statistics(attacks, top_k):

@@ -12,12 +12,12 @@ def statistical_warnings(results: dict) -> list[str]:
 
     results: as in results.json, from results.attack_statistics.
     """
+    found = _near_copies(results)
     if "one_model" in results["both"]:
-        return []  # its verdict weighs the score against that of images the model never saw
+        return found  # its verdict weighs the score against that of images the model never saw
     scores = {name: results[name]["top_1"]["accuracy"]["100"]["score"] for name in ("both", "A", "B")}
     if any(score["value"] is None for score in scores.values()):
-        return []
-    found = []
+        return found
     if scores["both"]["high"] < 0:
         found.append("the score is below 0: are the models or the index files of A and B swapped?")
     above = [name for name in "AB" if scores[name]["low"] > 0]
@@ -28,6 +28,22 @@ def statistical_warnings(results: dict) -> list[str]:
             f"({_points(scores[other])}): were the two models trained the same way?"
         )
     return found
+
+
+def _near_copies(results):
+    """A warning where more than 1 % of the images have a near-copy that the reference has seen, or that is public."""
+    copies, n = results.get("near_copies", {}), results["both"]["n"]
+    count = copies.get("A", 0) + copies.get("B", 0)
+    if count <= n / 100:
+        return []
+    score = copies["without"]["top_1"]["accuracy"]["100"]["score"]
+    rest = (
+        f"without them the score is {_points(score)}" if score["value"] is not None else "no set is left without them"
+    )
+    return [
+        f"{count} of the {n} attacked images have a near-copy among those that the reference was trained on, or among "
+        f"the public ones: {rest}"
+    ]
 
 
 def verdict(results: dict) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dejavu_utils.data.duplicates import near_copies_beside, with_near_copy
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest
@@ -127,6 +128,25 @@ def check_training_sets(origins, where, sets, public, listing):
                 "neither model has seen"
             )
     return warnings
+
+
+def copied_elsewhere(index_path, networks, reference, sets, public, listing):
+    """{set: int64 (m,), the attacked images with a near-copy that the reference was trained on, or that is public}.
+
+    None if the partition did not look for near-copies. index_path: an index file of that partition, or None. networks:
+    {name: Network}. reference: {set: names of networks}. sets: {set: (flag, int64 (n,) image indices)}. public: int64
+    (p,). What the references do not say they were trained on is taken to be the other set.
+    """
+    copies = index_path and near_copies_beside(index_path, listing)
+    if not copies:
+        return None
+    found = {}
+    for name, other in zip("AB", "BA"):
+        images = [TrainingImages.of_plain(networks[network].about["train_images"]) for network in reference[name]]
+        trained = [of_one.indices for of_one in images if of_one is not None and of_one.is_of(listing)]
+        (_, attacked), (_, others) = sets[name], sets[other]
+        found[name] = attacked[with_near_copy(copies, attacked, np.concatenate([others, public, *trained]))]
+    return found
 
 
 def check_ceilings(ceilings, chance):

@@ -8,6 +8,7 @@ import itertools
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -194,6 +195,13 @@ def with_near_copy(copies, images, others):
     np.add.at(reached, g, there[h])
     np.add.at(reached, h, there[g])
     return reached[copies.groups[images]] - np.isin(images, others) > 0
+
+
+def near_copies_beside(index_path, listing):
+    """The NearCopies that the partition of an index file kept; None if it looked for none, or at other images."""
+    folder = Path(index_path).parent  # {n}_per_class, in the partition's folder
+    found = (load_near_copies(place / FILE, listing) for place in (folder, folder.parent))
+    return next((copies for copies in found if copies is not None), None)
 
 
 def save_near_copies(path, copies, listing, key=""):
