@@ -116,6 +116,37 @@ def test_table_of_attacks_and_of_their_runs(tmp_path):
     assert table["low"] < table["mean"] < table["high"] and "mean of 3 runs" in result.stdout
 
 
+def test_images_of_a_list_and_the_others_have_rows_of_their_own(tmp_path):
+    sets = read_attack(POINT)
+    folder = shutil.copytree(POINT, tmp_path / "point")
+    rows, expected = [], {0: [], 1: []}
+    for name, attacked in sets.items():
+        chosen = np.arange(len(attacked.idxs)) % 3 == 0
+        paths = [f"{name}/{index}.JPEG" for index in attacked.idxs]
+        pd.DataFrame({"index": attacked.idxs, "path": paths}).to_csv(folder / f"attack_{name}.csv", index=False)
+        rows += zip(paths, chosen.astype(int))
+        for kind in (0, 1):
+            of_kind = chosen == kind
+            correct = [
+                x.correct(attacked.attack.labels, 1)[of_kind]
+                for x in (attacked.attack.target, attacked.attack.reference)
+            ]
+            expected[kind].append(correct[0].mean() - correct[1].mean())
+    pd.DataFrame(rows, columns=["path", "tied"]).sample(frac=1, random_state=0).to_csv(
+        tmp_path / "tied.csv", index=False
+    )
+    result = summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv")
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "table.csv").set_index(["attack", "pct_confidence"])["score"]
+    assert table["a, tied", 100] == pytest.approx(np.mean(expected[1]), abs=1e-9)
+    assert table["a, not tied", 100] == pytest.approx(np.mean(expected[0]), abs=1e-9)
+    assert list(table.index.unique("attack")) == ["a", "a, tied", "a, not tied"]
+    (tmp_path / "tied.csv").write_text("path\nA/1.JPEG\n")
+    assert_one_line_error(
+        summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv"), "--split", "tied.csv: not a csv"
+    )
+
+
 def test_bad_input_is_one_line(tmp_path):
     assert_one_line_error(summary(tmp_path), "LABEL=FOLDER", "--runs")
     assert_one_line_error(summary(tmp_path, "--runs", POINT), "--runs: name at least two")
