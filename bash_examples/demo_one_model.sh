@@ -87,7 +87,9 @@ PY
 done
 
 say "Result"
+tied=()
+[ ! -e "$run/data/tied.csv" ] || tied=(--tied "$run/data/tied.csv")
 python bash_examples/one_model_table.py --two_models "$LOGGING_FOLDER/$two" --chance "$(python -c "print(1 / $CLASSES)")" \
-  --save_path "$LOGGING_FOLDER/one_model.csv" "${pairs[@]}"
+  --save_path "$LOGGING_FOLDER/one_model.csv" ${tied[@]+"${tied[@]}"} "${pairs[@]}"
 echo
 echo "The table is in $LOGGING_FOLDER/one_model.csv; $((SECONDS - started)) s in all."

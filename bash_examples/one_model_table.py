@@ -22,6 +22,7 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
 
 COLUMNS = ("two_models", "one_model", "one_minus_two", "delta", "score_minus_delta")
+HEADS = dict(zip((*COLUMNS, "tied"), ("two models", "one model", "one - two", "delta", "score - delta", "tied images")))
 
 
 def parse_args(argv=None):
@@ -29,6 +30,12 @@ def parse_args(argv=None):
     parser.add_argument("attacks", nargs="+", metavar="MODEL=FOLDER", help="attacks with --model_oss_pth, by model")
     parser.add_argument("--two_models", type=expanded, required=True, help="folder of the attack on both models")
     parser.add_argument("--chance", type=float, required=True, help="accuracy of guessing, 1 / classes")
+    parser.add_argument(
+        "--tied",
+        type=expanded,
+        help="tied.csv of make_demo_dataset.py --correlation: the known accuracy is that of a model that reads "
+        "backgrounds, and the score of the tied images, which must be 0, is another column",
+    )
     parser.add_argument("--save_path", type=expanded, required=True, help="csv of the same figures, unrounded")
     return parser.parse_args(argv)
 
@@ -40,12 +47,13 @@ def main():
         model, _, folder = attack.partition("=")
         if model not in ("A", "B"):
             raise InputError(f"{attack}: give A=FOLDER or B=FOLDER")
-        rows[model] = compared(model, Path(args.two_models), Path(folder), args.chance)
+        rows[model] = compared(model, Path(args.two_models), Path(folder), args.chance, args.tied)
+    columns = [*COLUMNS, *(["tied"] if args.tied else [])]
     if len(rows) > 1:  # of independent images, and other classifiers
-        rows["both"] = {name: mean([row[name] for row in rows.values()]) for name in (*COLUMNS, "truth")}
-    lines = [("model", "two models", "one model", "one - two", "delta", "score - delta", "planted truth")]
+        rows["both"] = {name: mean([row[name] for row in rows.values()]) for name in (*columns, "truth")}
+    lines = [("model", *(HEADS[name] for name in columns), "planted truth")]
     for model, row in rows.items():
-        lines.append((model, *(figure_in_words(row[name]) for name in COLUMNS), f"{row['truth']['value']:.3f}"))
+        lines.append((model, *(figure_in_words(row[name]) for name in columns), f"{row['truth']['value']:.3f}"))
     table = [
         {
             "model": model,
@@ -60,8 +68,11 @@ def main():
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
-def compared(model, two_models, one_model, chance):
-    """{name of COLUMNS and "truth": estimate} of a model; the truth is what it knows beyond chance."""
+def compared(model, two_models, one_model, chance, tied=None):
+    """{name of COLUMNS, "tied" and "truth": estimate} of a model; the truth is what it knows beyond its backgrounds.
+
+    tied: file that says whose backgrounds tell the class; of the others they tell nothing.
+    """
     two, one = (read(folder / "results.json") for folder in (two_models, one_model))
     figures = one["both"]["one_model"]
     if not figures["delta"]:
@@ -70,6 +81,9 @@ def compared(model, two_models, one_model, chance):
     found = {"two_models": two[model]["top_1"]["accuracy"]["100"]["score"], "one_model": figures["score"]}
     found["one_minus_two"] = paired_difference(model, two_models, one_model, one)
     found |= {name: figures[name] for name in ("delta", "score_minus_delta")}
+    if tied:
+        found["tied"], share = score_of_tied(one_model, tied)
+        chance = share + (1 - share) * chance
     return {**found, "truth": dict.fromkeys(("value", "low", "high"), target - chance)}
 
 
@@ -91,6 +105,23 @@ def paired_difference(model, two_models, one_model, results):
         )
         halves.append(spread_of(results[name]["one_model"]["reference_accuracy_by_seed"]))
     return widened(mem.summarize(attacks, 1)["score"], halves)
+
+
+def score_of_tied(one_model, tied):
+    """(score of the tied images among the attacked ones, their share of these)."""
+    path = existing_file(tied, "--tied")
+    is_tied = pd.read_csv(path).set_index("path")["tied"].astype(bool)
+    attacks, shares = [], []
+    for name in "AB":
+        table = pd.read_csv(existing_file(one_model / f"attack_{name}.csv", "attack"))
+        if not table["path"].isin(is_tied.index).all():
+            raise InputError(f"--tied {path}: does not hold the images of {one_model}")
+        chosen = is_tied[table["path"]].to_numpy()
+        shares.append(chosen.mean())
+        tops = [table.loc[chosen, f"{role}_top1"].to_numpy()[:, None] for role in ("target", "reference")]
+        guesses = [mem.Predictions(top, np.zeros(len(top))) for top in tops]
+        attacks.append(mem.DirectedAttack(*guesses, table["label"].to_numpy()[chosen]))
+    return mem.summarize(attacks, 1)["score"], float(np.mean(shares))
 
 
 def mean(estimates):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, assert_one_line_error, draw_tree, flags, run_here
+from helpers import ROOT, assert_one_line_error, draw_demo, draw_tree, flags, run_here
 
 from dejavu_utils.analysis.memorization import Predictions, predict_from_neighbors
 from dejavu_utils.analysis.one_model import (
@@ -32,6 +32,7 @@ from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.loading import load_network
 
+COUNTS = {"images_per_class": 216, "unboxed_per_class": 126}  # as in demo.sh
 CROPS = str(CropRule(min_px=10))
 SETTINGS = {
     "model.arch": "resnet18",
@@ -401,6 +402,19 @@ def test_the_table_sets_one_model_beside_two(data, attacked, tmp_path):
     ]
     assert row.one_minus_two == pytest.approx(np.mean(correct)) and row.truth == pytest.approx(0.15)
     assert row.one_model == pytest.approx(results["both"]["one_model"]["score"]["value"])
+    tied = pd.DataFrame({"path": judged.path, "tied": np.arange(len(judged)) % 3 == 0})
+    tied.to_csv(tmp_path / "tied.csv", index=False)
+    result = run_here("bash_examples/one_model_table.py", *words, "--tied", tmp_path / "tied.csv")
+    assert result.returncode == 0 and "tied images" in result.stdout, result.stderr
+    row = pd.read_csv(tmp_path / "table.csv").iloc[0]
+    of_tied = [half[half.path.isin(tied.path[tied.tied])] for half in halves]
+    score = [(half.target_top1_correct - half.reference_top1_correct).mean() for half in of_tied]
+    share = np.mean([len(some) / len(half) for some, half in zip(of_tied, halves)])
+    assert row.tied == pytest.approx(np.mean(score))
+    assert row.truth == pytest.approx(0.4 - (share + (1 - share) * 0.25))
+    tied[1:].to_csv(tmp_path / "tied.csv", index=False)
+    result = run_here("bash_examples/one_model_table.py", *words, "--tied", tmp_path / "tied.csv")
+    assert_one_line_error(result, "--tied", "does not hold the images of")
     twin[1:].to_csv(two / "attack_A.csv", index=False)
     assert_one_line_error(run_here("bash_examples/one_model_table.py", *words), "attacks other images than set A")
 
@@ -434,12 +448,28 @@ def demo(script, **environment):
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
 
 
+def demo_of_one_model(folder):
+    """Row of both models in the table, after both demos; one point, which is all that it takes."""
+    for script in ("demo.sh", "demo_one_model.sh"):
+        demo(script, DEMO_DIR=str(folder), SNAPSHOTS="1", MODELS="A B")
+    (path,) = folder.glob("seed0/*/one_model.csv")
+    return pd.read_csv(path).set_index("model").loc["both"]
+
+
 @pytest.mark.slow
 def test_one_model_agrees_with_two_and_with_the_planted_truth(tmp_path):
-    demo("demo.sh", DEMO_DIR=str(tmp_path), SNAPSHOTS="1")
-    demo("demo_one_model.sh", DEMO_DIR=str(tmp_path), SNAPSHOTS="1", MODELS="A B")
-    (path,) = tmp_path.glob("seed0/*/one_model.csv")
-    both = pd.read_csv(path).set_index("model").loc["both"]
+    both = demo_of_one_model(tmp_path)
     assert both.one_minus_two_low <= 0 <= both.one_minus_two_high
     assert both.one_model_low <= both.truth <= both.one_model_high
     assert both.delta_low <= 0 <= both.delta_high and both.score_minus_delta_low > 0
+
+
+@pytest.mark.slow
+def test_of_tied_backgrounds_nothing_is_called_memorized(tmp_path):
+    """The data are there when the demo starts: it takes them, with the backgrounds of 80 % tied to the class."""
+    draw_demo(tmp_path / "seed0" / "data", side=128, object_size=0.5, seed=0, classes=5, correlation=0.8, **COUNTS)
+    both = demo_of_one_model(tmp_path)
+    assert both.tied == 0
+    assert both.one_minus_two_low <= 0 <= both.one_minus_two_high
+    assert both.one_model_low <= both.truth <= both.one_model_high
+    assert both.score_minus_delta_low <= both.two_models <= both.score_minus_delta_high
