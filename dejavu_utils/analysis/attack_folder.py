@@ -93,9 +93,8 @@ def outcome_of(
             for name, of_set in keys.items()
         }
 
-    outcome = LayerOutcome(
-        indices, crops, {}, {}, {}, k_attk or k, judged(comparison.reference), judged(comparison.half)
-    )
+    of_classifiers = {"judged": judged(comparison.reference), "half": judged(comparison.half)}
+    outcome = LayerOutcome(indices, crops, {}, {}, {}, k_attk or k, **of_classifiers)
     for name, other in zip(SETS, SETS[::-1]):
         slots = {name: comparison.keys(layer, [comparison.target[name]])}
         slots[other] = comparison.keys(layer, comparison.reference[name])
