@@ -15,6 +15,7 @@
 #   PUBLIC_IDX   the public images: INDEX_FOLDER/500_per_class/public.npy
 #   UNSEEN_IDX   boxed images that the model never saw, for delta; none if empty
 #   SEEDS="0 1 2"   of the classifiers      K=100 neighbors      CLASSIFIER_EPOCHS=90, as in configs/crop_classifier_cfg.yaml
+#   LEARNING_CURVE=1   classifiers of half of the crops too: is the reference's accuracy still rising?
 #   CROP_FLAGS   how crops are cut, for betons and attack alike: "--min_px 100 --crop_rule paper"
 #   TRAIN_FLAGS, ATTACK_FLAGS   appended to the commands, for instance ATTACK_FLAGS="--use_backbone 1"
 # and the folders LOGGING_FOLDER, BETONS_FOLDER, INDEX_FOLDER, IMAGENET_DATASET_DIR, IMAGENET_BBOX_ANNOTATIONS.
@@ -53,28 +54,39 @@ carry_out() { # carry_out FOLDER FINISHED COMMAND...: prints, runs or submits it
   jobs=$jobs:$id
 }
 
-for part in A B; do
-  beton=$BETONS_FOLDER/${DATASET}_per_class_${part}_crops.beton
-  write=("$PYTHON" "$root/write_ffcv_dataset.py" --imgnet-path "$IMAGENET_DATASET_DIR" --bbox-path "$IMAGENET_BBOX_ANNOTATIONS"
-    --idx-path "$index/bbox_$part.npy" --write-path "$beton" ${CROP_FLAGS:-})
+train_on() { # train_on NAME INDEX_FILE FLAG: a beton of these crops, and a classifier of each seed, which FLAG names
+  local beton=$BETONS_FOLDER/${DATASET}_per_class_$1_crops.beton seed folder # for the probes' validation, too: nothing is chosen by it
+  local write=("$PYTHON" "$root/write_ffcv_dataset.py" --imgnet-path "$IMAGENET_DATASET_DIR" --bbox-path "$IMAGENET_BBOX_ANNOTATIONS"
+    --idx-path "$2" --write-path "$beton" ${CROP_FLAGS:-})
   if [ -e "$beton" ]; then echo "$beton: there already"
   elif [ "$DRY_RUN" = 1 ]; then printf '%q ' "${write[@]}"; echo
   else mkdir -p "$BETONS_FOLDER"; "${write[@]}"; fi
-done
-
-classifiers=()
-for part in A B; do
-  beton=$BETONS_FOLDER/${DATASET}_per_class_${part}_crops.beton # for the probes' validation, too: nothing is chosen by it
-  classifiers+=("--reference_${part}_pth")
+  classifiers+=("$3")
   for seed in $SEEDS; do
-    folder=$LOGGING_FOLDER/crop_classifiers/${DATASET}pc_${part}_seed$seed
+    folder=$LOGGING_FOLDER/crop_classifiers/${DATASET}pc_$1_seed$seed
     carry_out "$folder" "$folder/final_weights.pt" "$PYTHON" "$root/train_SSL.py" \
       --config-file "$root/configs/crop_classifier_cfg.yaml" --dist.use_submitit "$((1 - LOCAL))" \
       --training.epochs "$CLASSIFIER_EPOCHS" --data.random_seed "$seed" \
       --data.train_dataset "$beton" --data.val_dataset "$beton" --logging.folder "$folder" ${TRAIN_FLAGS:-}
     classifiers+=("$folder/model_ep$CLASSIFIER_EPOCHS.pth")
   done
-done
+}
+halve() { # halve INDEX_FILE HALF: every second image; they are listed class by class
+  [ "$DRY_RUN" = 1 ] || [ -e "$2" ] || "$PYTHON" - "$1" "$2" <<'PY'
+import sys
+import numpy as np
+np.save(sys.argv[2], np.sort(np.load(sys.argv[1]))[::2])
+PY
+}
+
+classifiers=()
+for part in A B; do train_on "$part" "$index/bbox_$part.npy" "--reference_${part}_pth"; done
+if [ "${LEARNING_CURVE:-0}" = 1 ]; then
+  for part in A B; do
+    halve "$index/bbox_$part.npy" "$index/half_bbox_$part.npy"
+    train_on "half_$part" "$index/half_bbox_$part.npy" "--half_reference_${part}_pth"
+  done
+fi
 
 sweep=$LOGGING_FOLDER/one_model/attack_sweeps folder=$LOGGING_FOLDER/one_model/attack_sweeps/NN_attk_${NAME}_${DATASET}pc_${EPOCH}ep
 own=()

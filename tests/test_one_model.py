@@ -432,11 +432,15 @@ def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
     result = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     scripts = [line.split()[1].rpartition("/")[2] for line in result.stdout.splitlines()]
-    stages = ["write_ffcv_dataset.py"] * 2 + ["train_SSL.py"] * 6 + ["label_inference_attack.py"]
-    assert scripts == [*stages, "plot_quant_results.py"]
+    half = ["write_ffcv_dataset.py", *["train_SSL.py"] * 3]
+    assert scripts == [*half, *half, "label_inference_attack.py", "plot_quant_results.py"]
     attack_command = result.stdout.splitlines()[-2]
     assert attack_command.count("/crop_classifiers/300pc_A_seed") == 3 == attack_command.count("300pc_B_seed")
     assert "attack_sweeps/NN_attk_vicreg_300pc_1000ep" in attack_command
+    result = subprocess.run(script, env={**environment, "LEARNING_CURVE": "1"}, capture_output=True, text=True)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4 + 12 + 2 and "half_bbox_A.npy" in result.stdout
+    assert lines[-2].count("/crop_classifiers/300pc_half_B_seed") == 3 and "--half_reference_B_pth" in lines[-2]
     environment["MODEL_PTH"] = ""
     result = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert result.returncode == 2 and "the variable MODEL_PTH is not set" in result.stderr
