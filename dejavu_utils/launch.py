@@ -71,7 +71,8 @@ def connect(port: int = 0, gpu: int | None = 0, long_waits: bool = False, gpu_fl
             if port and _in_job():
                 os.environ["MASTER_PORT"] = str(port)
             _meet(rank, processes, device if device.type == "cuda" and not long_waits else None)
-    if problem and any(Path("/dev").glob("nvidia[0-9]*")):
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")  # who hid the GPUs knows
+    if problem and not hidden and any(Path("/dev").glob("nvidia[0-9]*")):
         say(f"note: computes on the CPU, although there is a GPU: {problem}")
     return device
 

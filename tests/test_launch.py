@@ -164,6 +164,21 @@ def test_a_job_without_the_gpus_that_it_asked_for_ends_elsewhere_the_cpu_takes_t
     assert "built for CPUs" in gpu_problem()
 
 
+@pytest.mark.parametrize("visible, said", [(None, True), ("0", True), ("", False), ("-1", False)])
+def test_nothing_is_said_of_a_gpu_that_the_user_has_hidden(monkeypatch, capsys, gpus, visible, said):
+    gpus(0)
+    monkeypatch.setattr(launch, "gpu_problem", lambda: "it sees none")
+    monkeypatch.setattr(launch.Path, "glob", lambda folder, pattern: iter([folder / "nvidia0"]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert connect() == CPU
+    assert ("although there is a GPU: it sees none" in capsys.readouterr().out) == said
+    as_a_job(monkeypatch)
+    with pytest.raises(InputError, match="asked for GPUs.*it sees none"):
+        connect()
+
+
 @pytest.mark.parametrize("folder, name", [
     (".", "work"), ("./", "work"), ("run/", "run"), ("run/../other//", "other"), ("..", None), ("/", "test_launch"),
 ])  # fmt: skip
