@@ -20,7 +20,7 @@ use_environment() {
   export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}  # an environment of the user's may hold another checkout, or none
   python - <<'PY' || return 2
 import importlib.util, sys
-names = {"cv2": "opencv-python-headless", "yaml": "pyyaml"} | ({} if sys.platform == "darwin" else {"faiss": "faiss-cpu"})
+names = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
 modules = ("torch", "torchvision", "pandas", "matplotlib", *names)
 missing = [names.get(m, m) for m in modules if not importlib.util.find_spec(m)]
 if missing:

@@ -356,8 +356,13 @@ def submit(job: ScriptJob, folder: str | Path, resources: Resources, stay_here: 
     folder = os.path.abspath(folder)
     if any(sign in folder for sign in "\n\r%\\"):
         raise InputError(f"{folder!r}: SLURM cannot write logs below a folder with %, \\ or a line break in its name")
-    import submitit
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    try:
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+    except ModuleNotFoundError:
+        raise InputError(
+            f"submitit, which submits jobs, is not installed: pip install submitit, or run here with {stay_here}"
+        ) from None
 
     root = shlex.quote(str(Path(__file__).resolve().parents[1]))
     setup = [

@@ -422,7 +422,7 @@ def test_another_number_of_processes_resumes(data, tmp_path, undisturbed, monkey
     assert outputs(tmp_path) == undisturbed["crops"]
 
 
-def test_a_lost_piece_is_noticed(data, tmp_path, monkeypatch):
+def test_a_lost_piece_is_noticed(data, tmp_path, monkeypatch, few_whole_images):
     monkeypatch.setattr(search, "rank", lambda: 0)
     monkeypatch.setattr(search, "world_size", lambda: 2)  # the second process never comes
     monkeypatch.setattr(unfinished, "_PATIENCE", 0)
@@ -499,7 +499,8 @@ def test_tables_of_classes_and_confidence(data, tmp_path):
     last = curve[(curve["top_k"] == 1) & (curve["pct_confidence"] == 100)].iloc[0]
     everyone = results["both"]["top_1"]["accuracy"]["100"]
     for name in ("target", "reference"):
-        assert last[f"{name}_acc"] == everyone[name]["value"] and last[f"{name}_low"] == everyone[name]["low"]
+        found = last[f"{name}_acc"], last[f"{name}_low"]
+        assert found == pytest.approx((everyone[name]["value"], everyone[name]["low"]))
         least = np.mean([pd.read_csv(tmp_path / f"attack_{s}.csv")[f"{name}_confidence"].min() for s in "AB"])
         assert last[f"{name}_threshold"] == pytest.approx(least)
-    assert last["score_high"] == everyone["score"]["high"]
+    assert last["score_high"] == pytest.approx(everyone["score"]["high"])

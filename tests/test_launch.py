@@ -190,8 +190,17 @@ def test_every_folder_gives_a_job_a_name(monkeypatch, tmp_path, folder, name):
     assert submitted["parameters"]["name"] == (name or tmp_path.name)
 
 
+def test_without_submitit_a_line_says_so(monkeypatch, tmp_path):
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match="submitit, which submits jobs, is not installed.* --local 1"):
+        submit(ScriptJob(note_device, []), tmp_path / "run", RESOURCES, "--local 1", "logs")
+
+
 def test_sbatch_sees_nothing_of_another_job(monkeypatch, tmp_path):
     """With the real submitit; sbatch and srun are stand-ins."""
+    pytest.importorskip("submitit")
     (tmp_path / "sbatch").write_text(f"#!/bin/sh\nenv >{tmp_path}/seen\necho Submitted batch job 17\n")
     for program in ("sbatch", "srun"):
         (tmp_path / program).touch()

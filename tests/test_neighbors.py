@@ -1,5 +1,7 @@
 """Exact neighbors in a stream against a float64 brute force."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,10 @@ def assert_nearest(found, queries, public, k):
     assert (found == expected).mean() > 0.999
 
 
+HAS_FAISS = importlib.util.find_spec("faiss") is not None
+BOTH = [pytest.param(True, marks=pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")), False]
+
+
 def search(queries, public, k, blocks, use_faiss):
     found = NeighborSearch(queries.copy(), k, use_faiss=use_faiss)
     for block in np.array_split(public, blocks):
@@ -25,7 +31,7 @@ def search(queries, public, k, blocks, use_faiss):
     return found.result()
 
 
-@pytest.mark.parametrize("use_faiss", [True, False])
+@pytest.mark.parametrize("use_faiss", BOTH)
 @pytest.mark.parametrize("blocks", [1, 3, 40])
 @pytest.mark.parametrize("offset", [0.0, 300.0])
 def test_same_as_brute_force(use_faiss, blocks, offset):
@@ -35,7 +41,7 @@ def test_same_as_brute_force(use_faiss, blocks, offset):
     assert_nearest(search(queries, public, 20, blocks, use_faiss), queries, public, 20)
 
 
-@pytest.mark.parametrize("use_faiss", [True, False])
+@pytest.mark.parametrize("use_faiss", BOTH)
 def test_equal_distances_are_ordered_by_position(use_faiss):
     public = np.tile(np.float32([[1, 0], [0, 1]]), (4, 1))
     found = search(np.float32([[0, 0]]), public, 8, 8, use_faiss)
@@ -65,7 +71,7 @@ def tight_clusters(clusters, per_cluster, d, spread, seed=0):
     return draw(classes), classes, draw(classes)
 
 
-@pytest.mark.parametrize("use_faiss", [True, False])
+@pytest.mark.parametrize("use_faiss", BOTH)
 def test_tight_clusters_are_told_apart(use_faiss):
     """Clusters 1e-4 wide at distance 1: of products alone float32 keeps nothing of the distances within."""
     public, classes, queries = tight_clusters(25, 40, 64, 1e-4)
@@ -81,7 +87,7 @@ def test_tight_clusters_are_told_apart(use_faiss):
     assert np.mean([np.bincount(classes[row]).argmax() for row in by_products] == classes) < 0.9  # without float64
 
 
-@pytest.mark.parametrize("use_faiss", [True, False])
+@pytest.mark.parametrize("use_faiss", BOTH)
 def test_the_cut_into_blocks_changes_nothing(use_faiss):
     rng = np.random.default_rng(1)
     queries, public = (rng.normal(size=(n, 48)).astype(np.float32) for n in (70, 900))
@@ -95,7 +101,7 @@ def test_the_cut_into_blocks_changes_nothing(use_faiss):
 def test_squares_beyond_float32_are_refused(scale, what):
     rng = np.random.default_rng(0)
     queries, public = ((scale * rng.normal(size=(n, 8))).astype(np.float32) for n in (10, 50))
-    for use_faiss in (True, False):
+    for use_faiss in {HAS_FAISS, False}:
         found = NeighborSearch(queries.copy(), 5, use_faiss=use_faiss, name="model A, projector")
         with pytest.raises(InputError, match=f"model A, projector are so .*{what}"):
             found.add(public.copy())

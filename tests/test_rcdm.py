@@ -529,8 +529,7 @@ def test_class_names(data, tmp_path):
 
 
 def test_the_notebook_runs_and_saves_its_tiles(trained, attacked, tmp_path, monkeypatch):
-    import nbformat
-    from nbclient import NotebookClient
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
 
     for name, value in (
         ("RCDM_ATTACK", attacked),
@@ -543,7 +542,7 @@ def test_the_notebook_runs_and_saves_its_tiles(trained, attacked, tmp_path, monk
         monkeypatch.setenv(name, str(value))
     notebook = nbformat.read(ROOT / "visualization_RCDM.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]

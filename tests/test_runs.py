@@ -102,9 +102,9 @@ def test_table_of_attacks_and_of_their_runs(tmp_path):
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "table.csv").set_index(["attack", "pct_confidence"])
     figures = statistics["both"]["top_1"]["accuracy"]["20"]
-    assert table["chance"]["run0", 20] == figures["chance"] and np.isnan(table["chance"]["run1", 100])
+    assert table["chance"]["run0", 20] == pytest.approx(figures["chance"]) and np.isnan(table["chance"]["run1", 100])
     assert table["ceiling"]["run2", 100] == 0.9 and np.isnan(table["ceiling"]["run0", 100])
-    assert table["score_low"]["run0", 20] == figures["score"]["low"]
+    assert table["score_low"]["run0", 20] == pytest.approx(figures["score"]["low"])
     assert "ceiling" in result.stdout and "0.900" in result.stdout
 
     result = summary(tmp_path, "--runs", *folders)

@@ -245,6 +245,7 @@ def tools(folder):
 
 def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path):
     """The scripts' real submission, by submitit, to an sbatch and squeue that only keep a list."""
+    pytest.importorskip("submitit")
     slurm, logs = tools(tmp_path / "slurm"), tmp_path / "logs"
     size = dict(SWEEP="epochs", EPOCHS="50", TRAIN_FLAGS="--dist.ngpus 1", tools=slurm)
     result = sweep(folders, logs, **size)
