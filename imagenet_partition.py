@@ -181,13 +181,14 @@ def find_boxed(listing, bbox_dir):
     """bool (n,): does the image have an XML of its own? Reads each class's folder once; reports what has no partner."""
     annotations = Annotations(bbox_dir, listing, "--bbox_dir")
     boxed = np.zeros(len(listing), dtype=bool)
-    without_image, without_xml, two_xml, shared = 0, [], [], []
+    without_image, without_xml, two_xml, shared, deeper = 0, [], [], [], []
     with Progress(len(listing.classes), "classes looked up") as progress:
         for label, name in enumerate(listing.classes):
             xml, images = annotations.of_class(label)
             without_image += sum(len(names) for stem, names in xml.items() if stem not in images)
             if not xml:
                 without_xml.append(name)
+            deeper += annotations.folders_below(label)
             for index in listing.members(label):
                 try:
                     annotations.path(index)
@@ -201,6 +202,7 @@ def find_boxed(listing, bbox_dir):
     print_some("images that share their name (and so an XML) with another of their class: taken as unboxed", shared)
     print_some("images with two XML of their name: taken as unboxed", two_xml)
     print_some("classes without XML", without_xml)
+    print_some("folders below a class's XML, which are not looked into", deeper)
     print_some("folders of XML without a class of images", unknown)
     return boxed
 

@@ -39,7 +39,7 @@ import numpy as np
 from dejavu_utils.analysis.attack_folder import counts_of, outcome_of, summary_lines, write_layer
 from dejavu_utils.analysis.class_names import read_class_names
 from dejavu_utils.analysis.points import SETS, attack_path
-from dejavu_utils.attack.boxes import Annotations, CropRule, file_fingerprint, in_words
+from dejavu_utils.attack.boxes import Annotations, CropRule, file_fingerprint, frame_warnings, in_words
 from dejavu_utils.attack.crop_cache import crops_of
 from dejavu_utils.attack.crop_flags import add_crop_flags, check_crop_flags
 from dejavu_utils.attack.identity import (
@@ -233,7 +233,7 @@ def attack(args):
     shown = args.resolution or networks[first].preprocessing.side
     networks = {name: prepared_for_inference(net, of_each[name]).to(device) for name, net in networks.items()}
     annotations = None if rank() or args.use_corner_crop else Annotations(args.imgnet_bbox_pth, listing, BOXES)
-    parts = from_first(None if rank() else cropped_parts(args, listing, annotations, sets, public))
+    parts = from_first(None if rank() else cropped_parts(args, listing, annotations, sets, public, warnings))
     queries, public = Queries(parts, public, comparison.shown(networks)), ImageSet("public", public)
     inference = Inference(
         device, args.precision, args.resolution, args.batch_size, args.num_workers, args.skip_unreadable
@@ -283,12 +283,11 @@ def check_identity(args, networks, where, comparison, sets, public, listing):
     """Warnings about models and sets that the score may not be about; InputError where it would mean nothing."""
     if not args.use_supervised_linear and args.k > len(public) - args.placebo:
         raise InputError(f"--k {args.k}: the public set of --public_idx_pth has only {len(public)} images")
-    check_disjoint({} if args.placebo else sets, ("--public_idx_pth", public))
+    attacked, public = {} if args.placebo else sets, ("--public_idx_pth", public)
+    check_disjoint(attacked, public)
     origins = {model: Origin.of(network) for model, network in networks.items()}
-    public = "--public_idx_pth", public
     if comparison.classifiers:
         return check_one_model(origins, where, comparison, sets, public, listing)
-    attacked = {} if args.placebo else sets
     return check_models(origins, where) + check_training_sets(origins, where, attacked, public, listing)
 
 
@@ -336,11 +335,12 @@ def layers_of(args, network, where):
     return layers
 
 
-def cropped_parts(args, listing, annotations, sets, public):
-    """{set: CroppedImages, ..., CEILING: ...}: the queries of the attack, in their order; crops from the cache."""
-    path = Path(args.crop_cache or Path(args.output_dir) / "crops.npz")
+def cropped_parts(args, listing, annotations, sets, public, warnings):
+    """{set: CroppedImages, ..., CEILING: ...}: the attack's queries in order; `warnings` get those of the boxes."""
     indices, rule = {name: of_set for name, (_, of_set) in sets.items()}, CropRule.of(vars(args))
+    path = args.crop_cache or f"{args.output_dir}/crops.npz"
     parts, cached = crops_of(path, listing, indices, rule, annotations, args.skip_unreadable, Progress)
+    warnings += frame_warnings(annotations, indices, rule, f"{BOXES} {args.imgnet_bbox_pth}")
     if cached:
         print(f"crops of {path}")
     for name, images in parts.items():

@@ -1,7 +1,4 @@
-"""Image folders as ImageNet ships them: listing and fingerprint, index files, decoded images for a network.
-
-PyTorch is imported by the functions that need it: listing a folder does without.
-"""
+"""Image folders as ImageNet ships them: listing and fingerprint, decoded images, how networks are shown them."""
 
 import errno
 import hashlib
@@ -22,7 +19,7 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images in [0, 1], per cha
 STD = (0.229, 0.224, 0.225)
 UNREADABLE = "unreadable image"  # among the counts of what is skipped
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-_ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and TIFF
+_ORIENTATION, _BITS, _PHOTOMETRIC, _FORMAT = 274, 258, 262, 339  # tags of EXIF and TIFF
 _NOT_THE_IMAGES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -194,19 +191,20 @@ class Preprocessing:
 def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """The image as PIL RGB, 8 bits per channel; InputError names a file that cannot be decoded.
 
-    16-bit images keep their high byte, gray ones as Pillow does it with color. Refused are floating-point and 32-bit
-    pixels: which number is white is not known. at_least: a JPEG may be decoded smaller, to this many pixels per side or
-    more, which is faster.
+    16 bits keep their high byte, gray as with color in Pillow. Refused are floating-point, 32-bit and signed pixels:
+    which number is white is not known. at_least: a JPEG may be decoded to fewer pixels, this many per side or more.
     """
     with _opened(path) as image:
         if at_least:
             image.draft("RGB", (at_least, at_least))
-        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        tags = getattr(image, "tag_v2", {})
+        signed = 2 in tags.get(_FORMAT, ()) or image.mode == "I" and image.format not in ("PNG", "PPM")
+        if image.mode == "F" or signed:
             kind = "floating-point" if image.mode == "F" else "32-bit or signed"
             raise ValueError(f"its pixels are {kind} numbers, of which none is white: convert them to 8 or 16 bits")
         if image.mode.startswith("I"):
-            bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
-            image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+            pixels = (np.asarray(image) >> tags.get(_BITS, (16,))[0] - 8).astype(np.uint8)
+            image = Image.fromarray(255 - pixels if tags.get(_PHOTOMETRIC) == 0 else pixels)  # 0 is white
         return image.convert("RGB")
 
 

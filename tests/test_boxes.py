@@ -18,6 +18,7 @@ from dejavu_utils.attack.boxes import (
     TWO_XML,
     Annotations,
     CropRule,
+    frame_warnings,
     in_words,
     take_crops,
 )
@@ -66,6 +67,7 @@ BOX = (5, 5, 25, 25)
         (xml(BOX, size=(0, 0)), {}, OTHER_SIZE),
         (xml((0.1, 0.1, 0.9, 0.9)), {}, NO_AREA),
         (xml((0.0, 0.0, 1.0, 1.0), size=(60, 50)), {}, NO_AREA),
+        (xml((-0.02, 0.0, 1.01, 1.02), (0.2, 0.3, 0.4, 0.5)), {}, NO_AREA),
         (xml((10, 10, 10, 40), (3, 3, 3, 3)), {}, NO_AREA),
         (xml((10, 60, 40, 98)), {}, OUTSIDE),  # per cent: 6..24 x 30..49
         (xml(BOX, (10, 30, 50, 98)), {}, OUTSIDE),
@@ -76,7 +78,11 @@ BOX = (5, 5, 25, 25)
         (xml(BOX, size=(60, 50)), {"orientation": 1}, None),
         (xml(BOX, size=(50, 60)), {"orientation": 6}, TURNED),
         (xml(BOX), {"orientation": 8}, TURNED),
-        (xml(BOX, size=(60, 50)), {"orientation": 3}, TURNED),
+        *((xml(BOX, size=(60, 50)), {"orientation": way}, TURNED) for way in (2, 3, 4)),
+        *((xml(BOX, size=(50, 60)), {"orientation": way}, TURNED) for way in (5, 7, 8)),
+        *((xml(BOX), {"orientation": 6, "name": f"c0/a.{kind}"}, TURNED) for kind in ("png", "webp")),
+        (xml(BOX, size=(60, 50)), {"orientation": 6, "name": "c0/a.tif"}, OTHER_SIZE),  # Pillow turns it: 50 x 60
+        (xml(BOX, size=(50, 60)), {"orientation": 6, "name": "c0/a.tif"}, None),
         (xml(BOX, size=(50, 50)), {"orientation": 6, "size": (50, 50)}, TURNED),
     ],
 )
@@ -85,6 +91,31 @@ def test_images_whose_boxes_may_be_in_another_frame_are_counted(tmp_path, annota
     assert (crop is None) == (reason is not None)
     assert counts["attacked" if reason is None else reason] == 1 and sum(counts.values()) == 2
     assert in_words(counts) == (f"1 {reason}" if reason else "")
+
+
+@pytest.mark.parametrize(
+    "box, side, words",
+    [
+        ((20, 20, 60, 60), 1, "reach beyond the image in 12 of 12 images"),  # per cent of 60 x 50: 20..60 x 20..60
+        ((10, 10, 90, 90), 1, "reach beyond the image in 12 of 12 images"),
+        ((20, 20, 90, 95), 5, "12 images that were looked at are 300 pixels long, and no box ends beyond 100"),
+        ((20, 20, 101, 95), 5, None),
+        ((5, 5, 25, 25), 1, None),
+        ((20, 20, 30, 52), 1, None),
+    ],
+)
+def test_many_boxes_tell_that_they_are_per_cent(tmp_path, box, side, words):
+    for number in range(12):
+        paths = tmp_path / "images" / "c0" / f"{number}.png", tmp_path / "boxes" / "c0" / f"{number}.xml"
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60 * side, 50 * side)).save(paths[0])
+        paths[1].write_text(xml(box))
+    listing = list_images(tmp_path / "images")
+    annotations, sets = Annotations(tmp_path / "boxes", listing), {"A": np.arange(6), "B": np.arange(6, 12)}
+    found = frame_warnings(annotations, sets, FIVE, "--b x")
+    assert len(found) == (words is not None) and all(text.startswith("--b x: ") and words in text for text in found)
+    assert frame_warnings(annotations, {"A": np.arange(6)}, FIVE, "--b x") == []  # too few to tell
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,12 @@ def checkpoint(data, path, trained, seed=0, epoch=9, folder=None, **changes):
     return path
 
 
+def final_weights(path):
+    """The weights of a checkpoint alone, as in final_weights.pt, in a file of another name."""
+    torch.save(torch.load(path, weights_only=True)["model"], path.with_name("final_weights.pt"))
+    return path.with_name("final_weights.pt")
+
+
 def attack(data, tmp_path, model_A, model_B, **changes):
     settings = {
         "local": 1,
@@ -161,6 +167,14 @@ def test_models_of_the_partition_are_attacked_without_a_warning(data, tmp_path, 
             lambda d, t: (checkpoint(d, t / "a", ["A"]), checkpoint(d, t / "b", ["A"], seed=1)),
             ["--model_B_pth", "same 12 images"],
         ),
+        (  # two epochs of one training
+            lambda d, t: (checkpoint(d, t / "a", ["A"]), checkpoint(d, t / "b", ["A"], seed=2, epoch=5)),
+            ["--model_B_pth", "same 12 images"],
+        ),
+        (
+            lambda d, t: (checkpoint(d, t / "a", ["A"]), final_weights(checkpoint(d, t / "b", ["A"]))),
+            ["--model_B_pth", "same weights"],
+        ),
         (
             lambda d, t: (checkpoint(d, t / "a", ["B"]), checkpoint(d, t / "b", ["A"], seed=1)),
             ["--bbox_A_idx_pth", "not trained on", "swapped?"],
@@ -196,6 +210,22 @@ def test_models_that_were_not_trained_the_same_way_are_named(data, tmp_path, mod
     assert result.returncode == 0, result.stderr
     assert any(text in warning for warning in results["warnings"])
     assert text in result.stdout
+
+
+def test_boxes_in_per_cent_are_named(data, tmp_path, models):
+    boxes = tmp_path / "boxes"
+    for path in (data[0] / "boxes").rglob("*.xml"):
+        (boxes / path.parent.name).mkdir(parents=True, exist_ok=True)
+        box = "<xmin>20</xmin><ymin>20</ymin><xmax>60</xmax><ymax>60</ymax>"  # of images of 60 x 50
+        (boxes / path.parent.name / path.name).write_text(
+            f"<annotation><object><bndbox>{box}</bndbox></object></annotation>"
+        )
+    result, results = attack(data, tmp_path, *models, imgnet_bbox_pth=boxes)
+    assert result.returncode == 0, result.stderr
+    assert [f"--imgnet_bbox_pth {boxes}: boxes reach beyond the image" in text for text in results["warnings"]] == [
+        True
+    ]
+    assert "are they per cent" in result.stdout
 
 
 def test_seed_folder_and_data_may_differ(data, tmp_path, models):

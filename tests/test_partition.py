@@ -193,13 +193,14 @@ def test_what_is_no_image_of_its_own_is_in_no_set_and_counted(tree):
     for name in ("n01/x.gif", "n01/y.GIF", "n02/z.JPG2", "n02/no_extension", "n02/.DS_Store"):
         (images / name).write_bytes(b"x")
     (images / "n03" / "linked.JPEG").symlink_to(images / "n02" / "n02_3.JPEG")
+    (images / "n03" / "hard.JPEG").hardlink_to(images / "n01" / "n01_1.JPEG")
     (tree / "boxes" / "Annotation" / "n01" / "._n01_0.xml").write_bytes(b"x")
     result = partition(tree, "--per_class", "2")
     assert result.returncode == 0, result.stderr
     for text in (
-        "24 images of 3 classes",
+        "25 images of 3 classes",
         "images in no set, hidden (a name that begins with a dot): 2 (n01/._n01_0.JPEG, n02/.thumbs/n02_0.JPEG)",
-        "images in no set, links to a file that is listed before: 1 (n03/linked.JPEG)",
+        "images in no set, links to a file that is listed before: 2 (n03/hard.JPEG, n03/linked.JPEG)",
         "no index: 1 .GIF, 1 .JPG2, 1 .gif, 1 no extension",
         "8 images have a box; 1 XML belong to no image",
     ):
@@ -209,9 +210,9 @@ def test_what_is_no_image_of_its_own_is_in_no_set_and_counted(tree):
     p = {path.stem: np.load(path) for path in (tree / "index" / "2_per_class").glob("*.npy")}
     members = np.concatenate([p[name] for name in ("bbox_A", "bbox_B", "shared", "public")])
     names = {listing.paths[index] for index in members}
-    assert len(members) == len(names) == 21 and not [name for name in names if "/." in name or "linked" in name]
+    assert len(members) == len(names) == 21 and not [n for n in names if "/." in n or n.endswith(("d.JPEG",))]
     record = json.loads((tree / "index" / "partition.json").read_text())
-    assert sorted(record["left_out"].values()) == [1, 2] and record["passed_over"][".JPG2"] == 1
+    assert sorted(record["left_out"].values()) == [2, 2] and record["passed_over"][".JPG2"] == 1
 
 
 def test_images_that_share_an_xml_are_taken_as_unboxed(tree):
@@ -219,6 +220,7 @@ def test_images_that_share_an_xml_are_taken_as_unboxed(tree):
     for name in ("more/n01_0.JPEG", "n01_1.png"):
         Image.new("RGB", (8, 8)).save(tree / "images" / "n01" / name)
     (tree / "boxes" / "Annotation" / "n02" / "n02_0.XML").write_text("<annotation/>")
+    (tree / "boxes" / "Annotation" / "n02" / "more").mkdir()
     result = partition(tree, "--per_class", "2")
     assert result.returncode == 0, result.stderr
     assert "5 images have a box; 1 XML belong to no image" in result.stdout
@@ -226,6 +228,7 @@ def test_images_that_share_an_xml_are_taken_as_unboxed(tree):
         "images that share their name (and so an XML) with another of their class: taken as unboxed: 4" in result.stdout
     )
     assert "images with two XML of their name: taken as unboxed: 1 (n02/n02_0.JPEG)" in result.stdout
+    assert "folders below a class's XML, which are not looked into: 1 (n02/more)" in result.stdout
 
 
 def test_a_class_of_other_files_alone_says_so(tree):
@@ -254,6 +257,10 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     expected = np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, axis=2)
     for name, array in (("a.png", ramp), ("b.tif", ramp), ("c.tif", ramp.astype(">u2")), ("d.pgm", ramp)):
         np.testing.assert_array_equal(load_image(saved(tmp_path / name, array)), expected)
+    Image.fromarray(65535 - ramp).save(tmp_path / "white_is_zero.tif", tiffinfo={262: 0})
+    np.testing.assert_array_equal(load_image(tmp_path / "white_is_zero.tif"), expected)
+    (tmp_path / "12_bits.pgm").write_bytes(b"P5 60 50 4095\n" + (ramp >> 4).astype(">u2").tobytes())
+    np.testing.assert_array_equal(load_image(tmp_path / "12_bits.pgm"), expected)
     import cv2
 
     for name in ("e.png", "f.tif"):
@@ -262,11 +269,16 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, array", [("a.tif", np.ones((5, 6), np.float32)), ("b.tif", np.full((5, 6), 70000, np.int32))]
+    "kind", [np.float32, np.float64, np.int32, np.int16, np.int8, "three of float32"], ids=lambda kind: str(kind)[-9:-2]
 )
-def test_pixels_without_a_white_are_refused_by_name(tmp_path, name, array):
-    with pytest.raises(InputError, match=f"{name}: cannot be read as an image .*convert them to 8 or 16 bits"):
-        load_image(saved(tmp_path / name, array))
+def test_pixels_without_a_white_are_refused_by_name(tmp_path, kind):
+    import cv2
+
+    array = np.ones((5, 6, 3), np.float32) if isinstance(kind, str) else np.ones((5, 6), kind)
+    cv2.imwrite(str(tmp_path / "a.tif"), array)
+    reason = ".*convert them to 8 or 16 bits" if array.ndim == 2 and kind != np.float64 else ""
+    with pytest.raises(InputError, match=f"a.tif: cannot be read as an image{reason}"):  # else Pillow does not read it
+        load_image(tmp_path / "a.tif")
 
 
 def test_other_kinds_are_read_as_torchvision_reads_them(tmp_path):

@@ -5,7 +5,8 @@ import math
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -17,6 +18,8 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import UNREADABLE, image_frame, image_size
 
 _LARGEST_XML = 2**20  # bytes; an annotation has some hundred
+_FRACTIONS = 2  # no coordinate above it: fractions of the sides, some a little beyond 1
+_LOOKED_AT, _FEW = 256, 10  # images whose boxes are compared with their pixels; fewer than _FEW show nothing
 _LEVELS = ("Annotation", "Annotations", "ILSVRC", "CLS-LOC", "train")  # folders between the one given and the classes
 
 # Why an image is not attacked; the keys of counts in results.json.
@@ -109,6 +112,12 @@ class Annotations:
             self._classes[label] = _xml_names(self.root, self.listing, label), _image_stems(self.listing, label)
         return self._classes[label]
 
+    def folders_below(self, label):
+        """Names of the folders within a class's folder of XML: an XML there is no image's."""
+        folder = self.root / self.listing.classes[label]
+        with os.scandir(folder) if folder.is_dir() else nullcontext(()) as entries:
+            return sorted(f"{folder.name}/{entry.name}" for entry in entries if entry.is_dir())
+
     def path(self, index):
         """The image's XML; raises Unusable where there is none, or not one that is the image's alone."""
         label, stem = int(self.listing.labels[index]), self.listing.stem(index)
@@ -138,7 +147,7 @@ class Annotations:
             raise Unusable(NO_OBJECT)
         if any(xmax < xmin or ymax < ymin for xmin, ymin, xmax, ymax in boxes):
             raise Unusable(REVERSED)
-        if max(map(max, boxes)) <= 1:  # fractions of the sides
+        if max(map(max, boxes)) <= _FRACTIONS:
             raise Unusable(NO_AREA)
         size, orientation = image_frame(self.listing.path(index))
         boxes = _in_pixels(boxes, stated, size, orientation, rule.scale)
@@ -250,6 +259,41 @@ def _check_areas(boxes, size):
         inside = max(0, min(xmax, size[0]) - max(xmin, 0)) * max(0, min(ymax, size[1]) - max(ymin, 0))
         if 2 * inside < area:
             raise Unusable(OUTSIDE)
+
+
+def frame_warnings(annotations, sets, rule, where):
+    """Warnings (list of str) that boxes and pixels may not fit together, of which one image alone shows nothing.
+
+    Looks at up to 256 images, evenly spread. annotations: of their listing, or None. sets: {set: int64 (n,) image
+    indices}. where: flag and folder of the boxes, for the text.
+    """
+    indices = [] if annotations is None else np.concatenate(list(sets.values()))
+    looked, beyond, furthest, sides = 0, 0, 0, []
+    for index in indices[:: max(1, math.ceil(len(indices) / _LOOKED_AT))]:
+        try:
+            boxes, size = annotations.boxes(index, replace(rule, margin=0))
+        except InputError:  # whoever reads the image says so
+            continue
+        except Unusable as reason:
+            looked, beyond = looked + (str(reason) == OUTSIDE), beyond + (str(reason) == OUTSIDE)
+            continue
+        right, bottom = (max(box[end] for box in boxes) for end in (2, 3))
+        looked, furthest = looked + 1, max(furthest, right, bottom)
+        beyond += right > 1.02 * size[0] + 2 or bottom > 1.02 * size[1] + 2
+        sides.append(max(size))
+    if looked < _FEW:
+        return []
+    if 10 * beyond >= looked:
+        return [
+            f"{where}: boxes reach beyond the image in {beyond} of {looked} images that were looked at: are they per "
+            "cent, or of other images? Crops may show the object"
+        ]
+    if furthest <= 100 and np.median(sides) > 200:
+        return [
+            f"{where}: {looked} images that were looked at are {np.median(sides):.0f} pixels long, and no box ends "
+            "beyond 100: are they per cent? Crops may show the object"
+        ]
+    return []
 
 
 def _grown(box, size, margin):

@@ -1,6 +1,7 @@
 """Splitting a boxed image folder into training sets A and B and a public set X: pure functions of labels and boxes."""
 
 import os
+import stat
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -116,15 +117,20 @@ def check(partitions, labels, usable=None):
 
 
 def linked_twice(listing: ImageListing) -> np.ndarray:
-    """bool (n,): is the image a link to a file that is an earlier image too? Links to folders: see `list_images`."""
-    found = np.zeros(len(listing), bool)
-    links = [index for index in range(len(listing)) if os.path.islink(listing.path(index))]
-    if links:
-        first, real_folders = {}, {}
-        for index, path in enumerate(listing.paths):
-            folder, name = os.path.split(os.path.join(listing.root, path))
-            if folder not in real_folders:
-                real_folders[folder] = os.path.realpath(folder)
-            path = os.path.join(real_folders[folder], name)
-            found[index] = first.setdefault(os.path.realpath(path) if os.path.islink(path) else path, index) != index
+    """bool (n,): is the image a link, symbolic or hard, to a file that is an earlier image too?
+
+    Links to folders: see `list_images`."""
+    files, linked = np.zeros((len(listing), 2), np.uint64), np.zeros(len(listing), bool)
+    for index in range(len(listing)):
+        try:
+            state = os.lstat(listing.path(index))
+            linked[index] = stat.S_ISLNK(state.st_mode) or state.st_nlink > 1
+            state = os.stat(listing.path(index)) if stat.S_ISLNK(state.st_mode) else state
+            files[index] = state.st_dev, state.st_ino
+        except OSError:  # a link to nothing: whoever reads it names it
+            files[index] = np.iinfo(np.uint64).max, index
+    _, first, file_of = np.unique(files, axis=0, return_index=True, return_inverse=True)
+    file_of = file_of.ravel()
+    found = (np.bincount(file_of, linked) > 0)[file_of]  # by number alone not: some file systems give one to many files
+    found[first] = False
     return found
