@@ -361,18 +361,18 @@ def undisturbed(data, tmp_path_factory, few_whole_images):
 
 @pytest.mark.parametrize("what", ["crops", "public"])
 def test_a_killed_attack_resumes(data, tmp_path, undisturbed, what, monkeypatch):
-    embed_batch, calls = Embedder.embed, []
+    embed_batch, calls = Embedder.embed_later, []
 
     def killed_at(last):
         calls.clear()
 
-        def embed(self, images):
+        def embed(self, images, *more):
             calls.append(len(images))
             if len(calls) > last:
                 raise SystemExit(137)
-            return embed_batch(self, images)
+            return embed_batch(self, images, *more)
 
-        monkeypatch.setattr(Embedder, "embed", embed)
+        monkeypatch.setattr(Embedder, "embed_later", embed)
         return attack(data, tmp_path, **held(data, what)).returncode, len(calls)
 
     deaths = 0
@@ -387,7 +387,7 @@ def test_a_killed_attack_resumes(data, tmp_path, undisturbed, what, monkeypatch)
 
 def test_pieces_of_another_attack_are_not_used(data, tmp_path, undisturbed, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Embedder, "embed", lambda self, images: (_ for _ in ()).throw(SystemExit(137)))
+        patch.setattr(Embedder, "embed_later", lambda *_: (_ for _ in ()).throw(SystemExit(137)))
         assert attack(data, tmp_path, **held(data, "crops"), resolution=64).returncode == 137
     result = attack(data, tmp_path, **held(data, "crops"))
     assert result.returncode == 0 and "resumes" not in result.stdout
@@ -396,16 +396,16 @@ def test_pieces_of_another_attack_are_not_used(data, tmp_path, undisturbed, monk
 
 def test_another_number_of_processes_resumes(data, tmp_path, undisturbed, monkeypatch):
     """Stopped alone when the crops are embedded, then the second of two processes alone, then one process again."""
-    embed_batch, calls = Embedder.embed, []
+    embed_batch, calls = Embedder.embed_later, []
 
-    def embed(self, images):
+    def embed(self, images, *more):
         calls.append(len(images))
         if len(calls) > 6:  # the crops and two whole images are six batches
             raise SystemExit(137)
-        return embed_batch(self, images)
+        return embed_batch(self, images, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Embedder, "embed", embed)
+        patch.setattr(Embedder, "embed_later", embed)
         assert attack(data, tmp_path, **held(data, "crops")).returncode == 137
     with monkeypatch.context() as patch:
         for name, value in (("rank", 1), ("world_size", 2)):

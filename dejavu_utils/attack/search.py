@@ -6,6 +6,8 @@ What is found does not depend on the number of processes, nor on where a search 
 """
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,13 +16,13 @@ import torch
 from dejavu_utils.attack.neighbors import NeighborSearch, candidates_memory
 from dejavu_utils.data.images import EachTransform, IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.data.readers import batches
-from dejavu_utils.devices import autocast
+from dejavu_utils.devices import autocast, to_device
 from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.networks.inference import check_finite
 
 LOGITS = "logits"  # a layer's name
-_SHARD = 4096  # images at most; what a killed process loses
+_SHARD = 4096  # images at most; a killed process loses two
 _SHARDS = 64  # at least, if the batches allow it, so that many processes have work
 _BLOCK_IMAGES, _BLOCK_FLOATS = 65536, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
 _SAVING_SHARE = 1 / 20  # of the time may go into saving neighbors found so far
@@ -91,20 +93,29 @@ class Embedder:
         searched = {model: net for model, net in self.networks.items() if layers[model]}
         return Embedder(searched, layers, self.listing, self.where, self.inference)
 
-    @torch.inference_mode()
     def embed(self, images, chosen=None):
         """{key: float32 (n, width) in NumPy}; InputError for values that are not finite.
 
         images: a batch for each of `kinds`, float (n, 3, h, w). chosen: {network: bool (n,), rows that it is shown, and
         has outputs for}; others are shown all, and one that is shown none is not in what is returned.
         """
+        return self.embed_later(images, chosen)()
+
+    @torch.inference_mode()
+    def embed_later(self, images, chosen=None):
+        """A function that waits for what `embed` returns and returns it; a GPU is at work on it meanwhile."""
         outputs = self.outputs(images, chosen)
         # One copy for all of them, and for whether they are finite: a GPU is waited for once per batch.
         finite = torch.stack([torch.isfinite(output).all() for output in outputs.values()])
-        finite, *host = to_host([finite.float(), *outputs.values()])
-        for (model, layer), is_finite in zip(outputs, finite):
-            check_finite(is_finite, self.where[model], layer, self.inference.precision)
-        return dict(zip(outputs, host))
+        on_host = to_host_later([finite.float(), *outputs.values()])
+
+        def found():
+            finite, *host = on_host()
+            for (model, layer), is_finite in zip(outputs, finite):
+                check_finite(is_finite, self.where[model], layer, self.inference.precision)
+            return dict(zip(outputs, host))
+
+        return found
 
     def outputs(self, images, chosen=None):
         """What `embed` gives, as tensors on the device, unchecked."""
@@ -116,7 +127,8 @@ class Embedder:
             if model in chosen:
                 if not chosen[model].any():
                     continue
-                batch = batch[torch.from_numpy(np.flatnonzero(chosen[model])).to(self.device)]
+                rows = torch.from_numpy(np.flatnonzero(chosen[model]))
+                batch = batch.index_select(0, to_device(rows, self.device))
             with autocast(self.device, self.inference.precision):
                 of_layers = network.embed_layers(batch, self.layers[model])
             outputs |= {(model, layer): output.float() for layer, output in of_layers.items()}
@@ -153,17 +165,20 @@ class Embedder:
         for name, start, stop in shards:
             rows = np.empty(stop - start, np.int64)
             arrays = {key: np.full((stop - start, width), np.nan, np.float32) for key, width in self.widths.items()}
-            filled = 0
+            filled, under_way = 0, []
             for first in range(start, stop, self.batch_size):
                 batch, _, readable = next(loader)
                 end = filled + int(readable.sum())
                 if end > filled:
                     rows[filled:end] = first + np.flatnonzero(readable.numpy())
                     chosen = {model: of_all[rows[filled:end]] for model, of_all in images.shown.items()}
-                    for key, embedded in self.embed(batch, chosen).items():
-                        arrays[key][filled:end][chosen.get(key[0], slice(None))] = embedded
+                    under_way.append((slice(filled, end), chosen, self.embed_later(batch, chosen)))
                 filled = end
+                if len(under_way) > 1:  # the GPU has the next batch before this one is waited for
+                    _store(arrays, *under_way.pop(0))
                 on_progress(len(readable))
+            for of_batch in under_way:
+                _store(arrays, *of_batch)
             yield name, rows[:filled], {key: array[:filled] for key, array in arrays.items()}
 
     def embed_set(self, images, pieces, progress=lambda total: None):
@@ -190,9 +205,22 @@ class Embedder:
         return rows, whole
 
     def keep(self, images, shards, pieces, on_progress):
-        """Embeds shards and saves them among the pieces."""
-        for name, rows, embedded in self.embed_shards(images, shards, on_progress):
-            pieces.save(name, rows=rows, **{_word(key): array for key, array in embedded.items()})
+        """Embeds shards and saves them among the pieces, each while the next is embedded."""
+        with ThreadPoolExecutor(1) as thread:
+            saving = None
+            for name, rows, embedded in self.embed_shards(images, shards, on_progress):
+                if saving:
+                    saving.result()
+                arrays = {_word(key): array for key, array in embedded.items()}
+                saving = thread.submit(pieces.save, name, rows=rows, **arrays)
+            if saving:
+                saving.result()
+
+
+def _store(arrays, rows, chosen, embedded):
+    """Puts into {key: array} the rows of a batch. chosen, embedded: what Embedder.embed_later took and returned."""
+    for key, values in embedded().items():
+        arrays[key][rows][chosen.get(key[0], slice(None))] = values
 
 
 def nearest_public(embedder, crops, public, k, pieces, progress=lambda total: None):
@@ -220,8 +248,8 @@ def predicted_memory(embedder, crops, public, k):
     widths = list(embedder.widths.values())
     held, streamed = sorted((crops, public)) if public else (crops, 0)  # logits need no public images
     block = max(min(block_rows(width), streamed) * width for width in widths)
-    # A block is read and joined, then moved in a copy; a shard of every layer is embedded or read meanwhile.
-    shard = min(max(_SHARD, embedder.batch_size), streamed) * sum(widths)
+    # A block is read and joined, then moved in a copy; of every layer a shard is saved, and one embedded or read.
+    shard = 2 * min(max(_SHARD, embedder.batch_size), streamed) * sum(widths)
     # The best of all layers; and for one, those after a block.
     found = 0 if not public else crops if holds_crops(crops, public) else min(crops, _SHARD)
     waiting = min(streamed, world_size() * (_BLOCK_IMAGES + _SHARD))
@@ -362,10 +390,21 @@ def _too_few(k, readable):
 
 def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
     """Tensors of one device and type as NumPy arrays. From a GPU they come in one copy into page-locked memory."""
+    return to_host_later(tensors)()
+
+
+def to_host_later(tensors: list[torch.Tensor]) -> Callable[[], list[np.ndarray]]:
+    """A function that waits for the copies that `to_host` returns, and returns them."""
     if tensors[0].device.type != "cuda":
-        return [tensor.cpu().numpy() for tensor in tensors]
+        return lambda: [tensor.cpu().numpy() for tensor in tensors]
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
-    torch.cuda.current_stream(flat.device).synchronize()
-    parts = host.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors)]
+    done = torch.cuda.Event()
+    done.record()
+    shapes = [tensor.shape for tensor in tensors]
+
+    def copies():
+        done.synchronize()
+        return [part.view(shape).numpy() for part, shape in zip(host.split([s.numel() for s in shapes]), shapes)]
+
+    return copies
