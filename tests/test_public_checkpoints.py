@@ -22,6 +22,7 @@ from dejavu_utils.data.images import evaluation_transform
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import MEAN, STD, Preprocessing, list_images, load_image
 from dejavu_utils.models import SSLNetwork
+from dejavu_utils.networks.backbones import ResNet, VisionTransformer, VitShape, resnet_of_shapes, vit_of_shapes
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.networks.public_checkpoints import LAYOUTS
@@ -178,6 +179,11 @@ def swav():
     return state, net, head, "swav", ["prototypes.weight"]
 
 
+def swav_of_training():
+    checkpoint, net, head, *said = swav()
+    return {"epoch": 400, "state_dict": checkpoint, "optimizer": {"state": {}}, "arch": "resnet50"}, net, head, *said
+
+
 def moco_v2():
     net, head = resnet(), mlp(128, 128, 16, norm=False, last_bias=True)
     state = {**named("module.encoder_q.", net), **named("module.encoder_q.fc.", head), **junk("module.queue")}
@@ -275,6 +281,7 @@ FILES = (
     backbone_alone,
     wide_backbone,
     swav,
+    swav_of_training,
     moco_v2,
     moco_v1,
     moco_v3_resnet,
@@ -378,14 +385,82 @@ def test_a_wide_bottleneck_network_is_built(tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet50", "wide_resnet50_2", "resnext50_32x4d", "resnet34"])
 def test_names_of_torchvisions_resnets_are_recognized(tmp_path, name):
-    from dejavu_utils.networks.backbones import resnet_of_shapes
-
     with torch.device("meta"):
         net = getattr(torchvision.models, name)()
         net.fc = nn.Identity()
         shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
         built, found = resnet_of_shapes(shapes)
     assert found == name and {key: tuple(value.shape) for key, value in built.state_dict().items()} == shapes
+
+
+# Published transformers at their own sizes: width, depth, heads, patch, entries of the position table, hidden width.
+SIZES = {
+    "dino_deitsmall16": (384, 12, 6, 16, 197, 1536),
+    "dino_deitsmall8": (384, 12, 6, 8, 785, 1536),
+    "dino_vitbase16": (768, 12, 12, 16, 197, 3072),
+    "dino_vitbase8": (768, 12, 12, 8, 785, 3072),
+    "dinov2_vits14": (384, 12, 6, 14, 1370, 1536),
+    "dinov2_vitb14": (768, 12, 12, 14, 1370, 3072),
+    "dinov2_vitl14": (1024, 24, 16, 14, 1370, 4096),
+    "dinov2_vitg14": (1536, 40, 24, 14, 1370, 4096),
+    "mae_vit_base": (768, 12, 12, 16, 197, 3072),
+    "mae_vit_large": (1024, 24, 16, 16, 197, 4096),
+    "mae_vit_huge": (1280, 32, 16, 14, 257, 5120),
+    "mocov3_vit_small": (384, 12, 12, 16, 197, 1536),
+    "mocov3_vit_base": (768, 12, 12, 16, 197, 3072),
+}
+IN_TIMM = {
+    "dino_deitsmall16": "vit_small_patch16_224",
+    "dino_deitsmall8": "vit_small_patch8_224",
+    "dino_vitbase16": "vit_base_patch16_224",
+    "dino_vitbase8": "vit_base_patch8_224",
+    "dinov2_vits14": "vit_small_patch14_dinov2",
+    "dinov2_vitb14": "vit_base_patch14_dinov2",
+    "dinov2_vitl14": "vit_large_patch14_dinov2",
+    "dinov2_vitg14": "vit_giant_patch14_dinov2",
+    "mae_vit_base": "vit_base_patch16_224",
+    "mae_vit_large": "vit_large_patch16_224",
+    "mae_vit_huge": "vit_huge_patch14_224",
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_transformers_at_their_own_sizes(name):
+    """Shapes do not tell the heads: they are those of the width, but for MoCo v3."""
+    width, depth, heads, patch, tokens, hidden = SIZES[name]
+    given = VitShape(width, depth, heads, patch, tokens, hidden, scaled="v2" in name, swiglu="vitg" in name)
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in VisionTransformer(given).state_dict().items()}
+        net, arch = vit_of_shapes(shapes, LAYOUTS[name.partition("_")[0]].heads)
+    assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == shapes
+    assert {block.attn.heads for block in net.blocks} == {heads} and len(net.blocks) == depth
+    assert arch == f"vit_{width}x{depth}_{heads}heads_patch{patch}"
+
+
+@pytest.mark.parametrize("name", IN_TIMM)
+def test_sizes_of_published_transformers_are_timms(name):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    width, depth, heads, patch, tokens, hidden = SIZES[name]
+    with torch.device("meta"):
+        net = timm.create_model(IN_TIMM[name], num_classes=0)
+        own = VisionTransformer(VitShape(width, depth, heads, patch, tokens, hidden, scaled="v2" in name))
+    assert {block.attn.num_heads for block in net.blocks} == {heads}
+    shapes = [{key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (net, own)]
+    if "vitg" in name:  # timm calls the gated units otherwise
+        shapes = [{key: shape for key, shape in one.items() if ".mlp." not in key} for one in shapes]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", ["resnet50x2", "resnet200x2", "resnet50x4", "resnet50x5"])
+def test_wide_resnets_at_their_own_sizes(name):
+    times, blocks = int(name[-1]), (3, 24, 36, 3) if "200" in name else (3, 4, 6, 3)
+    with torch.device("meta"):
+        given = ResNet(torchvision.models.resnet.Bottleneck, blocks, times)
+        shapes = {key: tuple(value.shape) for key, value in given.state_dict().items()}
+        net, arch = resnet_of_shapes(shapes)
+    assert arch == name and net.num_features == 2048 * times
+    assert shapes["conv1.weight"] == (64 * times, 3, 7, 7) and shapes["layer4.0.conv3.weight"][0] == 2048 * times
+    assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == shapes
 
 
 @torch.no_grad()
