@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import re
 import subprocess
+import textwrap
 from unittest import mock
 
 import numpy as np
@@ -443,6 +445,43 @@ def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
     environment["MODEL_PTH"] = ""
     result = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert result.returncode == 2 and "the variable MODEL_PTH is not set" in result.stderr
+
+
+def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
+    """The page's own lines, on a folder like ImageNet: 12 images of a class for training, 6 for validation."""
+    for part, count in (("train", 12), ("val", 6)):
+        draw_tree(tmp_path / part, per_class=count, boxed=count)
+        for image in (tmp_path / part / "images").glob("*/*"):
+            xml = tmp_path / part / "boxes" / "Annotation" / image.parent.name / f"{image.stem}.xml"
+            name = f"{part}_{image.stem}"
+            for source, copy in (
+                (image, tmp_path / "imagenet" / part / image.parent.name / f"{name}.JPEG"),
+                (xml, tmp_path / f"bbox_{part}" / ("" if part == "val" else image.parent.name) / f"{name}.xml"),
+            ):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                source.rename(copy)
+    page = (ROOT / "docs" / "one_model.md").read_text(encoding="utf-8").partition("### ImageNet")[2]
+    links, sets = (
+        textwrap.dedent(block).replace("/data", str(tmp_path))
+        for block in re.findall(r"```python\n(.*?)```", page, re.S)
+    )
+    exec(links, {})
+    folders = {
+        name: tmp_path / "linked" / f"{kind}" for name, kind in (("imgnet_dir", "images"), ("bbox_dir", "boxes"))
+    }
+    settings = {**folders, "save_dir": tmp_path / "index", "per_class": 4}
+    result = run_here("imagenet_partition.py", *flags(settings))
+    assert result.returncode == 0, result.stderr
+    exec(sets, {})
+    listing = list_images(tmp_path / "linked" / "images")
+    assert len(listing) == 3 * 18
+    sets = {path.stem: np.load(path) for path in (tmp_path / "index").rglob("*.npy")}
+    val = {index for index, path in enumerate(listing.paths) if "/val/" in path}
+    assert set(sets["unseen"]) | set(sets["public_val"]) == val and len(sets["unseen"]) == len(sets["public_val"]) == 9
+    assert not val & set(np.concatenate([sets["bbox_A"], sets["bbox_B"], sets["train_A"], sets["public"]]))
+    assert len(sets["bbox_A"]) and len(sets["bbox_B"])
+    annotations = Annotations(tmp_path / "linked" / "boxes", listing)
+    assert len(take_crops(listing, sets["unseen"], CropRule(min_px=10), annotations)) == 9
 
 
 def demo(script, **environment):
