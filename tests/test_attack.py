@@ -20,6 +20,7 @@ from dejavu_utils.attack.boxes import REASONS, Annotations
 from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.attack.search import Embedder
 from dejavu_utils.crops import background_crop, corner_crop
+from dejavu_utils.devices import set_ieee_fp32
 from dejavu_utils.imagenet import list_images
 
 # Planted answers: embeddings that tell the class in a known share of the examples.
@@ -427,6 +428,20 @@ def test_a_lost_piece_is_noticed(data, tmp_path, monkeypatch, few_whole_images):
     monkeypatch.setattr(search, "world_size", lambda: 2)  # the second process never comes
     monkeypatch.setattr(unfinished, "_PATIENCE", 0)
     assert_one_line_error(attack(data, tmp_path, **held(data, "crops")), "crops_000001.npz: is missing")
+
+
+def test_networks_compute_in_ieee_float32_whatever_was_set(data, tmp_path, monkeypatch):
+    seen, outputs_of = set(), Embedder.outputs
+    flags_of = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731
+    monkeypatch.setattr(Embedder, "outputs", lambda *args: seen.add(flags_of()) or outputs_of(*args))
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    assert flags_of() == (True, True)
+    try:
+        assert attack(data, tmp_path).returncode == 0
+        assert seen == {(False, False)}
+    finally:
+        set_ieee_fp32()
 
 
 @pytest.mark.gpu

@@ -130,6 +130,28 @@ def test_the_search_computes_in_ieee_float32_whatever_was_set(monkeypatch):
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+def test_a_block_is_copied_to_the_device_once_and_nothing_comes_back(monkeypatch):
+    """Queries and the best so far stay there: what goes over the bus is the block and its positions."""
+    moved, back = [], []
+    from_numpy = torch.from_numpy
+    rng = np.random.default_rng(0)
+    queries, public = (rng.normal(size=(n, 16)).astype(np.float32) for n in (90, 400))
+    found = NeighborSearch(queries.copy(), 10, use_faiss=False)
+    monkeypatch.setattr("dejavu_utils.attack.neighbors._QUERIES_AT_ONCE", 32)  # a block meets the queries in parts
+    monkeypatch.setattr(torch, "from_numpy", lambda array: moved.append(array.nbytes) or from_numpy(array))
+    for name in ("numpy", "cpu", "tolist"):
+        method = getattr(torch.Tensor, name)
+        note = lambda *args, method=method, **kwargs: back.append(method) or method(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, name, note)
+    for block in np.array_split(public, 4):
+        found.add(block)
+    assert moved == [100 * 8, 100 * 16 * 4] * 4 and not back
+    neighbors = found.result()
+    assert len(back) == 2  # .cpu().numpy()
+    monkeypatch.undo()
+    assert_nearest(neighbors, queries, public, 10)
+
+
 def test_without_faiss_pytorch_searches(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not NeighborSearch(np.zeros((2, 3), np.float32), 1).use_faiss
