@@ -58,7 +58,7 @@ from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model
 from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runlog import say
-from dejavu_utils.training.collectives import average_gradients
+from dejavu_utils.training.collectives import LateSums, average_gradients
 
 VIEW = augment.SECOND_VIEW
 # What a checkpoint must have in common with the probe that resumes from it; files are compared by their contents.
@@ -241,6 +241,7 @@ class ProbeRun:
         crops_of_epoch = RandomCrops(self.listing, indices, VIEW, args.resolution, args.seed, self.epoch)
         steps = -(-len(indices) // args.batch_size)
         what = f"images of epoch {self.epoch + 1}"
+        late_sums, asked = LateSums(self.device), False  # of a step are read after the next has begun
         for first, size, crops, labels in self.shares(crops_of_epoch, what, self.steps_done):
             share = (self.epoch * steps + self.steps_done) / (args.epochs * steps)
             for group in self.optimizer.param_groups:
@@ -254,20 +255,30 @@ class ProbeRun:
             (loss * (world_size() / size)).backward()
             average_gradients(list(classifier.parameters()))
             self.optimizer.step()
-            asked = torch.tensor(float(self.stop.received is not None), device=self.device)
-            sums = torch.stack([loss.detach(), *right_of(logits, labels), asked]).double()
-            *sums, asked = sum_over_processes(sums).tolist()
-            if not math.isfinite(sums[0]):
-                raise InputError(
-                    f"--start_lr {args.start_lr}: the loss is {sums[0] / size} in epoch {self.epoch + 1}; give a "
-                    "smaller one"
-                )
-            self.totals = [total + value for total, value in zip(self.totals, sums)]
+            sums = late_sums(loss.detach(), *right_of(logits, labels), self.stop.received is not None)
+            asked = self.count(sums) or asked
             self.steps_done += 1
-            if asked:
+            due = time.monotonic() - self.saved > _SECONDS_BETWEEN_SAVES
+            if not (asked or due or self.steps_done == steps):
+                continue
+            late = self.count(late_sums.last())  # what is saved is complete
+            if asked or (late and self.steps_done == steps):
                 self.save_and_leave()
-            if time.monotonic() - self.saved > _SECONDS_BETWEEN_SAVES:
+            if due:
                 self.save()
+            asked = late  # all processes leave after the same step, also where one alone has saved
+
+    def count(self, sums):
+        """Adds a step's sums over all processes, (loss, correct images, asked) or None; was any asked to stop?"""
+        if sums is None:
+            return False
+        *sums, asked = sums
+        if not math.isfinite(sums[0]):
+            raise InputError(
+                f"--start_lr {self.args.start_lr}: the loss is {sums[0]} in epoch {self.epoch + 1}; give a smaller one"
+            )
+        self.totals = [total + value for total, value in zip(self.totals, sums)]
+        return asked > 0
 
     def end_epoch(self, val_right):
         """Notes the epoch's figures, and saves. val_right: {1: count, 5: count} of the validation images."""
@@ -293,12 +304,19 @@ class ProbeRun:
         """Yields (float32 (n, width), labels int64 (n,)) on the device: this process's images, test transform."""
         transform = evaluation_transform(self.args.resolution, self.network.preprocessing)
         images = IndexedImages(self.listing, indices, transform)
-        for _, _, batch, labels in self.shares(images, f"{what} embedded"):
-            if self.stop.asked(self.device):
+        late_sums = LateSums(self.device)
+
+        def check(sums):
+            infinite, asked = sums or (0, 0)
+            check_finite(not infinite, f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
+            if asked:
                 self.save_and_leave()
+
+        for _, _, batch, labels in self.shares(images, f"{what} embedded"):
             z = self.embed(batch)
-            check_finite(torch.isfinite(z).all(), f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
+            check(late_sums(~torch.isfinite(z).all(), self.stop.received is not None))
             yield z, labels
+        check(late_sums.last())
 
     def shares(self, dataset, what, first_step=0):
         """Yields this process's part of each batch from `first_step` on: (first, size, images, labels).

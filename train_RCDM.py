@@ -63,7 +63,7 @@ from dejavu_utils.reconstruction.rcdm_training import (
     update_averages,
 )
 from dejavu_utils.runlog import RunLog, say
-from dejavu_utils.training.collectives import LateSums, gather
+from dejavu_utils.training.collectives import LateSums, asked_to_stop, gather
 
 GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
 
@@ -329,16 +329,8 @@ class RcdmRun:
         self.last_loss = losses["loss"].mean()
 
     def asked_to_stop(self, sums):
-        """Was any process? sums: LateSums of (loss, asked), or None. InputError for a loss that is not finite."""
-        if sums is None:
-            return False
-        loss, asked = sums
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} at step {self.step}; the last good checkpoint is kept: try a smaller --lr or "
-                "--precision fp32"
-            )
-        return asked > 0
+        """`collectives.asked_to_stop` of this run."""
+        return asked_to_stop(sums, f"at step {self.step}", "a smaller --lr or --precision fp32")
 
     def log(self):
         """One line for the log and for the screen: means since the last one, over all processes."""

@@ -13,7 +13,6 @@ and final_weights.pt. Rerun the same command to resume.
 """
 
 import json
-import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,7 +38,7 @@ from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.runlog import RunLog, say
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.checkpoint import TrainingCheckpoint, not_this_run
-from dejavu_utils.training.collectives import LateSums, average_gradients
+from dejavu_utils.training.collectives import LateSums, asked_to_stop, average_gradients
 from dejavu_utils.training.meter import Meter
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward
@@ -288,16 +287,9 @@ class TrainingRun:
         }
 
     def asked_to_stop(self, sums):
-        """Was any process? sums: LateSums of (loss, asked), or None. InputError for a loss that is not finite."""
-        if sums is None:
-            return False
-        loss, asked = sums
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} at epoch {self.epoch + 1}, step {self.steps_done}; the last good "
-                "checkpoint is kept: try a smaller --training.base_lr or --training.precision fp32"
-            )
-        return asked > 0
+        """`collectives.asked_to_stop` of this run."""
+        remedy = "a smaller --training.base_lr or --training.precision fp32"
+        return asked_to_stop(sums, f"at epoch {self.epoch + 1}, step {self.steps_done}", remedy)
 
     def end_epoch(self):
         """The next step is the first of a new epoch."""

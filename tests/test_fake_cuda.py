@@ -8,13 +8,16 @@ import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from helpers import flags
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import lin_probe
 import train_SSL
 from dejavu_utils.attack.alignment import Aligner
 from dejavu_utils.attack.search import Embedder, Inference
@@ -211,6 +214,48 @@ def test_embedding_of_the_attack():
         with without_waits(), torch.inference_mode():
             outputs = embedder.outputs(batch)
             assert len(outputs) == 4 and all(z.device == CUDA and z.dtype == torch.float32 for z in outputs.values())
+
+
+def test_a_step_of_the_linear_probe():
+    """Augmentation, embedding, update, and the step's figures on their way to the host; then features."""
+    seen = []
+
+    class Sums:
+        def __init__(self, device):
+            self.device = device
+
+        def __call__(self, *values):
+            seen.extend(value for value in values if torch.is_tensor(value))
+
+        def last(self):
+            return None
+
+    args = lin_probe.parse_args(flags({name: "x" for name in ("output_dir", "model_pth", "train_idx_pth")})
+                                + flags({"val_idx_pth": "x", "imgnet_train_pth": "x", "batch_size": 4}))  # fmt: skip
+    args.resolution = 32
+    listing = SimpleNamespace(classes=["a", "b"], labels=np.zeros(8, np.int64))
+    operations = augment.draw_parameters(uniforms(0, 0, 0, 0, 4), lin_probe.VIEW).operations()
+    with (
+        fake(),
+        mock.patch.object(lin_probe, "digest", lambda *parts: ""),
+        mock.patch.object(lin_probe, "prepared_for_inference", lambda network: network),
+        mock.patch.object(lin_probe, "LateSums", Sums),
+        mock.patch.object(augment.Parameters, "operations", lambda parameters: operations),
+    ):
+        network, stop = SSLNetwork("resnet18", "64-32", "vicreg").eval(), SimpleNamespace(received=None)
+        probe = lin_probe.ProbeRun(args, network, "backbone", listing, np.arange(8), np.arange(8), CUDA, stop)
+        labels = torch.zeros(4, dtype=torch.int64, device=CUDA)
+        probe.shares = lambda *_: ((first, 4, images(4, 3, 32, 32), labels) for first in (0, 4))
+        with gradients(probe.classifier.parameters):
+            probe.train_epoch(np.arange(8))  # makes the optimizer's state
+            probe.steps_done = 0
+            seen.clear()
+            with without_waits():
+                probe.train_epoch(np.arange(8))
+        assert len(seen) == 2 * 3 and all(value.device == CUDA for value in seen)
+        probe.shares = lambda *_: ((first, 4, torch.empty(4, 3, 32, 32, device=CUDA), labels) for first in (0, 4))
+        with without_waits():
+            assert [z.shape for z, _ in probe.features(np.arange(8), "x")] == [(4, 512)] * 2
 
 
 def test_views_of_label_free_scores():

@@ -1,5 +1,6 @@
 """lin_probe.py as a user runs it."""
 
+import functools
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from dejavu_utils.data import augment
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.launch import StopSignal
 from dejavu_utils.randomness import epoch_order, uniforms
+from dejavu_utils.training.collectives import LateSums
 from lin_probe import RandomCrops
 
 
@@ -68,6 +70,16 @@ def undisturbed(data, tmp_path_factory):
     result = probe(data, folder)
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
+
+
+def test_sums_that_come_a_step_later_give_the_same(data, undisturbed, tmp_path, monkeypatch):
+    """As on a GPU; with a save after every step."""
+    monkeypatch.setattr(lin_probe, "LateSums", functools.partial(LateSums, late=True))
+    for name, seconds in (("late", 600), ("saved", -1)):
+        monkeypatch.setattr(lin_probe, "_SECONDS_BETWEEN_SAVES", seconds)
+        result = probe(data, tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        assert figures(tmp_path / name) == figures(undisturbed[0])
 
 
 def test_results_and_closing_words(undisturbed):

@@ -1,11 +1,13 @@
 """Exchanges between the processes of a training: embeddings with gradients, gradients, and sums read late."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 
 from dejavu_utils.distributed import rank, sum_over_processes, world_size
+from dejavu_utils.errors import InputError
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:
@@ -54,14 +56,15 @@ class LateSums:
 
     def __call__(self, *values: float | torch.Tensor) -> list[float] | None:
         """The sums of the values of the last call; None at the first. values: numbers, or scalars on the device."""
-        full = (torch.full((), float(v), device=self.device) if not torch.is_tensor(v) else v.float() for v in values)
+        kind = {"dtype": torch.float64, "device": self.device}
+        full = (torch.full((), float(v), **kind) if not torch.is_tensor(v) else v.double() for v in values)
         sums = sum_over_processes(torch.stack(list(full)))
         if not self.late:
             return sums.tolist()
         before = self.last()
         done = None
         if self.device.type == "cuda":
-            sums = torch.empty(sums.shape, pin_memory=True).copy_(sums, non_blocking=True)
+            sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True).copy_(sums, non_blocking=True)
             done = torch.cuda.Event()
             done.record()
         self._under_way = (sums, done)
@@ -75,3 +78,14 @@ class LateSums:
         if done is not None:
             done.synchronize()
         return sums.tolist()
+
+
+def asked_to_stop(sums: list[float] | None, when: str, remedy: str) -> bool:
+    """Was any process? sums: what LateSums gave for (loss, was this process asked?). InputError for a loss that is not
+    finite; when: words for where that was; remedy: what to try."""
+    if sums is None:
+        return False
+    loss, asked = sums
+    if not math.isfinite(loss):
+        raise InputError(f"the loss is {loss} {when}; the last good checkpoint is kept: try {remedy}")
+    return asked > 0
