@@ -350,7 +350,7 @@ def cropped_parts(args, listing, annotations, sets, public, warnings):
         why = in_words(sum((Counter(images.counts) for images in parts.values()), Counter()))
         raise InputError(
             f"{BOXES} {args.imgnet_bbox_pth}: no image has a crop: {why}; see --min_px {args.min_px} and "
-            f"--scale_boxes {args.scale_boxes}"
+            f"--scale_boxes {args.scale_boxes}, or give --use_corner_crop 1"
         )
     return {**parts, CEILING: ceiling_images(listing, public, args.skip_unreadable)}
 

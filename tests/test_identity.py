@@ -65,9 +65,11 @@ def checkpoint(data, path, trained, seed=0, epoch=9, folder=None, **changes):
     return path
 
 
-def final_weights(path):
+def final_weights(path, dtype=torch.float32):
     """The weights of a checkpoint alone, as in final_weights.pt, in a file of another name."""
-    torch.save(torch.load(path, weights_only=True)["model"], path.with_name("final_weights.pt"))
+    weights = torch.load(path, weights_only=True)["model"]
+    weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+    torch.save(weights, path.with_name("final_weights.pt"))
     return path.with_name("final_weights.pt")
 
 
@@ -173,6 +175,10 @@ def test_models_of_the_partition_are_attacked_without_a_warning(data, tmp_path, 
         ),
         (
             lambda d, t: (checkpoint(d, t / "a", ["A"]), final_weights(checkpoint(d, t / "b", ["A"]))),
+            ["--model_B_pth", "same weights"],
+        ),
+        (
+            lambda d, t: (checkpoint(d, t / "a", ["A"]), final_weights(checkpoint(d, t / "b", ["A"]), torch.float16)),
             ["--model_B_pth", "same weights"],
         ),
         (

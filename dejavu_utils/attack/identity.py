@@ -17,8 +17,8 @@ MAY_DIFFER += ("training.compile",)
 
 @dataclass
 class Origin:
-    """What a network's checkpoint says of its training; None where it does not say it. weights: SHA-256 of the state
-    dict. settings: flat, as in params.json."""
+    """What a network's checkpoint says of its training; None where it does not say it. weights: SHA-256 of the
+    parameters in half precision, the same for a copy in which they were saved so. settings: flat, as in params.json."""
 
     weights: str
     epoch: int | None = None
@@ -30,7 +30,8 @@ class Origin:
         """Of a network that loading.load_network gave, before it is prepared for inference."""
         about = network.about
         images = TrainingImages.of_plain(about["train_images"])
-        return cls(digest(*network.state_dict().values()), about["epoch"], about["settings"], images)
+        weights = digest(*(parameter.detach().half() for parameter in network.parameters()))
+        return cls(weights, about["epoch"], about["settings"], images)
 
 
 def check_disjoint(sets, public):
