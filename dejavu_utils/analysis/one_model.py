@@ -115,7 +115,7 @@ def widened(estimate: dict, halves: Sequence[float | None], least: float = -1.0,
 # (name, figures of attacks, what each classifier has of every image): the two ways in which readers are compared.
 _READINGS = (
     ("score", lambda attacks: mem.summarize(attacks, 1)["score"], lambda judged: judged.correct),
-    ("margin", lambda attacks: mem.summarize_votes(attacks)["margin"], lambda judged: judged.shares),
+    ("margin", lambda attacks: (mem.summarize_votes(attacks) or {})["margin"], lambda judged: judged.shares),
 )
 
 
