@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.attack.boxes import Annotations, CropRule, in_words, take_crops
+from dejavu_utils.attack.boxes import Annotations, CropRule, frame_warnings, in_words, take_crops
 from dejavu_utils.attack.crop_flags import add_crop_flags, check_crop_flags
 from dejavu_utils.cli import Parser, expanded, positive_int, run
 from dejavu_utils.data.beton import MODES, Encoding, write_beton
@@ -108,6 +108,8 @@ def background_crops(args, listing, indices):
         found = take_crops(listing, indices, rule, annotations, progress.update, args.skip_unreadable)
     skipped = in_words(found.counts)
     print(f"{len(found)} of {len(indices)} images have a crop" + (f" ({skipped})" if skipped else ""))
+    for text in frame_warnings(annotations, {"": indices}, rule, f"--bbox-path {args.bbox_path}"):
+        print(f"warning: {text}")
     if not len(found):
         raise InputError(f"--bbox-path {args.bbox_path}: no image has a crop: {skipped}; see --min-px {args.min_px}")
     return found.indices, found.crops, str(rule)

@@ -86,6 +86,15 @@ def test_a_beton_of_crops_holds_the_attacks_pixels_and_says_so(tmp_path):
     assert carried.crops == str(rule) and carried.indices.tolist() == found.indices.tolist()
 
 
+def test_a_beton_of_crops_says_that_boxes_may_be_per_cent(tmp_path):
+    draw_tree(tmp_path, classes=2, per_class=6, boxed=6)
+    for path in (tmp_path / "boxes").rglob("*.xml"):
+        box = "<xmin>20</xmin><ymin>20</ymin><xmax>50</xmax><ymax>65</ymax>"  # images are 60 x 50 or 50 x 60
+        path.write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
+    written, _ = crops_beton(tmp_path, "--min-px", "8")
+    assert "warning: --bbox-path" in written.stdout and "beyond the image in 12 of 12" in written.stdout
+
+
 @pytest.mark.parametrize(
     "flags, texts",
     [
