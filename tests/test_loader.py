@@ -30,7 +30,9 @@ def path(tmp_path_factory):
 
 def batches(path, batch_size=20, views=VIEWS, seed=5, num_workers=2, epoch=3, resolution=32, first_step=0, **changes):
     beton = Beton(path, in_memory=changes.pop("in_memory", False))
+    by_processes = changes.pop("by_processes", False)
     loader = NativeLoader(beton, batch_size, views, seed, num_workers, CPU, **changes)
+    loader.by_processes = by_processes
     return list(loader.epoch(epoch, resolution, first_step))
 
 
@@ -69,7 +71,8 @@ def test_processes_read_what_threads_read(path, num_workers):
 
 @pytest.mark.parametrize("by_processes", [False, True])
 def test_epochs_run_on_and_any_place_can_be_entered(path, by_processes):
-    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU, by_processes=by_processes)
+    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)
+    loader.by_processes = by_processes
     for epoch, resolution, first_step in [(0, 32, 0), (1, 32, 0), (2, 48, 1), (3, 48, 0), (3, 48, 3), (0, 32, 2)]:
         found = list(loader.epoch(epoch, resolution, first_step))
         assert_same(found, batches(path, epoch=epoch, resolution=resolution, first_step=first_step))

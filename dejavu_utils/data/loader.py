@@ -29,18 +29,18 @@ class NativeLoader:
     """Random views of the images of a .beton, in an order drawn anew for each epoch.
 
     beton: dejavu_utils.data.beton.Beton. batch_size: images of this process. views: list of augment.View. num_workers:
-    that read, decode and crop: threads on a CPU, processes for a GPU, or on a CPU too if by_processes. rank,
+    that read, decode and crop: threads on a CPU, processes for a GPU (or where by_processes is set to True). rank,
     world_size: this process and how many there are; they share every global batch of batch_size x world_size images
     without overlap. Batches depend on (seed, epoch, position in the epoch's order) alone, not on num_workers; an
     incomplete last batch is dropped. ValueError if there is not one whole batch.
     """
 
-    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1, by_processes=False):
+    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
         if len(beton) < batch_size * world_size:
             raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
         self.beton, self.batch_size, self.views, self.seed = beton, batch_size, views, seed
         self.num_workers, self.device, self.rank, self.world_size = num_workers, device, rank, world_size
-        self.by_processes = by_processes or device.type != "cpu"
+        self.by_processes = device.type != "cpu"
         self._stream, self._next = None, None  # batches under way, and the (resolution, epoch, step) of the next
 
     def __len__(self):
