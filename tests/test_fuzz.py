@@ -243,6 +243,7 @@ def use(path):
     if len(found) >= 2:
         loader = NativeLoader(found, 2, [View()], seed=0, num_workers=1, device=torch.device("cpu"))
         assert sum(len(labels) for _, labels in loader.epoch(0, 8)) == 2 * (len(found) // 2)
+        loader.close()  # it would read on while the next example is written over the file
         assert sum(len(labels) for _, labels in evaluation_batches(found, 2, 8, 1, torch.device("cpu"))) == len(found)
 
 
