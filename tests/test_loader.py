@@ -1,6 +1,9 @@
 """Training batches: the same for any number of workers, processes and resumptions; crops against torchvision's."""
 
+import gc
+import multiprocessing
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -91,6 +94,23 @@ def test_an_epoch_can_be_entered_at_any_step(path):
     whole = batches(path)
     for first_step in (1, 3):
         assert_same(whole[first_step:], batches(path, first_step=first_step))
+
+
+@pytest.mark.parametrize("by_processes", [False, True])
+def test_a_loader_that_is_dropped_ends_at_once(path, by_processes):
+    """Not when the garbage collector comes by, which may be in the midst of a thread's start."""
+    gc.collect()
+    gc.disable()
+    try:
+        loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)
+        loader.by_processes = by_processes
+        before = threading.active_count(), len(multiprocessing.active_children())
+        next(loader.epoch(0, 32))
+        assert (threading.active_count(), len(multiprocessing.active_children())) > before
+        del loader
+        assert (threading.active_count(), len(multiprocessing.active_children())) == before
+    finally:
+        gc.enable()
 
 
 def test_processes_share_the_global_batch_without_overlap(path):

@@ -57,7 +57,8 @@ class NativeLoader:
         for step in range(first_step, len(self)):
             if self._next != (resolution, epoch, step):
                 self.close()
-                plans = functools.partial(self._plans, resolution, epoch, step)
+                place, start = (self.rank, self.world_size), (resolution, epoch, step)
+                plans = functools.partial(_plans, self.beton, self.batch_size, self.views, self.seed, place, start)
                 self._stream = _batches(self.beton, plans, self.num_workers, self.device, self.by_processes)
             self._next = None  # should it fail
             batch = next(self._stream)
@@ -70,21 +71,27 @@ class NativeLoader:
             self._stream.close()
         self._stream = self._next = None
 
-    def _plans(self, resolution, epoch, first_step):
-        """Yields the plans of the batches from a step of an epoch on, without end."""
-        everybody = self.batch_size * self.world_size
-        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        for number in itertools.count(epoch):
-            order = epoch_order(self.seed, number, len(self.beton))
-            for step in range(first_step if number == epoch else 0, len(self)):
-                start = step * everybody
-                chosen = order[start : start + everybody][mine]
-                parts = []
-                for position, view in enumerate(self.views):
-                    draws = uniforms(self.seed, number, position, start, everybody)
-                    boxes = augment.crop_boxes(draws[mine], self.beton.sizes[chosen], view)
-                    parts.append((view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine]))
-                yield chosen, parts
+
+def _plans(beton, batch_size, views, seed, place, start):
+    """Yields the plans of the batches from a step of an epoch on, without end.
+
+    place: (rank, world_size). start: (resolution, epoch, step). Must not refer to the loader: a cycle would leave the
+    end of its threads to the garbage collector, which may run while a lock is held that this takes.
+    """
+    (rank, world_size), (resolution, epoch, first_step) = place, start
+    everybody = batch_size * world_size
+    mine = slice(rank * batch_size, (rank + 1) * batch_size)
+    for number in itertools.count(epoch):
+        order = epoch_order(seed, number, len(beton))
+        for step in range(first_step if number == epoch else 0, len(beton) // everybody):
+            first = step * everybody
+            chosen = order[first : first + everybody][mine]
+            parts = []
+            for position, view in enumerate(views):
+                draws = uniforms(seed, number, position, first, everybody)
+                boxes = augment.crop_boxes(draws[mine], beton.sizes[chosen], view)
+                parts.append((view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine]))
+            yield chosen, parts
 
 
 def evaluation_batches(beton, batch_size, resolution, num_workers, device, rank=0, world_size=1):
