@@ -61,8 +61,9 @@ def table_of_attacks(args):
         settings = results.get("settings", {})
         votes = args.k_attk or settings.get("k_attk") or settings.get("k") or 0
         parts = {label: results}
-        for part, paths in read_split(args.split).items():
-            parts[f"{label}, {part}"] = part_statistics(folder, votes, paths)
+        if args.split:
+            of_parts = part_statistics(folder, votes, read_split(args.split))
+            parts.update({f"{label}, {part}": of_part for part, of_part in of_parts.items()})
         for name, of_part in parts.items():
             for pct in args.pct_confidences:
                 row, line = row_and_line(name, pct, figures_at(of_part, pct, folder), ceiling)
@@ -83,12 +84,12 @@ def row_and_line(label, pct, figures, ceiling):
 
 
 def read_split(path):
-    """{"tied": paths of the images with a 1, "not tied": with a 0} of a csv with columns path and tied; {} of None."""
-    if path is None:
-        return {}
+    """{"tied": paths of the images with a 1, "not tied": with a 0} of a csv with columns path and tied."""
     try:
         table = pd.read_csv(existing_file(path, "--split"))
         (name,) = table.columns.drop("path")
+        if not table[name].isin((0, 1)).all():
+            raise ValueError(f"{name} has other values")
         kinds = {kind: set(table.loc[table[name] == kind, "path"]) for kind in (1, 0)}
     except (KeyError, ValueError) as error:
         raise InputError(f"--split {path}: not a csv of path and a column of 0 and 1 ({one_line(error)})") from None

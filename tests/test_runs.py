@@ -147,6 +147,19 @@ def test_images_of_a_list_and_the_others_have_rows_of_their_own(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "rows, message",
+    [("A/1.JPEG,1\nA/2.JPEG,0.5", "tied has other values"), ("c9/x.JPEG,1", "none of the listed images")],
+)
+def test_a_list_that_is_not_the_attacks_is_refused(tmp_path, rows, message):
+    folder = shutil.copytree(POINT, tmp_path / "point")
+    for name, attacked in read_attack(POINT).items():
+        paths = [f"{name}/{index}.JPEG" for index in attacked.idxs]
+        pd.DataFrame({"index": attacked.idxs, "path": paths}).to_csv(folder / f"attack_{name}.csv", index=False)
+    (tmp_path / "tied.csv").write_text(f"path,tied\n{rows}\n")
+    assert_one_line_error(summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv"), message)
+
+
 def test_bad_input_is_one_line(tmp_path):
     assert_one_line_error(summary(tmp_path), "LABEL=FOLDER", "--runs")
     assert_one_line_error(summary(tmp_path, "--runs", POINT), "--runs: name at least two")

@@ -78,6 +78,15 @@ def test_warnings_of_others_are_repeated():
     assert verdict(results_of(0.4, 0.2, warnings=["model B is untrained"]))[-1] == "warning: model B is untrained"
 
 
+def test_a_set_of_near_copies_alone_has_no_score_without_them():
+    results = results_of(0.4, 0.2)
+    nothing = {"value": None, "low": None, "high": None}
+    results["near_copies"] = {"A": 200, "B": 0, "without": {"n": 200}}
+    results["near_copies"]["without"]["top_1"] = {"accuracy": {"100": {"score": nothing}}}
+    (text,) = statistical_warnings(results)
+    assert text.startswith("200 of the 400 attacked images have a near-copy") and text.endswith("no score without them")
+
+
 def test_no_image_no_verdict():
     results = copy.deepcopy(results_of(0.4, 0.2))
     for part in ("value", "low", "high"):

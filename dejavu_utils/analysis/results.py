@@ -113,21 +113,26 @@ def attack_statistics(sets: dict[str, AttackedSet]) -> dict:
     return found
 
 
-def part_statistics(folder: str | Path, k_attk: int, paths: set[str]) -> dict:
-    """`attack_statistics` of some of the images that an attack's folder is about.
+def part_statistics(folder: str | Path, k_attk: int, parts: dict[str, set[str]]) -> dict:
+    """{part: `attack_statistics` of its images}, of parts of the images that an attack's folder is about.
 
-    k_attk: neighbors that vote, 0 for all. paths: of the images, as in attack_{A,B}.csv. InputError names what is
-    missing, or a folder that holds none of the images.
+    k_attk: neighbors that vote, 0 for all. parts: paths of the images, as in attack_{A,B}.csv. InputError names what is
+    missing, or a folder that holds no image of any part.
     """
-    sets = read_attack(folder, k_attk)
+    sets, paths = read_attack(folder, k_attk), {}
     for name, attacked in sets.items():
         table = Path(folder) / f"attack_{name}.csv"
         try:
-            path_of = pd.read_csv(table, index_col="index")["path"]
+            paths[name] = pd.read_csv(table, index_col="index")["path"].reindex(attacked.idxs)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{table}: was not written by label_inference_attack.py ({error!r})") from None
-        sets[name] = attacked.chosen(path_of.reindex(attacked.idxs).isin(paths).to_numpy())
-    return attack_statistics(sets)
+    found = {}
+    for part, chosen in parts.items():
+        of_part = {name: attacked.chosen(paths[name].isin(chosen).to_numpy()) for name, attacked in sets.items()}
+        found[part] = attack_statistics(of_part)
+    if parts and not any(of_part["both"]["n"] for of_part in found.values()):
+        raise InputError(f"{folder}: none of the listed images was attacked; are their paths those of attack_A.csv?")
+    return found
 
 
 def _statistics(attacks, top_k):

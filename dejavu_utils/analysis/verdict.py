@@ -37,12 +37,12 @@ def _near_copies(results):
     if count <= n / 100:
         return []
     score = copies["without"]["top_1"]["accuracy"]["100"]["score"]
-    rest = (
-        f"without them the score is {_points(score)}" if score["value"] is not None else "no set is left without them"
-    )
+    without = "all of one set have, so that there is no score without them"
+    if score["value"] is not None:
+        without = f"without them the score is {_points(score)}"
     return [
         f"{count} of the {n} attacked images have a near-copy among those that the reference was trained on, or among "
-        f"the public ones: {rest}"
+        f"the public ones: {without}"
     ]
 
 
