@@ -227,7 +227,6 @@ def attack(args):
     first = comparison.models[0]
     networks, warnings = load_networks(args, where, comparison)
     warnings += check_identity(args, networks, where, comparison, sets, public, listing)
-    copied = copied_elsewhere(args.bbox_A_idx_pth, networks, comparison.reference, sets, public, listing)
     layers = layers_of(args, networks[first], where[first])
     of_each = comparison.layers(networks, layers)
     shown = args.resolution or networks[first].preprocessing.side
@@ -247,6 +246,7 @@ def attack(args):
     found = nearest_public(embedder, queries.images, public, to_search(args.k, len(public)), pieces, progress)
     args.resolution = shown
     if not rank():
+        copied = copied_elsewhere(args.bbox_A_idx_pth, networks, comparison.reference, sets, public.indices, listing)
         for layer in layers:
             folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
             outcome = outcome_of(layer, listing, queries, public, found, (args.k, args.k_attk), comparison)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.one_model import spread_of, widened
-from dejavu_utils.analysis.results import bounds, figure_in_words
+from dejavu_utils.analysis.results import bounds, figure_in_words, part_statistics, read_split
 from dejavu_utils.cli import Parser, existing_file, expanded, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
@@ -109,19 +109,14 @@ def paired_difference(model, two_models, one_model, results):
 
 def score_of_tied(one_model, tied):
     """(score of the tied images among the attacked ones, their share of these)."""
-    path = existing_file(tied, "--tied")
-    is_tied = pd.read_csv(path).set_index("path")["tied"].astype(bool)
-    attacks, shares = [], []
-    for name in "AB":
-        table = pd.read_csv(existing_file(one_model / f"attack_{name}.csv", "attack"))
-        if not table["path"].isin(is_tied.index).all():
-            raise InputError(f"--tied {path}: does not hold the images of {one_model}")
-        chosen = is_tied[table["path"]].to_numpy()
-        shares.append(chosen.mean())
-        tops = [table.loc[chosen, f"{role}_top1"].to_numpy()[:, None] for role in ("target", "reference")]
-        guesses = [mem.Predictions(top, np.zeros(len(top))) for top in tops]
-        attacks.append(mem.DirectedAttack(*guesses, table["label"].to_numpy()[chosen]))
-    return mem.summarize(attacks, 1)["score"], float(np.mean(shares))
+    paths = read_split(tied, "--tied")
+    parts = part_statistics(one_model, 0, paths)
+    counts = {name: [part[name]["n"] for part in parts.values()] for name in "AB"}
+    for name, of_set in counts.items():
+        if sum(of_set) != len(pd.read_csv(one_model / f"attack_{name}.csv")):
+            raise InputError(f"--tied {tied}: does not hold the images of {one_model}")
+    shares = [tied_ones / (tied_ones + others) for tied_ones, others in counts.values()]
+    return parts["tied"]["both"]["top_1"]["accuracy"]["100"]["score"], float(np.mean(shares))
 
 
 def mean(estimates):

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from dejavu_utils.analysis.results import figure_in_words, mean_ceiling, part_statistics, read_statistics
+from dejavu_utils.analysis.results import figure_in_words, mean_ceiling, part_statistics, read_split, read_statistics
 from dejavu_utils.analysis.runs import combine_runs
-from dejavu_utils.cli import Parser, existing_file, existing_folder, expanded, run
-from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.cli import Parser, existing_folder, expanded, run
+from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
 
 COLUMNS = ("target", "reference", "score")
@@ -58,11 +58,9 @@ def table_of_attacks(args):
         label, _, folder = attack.partition("=")
         results = read_statistics(existing_folder(folder, f"attack {label}"), args.k_attk)
         ceiling = mean_ceiling(results["ceiling"])["top_1"] if "ceiling" in results else None
-        settings = results.get("settings", {})
-        votes = args.k_attk or settings.get("k_attk") or settings.get("k") or 0
         parts = {label: results}
         if args.split:
-            of_parts = part_statistics(folder, votes, read_split(args.split))
+            of_parts = part_statistics(folder, args.k_attk, read_split(args.split, "--split"))
             parts.update({f"{label}, {part}": of_part for part, of_part in of_parts.items()})
         for name, of_part in parts.items():
             for pct in args.pct_confidences:
@@ -81,19 +79,6 @@ def row_and_line(label, pct, figures, ceiling):
     target, reference, score = (figure_in_words(figures[name]) for name in COLUMNS)
     limits = [f"{value:.3f}" if value is not None else "" for value in (chance, ceiling and ceiling["value"])]
     return row, (label, who(pct), target, reference, *limits, score)
-
-
-def read_split(path):
-    """{"tied": paths of the images with a 1, "not tied": with a 0} of a csv with columns path and tied."""
-    try:
-        table = pd.read_csv(existing_file(path, "--split"))
-        (name,) = table.columns.drop("path")
-        if not table[name].isin((0, 1)).all():
-            raise ValueError(f"{name} has other values")
-        kinds = {kind: set(table.loc[table[name] == kind, "path"]) for kind in (1, 0)}
-    except (KeyError, ValueError) as error:
-        raise InputError(f"--split {path}: not a csv of path and a column of 0 and 1 ({one_line(error)})") from None
-    return {name: kinds[1], f"not {name}": kinds[0]}
 
 
 def table_of_runs(args):

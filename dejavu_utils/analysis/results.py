@@ -13,7 +13,7 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.points import SETS, attack_path
-from dejavu_utils.errors import InputError
+from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import ImageListing
 
 TOP_KS = (1, 5)
@@ -113,13 +113,32 @@ def attack_statistics(sets: dict[str, AttackedSet]) -> dict:
     return found
 
 
+def read_split(path: str | Path, flag: str) -> dict[str, set[str]]:
+    """{"tied": paths of the images with a 1, "not tied": with a 0} of a csv with columns path and tied, say.
+
+    InputError, which names the flag, for a file that is no such csv.
+    """
+    try:
+        table = pd.read_csv(path)
+        (name,) = table.columns.drop("path")
+        if not table[name].isin((0, 1)).all():
+            raise ValueError(f"{name} has other values")
+        kinds = {kind: set(table.loc[table[name] == kind, "path"]) for kind in (1, 0)}
+    except FileNotFoundError:
+        raise InputError(f"{flag} {path}: no such file") from None
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{flag} {path}: not a csv of path and a column of 0 and 1 ({one_line(error)})") from None
+    return {name: kinds[1], f"not {name}": kinds[0]}
+
+
 def part_statistics(folder: str | Path, k_attk: int, parts: dict[str, set[str]]) -> dict:
     """{part: `attack_statistics` of its images}, of parts of the images that an attack's folder is about.
 
-    k_attk: neighbors that vote, 0 for all. parts: paths of the images, as in attack_{A,B}.csv. InputError names what is
-    missing, or a folder that holds no image of any part.
+    k_attk: neighbors that vote, 0 for as many as results.json says, or all. parts: paths of the images, as in
+    attack_{A,B}.csv. InputError names what is missing, or a folder that holds no image of any part.
     """
-    sets, paths = read_attack(folder, k_attk), {}
+    settings = read_statistics(folder, k_attk).get("settings", {})
+    sets, paths = read_attack(folder, k_attk or settings.get("k_attk") or settings.get("k") or 0), {}
     for name, attacked in sets.items():
         table = Path(folder) / f"attack_{name}.csv"
         try:

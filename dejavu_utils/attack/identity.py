@@ -58,6 +58,16 @@ def check_alike(networks, where):
         )
 
 
+def without_record(where):
+    """The warning about a checkpoint, flag and path, that does not say its images."""
+    return f"{where} does not say which images it was trained on: that the sets fit it is not checked"
+
+
+def of_another_folder(where, listing):
+    """The warning about a checkpoint, flag and path, whose images are not in this ImageListing."""
+    return f"{where} was trained on images of another folder than {listing.root}: that the sets fit it is not checked"
+
+
 def check_models(origins, where):
     """Warnings (list of str) about two models that are compared; InputError if two files hold the same one.
 
@@ -76,9 +86,7 @@ def check_models(origins, where):
     warnings = []
     for model, origin in origins.items():
         if origin.images is None:
-            warnings.append(
-                f"{where[model]} does not say which images it was trained on: that the sets fit it is not checked"
-            )
+            warnings.append(without_record(where[model]))
         if origin.epoch == 0:
             warnings.append(f"{where[model]} is of epoch 0: an untrained model")
     if None not in (a.epoch, b.epoch) and a.epoch != b.epoch:
@@ -102,10 +110,7 @@ def check_training_sets(origins, where, sets, public, listing):
         if origin.images is None:
             continue
         if not origin.images.is_of(listing):
-            warnings.append(
-                f"{where[model]} was trained on images of another folder than {listing.root}: that the sets fit it is "
-                "not checked"
-            )
+            warnings.append(of_another_folder(where[model], listing))
             continue
         trained = origin.images.indices
         for name, (flag, indices) in sets.items():

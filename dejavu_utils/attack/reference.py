@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dejavu_utils.attack.identity import of_another_folder, without_record
 from dejavu_utils.attack.search import LOGITS
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
@@ -108,15 +109,10 @@ def check_one_model(origins, where, comparison, sets, public, listing):
     for name, origin in origins.items():
         if origin.images is None:
             if name == ONE:
-                warnings.append(
-                    f"{where[name]} does not say which images it was trained on: that the sets fit it is not checked"
-                )
+                warnings.append(without_record(where[name]))
             continue  # of classifiers check_classifier has said it
         if not origin.images.is_of(listing):
-            warnings.append(
-                f"{where[name]} was trained on images of another folder than {listing.root}: that the sets fit it is "
-                "not checked"
-            )
+            warnings.append(of_another_folder(where[name], listing))
             continue
         trained = origin.images.indices
         if name == ONE:
