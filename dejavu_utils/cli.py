@@ -88,18 +88,18 @@ def expanded(text: str) -> str:
 
 def positive_int(text: str) -> int:
     """argparse type of numbers from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+    return _whole_number(text, 1)
 
 
 def non_negative_int(text: str) -> int:
     """argparse type of numbers from 0 on."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+    return _whole_number(text, 0)
+
+
+def _whole_number(text, least):
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} on")
+    return int(text)
 
 
 def default_workers() -> int:

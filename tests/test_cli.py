@@ -5,7 +5,7 @@ import argparse
 import pytest
 from helpers import ROOT, assert_one_line_error, run_here
 
-from dejavu_utils.cli import expanded
+from dejavu_utils.cli import expanded, non_negative_int, positive_int
 
 
 def test_paths_are_filled_in_as_a_shell_does(monkeypatch, tmp_path):
@@ -32,6 +32,14 @@ def test_paths_are_filled_in_as_a_shell_does(monkeypatch, tmp_path):
 def test_what_cannot_be_filled_in_is_refused(text, reason):
     with pytest.raises(argparse.ArgumentTypeError, match=reason):
         expanded(text)
+
+
+@pytest.mark.parametrize("kind, least", [(positive_int, 1), (non_negative_int, 0)])
+def test_whole_numbers(kind, least):
+    assert kind(str(least)) == least and kind("12") == 12
+    for text in (str(least - 1), "-3", "2.5", "many", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"is not a whole number from {least} on"):
+            kind(text)
 
 
 @pytest.mark.parametrize("script", ["imagenet_partition", "write_ffcv_dataset", "label_inference_attack", "lin_probe",
