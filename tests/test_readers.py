@@ -3,13 +3,15 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import draw_tree
+from helpers import ROOT, draw_tree
 from torch.utils.data import get_worker_info
 
 from dejavu_utils import imagenet
@@ -89,6 +91,42 @@ def test_a_batch_that_cannot_be_handed_over_is_not_waited_for():
 def test_a_reading_process_that_dies_is_a_line(signum, remedy):
     with pytest.raises(InputError, match=remedy):
         read(Numbers(lambda: os.kill(os.getpid(), signum)), 2)
+
+
+FAILS = """
+import multiprocessing, sys
+from dejavu_utils.cli import run
+from dejavu_utils.data.readers import batches
+from dejavu_utils.errors import InputError
+from test_readers import Numbers, POSITIONS
+
+def main():
+    read = batches(Numbers(), POSITIONS, 2)
+    next(read)
+    raise InputError("a: is wrong")
+
+if __name__ == "__main__":
+    if sys.argv[1] == "here":
+        run(main)
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=run, args=(main,))
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("where", ["here", "spawn", "fork"])
+def test_the_end_of_a_failing_script_waits_for_no_reader(tmp_path, where):
+    """What holds the processes is alive to its end, and so are they, whom nobody has told to end."""
+    (tmp_path / "fails.py").write_text(FAILS)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "fails.py", where],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        capture_output=True,
+        text=True,
+        timeout=readers._GRACE / 2,
+    )
+    assert (result.returncode, result.stderr) == (2, "fails.py: error: a: is wrong\n")
 
 
 def raising(error):

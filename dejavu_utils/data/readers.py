@@ -4,15 +4,20 @@ Every stage that reads image files through such processes does it here: what a m
 open files, memory) is said in one line, or they are fewer, and a run never waits for an answer that cannot come.
 """
 
+import atexit
+import ctypes
 import errno
 import multiprocessing
 import multiprocessing.queues
+import multiprocessing.util
 import os
 import re
 import shutil
 import signal
 import sys
 import threading
+import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
@@ -29,6 +34,9 @@ from dejavu_utils.runlog import say
 
 _SHARED = "/dev/shm"  # where PyTorch's reading processes put their batches, on Linux
 _AHEAD = 2  # batches that each process has read or reads, PyTorch's default
+_GRACE = 60  # seconds that a process reads on after SIGTERM
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+_READERS = weakref.WeakSet()  # all that this process has started
 _CPU = torch.device("cpu")
 
 
@@ -39,33 +47,40 @@ def batches(
     device: torch.device = _CPU,
     collate: Callable | None = None,
     flag: str = "--num_workers",
+    ahead: int | None = None,
 ) -> Iterator:
     """Yields the batches of a data set, each collated from the items at the next of `positions`, in their order.
 
     positions: of each batch, int; may have no end, and is begun twice. num_workers: processes that read, for which flag
-    is the name; 0: this one. device: where the batches will go (pinned memory for a GPU). Where /dev/shm is too small
-    for all that is read ahead, less is, or by fewer processes, which is said. InputError with the remedy if they cannot
-    be started or go on, and with the name of an image that cannot be read.
+    is the name; 0: this one. device: where the batches will go (pinned memory for a GPU). ahead: batches that each
+    process has read or reads; not given: two, but where /dev/shm is too small for them fewer, or fewer processes, which
+    is said. InputError with the remedy if they cannot be started or go on, and with the name of an image that cannot be
+    read.
     """
     readers: set = set()
     try:
-        num_workers, ahead = _that_fit(dataset, positions, num_workers, flag)
-        parallel = {"prefetch_factor": ahead, "worker_init_fn": _end_when_stuck} if num_workers else {}
+        if num_workers and ahead is None:
+            num_workers, ahead = that_fit(_size(dataset, positions), num_workers, flag)
+        # Where it is Linux's habit, also in processes that were started otherwise: those would take seconds to import.
+        how = "fork" if sys.platform == "linux" else None
+        parallel = {"prefetch_factor": ahead, "worker_init_fn": _start, "multiprocessing_context": how}
         loader = DataLoader(
             dataset,
             batch_sampler=positions,
             num_workers=num_workers,
             collate_fn=collate,
             pin_memory=device.type == "cuda",
-            **parallel,
+            **(parallel if num_workers else {}),
         )
         yield from _started(loader, readers)
     except InputError as error:  # of a process that reads: PyTorch puts the traceback before it
+        _let_go(error)
         raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
     except (OSError, EOFError, RuntimeError, MemoryError) as error:
         remedy = _remedy(error, readers, flag)
         if remedy is None:
             raise
+        _let_go(error)
         raise InputError(remedy) from None
 
 
@@ -75,18 +90,41 @@ def _started(loader, readers):
     handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
     iterator = iter(loader)
     readers |= set(multiprocessing.active_children()) - others
+    _READERS.update(readers)
+    atexit.unregister(_end_readers)
+    atexit.register(_end_readers)  # the last comes first: before PyTorch's, which waits for each of them
+    multiprocessing.util.Finalize(None, _end_readers, exitpriority=0)  # for a process of multiprocessing's
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     return iterator
 
 
-def _that_fit(dataset, positions, num_workers, flag):
-    """(processes, batches that each has read ahead) for which the shared memory has room."""
-    if not num_workers or not os.path.isdir(_SHARED):
-        return num_workers, _AHEAD
+def _let_go(error):
+    """Ends the processes in their order, which what an error holds would leave to the garbage collector's."""
+    traceback.clear_frames(error.__traceback__)
+
+
+def _end_readers():
+    """At the end of this process, if an error or a signal has left it no time to tell them."""
+    for process in multiprocessing.active_children():
+        if process in _READERS:
+            process.kill()
+
+
+def _size(dataset, positions):
+    """Bytes of the first batch."""
     first = next(iter(positions), ())
     items = (dataset[position] for position in first)
-    size = len(first) * _bytes_of(next((item for item in items if item is not None), ()))
+    return len(first) * _bytes_of(next((item for item in items if item is not None), ()))
+
+
+def that_fit(size: int, num_workers: int, flag: str) -> tuple[int, int]:
+    """(processes, batches that each has read ahead) for which the shared memory has room; says if they are fewer.
+
+    size: of a batch, bytes. num_workers: processes that are wanted, for which flag is the name.
+    """
+    if not num_workers or not os.path.isdir(_SHARED):
+        return num_workers, _AHEAD
     room = shutil.disk_usage(_SHARED).free // processes_here()
 
     def needed(processes, ahead):
@@ -114,9 +152,20 @@ def _bytes_of(item):
     return sum(map(_bytes_of, item)) if isinstance(item, (tuple, list)) else 8
 
 
-def _end_when_stuck(_):
-    """Makes this reading process end if a thread of it cannot hand a batch over; by itself it would drop the batch and
-    read on, and the process that waits for that one would wait for ever."""
+def _start(_):
+    """Of a reading process.
+
+    It ends if a thread of it cannot hand a batch over; by itself it would drop the batch and read on, and the process
+    that waits for that one would wait for ever. Signals that ask a run to stop reach all its processes at times (SLURM,
+    Ctrl-C): this one goes on until the one that it reads for has stopped where it is safe. Memory that it frees stays
+    with it: to give it back to the system after each image took a fifth of the time.
+    """
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    set_option = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)  # glibc has it
+    set_option(_M_TRIM_THRESHOLD, 2**30)
+    set_option(_M_MMAP_THRESHOLD, 2**25)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, _: os._exit(_cause(error) or 1))
     sys.excepthook = lambda _, error, __: os._exit(_cause(error) or 1)
 
