@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
-from dejavu_utils.cli import Parser, run
+from dejavu_utils.cli import Parser, default_workers, run
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.ffcv import FfcvLoader
-from dejavu_utils.data.loader import NativeLoader, evaluation_batches
+from dejavu_utils.data.loader import EvaluationLoader, NativeLoader
 from dejavu_utils.data.provenance import load_training_images
 from dejavu_utils.devices import autocast, choose_precision
 from dejavu_utils.distributed import from_each, rank, world_size
@@ -88,13 +88,13 @@ def train(settings):
     val_set = Beton(settings.data.val_dataset, in_memory=bool(settings.data.in_memory))
     num_classes = max(train_set.num_classes, val_set.num_classes)
     seed_everything(settings.data.random_seed)
-    loader = make_loader(settings, train_set, device)
+    loader, validation = make_loader(settings, train_set, device), make_validation(settings, val_set, device)
     state = TrainingRun(
         settings, num_classes, device, len(loader), train_set.fingerprint, load_training_images(train_set)
     )
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings.training.train_probes_only:
-        return train_probes(settings, state, loader, val_set, stop)
+        return train_probes(settings, state, loader, validation, stop)
     checkpoint = agreed_checkpoint(checkpoint_path)
     if checkpoint:
         state.restore(checkpoint, checkpoint_path)
@@ -102,7 +102,7 @@ def train(settings):
     elif settings.training.eval_only:
         raise InputError(f"--training.eval_only 1: there is no {checkpoint_path} to evaluate")
     if settings.training.eval_only:
-        record = {"epoch": state.epoch, **state.validate(val_set)}
+        record = {"epoch": state.epoch, **state.validate(validation)}
         return tell(settings, 0, json.dumps(record))
     if first:
         save_json(folder / "params.json", settings.to_flat())
@@ -119,7 +119,7 @@ def train(settings):
         record = state.train_epoch(loader, stop)
         last = state.epoch + 1 == epochs
         if record and ((state.epoch + 1) % settings.training.eval_freq == 0 or last):
-            record = state.validated(record, val_set, stop)
+            record = state.validated(record, validation, stop)
         if record is None:  # asked to stop
             save_and_leave(settings, state, stop)
         state.end_epoch()
@@ -166,7 +166,7 @@ def save_and_leave(settings, state, stop):
     stop.leave(f"stopped after epoch {state.epoch}, step {state.steps_done}; rerun the same command to resume there")
 
 
-def train_probes(settings, state, loader, val_set, stop):
+def train_probes(settings, state, loader, validation, stop):
     """Trains new probes on the frozen network of model.pth and saves them beside it."""
     folder, seed = Path(settings.logging.folder), settings.data.random_seed
     state.freeze(load_checkpoint(folder / "model.pth", "--logging.folder"), folder / "model.pth")
@@ -177,7 +177,7 @@ def train_probes(settings, state, loader, val_set, stop):
         record = state.train_epoch(loader, stop)
         number = state.epoch + 1
         if record and (number % settings.training.eval_freq == 0 or number == settings.training.epochs):
-            record = state.validated(record, val_set, stop)
+            record = state.validated(record, validation, stop)
         if record is None:
             stop.leave("stopped; probes are trained in minutes: the next run starts again")
         state.end_epoch()
@@ -197,13 +197,19 @@ def make_loader(settings, train_set, device):
             settings.training.batch_size,
             METHODS[settings.training.loss].views(settings),
             settings.data.random_seed,
-            settings.data.num_workers,
+            default_workers(settings.data.num_workers),
             device,
             rank(),
             world_size(),
         )
     except ValueError as error:
         raise InputError(f"--training.batch_size, --data.train_dataset {train_set.path}: {error}") from None
+
+
+def make_validation(settings, val_set, device):
+    size, resolution = settings.validation.batch_size, settings.validation.resolution
+    workers = default_workers(settings.data.num_workers)
+    return EvaluationLoader(val_set, size, resolution, workers, device, rank(), world_size())
 
 
 class TrainingRun:
@@ -327,28 +333,18 @@ class TrainingRun:
         self.scaler.update()
         self.method.after_step(step)
 
-    def validated(self, record, val_set, stop):
+    def validated(self, record, validation, stop):
         """The record with the validation's entries; None if asked to stop, and then a later run validates."""
-        found = self.validate(val_set, stop)
+        found = self.validate(validation, stop)
         return None if found is None else {**record, **found}
 
     @torch.no_grad()
-    def validate(self, val_set, stop=None):
-        """The probes' accuracy on the validation set; the record's `_val` entries. The processes share the images."""
-        settings, meter = self.settings, Meter()
+    def validate(self, validation, stop=None):
+        """The probes' accuracy on an EvaluationLoader; the record's `_val` entries. The processes share the images."""
+        meter = Meter()
         self.network.eval()
-        batches = evaluation_batches(
-            val_set,
-            settings.validation.batch_size,
-            settings.validation.resolution,
-            settings.data.num_workers,
-            self.device,
-            rank(),
-            world_size(),
-        )
-        in_all = len(val_set) // settings.validation.batch_size // world_size()  # batches that every process has
-        for number, (images, labels) in enumerate(batches):
-            if stop and number < in_all and stop.asked(self.device):
+        for number, (images, labels) in enumerate(validation):
+            if stop and number < validation.in_all and stop.asked(self.device):
                 return None
             with autocast(self.device, self.precision):
                 outputs = self.network(images)

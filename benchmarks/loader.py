@@ -27,6 +27,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--resolution", type=int, default=176)
     parser.add_argument("--num_workers", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=4, help="in a turn of each side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -52,16 +53,18 @@ def compare(args, path, mode, what, views):
 
 
 def side(kind, args, path, views):
-    """A function that goes through one epoch and returns images per second; says how long the first batch took."""
+    """A function that goes through some epochs and returns images per second; says how long the first batch took."""
     loader = kind(Beton(path), args.batch_size, views, 0, args.num_workers, torch.device(args.device))
     epochs = iter(range(10**6))
 
     def run():
-        epoch, start, count = next(epochs), time.perf_counter(), 0
-        for _, labels in loader.epoch(epoch, args.resolution):
-            if epoch == 0 and not count:
-                print(f"  {kind.__name__}: first batch after {time.perf_counter() - start:.2f} s")
-            count += len(labels)
+        start, count = time.perf_counter(), 0
+        for _ in range(args.epochs):
+            epoch = next(epochs)
+            for _, labels in loader.epoch(epoch, args.resolution):
+                if epoch == 0 and not count:
+                    print(f"  {kind.__name__}: first batch after {time.perf_counter() - start:.2f} s")
+                count += len(labels)
         if args.device != "cpu":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start

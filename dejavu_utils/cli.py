@@ -102,10 +102,10 @@ def _whole_number(text, least):
     return int(text)
 
 
-def default_workers() -> int:
-    """Worker processes for reading images: the cores this process may use, at most 10."""
+def default_workers(most: int = 10) -> int:
+    """Worker processes for reading images: the cores this process may use, at most so many."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 10)
+    return min(cores, most)
 
 
 def add_launch_flags(

@@ -21,7 +21,7 @@ from dejavu_utils.crops import background_crop
 from dejavu_utils.data.augment import View
 from dejavu_utils.data.beton import Beton, Encoding, write_beton
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.loader import NativeLoader, evaluation_batches
+from dejavu_utils.data.loader import EvaluationLoader, NativeLoader
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing, load_image
 from dejavu_utils.networks.loading import load_network
@@ -241,10 +241,10 @@ def use(path):
         image = found.read(index)
         assert image.dtype == np.uint8 and image.shape == (*found.sizes[index], 3)
     if len(found) >= 2:
-        loader = NativeLoader(found, 2, [View()], seed=0, num_workers=1, device=torch.device("cpu"))
+        loader = NativeLoader(found, 2, [View()], seed=0, num_workers=0, device=torch.device("cpu"))
         assert sum(len(labels) for _, labels in loader.epoch(0, 8)) == 2 * (len(found) // 2)
         loader.close()  # it would read on while the next example is written over the file
-        assert sum(len(labels) for _, labels in evaluation_batches(found, 2, 8, 1, torch.device("cpu"))) == len(found)
+        assert sum(len(labels) for _, labels in EvaluationLoader(found, 2, 8, 0, torch.device("cpu"))) == len(found)
 
 
 @tries(150)

@@ -1,9 +1,11 @@
-"""Training batches: the same for any number of workers, processes and resumptions; crops against torchvision's."""
+"""Training batches: the same for any number of processes and resumptions; crops against torchvision's."""
 
 import gc
 import multiprocessing
+import os
 import re
-import threading
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
-from dejavu_utils.data import augment
+from dejavu_utils.data import augment, readers
+from dejavu_utils.data import loader as loaders
 from dejavu_utils.data.beton import Beton, Encoding, write_beton
 from dejavu_utils.data.ffcv import FfcvLoader, ffcv_is_installed
-from dejavu_utils.data.loader import NativeLoader, cut_and_resize, evaluation_batches
+from dejavu_utils.data.loader import EvaluationLoader, NativeLoader, cut_and_resize
 from dejavu_utils.errors import InputError
 from dejavu_utils.randomness import epoch_order, uniforms
 
@@ -33,9 +36,7 @@ def path(tmp_path_factory):
 
 def batches(path, batch_size=20, views=VIEWS, seed=5, num_workers=2, epoch=3, resolution=32, first_step=0, **changes):
     beton = Beton(path, in_memory=changes.pop("in_memory", False))
-    by_processes = changes.pop("by_processes", False)
     loader = NativeLoader(beton, batch_size, views, seed, num_workers, CPU, **changes)
-    loader.by_processes = by_processes
     return list(loader.epoch(epoch, resolution, first_step))
 
 
@@ -56,32 +57,63 @@ def test_an_epoch_shows_whole_batches_of_different_images(path):
     assert not torch.equal(found[0][0][0], found[0][0][1])
 
 
-@pytest.mark.parametrize("changes", [{"num_workers": 1}, {"num_workers": 5}, {"in_memory": True}])
-def test_workers_and_memory_change_nothing(path, changes):
-    assert_same(batches(path), batches(path, **changes))
+@pytest.fixture(params=["for a CPU", "for a GPU"])
+def way(request, monkeypatch):
+    """Both ways of reading; that for a GPU, on a CPU here, augments in this process."""
+    if request.param == "for a GPU":
+        monkeypatch.setattr(loaders, "_for_a_cpu", loaders._for_a_gpu)
+
+
+@pytest.mark.parametrize("changes", [{"num_workers": 1}, {"num_workers": 2}, {"in_memory": True}])
+def test_workers_and_memory_change_nothing(path, changes, way):
+    assert_same(batches(path, num_workers=0), batches(path, **changes))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_processes_read_what_threads_read(path, num_workers):
-    changes = {
-        "batch_size": 80,
-        "num_workers": num_workers,
-        "in_memory": True,
-    }  # more images than a process reads at once
-    views = [*VIEWS, augment.SMALL_VIEW]
-    assert_same(batches(path, views=views, **changes), batches(path, views=views, by_processes=True, **changes))
+def test_what_is_for_a_gpu_is_what_is_for_a_cpu(path, num_workers, monkeypatch):
+    # More images than a process reads at once.
+    options = {"views": [*VIEWS, augment.SMALL_VIEW], "batch_size": 80, "num_workers": num_workers}
+    expected = batches(path, **options)
+    monkeypatch.setattr(loaders, "_for_a_cpu", loaders._for_a_gpu)
+    assert_same(expected, batches(path, **options))
 
 
-@pytest.mark.parametrize("by_processes", [False, True])
-def test_epochs_run_on_and_any_place_can_be_entered(path, by_processes):
+def test_the_number_of_threads_changes_nothing(path):
+    options = {"batch_size": 40, "resolution": 208, "num_workers": 0}  # pixels that PyTorch would divide among threads
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found.append(batches(path, **options))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(*found)
+
+
+def test_epochs_run_on_and_any_place_can_be_entered(path, way):
     loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)
-    loader.by_processes = by_processes
     for epoch, resolution, first_step in [(0, 32, 0), (1, 32, 0), (2, 48, 1), (3, 48, 0), (3, 48, 3), (0, 32, 2)]:
         found = list(loader.epoch(epoch, resolution, first_step))
         assert_same(found, batches(path, epoch=epoch, resolution=resolution, first_step=first_step))
     for _ in loader.epoch(7, 32):
         break  # left in the midst
     assert_same(list(loader.epoch(7, 32)), batches(path, epoch=7))
+
+
+@pytest.mark.parametrize("workers, ahead", [(2, 2), (3, 1), (1, 1), (0, 1)])
+def test_a_slow_consumer_keeps_its_batches(path, monkeypatch, workers, ahead):
+    """The memory that processes write into is used again, at any depth of reading ahead."""
+    monkeypatch.setattr(loaders, "that_fit", lambda *_: (workers, ahead))
+    loader = NativeLoader(Beton(path), 36, VIEWS, 5, 3, CPU)  # pieces of 16, 16 and 4 images
+    kept = []
+    for epoch in range(6):
+        for batch in loader.epoch(epoch, 16):
+            time.sleep(0.02)  # time to write too far
+            kept.append(batch)
+    expected = [b for epoch in range(6) for b in batches(path, 36, epoch=epoch, resolution=16, num_workers=0)]
+    assert_same(kept, expected)
 
 
 def test_epochs_and_seeds_differ(path):
@@ -96,21 +128,56 @@ def test_an_epoch_can_be_entered_at_any_step(path):
         assert_same(whole[first_step:], batches(path, first_step=first_step))
 
 
-@pytest.mark.parametrize("by_processes", [False, True])
-def test_a_loader_that_is_dropped_ends_at_once(path, by_processes):
+def test_a_loader_that_is_dropped_ends_at_once(path, way):
     """Not when the garbage collector comes by, which may be in the midst of a thread's start."""
     gc.collect()
     gc.disable()
     try:
-        loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)
-        loader.by_processes = by_processes
-        before = threading.active_count(), len(multiprocessing.active_children())
-        next(loader.epoch(0, 32))
-        assert (threading.active_count(), len(multiprocessing.active_children())) > before
-        del loader
-        assert (threading.active_count(), len(multiprocessing.active_children())) == before
+        for begin in (training, evaluation):
+            before = len(multiprocessing.active_children())
+            loader, batches = begin(path)
+            next(batches)
+            assert len(multiprocessing.active_children()) == before + 2
+            del loader, batches
+            assert len(multiprocessing.active_children()) == before
     finally:
         gc.enable()
+
+
+def training(path):
+    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)
+    return loader, loader.epoch(0, 32)
+
+
+def evaluation(path):
+    loader = EvaluationLoader(Beton(path), 20, 32, 2, CPU)
+    return loader, iter(loader)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_signals_that_ask_a_run_to_stop_leave_its_readers_reading(path, signum):
+    """As from SLURM, which sends them to all processes of a job, or by Ctrl-C: the step can be ended and saved."""
+    others = set(multiprocessing.active_children())
+    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)
+    found = []
+    for batch in loader.epoch(3, 32):
+        for reader in set(multiprocessing.active_children()) - others:
+            os.kill(reader.pid, signum)
+        found.append(batch)
+    assert_same(found, batches(path))
+    loader.close()
+    assert set(multiprocessing.active_children()) == others
+
+
+def test_a_reader_that_is_not_told_to_end_ends_some_time_after_the_signal(path, monkeypatch):
+    monkeypatch.setattr(readers, "_GRACE", 1)
+    others = set(multiprocessing.active_children())
+    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 1, CPU)
+    next(loader.epoch(3, 32))
+    (reader,) = set(multiprocessing.active_children()) - others
+    os.kill(reader.pid, signal.SIGTERM)
+    reader.join(30)
+    assert reader.exitcode == -signal.SIGALRM
 
 
 def test_processes_share_the_global_batch_without_overlap(path):
@@ -154,12 +221,29 @@ def test_crops_are_torchvisions(mode, box):
     )  # PIL and PyTorch round their weights differently
 
 
-def test_evaluation_shows_all_images_in_their_order(path):
-    found = list(evaluation_batches(Beton(path), 40, 32, 2, CPU))
-    assert torch.cat([labels for _, labels in found]).tolist() == list(range(90))
+def test_evaluation_shows_all_images_in_their_order_each_time(path, way):
+    loader = EvaluationLoader(Beton(path), 40, 32, 2, CPU)
+    assert loader.in_all == 3
     beton = Beton(path)
     crop = cut_and_resize(beton.read(50), augment.center_boxes(beton.sizes[50:51])[0], 32)
-    torch.testing.assert_close(found[1][0][10:11], augment.normalize(crop[None]))
+    for left_early in (False, False, True, False):
+        found = []
+        for batch in loader:
+            found.append(batch)
+            if left_early:
+                break
+        if not left_early:
+            assert torch.cat([labels for _, labels in found]).tolist() == list(range(90))
+            torch.testing.assert_close(found[1][0][10:11], augment.normalize(crop[None]))
+
+
+def test_processes_share_the_evaluation(path):
+    parts = [EvaluationLoader(Beton(path), 20, 32, 0, CPU, rank, 3) for rank in range(3)]
+    assert [part.in_all for part in parts] == [1, 1, 1]
+    shares = [[labels.tolist() for _, labels in part] for part in parts]
+    batch = [list(range(first, min(first + 20, 90))) for first in range(0, 90, 20)]
+    assert shares == [[batch[0], batch[3]], [batch[1], batch[4]], [batch[2]]]
+    assert not list(EvaluationLoader(Beton(path), 50, 32, 0, CPU, rank=2, world_size=3))
 
 
 def test_a_broken_image_is_named(path, tmp_path):

@@ -414,17 +414,18 @@ def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name
 
 def test_a_signal_is_obeyed_within_validation_and_the_next_run_validates(betons, whole_run, tmp_path, monkeypatch):
     """A validation can take longer than the two minutes between a cluster's signal and its end."""
-    batches, seen = train_SSL.evaluation_batches, []
+    loader, seen = train_SSL.EvaluationLoader, []
 
-    def signalled(*arguments):
-        for batch in batches(*arguments):
-            yield batch
-            if not seen.append(batch):
-                os.kill(os.getpid(), signal.SIGUSR2)
+    class Signalled(loader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield batch
+                if not seen.append(batch):
+                    os.kill(os.getpid(), signal.SIGUSR2)
 
     arguments = command(betons, tmp_path, validation__batch_size=2)[2:]
     settings = Settings.from_flat(train_SSL.read_settings(arguments)[0])
-    monkeypatch.setattr(train_SSL, "evaluation_batches", signalled)
+    monkeypatch.setattr(train_SSL, "EvaluationLoader", Signalled)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the whole run
     try:
@@ -434,7 +435,7 @@ def test_a_signal_is_obeyed_within_validation_and_the_next_run_validates(betons,
             assert end.value.code == 128 + signal.SIGUSR2 and len(seen) == 1  # of five batches
             stopped = torch.load(tmp_path / "model.pth", weights_only=True)
             assert (stopped["epoch"], stopped["steps_done"]) == (1, 2)  # all of the second epoch, but it is not over
-            monkeypatch.setattr(train_SSL, "evaluation_batches", batches)
+            monkeypatch.setattr(train_SSL, "EvaluationLoader", loader)
             train_SSL.train(settings)
     finally:
         torch.set_num_threads(threads)

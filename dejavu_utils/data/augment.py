@@ -95,6 +95,11 @@ class Parameters:
         chosen = {name: value[rows] if torch.is_tensor(value) else value for name, value in vars(self).items()}
         return Parameters(**chosen)
 
+    def rows(self):
+        """Yields of each image (flip, jitter, order, factors, gray, solarize, sigma), as Python's numbers."""
+        of_images = (self.flip, self.jitter, self.order, self.factors, self.gray, self.solarize)
+        return zip(*(values.tolist() for values in of_images), itertools.repeat(self.sigma))
+
     def operations(self):
         """What is to be done before the normalization, in order: [(function, rows, factors)].
 
@@ -133,37 +138,38 @@ def draw_parameters(draws, view):
 def apply(images, parameters, out=None):
     """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), augmented and normalized with ImageNet's mean and deviation.
 
-    out: where to write the result. On a CPU the images are done one by one, so that each stays in the cache, with only
-    the operations that it was drawn; on other devices all at once, as `apply_batched` does.
+    out: where to write the result. On a CPU the images are done one by one, so that each stays in the cache; on other
+    devices all at once, as `apply_batched` does.
     """
     if images.device.type != "cpu":
         return apply_batched(images, parameters)
     out = torch.empty(images.shape) if out is None else out
-    weights = _blur_weights(parameters.sigma)
-    drawn = zip(
-        parameters.flip.tolist(),
-        parameters.jitter.tolist(),
-        parameters.order.tolist(),
-        parameters.factors[..., None, None, None, None].unbind(),
-        parameters.gray.tolist(),
-        parameters.solarize.tolist(),
-    )
-    for row, (flip, jitter, order, factors, gray, solarize) in enumerate(drawn):
-        x = images[row : row + 1].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        if flip:
-            x = _flipped(x)
-        if jitter:
-            for operation in order:
-                x = _ADJUST[operation](x, factors[operation])
-        if gray:
-            x = _grayed(x)
-        if solarize:
-            x = _solarized(x)
-        if weights is None:
-            _normalize(x, out[row : row + 1])
-        else:
-            _blur(_normalize(x, x), *weights, out[row : row + 1])
+    for row, drawn in enumerate(parameters.rows()):
+        apply_to_one(images[row : row + 1], drawn, out[row : row + 1])
     return out
+
+
+def apply_to_one(image, drawn, out):
+    """`apply` for one image on a CPU, with only the operations that it was drawn.
+
+    image: uint8 (1, 3, h, w). drawn: of it, from `Parameters.rows`. out: float32 (1, 3, h, w), where the result goes.
+    """
+    flip, jitter, order, factors, gray, solarize, sigma = drawn
+    x = image.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    if flip:
+        x = _flipped(x)
+    if jitter:
+        for operation in order:
+            x = _ADJUST[operation](x, factors[operation])
+    if gray:
+        x = _grayed(x)
+    if solarize:
+        x = _solarized(x)
+    weights = _blur_weights(sigma)
+    if weights is None:
+        _normalize(x, out)
+    else:
+        _blur(_normalize(x, x), *weights, out)
 
 
 def apply_batched(images, parameters):
@@ -223,6 +229,7 @@ def _normalize(x, out):
     return torch.addcmul(shift, x, scale, out=out)
 
 
+@functools.lru_cache(maxsize=32)
 def _blur_weights(sigma):
     """(five weights across, nine down) of a Gaussian with `sigma` pixels; None for None."""
     if sigma is None:

@@ -1,51 +1,74 @@
 """Batches of images: augmented views of a .beton for training, centre crops for evaluation, crops from image files.
 
-On CPUs threads read, decode, cut, resize and augment, a few batches ahead. For a GPU processes read, cut and resize
-(data/readers.py), and the GPU augments whole batches: threads would take turns at the interpreter with the one that
-starts the GPU's kernels, and all would wait.
+Processes read, decode, cut and resize, a few batches ahead. For a CPU they augment, too, and write the views into
+memory that they share with the one that trains; for a GPU they hand on pixels, and it augments whole batches. Threads
+would take turns at the interpreter, with each other and with the one that starts the GPU's kernels: two are little
+faster than one.
 """
 
 import functools
 import itertools
-import threading
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+import operator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from dejavu_utils.data import augment
-from dejavu_utils.data.readers import batches
+from dejavu_utils.data.readers import batches, that_fit
 from dejavu_utils.devices import to_device
 from dejavu_utils.randomness import epoch_order, uniforms
 
-_ROWS_A_TASK = 16  # of a thread: small enough that all threads share the first batch of a run
-_ROWS_A_MESSAGE = 64  # of a process: large enough that handing over costs little
-_BATCHES_AHEAD = 2
+_ROWS, _ROWS_GPU = 16, 64  # that a process hands on at a time: enough that handing over costs little, no more
+
+
+class _Ahead:
+    """Batches that are read ahead, whose reading goes on until it is closed, or another place is asked for.
+
+    start: place -> generator of the batches from there on, without end. It must not refer to the one who owns this: a
+    cycle would leave the end of the processes to the garbage collector, which may run while a lock is held that they
+    take.
+    """
+
+    def __init__(self, start):
+        self._start, self._batches, self._place = start, None, None
+
+    def next(self, place, following):
+        """The batch at a place; `following`: the one that is most likely asked for next."""
+        if self._place != place:
+            self.close()
+            self._batches = self._start(place)
+        self._place = None  # should it fail
+        batch = next(self._batches)
+        self._place = following
+        return batch
+
+    def close(self):
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = self._place = None
 
 
 class NativeLoader:
     """Random views of the images of a .beton, in an order drawn anew for each epoch.
 
     beton: dejavu_utils.data.beton.Beton. batch_size: images of this process. views: list of augment.View. num_workers:
-    that read, decode and crop: threads on a CPU, processes for a GPU (or where by_processes is set to True). rank,
-    world_size: this process and how many there are; they share every global batch of batch_size x world_size images
-    without overlap. Batches depend on (seed, epoch, position in the epoch's order) alone, not on num_workers; an
-    incomplete last batch is dropped. ValueError if there is not one whole batch.
+    processes that read; 0: this one. rank, world_size: this process and how many there are; they share every global
+    batch of batch_size x world_size images without overlap. Batches depend on (seed, epoch, position in the epoch's
+    order) alone, not on num_workers; an incomplete last batch is dropped. ValueError if there is not one whole batch.
     """
 
     def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
         if len(beton) < batch_size * world_size:
             raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
-        self.beton, self.batch_size, self.views, self.seed = beton, batch_size, views, seed
-        self.num_workers, self.device, self.rank, self.world_size = num_workers, device, rank, world_size
-        self.by_processes = device.type != "cpu"
-        self._stream, self._next = None, None  # batches under way, and the (resolution, epoch, step) of the next
+        self._steps = len(beton) // (batch_size * world_size)
+        plans = functools.partial(_plans, beton, batch_size, views, seed, (rank, world_size))
+        self._ahead = _Ahead(functools.partial(_batches, beton, plans, num_workers, device))
 
     def __len__(self):
         """Batches in an epoch."""
-        return len(self.beton) // (self.batch_size * self.world_size)
+        return self._steps
 
     def epoch(self, epoch, resolution, first_step=0):
         """Yields (views, labels) on the device, from step `first_step` on (those before cost nothing).
@@ -55,28 +78,18 @@ class NativeLoader:
         its first batches are there already.
         """
         for step in range(first_step, len(self)):
-            if self._next != (resolution, epoch, step):
-                self.close()
-                place, start = (self.rank, self.world_size), (resolution, epoch, step)
-                plans = functools.partial(_plans, self.beton, self.batch_size, self.views, self.seed, place, start)
-                self._stream = _batches(self.beton, plans, self.num_workers, self.device, self.by_processes)
-            self._next = None  # should it fail
-            batch = next(self._stream)
-            self._next = (resolution, epoch, step + 1) if step + 1 < len(self) else (resolution, epoch + 1, 0)
-            yield batch
+            following = (resolution, epoch, step + 1) if step + 1 < len(self) else (resolution, epoch + 1, 0)
+            yield self._ahead.next((resolution, epoch, step), following)
 
     def close(self):
         """Ends the reading ahead, until the next batch is asked for."""
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = self._next = None
+        self._ahead.close()
 
 
 def _plans(beton, batch_size, views, seed, place, start):
     """Yields the plans of the batches from a step of an epoch on, without end.
 
-    place: (rank, world_size). start: (resolution, epoch, step). Must not refer to the loader: a cycle would leave the
-    end of its threads to the garbage collector, which may run while a lock is held that this takes.
+    place: (rank, world_size). start: (resolution, epoch, step).
     """
     (rank, world_size), (resolution, epoch, first_step) = place, start
     everybody = batch_size * world_size
@@ -94,40 +107,90 @@ def _plans(beton, batch_size, views, seed, place, start):
             yield chosen, parts
 
 
-def evaluation_batches(beton, batch_size, resolution, num_workers, device, rank=0, world_size=1):
-    """Yields (centre crops, labels) of all images in their order, on the device; of every world_size-th batch.
+class EvaluationLoader:
+    """Centre crops of all images of a .beton in their order, of every world_size-th batch; to be gone through often.
 
-    Crops: the centred 224 / 256 of the short side, normalized float32 (n, 3, resolution, resolution). labels: int64
-    (n,).
+    Crops: the centred 224 / 256 of the short side. batch_size: images. resolution: side, pixels. num_workers, device,
+    rank, world_size: as NativeLoader's. in_all: number of batches that every process has.
     """
 
-    def plans():
-        for step in range(rank, -(-len(beton) // batch_size), world_size):
-            chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
-            yield chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
+    def __init__(self, beton, batch_size, resolution, num_workers, device, rank=0, world_size=1):
+        self._steps = len(range(rank, -(-len(beton) // batch_size), world_size))
+        self.in_all = -(-len(beton) // batch_size) // world_size
+        plans = functools.partial(_centre_plans, beton, batch_size, resolution, (rank, world_size))
+        self._ahead = _Ahead(functools.partial(_batches, beton, plans, num_workers, device))
 
-    for views, labels in _batches(beton, plans, num_workers, device, device.type != "cpu"):
-        yield views[0], labels
+    def __iter__(self):
+        """Yields (crops, labels) on the device: normalized float32 (n, 3, resolution, resolution), int64 (n,). Reading
+        goes on from the start for the next time."""
+        for step in range(self._steps):
+            (crops,), labels = self._ahead.next(step, (step + 1) % self._steps)
+            yield crops, labels
+
+    def close(self):
+        """Ends the reading ahead, until the next batch is asked for."""
+        self._ahead.close()
 
 
-def _batches(beton, plans, num_workers, device, by_processes):
+def _centre_plans(beton, batch_size, resolution, place, start):
+    """Yields the plans of the evaluation's batches from the start-th of this process on, round and round."""
+    rank, world_size = place
+    own = range(rank, -(-len(beton) // batch_size), world_size)
+    for step in itertools.chain(own[start:], itertools.cycle(own)):
+        chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
+        yield chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
+
+
+def _batches(beton, plans, num_workers, device, start):
     """Yields (views, labels) on the device, read a few batches ahead.
 
-    plans: function that returns an iterator of (image indices, [(side, boxes, augment.Parameters or None) of each
-    view]), the same each time.
+    plans: function of `start` that returns an iterator, the same each time, without end, of (image indices, [(side,
+    boxes, augment.Parameters or None) of each view]).
     """
-    if not by_processes:
-        for (chosen, _), views in _by_threads(beton, plans(), num_workers):
-            yield views, torch.from_numpy(beton.labels[chosen])
-        return
+    plans = functools.partial(plans, start)
+    yield from (_for_a_cpu if device.type == "cpu" else _for_a_gpu)(beton, plans, num_workers, device)
+
+
+def _for_a_cpu(beton, plans, num_workers, device):
+    """Processes write the views of some rows into one of several rooms, which all share; here they are copied out.
+
+    A process has at most `ahead` pieces ready or in work, and one is copied: a room is used again after all of them.
+    Memory that is shared anew for each piece would be slower by half, since the system has to fill it twice.
+    """
+    sides = [side for side, _, _ in next(plans())[1]]
+    size = _ROWS * sum(3 * side * side * 4 for side in sides)
+    flag = "--data.num_workers"
+    num_workers, ahead = that_fit(size, num_workers, flag)
+    count = num_workers * ahead + 2
+    rooms = [torch.zeros(count, _ROWS, 3, side, side) for side in sides]
+    if num_workers:
+        rooms = [room.share_memory_() for room in rooms]
+    tasks = _Tasks(plans, _ROWS, itertools.cycle(range(count)))
+    filled = batches(_Rooms(beton, rooms), tasks, num_workers, device, operator.itemgetter(0), flag, ahead)
+    for chosen, _ in plans():
+        # NumPy asks for huge pages: filling new memory takes a sixth of the time. And it copies in this thread alone:
+        # PyTorch's threads would wait for each other, and for the cores that the processes use.
+        views = [np.empty((len(chosen), 3, side, side), np.float32) for side in sides]
+        for first in range(0, len(chosen), _ROWS):
+            number, count = next(filled)
+            for view, room in zip(views, rooms):
+                view[first : first + count] = room[number, :count].numpy()
+        yield [torch.from_numpy(view) for view in views], torch.from_numpy(beton.labels[chosen])
+
+
+def _for_a_gpu(beton, plans, num_workers, device):
+    """Processes hand on uint8 crops, in page-locked memory; the GPU augments batch after batch."""
+    tasks = _Tasks(plans, _ROWS_GPU)
+    read = batches(_Crops(beton), tasks, num_workers, device, flag="--data.num_workers")
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
-    for (chosen, parts), views in _by_processes(beton, plans, num_workers, device):
+    for chosen, parts in plans():
+        pieces = zip(*[next(read) for _ in range(0, len(chosen), _ROWS_GPU)])
         # Beside the step under way on the GPU, which the host is ahead of; the next step then waits for this batch.
         with torch.cuda.stream(beside):
-            views = [
-                _finish(torch.cat([crops.to(device, non_blocking=True) for crops in pieces]), parameters)
-                for pieces, (_, _, parameters) in zip(views, parts)
-            ]
+            views = []
+            for of_view, (_, _, drawn) in zip(pieces, parts):
+                crops = torch.cat([piece.permute(0, 3, 1, 2).to(device, non_blocking=True) for piece in of_view])
+                views.append(augment.normalize(crops) if drawn is None else augment.apply(crops, drawn))
             labels = to_device(torch.from_numpy(beton.labels[chosen]), device)
         if beside is not None:
             consumer = torch.cuda.current_stream(device)
@@ -137,35 +200,30 @@ def _batches(beton, plans, num_workers, device, by_processes):
         yield views, labels
 
 
-def _finish(crops, parameters, out=None):
-    return augment.normalize(crops, out) if parameters is None else augment.apply(crops, parameters, out)
-
-
-def _by_processes(beton, plans, num_workers, device):
-    """Yields each plan with the pieces of its views, uint8 crops in page-locked memory for a GPU."""
-    tasks = _Tasks(plans)
-    read = batches(_Crops(beton), tasks, num_workers, device, flag="--data.num_workers")
-    for chosen, parts in plans():
-        pieces = [next(read) for _ in range(0, len(chosen), _ROWS_A_MESSAGE)]
-        yield (chosen, parts), [[crops.permute(0, 3, 1, 2) for crops in of_view] for of_view in zip(*pieces)]
-
-
 class _Tasks:
-    """What a process reads at a time: a list with, for each image, (its index, [(side, box) of each view])."""
+    """What a process does at a time: a list with, for each of some images, (its index, [(side, box, what `augment` has
+    drawn for it, or None) of each view]).
 
-    def __init__(self, plans):
-        self.plans = plans
+    rows: images of a task, of one batch. rooms: where to, an iterator of numbers: tasks are [(number, list)] then.
+    """
+
+    def __init__(self, plans, rows, rooms=None):
+        self.plans, self.rows, self.rooms = plans, rows, rooms
 
     def __iter__(self):
         for chosen, parts in self.plans():
-            of_views = [[(side, box) for box in boxes.tolist()] for side, boxes, _ in parts]
+            of_views = [
+                zip(itertools.repeat(side), boxes.tolist(), drawn.rows() if drawn else itertools.repeat(None))
+                for side, boxes, drawn in parts
+            ]
             images = list(zip(chosen.tolist(), zip(*of_views)))
-            for first in range(0, len(images), _ROWS_A_MESSAGE):
-                yield images[first : first + _ROWS_A_MESSAGE]
+            for first in range(0, len(images), self.rows):
+                task = images[first : first + self.rows]
+                yield [(next(self.rooms), task)] if self.rooms else task
 
 
 class _Crops:
-    """(image index, [(side, box) of each view]) -> uint8 (side, side, 3) crops."""
+    """A data set: (image index, [(side, box, ...) of each view]) -> uint8 (side, side, 3) crops."""
 
     def __init__(self, beton):
         self.beton = beton
@@ -173,62 +231,38 @@ class _Crops:
     def __getitem__(self, task):
         index, views = task
         image = torch.from_numpy(self.beton.read(index))
-        return [_resized(image, box, side, "bilinear")[0].permute(1, 2, 0) for side, box in views]
+        return [_resized(image, box, side, "bilinear")[0].permute(1, 2, 0) for side, box, _ in views]
 
 
-def _by_threads(beton, plans, num_workers):
-    """Yields each plan with its views, float32 (n, 3, side, side), augmented and normalized."""
-    own = threading.local()
+class _Rooms:
+    """A data set: (a room's number, images of a task) -> (that number, how many images it holds now).
 
-    def start(plan):
-        chosen, parts = plan
-        # NumPy asks for huge pages: filling new memory takes a sixth of the time.
-        views = [torch.from_numpy(np.empty((len(chosen), 3, side, side), np.float32)) for side, _, _ in parts]
-        tasks = [slice(first, first + _ROWS_A_TASK) for first in range(0, len(chosen), _ROWS_A_TASK)]
-        return plan, views, [pool.submit(fill, plan, views, rows) for rows in tasks]
+    rooms: of each view, float32 (rooms, rows, 3, side, side), for augmented and normalized images.
+    """
 
-    def fill(plan, views, rows):
-        chosen, parts = plan
-        crops = [kept(number, view[rows]) for number, view in enumerate(views)]
-        boxes_of_views = [boxes[rows].tolist() for _, boxes, _ in parts]
-        for row, index in enumerate(chosen[rows]):
-            image = torch.from_numpy(beton.read(index))
-            for crop, boxes in zip(crops, boxes_of_views):
-                crop[row : row + 1].copy_(_resized(image, boxes[row], crop.shape[-1], "bilinear"))
-        for view, crop, (_, _, parameters) in zip(views, crops, parts):
-            _finish(crop, parameters and parameters[rows], view[rows])
+    def __init__(self, beton, rooms):
+        self.beton, self.rooms = beton, rooms
 
-    def kept(number, view):
-        """The thread's own room for uint8 crops of a view: new memory for each task would have to be cleared."""
-        rooms = vars(own).setdefault("rooms", {})
-        side = view.shape[-1]
-        if number not in rooms or rooms[number].shape[-1] != side:
-            rooms[number] = torch.empty(
-                (_ROWS_A_TASK, 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last
-            )
-        return rooms[number][: len(view)]
+    def __getitem__(self, task):
+        number, images = task
+        with _one_thread():
+            for row, (index, views) in enumerate(images):
+                image = torch.from_numpy(self.beton.read(index))
+                for room, (side, box, drawn) in zip(self.rooms, views):
+                    crop, out = _resized(image, box, side, "bilinear"), room[number, row : row + 1]
+                    augment.normalize(crop, out) if drawn is None else augment.apply_to_one(crop, drawn, out)
+        return number, len(images)
 
-    def done(plan, views, futures):
-        for future in futures:
-            future.result()
-        return plan, views
 
-    # Each thread works on images of its own: PyTorch must not start threads in it. The consumer's own number is fixed
-    # by asking for it; it would be that of the threads otherwise.
-    torch.get_num_threads()
-    with ThreadPoolExecutor(max(1, num_workers), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        under_way = deque()
-        try:
-            for plan in plans:
-                under_way.append(start(plan))
-                if len(under_way) > _BATCHES_AHEAD:
-                    yield done(*under_way.popleft())
-            while under_way:
-                yield done(*under_way.popleft())
-        finally:  # the consumer has stopped early, or a thread has failed
-            for _, _, futures in under_way:
-                for future in futures:
-                    future.cancel()
+@contextmanager
+def _one_thread():
+    """PyTorch computes in one thread: faster for one image, and sums do not depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cut_and_resize(image, box, side, mode="bilinear"):

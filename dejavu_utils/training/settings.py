@@ -35,7 +35,7 @@ class Resolution:
 class Data:
     train_dataset: str = setting("", ".beton to train on", expanded)
     val_dataset: str = setting("", ".beton for the probes' validation", expanded)
-    num_workers: int = setting(10, "that read, decode and crop: threads on a CPU, processes for a GPU", least=0)
+    num_workers: int = setting(10, "processes that read images, at most one per core; 0: none", least=0)
     in_memory: int = setting(0, "1: read the whole .beton into memory first", zero_or_one)
     random_seed: int = setting(0, "seed of the weights, the order of images and the views", least=0)
     loader: str = setting(
