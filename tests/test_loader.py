@@ -112,8 +112,12 @@ def test_a_slow_consumer_keeps_its_batches(path, monkeypatch, workers, ahead):
         for batch in loader.epoch(epoch, 16):
             time.sleep(0.02)  # time to write too far
             kept.append(batch)
-    expected = [b for epoch in range(6) for b in batches(path, 36, epoch=epoch, resolution=16, num_workers=0)]
-    assert_same(kept, expected)
+        if epoch % 2:  # of some batches parts alone are kept
+            kept[-2:] = [([view[3:] for view in views], labels[3:]) for views, labels in kept[-2:]]
+    expected = [batches(path, 36, epoch=epoch, resolution=16, num_workers=0) for epoch in range(6)]
+    for of_epoch in expected[1::2]:
+        of_epoch[-2:] = [([view[3:] for view in views], labels[3:]) for views, labels in of_epoch[-2:]]
+    assert_same(kept, [batch for of_epoch in expected for batch in of_epoch])
 
 
 def test_epochs_and_seeds_differ(path):

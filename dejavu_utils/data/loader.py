@@ -9,6 +9,7 @@ faster than one.
 import functools
 import itertools
 import operator
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -161,16 +162,16 @@ def _for_a_cpu(beton, plans, num_workers, device):
     size = _ROWS * sum(3 * side * side * 4 for side in sides)
     flag = "--data.num_workers"
     num_workers, ahead = that_fit(size, num_workers, flag)
-    count = num_workers * ahead + 2
-    rooms = [torch.zeros(count, _ROWS, 3, side, side) for side in sides]
+    places = num_workers * ahead + 2
+    rooms = [torch.zeros(places, _ROWS, 3, side, side) for side in sides]
     if num_workers:
         rooms = [room.share_memory_() for room in rooms]
-    tasks = _Tasks(plans, _ROWS, itertools.cycle(range(count)))
+    tasks = _Tasks(plans, _ROWS, itertools.cycle(range(places)))
     filled = batches(_Rooms(beton, rooms), tasks, num_workers, device, operator.itemgetter(0), flag, ahead)
+    memories = [_Memory(side) for side in sides]
     for chosen, _ in plans():
-        # NumPy asks for huge pages: filling new memory takes a sixth of the time. And it copies in this thread alone:
-        # PyTorch's threads would wait for each other, and for the cores that the processes use.
-        views = [np.empty((len(chosen), 3, side, side), np.float32) for side in sides]
+        # NumPy copies in this thread alone: PyTorch's would wait for each other, and for the cores that processes use.
+        views = [memory(len(chosen)) for memory in memories]
         for first in range(0, len(chosen), _ROWS):
             number, count = next(filled)
             for view, room in zip(views, rooms):
@@ -198,6 +199,22 @@ def _for_a_gpu(beton, plans, num_workers, device):
             for tensor in (*views, labels):
                 tensor.record_stream(consumer)  # its memory is not given to the next batch before the step is over
         yield views, labels
+
+
+class _Memory:
+    """Memory of views, which is used again when nobody has its last batch any more: the system fills new memory."""
+
+    def __init__(self, side):
+        self.side, self.free = side, []
+
+    def __call__(self, count):
+        """float32 (count, 3, side, side), of any values. Tensors that share it keep it."""
+        whole = self.free.pop() if self.free else None
+        if whole is None or len(whole) < count:
+            whole = np.empty((count, 3, self.side, self.side), np.float32)
+        part = whole[:count]
+        weakref.finalize(part, self.free.append, whole).atexit = False
+        return part
 
 
 class _Tasks:
