@@ -192,19 +192,21 @@ def training(data, name, **changes):
 
 
 def tasks(number):
-    """{rank: process} of a running job."""
-    found = {}
+    """{rank: process} of a running job; not those that read images for one of these."""
+    found, parents = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if b"submitit.core._submit" not in (process / "cmdline").read_bytes():
                 continue
             words = (process / "environ").read_bytes().split(b"\0")
+            parent = int(re.search(r"PPid:\s*(\d+)", (process / "status").read_text()).group(1))
         except OSError:  # it has just ended, or is nobody's business
             continue
         environment = dict(word.split(b"=", 1) for word in words if b"=" in word)
         if environment.get(b"SLURM_JOB_ID") == number.encode() and b"SLURM_PROCID" in environment:
-            found[int(environment[b"SLURM_PROCID"])] = int(process.name)
-    return found
+            found[int(process.name)] = int(environment[b"SLURM_PROCID"])
+            parents[int(process.name)] = parent
+    return {rank: process for process, rank in found.items() if parents[process] not in found}
 
 
 def set_limit(number, minutes):

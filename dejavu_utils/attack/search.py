@@ -24,7 +24,7 @@ from dejavu_utils.networks.inference import check_finite
 LOGITS = "logits"  # a layer's name
 _SHARD = 4096  # images at most; a killed process loses two
 _SHARDS = 64  # at least, if the batches allow it, so that many processes have work
-_BLOCK_IMAGES, _BLOCK_FLOATS = 65536, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
+_BLOCK_IMAGES, _BLOCK_FLOATS = 131072, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
 _SAVING_SHARE = 1 / 20  # of the time may go into saving neighbors found so far
 
 
