@@ -128,10 +128,6 @@ class EvaluationLoader:
             (crops,), labels = self._ahead.next(step, (step + 1) % self._steps)
             yield crops, labels
 
-    def close(self):
-        """Ends the reading ahead, until the next batch is asked for."""
-        self._ahead.close()
-
 
 def _centre_plans(beton, batch_size, resolution, place, start):
     """Yields the plans of the evaluation's batches from the start-th of this process on, round and round."""

@@ -93,7 +93,7 @@ def _started(loader, readers):
     _READERS.update(readers)
     atexit.unregister(_end_readers)
     atexit.register(_end_readers)  # the last comes first: before PyTorch's, which waits for each of them
-    multiprocessing.util.Finalize(None, _end_readers, exitpriority=0)  # for a process of multiprocessing's
+    _end_readers_of(os.getpid())
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     return iterator
@@ -109,6 +109,12 @@ def _end_readers():
     for process in multiprocessing.active_children():
         if process in _READERS:
             process.kill()
+
+
+@cache
+def _end_readers_of(pid):
+    """The same where this process is one of multiprocessing's, which know nothing of atexit."""
+    multiprocessing.util.Finalize(None, _end_readers, exitpriority=0)
 
 
 def _size(dataset, positions):
