@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--steps", type=int, default=5, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--num_workers", type=int, default=2, help="threads of the loader")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes of the loader")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = 2 * args.batch_size

@@ -20,8 +20,8 @@ from dejavu_utils.errors import InputError
 _MORE = 64  # candidates per block beyond k
 _QUERIES_AT_ONCE = 4096
 _DISTANCES_AT_ONCE = 2**26  # of these queries and a block, where PyTorch computes them: 256 MB
-_PAIRS, _COLUMNS = 256, 512  # whose differences are held at once on CPUs: 1 MB
-_PAIRS_GPU = 2**26  # coordinates of pairs at once on other devices
+_COORDINATES, _COLUMNS = 2**18, 512  # of pairs whose differences are held at once on CPUs: 2 MB, in the cache
+_COORDINATES_GPU = 2**26  # on other devices
 _LEAST, _MOST = 2.0**-100, 2.0**126  # of squared distances: beyond, float32 loses digits, or has no number
 
 
@@ -75,9 +75,10 @@ class NeighborSearch:
                 if not (approximate < _MOST).all():  # nor where it is not a number
                     self._refuse("are so large that their squares overflow float32")
                 wanted = approximate <= self._limit(rows, norms, approximate)[:, None]
-                query, column = wanted.nonzero(as_tuple=True)
-                exact = torch.full(approximate.shape, math.inf, dtype=torch.float64, device=self.device)
-                exact[query, column] = _squared_distances(self.queries[rows], query, block, chosen[query, column])
+                # They come first in each row, since the candidates are in order.
+                columns = int(wanted.sum(dim=1).max())
+                wanted, chosen = wanted[:, :columns], chosen[:, :columns]
+                exact = _squared_distances(self.queries[rows], block, chosen).masked_fill_(~wanted, math.inf)
                 parts.append(_nearest(self.distances[rows], self.positions[rows], exact, positions[chosen], self.k))
         self.distances, self.positions = (torch.cat(tensors) for tensors in zip(*parts))
         self.seen += len(block)
@@ -131,17 +132,18 @@ def _faiss_is_usable(device):
     return device.type == "cpu" and sys.platform != "darwin" and importlib.util.find_spec("faiss") is not None
 
 
-def _squared_distances(left, left_rows, right, right_rows):
-    """|left[l] - right[r]|^2 of pairs of rows, float64 (pairs,). left, right: float32 (., d). Rows: int64 (pairs,)."""
-    width = left.shape[1]
-    on_cpu = left.device.type == "cpu"  # there a part of the pairs' coordinates at a time, which stays in the cache
-    pairs, columns = (_PAIRS, _COLUMNS) if on_cpu else (max(1, _PAIRS_GPU // width), width)
-    total = torch.zeros(len(left_rows), dtype=torch.float64, device=left.device)
-    for part, of_left, of_right in zip(*(x.split(pairs) for x in (total, left_rows, right_rows))):
+def _squared_distances(queries, block, chosen):
+    """|queries[r] - block[chosen[r, c]]|^2, float64 (r, c). queries, block: float32 (., d). chosen: int64 (r, c)."""
+    width, candidates = queries.shape[1], max(1, chosen.shape[1])
+    on_cpu = queries.device.type == "cpu"
+    at_once, columns = (_COORDINATES, min(width, _COLUMNS)) if on_cpu else (_COORDINATES_GPU, width)
+    rows = max(1, at_once // (candidates * columns))
+    total = torch.zeros(chosen.shape, dtype=torch.float64, device=queries.device)
+    for part, of_queries, of_block in zip(*(x.split(rows) for x in (total, queries, chosen))):
         for start in range(0, width, columns):
-            a, b = (x[:, start : start + columns] for x in (left, right))
-            difference = b.index_select(0, of_right).double().sub_(a.index_select(0, of_left))
-            part += torch.linalg.vector_norm(difference, dim=1).square_()
+            query, public = (x[:, start : start + columns] for x in (of_queries, block))
+            difference = public.index_select(0, of_block.flatten()).double().view(*of_block.shape, -1)
+            part += torch.linalg.vector_norm(difference.sub_(query.double()[:, None]), dim=2).square_()
     return total
 
 
