@@ -47,7 +47,7 @@ from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.loader import cut_and_resize
 from dejavu_utils.data.readers import batches, without_unreadable
 from dejavu_utils.devices import autocast
-from dejavu_utils.distributed import rank, sum_over_processes, world_size
+from dejavu_utils.distributed import from_each, rank, sum_over_processes, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
 from dejavu_utils.imagenet import list_images, load_image
@@ -64,7 +64,7 @@ VIEW = augment.SECOND_VIEW
 # What a checkpoint must have in common with the probe that resumes from it; files are compared by their contents.
 SAME = ("start_lr", "end_lr", "epochs", "seed", "batch_size", "resolution", "precision", "use_projector")
 KEPT = ("epoch", "steps_done", "totals", "records", "val_right", "made_from")  # of a ProbeRun, in its checkpoint
-_FEATURE_BYTES = 8 * 2**30  # validation features that a process keeps; more are computed again in each epoch
+_FEATURE_BYTES = 8 * 2**30  # of validation features that a process keeps on its device; more are computed in each epoch
 _SECONDS_BETWEEN_SAVES = 600
 
 
@@ -140,8 +140,10 @@ def probe(args):
         f"{world_size()} process(es)"
     )
     # The validation views are the same in every epoch: their features are computed once, where they fit.
-    fit = len(val) * network.width(layer) * 4 <= _FEATURE_BYTES * world_size()
-    kept = [(z.cpu(), labels.cpu()) for z, labels in state.features(val, "validation images")] if fit else None
+    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else _FEATURE_BYTES
+    share = len(val) * network.width(layer) * 4 / world_size()
+    fit = all(from_each(share <= min(room, _FEATURE_BYTES)))
+    kept = list(state.features(val, "validation images")) if fit else None
     while state.epoch < args.epochs:
         state.train_epoch(train)
         state.end_epoch(state.count_right(kept if fit else state.features(val, "validation images")))
@@ -344,7 +346,7 @@ class ProbeRun:
         """{1: count, 5: count} of the labels among the classifier's first 1 and 5, over all processes."""
         counts = torch.zeros(len(TOP_KS), dtype=torch.float64, device=self.device)
         for z, labels in batches:
-            counts += torch.stack(right_of(self.classifier(z.to(self.device)), labels.to(self.device)))
+            counts += torch.stack(right_of(self.classifier(z), labels))
         return dict(zip(TOP_KS, map(int, sum_over_processes(counts).tolist())))
 
     def save(self):

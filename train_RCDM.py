@@ -274,6 +274,9 @@ class RcdmRun:
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
+        # In fp16 a scalar on the device: 1 if the last gradients were not finite, and the step was skipped.
+        self.skipped = None
+        self.optimizer.register_step_post_hook(self.note_skipped)
         # Guided diffusion's loss scale: from 2^20, log2 grows by fp16_scale_growth a step and falls by 1 on overflow.
         self.scaler = torch.amp.GradScaler(
             device.type,
@@ -283,12 +286,15 @@ class RcdmRun:
             enabled=self.precision == "fp16",
         )
         self.diffusion = diffusion.Diffusion(vars(args))
-        self.step_sampler = diffusion.STEP_SAMPLERS[args.schedule_sampler](len(self.diffusion))
+        self.step_sampler = diffusion.STEP_SAMPLERS[args.schedule_sampler](len(self.diffusion), device)
         self.forward = diffusion.Losses(self.unet, self.diffusion)
         if world_size() > 1:
             devices = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.forward, device_ids=devices, gradient_as_bucket_view=True)
         self.last_loss, self.sums, self.since = 0.0, {}, (0, time.time())
+
+    def note_skipped(self, optimizer, *_):
+        self.skipped = getattr(optimizer, "found_inf", None)
 
     def finished(self):
         return bool(self.args.lr_anneal_steps) and self.step >= self.args.lr_anneal_steps
@@ -297,7 +303,7 @@ class RcdmRun:
         """One update from images in PIXEL_RANGE, float (n, 3, s, s), and the same as the encoder sees them."""
         args, n = self.args, len(images)
         seed_step(args.seed, self.step)
-        t, weights = self.step_sampler.sample(n, self.device)
+        t, weights = self.step_sampler.sample(n)
         noise = to_device(torch.randn(images.shape), self.device)
         with autocast(self.device, self.precision):
             representations = self.encoder(encoder_images)
@@ -316,10 +322,8 @@ class RcdmRun:
                 self.scaler.scale((losses["loss"] * weights[rows]).sum() / n).backward()
             parts.append({name: values.detach() for name, values in losses.items()})
         self.scaler.step(self.optimizer)
-        scale = self.scaler.get_scale()
         self.scaler.update()
-        if self.scaler.get_scale() >= scale:  # else the gradients were not finite and the step was skipped
-            update_averages(self.ema, self.unet)
+        update_averages(self.ema, self.unet, self.skipped)
         self.step += 1
         losses = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         of_all = gather(torch.stack([t.float(), losses["loss"]], dim=1))

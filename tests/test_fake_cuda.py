@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lin_probe
+import train_RCDM
 import train_SSL
 from dejavu_utils.attack.alignment import Aligner
 from dejavu_utils.attack.search import Embedder, Inference
@@ -85,8 +86,16 @@ def fake():
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
         mock.patch.object(nn.Module, "to", moved),
+        mock.patch.object(torch, "_fused_sgd_", fused_sgd),
     ):
         yield
+
+
+def fused_sgd(parameters, gradients, moving, *, found_inf=None, grad_scale=None, **numbers):
+    """In place of the kernel, which knows no fake tensors: all it is given lies on the GPU, or is a number."""
+    rest = [x for x in (found_inf, grad_scale) if x is not None]
+    assert {x.device for x in (*parameters, *gradients, *moving, *rest)} == {CUDA}
+    assert not any(map(torch.is_tensor, numbers.values()))
 
 
 @contextlib.contextmanager
@@ -195,6 +204,22 @@ def test_other_optimizers_and_clipping(optimizer):
                 state.step(views, labels, 0.1, 1)
 
 
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_the_scaler_of_fp16(optimizer, clip):
+    """It does not look whether a step is to be skipped: the optimizers do, on the device."""
+    changes = {"training.optimizer": optimizer, "training.clip_grad": clip, "training.precision": "fp16"}
+    # It switches itself off where there is no GPU, and fake tensors know no autocast.
+    with fake(), mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False):
+        state, views, labels = training_run("vicreg", **changes)
+        assert state.scaler.is_enabled()
+        state.precision = "fp32"
+        with gradients(lambda: [*state.network.parameters(), *state.probes.parameters()]):
+            state.step(views, labels, 0.1, 0)
+            with without_waits():
+                state.step(views, labels, 0.1, 1)
+
+
 def test_validation():
     with fake():
         state, views, labels = training_run("vicreg")
@@ -280,10 +305,19 @@ def test_diffusion(changes, respacing):
         start, representation = torch.empty(4, 3, 32, 32, device=CUDA), torch.empty(4, 16, device=CUDA)
         process._on(CUDA), sampler._on(CUDA)
         with without_waits():
-            t, weights = diffusion.UniformSteps(100).sample(4, CUDA)
+            t, weights = diffusion.UniformSteps(100, CUDA).sample(4)
             assert process.losses(unet, start, t, start, representation)["loss"].device == CUDA
             sample = sampler.sample(unet, representation, 32, range(4))
             assert sample.device == CUDA and weights.device == CUDA
+
+
+def test_steps_by_their_losses():
+    with fake():
+        steps = diffusion.LossSecondMomentSteps(100, CUDA)
+        with without_waits():
+            t, weights = steps.sample(6)
+            steps.update(t, weights)
+        assert t.device == weights.device == steps.history.device == steps.counts.device == CUDA
 
 
 def test_unet():
@@ -295,6 +329,35 @@ def test_unet():
         unet(x, torch.zeros(2, dtype=torch.int64, device=CUDA), feat=representation)
         with without_waits():
             unet(x, torch.zeros(2, dtype=torch.int64, device=CUDA), feat=representation)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_of_rcdm(tmp_path, precision):
+    class Encoder:
+        layers, width = ["backbone"], 16
+
+        def __call__(self, images):
+            return images.new_zeros(len(images), 16)
+
+    given = {**dict.fromkeys(("ssl_model_pth", "data_dir", "dataset_indices"), "x"), "out_dir": tmp_path}
+    given |= {"image_size": 32, "num_channels": 32, "channel_mult": "1,2", "attention_resolutions": 16}
+    given |= {"schedule_sampler": "loss-second-moment", "microbatch": 2, "backend": "diffusers"}
+    args = train_RCDM.parse_args(flags({**given, "precision": precision}))
+    process = diffusion.Diffusion(vars(args))  # whose tables are made by NumPy
+    with (
+        fake(),
+        mock.patch.object(diffusion, "Diffusion", lambda _: process),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+    ):
+        state = train_RCDM.RcdmRun(args, Encoder(), [], CUDA)
+        assert state.scaler.is_enabled() == (precision == "fp16")
+        state.precision = "fp32"  # of the scaler's it has the rest; fake tensors know no autocast
+        images, as_encoded = (torch.empty(4, 3, side, side, device=CUDA) for side in (32, 24))
+        with gradients(state.unet.parameters):
+            state.train_step(images, as_encoded)  # makes the optimizer's state, and the constants
+            with without_waits():
+                state.train_step(images, as_encoded)
+        assert state.last_loss.device == CUDA and state.step == 2
 
 
 def test_kernels_of_a_published_step():

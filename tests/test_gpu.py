@@ -95,7 +95,7 @@ def test_steps_as_on_the_cpu(loss, precision, first, later):
     np.testing.assert_allclose(values[GPU], values[CPU], rtol=later)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_step_waits_for_nothing(loss, precision, no_waits):
     state = training_run(loss, GPU, **{"training.precision": precision})
@@ -106,8 +106,9 @@ def test_a_step_waits_for_nothing(loss, precision, no_waits):
         state.step(views, labels, 0.01, 2)
 
 
-def test_an_overflow_in_fp16_skips_the_step():
-    state = training_run("simclr", GPU, **{"training.precision": "fp16"})
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
+def test_an_overflow_in_fp16_skips_the_step(optimizer):
+    state = training_run("simclr", GPU, **{"training.precision": "fp16", "training.optimizer": optimizer})
     views, labels = batch(state, GPU)
     state.step(views, labels, 0.01, 0)
     state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": 2.0**120})

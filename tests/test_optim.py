@@ -101,6 +101,36 @@ def test_lars_takes_a_whole_step_where_a_norm_is_zero():
     assert torch.equal(weight.detach(), torch.full((2, 2), -0.5))
 
 
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_fp16s_scaler_scales_and_skips_without_asking(name):
+    """The first step and a later one overflow; the others are those of gradients that were not scaled."""
+    networks = [torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = [make_optimizer(name, network, momentum=0.9, weight_decay=0.1) for network in networks]
+    scaler, start = torch.amp.GradScaler("cpu", init_scale=2.0**8), networks[0][0].weight.detach().clone()
+    for step in range(6):
+        skipped = step in (0, 3)
+        before = [p.detach().clone() for p in networks[0].parameters()]
+        torch.manual_seed(step)
+        for p, other in zip(*(network.parameters() for network in networks)):
+            p.grad = other.grad = None
+            gradient = torch.randn_like(p)
+            p.grad = scaler.scale(gradient) * (torch.inf if skipped else 1)
+            other.grad = gradient
+        for group in (*optimizers[0].param_groups, *optimizers[1].param_groups):
+            group["lr"] = 0.1 / (step + 1)
+        scaler.step(optimizers[0])
+        scaler.update()
+        if skipped:
+            assert all(torch.equal(p, q) for p, q in zip(networks[0].parameters(), before))
+        else:
+            optimizers[1].step()
+    for p, other in zip(*(network.parameters() for network in networks)):
+        torch.testing.assert_close(p, other, rtol=1e-5, atol=1e-6)
+    assert scaler.get_scale() == 2.0**6 and not torch.equal(networks[0][0].weight, start)
+    assert name == "sgd" or optimizers[0]._step_supports_amp_scaling  # SGD is fused on GPUs alone
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_biases_and_normalization_get_no_weight_decay(name):
     net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))

@@ -257,16 +257,44 @@ def test_heads_of_the_attention_are_those_of_the_flags():
 
 
 def test_steps_with_large_losses_are_drawn_more_often_and_weighed_back():
-    sampler = diffusion.LossSecondMomentSteps(4)
+    sampler = diffusion.LossSecondMomentSteps(4, torch.device("cpu"))
     torch.manual_seed(0)
-    assert (sampler.sample(100, torch.device("cpu"))[1] == 1).all()
+    assert (sampler.sample(100)[1] == 1).all()
     for _ in range(12):
         sampler.update(torch.arange(4), torch.tensor([1.0, 1.0, 1.0, 5.0]))
-    t, weights = sampler.sample(4000, torch.device("cpu"))
+    t, weights = sampler.sample(4000)
     share = (t == 3).double().mean().item()
     assert share == pytest.approx(5 / 8, abs=0.03)
     assert weights[t == 3][0].item() == pytest.approx(1 / (4 * 5 / 8), rel=0.01)
     assert weights.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_the_last_ten_losses_of_a_step_count():
+    """Against lists that grow, in batches in which steps come once, often, or more than ten times."""
+    sampler, lists = diffusion.LossSecondMomentSteps(3, torch.device("cpu")), [[], [], []]
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 5, 40, 2, 17, 3, 30):
+        t = torch.randint(3, (n,), generator=generator)
+        losses = torch.rand(n, generator=generator)
+        sampler.update(t, losses)
+        for step, loss in zip(t.tolist(), losses.tolist()):
+            lists[step].append(loss)
+        for row, seen, count in zip(sampler.history, lists, sampler.counts):
+            assert sorted(row.tolist()) == pytest.approx(sorted([0.0] * (10 - len(seen)) + seen[-10:]))
+            assert count == len(seen)
+        restored = diffusion.LossSecondMomentSteps(3, torch.device("cpu"))
+        restored.load_state_dict(sampler.state_dict())
+        sampler = restored
+
+
+@pytest.mark.parametrize("skipped", [0.0, 1.0])
+def test_averages_stay_where_a_step_was_skipped(skipped):
+    network = torch.nn.Linear(2, 3)
+    averages = {rate: {k: torch.zeros_like(v) for k, v in network.state_dict().items()} for rate in (0.5, 0.9)}
+    rcdm_training.update_averages(averages, network, torch.tensor(skipped))
+    for rate, average in averages.items():
+        expected = (1 - rate) * (1 - skipped) * network.weight.detach()
+        torch.testing.assert_close(average["weight"], expected)
 
 
 # Training, as a user runs it.

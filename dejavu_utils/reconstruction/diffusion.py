@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dejavu_utils.devices import to_device
@@ -219,12 +220,12 @@ def _normal_cdf(x):
 class UniformSteps:
     """Draws training steps uniformly; every loss has weight 1."""
 
-    def __init__(self, steps):
-        self.steps = steps
+    def __init__(self, steps, device):
+        self.steps, self.device = steps, device
 
-    def sample(self, n, device):
-        """(t int64 (n,), weights float32 (n,)), from PyTorch's global generator on the CPU."""
-        return to_device(torch.randint(self.steps, (n,)), device), torch.ones(n, device=device)
+    def sample(self, n):
+        """(t int64 (n,), weights float32 (n,)) on the device, from PyTorch's global generator on the CPU."""
+        return to_device(torch.randint(self.steps, (n,)), self.device), torch.ones(n, device=self.device)
 
     def update(self, t, losses):
         """Records the losses (n,) at steps t, of all processes."""
@@ -239,37 +240,40 @@ class UniformSteps:
 class LossSecondMomentSteps(UniformSteps):
     """Draws steps by the root of their loss's second moment over the last 10, and weighs them back.
 
-    Nichol & Dhariwal 2021, section 3.3. Uniform until every step has been seen ten times.
+    Nichol & Dhariwal 2021, section 3.3. Uniform until every step has been seen ten times. What it records stays on the
+    device, which is never waited for.
     """
 
     HISTORY, UNIFORM_SHARE = 10, 0.001
 
-    def __init__(self, steps):
-        super().__init__(steps)
-        self.history = torch.zeros(steps, self.HISTORY, dtype=torch.float64)
-        self.counts = torch.zeros(steps, dtype=torch.int64)
+    def __init__(self, steps, device):
+        super().__init__(steps, device)
+        self.history = torch.zeros(steps, self.HISTORY, dtype=torch.float64, device=device)  # rings
+        self.counts = torch.zeros(steps, dtype=torch.int64, device=device)  # losses ever seen
 
-    def sample(self, n, device):
-        share = torch.full((self.steps,), 1.0 / self.steps, dtype=torch.float64)
-        if (self.counts == self.HISTORY).all():
-            moment = self.history.square().mean(dim=1).sqrt()
-            share = (1 - self.UNIFORM_SHARE) * moment / moment.sum() + self.UNIFORM_SHARE * share
-        t = torch.multinomial(share, n, replacement=True)
-        return to_device(t, device), to_device((1 / (self.steps * share[t])).float(), device)
+    def sample(self, n):
+        moment = self.history.square().mean(dim=1).sqrt()
+        share = (1 - self.UNIFORM_SHARE) * moment / moment.sum() + self.UNIFORM_SHARE / self.steps
+        share = torch.where((self.counts >= self.HISTORY).all(), share, 1 / self.steps)
+        ends = share.cumsum(dim=0)
+        drawn = to_device(torch.rand(n, dtype=torch.float64), self.device) * ends[-1]
+        t = torch.searchsorted(ends, drawn, right=True).clamp_(max=self.steps - 1)
+        return t, (1 / (self.steps * share[t])).float()
 
     def update(self, t, losses):
-        for step, loss in zip(t.tolist(), losses.double().tolist()):
-            if self.counts[step] < self.HISTORY:
-                self.history[step, self.counts[step]] = loss
-                self.counts[step] += 1
-            else:
-                self.history[step] = torch.cat([self.history[step, 1:], torch.tensor([loss], dtype=torch.float64)])
+        same = t[:, None] == t
+        before, after = same.tril(-1).sum(dim=1), same.triu(1).sum(dim=1)
+        # Those that ten later ones of the same step push out again are written into a column that is dropped: of two
+        # writes to one place it is not known which is the last.
+        place = torch.where(after < self.HISTORY, (self.counts[t] + before) % self.HISTORY, self.HISTORY)
+        self.history = F.pad(self.history, (0, 1)).index_put_((t, place), losses.double())[:, :-1]
+        self.counts = self.counts.index_add(0, t, torch.ones_like(t))
 
     def state_dict(self):
-        return {"history": self.history, "counts": self.counts}
+        return {"history": self.history.clone(), "counts": self.counts}
 
     def load_state_dict(self, state):
-        self.history, self.counts = state["history"].clone(), state["counts"].clone()
+        self.history, self.counts = (state[name].to(self.device, copy=True) for name in ("history", "counts"))
 
 
 STEP_SAMPLERS = {"uniform": UniformSteps, "loss-second-moment": LossSecondMomentSteps}

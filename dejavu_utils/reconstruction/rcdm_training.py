@@ -74,11 +74,12 @@ def check_resumed(earlier, settings, folder, folder_flag):
 
 
 @torch.no_grad()
-def update_averages(averages, network):
-    """Moves {rate: state dict} towards the network's weights, in place."""
+def update_averages(averages, network, skipped=None):
+    """Moves {rate: state dict} towards the network's weights, in place; skipped: a scalar, where it is 1 by nothing."""
     weights = network.state_dict()
     for rate, average in averages.items():
-        torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], 1 - rate)
+        share = 1 - rate if skipped is None else [(1 - rate) * (1 - skipped)] * len(average)
+        torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], share)
 
 
 class Batches:

@@ -12,6 +12,10 @@ class LARS(torch.optim.Optimizer):
     dimension (biases, normalization) get neither decay nor q.
     """
 
+    # torch.amp.GradScaler then hands over `grad_scale`, by which the gradients are still multiplied, and `found_inf`, 1
+    # where the step is to be skipped, as tensors; without this it would wait for the device to know whether to call it.
+    _step_supports_amp_scaling = True
+
     def __init__(self, params, lr, momentum=0.9, weight_decay=0.0, eta=1e-3):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta})
 
@@ -20,8 +24,11 @@ class LARS(torch.optim.Optimizer):
         """One update. Each line is one operation for all parameters together: on a GPU a network of hundreds of
         parameters would otherwise spend more time on starting kernels than in them."""
         loss = closure() if closure else None
+        scale, skipped = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
+            if scale is not None and parameters:
+                torch._foreach_div_([p.grad for p in parameters], scale)
             scaled = [p for p in parameters if p.ndim > 1]
             updates = {p: p.grad for p in parameters}
             if scaled:
@@ -30,11 +37,19 @@ class LARS(torch.optim.Optimizer):
                 if "mu" not in self.state[p]:
                     self.state[p]["mu"] = torch.zeros_like(p)
             moving = [self.state[p]["mu"] for p in parameters]
-            if parameters:
+            if parameters and skipped is None:
                 torch._foreach_mul_(moving, group["momentum"])
                 torch._foreach_add_(moving, list(updates.values()))
                 torch._foreach_sub_(parameters, moving, alpha=group["lr"])
+            elif parameters:
+                _sgd_unless(skipped, parameters, list(updates.values()), moving, group["momentum"], group["lr"])
         return loss
+
+
+def _sgd_unless(skipped, parameters, updates, moving, momentum, lr):
+    """The same three operations in one that does nothing where `skipped`, a scalar on the device, is 1."""
+    rest = dict(weight_decay=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False)
+    torch._fused_sgd_(parameters, updates, moving, momentum=momentum, lr=lr, found_inf=skipped, **rest)
 
 
 def _scaled_updates(parameters, weight_decay, eta):
@@ -60,7 +75,11 @@ def make_optimizer(name, model, momentum, weight_decay):
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+        sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=parameters[0].device.type == "cuda")
+        if momentum:  # as the first step would have it; but where fp16 skips that one, it leaves them undefined
+            for p in parameters:
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
     return torch.optim.AdamW(groups, lr=0.0, fused=True)  # one pass over the parameters, on CPUs too
 
 
