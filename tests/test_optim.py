@@ -131,6 +131,27 @@ def test_fp16s_scaler_scales_and_skips_without_asking(name):
     assert name == "sgd" or optimizers[0]._step_supports_amp_scaling  # SGD is fused on GPUs alone
 
 
+@pytest.mark.parametrize("fused", [None, True])
+def test_sgd_goes_on_from_the_checkpoint_of_another_device(fused):
+    """Fused on GPUs, not on CPUs; earlier versions fused nowhere, and had no momentum before the first step."""
+    optimizer = make_optimizer("sgd", torch.nn.Linear(3, 2), momentum=0.9, weight_decay=0.1)
+    own = [group["fused"] for group in optimizer.param_groups]
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        group["fused"] = fused
+    for state in (saved["state"], {}):
+        optimizer.load_state_dict({**saved, "state": state})
+        assert [group["fused"] for group in optimizer.param_groups] == own
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        scaler.scale(torch.zeros(()))
+        scaler.step(optimizer)
+        biases = [p for p in parameters if p.ndim == 1]  # which have no weight decay
+        assert all(torch.equal(optimizer.state[p]["momentum_buffer"], p.grad) for p in biases)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_biases_and_normalization_get_no_weight_decay(name):
     net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))

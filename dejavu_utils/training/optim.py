@@ -75,7 +75,10 @@ def make_optimizer(name, model, momentum, weight_decay):
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if name == "sgd":
-        sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=parameters[0].device.type == "cuda")
+        fused = parameters[0].device.type == "cuda"
+        sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=fused)
+        # A checkpoint says what its own device had; fp16's scaler goes by what this optimizer was made with.
+        sgd.register_load_state_dict_post_hook(lambda _: [group.update(fused=fused) for group in sgd.param_groups])
         if momentum:  # as the first step would have it; but where fp16 skips that one, it leaves them undefined
             for p in parameters:
                 sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
