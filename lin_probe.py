@@ -58,7 +58,7 @@ from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model
 from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runlog import say
-from dejavu_utils.training.collectives import LateSums, average_gradients
+from dejavu_utils.training.collectives import LateSums, average_gradients, check_same_place
 
 VIEW = augment.SECOND_VIEW
 # What a checkpoint must have in common with the probe that resumes from it; files are compared by their contents.
@@ -135,6 +135,7 @@ def probe(args):
     if state.path.is_file():
         state.restore(load_checkpoint(state.path, "--output_dir"))
         say(f"resumes after epoch {state.epoch}, step {state.steps_done}, from {state.path}")
+    check_same_place((state.epoch, state.steps_done), f"--output_dir {args.output_dir}")
     say(
         f"{len(train)} training and {len(val)} validation images, {layer}, on {device} in {args.precision}, "
         f"{world_size()} process(es)"
@@ -143,7 +144,7 @@ def probe(args):
     room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else _FEATURE_BYTES
     share = len(val) * network.width(layer) * 4 / world_size()
     fit = all(from_each(share <= min(room, _FEATURE_BYTES)))
-    kept = list(state.features(val, "validation images")) if fit else None
+    kept = [(z.clone(), y) for z, y in state.features(val, "validation images")] if fit else None  # not of all tokens
     while state.epoch < args.epochs:
         state.train_epoch(train)
         state.end_epoch(state.count_right(kept if fit else state.features(val, "validation images")))

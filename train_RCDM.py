@@ -63,7 +63,7 @@ from dejavu_utils.reconstruction.rcdm_training import (
     update_averages,
 )
 from dejavu_utils.runlog import RunLog, say
-from dejavu_utils.training.collectives import LateSums, asked_to_stop, gather
+from dejavu_utils.training.collectives import LateSums, asked_to_stop, check_same_place, gather
 
 GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
 
@@ -197,6 +197,7 @@ def train(args):
     seed_everything(args.seed)
     state = RcdmRun(args, encoder, [listing.fingerprint["sha256"], len(indices), int(indices.sum())], device)
     state.resume()
+    check_same_place(state.step, f"--out_dir {args.out_dir}")
     if rank() == 0:
         state.files.refuse_others(state.step, "--out_dir")
         save_json(Path(args.out_dir) / "params.json", state.settings)
@@ -424,6 +425,8 @@ class RcdmRun:
                 for name, value in (self.load(path) if path.is_file() else weights).items():
                     self.ema[rate][name].copy_(value)
             if saved:
+                for group in saved["param_groups"]:
+                    group["fused"] = True  # also where RCDM's package wrote it; fp16's scaler counts on it
                 self.optimizer.load_state_dict(saved)
         except (KeyError, ValueError, RuntimeError, AttributeError) as error:
             raise InputError(f"{where}: not of this U-Net and optimizer: {one_line(error)}") from None

@@ -403,7 +403,8 @@ class TrainingRun:
             self.optimizer.load_state_dict(checkpoint.optimizer)
             self.probes.load_state_dict(without_prefix(checkpoint.probes))
             self.optimizer_probes.load_state_dict(checkpoint.optimizer_probes)
-            self.scaler.load_state_dict(checkpoint.scaler)
+            if checkpoint.scaler:  # else the run was not in fp16 there: "auto" goes by the GPU
+                self.scaler.load_state_dict(checkpoint.scaler)
             self.meter.load_state_dict(checkpoint.meter, self.device)
             self.epoch, self.steps_done = checkpoint.epoch, checkpoint.steps_done
         except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:

@@ -11,6 +11,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts, one of which has the name of its benchmark
 
+from dejavu_utils.devices import set_ieee_fp32  # noqa: E402
+
+set_ieee_fp32()  # as the scripts compute
+
 
 def alternate(sides, rounds, warm_up=1):
     """Calls each side in turn; prints median [min, max] of what it returns and the ratio of the first to the others.

@@ -66,7 +66,8 @@ def compare(args, beton):
     views = [torch.randn(shape, device=device).to(memory_format=layout) for _ in range(2)]
     labels = torch.randint(0, CLASSES, (args.batch_size,), device=device)
     ours = our_step(args, device, precision)
-    batches = endless(NativeLoader(beton, args.batch_size, VIEWS, 0, args.num_workers, device), args.resolution)
+    loader = NativeLoader(beton, args.batch_size, VIEWS, 0, args.num_workers, device)
+    batches = endless(loader, args.resolution)
     sides = {
         "train_SSL.py": lambda: ours(views, labels),
         "with its loader": lambda: ours(*next(batches)),
@@ -79,7 +80,10 @@ def compare(args, beton):
         f"{precision}, {args.optimizer}, {device}"
     )
     peaks = {}
-    alternate({name: timed(step, args, device, peaks, name) for name, step in sides.items()}, args.rounds)
+    turns = {name: timed(step, args, device, peaks, name) for name, step in sides.items()}
+    for name in ("with its loader", "its loader alone"):
+        turns[name] = sustained(turns[name], loader, batches, args)
+    alternate(turns, args.rounds)
     for name, peak in peaks.items():
         print(f"  {name:<28} {peak / 1e9:9.2f} GB of the GPU at most more than between its steps")
 
@@ -87,6 +91,19 @@ def compare(args, beton):
 def endless(loader, resolution):
     for epoch in itertools.count():
         yield from loader.epoch(epoch, resolution)
+
+
+def sustained(turn, loader, batches, args):
+    """The turn without what was read ahead before it; nothing is read in the turns of the others."""
+
+    def run():
+        for _ in range(args.num_workers * 2 * 64 // args.batch_size + 2):  # a process has two pieces of 64 rows ready
+            next(batches)
+        figure = turn()
+        loader.close()
+        return figure
+
+    return run
 
 
 def timed(step, args, device, peaks, name):

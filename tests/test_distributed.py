@@ -14,7 +14,7 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.models import LOSSES, SSLNetwork
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.checkpoint import TrainingCheckpoint
-from dejavu_utils.training.collectives import LateSums, average_gradients, gather
+from dejavu_utils.training.collectives import LateSums, average_gradients, check_same_place, gather
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward
 from dejavu_utils.training.settings import Settings
@@ -162,6 +162,20 @@ def test_processes_resume_from_the_same_checkpoint_or_not_at_all(tmp_path):
         assert found[0] == (3, 1)
         for error, seen in zip(found[1:], ("epoch 3 step 1, epoch 2 step 1", "none, epoch 2 step 1")):
             assert f"different states of it ({seen})" in error and "rerun the same command" in error
+
+
+def compare_places(rank, places):
+    try:
+        check_same_place(places[rank], "--out_dir x")
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def test_processes_that_resume_from_different_steps_are_named(tmp_path):
+    assert in_two_processes(tmp_path, compare_places, [(3, 1), (3, 1)]) == [None, None]
+    for error in in_two_processes(tmp_path, compare_places, [300, 0]):
+        assert "--out_dir x: the processes read different states of it (300, 0)" in error
 
 
 def test_one_process_needs_no_exchange():

@@ -23,6 +23,7 @@ import train_SSL
 from dejavu_utils.attack.alignment import Aligner
 from dejavu_utils.attack.search import Embedder, Inference
 from dejavu_utils.data import augment
+from dejavu_utils.imagenet import Preprocessing
 from dejavu_utils.models import LOSSES, SSLNetwork, network_from_settings
 from dejavu_utils.randomness import uniforms
 from dejavu_utils.reconstruction import diffusion, unets
@@ -73,9 +74,11 @@ class Constants(TorchFunctionMode):
 @pytest.fixture(autouse=True)
 def nothing_fake_is_left():
     benchmark = torch.backends.cudnn.benchmark
-    augment.constants.cache_clear()
+    for made_once in (augment.constants, augment.own_constants):
+        made_once.cache_clear()
     yield
-    augment.constants.cache_clear()
+    for made_once in (augment.constants, augment.own_constants):
+        made_once.cache_clear()
     torch.backends.cudnn.benchmark = benchmark
 
 
@@ -153,10 +156,13 @@ def test_augmentation(view):
     assert len(operations) > 16
     with fake(), mock.patch.object(augment.Parameters, "operations", lambda parameters: operations):
         augment.apply(images(16, 3, 32, 32), p)  # makes the constants
+        other = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # of some of timm's models
+        augment.shown_to(torch.empty(3, 3, 32, 32, device=CUDA), other)
         with without_waits():
             out = augment.apply(images(16, 3, 32, 32), p)
             assert out.device == CUDA and out.shape == (16, 3, 32, 32) and out.dtype == torch.float32
             assert augment.normalize(images(3, 3, 32, 32)).device == CUDA
+            assert augment.shown_to(out, other).device == CUDA
 
 
 def training_run(loss, **changes):

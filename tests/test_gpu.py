@@ -18,6 +18,7 @@ from dejavu_utils.attack.search import Embedder, Inference
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton, write_beton
 from dejavu_utils.data.loader import NativeLoader
+from dejavu_utils.devices import set_ieee_fp32
 from dejavu_utils.models import LOSSES, SSLNetwork
 from dejavu_utils.randomness import uniforms
 from dejavu_utils.reconstruction import diffusion
@@ -44,6 +45,12 @@ def no_waits():
 
     yield NoWaits()
     torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture(autouse=True)
+def ieee_fp32():
+    """As the scripts compute; PyTorch's own default for convolutions is TF32."""
+    set_ieee_fp32()
 
 
 # The parts.

@@ -97,6 +97,17 @@ def test_the_cut_into_blocks_changes_nothing(use_faiss):
         assert np.array_equal(search(queries, public, 30, blocks, use_faiss), expected)
 
 
+@pytest.mark.parametrize("use_faiss", BOTH)
+@pytest.mark.parametrize("n", [3, 12])
+def test_a_block_may_hold_nothing_that_is_near(use_faiss, n):
+    """As in a public set that is sorted by class."""
+    rng = np.random.default_rng(0)
+    public = np.repeat(10 * np.arange(8), 50)[:, None] + rng.normal(size=(400, 16))
+    queries, public = (10 + rng.normal(size=(n, 16))).astype(np.float32), public.astype(np.float32)
+    for blocks in (8, 3):
+        assert_nearest(search(queries, public, 20, blocks, use_faiss), queries, public, 20)
+
+
 @pytest.mark.parametrize("scale, what", [(1e19, "overflow"), (1e-22, "are lost")])
 def test_squares_beyond_float32_are_refused(scale, what):
     rng = np.random.default_rng(0)

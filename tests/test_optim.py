@@ -101,12 +101,12 @@ def test_lars_takes_a_whole_step_where_a_norm_is_zero():
     assert torch.equal(weight.detach(), torch.full((2, 2), -0.5))
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_fp16s_scaler_scales_and_skips_without_asking(name):
+@pytest.mark.parametrize("name, momentum", [("lars", 0.9), ("lars", 0.0), ("sgd", 0.9), ("sgd", 0.0), ("adamw", 0.9)])
+def test_fp16s_scaler_scales_and_skips_without_asking(name, momentum):
     """The first step and a later one overflow; the others are those of gradients that were not scaled."""
     networks = [torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
-    optimizers = [make_optimizer(name, network, momentum=0.9, weight_decay=0.1) for network in networks]
+    optimizers = [make_optimizer(name, network, momentum, weight_decay=0.1) for network in networks]
     scaler, start = torch.amp.GradScaler("cpu", init_scale=2.0**8), networks[0][0].weight.detach().clone()
     for step in range(6):
         skipped = step in (0, 3)

@@ -558,3 +558,16 @@ def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatc
     with kept_signals():
         submitted["jobs"][-1].result()
     assert load_network(tmp_path / "run" / "model_ep2.pth").arch == "resnet18"
+
+
+def test_auto_resumes_on_a_device_of_another_precision(tmp_path, monkeypatch):
+    """From a GPU that has bf16, whose checkpoint has no scaler, to one that takes fp16, and back."""
+    values = {"model.arch": "resnet18", "model.mlp": "16-8", "training.loss": "simclr", "training.precision": "auto"}
+    runs = []
+    for precision in ("bf16", "fp16"):
+        monkeypatch.setattr(train_SSL, "choose_precision", lambda name, device: precision)  # noqa: B023
+        runs.append(train_SSL.TrainingRun(Settings.from_flat(values), 5, torch.device("cpu"), 10))
+    without, scaled = runs
+    assert not without.scaler.is_enabled() and scaled.scaler.is_enabled()
+    scaled.restore(without.checkpoint(), tmp_path / "model.pth")
+    without.restore(scaled.checkpoint(), tmp_path / "model.pth")

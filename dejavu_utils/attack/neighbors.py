@@ -142,7 +142,7 @@ def _squared_distances(queries, block, chosen):
     for part, of_queries, of_block in zip(*(x.split(rows) for x in (total, queries, chosen))):
         for start in range(0, width, columns):
             query, public = (x[:, start : start + columns] for x in (of_queries, block))
-            difference = public.index_select(0, of_block.flatten()).double().view(*of_block.shape, -1)
+            difference = public.index_select(0, of_block.flatten()).double().view(*of_block.shape, query.shape[1])
             part += torch.linalg.vector_norm(difference.sub_(query.double()[:, None]), dim=2).square_()
     return total
 

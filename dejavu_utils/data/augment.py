@@ -202,10 +202,16 @@ def shown_to(images, preprocessing):
     """What `apply` gives, normalized with the mean and deviation of an imagenet.Preprocessing instead of ImageNet's."""
     if (preprocessing.mean, preprocessing.std) == (MEAN, STD):
         return images
-    pairs = list(zip(STD, MEAN, preprocessing.std, preprocessing.mean))
-    scale = torch.tensor([std / own for std, _, own, _ in pairs], device=images.device).view(3, 1, 1)
-    shift = torch.tensor([(mean - own) / std for _, mean, std, own in pairs], device=images.device).view(3, 1, 1)
+    scale, shift = own_constants(images.device, preprocessing.mean, preprocessing.std)
     return torch.addcmul(shift, images, scale)
+
+
+@functools.lru_cache(maxsize=32)
+def own_constants(device, means, stds):
+    """(scale, shift) on a device, float32 (3, 1, 1), from ImageNet's normalization to another; made once, as below."""
+    scale = [std / own for std, own in zip(STD, stds)]
+    shift = [(mean - own_mean) / own for mean, own_mean, own in zip(MEAN, means, stds)]
+    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (scale, shift))
 
 
 @functools.lru_cache(maxsize=32)

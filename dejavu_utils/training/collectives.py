@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from dejavu_utils.distributed import rank, sum_over_processes, world_size
+from dejavu_utils.distributed import from_each, rank, sum_over_processes, world_size
 from dejavu_utils.errors import InputError
 
 
@@ -41,6 +42,17 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         flat = sum_over_processes(torch.cat([g.flatten() for g in gradients])) / world_size()
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
             gradient.copy_(part.view_as(gradient))
+
+
+def check_same_place(place: Any, where: str) -> None:
+    """InputError if the processes would not all go on from the same place of a run: on a network's file system a
+    machine may see late what another has written. where: flag and folder. All processes must call this."""
+    places = from_each(place)
+    if any(other != places[0] for other in places):
+        raise InputError(
+            f"{where}: the processes read different states of it ({', '.join(map(str, places))}), as if a file system "
+            "were late; rerun the same command to resume"
+        )
 
 
 class LateSums:

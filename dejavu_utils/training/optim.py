@@ -49,6 +49,7 @@ class LARS(torch.optim.Optimizer):
 def _sgd_unless(skipped, parameters, updates, moving, momentum, lr):
     """The same three operations in one that does nothing where `skipped`, a scalar on the device, is 1."""
     rest = dict(weight_decay=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False)
+    moving = moving if momentum else []  # as the kernel wants it
     torch._fused_sgd_(parameters, updates, moving, momentum=momentum, lr=lr, found_inf=skipped, **rest)
 
 
