@@ -135,16 +135,16 @@ def probe(args):
     if state.path.is_file():
         state.restore(load_checkpoint(state.path, "--output_dir"))
         say(f"resumes after epoch {state.epoch}, step {state.steps_done}, from {state.path}")
-    check_same_place((state.epoch, state.steps_done), f"--output_dir {args.output_dir}")
+    check_same_place(f"epoch {state.epoch} step {state.steps_done}", f"--output_dir {args.output_dir}")
     say(
         f"{len(train)} training and {len(val)} validation images, {layer}, on {device} in {args.precision}, "
         f"{world_size()} process(es)"
     )
-    # The validation views are the same in every epoch: their features are computed once, where they fit.
+    # The same views in each epoch: features are made once, if they fit; copies, as some ViTs' are views of all tokens.
     room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else _FEATURE_BYTES
     share = len(val) * network.width(layer) * 4 / world_size()
     fit = all(from_each(share <= min(room, _FEATURE_BYTES)))
-    kept = [(z.clone(), y) for z, y in state.features(val, "validation images")] if fit else None  # not of all tokens
+    kept = [(z.clone(), y) for z, y in state.features(val, "validation images")] if fit else None
     while state.epoch < args.epochs:
         state.train_epoch(train)
         state.end_epoch(state.count_right(kept if fit else state.features(val, "validation images")))

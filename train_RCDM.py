@@ -197,7 +197,7 @@ def train(args):
     seed_everything(args.seed)
     state = RcdmRun(args, encoder, [listing.fingerprint["sha256"], len(indices), int(indices.sum())], device)
     state.resume()
-    check_same_place(state.step, f"--out_dir {args.out_dir}")
+    check_same_place(f"step {state.step}", f"--out_dir {args.out_dir}")
     if rank() == 0:
         state.files.refuse_others(state.step, "--out_dir")
         save_json(Path(args.out_dir) / "params.json", state.settings)

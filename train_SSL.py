@@ -38,7 +38,7 @@ from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.runlog import RunLog, say
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.checkpoint import TrainingCheckpoint, not_this_run
-from dejavu_utils.training.collectives import LateSums, asked_to_stop, average_gradients
+from dejavu_utils.training.collectives import LateSums, asked_to_stop, average_gradients, check_same_place
 from dejavu_utils.training.meter import Meter
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward
@@ -146,16 +146,12 @@ def agreed_checkpoint(path, patience=60, pause=5):
     """
     for left in range(patience, -1, -pause):
         found = TrainingCheckpoint.load(path, "--logging.folder") if path.is_file() else None
-        places = from_each(found and (found.epoch, found.steps_done))
-        if len(set(places)) == 1:
+        place = f"epoch {found.epoch} step {found.steps_done}" if found else "none"
+        if left < pause:
+            check_same_place(place, f"--logging.folder {path}")
+        if len(set(from_each(place))) == 1:
             return found
-        if left >= pause:
-            time.sleep(pause)
-    seen = ", ".join("none" if place is None else f"epoch {place[0]} step {place[1]}" for place in places)
-    raise InputError(
-        f"--logging.folder {path}: the processes read different states of it ({seen}), as if a file system were late; "
-        "rerun the same command to resume"
-    )
+        time.sleep(pause)
 
 
 def save_and_leave(settings, state, stop):

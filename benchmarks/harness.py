@@ -13,15 +13,14 @@ sys.path.insert(0, str(ROOT))  # the scripts, one of which has the name of its b
 
 from dejavu_utils.devices import set_ieee_fp32  # noqa: E402
 
-set_ieee_fp32()  # as the scripts compute
-
 
 def alternate(sides, rounds, warm_up=1):
     """Calls each side in turn; prints median [min, max] of what it returns and the ratio of the first to the others.
 
     sides: {name: function that returns a figure, more is better, or None where a peer is not installed}. Returns {name:
-    its median}.
+    its median}. float32 is IEEE's, as in the scripts.
     """
+    set_ieee_fp32()
     figures = {name: [] for name, side in sides.items() if side}
     for turn in range(warm_up + rounds):
         for name in figures:

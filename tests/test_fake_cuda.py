@@ -74,11 +74,10 @@ class Constants(TorchFunctionMode):
 @pytest.fixture(autouse=True)
 def nothing_fake_is_left():
     benchmark = torch.backends.cudnn.benchmark
-    for made_once in (augment.constants, augment.own_constants):
-        made_once.cache_clear()
+    made_once = (augment.constants, augment.own_constants)
+    [constants.cache_clear() for constants in made_once]
     yield
-    for made_once in (augment.constants, augment.own_constants):
-        made_once.cache_clear()
+    [constants.cache_clear() for constants in made_once]
     torch.backends.cudnn.benchmark = benchmark
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,14 +43,15 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def check_same_place(place: Any, where: str) -> None:
+def check_same_place(place: str, where: str) -> None:
     """InputError if the processes would not all go on from the same place of a run: on a network's file system a
-    machine may see late what another has written. where: flag and folder. All processes must call this."""
+    machine may see late what another has written. place: in words. where: flag and folder. All processes must call
+    this."""
     places = from_each(place)
-    if any(other != places[0] for other in places):
+    if len(set(places)) > 1:
         raise InputError(
-            f"{where}: the processes read different states of it ({', '.join(map(str, places))}), as if a file system "
-            "were late; rerun the same command to resume"
+            f"{where}: the processes read different states of it ({', '.join(places)}), as if a file system were late; "
+            "rerun the same command to resume"
         )
 
 
