@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.attack.boxes import SHARED_NAME, TWO_XML, Annotations, Unusable, file_fingerprint
-from dejavu_utils.attack.unfinished import Unfinished
 from dejavu_utils.cli import (
     Parser,
     default_workers,
@@ -32,7 +30,10 @@ from dejavu_utils.cli import (
     run,
     zero_or_one,
 )
-from dejavu_utils.data.duplicates import (
+from dejavu_utils.data.annotations import SHARED_NAME, TWO_XML, Annotations, Unusable
+from dejavu_utils.data.background_crops import file_fingerprint
+from dejavu_utils.data.index_files import PARTITION_FILE, UNFINISHED_FILE, save_partition_record
+from dejavu_utils.data.near_copies import (
     FILE,
     PASSES,
     Signatures,
@@ -43,13 +44,13 @@ from dejavu_utils.data.duplicates import (
     signatures,
     with_near_copy,
 )
-from dejavu_utils.data.index_files import PARTITION_FILE, UNFINISHED_FILE, save_partition_record
 from dejavu_utils.data.partition import check, equal_classes, linked_twice, shuffled_order, split
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, write_npy
 from dejavu_utils.imagenet import list_images
-from dejavu_utils.locks import locked
-from dejavu_utils.progress import Progress
+from dejavu_utils.log import Progress
+from dejavu_utils.runtime.locks import locked
+from dejavu_utils.runtime.resumable import ShardStore
 
 PIECE = 8192  # images that are looked at for near-copies between two savings
 
@@ -107,7 +108,7 @@ def near_copies(args, listing):
     if copies is not None:
         print(f"near-copies of {path}")
         return copies
-    pieces = Unfinished(Path(args.save_dir) / "unfinished", key)
+    pieces = ShardStore(Path(args.save_dir) / "unfinished", key)
     if pieces.start():
         print(f"resumes after {len(pieces.names()) * PIECE} images looked at for near-copies", flush=True)
     done = set(pieces.names())

@@ -36,13 +36,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.analysis.attack_folder import counts_of, outcome_of, summary_lines, write_layer
-from dejavu_utils.analysis.class_names import read_class_names
-from dejavu_utils.analysis.points import SETS, attack_path
-from dejavu_utils.attack.boxes import Annotations, CropRule, file_fingerprint, frame_warnings, in_words
-from dejavu_utils.attack.crop_cache import crops_of
-from dejavu_utils.attack.crop_flags import add_crop_flags, check_crop_flags
-from dejavu_utils.attack.identity import (
+from dejavu_utils.analysis.attack_output import counts_of, outcome_of, summary_lines, write_layer
+from dejavu_utils.attack.preconditions import (
     Origin,
     check_alike,
     check_ceilings,
@@ -51,22 +46,22 @@ from dejavu_utils.attack.identity import (
     check_training_sets,
     copied_elsewhere,
 )
-from dejavu_utils.attack.queries import CEILING, Queries, ceiling_images, to_search
-from dejavu_utils.attack.reference import ONE, UNSEEN, Comparison, check_classifier, check_one_model
 from dejavu_utils.attack.search import (
-    LOGITS,
-    Embedder,
-    ImageSet,
-    Inference,
+    CEILING,
+    Queries,
+    ceiling_images,
+    k_with_self,
     memory_in_words,
     nearest_public,
     predicted_memory,
 )
-from dejavu_utils.attack.unfinished import Unfinished
+from dejavu_utils.attack.target_reference import ONE, UNSEEN, TargetReference, check_classifier, check_one_model
 from dejavu_utils.cli import (
     Parser,
+    add_crop_flags,
     add_inference_flags,
     add_launch_flags,
+    check_crop_flags,
     existing_file,
     existing_folder,
     expanded,
@@ -74,17 +69,22 @@ from dejavu_utils.cli import (
     run,
     zero_or_one,
 )
+from dejavu_utils.crops import CropRule
+from dejavu_utils.data.annotations import Annotations
+from dejavu_utils.data.background_crops import crops_of, file_fingerprint, frame_warnings, in_words
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest
-from dejavu_utils.imagenet import list_images
-from dejavu_utils.launch import here_or_submitted, join
+from dejavu_utils.imagenet import list_images, read_class_names
+from dejavu_utils.log import Progress, say
 from dejavu_utils.models import L2, LOSSES
+from dejavu_utils.naming import SETS, attack_path
+from dejavu_utils.networks.embedder import LOGITS, Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
-from dejavu_utils.progress import Progress
-from dejavu_utils.runlog import say
+from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
+from dejavu_utils.runtime.launch import init_from_args, launch
+from dejavu_utils.runtime.resumable import ShardStore
 
 BOXES = "--imgnet_bbox_pth"
 
@@ -177,7 +177,7 @@ def add_attack_flags(group):
 def main():
     args = parse_args()
     check_args(args)
-    here_or_submitted(attack, args, (args.output_dir, "--output_dir"), args.num_workers)
+    launch(attack, args, (args.output_dir, "--output_dir"), args.num_workers)
 
 
 def check_args(args):
@@ -218,12 +218,12 @@ def check_args(args):
 
 
 def attack(args):
-    device = join(args, long_waits=True)
+    device = init_from_args(args, long_waits=True)
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
     public = load_indices(args.public_idx_pth, "--public_idx_pth", listing)
     sets = attacked_sets(args, listing, public)
     where = {name: f"{flag} {path}" for name, (flag, path) in tested(args).items()}
-    comparison = Comparison.of(where, bool(args.unseen_idx_pth))
+    comparison = TargetReference.of(where, bool(args.unseen_idx_pth))
     first = comparison.models[0]
     networks, warnings = load_networks(args, where, comparison)
     warnings += check_identity(args, networks, where, comparison, sets, public, listing)
@@ -239,11 +239,11 @@ def attack(args):
     )
     embedder = Embedder(networks, of_each, listing, where, inference)
     key = None if rank() else key_of(args, networks, layers, listing, queries.images, public, device)
-    pieces = Unfinished(Path(args.output_dir) / "unfinished", key)
+    pieces = ShardStore(Path(args.output_dir) / "unfinished", key)
     if not rank():
         announce(args, embedder, layers, queries.images, public, pieces.start())
     wait_for_all()
-    found = nearest_public(embedder, queries.images, public, to_search(args.k, len(public)), pieces, progress)
+    found = nearest_public(embedder, queries.images, public, k_with_self(args.k, len(public)), pieces, progress)
     args.resolution = shown
     if not rank():
         copied = copied_elsewhere(args.bbox_A_idx_pth, networks, comparison.reference, sets, public.indices, listing)
@@ -378,7 +378,7 @@ def announce(args, embedder, layers, crops, public, kept):
         f"embedding {len(crops)} crops and {n_public} public images: {', '.join(layers)}, on "
         f"{embedder.device} in {args.precision}, {world_size()} process{'es' if world_size() > 1 else ''}"
     )
-    print(memory_in_words(predicted_memory(embedder, len(crops), n_public, to_search(args.k, n_public))))
+    print(memory_in_words(predicted_memory(embedder, len(crops), n_public, k_with_self(args.k, n_public))))
     if kept:
         print(f"resumes with {kept} pieces of the same attack", flush=True)
 

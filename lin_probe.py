@@ -28,7 +28,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dejavu_utils.analysis.results import TOP_KS, figure_in_words, probe_estimates
+from dejavu_utils.analysis.memorization import TOP_KS
+from dejavu_utils.analysis.tables import figure_in_words, probe_estimates
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.cli import (
     Parser,
@@ -42,23 +43,30 @@ from dejavu_utils.cli import (
     run,
 )
 from dejavu_utils.data import augment
-from dejavu_utils.data.images import IndexedImages, evaluation_transform
+from dejavu_utils.data.beton_loader import cut_and_resize
+from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.loader import cut_and_resize
-from dejavu_utils.data.readers import batches, without_unreadable
-from dejavu_utils.devices import autocast
-from dejavu_utils.distributed import from_each, rank, sum_over_processes, world_size
+from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
 from dejavu_utils.imagenet import list_images, load_image
-from dejavu_utils.launch import StopSignal, here_or_submitted, join
+from dejavu_utils.log import Progress, say
 from dejavu_utils.models import LOSSES
 from dejavu_utils.networks.inference import check_finite, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
-from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
-from dejavu_utils.runlog import say
-from dejavu_utils.training.collectives import LateSums, average_gradients, check_same_place
+from dejavu_utils.runtime.devices import autocast
+from dejavu_utils.runtime.distributed import (
+    LateSums,
+    average_gradients,
+    check_same_place,
+    from_each,
+    rank,
+    sum_over_processes,
+    world_size,
+)
+from dejavu_utils.runtime.launch import init_from_args, launch
+from dejavu_utils.runtime.processes import StopSignal
 
 VIEW = augment.SECOND_VIEW
 # What a checkpoint must have in common with the probe that resumes from it; files are compared by their contents.
@@ -109,11 +117,11 @@ def main():
     existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
     if not 0 <= args.start_lr < float("inf") or not 0 <= args.end_lr < float("inf"):
         raise InputError("--start_lr and --end_lr must not be negative or infinite")
-    here_or_submitted(probe, args, (args.output_dir, "--output_dir"), args.num_workers)
+    launch(probe, args, (args.output_dir, "--output_dir"), args.num_workers)
 
 
 def probe(args):
-    device = join(args)
+    device = init_from_args(args)
     network = load_network(args.model_pth, "--model_pth", args.arch)
     check_typed(network, f"--model_pth {args.model_pth}", args.mlp, args.loss, args.resnet50)
     if network.notes:
@@ -251,7 +259,7 @@ class ProbeRun:
                 group["lr"] = args.start_lr + (args.end_lr - args.start_lr) * share
             draws = uniforms(args.seed, self.epoch, RandomCrops.STREAM, first, len(labels))
             images = augment.apply(crops, augment.draw_parameters(draws, VIEW))
-            images = augment.shown_to(images, self.network.preprocessing)
+            images = augment.renormalize(images, self.network.preprocessing)
             logits = classifier(self.embed(images).clone())  # autograd takes no inference tensor
             loss = F.cross_entropy(logits, labels, reduction="sum")
             self.optimizer.zero_grad(set_to_none=True)

@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dejavu_utils.cli import Parser, expanded, non_negative_int, positive_int, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv, save_json
-from dejavu_utils.progress import Progress
+from dejavu_utils.log import Progress
 
 OBJECTS = (
     ("plane", 0x2708),

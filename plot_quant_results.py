@@ -25,9 +25,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dejavu_utils.analysis.instruments import outcome_means, read_directions, read_scores
-from dejavu_utils.analysis.memorization import OUTCOMES, difference, summarize_levels
-from dejavu_utils.analysis.plots import (
+from dejavu_utils.analysis.attack_files import read_attack, read_ceiling, read_probe
+from dejavu_utils.analysis.figures import (
     STYLES,
     figure_style,
     save_accuracy_figures,
@@ -37,7 +36,15 @@ from dejavu_utils.analysis.plots import (
     save_partition_figures,
     save_probe_figures,
 )
-from dejavu_utils.analysis.points import (
+from dejavu_utils.analysis.intervals import difference
+from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, summarize_levels
+from dejavu_utils.analysis.tables import accuracy_columns, bounds, confidence_curve, directions
+from dejavu_utils.cli import Parser, existing_folder, expanded, positive_int, run, zero_or_one
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import save_csv
+from dejavu_utils.label_free.compare import outcome_means, read_directions, read_scores
+from dejavu_utils.label_free.figures import save_epoch_figures, save_outcome_figures
+from dejavu_utils.naming import (
     ATTACK_FOLDERS,
     ATTACK_PREFIX,
     LAYERS_BESIDE,
@@ -47,20 +54,6 @@ from dejavu_utils.analysis.points import (
     sslmem_beside,
     sweep_points,
 )
-from dejavu_utils.analysis.results import (
-    TOP_KS,
-    accuracy_columns,
-    bounds,
-    confidence_curve,
-    directions,
-    read_attack,
-    read_ceiling,
-    read_probe,
-)
-from dejavu_utils.analysis.sslmem_plots import save_epoch_figures, save_outcome_figures
-from dejavu_utils.cli import Parser, existing_folder, expanded, positive_int, run, zero_or_one
-from dejavu_utils.errors import InputError
-from dejavu_utils.files import save_csv
 
 # What --sweep_param may be, with its sweep; and the labels of the axes.
 PARAMS = {sweep.param: sweep for sweep in SWEEPS.values() if sweep.param}

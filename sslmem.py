@@ -25,14 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.analysis.instruments import about_other_images, read_margins
-from dejavu_utils.analysis.points import SETS
-from dejavu_utils.analysis.sslmem_folder import CONTROLS, Measured, sslmem_in_words, write_folder
-from dejavu_utils.attack.alignment import Aligner, Views, views_of_training
-from dejavu_utils.attack.boxes import file_fingerprint
-from dejavu_utils.attack.identity import Origin, check_alike, check_models, check_training_sets
-from dejavu_utils.attack.search import Embedder, ImageSet, Inference
-from dejavu_utils.attack.unfinished import Unfinished
+from dejavu_utils.attack.preconditions import Origin, check_alike, check_models, check_training_sets
 from dejavu_utils.cli import (
     Parser,
     add_inference_flags,
@@ -44,17 +37,23 @@ from dejavu_utils.cli import (
     positive_int,
     run,
 )
+from dejavu_utils.data.background_crops import file_fingerprint
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.distributed import rank, wait_for_all, world_size
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest
 from dejavu_utils.imagenet import list_images
-from dejavu_utils.launch import here_or_submitted, join
+from dejavu_utils.label_free.compare import about_other_images, read_margins
+from dejavu_utils.label_free.measure import ViewDistances, Views, views_of_training
+from dejavu_utils.label_free.output import CONTROLS, Measured, sslmem_in_words, write_folder
+from dejavu_utils.log import Progress, say
 from dejavu_utils.models import L2
+from dejavu_utils.naming import SETS
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
-from dejavu_utils.progress import Progress
-from dejavu_utils.runlog import say
+from dejavu_utils.runtime.distributed import rank, wait_for_all, world_size
+from dejavu_utils.runtime.launch import init_from_args, launch
+from dejavu_utils.runtime.resumable import ShardStore
 
 FLAGS = {**{name: f"bbox_{name}_idx_pth" for name in SETS}, **{name: f"{name}_idx_pth" for name in CONTROLS}}
 
@@ -95,7 +94,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     check_args(args)
-    here_or_submitted(measure, args, (args.output_dir, "--output_dir"), args.num_workers)
+    launch(measure, args, (args.output_dir, "--output_dir"), args.num_workers)
 
 
 def check_args(args):
@@ -115,7 +114,7 @@ def check_args(args):
 
 
 def measure(args):
-    device = join(args, long_waits=True)
+    device = init_from_args(args, long_waits=True)
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
     sets = load_sets(args, listing)
     margins = load_margins(args, listing, sets) if args.attack_dir else None
@@ -131,7 +130,7 @@ def measure(args):
     embedder = Embedder(networks, dict.fromkeys(SETS, layers), listing, where, inference)
     views = Views(views_of_training(settings), args.views, args.seed, embedder.kinds)
     key = None if rank() else key_of(args, embedder, views, sets)
-    pieces = Unfinished(Path(args.output_dir) / "unfinished", key)
+    pieces = ShardStore(Path(args.output_dir) / "unfinished", key)
     kept = None if rank() else pieces.start()
     say(
         f"{args.views} views each of {sum(map(len, sets.values()))} images: {', '.join(layers)}, on {device} in "
@@ -139,7 +138,7 @@ def measure(args):
         + (f"; resumes with {kept} pieces of the same work" if kept else "")
     )
     wait_for_all()
-    aligner = Aligner(embedder, views, pieces)
+    aligner = ViewDistances(embedder, views, pieces)
     found = {name: aligner.align(ImageSet(name, indices), progress_of(name)) for name, indices in sets.items()}
     if not rank():
         measured = Measured(listing, sets, found, layers, margins, views.pictures)

@@ -39,21 +39,19 @@ from dejavu_utils.cli import (
     run,
     zero_or_one,
 )
-from dejavu_utils.data.images import EachTransform, IndexedImages, evaluation_transform
+from dejavu_utils.data.image_dataset import EachTransform, IndexedImages, evaluation_transform
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.readers import batches, without_unreadable
-from dejavu_utils.devices import PRECISIONS, autocast, choose_precision, to_device
-from dejavu_utils.distributed import any_process, rank, sum_over_processes, wait_for_all, world_size
+from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import list_images
-from dejavu_utils.launch import StopSignal, here_or_submitted, join
+from dejavu_utils.log import RunLog, say
 from dejavu_utils.models import LOSSES
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network, resolved
 from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.pictures import image_transform, save_grid
-from dejavu_utils.reconstruction.rcdm_training import (
+from dejavu_utils.reconstruction.training import (
     Batches,
     StepFiles,
     add_model_flags,
@@ -62,8 +60,20 @@ from dejavu_utils.reconstruction.rcdm_training import (
     shared_samples,
     update_averages,
 )
-from dejavu_utils.runlog import RunLog, say
-from dejavu_utils.training.collectives import LateSums, asked_to_stop, check_same_place, gather
+from dejavu_utils.runtime.devices import PRECISIONS, autocast, choose_precision, to_device
+from dejavu_utils.runtime.distributed import (
+    LateSums,
+    any_process,
+    asked_to_stop,
+    check_same_place,
+    gather,
+    rank,
+    sum_over_processes,
+    wait_for_all,
+    world_size,
+)
+from dejavu_utils.runtime.launch import init_from_args, launch
+from dejavu_utils.runtime.processes import StopSignal
 
 GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
 
@@ -147,7 +157,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     check_args(args)
-    here_or_submitted(train, args, (args.out_dir, "--out_dir"), args.workers + 2, "submitit")
+    launch(train, args, (args.out_dir, "--out_dir"), args.workers + 2, "submitit")
 
 
 def check_args(args):
@@ -179,7 +189,7 @@ def check_args(args):
 
 
 def train(args):
-    device = join(args, args.port)
+    device = init_from_args(args, args.port)
     stop = StopSignal()
     listing = list_images(args.data_dir, "--data_dir")
     indices = load_indices(args.dataset_indices, "--dataset_indices", listing)
@@ -303,7 +313,7 @@ class RcdmRun:
     def train_step(self, images, encoder_images):
         """One update from images in PIXEL_RANGE, float (n, 3, s, s), and the same as the encoder sees them."""
         args, n = self.args, len(images)
-        seed_step(args.seed, self.step)
+        seed_step(args.seed, self.step, rank(), world_size())
         t, weights = self.step_sampler.sample(n)
         noise = to_device(torch.randn(images.shape), self.device)
         with autocast(self.device, self.precision):

@@ -24,27 +24,33 @@ from torch.nn.parallel import DistributedDataParallel
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from dejavu_utils.cli import Parser, default_workers, run
 from dejavu_utils.data.beton import Beton
+from dejavu_utils.data.beton_loader import EvaluationLoader, NativeLoader
 from dejavu_utils.data.ffcv import FfcvLoader
-from dejavu_utils.data.loader import EvaluationLoader, NativeLoader
 from dejavu_utils.data.provenance import load_training_images
-from dejavu_utils.devices import autocast, choose_precision
-from dejavu_utils.distributed import from_each, rank, world_size
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
-from dejavu_utils.launch import LOCK_FILE, Resources, ScriptJob, StopSignal, connect, start_here, submit
+from dejavu_utils.log import Progress, RunLog, say
 from dejavu_utils.models import network_from_settings
-from dejavu_utils.progress import Progress
 from dejavu_utils.randomness import seed_everything, seed_step
-from dejavu_utils.runlog import RunLog, say
+from dejavu_utils.runtime.devices import autocast, choose_precision
+from dejavu_utils.runtime.distributed import (
+    LateSums,
+    asked_to_stop,
+    average_gradients,
+    check_same_place,
+    from_each,
+    rank,
+    world_size,
+)
+from dejavu_utils.runtime.launch import LOCK_FILE, Resources, ScriptJob, submit
+from dejavu_utils.runtime.processes import StopSignal, init_distributed, start_here
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.checkpoint import TrainingCheckpoint, not_this_run
-from dejavu_utils.training.collectives import LateSums, asked_to_stop, average_gradients, check_same_place
-from dejavu_utils.training.meter import Meter
+from dejavu_utils.training.config import parse_settings
+from dejavu_utils.training.meter import Meter, Probes
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward
-from dejavu_utils.training.networks import Probes
 from dejavu_utils.training.optim import learning_rate, make_optimizer, resolution_at
-from dejavu_utils.training.sections import parse_settings
 from dejavu_utils.training.settings import WITHOUT_EFFECT, Settings, check_settings, first_difference
 
 
@@ -79,7 +85,7 @@ def lock_of(settings):
 
 
 def train(settings):
-    device = connect(settings.dist.port, gpu=0 if settings.dist.ngpus else None)
+    device = init_distributed(settings.dist.port, gpu=0 if settings.dist.ngpus else None)
     stop = None if settings.training.eval_only else StopSignal()
     first = rank() == 0
     folder = Path(settings.logging.folder)
@@ -267,7 +273,7 @@ class TrainingRun:
                 step = self.epoch * len(loader) + self.steps_done
                 rate = learning_rate(step, **self.schedule)
                 # What a backbone draws (dropout) is the same in a resumed run.
-                seed_step(settings.data.random_seed, step)
+                seed_step(settings.data.random_seed, step, rank(), world_size())
                 sums = late_sums(self.step(views, labels, rate, step), stop.received is not None)
                 self.steps_done += 1
                 if progress:

@@ -17,16 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.attack.boxes import Annotations, CropRule, frame_warnings, in_words, take_crops
-from dejavu_utils.attack.crop_flags import add_crop_flags, check_crop_flags
-from dejavu_utils.cli import Parser, expanded, positive_int, run
+from dejavu_utils.cli import Parser, add_crop_flags, check_crop_flags, expanded, positive_int, run
+from dejavu_utils.crops import CropRule
+from dejavu_utils.data.annotations import Annotations
+from dejavu_utils.data.background_crops import frame_warnings, in_words, take_crops
 from dejavu_utils.data.beton import MODES, Encoding, write_beton
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import save_training_images
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import list_images, load_image
-from dejavu_utils.progress import Progress
+from dejavu_utils.log import Progress
 
 
 def parse_args(argv=None):

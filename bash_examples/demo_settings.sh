@@ -33,7 +33,7 @@ model=$LOSS                             # as file and folder names have it
 
 points() { # points ATTACKS EPOCHS: the lines of points.py
   SWEEP_SCRIPT=${0##*/} SWEEP=epochs MODEL=$model LOSS=$LOSS ATTACKS=$1 EPOCHS=$2 EPOCH='' DATASET=$PER_CLASS \
-    python "$root/bash_examples/points.py"
+    python "$root/bash_examples/sweep_points.py"
 }
 
 choose_precision() { # sets PRECISION, timed once, so that what is resumed keeps it

@@ -12,8 +12,8 @@ import time
 import torch
 
 from dejavu_utils.cli import Parser, positive_int, run
-from dejavu_utils.devices import autocast
 from dejavu_utils.models import SSLNetwork
+from dejavu_utils.runtime.devices import autocast
 
 
 def parse_args(argv=None):

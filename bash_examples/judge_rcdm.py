@@ -1,4 +1,4 @@
-"""How often do RCDM's samples show the correct class? Judged by a supervised model of the same classes.
+"""How often do RCDM's samples show the correct class? ClassifierComparison by a supervised model of the same classes.
 
 Reads an attack, the RCDMs of both models and a supervised checkpoint of train_SSL.py (the judge). One sample per image;
 prints and writes, with 95 % intervals: how often the judge is correct on real images, on samples from the
@@ -18,16 +18,16 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.points import SETS
-from dejavu_utils.analysis.results import figure_in_words
+from dejavu_utils.analysis.tables import figure_in_words
 from dejavu_utils.cli import Parser, existing_folder, expanded, non_negative_int, run
-from dejavu_utils.data.images import IndexedImages
+from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import MEAN, STD
+from dejavu_utils.log import Progress
+from dejavu_utils.naming import SETS
 from dejavu_utils.networks.loading import load_network
-from dejavu_utils.progress import Progress
 from dejavu_utils.reconstruction.diffusion import Diffusion
 from dejavu_utils.reconstruction.pictures import image_transform
 from dejavu_utils.reconstruction.rcdm import Attack, conditions, load_rcdm, sample_seeds, sources_of

@@ -23,7 +23,7 @@
 #   PUBLIC   500: the public set that every attack searches; K=100 neighbors; PCT_CONFIDENCES=20,100 in the figures
 #   TRAIN_FLAGS, ATTACK_FLAGS, PROBE_FLAGS, PLOT_FLAGS   appended to the commands; with one stage the arguments are, too
 # and the folders LOGGING_FOLDER, BETONS_FOLDER (train), INDEX_FOLDER, IMAGENET_DATASET_DIR, IMAGENET_BBOX_ANNOTATIONS
-# (attack, probe). Names of points and folders: dejavu_utils/analysis/points.py.
+# (attack, probe). Names of points and folders: dejavu_utils/naming.py.
 # shellcheck disable=SC2034,SC2154,SC2317,SC2329  # stages are called by name, with the words of a point in variables
 # shellcheck disable=SC2086,SC2206                # the *_FLAGS are split into words
 set -euo pipefail -f
@@ -52,7 +52,7 @@ arguments=("$@") # of the only stage
 for word in $STAGES; do words "$word" "train attack probe plot" || fail "STAGES: $word is not one of train attack probe plot"; done
 [[ $#:$STAGES =~ ^0:|^[0-9]+:[a-z]+$ ]] ||
   fail "$1: which of the stages '$STAGES' is this for? use TRAIN_FLAGS, ATTACK_FLAGS, PROBE_FLAGS, PLOT_FLAGS"
-points=$(PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" "$root/bash_examples/points.py") || exit $?
+points=$(PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" "$root/bash_examples/sweep_points.py") || exit $?
 queue=
 if [ "$LOCAL" != 1 ] && [ "$STAGES" != plot ]; then
   [ "$DRY_RUN" = 1 ] || command -v squeue >/dev/null ||

@@ -32,20 +32,23 @@ import torch
 from harness import alternate, jpeg, natural_images
 from torch.utils.data import DataLoader, Dataset
 
+from dejavu_utils.analysis.attack_files import read_attack
 from dejavu_utils.analysis.memorization import predict_from_neighbors
-from dejavu_utils.analysis.points import attack_path
-from dejavu_utils.analysis.results import attack_statistics, class_table, confidence_curve, example_table, read_attack
-from dejavu_utils.attack.boxes import Annotations, read_annotation, take_crops
+from dejavu_utils.analysis.tables import attack_statistics, class_table, confidence_curve, example_table
 from dejavu_utils.attack.neighbors import NeighborSearch
-from dejavu_utils.attack.search import Embedder, ImageSet, Inference, block_rows, nearest_public
-from dejavu_utils.attack.unfinished import Unfinished
+from dejavu_utils.attack.search import block_rows, nearest_public
 from dejavu_utils.crops import background_crop
-from dejavu_utils.data.images import IndexedImages, evaluation_transform
-from dejavu_utils.devices import autocast
+from dejavu_utils.data.annotations import Annotations, read_annotation
+from dejavu_utils.data.background_crops import take_crops
+from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
 from dejavu_utils.files import save_npy
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.models import SSLNetwork
+from dejavu_utils.naming import attack_path
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import prepared_for_inference
+from dejavu_utils.runtime.devices import autocast
+from dejavu_utils.runtime.resumable import ShardStore
 
 SETS = ("A", "B")
 CLASSES = 10
@@ -179,7 +182,7 @@ def network(args):
                 layers, where = dict.fromkeys(SETS, ["projector"]), {model: model for model in SETS}
                 embedder = Embedder(prepared, layers, images.listing, where, inference)
                 with tempfile.TemporaryDirectory() as unfinished, contextlib.redirect_stderr(io.StringIO()):
-                    pieces = Unfinished(unfinished, {})
+                    pieces = ShardStore(unfinished, {})
                     pieces.start()
                     public = ImageSet("public", images.public)
                     bar = contextlib.nullcontext(argparse.Namespace(update=lambda count: None))

@@ -11,7 +11,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts, one of which has the name of its benchmark
 
-from dejavu_utils.devices import set_ieee_fp32  # noqa: E402
+from dejavu_utils.runtime.devices import set_ieee_fp32  # noqa: E402
 
 
 def alternate(sides, rounds, warm_up=1):

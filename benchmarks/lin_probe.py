@@ -27,16 +27,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import lin_probe
-from dejavu_utils.analysis.memorization import wilson_interval
+from dejavu_utils.analysis.intervals import wilson_interval
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.data import augment
-from dejavu_utils.data.images import IndexedImages, evaluation_transform
-from dejavu_utils.data.loader import cut_and_resize
+from dejavu_utils.data.beton_loader import cut_and_resize
+from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
 from dejavu_utils.imagenet import MEAN, STD, list_images, load_image
-from dejavu_utils.launch import StopSignal
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.randomness import uniforms
+from dejavu_utils.runtime.processes import StopSignal
 
 CLASSES = 10
 PROBE = (20, 1000, 1000)  # epochs, training and validation images of the probe whose time is computed

@@ -15,8 +15,8 @@ from harness import alternate, natural_images
 
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton, Encoding, write_beton
+from dejavu_utils.data.beton_loader import NativeLoader
 from dejavu_utils.data.ffcv import FfcvLoader, ffcv_is_installed
-from dejavu_utils.data.loader import NativeLoader
 
 CROP_ONLY = augment.View(jitter=0, grayscale=0)
 

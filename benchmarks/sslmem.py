@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from harness import alternate, jpeg, natural_images
 
-from dejavu_utils.attack.alignment import Aligner, Views, views_of_training
-from dejavu_utils.attack.search import Embedder, ImageSet, Inference
-from dejavu_utils.attack.unfinished import Unfinished
-from dejavu_utils.data.images import IndexedImages, collate_readable
-from dejavu_utils.data.readers import batches
-from dejavu_utils.devices import autocast
+from dejavu_utils.data.image_dataset import IndexedImages, collate_readable
+from dejavu_utils.data.workers import batches
 from dejavu_utils.imagenet import list_images
+from dejavu_utils.label_free.measure import ViewDistances, Views, views_of_training
 from dejavu_utils.models import SSLNetwork
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import prepared_for_inference
+from dejavu_utils.runtime.devices import autocast
+from dejavu_utils.runtime.resumable import ShardStore
 
 SETS = ("A", "B")
 LAYERS = ["backbone", "projector"]
@@ -67,10 +67,10 @@ def compare(args, networks, listing, device):
 
     def ours():
         with tempfile.TemporaryDirectory() as unfinished:
-            pieces = Unfinished(unfinished, {})
+            pieces = ShardStore(unfinished, {})
             pieces.start()
             bar = contextlib.nullcontext(argparse.Namespace(update=lambda count: None))
-            Aligner(embedder, views, pieces).align(images, lambda total: bar)
+            ViewDistances(embedder, views, pieces).align(images, lambda total: bar)
 
     def limit(views_of):
         @torch.inference_mode()

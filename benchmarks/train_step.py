@@ -24,11 +24,11 @@ from harness import alternate, natural_images
 import train_SSL
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton, write_beton
-from dejavu_utils.data.loader import NativeLoader
-from dejavu_utils.devices import autocast, choose_precision
+from dejavu_utils.data.beton_loader import NativeLoader
 from dejavu_utils.models import SSLNetwork
+from dejavu_utils.runtime.devices import autocast, choose_precision
 from dejavu_utils.training import losses
-from dejavu_utils.training.networks import Probes
+from dejavu_utils.training.meter import Probes
 from dejavu_utils.training.optim import make_optimizer
 from dejavu_utils.training.settings import Settings
 

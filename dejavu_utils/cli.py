@@ -4,6 +4,7 @@ Habit: a script's `main` runs under `run`, bad input is an `InputError` that nam
 """
 
 import argparse
+import math
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dejavu_utils.crops import RULES
 from dejavu_utils.errors import InputError
 
 
@@ -111,7 +113,7 @@ def default_workers(most: int = 10) -> int:
 def add_launch_flags(
     parser: argparse.ArgumentParser, timeout: int, mem_gb: int, ngpus: int = 1, nodes: int = 1
 ) -> argparse._ArgumentGroup:
-    """The flags of dejavu_utils.launch.here_or_submitted and job_flags, with these defaults; their group."""
+    """The flags of dejavu_utils.launch.launch and job_flags, with these defaults; their group."""
     group = parser.add_argument_group("where it runs")
     group.add_argument("--local", type=zero_or_one, default=0, help="1: run here; 0: submit a SLURM job")
     group.add_argument(
@@ -173,3 +175,38 @@ def existing_folder(path: str | Path | None, flag: str) -> Path:
     if not Path(path).is_dir():
         raise InputError(f"{flag} {path}: no such folder")
     return Path(path)
+
+
+def add_crop_flags(group: argparse._ArgumentGroup) -> None:
+    """The flags of data.annotations.CropRule for background crops; each with dashes or underscores within its name."""
+
+    def add(name, **kwargs):
+        group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", **kwargs)
+
+    add(
+        "crop_rule",
+        choices=RULES,
+        default="paper",
+        help="paper: the largest gap within a strip between box edges; exact: the largest empty rectangle",
+    )
+    add("min_px", type=positive_int, default=100, help="a crop's shorter side is longer than this, pixels")
+    add(
+        "box_margin",
+        type=float,
+        default=0.0,
+        help="boxes grow by it on every side before a crop is cut: below 1 a fraction of the box's side, else pixels",
+    )
+    add(
+        "scale_boxes",
+        type=zero_or_one,
+        nargs="?",
+        const=1,
+        default=0,
+        help="1: scale boxes from the <size> in the XML to the image's; 0: where these differ, the image has no crop",
+    )
+
+
+def check_crop_flags(args: argparse.Namespace) -> None:
+    """InputError for values of `add_crop_flags` that cannot work."""
+    if not 0 <= args.box_margin < math.inf:
+        raise InputError(f"--box_margin {args.box_margin}: must be 0 or more")

@@ -4,6 +4,7 @@ Boxes and crops are (xmin, ymin, xmax, ymax) in pixels, the origin in the upper 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 Box = tuple[int, int, int, int]  # xmin, ymin, xmax, ymax
 RULES = ("paper", "exact")
@@ -90,3 +91,37 @@ def _empty_rectangles(width, height, boxes):
                 over = [(y0, y1) for x0, y0, x1, y1 in boxes if x0 < right and x1 > left]
                 for top, bottom in _gaps(height, over):
                     yield left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How the attack's crops are taken.
+
+    name: paper or exact (dejavu_utils.crops.RULES), or corner. min_px: a background crop's shorter side is longer, in
+    pixels. margin: boxes grow by it on every side before the crop is cut: below 1 a fraction of the box's side, else
+    pixels. scale: scale boxes from the <size> in the XML to the image's. fraction: side of the corner / of the image.
+    """
+
+    name: str = "paper"
+    min_px: int = 100
+    margin: float = 0.0
+    scale: bool = False
+    fraction: float = 0.3
+
+    @classmethod
+    def of(cls, settings):
+        """The rule of an attack's settings, as in its results.json; older ones have no box_margin and scale_boxes."""
+        if settings["use_corner_crop"]:
+            return cls("corner", fraction=settings["corner_crop_frac"])
+        margin, scale = settings.get("box_margin", 0), bool(settings.get("scale_boxes", 0))
+        return cls(settings["crop_rule"], settings["min_px"], margin, scale)
+
+    def __str__(self):
+        """What is cut out, the same text for the same rule: TrainingImages.crops."""
+        if self.name == "corner":
+            return f"lower left corner, {self.fraction:g} of each side"
+        grown = f", boxes grown by {self.margin:g}" if self.margin else ""
+        return f"background, {self.name} rule, above {self.min_px} px{grown}{', boxes scaled' if self.scale else ''}"
+
+
+DEFAULT_CROP_RULE = CropRule()  # the published one

@@ -5,8 +5,6 @@ import random
 import numpy as np
 import torch
 
-from dejavu_utils.distributed import rank, world_size
-
 DRAWS = 64  # uniform numbers set aside for one image and view; a multiple of 4, the block size of Philox
 
 
@@ -17,12 +15,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seeds PyTorch for one step of a training, so that a resumed run draws what an uninterrupted one draws.
-
-    Depends on seed, step and the rank of this process alone.
-    """
-    torch.manual_seed((world_size() * (seed * 2**32 + step) + rank()) % 2**63)
+def seed_step(seed: int, step: int, rank: int, world_size: int) -> None:
+    """Seeds PyTorch for one step of a training, so that a resumed run draws what an uninterrupted one draws."""
+    torch.manual_seed((world_size * (seed * 2**32 + step) + rank) % 2**63)
 
 
 def uniforms(seed: int, epoch: int, view: int, start: int, count: int) -> np.ndarray:

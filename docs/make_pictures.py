@@ -15,10 +15,12 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
+from dejavu_utils.crops import CropRule
 from dejavu_utils.data import augment
+from dejavu_utils.data.annotations import Annotations
+from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.data.beton import Beton
-from dejavu_utils.data.loader import NativeLoader
+from dejavu_utils.data.beton_loader import NativeLoader
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.reconstruction.pictures import draw_rows, reconstruct, save_figure
 from dejavu_utils.reconstruction.rcdm import Attack, load_rcdm, most_memorized, sources_of

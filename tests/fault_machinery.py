@@ -21,7 +21,7 @@ from stages import call, settings
 from dejavu_utils import imagenet
 from dejavu_utils.checkpoint import save_checkpoint
 from dejavu_utils.data.beton import _FIELD, _HEADER, _RECORD
-from dejavu_utils.locks import locked
+from dejavu_utils.runtime.locks import locked
 
 # What is wrong. Each function changes the case: case.data (a copy of images, boxes and index), case.flags, case.out; it
 # may return a context that holds while the command runs.

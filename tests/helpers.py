@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dejavu_utils import launch
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.cli import run
-from dejavu_utils.launch import StopSignal
 from dejavu_utils.models import SSLNetwork
+from dejavu_utils.runtime import launch
+from dejavu_utils.runtime.processes import StopSignal
 
 ROOT = Path(__file__).parents[1]
 ABSENT = Path(__file__).parent / "absent"  # nothing has this name, on any machine

@@ -20,14 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lin_probe
 import train_RCDM
 import train_SSL
-from dejavu_utils.attack.alignment import Aligner
-from dejavu_utils.attack.search import Embedder, Inference
 from dejavu_utils.data import augment
 from dejavu_utils.imagenet import Preprocessing
+from dejavu_utils.label_free.measure import ViewDistances
 from dejavu_utils.models import LOSSES, SSLNetwork, network_from_settings
+from dejavu_utils.networks.embedder import Embedder, Inference
 from dejavu_utils.randomness import uniforms
 from dejavu_utils.reconstruction import diffusion, unets
-from dejavu_utils.reconstruction.rcdm_training import MODEL_FLAGS
+from dejavu_utils.reconstruction.training import MODEL_FLAGS
 from dejavu_utils.training.meter import Meter
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.settings import Settings
@@ -156,12 +156,12 @@ def test_augmentation(view):
     with fake(), mock.patch.object(augment.Parameters, "operations", lambda parameters: operations):
         augment.apply(images(16, 3, 32, 32), p)  # makes the constants
         other = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # of some of timm's models
-        augment.shown_to(torch.empty(3, 3, 32, 32, device=CUDA), other)
+        augment.renormalize(torch.empty(3, 3, 32, 32, device=CUDA), other)
         with without_waits():
             out = augment.apply(images(16, 3, 32, 32), p)
             assert out.device == CUDA and out.shape == (16, 3, 32, 32) and out.dtype == torch.float32
             assert augment.normalize(images(3, 3, 32, 32)).device == CUDA
-            assert augment.shown_to(out, other).device == CUDA
+            assert augment.renormalize(out, other).device == CUDA
 
 
 def training_run(loss, **changes):
@@ -292,7 +292,7 @@ def test_views_of_label_free_scores():
     with fake():
         networks = {model: SSLNetwork("resnet18", "64-32", "vicreg").eval().to(CUDA) for model in "AB"}
         embedder = Embedder(networks, dict.fromkeys("AB", ["backbone", "projector"]), None, {}, Inference(CUDA))
-        aligner = Aligner(embedder, SimpleNamespace(count=3), None)
+        aligner = ViewDistances(embedder, SimpleNamespace(count=3), None)
         batch = [torch.empty(2, 3, 3, 64, 64)] * len(embedder.kinds)
         with without_waits():
             for distances, activations in aligner.on_device(batch).values():

@@ -14,14 +14,14 @@ from helpers import draw_tree, flags, run_script, save_untrained
 
 import train_SSL
 from dejavu_utils.attack.neighbors import NeighborSearch
-from dejavu_utils.attack.search import Embedder, Inference
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton, write_beton
-from dejavu_utils.data.loader import NativeLoader
-from dejavu_utils.devices import set_ieee_fp32
+from dejavu_utils.data.beton_loader import NativeLoader
 from dejavu_utils.models import LOSSES, SSLNetwork
+from dejavu_utils.networks.embedder import Embedder, Inference
 from dejavu_utils.randomness import uniforms
 from dejavu_utils.reconstruction import diffusion
+from dejavu_utils.runtime.devices import set_ieee_fp32
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.settings import Settings
 

@@ -7,7 +7,6 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.verdict import memorized_by_chance
-from dejavu_utils.attack.boxes import Unusable
+from dejavu_utils.analysis.report import memorized_by_chance
+from dejavu_utils.data.annotations import Unusable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import ImageListing, load_image
@@ -75,7 +74,7 @@ def save_gallery(
     """Writes the HTML page: the `per_group` most confident memorized, correlated and misrepresented examples (top-1).
 
     sets: {"A", "B"} -> AttackedSet, from results.read_attack. listing: imagenet.ImageListing. boxes_of: image index ->
-    its boxes in pixels, or attack.boxes.Unusable; None draws no boxes. class_names: {class folder: name to show};
+    its boxes in pixels, or data.annotations.Unusable; None draws no boxes. class_names: {class folder: name to show};
     folders without one, and all by default, go by the folder's name.
 
     Images are JPEG thumbnails in data: URIs; the page loads nothing, and its content security policy forbids it. An
@@ -115,11 +114,12 @@ def save_gallery(
 
 
 def save_page(path: str | Path, template: str, **content: Any) -> None:
-    """Writes an HTML page. template: a file beside this one. content: what it shows, with `title`, `legend` and
-    `groups` of examples as gallery.html has them."""
-    beside = resources.files(__package__)
-    loader = jinja2.FunctionLoader(lambda name: beside.joinpath(name).read_text(encoding="utf-8"))
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    """Writes an HTML page. template: a file of this package or of label_free. content: what it shows, with `title`,
+    `legend` and `groups` of examples as gallery.html has them."""
+    packages = [jinja2.PackageLoader("dejavu_utils", folder) for folder in ("analysis", "label_free")]
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(packages), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     html = environment.get_template(template).render(content)
     with complete_file(path) as temporary:  # names of folders need not be UTF-8
         temporary.write_text(html, encoding="utf-8", errors="backslashreplace")

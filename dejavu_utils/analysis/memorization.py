@@ -10,10 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from dejavu_utils.analysis.intervals import (
+    as_estimate,
+    fraction_of,
+    mean_of_estimates,
+    mean_of_proportions,
+    paired_difference,
+    wilson_interval,
+)
+
 OUTCOMES = ("memorized", "correlated", "misrepresented", "unassociated")
+TOP_KS = (1, 5)  # ranks at which accuracies are given
 SWEEP_FRACTIONS = np.linspace(0.1, 1.0, 100)
 _ROWS_AT_ONCE = 8192  # bounds the scratch memory to a few times 8192 x k integers
-_Z95 = 1.959963984540054
 
 
 @dataclass
@@ -109,7 +118,7 @@ def predict_from_scores(scores: np.ndarray, labels: np.ndarray | None = None) ->
     return Predictions(top, largest, vote_share)
 
 
-class _Falling:
+class _ConfidenceRanking:
     """Examples from the most confident to the least, equals all at once, so that no order decides among them.
 
     The most confident `size` examples are those of the `above` first places, and of the tied ones up to place `end` as
@@ -151,8 +160,8 @@ def accuracy_sweep(
     Of examples with the confidence of the last one, as many as fit in count with the mean of all of them.
     """
     sizes = (np.asarray(fractions) * len(predictions.confidence)).astype(np.int64)
-    hits = _Falling(predictions.confidence, sizes).hits(predictions.correct(labels, top_k))
-    return _share(hits, sizes)
+    hits = _ConfidenceRanking(predictions.confidence, sizes).hits(predictions.correct(labels, top_k))
+    return fraction_of(hits, sizes)
 
 
 @dataclass
@@ -162,55 +171,6 @@ class DirectedAttack:
     target: Predictions
     reference: Predictions
     labels: np.ndarray
-
-
-def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
-    """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); NaN for n = 0. Numbers or arrays."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p, z2 = np.true_divide(successes, n), _Z95**2
-        center = (p + z2 / (2 * np.float64(n))) / (1 + z2 / np.float64(n))
-        half = _Z95 * np.sqrt(p * (1 - p) / n + z2 / (4 * np.square(np.float64(n)))) / (1 + z2 / np.float64(n))
-    return np.maximum(0.0, center - half), np.minimum(1.0, center + half)
-
-
-def mean_of_proportions(hits: list[np.ndarray]) -> tuple[float, ...]:
-    """(mean, low, high) of the mean of independent proportions, given as a list of bool arrays.
-
-    The 95 % interval joins the Wilson intervals of the single proportions (MOVER; Newcombe 1998, Zou & Donner 2008).
-    """
-    hits, n = np.array([(h.sum(), len(h)) for h in hits]).T
-    return tuple(float(part) for part in _joined(_share(hits, n), *wilson_interval(hits, n), least=0))
-
-
-def difference(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
-    """Estimate of first - second, of two independent estimates {"value", "low", "high"} (MOVER, as above)."""
-    first, second = ([estimate[name] for name in ("value", "low", "high")] for estimate in (first, second))
-    return _estimate(*(float(part) for part in _paired(first, second, 0.0)))
-
-
-def _paired(first, second, correlation):
-    """(value, low, high) of first - second, each (value, low, high) of numbers or arrays.
-
-    MOVER for correlated estimates: Newcombe 1998 (Statistics in Medicine 17:2635), method 10, for any two intervals.
-    """
-
-    def arm(a, b):
-        return np.sqrt(np.maximum(0, a * a - 2 * correlation * a * b + b * b))
-
-    (first, first_low, first_high), (second, second_low, second_high) = first, second
-    value = first - second
-    return (
-        value,
-        value - arm(first - first_low, second_high - second),
-        value + arm(first_high - first, second - second_low),
-    )
-
-
-def _joined(values, lows, highs, least=-1):
-    """(mean, low, high) along the first axis: the root of the summed squared arms / number, within [least, 1]."""
-    mean = values.mean(axis=0)
-    down, up = (np.sqrt(np.square(arms).sum(axis=0)) / len(values) for arms in (values - lows, highs - values))
-    return mean, np.maximum(least, mean - down), np.minimum(1, mean + up)
 
 
 def summarize(attacks: list[DirectedAttack], top_k: int, pct_confidence: float = 100.0) -> dict:
@@ -224,8 +184,9 @@ def summarize(attacks: list[DirectedAttack], top_k: int, pct_confidence: float =
     have on average if the labels of those examples are permuted; "n": attacked examples of each set.
 
     95 % intervals without resampling: Wilson for proportions, and for the score, of a set, the paired MOVER of the two
-    accuracies (`_paired`). An interval is for the accuracy among the pct % of all such images that the model is most
-    confident of. Where these begin depends on the sample too; the intervals hold that to first order (`_Levels`).
+    accuracies (`paired_difference`). An interval is for the accuracy among the pct % of all such images that the
+    model is most confident of. Where these begin depends on the sample too; the intervals hold that to first order
+    (`_ConfidenceLevels`).
     """
     return summarize_levels(attacks, top_k, [pct_confidence])[0]
 
@@ -237,26 +198,28 @@ def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences:
         [model.correct(attack.labels, top_k) for model in (attack.target, attack.reference)] for attack in attacks
     ]
     shares = {
-        name: _estimate(*mean_of_proportions([outcomes_of(*correct) == code for correct in correct_of]))
+        name: as_estimate(*mean_of_proportions([outcomes_of(*correct) == code for correct in correct_of]))
         for code, name in enumerate(OUTCOMES)
     }
     found = {"target": [], "reference": [], "score": [], "chance": []}
     for attack, correct in zip(attacks, correct_of):
-        levels = [_Levels(m.confidence, r, fractions) for m, r in zip((attack.target, attack.reference), correct)]
+        levels = [
+            _ConfidenceLevels(m.confidence, r, fractions) for m, r in zip((attack.target, attack.reference), correct)
+        ]
         estimates = [one.accuracy() for one in levels]
         found["target"].append(estimates[0])
         found["reference"].append(estimates[1])
-        found["score"].append(_paired(*estimates, _correlation(*levels)))
+        found["score"].append(paired_difference(*estimates, _correlation(*levels)))
         found["chance"].append(levels[1].chance(attack.reference.top[:, :top_k], attack.labels))
     chance = np.mean(found.pop("chance"), axis=0)
     joined = {
-        name: _joined(*np.moveaxis(np.array(of_sets), 1, 0), least=-1 if name == "score" else 0)
+        name: mean_of_estimates(*np.moveaxis(np.array(of_sets), 1, 0), least=-1 if name == "score" else 0)
         for name, of_sets in found.items()
     }
     return [
         {
             "n": [len(attack.labels) for attack in attacks],
-            **{name: _estimate(*(float(part[level]) for part in parts)) for name, parts in joined.items()},
+            **{name: as_estimate(*(float(part[level]) for part in parts)) for name, parts in joined.items()},
             "chance": float(chance[level]),
             **shares,
         }
@@ -264,7 +227,7 @@ def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences:
     ]
 
 
-class _Levels:
+class _ConfidenceLevels:
     """One model on one attacked set, at several levels of confidence. confidence, correct: (n,). fractions: (levels,).
 
     edge: accuracy of the examples whose place by confidence is near that of the last chosen one. In another sample the
@@ -277,11 +240,11 @@ class _Levels:
         n = len(correct)
         self.correct, self.fractions = correct, fractions
         self.sizes = (fractions * n).astype(np.int64)
-        self.falling = _Falling(confidence, self.sizes)
+        self.falling = _ConfidenceRanking(confidence, self.sizes)
         self.hits = self.falling.hits(correct)
         reach = np.ceil(2 * np.sqrt(n * fractions * (1 - fractions))).astype(np.int64) + 1
         first, last = np.maximum(self.sizes - reach, 0), np.minimum(self.sizes + reach, n)
-        self.edge = _share(self.falling.hits(correct, last) - self.falling.hits(correct, first), last - first)
+        self.edge = fraction_of(self.falling.hits(correct, last) - self.falling.hits(correct, first), last - first)
 
     def accuracy(self):
         """(value, low, high), each float64 (levels,): Wilson intervals of as many examples as hold the same variance.
@@ -292,15 +255,15 @@ class _Levels:
         a (1 - a) from being 0 where all are correct.
         """
         sizes, part = self.sizes, self.falling.part
-        value = _share(self.hits, sizes)
+        value = fraction_of(self.hits, sizes)
         above, end = self.falling.above, self.falling.end
-        tied = _share(self.falling.hits(self.correct, end) - self.falling.hits(self.correct, above), end - above)
+        tied = fraction_of(self.falling.hits(self.correct, end) - self.falling.hits(self.correct, above), end - above)
 
         def variance(share):
             smoothed = (share * sizes + 0.5) / (sizes + 1)
             return smoothed * (1 - smoothed)
 
-        weight = _share(sizes - above, sizes)
+        weight = fraction_of(sizes - above, sizes)
         less = weight * (1 - part) * (variance(tied) + np.square(tied - self.edge))
         more = (1 - self.fractions) * np.square(value - self.edge)
         ratio = np.maximum(1 + (more - less) / variance(value), self.fractions)
@@ -319,11 +282,12 @@ class _Levels:
         known = classes[place] == guesses if len(classes) else np.zeros(guesses.shape, dtype=bool)
         guessed = of_classes(np.broadcast_to(self.falling.piece[:, None], guesses.shape)[known], place[known])
         true = of_classes(self.falling.piece, labels.reshape(-1))
-        return _share((guessed * true).sum(axis=1), np.square(self.sizes))
+        return fraction_of((guessed * true).sum(axis=1), np.square(self.sizes))
 
 
 def _correlation(first, second):
-    """Correlation over all examples of c (correct - e) of two models, as in `_Levels.accuracy`; float64 (levels,).
+    """Correlation over all examples of c (correct - e) of two models, as in `_ConfidenceLevels.accuracy`; float64
+    (levels,).
 
     Half an example of each of the four outcomes is added, chosen by both: without them it is 1 or -1 where one of the
     outcomes happens not to occur.
@@ -366,14 +330,16 @@ def summarize_votes(attacks: list[DirectedAttack]) -> dict | None:
         correlation = np.average(centered[0] * centered[1], weights=weights) / np.sqrt(spreads[0] * spreads[1])
         estimates = []
         for share, spread in zip(padded, spreads):
-            value, smoothed = _share(share[:n].sum(), n), np.average(share, weights=weights)
-            size = _share(n * smoothed * (1 - smoothed), spread)
+            value, smoothed = fraction_of(share[:n].sum(), n), np.average(share, weights=weights)
+            size = fraction_of(n * smoothed * (1 - smoothed), spread)
             estimates.append((value, *wilson_interval(value * size, size)))
         found["target"].append(estimates[0])
         found["reference"].append(estimates[1])
-        found["margin"].append(_paired(*estimates, correlation))
+        found["margin"].append(paired_difference(*estimates, correlation))
     return {
-        name: _estimate(*(float(part) for part in _joined(*np.array(of_sets).T, least=-1 if name == "margin" else 0)))
+        name: as_estimate(
+            *(float(part) for part in mean_of_estimates(*np.array(of_sets).T, least=-1 if name == "margin" else 0))
+        )
         for name, of_sets in found.items()
     }
 
@@ -393,12 +359,12 @@ def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: in
         models = [getattr(attack, name) for attack in attacks]
         correct.append(np.concatenate([m.correct(attack.labels, top_k) for m, attack in zip(models, attacks)]))
         hits = np.bincount(labels, correct[-1], minlength=num_classes)
-        estimates.append((_share(hits, n), *wilson_interval(hits, n)))
+        estimates.append((fraction_of(hits, n), *wilson_interval(hits, n)))
         confidence = np.concatenate([m.confidence for m in models])
-        table[f"{name}_confidence"] = _share(np.bincount(labels, confidence, minlength=num_classes), n)
+        table[f"{name}_confidence"] = fraction_of(np.bincount(labels, confidence, minlength=num_classes), n)
     guesses = np.concatenate([attack.reference.top[:, :top_k] for attack in attacks])
     guessed = np.bincount(guesses[(guesses >= 0) & (guesses < num_classes)], minlength=num_classes)
-    table["chance"] = np.where(n > 0, _share(guessed, len(labels)), np.nan)
+    table["chance"] = np.where(n > 0, fraction_of(guessed, len(labels)), np.nan)
     outcome = outcomes_of(*correct)
     memorized, correlated, misrepresented, unassociated = (
         np.bincount(labels, outcome == code, minlength=num_classes) + 0.5 for code in range(len(OUTCOMES))
@@ -406,7 +372,7 @@ def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: in
     of_target = (memorized + correlated) * (misrepresented + unassociated)
     of_reference = (correlated + misrepresented) * (memorized + unassociated)
     together = correlated * unassociated - memorized * misrepresented
-    score, low, high = _paired(*estimates, together / np.sqrt(of_target * of_reference))
+    score, low, high = paired_difference(*estimates, together / np.sqrt(of_target * of_reference))
     estimates.append((score, np.maximum(-1, low), np.minimum(1, high)))
     for name, parts in zip(("target", "reference", "score"), estimates):
         table[name] = dict(zip(("value", "low", "high"), parts))
@@ -432,13 +398,3 @@ def align_rows(first_idxs: np.ndarray, second_idxs: np.ndarray) -> tuple[np.ndar
     if not np.array_equal(np.asarray(first_idxs)[orders[0]], np.asarray(second_idxs)[orders[1]]):
         raise ValueError("the two models were not attacked with the same images")
     return orders[0], orders[1]
-
-
-def _estimate(value, low, high):
-    return {"value": value, "low": low, "high": high}
-
-
-def _share(part, whole):
-    """part / whole; NaN where the whole is 0."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(np.asarray(whole) > 0, np.true_divide(part, whole), np.nan)

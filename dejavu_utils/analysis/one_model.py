@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.results import figure_in_words
-from dejavu_utils.analysis.runs import t_quantile
+from dejavu_utils.analysis.intervals import t_quantile
+from dejavu_utils.analysis.tables import figure_in_words
 
 LEAST_SEEDS = 3  # from which a spread is taken
 
 
 @dataclass
-class Judged:
+class ClassifierComparison:
     """One set of images: the model's guesses, the classifiers' joint ones, and those of each classifier alone.
 
     attack: memorization.DirectedAttack. correct: bool (classifiers, n), top-1. shares: float64 (classifiers, n), the
@@ -32,7 +32,7 @@ class Judged:
     shares: np.ndarray
 
     @classmethod
-    def of(cls, target: mem.Predictions, logits: Sequence[np.ndarray], labels: np.ndarray) -> "Judged":
+    def of(cls, target: mem.Predictions, logits: Sequence[np.ndarray], labels: np.ndarray) -> "ClassifierComparison":
         """target: Predictions. logits: float (n, classes) of each classifier. labels: int (n,)."""
         alone = [mem.predict_from_scores(one, labels) for one in logits]
         joint = mem.predict_from_scores(log_mean_probabilities(logits), labels)
@@ -120,11 +120,14 @@ _READINGS = (
 
 
 def one_model_statistics(
-    seen: dict[str, Judged], unseen: dict[str, Judged] | None = None, half: dict[str, Judged] | None = None
+    seen: dict[str, ClassifierComparison],
+    unseen: dict[str, ClassifierComparison] | None = None,
+    half: dict[str, ClassifierComparison] | None = None,
 ) -> dict[str, dict]:
     """{"both", "A", "B"} -> figures of the test of one model, for results.json.
 
-    seen, unseen, half: {"A": Judged, "B": Judged}; unseen: of images that the model never saw, judged by the same
+    seen, unseen, half: {"A": ClassifierComparison, "B": ClassifierComparison}; unseen: of images that the model
+    never saw, judged by the same
     classifiers; half: the attacked images, judged by classifiers trained on half of the crops. Figures: "score",
     "delta", "score_minus_delta", "margin" (mean vote share of the true label - its probability), "margin_delta",
     "margin_minus_delta" and "rise" (reference accuracy with all crops - with half of them), {"value", "low", "high"}

@@ -14,8 +14,8 @@ import sys
 import numpy as np
 import torch
 
-from dejavu_utils.devices import ieee_fp32
 from dejavu_utils.errors import InputError
+from dejavu_utils.runtime.devices import ieee_fp32
 
 _MORE = 64  # candidates per block beyond k
 _QUERIES_AT_ONCE = 4096

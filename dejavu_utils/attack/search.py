@@ -1,4 +1,6 @@
-"""The nearest public images of many crops under several networks at once, each image read and decoded once.
+"""What an attack asks about the public set: the crops of the attacked sets, and whole public images for the ceiling.
+
+The nearest public images of many crops under several networks at once, each image read and decoded once.
 
 The images are cut into shards, which several processes share, and whose results are kept, so that a killed search can
 resume. Of crops and public images the smaller set's embeddings are held in memory, the other's are streamed past them.
@@ -6,59 +8,84 @@ What is found does not depend on the number of processes, nor on where a search 
 """
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from dejavu_utils.attack.neighbors import NeighborSearch, candidates_memory
-from dejavu_utils.data.images import EachTransform, IndexedImages, collate_readable, evaluation_transform
-from dejavu_utils.data.readers import batches
-from dejavu_utils.devices import autocast, to_device
-from dejavu_utils.distributed import from_first, rank, wait_for_all, world_size
+from dejavu_utils.crops import CropRule
+from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.errors import InputError
-from dejavu_utils.networks.inference import check_finite
+from dejavu_utils.networks.embedder import SHARD, ImageSet, array_key, count_images
+from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
 
-LOGITS = "logits"  # a layer's name
-_SHARD = 4096  # images at most; a killed process loses two
-_SHARDS = 64  # at least, if the batches allow it, so that many processes have work
+CEILING = "ceiling"  # the part of whole public images
+_CEILING_IMAGES = 5000  # of the public set, evenly spaced: enough for an interval of at most 0.03
 _BLOCK_IMAGES, _BLOCK_FLOATS = 131072, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
 _SAVING_SHARE = 1 / 20  # of the time may go into saving neighbors found so far
 
 
+class Queries:
+    """The images to embed and search, part after part: {"A": CroppedImages, "B": ..., CEILING: ...}.
+
+    shown: {network: names of the parts that it is shown}, of those that are not shown all. images: ImageSet of
+    all. own: int64 (n,), the query's place in the public set, -1 where it is not public: a public image is left out of
+    its own neighbors.
+    """
+
+    def __init__(self, parts, public, shown=None):
+        self.parts = parts
+        joined = {
+            name: np.concatenate([getattr(part, name) for part in parts.values()]) for name in ("indices", "crops")
+        }
+        part_of = np.repeat(np.array(list(parts)), list(map(len, parts.values())))
+        of_networks = {network: np.isin(part_of, names) for network, names in (shown or {}).items()}
+        self.images = ImageSet("crops", **joined, shown=of_networks)
+        order = np.argsort(public)
+        places = order[np.minimum(np.searchsorted(public, joined["indices"], sorter=order), len(public) - 1)]
+        self.own = np.where(public[places] == joined["indices"], places, -1)
+        self._bounds = np.cumsum([0, *map(len, parts.values())])
+
+    def among(self, name, rows):
+        """bool (m,): which of these rows of `images` belong to a part?"""
+        number = list(self.parts).index(name)
+        return (rows >= self._bounds[number]) & (rows < self._bounds[number + 1])
+
+    def neighbors(self, rows, positions, k):
+        """The k nearest public images of some rows, without themselves: places in the public set, int64 (m, <= k).
+
+        positions: int64 (m, p), what a search for as many as `k_with_self(k, ...)` found for them.
+        """
+        own = self.own[rows]
+        return without_itself(positions, own, k) if (own >= 0).any() else positions[:, :k]
+
+
+def k_with_self(k, public):
+    """How many neighbors a search must find so that k are left without the query itself; public: how many there are."""
+    return min(k + 1, public)
+
+
+def without_itself(positions, own, k):
+    """The first k neighbors of each query, without the query itself.
+
+    positions: int64 (n, m), places in the public set. own: int64 (n,), the query's place there, -1 where it is not
+    public. Returns int64 (n, min(k, m - 1)).
+    """
+    is_own = positions == own[:, None]
+    is_own[~is_own.any(axis=1), -1] = True  # who is not among the neighbors leaves out the last
+    return positions[~is_own].reshape(len(positions), -1)[:, :k]
+
+
+def ceiling_images(listing, public, skip_unreadable=False):
+    """Whole public images, evenly spaced over the public set, as CroppedImages."""
+    count = min(_CEILING_IMAGES, len(public))
+    chosen = public[np.linspace(0, len(public) - 1, count).round().astype(np.int64)]
+    whole = CropRule("corner", fraction=1.0)
+    return take_crops(listing, chosen, whole, skip_unreadable=skip_unreadable)
+
+
 @dataclass
-class ImageSet:
-    """Images to embed: a name for messages, their indices int64 (n,), and their crops int64 (n, 4) or None.
-
-    shown: {network: bool (n,), which of them it is shown}; networks that are not named are shown all."""
-
-    name: str
-    indices: np.ndarray
-    crops: np.ndarray = None
-    shown: dict = field(default_factory=dict)
-
-    def __len__(self):
-        return len(self.indices)
-
-
-@dataclass
-class Inference:
-    """How networks are run over images. resolution: side of their input, pixels; None: each one's own. batch_size:
-    images. num_workers: processes that read images. skip_unreadable: leave out images that cannot be read, instead of
-    an InputError that names the first."""
-
-    device: torch.device
-    precision: str = "fp32"
-    resolution: int | None = None
-    batch_size: int = 256
-    num_workers: int = 0
-    skip_unreadable: bool = False
-
-
-@dataclass
-class Found:
+class SearchResult:
     """What a search gives. rows: int64 (m,), the crops that could be read. arrays: {key: neighbors int64 (m, k),
     positions in the public set; or scores float32 (m, classes)}. unreadable: public images that could not be read."""
 
@@ -67,170 +94,14 @@ class Found:
     unreadable: int = 0
 
 
-class Embedder:
-    """Embeddings of image sets under several networks.
-
-    networks: {model: Network} in eval mode on the device. layers: {model: names of its layers}. where: {model: flag and
-    path of its checkpoint}, for errors. inference: Inference. Keys of embeddings are (model, layer). Each image is
-    decoded once, and shown to every network as that one's preprocessing says. Outputs of the layer LOGITS are class
-    scores: they are kept, and no neighbors are searched for them.
-    """
-
-    def __init__(self, networks, layers, listing, where, inference):
-        self.networks, self.layers, self.listing, self.where = networks, layers, listing, where
-        self.inference, self.device, self.batch_size = inference, inference.device, inference.batch_size
-        self.shown = {model: net.preprocessing.at(inference.resolution) for model, net in networks.items()}
-        self.kinds = list(dict.fromkeys(self.shown.values()))
-        self.transform = EachTransform(*(evaluation_transform(preprocessing=kind) for kind in self.kinds))
-        self.widths = {(model, layer): net.width(layer) for model, net in networks.items() for layer in layers[model]}
-        self.scores = [key for key in self.widths if key[1] == LOGITS]
-
-    def without_scores(self):
-        """The Embedder of the networks that public images are embedded with; itself if those are all of them."""
-        if not self.scores:
-            return self
-        layers = {model: [layer for layer in of_model if layer != LOGITS] for model, of_model in self.layers.items()}
-        searched = {model: net for model, net in self.networks.items() if layers[model]}
-        return Embedder(searched, layers, self.listing, self.where, self.inference)
-
-    def embed(self, images, chosen=None):
-        """{key: float32 (n, width) in NumPy}; InputError for values that are not finite.
-
-        images: a batch for each of `kinds`, float (n, 3, h, w). chosen: {network: bool (n,), rows that it is shown, and
-        has outputs for}; others are shown all, and one that is shown none is not in what is returned.
-        """
-        return self.embed_later(images, chosen)()
-
-    @torch.inference_mode()
-    def embed_later(self, images, chosen=None):
-        """A function that waits for what `embed` returns and returns it; a GPU is at work on it meanwhile."""
-        outputs = self.outputs(images, chosen)
-        # One copy for all of them, and for whether they are finite: a GPU is waited for once per batch.
-        finite = torch.stack([torch.isfinite(output).all() for output in outputs.values()])
-        on_host = to_host_later([finite.float(), *outputs.values()])
-
-        def found():
-            finite, *host = on_host()
-            for (model, layer), is_finite in zip(outputs, finite):
-                check_finite(is_finite, self.where[model], layer, self.inference.precision)
-            return dict(zip(outputs, host))
-
-        return found
-
-    def outputs(self, images, chosen=None):
-        """What `embed` gives, as tensors on the device, unchecked."""
-        chosen = {model: rows for model, rows in (chosen or {}).items() if not rows.all()}
-        batches = {kind: batch.to(self.device, non_blocking=True) for kind, batch in zip(self.kinds, images)}
-        outputs = {}
-        for model, network in self.networks.items():
-            batch = batches[self.shown[model]]
-            if model in chosen:
-                if not chosen[model].any():
-                    continue
-                rows = torch.from_numpy(np.flatnonzero(chosen[model]))
-                batch = batch.index_select(0, to_device(rows, self.device))
-            with autocast(self.device, self.inference.precision):
-                of_layers = network.embed_layers(batch, self.layers[model])
-            outputs |= {(model, layer): output.float() for layer, output in of_layers.items()}
-        return outputs
-
-    def search(self, key, queries, k):
-        """A NeighborSearch of embeddings of (model, layer), float32 (n, width)."""
-        model, layer = key
-        return NeighborSearch(queries, k, self.device, name=f"{self.where.get(model, model)}: its {layer} outputs")
-
-    def shards(self, images):
-        """An ImageSet cut into [(name, start, stop)], of whole batches but for the last."""
-        size = self.batch_size * max(1, min(_SHARD, len(images) // _SHARDS) // self.batch_size)
-        starts = range(0, len(images), size)
-        return [(f"{images.name}_{start // size:06d}", start, min(start + size, len(images))) for start in starts]
-
-    def embed_shards(self, images, shards, on_progress=lambda count: None):
-        """Yields (name, rows int64 (m,) of `images` that could be read, {key: float32 (m, width)}) of each shard.
-
-        images: ImageSet. shards: those of `shards(images)` that are wanted. on_progress: called with the number of
-        images done since the last call. Batches do not cross shards: a shard's embeddings depend on nothing else. What
-        a network was not shown is NaN.
-        """
-        positions = [
-            range(first, min(first + self.batch_size, stop))
-            for _, start, stop in shards
-            for first in range(start, stop, self.batch_size)
-        ]
-        dataset = IndexedImages(
-            self.listing, images.indices, self.transform, images.crops, self.inference.skip_unreadable
-        )
-        workers = self.inference.num_workers
-        loader = batches(dataset, positions, workers, self.device, collate_readable)
-        for name, start, stop in shards:
-            rows = np.empty(stop - start, np.int64)
-            arrays = {key: np.full((stop - start, width), np.nan, np.float32) for key, width in self.widths.items()}
-            filled, under_way = 0, []
-            for first in range(start, stop, self.batch_size):
-                batch, _, readable = next(loader)
-                end = filled + int(readable.sum())
-                if end > filled:
-                    rows[filled:end] = first + np.flatnonzero(readable.numpy())
-                    chosen = {model: of_all[rows[filled:end]] for model, of_all in images.shown.items()}
-                    under_way.append((slice(filled, end), chosen, self.embed_later(batch, chosen)))
-                filled = end
-                if len(under_way) > 1:  # the GPU has the next batch before this one is waited for
-                    _store(arrays, *under_way.pop(0))
-                on_progress(len(readable))
-            for of_batch in under_way:
-                _store(arrays, *of_batch)
-            yield name, rows[:filled], {key: array[:filled] for key, array in arrays.items()}
-
-    def embed_set(self, images, pieces, progress=lambda total: None):
-        """(rows int64 (m,) that could be read, {key: float32 (m, width)}) of a whole set, in its order.
-
-        pieces: Unfinished, which keeps the shards. progress: total -> context manager whose `update` is told of each
-        batch. All processes must call this; each embeds its share and gets the whole.
-        """
-        shards = self.shards(images)
-        there = set(from_first(pieces.names(f"{images.name}_")))
-        missing = [shard for shard in shards if shard[0] not in there][rank() :: world_size()]
-        with progress(_images(missing)) as bar:
-            self.keep(images, missing, pieces, bar.update)
-        wait_for_all()
-        rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in shards])
-        whole = {key: np.empty((len(rows), width), np.float32) for key, width in self.widths.items()}
-        filled = 0
-        for name, _, _ in shards:
-            piece = pieces.load(name)
-            end = filled + len(piece["rows"])
-            for key, array in whole.items():
-                array[filled:end] = piece[_word(key)]
-            filled = end
-        return rows, whole
-
-    def keep(self, images, shards, pieces, on_progress):
-        """Embeds shards and saves them among the pieces, each while the next is embedded."""
-        with ThreadPoolExecutor(1) as thread:
-            saving = None
-            for name, rows, embedded in self.embed_shards(images, shards, on_progress):
-                if saving:
-                    saving.result()
-                arrays = {_word(key): array for key, array in embedded.items()}
-                saving = thread.submit(pieces.save, name, rows=rows, **arrays)
-            if saving:
-                saving.result()
-
-
-def _store(arrays, rows, chosen, embedded):
-    """Puts into {key: array} the rows of a batch. chosen, embedded: what Embedder.embed_later took and returned."""
-    for key, values in embedded().items():
-        arrays[key][rows][chosen.get(key[0], slice(None))] = values
-
-
 def nearest_public(embedder, crops, public, k, pieces, progress=lambda total: None):
     """The k public images nearest to every crop, under every network and layer; of logits the scores themselves.
 
-    crops, public: ImageSet. pieces: Unfinished. All processes must call this; the first gets what was Found, the others
-    None. InputError if fewer than k public images could be read.
+    crops, public: ImageSet. pieces: ShardStore. All processes must call this; the first gets what was SearchResult,
+    the others None. InputError if fewer than k public images could be read.
     """
     if len(embedder.scores) == len(embedder.widths):
-        return Found(*embedder.embed_set(crops, pieces, progress))
+        return SearchResult(*embedder.embed_set(crops, pieces, progress))
     search = _past_crops if holds_crops(len(crops), len(public)) else _past_public
     return search(embedder, crops, public, k, pieces, progress)
 
@@ -249,10 +120,10 @@ def predicted_memory(embedder, crops, public, k):
     held, streamed = sorted((crops, public)) if public else (crops, 0)  # logits need no public images
     block = max(min(block_rows(width), streamed) * width for width in widths)
     # A block is read and joined, then moved in a copy; of every layer a shard is saved, and one embedded or read.
-    shard = 2 * min(max(_SHARD, embedder.batch_size), streamed) * sum(widths)
+    shard = 2 * min(max(SHARD, embedder.batch_size), streamed) * sum(widths)
     # The best of all layers; and for one, those after a block.
-    found = 0 if not public else crops if holds_crops(crops, public) else min(crops, _SHARD)
-    waiting = min(streamed, world_size() * (_BLOCK_IMAGES + _SHARD))
+    found = 0 if not public else crops if holds_crops(crops, public) else min(crops, SHARD)
+    waiting = min(streamed, world_size() * (_BLOCK_IMAGES + SHARD))
     return {
         "held": held * sum(widths) * 4,
         "streamed": (2 * block + shard) * 4,
@@ -272,13 +143,19 @@ def memory_in_words(needed):
     )
 
 
+def _search_for(embedder, key, queries, k):
+    """A NeighborSearch for embeddings of (model, layer), float32 (n, width)."""
+    model, layer = key
+    return NeighborSearch(queries, k, embedder.device, name=f"{embedder.where.get(model, model)}: its {layer} outputs")
+
+
 def _past_crops(embedder, crops, public, k, pieces, progress):
     """The crops' embeddings are held, the public images' pass by in blocks of shards, each process's own."""
     crop_rows, held = embedder.embed_set(crops, pieces, progress)
     if not len(crop_rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
     scores = {key: held.pop(key) for key in embedder.scores}
-    searches = {key: embedder.search(key, array, k) for key, array in held.items()}
+    searches = {key: _search_for(embedder, key, array, k) for key, array in held.items()}
     embedder = embedder.without_scores()
     shards, own = embedder.shards(public), f"best_{rank():06d}"
     earlier = pieces.names("best_") if rank() == 0 else []
@@ -290,15 +167,15 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
     blocks = [shards[start : start + size] for start in range(0, len(shards), size)][rank() :: world_size()]
     blocks = [[shard for shard in block if shard[0] not in done] for block in blocks]
     saved, saving = time.monotonic(), 0.0
-    with progress(sum(map(_images, blocks))) as bar:
+    with progress(sum(map(count_images, blocks))) as bar:
         for block in filter(None, blocks):
             there = set(pieces.names(f"{public.name}_"))
-            bar.update(_images([shard for shard in block if shard[0] in there]))
+            bar.update(count_images([shard for shard in block if shard[0] in there]))
             embedder.keep(public, [shard for shard in block if shard[0] not in there], pieces, bar.update)
             rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in block])
-            unreadable += _images(block) - len(rows)
+            unreadable += count_images(block) - len(rows)
             for key, search in searches.items():
-                parts = [pieces.load(name, _word(key))[_word(key)] for name, _, _ in block]
+                parts = [pieces.load(name, array_key(key))[array_key(key)] for name, _, _ in block]
                 search.add(np.concatenate(parts), rows)
             finished += [name for name, _, _ in block]
             if time.monotonic() - saved > saving / _SAVING_SHARE:
@@ -313,7 +190,7 @@ def _past_crops(embedder, crops, public, k, pieces, progress):
     if sorted(finished) != [name for name, _, _ in shards]:
         raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and rerun the attack")
     neighbors = {key: _result(search, len(public) - unreadable) for key, search in searches.items()}
-    return Found(crop_rows, {**neighbors, **scores}, unreadable)
+    return SearchResult(crop_rows, {**neighbors, **scores}, unreadable)
 
 
 def _past_public(embedder, crops, public, k, pieces, progress):
@@ -324,17 +201,17 @@ def _past_public(embedder, crops, public, k, pieces, progress):
     shards = embedder.shards(crops)
     there = set(from_first(pieces.names("found_")))
     todo = [shard for shard in shards if f"found_{shard[0]}" not in there][rank() :: world_size()]
-    with progress(_images(todo)) as bar:
+    with progress(count_images(todo)) as bar:
         for name, rows, embedded in embedder.embed_shards(crops, todo, bar.update):
             found = {key: np.empty((0, k), np.int64) for key in held}  # where no crop of the shard could be read
             found |= {key: embedded[key] for key in embedder.scores}
             if len(rows):
                 for key, public_embeddings in held.items():
-                    search, step = embedder.search(key, embedded[key], k), block_rows(embedder.widths[key])
+                    search, step = _search_for(embedder, key, embedded[key], k), block_rows(embedder.widths[key])
                     for start in range(0, len(public_rows), step):
                         search.add(public_embeddings[start : start + step], public_rows[start : start + step])
                     found[key] = search.result()
-            pieces.save(f"found_{name}", rows=rows, **{_word(key): array for key, array in found.items()})
+            pieces.save(f"found_{name}", rows=rows, **{array_key(key): array for key, array in found.items()})
     wait_for_all()
     if rank():
         return None
@@ -342,8 +219,8 @@ def _past_public(embedder, crops, public, k, pieces, progress):
     rows = np.concatenate([piece["rows"] for piece in found])
     if not len(rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
-    arrays = {key: np.concatenate([piece[_word(key)] for piece in found]) for key in embedder.widths}
-    return Found(rows, arrays, len(public) - len(public_rows))
+    arrays = {key: np.concatenate([piece[array_key(key)] for piece in found]) for key in embedder.widths}
+    return SearchResult(rows, arrays, len(public) - len(public_rows))
 
 
 def block_rows(width):
@@ -351,20 +228,12 @@ def block_rows(width):
     return max(1, min(_BLOCK_IMAGES, _BLOCK_FLOATS // width))
 
 
-def _images(shards):
-    return sum(stop - start for _, start, stop in shards)
-
-
-def _word(key):
-    return "|".join(key)
-
-
 def _save_best(pieces, name, searches, shards, unreadable):
     """Saves the neighbors found so far, then removes the embeddings that they stand for; (when, how long it took)."""
     started = time.monotonic()
     arrays = {"shards": np.array(shards, str), "unreadable": np.array(unreadable)}
     for key, search in searches.items():
-        arrays[f"{_word(key)}|distances"], arrays[f"{_word(key)}|positions"] = search.best
+        arrays[f"{array_key(key)}|distances"], arrays[f"{array_key(key)}|positions"] = search.best
     pieces.save(name, **arrays)
     for shard in shards:
         pieces.drop(shard)
@@ -374,7 +243,7 @@ def _save_best(pieces, name, searches, shards, unreadable):
 def _merge(searches, piece):
     """Joins what `_save_best` has saved; its (shards, unreadable)."""
     for key, search in searches.items():
-        search.merge(piece[f"{_word(key)}|distances"], piece[f"{_word(key)}|positions"])
+        search.merge(piece[f"{array_key(key)}|distances"], piece[f"{array_key(key)}|positions"])
     return piece["shards"].tolist(), int(piece["unreadable"])
 
 
@@ -386,25 +255,3 @@ def _result(search, readable):
 
 def _too_few(k, readable):
     raise InputError(f"--k {k}: only {readable} images of the public set could be read")
-
-
-def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
-    """Tensors of one device and type as NumPy arrays. From a GPU they come in one copy into page-locked memory."""
-    return to_host_later(tensors)()
-
-
-def to_host_later(tensors: list[torch.Tensor]) -> Callable[[], list[np.ndarray]]:
-    """A function that waits for the copies that `to_host` returns, and returns them."""
-    if tensors[0].device.type != "cuda":
-        return lambda: [tensor.cpu().numpy() for tensor in tensors]
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-    shapes = [tensor.shape for tensor in tensors]
-
-    def copies():
-        done.synchronize()
-        return [part.view(shape).numpy() for part, shape in zip(host.split([s.numel() for s in shapes]), shapes)]
-
-    return copies

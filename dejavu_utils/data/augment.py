@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dejavu_utils.devices import to_device
 from dejavu_utils.imagenet import MEAN, STD
+from dejavu_utils.runtime.devices import to_device
 
 _CROP_TRIES = 10
 _ORDERS = np.array(list(itertools.permutations(range(4))))
@@ -198,7 +198,7 @@ def normalize(images, out=None):
     return _normalize(x, x if out is None else out)
 
 
-def shown_to(images, preprocessing):
+def renormalize(images, preprocessing):
     """What `apply` gives, normalized with the mean and deviation of an imagenet.Preprocessing instead of ImageNet's."""
     if (preprocessing.mean, preprocessing.std) == (MEAN, STD):
         return images

@@ -26,16 +26,8 @@ from dejavu_utils.models import (
     timm_width,
 )
 from dejavu_utils.networks.backbones import arch_of_shapes
-from dejavu_utils.networks.files import read_weights
-from dejavu_utils.networks.public_checkpoints import (
-    BESIDE,
-    LAYOUTS,
-    describe,
-    layout_of,
-    network_of_layout,
-    prefix_of,
-    weights_in,
-)
+from dejavu_utils.networks.layouts import BESIDE, LAYOUTS, describe, layout_of, network_of_layout, prefix_of, weights_in
+from dejavu_utils.networks.safe_load import read_weights
 
 COLLECTIONS = ("timm", "torchvision")
 ARCH_HELP = (

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dejavu_utils.devices import to_device
+from dejavu_utils.runtime.devices import to_device
 
 PIXEL_RANGE = (0.0, 1.0)  # of the training images, as published; stored with every model
 NOISE_SCHEDULES = ("linear", "cosine")

@@ -14,19 +14,21 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dejavu_utils.analysis.class_names import read_class_names
-from dejavu_utils.analysis.points import attack_path
-from dejavu_utils.analysis.results import class_table, example_table, load_array, read_attack
-from dejavu_utils.attack.boxes import Annotations, CropRule, take_crops
+from dejavu_utils.analysis.attack_files import load_array, read_attack
+from dejavu_utils.analysis.tables import class_table, example_table
 from dejavu_utils.checkpoint import load_checkpoint
 from dejavu_utils.cli import existing_folder
-from dejavu_utils.data.images import IndexedImages, evaluation_transform
-from dejavu_utils.devices import choose_device
+from dejavu_utils.crops import CropRule
+from dejavu_utils.data.annotations import Annotations
+from dejavu_utils.data.background_crops import take_crops
+from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
 from dejavu_utils.errors import InputError, one_line
-from dejavu_utils.imagenet import list_images
+from dejavu_utils.imagenet import list_images, read_class_names
+from dejavu_utils.naming import attack_path
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.reconstruction.diffusion import PIXEL_RANGE, Diffusion
 from dejavu_utils.reconstruction.unets import build_unet, choose_backend
+from dejavu_utils.runtime.devices import choose_device
 
 NEIGHBORS, SAMPLES = 5, 4  # published
 _AT_ONCE = 64  # images that are embedded or sampled together

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from dejavu_utils.distributed import sum_over_processes, world_size
 from dejavu_utils.errors import InputError
+from dejavu_utils.runtime.distributed import sum_over_processes, world_size
 
 
 class _Sum(torch.autograd.Function):

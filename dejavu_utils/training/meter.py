@@ -1,8 +1,11 @@
-"""Losses and probe accuracies of an epoch, over all processes."""
+"""Losses and probe accuracies of an epoch, over all processes.
+
+What only training needs of a network: can one of this name be built, and the linear probes on its layers."""
 
 import torch
+from torch import nn
 
-from dejavu_utils.distributed import sum_over_processes, world_size
+from dejavu_utils.runtime.distributed import sum_over_processes, world_size
 
 
 class Meter:
@@ -57,3 +60,18 @@ class Meter:
 
     def load_state_dict(self, state, device):
         vars(self).update({name: v.to(device) if torch.is_tensor(v) else v for name, v in state.items()})
+
+
+class Probes(nn.Module):
+    """One linear classifier on each of several layers' outputs. widths: list of int."""
+
+    def __init__(self, widths, num_classes):
+        super().__init__()
+        self.probes = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
+
+    def forward(self, outputs):
+        """list of float (n, width) -> list of float32 (n, num_classes); no gradient reaches the outputs.
+
+        In float32 whatever precision the network runs in: in bf16 two classes often tie.
+        """
+        return [probe(output.detach().float()) for probe, output in zip(self.probes, outputs)]

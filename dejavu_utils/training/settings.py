@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 
+import torch
+
 from dejavu_utils.cli import existing_file, expanded, zero_or_one
-from dejavu_utils.devices import PRECISIONS
-from dejavu_utils.errors import InputError
-from dejavu_utils.models import LOSSES, mlp_widths
+from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.models import LOSSES, backbone_named, mlp_widths
+from dejavu_utils.runtime.devices import PRECISIONS
+from dejavu_utils.training.config import Sections, setting
 from dejavu_utils.training.methods import METHODS
-from dejavu_utils.training.networks import check_arch
-from dejavu_utils.training.sections import Sections, setting
 
 
 @dataclass
@@ -232,3 +233,21 @@ def first_difference(before, now):
         if earlier[key] != value and not key.startswith(MAY_DIFFER):
             return key, earlier[key], value
     return None
+
+
+@torch.no_grad()
+def check_arch(arch, sides):
+    """InputError unless a backbone of this name can be built, and takes square images of these sides (pixels)."""
+    with torch.device("meta"):  # shapes only
+        try:
+            net = backbone_named(arch, False)[0].eval()
+        except IndexError:
+            raise InputError(
+                f"model.arch {arch}: has no linear classifier to take off, and cannot be a backbone"
+            ) from None
+        for side in sorted(set(sides)):
+            try:
+                net(torch.empty(1, 3, side, side))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                reason = one_line(error, 150)
+                raise InputError(f"model.arch {arch}: does not take images of {side} pixels ({reason})") from None

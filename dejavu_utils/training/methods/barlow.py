@@ -2,8 +2,8 @@
 
 import torch
 
+from dejavu_utils.runtime.distributed import gather
 from dejavu_utils.training import losses
-from dejavu_utils.training.collectives import gather
 from dejavu_utils.training.methods.method import Method
 
 

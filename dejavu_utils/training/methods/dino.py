@@ -2,7 +2,7 @@
 
 import torch
 
-from dejavu_utils.distributed import sum_over_processes, world_size
+from dejavu_utils.runtime.distributed import sum_over_processes, world_size
 from dejavu_utils.training import losses
 from dejavu_utils.training.methods.method import WithTeacher, small_view, two_views
 from dejavu_utils.training.optim import teacher_temperature

@@ -1,9 +1,8 @@
 """MoCo v3 (Chen et al. 2021, arXiv 2104.02057)."""
 
-from dejavu_utils.distributed import rank
 from dejavu_utils.errors import InputError
+from dejavu_utils.runtime.distributed import gather, rank
 from dejavu_utils.training import losses
-from dejavu_utils.training.collectives import gather
 from dejavu_utils.training.methods.method import WithTeacher
 
 

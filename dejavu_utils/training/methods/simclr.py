@@ -1,7 +1,7 @@
 """SimCLR (Chen et al. 2020, arXiv 2002.05709)."""
 
+from dejavu_utils.runtime.distributed import gather
 from dejavu_utils.training import losses
-from dejavu_utils.training.collectives import gather
 from dejavu_utils.training.methods.method import Method
 
 

@@ -1,7 +1,7 @@
 """VICReg (Bardes et al. 2022, arXiv 2105.04906)."""
 
+from dejavu_utils.runtime.distributed import gather
 from dejavu_utils.training import losses
-from dejavu_utils.training.collectives import gather
 from dejavu_utils.training.methods.method import Method
 
 

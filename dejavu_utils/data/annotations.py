@@ -1,0 +1,207 @@
+"""Bounding boxes of images (Pascal-VOC XML), and whether they are in the frame of the image's pixels."""
+
+import math
+import os
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+from dejavu_utils.crops import DEFAULT_CROP_RULE, CropRule
+from dejavu_utils.errors import InputError
+from dejavu_utils.imagenet import image_frame
+
+_LARGEST_XML = 2**20  # bytes; an annotation has some hundred
+_FRACTIONS = 2  # no coordinate above it: fractions of the sides, some a little beyond 1
+_LEVELS = ("Annotation", "Annotations", "ILSVRC", "CLS-LOC", "train")  # folders between the one given and the classes
+# Why an image is not attacked; the keys of counts in results.json.
+NO_XML, TWO_XML, SHARED_NAME = "no XML", "two XML of its name", "another image of its name"
+UNREADABLE_XML, NO_OBJECT, REVERSED = "unreadable XML", "no object in the XML", "reversed box"
+OTHER_SIZE, NO_SIZE = "size in the XML is not the image's", "no size in the XML to scale by"
+TURNED = "turned by EXIF, and the boxes may be upright"
+NO_AREA, OUTSIDE = "boxes without area", "box outside the image"
+WHOLE, TOO_SMALL = "crop is the whole image", "no crop larger than min_px"
+
+
+class Unusable(Exception):
+    """Why an image's boxes cannot be used: one of REASONS."""
+
+
+class Annotations:
+    """The box files of a listing's images, CLASS/ID.xml below `root`; each folder is read once.
+
+    An image has one of its name alone: not where another image of its class has the same stem (two extensions, or
+    another folder), nor where there are two, ID.xml and ID.XML. Hidden files do not count.
+    bbox_dir: see `boxes_root`, which finds root there. flag: what to call bbox_dir in an error.
+    """
+
+    def __init__(self, bbox_dir, listing, flag="the folder of boxes"):
+        self.root, self.listing = boxes_root(bbox_dir, listing, flag), listing
+        self._classes = {}
+
+    def of_class(self, label):
+        """({stem: names of its XML files}, {stem: number of its images}) of a class, without hidden ones."""
+        if label not in self._classes:
+            self._classes[label] = _xml_names(self.root, self.listing, label), _image_stems(self.listing, label)
+        return self._classes[label]
+
+    def folders_below(self, label):
+        """Names of the folders within a class's folder of XML: an XML there is no image's."""
+        folder = self.root / self.listing.classes[label]
+        with os.scandir(folder) if folder.is_dir() else nullcontext(()) as entries:
+            return sorted(f"{folder.name}/{entry.name}" for entry in entries if entry.is_dir())
+
+    def path(self, index):
+        """The image's XML; raises Unusable where there is none, or not one that is the image's alone."""
+        label, stem = int(self.listing.labels[index]), self.listing.stem(index)
+        names, images = self.of_class(label)
+        if stem not in names or self.listing.is_hidden(index):
+            raise Unusable(NO_XML)
+        if len(names[stem]) > 1:
+            raise Unusable(TWO_XML)
+        if images[stem] > 1:
+            raise Unusable(SHARED_NAME)
+        return self.root / self.listing.classes[label] / names[stem][0]
+
+    def boxes(self, index, rule=DEFAULT_CROP_RULE):
+        """(boxes, size): the image's boxes as int (xmin, ymin, xmax, ymax), scaled and grown by the rule, its size.
+
+        Both in pixels of the image as decoded. Raises Unusable with the reason where nothing says that the boxes are in
+        the frame of the image's pixels, or where they do not say where the object is; InputError for an image that
+        cannot be read.
+        """
+        try:
+            boxes, stated = read_annotation(self.path(index))
+        except FileNotFoundError:
+            raise Unusable(NO_XML) from None
+        except ValueError:
+            raise Unusable(UNREADABLE_XML) from None
+        if not boxes:
+            raise Unusable(NO_OBJECT)
+        if any(xmax < xmin or ymax < ymin for xmin, ymin, xmax, ymax in boxes):
+            raise Unusable(REVERSED)
+        if max(map(max, boxes)) <= _FRACTIONS:
+            raise Unusable(NO_AREA)
+        size, orientation = image_frame(self.listing.path(index))
+        boxes = _in_pixels(boxes, stated, size, orientation, rule.scale)
+        _check_areas(boxes, size)
+        return [_grown(box, size, rule.margin) for box in boxes], size
+
+
+def boxes_root(bbox_dir, listing, flag="the folder of boxes"):
+    """The folder of CLASS/ID.xml at or below bbox_dir, whichever level of a known layout is given.
+
+    BBOX_DIR/Annotation, BBOX_DIR itself (image-net.org's archive), Kaggle's ILSVRC/Annotations/CLS-LOC/train; the first
+    in which an XML belongs to an image. InputError, with one name of each side, if there is none.
+    """
+    if not bbox_dir or not Path(bbox_dir).is_dir():
+        raise InputError(f"{flag} {bbox_dir or ''}: no such folder")
+    levels, an_xml, a_folder = [[Path(bbox_dir)]], None, None
+    for _ in range(4):
+        levels.append([f / name for f in levels[-1] for name in _LEVELS if (f / name).is_dir()])
+    candidates = [folder for level in levels for folder in level]
+    candidates.sort(key=lambda folder: folder != Path(bbox_dir) / _LEVELS[0])  # the documented one first
+    for folder in candidates:
+        for label, name in enumerate(listing.classes):
+            names = _xml_names(folder, listing, label)
+            if names and not _image_stems(listing, label).keys().isdisjoint(names):
+                return folder
+            an_xml = an_xml or (folder / name / min(names.values())[0] if names else None)
+    if an_xml is None:
+        a_folder = min((entry.path for entry in os.scandir(candidates[-1]) if entry.is_dir()), default=None)
+    there = f"an XML is {an_xml}" if an_xml else f"a folder there is {a_folder}" if a_folder else "it has no folders"
+    raise InputError(
+        f"{flag} {bbox_dir}: no XML there belongs to an image: an image is {listing.path(0)}, so its boxes would be in "
+        f"Annotation/{listing.classes[0]}/{listing.stem(0)}.xml or {listing.classes[0]}/{listing.stem(0)}.xml below "
+        f"it, but {there}; give the folder whose subfolders are the classes, or rename them"
+    )
+
+
+def _xml_names(root, listing, label):
+    """{stem: names of its XML files} of a class."""
+    names, folder = {}, os.path.join(root, listing.classes[label])
+    if os.path.isdir(folder):
+        for name in sorted(os.listdir(folder)):
+            if name.lower().endswith(".xml") and not name.startswith("."):
+                names.setdefault(name[:-4], []).append(name)
+    return names
+
+
+def _image_stems(listing, label):
+    return Counter(listing.stem(index) for index in listing.members(label) if not listing.is_hidden(index))
+
+
+def read_annotation(path):
+    """(boxes, size) of a Pascal-VOC XML: lists of finite float (xmin, ymin, xmax, ymax), and the <size> in pixels.
+
+    boxes is empty where no object is marked; size is (width, height), or None where the XML states none.
+    ValueError for a file that is not such an XML, or one with a document type or entities (those can be made to fill
+    the memory; annotations have none).
+    """
+    with open(path, "rb") as handle:
+        data = handle.read(_LARGEST_XML + 1)
+    if len(data) > _LARGEST_XML:
+        raise ValueError(f"is larger than {_LARGEST_XML} bytes")
+    guard = expat.ParserCreate()
+    guard.StartDoctypeDeclHandler = _refuse_document_type
+    try:
+        guard.Parse(data, True)
+        root = ElementTree.fromstring(data)
+        boxes = [_numbers(box, "xmin", "ymin", "xmax", "ymax") for box in root.iterfind("./object/bndbox")]
+        size = root.find("./size")
+        return boxes, None if size is None else _numbers(size, "width", "height")
+    except (ElementTree.ParseError, expat.ExpatError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
+
+
+def _refuse_document_type(*_):
+    raise ValueError("it has a document type")
+
+
+def _numbers(element, *names):
+    numbers = tuple(float(element.findtext(name)) for name in names)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{numbers} are not all numbers")
+    return numbers
+
+
+def _in_pixels(boxes, stated, size, orientation, scale):
+    """Boxes of an XML that states a size -> int boxes in the image's pixels, or Unusable.
+
+    A turned image's boxes may be those of the image as it is shown. Where turning changes the sides, the stated size
+    tells; else nothing does.
+    """
+    if orientation != 1 and (orientation < 5 or stated != size or size[0] == size[1]):
+        raise Unusable(TURNED)
+    if stated is None and scale:
+        raise Unusable(NO_SIZE)
+    if stated is None or stated == size:
+        return [tuple(map(int, box)) for box in boxes]
+    if not scale or min(stated) <= 0 or (stated[0] - stated[1]) * (size[0] - size[1]) < 0:  # landscape, not portrait
+        raise Unusable(OTHER_SIZE)
+    x, y = (own / other for own, other in zip(size, stated))
+    return [(math.floor(a * x), math.floor(b * y), math.ceil(c * x), math.ceil(d * y)) for a, b, c, d in boxes]
+
+
+def _check_areas(boxes, size):
+    """Unusable where boxes cannot say where the object is: none has an area, or most of one is outside."""
+    areas = [(xmax - xmin) * (ymax - ymin) for xmin, ymin, xmax, ymax in boxes]
+    if not any(areas):
+        raise Unusable(NO_AREA)
+    for (xmin, ymin, xmax, ymax), area in zip(boxes, areas):
+        inside = max(0, min(xmax, size[0]) - max(xmin, 0)) * max(0, min(ymax, size[1]) - max(ymin, 0))
+        if 2 * inside < area:
+            raise Unusable(OUTSIDE)
+
+
+def _grown(box, size, margin):
+    """The box grown on every side, not beyond the image; what is beyond it already stays."""
+    if not margin:
+        return box
+    xmin, ymin, xmax, ymax = box
+    x, y = (margin * (xmax - xmin), margin * (ymax - ymin)) if margin < 1 else (margin, margin)
+    return (
+        *(min(low, max(0, math.floor(low - by))) for low, by in ((xmin, x), (ymin, y))),
+        *(max(high, min(side, math.ceil(high + by))) for high, by, side in ((xmax, x, size[0]), (ymax, y, size[1]))),
+    )

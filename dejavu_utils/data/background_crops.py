@@ -1,0 +1,226 @@
+"""The crops that the attack takes from images, and the file that keeps them for other attacks."""
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from dejavu_utils.crops import DEFAULT_CROP_RULE, CropRule, background_crop, corner_crop
+from dejavu_utils.data.annotations import (
+    NO_AREA,
+    NO_OBJECT,
+    NO_SIZE,
+    NO_XML,
+    OTHER_SIZE,
+    OUTSIDE,
+    REVERSED,
+    SHARED_NAME,
+    TOO_SMALL,
+    TURNED,
+    TWO_XML,
+    UNREADABLE_XML,
+    WHOLE,
+    Unusable,
+)
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import complete_file
+from dejavu_utils.imagenet import UNREADABLE, image_size
+
+_LOOKED_AT, _FEW = 256, 10  # images whose boxes are compared with their pixels; fewer than _FEW show nothing
+REASONS = (
+    TOO_SMALL,
+    NO_XML,
+    UNREADABLE_XML,
+    NO_OBJECT,
+    REVERSED,
+    TWO_XML,
+    SHARED_NAME,
+    OTHER_SIZE,
+    NO_SIZE,
+    TURNED,
+    NO_AREA,
+    OUTSIDE,
+    WHOLE,
+)
+
+
+@dataclass
+class CroppedImages:
+    """Images and the crop of each. indices: int64 (n,), ImageFolder positions. crops: int64 (n, 4), xmin, ymin, xmax,
+    ymax in pixels. counts: {"images", "attacked", and how many were skipped for what}."""
+
+    indices: np.ndarray
+    crops: np.ndarray
+    counts: dict
+
+    def __len__(self):
+        return len(self.indices)
+
+
+def frame_warnings(annotations, sets, rule, where):
+    """Warnings (list of str) that boxes and pixels may not fit together, of which one image alone shows nothing.
+
+    Looks at up to 256 images, evenly spread. annotations: of their listing, or None. sets: {set: int64 (n,) image
+    indices}. where: flag and folder of the boxes, for the text.
+    """
+    indices = [] if annotations is None else np.concatenate(list(sets.values()))
+    looked, beyond, furthest, sides = 0, 0, 0, []
+    for index in indices[:: max(1, math.ceil(len(indices) / _LOOKED_AT))]:
+        try:
+            boxes, size = annotations.boxes(index, replace(rule, margin=0))
+        except InputError:  # whoever reads the image says so
+            continue
+        except Unusable as reason:
+            looked, beyond = looked + (str(reason) == OUTSIDE), beyond + (str(reason) == OUTSIDE)
+            continue
+        right, bottom = (max(box[end] for box in boxes) for end in (2, 3))
+        looked, furthest = looked + 1, max(furthest, right, bottom)
+        beyond += right > 1.02 * size[0] + 2 or bottom > 1.02 * size[1] + 2
+        sides.append(max(size))
+    if looked < _FEW:
+        return []
+    if 10 * beyond >= looked:
+        return [
+            f"{where}: boxes reach beyond the image in {beyond} of {looked} images that were looked at: are they per "
+            "cent, or of other images? Crops may show the object"
+        ]
+    if furthest <= 100 and np.median(sides) > 200:
+        return [
+            f"{where}: {looked} images that were looked at are {np.median(sides):.0f} pixels long, and no box ends "
+            "beyond 100: are they per cent? Crops may show the object"
+        ]
+    return []
+
+
+def file_fingerprint(listing, indices, annotations=None):
+    """SHA-256 of the paths of images, and of sizes and times of their files and, with annotations, of their XML."""
+
+    def state(path):
+        try:
+            stat = os.stat(path)
+            return f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:
+            return "absent"
+
+    def xml_state(index):
+        try:
+            return state(annotations.path(index))
+        except Unusable as reason:
+            return str(reason)
+
+    def line(index):
+        xml = xml_state(index) if annotations else ""
+        return f"{index} {listing.paths[index]} {state(listing.path(index))} {xml}\n"
+
+    found = hashlib.sha256()
+    with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
+        for text in pool.map(line, indices):
+            found.update(text.encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+def take_crops(
+    listing, indices, rule=DEFAULT_CROP_RULE, annotations=None, on_progress=lambda count: None, skip_unreadable=False
+):
+    """The crops of the images at `indices` that have one, by a CropRule.
+
+    Background crops (dejavu_utils.crops) need the listing's Annotations; corners are taken of every image, and no XML
+    is read. Sizes come from the images' headers. on_progress: called with the number of images done since the last
+    call. skip_unreadable: count images that cannot be read instead of raising an InputError. Returns the CroppedImages
+    that have a crop.
+    """
+
+    def crop_of(index):
+        try:
+            if rule.name == "corner":
+                return corner_crop(*image_size(listing.path(index)), rule.fraction)
+            return _background_crop(index, rule, annotations)
+        except Unusable as reason:
+            return str(reason)
+        except InputError:
+            if skip_unreadable:
+                return UNREADABLE
+            raise
+
+    reasons = () if rule.name == "corner" else REASONS
+    counts = dict.fromkeys(("images", "attacked", *reasons, UNREADABLE), 0)
+    kept, crops = [], []
+    with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
+        for index, found in zip(indices, pool.map(crop_of, indices)):
+            counts["images"] += 1
+            if isinstance(found, str):
+                counts[found] += 1
+            else:
+                kept.append(index)
+                crops.append(found)
+            on_progress(1)
+    counts["attacked"] = len(kept)
+    return CroppedImages(np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts)
+
+
+def _background_crop(index, rule, annotations):
+    boxes, size = annotations.boxes(index, rule)
+    crop = background_crop(*size, boxes, rule.min_px, rule.name)
+    if crop is None:
+        raise Unusable(TOO_SMALL)
+    if crop == (0, 0, *size):
+        raise Unusable(WHOLE)
+    return crop
+
+
+def in_words(counts):
+    """The counts of what was skipped, the largest first: "3 no XML, 1 reversed box"."""
+    skipped = [(n, what) for what, n in counts.items() if n and what not in ("images", "attacked")]
+    return ", ".join(f"{n} {what}" for n, what in sorted(skipped, key=lambda pair: -pair[0]))
+
+
+def crops_of(path, listing, sets, rule, annotations=None, skip_unreadable=False, progress=None):
+    """({set: CroppedImages}, do they come from the cache?) of {set: int64 (n,) image indices}.
+
+    path: of the cache, which is written if it does not hold them. rule, annotations, skip_unreadable: as
+    boxes.take_crops takes them. progress: (total, text) -> context manager whose `update` is told of images done.
+    """
+    state = file_fingerprint(listing, np.concatenate(list(sets.values())), annotations)
+    sizes = {name: len(indices) for name, indices in sets.items()}
+    key = json.dumps([*asdict(rule).values(), skip_unreadable, sizes, state])
+    cached = load_crops(path, key)
+    if cached:
+        return cached, True
+    cropped = {}
+    for name, indices in sets.items():
+        with progress(len(indices), f"images of set {name} searched for a crop") as bar:
+            cropped[name] = take_crops(listing, indices, rule, annotations, bar.update, skip_unreadable)
+    save_crops(path, key, cropped)
+    return cropped, False
+
+
+def load_crops(path, key):
+    """{set: CroppedImages} that `save_crops` wrote with this key (text), or None."""
+    try:
+        with np.load(path) as cache:
+            if str(cache["key"]) != key:
+                return None
+            names = [name.removesuffix("_idxs") for name in cache.files if name.endswith("_idxs")]
+            return {
+                name: CroppedImages(
+                    cache[f"{name}_idxs"], cache[f"{name}_crops"], json.loads(str(cache[f"{name}_counts"]))
+                )
+                for name in names
+            }
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def save_crops(path, key, cropped):
+    """Writes {set: CroppedImages} with a key that says all that they depend on."""
+    arrays = {"key": np.array(key)}
+    for name, images in cropped.items():
+        arrays |= {f"{name}_idxs": images.indices, f"{name}_crops": images.crops}
+        arrays[f"{name}_counts"] = np.array(json.dumps(images.counts))
+    with complete_file(path) as temporary:
+        np.savez(temporary, **arrays)

@@ -1,0 +1,300 @@
+"""Batches of images: augmented views of a .beton for training, centre crops for evaluation, crops from image files.
+
+Processes read, decode, cut and resize, a few batches ahead. For a CPU they augment, too, and write the views into
+memory that they share with the one that trains; for a GPU they hand on pixels, and it augments whole batches. Threads
+would take turns at the interpreter, with each other and with the one that starts the GPU's kernels: two are little
+faster than one.
+"""
+
+import functools
+import itertools
+import operator
+import weakref
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dejavu_utils.data import augment
+from dejavu_utils.data.workers import batches, workers_that_fit_shared_memory
+from dejavu_utils.randomness import epoch_order, uniforms
+from dejavu_utils.runtime.devices import to_device
+
+_ROWS, _ROWS_GPU = 16, 64  # that a process hands on at a time: enough that handing over costs little, no more
+
+
+class _Prefetcher:
+    """Batches that are read ahead, whose reading goes on until it is closed, or another place is asked for.
+
+    start: place -> generator of the batches from there on, without end. It must not refer to the one who owns this: a
+    cycle would leave the end of the processes to the garbage collector, which may run while a lock is held that they
+    take.
+    """
+
+    def __init__(self, start):
+        self._start, self._batches, self._place = start, None, None
+
+    def next(self, place, following):
+        """The batch at a place; `following`: the one that is most likely asked for next."""
+        if self._place != place:
+            self.close()
+            self._batches = self._start(place)
+        self._place = None  # should it fail
+        batch = next(self._batches)
+        self._place = following
+        return batch
+
+    def close(self):
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = self._place = None
+
+
+class NativeLoader:
+    """Random views of the images of a .beton, in an order drawn anew for each epoch.
+
+    beton: dejavu_utils.data.beton.Beton. batch_size: images of this process. views: list of augment.View. num_workers:
+    processes that read; 0: this one. rank, world_size: this process and how many there are; they share every global
+    batch of batch_size x world_size images without overlap. Batches depend on (seed, epoch, position in the epoch's
+    order) alone, not on num_workers; an incomplete last batch is dropped. ValueError if there is not one whole batch.
+    """
+
+    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
+        if len(beton) < batch_size * world_size:
+            raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
+        self._steps = len(beton) // (batch_size * world_size)
+        plans = functools.partial(_plans, beton, batch_size, views, seed, (rank, world_size))
+        self._ahead = _Prefetcher(functools.partial(_batches, beton, plans, num_workers, device))
+
+    def __len__(self):
+        """Batches in an epoch."""
+        return self._steps
+
+    def epoch(self, epoch, resolution, first_step=0):
+        """Yields (views, labels) on the device, from step `first_step` on (those before cost nothing).
+
+        resolution: side of the views that have no side of their own, pixels. views: list of normalized float32 (batch,
+        3, side, side). labels: int64 (batch,). Reading goes on into the next epoch: if that has the same resolution,
+        its first batches are there already.
+        """
+        for step in range(first_step, len(self)):
+            following = (resolution, epoch, step + 1) if step + 1 < len(self) else (resolution, epoch + 1, 0)
+            yield self._ahead.next((resolution, epoch, step), following)
+
+    def close(self):
+        """Ends the reading ahead, until the next batch is asked for."""
+        self._ahead.close()
+
+
+def _plans(beton, batch_size, views, seed, place, start):
+    """Yields the plans of the batches from a step of an epoch on, without end.
+
+    place: (rank, world_size). start: (resolution, epoch, step).
+    """
+    (rank, world_size), (resolution, epoch, first_step) = place, start
+    everybody = batch_size * world_size
+    mine = slice(rank * batch_size, (rank + 1) * batch_size)
+    for number in itertools.count(epoch):
+        order = epoch_order(seed, number, len(beton))
+        for step in range(first_step if number == epoch else 0, len(beton) // everybody):
+            first = step * everybody
+            chosen = order[first : first + everybody][mine]
+            parts = []
+            for position, view in enumerate(views):
+                draws = uniforms(seed, number, position, first, everybody)
+                boxes = augment.crop_boxes(draws[mine], beton.sizes[chosen], view)
+                parts.append((view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine]))
+            yield chosen, parts
+
+
+class EvaluationLoader:
+    """Centre crops of all images of a .beton in their order, of every world_size-th batch; to be gone through often.
+
+    Crops: the centred 224 / 256 of the short side. batch_size: images. resolution: side, pixels. num_workers, device,
+    rank, world_size: as NativeLoader's. in_all: number of batches that every process has.
+    """
+
+    def __init__(self, beton, batch_size, resolution, num_workers, device, rank=0, world_size=1):
+        self._steps = len(range(rank, -(-len(beton) // batch_size), world_size))
+        self.in_all = -(-len(beton) // batch_size) // world_size
+        plans = functools.partial(_centre_plans, beton, batch_size, resolution, (rank, world_size))
+        self._ahead = _Prefetcher(functools.partial(_batches, beton, plans, num_workers, device))
+
+    def __iter__(self):
+        """Yields (crops, labels) on the device: normalized float32 (n, 3, resolution, resolution), int64 (n,). Reading
+        goes on from the start for the next time."""
+        for step in range(self._steps):
+            (crops,), labels = self._ahead.next(step, (step + 1) % self._steps)
+            yield crops, labels
+
+
+def _centre_plans(beton, batch_size, resolution, place, start):
+    """Yields the plans of the evaluation's batches from the start-th of this process on, round and round."""
+    rank, world_size = place
+    own = range(rank, -(-len(beton) // batch_size), world_size)
+    for step in itertools.chain(own[start:], itertools.cycle(own)):
+        chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
+        yield chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
+
+
+def _batches(beton, plans, num_workers, device, start):
+    """Yields (views, labels) on the device, read a few batches ahead.
+
+    plans: function of `start` that returns an iterator, the same each time, without end, of (image indices, [(side,
+    boxes, augment.Parameters or None) of each view]).
+    """
+    plans = functools.partial(plans, start)
+    yield from (_for_a_cpu if device.type == "cpu" else _for_a_gpu)(beton, plans, num_workers, device)
+
+
+def _for_a_cpu(beton, plans, num_workers, device):
+    """Processes write the views of some rows into one of several rooms, which all share; here they are copied out.
+
+    A process has at most `ahead` pieces ready or in work, and one is copied: a room is used again after all of them.
+    Memory that is shared anew for each piece would be slower by half, since the system has to fill it twice.
+    """
+    sides = [side for side, _, _ in next(plans())[1]]
+    size = _ROWS * sum(3 * side * side * 4 for side in sides)
+    flag = "--data.num_workers"
+    num_workers, ahead = workers_that_fit_shared_memory(size, num_workers, flag)
+    places = num_workers * ahead + 2
+    rooms = [torch.zeros(places, _ROWS, 3, side, side) for side in sides]
+    if num_workers:
+        rooms = [room.share_memory_() for room in rooms]
+    tasks = _Tasks(plans, _ROWS, itertools.cycle(range(places)))
+    filled = batches(_SharedBuffers(beton, rooms), tasks, num_workers, device, operator.itemgetter(0), flag, ahead)
+    memories = [_BufferPool(side) for side in sides]
+    for chosen, _ in plans():
+        # NumPy copies in this thread alone: PyTorch's would wait for each other, and for the cores that processes use.
+        views = [memory(len(chosen)) for memory in memories]
+        for first in range(0, len(chosen), _ROWS):
+            number, count = next(filled)
+            for view, room in zip(views, rooms):
+                view[first : first + count] = room[number, :count].numpy()
+        yield [torch.from_numpy(view) for view in views], torch.from_numpy(beton.labels[chosen])
+
+
+def _for_a_gpu(beton, plans, num_workers, device):
+    """Processes hand on uint8 crops, in page-locked memory; the GPU augments batch after batch."""
+    tasks = _Tasks(plans, _ROWS_GPU)
+    read = batches(_Crops(beton), tasks, num_workers, device, flag="--data.num_workers")
+    beside = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for chosen, parts in plans():
+        pieces = zip(*[next(read) for _ in range(0, len(chosen), _ROWS_GPU)])
+        # Beside the step under way on the GPU, which the host is ahead of; the next step then waits for this batch.
+        with torch.cuda.stream(beside):
+            views = []
+            for of_view, (_, _, drawn) in zip(pieces, parts):
+                crops = torch.cat([piece.permute(0, 3, 1, 2).to(device, non_blocking=True) for piece in of_view])
+                views.append(augment.normalize(crops) if drawn is None else augment.apply(crops, drawn))
+            labels = to_device(torch.from_numpy(beton.labels[chosen]), device)
+        if beside is not None:
+            consumer = torch.cuda.current_stream(device)
+            consumer.wait_stream(beside)
+            for tensor in (*views, labels):
+                tensor.record_stream(consumer)  # its memory is not given to the next batch before the step is over
+        yield views, labels
+
+
+class _BufferPool:
+    """Memory of views, which is used again when nobody has its last batch any more: the system fills new memory."""
+
+    def __init__(self, side):
+        self.side, self.free = side, []
+
+    def __call__(self, count):
+        """float32 (count, 3, side, side), of any values. Tensors that share it keep it."""
+        whole = self.free.pop() if self.free else None
+        if whole is None or len(whole) < count:
+            whole = np.empty((count, 3, self.side, self.side), np.float32)
+        part = whole[:count]
+        weakref.finalize(part, self.free.append, whole).atexit = False
+        return part
+
+
+class _Tasks:
+    """What a process does at a time: a list with, for each of some images, (its index, [(side, box, what `augment` has
+    drawn for it, or None) of each view]).
+
+    rows: images of a task, of one batch. rooms: where to, an iterator of numbers: tasks are [(number, list)] then.
+    """
+
+    def __init__(self, plans, rows, rooms=None):
+        self.plans, self.rows, self.rooms = plans, rows, rooms
+
+    def __iter__(self):
+        for chosen, parts in self.plans():
+            of_views = [
+                zip(itertools.repeat(side), boxes.tolist(), drawn.rows() if drawn else itertools.repeat(None))
+                for side, boxes, drawn in parts
+            ]
+            images = list(zip(chosen.tolist(), zip(*of_views)))
+            for first in range(0, len(images), self.rows):
+                task = images[first : first + self.rows]
+                yield [(next(self.rooms), task)] if self.rooms else task
+
+
+class _Crops:
+    """A data set: (image index, [(side, box, ...) of each view]) -> uint8 (side, side, 3) crops."""
+
+    def __init__(self, beton):
+        self.beton = beton
+
+    def __getitem__(self, task):
+        index, views = task
+        image = torch.from_numpy(self.beton.read(index))
+        return [_resized(image, box, side, "bilinear")[0].permute(1, 2, 0) for side, box, _ in views]
+
+
+class _SharedBuffers:
+    """A data set: (a room's number, images of a task) -> (that number, how many images it holds now).
+
+    rooms: of each view, float32 (rooms, rows, 3, side, side), for augmented and normalized images.
+    """
+
+    def __init__(self, beton, rooms):
+        self.beton, self.rooms = beton, rooms
+
+    def __getitem__(self, task):
+        number, images = task
+        with _one_thread():
+            for row, (index, views) in enumerate(images):
+                image = torch.from_numpy(self.beton.read(index))
+                for room, (side, box, drawn) in zip(self.rooms, views):
+                    crop, out = _resized(image, box, side, "bilinear"), room[number, row : row + 1]
+                    augment.normalize(crop, out) if drawn is None else augment.apply_to_one(crop, drawn, out)
+        return number, len(images)
+
+
+@contextmanager
+def _one_thread():
+    """PyTorch computes in one thread: faster for one image, and sums do not depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def cut_and_resize(image, box, side, mode="bilinear"):
+    """The part `box` of an image at side x side pixels, with antialiasing, as torchvision's resized_crop does.
+
+    image: uint8 (height, width, 3) NumPy array. box: xmin, ymin, xmax, ymax in pixels. mode: bilinear or bicubic.
+    Returns uint8 (3, side, side).
+    """
+    return _resized(torch.from_numpy(image), box, side, mode)[0]
+
+
+def _resized(image, box, side, mode):
+    """uint8 (1, 3, side, side), channels last. image: uint8 tensor (height, width, 3).
+
+    The cut is one view of the image whose strides are plainly channels last, that of the batch included: PyTorch then
+    reads it, and writes the result, without turning the pixels to channels first and back, which takes half the time.
+    """
+    xmin, ymin, xmax, ymax = box
+    row, column, channel = image.stride()
+    start = image.storage_offset() + ymin * row + xmin * column
+    cut = image.as_strided((1, 3, ymax - ymin, xmax - xmin), (len(image) * row, channel, row, column), start)
+    return F.interpolate(cut, size=(side, side), mode=mode, antialias=True)

@@ -1,0 +1,74 @@
+"""sslmem_gallery.html: the images with the greatest and the least SSLMem to look at, with the views that gave it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from dejavu_utils.analysis.gallery import IMAGE, SMALL, data_uri, readable_image, save_page
+from dejavu_utils.imagenet import ImageListing
+from dejavu_utils.label_free.compare import SCORE
+
+VIEWS = 5  # shown of each image
+
+
+def save_sslmem_gallery(
+    path: str | Path,
+    tables: dict[str, pd.DataFrame],
+    listing: ImageListing,
+    layers: list[str],
+    views_of: Callable,
+    per_group: int = 12,
+) -> None:
+    """Writes the HTML page: at each layer, the `per_group` most and least memorized images of both sets.
+
+    tables: {"A", "B"} -> table of sslmem_{set}.csv. layers: the last, which memorizes most, comes first on the page.
+    views_of: image index -> its views as PIL images. An image that cannot be read any more is named in its place. The
+    page loads nothing, as attack_gallery.html.
+    """
+    examples = pd.concat([table.assign(set=name) for name, table in tables.items()])
+    groups = []
+    for layer in reversed(layers):
+        ordered = examples.sort_values([f"{layer}{SCORE}", "index"], ascending=[False, True])
+        above = int((ordered[f"{layer}{SCORE}"] > 0).sum())
+        for name, meaning, order, chosen in (
+            (
+                "most memorized",
+                f"SSLMem of the {layer} is above 0 for {above} of {len(ordered)} images.",
+                "the greatest SSLMem first",
+                ordered.head(per_group),
+            ),
+            (
+                "least memorized",
+                "Below 0 the model that never saw the image aligns its views better: chance does this too.",
+                "the least SSLMem first",
+                ordered.tail(per_group)[::-1],
+            ),
+        ):
+            groups.append(
+                {
+                    "id": f"{name.split()[0]}-{layer}",
+                    "name": f"{name}, {layer}",
+                    "meaning": meaning,
+                    "order": order,
+                    "examples": [_example(row, layer, listing, views_of) for row in chosen.to_dict("records")],
+                }
+            )
+    save_page(path, "sslmem_gallery.html", title="Label-free scores: examples", groups=groups)
+
+
+def _example(row, layer, listing, views_of):
+    image, name = readable_image(listing, row["index"]), row["set"]
+    models = (("target", name), ("reference", "B" if name == "A" else "A"))
+    return {
+        "set": name,
+        "path": row["path"],
+        "class": listing.classes[row["label"]],
+        "image": image and data_uri(image, *IMAGE),
+        "size": image and image.size,
+        "rectangles": [],
+        "boxes_missing": False,
+        "score": row[f"{layer}{SCORE}"],
+        "models": [{"role": role, "model": model, "distance": row[f"{layer}_{role}"]} for role, model in models],
+        "views": [data_uri(view, *SMALL) for view in views_of(row["index"], image)[:VIEWS]] if image else [],
+    }

@@ -1,0 +1,199 @@
+"""The folder of sslmem.py: tables of images and units, results and figures, written at once."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dejavu_utils.analysis.tables import figure_in_words
+from dejavu_utils.files import save_csv, save_json, save_npy
+from dejavu_utils.imagenet import ImageListing
+from dejavu_utils.label_free import compare as instruments
+from dejavu_utils.label_free import scores as sslmem
+from dejavu_utils.label_free.figures import save_margin_figure, save_score_figure, save_unit_figure
+from dejavu_utils.label_free.gallery import save_sslmem_gallery
+from dejavu_utils.naming import SETS
+
+CONTROLS = ("shared", "public", "unseen")
+NEITHER = ("public", "unseen")  # sets that neither model trained on
+
+
+@dataclass
+class Measured:
+    """What was measured. sets: {set: int64 (n,) image indices}, A and B, then those of CONTROLS that were given. found:
+    {set: label_free.measure.Alignment}. layers: names, in the order of the network. margins: of the attack on the same
+    images, as instruments.read_margins gives them, or None. views_of: image index -> the views as PIL images."""
+
+    listing: ImageListing
+    sets: dict
+    found: dict
+    layers: list
+    margins: dict | None
+    views_of: Any
+
+
+def write_folder(folder: str | Path, measured: Measured, about: dict) -> dict:
+    """Writes everything into `folder`, results.json last, and returns what that holds.
+
+    about: {"warnings", "settings", ...} for results.json.
+    """
+    folder, layers = Path(folder), measured.layers
+    tables = {name: _table_of(name, measured) for name in measured.sets}
+    results = {
+        "sets": {
+            name: {
+                "images": len(table),
+                "unreadable": len(measured.sets[name]) - len(table),
+                "layers": _statistics(name, tables, layers),
+            }
+            for name, table in tables.items()
+        },
+        **_directions(tables, layers),
+    }
+    if measured.margins:
+        results["attack"] = {name: instruments.correlations(tables[name], layers) for name in SETS}
+        for layer in layers:
+            points = {name: instruments.margins_and_scores(tables[name], layer) for name in SETS}
+            save_margin_figure(folder / f"sslmem_margin_{layer}", points, layer)
+    for name, table in tables.items():
+        save_csv(folder / f"sslmem_{name}.csv", table)
+    units, summary = _units_of(measured)
+    for (model, name, layer), values in units.items():
+        if model == name:
+            save_npy(folder / f"unitmem_{model}_{layer}.npy", values)
+    save_csv(folder / "unitmem.csv", summary)
+    means = {
+        name: {layer: part["layers"][layer]["score"] for layer in layers} for name, part in results["sets"].items()
+    }
+    save_score_figure(folder / "sslmem_layers", means, layers)
+    for layer in layers:
+        own, others = (np.concatenate([units[a, b, layer] for a, b in pairs]) for pairs in (("AA", "BB"), ("AB", "BA")))
+        save_unit_figure(folder / f"unitmem_{layer}", own, others, layer)
+    trained = {name: tables[name] for name in SETS}
+    save_sslmem_gallery(folder / "sslmem_gallery.html", trained, measured.listing, layers, measured.views_of)
+    results["unitmem"] = {"rest": "mean of the other images", "never active": 0}
+    results = _without_nan({**results, **about})
+    save_json(folder / "results.json", results)
+    return results
+
+
+def _table_of(name, measured):
+    """One row an image that could be read, as sslmem_{set}.csv holds them. The target is model B on set B, else A."""
+    alignment, listing = measured.found[name], measured.listing
+    indices = measured.sets[name][alignment.rows]
+    columns = {"index": indices, "path": [listing.paths[i] for i in indices], "label": listing.labels[indices]}
+    target, reference = ("B", "A") if name == "B" else ("A", "B")
+    for layer in measured.layers:
+        distances = [alignment.distances[model, layer] for model in (target, reference)]
+        scores = sslmem.sslmem(*distances)
+        columns[f"{layer}{instruments.SCORE}"] = scores
+        columns[f"{layer}_normalized"] = sslmem.range_normalized(scores)
+        columns[f"{layer}_target"], columns[f"{layer}_reference"] = distances
+    table = pd.DataFrame(columns)
+    return instruments.with_margins(table, measured.margins[name]) if measured.margins and name in SETS else table
+
+
+def _statistics(name, tables, layers):
+    """{layer: mean score, the same less that of the control, its change from the layer before, both distances, fraction
+    of scores above 0}."""
+    found, before, table = {}, None, tables[name]
+    for layer in layers:
+        scores, control = instruments.scores(table, layer), _control(tables, layer)
+        found[layer] = {
+            "score": sslmem.mean_estimate(scores),
+            "normalized": sslmem.mean_estimate(table[f"{layer}_normalized"].to_numpy()),
+            "above_0": sslmem.fraction_above_0(scores),
+            "target": sslmem.mean_estimate(table[f"{layer}_target"].to_numpy()),
+            "reference": sslmem.mean_estimate(table[f"{layer}_reference"].to_numpy()),
+        }
+        if len(control) and name not in NEITHER:  # whose scores have model A as the target
+            found[layer]["less_control"] = sslmem.weighted_means((1, scores), (1 if name == "B" else -1, control))
+        if before is not None:  # delta LayerMem
+            found[layer]["delta"] = sslmem.mean_estimate(scores - before)
+        before = scores
+    return found
+
+
+def _control(tables, layer):
+    """Scores of all images that neither model trained on, model A as the target."""
+    return np.concatenate(
+        [np.empty(0), *(instruments.scores(tables[name], layer) for name in NEITHER if name in tables)]
+    )
+
+
+def _directions(tables, layers):
+    """{"both": {layer: mean score of both directions}, "control": the same of images that neither trained on, every
+    second in the place of set A, the others in that of set B}: what one model aligns better everywhere is gone."""
+    found = {"both": {}, "control": {}}
+    for layer in layers:
+        scores, control = [instruments.scores(tables[name], layer) for name in SETS], _control(tables, layer)
+        found["both"][layer] = sslmem.weighted_means(*((0.5, of_set) for of_set in scores))
+        if len(control):
+            found["control"][layer] = sslmem.weighted_means((0.5, control[::2]), (-0.5, control[1::2]))
+    return found
+
+
+def _units_of(measured):
+    """({(model, set, layer): UnitMem float64 (width,)}, their summary as unitmem.csv holds it)."""
+    units, rows = {}, []
+    for name, alignment in measured.found.items():
+        for model in SETS:
+            for layer in measured.layers:
+                part = alignment.units[model, layer]
+                values = sslmem.unitmem(part.largest, part.total, len(alignment.rows))
+                units[model, name, layer] = values
+                median, upper, most = np.quantile(values, (0.5, 0.9, 1))
+                image = part.image[values.argmax()]
+                rows.append(
+                    {
+                        "model": model,
+                        "set": name,
+                        "layer": layer,
+                        "units": len(values),
+                        "active": int((part.image >= 0).sum()),
+                        "mean": values.mean(),
+                        "median": median,
+                        "pct90": upper,
+                        "max": most,
+                        "max_unit": int(values.argmax()),
+                        "max_image": int(measured.sets[name][image]) if image >= 0 else -1,
+                    }
+                )
+    return units, pd.DataFrame(rows)
+
+
+def _without_nan(value):
+    """The same with None for numbers that are not defined: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sslmem_in_words(results: dict) -> list[str]:
+    """What results.json says, in lines of text."""
+    lines = ["mean SSLMem (above 0: the target aligns an image's views better), with 95 % intervals:"]
+    for name, part in results["sets"].items():
+        who = f"set {name}" if name in SETS else f"{name} (control)"
+        for layer, figures in part["layers"].items():
+            above = f"{100 * figures['above_0']['value']:.0f} % of {part['images']} images above 0"
+            less = f"; less control {figure_in_words(figures['less_control'])}" if "less_control" in figures else ""
+            lines.append(f"  {who}, {layer}: {figure_in_words(figures['score'])}{less}; {above}")
+    for layer, figure in results["both"].items():
+        control = (
+            f"; of the control's halves {figure_in_words(results['control'][layer])}" if results["control"] else ""
+        )
+        lines.append(f"  both directions, {layer}: {figure_in_words(figure)}{control}")
+    for name, figures in results.get("attack", {}).items():
+        for layer, found in figures.items():
+            overall, within = (figure_in_words(found[which]) for which in ("overall", "within_classes"))
+            parts = (f"{which}'s {figure_in_words(found[f'{which}_share'])}" for which in ("target", "reference"))
+            lines.append(
+                f"  set {name}, {layer}: rank correlation with the margin of votes {overall}, within classes {within}; "
+                f"with its parts, the {', the '.join(parts)}"
+            )
+    return lines + [f"  warning: {text}" for text in results["warnings"]]

@@ -1,0 +1,185 @@
+"""What the training of an RCDM is made of beside its loop: flags of the model, order of images, files of a step."""
+
+import itertools
+import math
+import re
+from pathlib import Path
+
+import torch
+
+from dejavu_utils.cli import positive_int, zero_or_one
+from dejavu_utils.errors import InputError
+from dejavu_utils.randomness import epoch_order
+from dejavu_utils.reconstruction.diffusion import NOISE_SCHEDULES
+from dejavu_utils.runtime.distributed import any_process, rank, sum_over_processes, world_size
+
+# What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name -> (default, type, help).
+MODEL_FLAGS = {
+    "image_size": (64, positive_int, "side of the generated images, pixels, 32 to 256"),
+    "num_channels": (128, positive_int, "channels of the U-Net's first level"),
+    "num_res_blocks": (2, positive_int, "residual blocks a level"),
+    "channel_mult": ("", str, "channels of each level / num_channels, for instance 1,2,4; empty: by image_size"),
+    "attention_resolutions": ("16,8", str, "sides (pixels) of the levels that have attention"),
+    "num_heads": (4, positive_int, "heads of the attention"),
+    "num_heads_upsample": (-1, int, "heads on the way up; -1 = num_heads"),
+    "num_head_channels": (-1, int, "channels per head, instead of num_heads; -1: not given"),
+    "dropout": (0.0, float, "within the residual blocks"),
+    "resblock_updown": (False, "bool", "residual blocks change the resolution"),
+    "use_scale_shift_norm": (True, "bool", "the condition scales and shifts the normalized features"),
+    "use_checkpoint": (False, "bool", "save memory: compute activations again in the backward pass"),
+    "use_new_attention_order": (False, "bool", "order of the attention's weights (rcdm backend only)"),
+    "learn_sigma": (False, "bool", "learn the variance of the reverse process"),
+    "diffusion_steps": (1000, positive_int, "steps of the diffusion"),
+    "noise_schedule": ("linear", NOISE_SCHEDULES, "variances of the noise that is added"),
+    "use_kl": (False, "bool", "loss: the variational bound alone"),
+    "predict_xstart": (False, "bool", "the U-Net predicts the image, not the noise"),
+    "rescale_timesteps": (False, "bool", "the U-Net sees steps x 1000 / diffusion_steps"),
+    "rescale_learned_sigmas": (False, "bool", "loss: weigh the bound by diffusion_steps / 1000"),
+}
+# A run that is resumed must have these as before: the weights would not fit, or the images come in another order.
+SAME_WHEN_RESUMED = (*MODEL_FLAGS, "backend", "layers", "width", "ssl_resolution", "batch_size", "processes", "seed")
+SAME_WHEN_RESUMED += ("images", "schedule_sampler")
+
+
+def add_model_flags(group):
+    """Adds a flag for each of MODEL_FLAGS to a parser's group."""
+    for name, (default, kind, text) in MODEL_FLAGS.items():
+        choices = kind if isinstance(kind, tuple) else None
+        kind = zero_or_one if kind == "bool" else str if choices else kind
+        group.add_argument(f"--{name}", type=kind, choices=choices, default=default, help=text)
+
+
+def ema_rates(text, flag):
+    """ "0.999,0.9999" -> [0.999, 0.9999], fractions of the old average that an update keeps; InputError names flag."""
+    try:
+        rates = [float(rate) for rate in text.split(",")]
+    except ValueError:
+        rates = [math.nan]
+    if not all(0 <= rate < 1 for rate in rates):
+        raise InputError(f"{flag} {text}: expected rates from 0 to below 1 with commas between")
+    return rates
+
+
+def check_resumed(earlier, settings, folder, folder_flag):
+    """InputError, naming the first of SAME_WHEN_RESUMED that differs, unless a run may resume what `folder` holds.
+
+    earlier, settings: {name: value} of the run that wrote the folder, and of this one. folder_flag: names the folder.
+    """
+    for name in SAME_WHEN_RESUMED:
+        if earlier.get(name) != settings[name]:
+            raise InputError(
+                f"--{name} {settings[name]}: {folder} was trained with {earlier.get(name)}; use the same, or another "
+                f"{folder_flag}"
+            )
+
+
+@torch.no_grad()
+def update_averages(averages, network, skipped=None):
+    """Moves {rate: state dict} towards the network's weights, in place; skipped: a scalar, where it is 1 by nothing."""
+    weights = network.state_dict()
+    for rate, average in averages.items():
+        share = 1 - rate if skipped is None else [(1 - rate) * (1 - skipped)] * len(average)
+        torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], share)
+
+
+class Batches:
+    """The positions of this process's images, step after step without an end, from `step` on.
+
+    The images follow one another in an order that (seed, epoch) alone decides; a step takes the next batch_size of
+    them for every process.
+    """
+
+    def __init__(self, n, batch_size, seed, step):
+        self.n, self.batch_size, self.seed, self.step = n, batch_size, seed, step
+
+    def __iter__(self):
+        epoch, order = None, None
+        for step in itertools.count(self.step):
+            start = (step * world_size() + rank()) * self.batch_size
+            batch = []
+            for position in range(start, start + self.batch_size):
+                if position // self.n != epoch:
+                    epoch = position // self.n
+                    order = epoch_order(self.seed, epoch, self.n)
+                batch.append(int(order[position % self.n]))
+            yield batch
+
+
+class StepFiles:
+    """The files of the steps of a training in `folder`."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def model(self, step):
+        return self.folder / f"model{step:06d}.pt"
+
+    def average(self, rate, step):
+        return self.folder / f"ema_{rate}_{step:06d}.pt"
+
+    def optimizer(self, step):
+        return self.folder / f"opt{step:06d}.pt"
+
+    def samples(self, step):
+        return self.folder / f"samples{step:06d}.png"
+
+    def last_complete(self, rates, flag):
+        """The last step that has all its files, or None. InputError, naming the flag of the averages' rates, if all
+        steps lack the same averages."""
+        matches = (re.fullmatch(r"opt(\d+)\.pt", path.name) for path in self.folder.glob("opt*.pt"))
+        steps = sorted((int(match[1]) for match in matches if match), reverse=True)
+        steps = [step for step in steps if self.model(step).is_file()]
+        for step in steps:
+            if all(self.average(rate, step).is_file() for rate in rates):
+                return step
+        if steps:
+            raise InputError(
+                f"{flag} {','.join(map(str, rates))}: {self.folder} holds no ema_*.pt of these rates; give those it "
+                "was trained with, or another folder"
+            )
+        return None
+
+    def refuse_others(self, step, flag):
+        """InputError, naming the flag of the folder, for files of later steps there that no run of ours has written."""
+        if (self.folder / "params.json").is_file():  # written before the first step is
+            return
+        for path in sorted(path for kind in ("model", "ema_*_", "opt") for path in self.folder.glob(f"{kind}*.pt")):
+            number = re.search(r"(\d+)\.pt$", path.name)
+            if number and int(number[1]) > step:
+                raise InputError(
+                    f"{flag} {self.folder}: holds {path.name}, which this run did not write and would overwrite; name "
+                    "another folder"
+                )
+
+    @staticmethod
+    def step_of(path):
+        """The step in the name of model012345.pt; 0 where there is none, as for weights somebody published."""
+        match = re.fullmatch(r"model(\d+)\.pt", Path(path).name)
+        return int(match[1]) if match else 0
+
+
+class _Stopped(Exception):
+    """Raised between two steps of sampling, when this process was asked to stop."""
+
+
+def shared_samples(process, unet, representations, side, stop):
+    """One sample from each representation, float32 (n, 3, side, side) on the CPU; the processes share the work.
+
+    process: Diffusion. representations: float (n, width), the same in all processes. The noise of sample i has seed i.
+    stop: launch.StopSignal; None is returned if any process was asked to stop meanwhile.
+    """
+
+    def go_on(_):
+        if stop.received is not None:
+            raise _Stopped
+
+    n, device = len(representations), representations.device
+    own, samples = list(range(n)[rank() :: world_size()]), torch.zeros(n, 3, side, side, device=device)
+    try:
+        if own:  # there may be more processes than samples
+            samples[own] = process.sample(unet, representations[own], side, own, on_progress=go_on)
+    except _Stopped:
+        pass  # the others may not know yet: all ask below
+    if any_process([stop.received is not None], device)[0]:
+        return None
+    return sum_over_processes(samples).cpu()

@@ -1,0 +1,206 @@
+"""Where a script's work runs: here, in several processes, or as a SLURM job through submitit (imported only here)."""
+
+import argparse
+import contextlib
+import importlib.util
+import inspect
+import io
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dejavu_utils.errors import InputError
+from dejavu_utils.runtime.locks import locked
+from dejavu_utils.runtime.processes import JOB_PROCESS, disconnect, init_distributed, rank_from_environment, start_here
+
+if TYPE_CHECKING:
+    import submitit
+LOCK_FILE = ".lock"  # in a run's folder while it is written
+# What SLURM, submitit and torchrun tell the processes of a job, and what SLURM sets there for its GPUs.
+_OF_A_JOB = re.compile(
+    r"(SLURMD?|SRUN|PMIX?|TORCHELASTIC)_|SUBMITIT_(EXECUTOR|FOLDER)|MASTER_(ADDR|PORT)$|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)$"
+)
+_GPUS_OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
+_OF_ANY_CLIENT = ("SLURM_CONF", "SLURM_JWT")
+
+
+class ScriptJob:
+    """A call of a script's function, which submitit and spawned processes can unpickle.
+
+    A function of `__main__` cannot be unpickled elsewhere: it is pickled as its file and name, and the other process
+    imports the script as a module. On a time-out or preemption submitit calls `checkpoint`: the same call is requeued,
+    and the script resumes from what it has saved. lock: a lock file in the folder that the call writes into and the
+    flag that names this folder (locks.locked), held by the first process meanwhile; or None. submitted: does submitit
+    call it?
+    """
+
+    def __init__(
+        self, function: Callable, arguments: object, lock: tuple[Path, str] | None = None, submitted: bool = False
+    ) -> None:
+        self.function, self.arguments, self.lock, self.submitted = function, arguments, lock, submitted
+
+    def __call__(self):
+        if self.submitted:
+            import submitit
+
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+            os.environ[JOB_PROCESS] = str(os.getpid())
+        with self._locked():
+            self.function(self.arguments)
+            disconnect()
+
+    def __getstate__(self):
+        script = str(Path(inspect.getfile(self.function)).resolve())
+        return {**vars(self), "function": (script, self.function.__name__)}
+
+    def __setstate__(self, state):
+        script, name = state["function"]
+        vars(self).update(state, function=getattr(_module(script), name))
+
+    def _locked(self):
+        if not self.lock or rank_from_environment()[0]:
+            return contextlib.nullcontext()
+        return locked(
+            *self.lock, os.environ.get("SLURM_JOB_ID"), restart=int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        )
+
+    def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def _module(script):
+    """The module of a script's file: the one that this process has imported from there, or a new one."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) and str(Path(module.__file__).resolve()) == script:
+            return module
+    spec = importlib.util.spec_from_file_location(Path(script).stem, script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass
+class Resources:
+    """What a job asks SLURM for. timeout: minutes. mem_gb: per node, 0: 60 per GPU. ngpus: GPUs and so processes per
+    node; 0: none, and world_size processes. cores: per process. dependency: SLURM's; where a job that it waits for has
+    failed, the job leaves the queue instead of waiting for ever."""
+
+    timeout: int
+    mem_gb: int
+    nodes: int
+    ngpus: int
+    world_size: int
+    cores: int
+    partition: str = ""
+    dependency: str = ""
+    comment: str = ""
+
+    @classmethod
+    def of(cls, settings: object, cores: int) -> "Resources":
+        """From an object with the attributes of the same names; those of partition, ... may be missing."""
+        names = ("timeout", "mem_gb", "nodes", "ngpus", "world_size")
+        words: dict = {name: getattr(settings, name, "") for name in ("partition", "dependency", "comment")}
+        return cls(**{name: getattr(settings, name) for name in names}, cores=cores, **words)
+
+    def parameters(self) -> dict:
+        """For submitit's executor."""
+        wait = {"dependency": self.dependency, "kill_on_invalid_dep": "yes"} if self.dependency else None
+        found = {
+            "timeout_min": self.timeout,
+            "mem_gb": self.mem_gb or 60 * max(1, self.ngpus),
+            "nodes": self.nodes,
+            "tasks_per_node": self.ngpus or max(1, self.world_size),
+            "gpus_per_node": self.ngpus or None,
+            "cpus_per_task": max(1, self.cores),
+            "slurm_partition": self.partition or None,
+            "slurm_comment": self.comment or None,
+            "slurm_additional_parameters": wait,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def launch(function: Callable, args: argparse.Namespace, folder: tuple[str, str], cores: int, logs: str = "") -> None:
+    """Calls a script's function(args) here with --local 1, else submits it as a job and prints the job's id.
+
+    The function is called in each of several processes if that is asked for, and finds the others with
+    `init_from_args`. args:
+    the Namespace of a parser with cli.add_launch_flags. folder: (its path, the flag that names it); this run alone
+    writes into it. cores: per process. logs: the folder below it for submitit's files.
+    """
+    path, flag = Path(folder[0]), folder[1]
+    job = ScriptJob(function, args, (path / LOCK_FILE, flag))
+    if args.local:
+        return start_here(job, min(args.ngpus, torch.cuda.device_count()) or max(1, args.world_size))
+    print(submit(job, path, Resources.of(args, cores), "--local 1", logs))
+
+
+def init_from_args(args: argparse.Namespace, port: int = 0, long_waits: bool = False) -> torch.device:
+    """`init_distributed` for a function that was called with cli.add_launch_flags' args; this process's device."""
+    gpu = None if not args.ngpus else args.local_gpu if args.local else 0
+    return init_distributed(port, gpu, long_waits, "--local_gpu")
+
+
+def submit(job: ScriptJob, folder: str | Path, resources: Resources, stay_here: str, logs: str = "") -> str:
+    """Submits a ScriptJob to SLURM and returns the job's id.
+
+    folder: of the run, which gives the job its name. logs: the folder below it for submitit's files and logs.
+    stay_here: the flag that runs without SLURM, for the error. The job starts as from a login shell, also where this
+    process is part of another one. InputError where there is no SLURM (submitit would quietly run in the background),
+    for a folder that SLURM cannot name, and with SLURM's own words where it refuses the job.
+    """
+    if shutil.which("srun") is None:
+        raise InputError(f"there is no SLURM here (srun is not on the path): run on this machine with {stay_here}")
+    folder = os.path.abspath(folder)
+    if any(sign in folder for sign in "\n\r%\\"):
+        raise InputError(f"{folder!r}: SLURM cannot write logs below a folder with %, \\ or a line break in its name")
+    try:
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+    except ModuleNotFoundError:
+        raise InputError(
+            f"submitit, which submits jobs, is not installed: pip install submitit, or run here with {stay_here}"
+        ) from None
+
+    root = shlex.quote(str(Path(__file__).resolve().parents[1]))
+    setup = [
+        f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",  # the job unpickles what is of this package
+        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",  # where nothing else binds the tasks
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # since 22.05 srun does not take over what sbatch was told
+    ]
+    executor = submitit.AutoExecutor(folder=os.path.join(folder, logs), cluster="slurm", slurm_max_num_timeout=30)
+    executor.update_parameters(
+        name=os.path.basename(folder) or Path(inspect.getfile(job.function)).stem,
+        slurm_signal_delay_s=120,
+        slurm_setup=setup,
+        slurm_srun_args=["--kill-on-bad-exit=1"],  # one process that died leaves the others waiting
+        **resources.parameters(),
+    )
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), _as_from_a_login_shell():  # submitit prints what it raises
+            return executor.submit(ScriptJob(job.function, job.arguments, job.lock, submitted=True)).job_id
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise InputError(f"SLURM refuses the job: {' '.join(str(error).split())}") from None
+
+
+@contextlib.contextmanager
+def _as_from_a_login_shell():
+    """The environment without what another job has set: sbatch hands it on, and srun takes it for flags of its own."""
+    gone = {name for name in os.environ if _OF_A_JOB.match(name)} - {*_OF_ANY_CLIENT}
+    if "SLURM_JOB_ID" in os.environ:
+        gone |= {*_GPUS_OF_A_JOB} & {*os.environ}
+    removed = {name: os.environ.pop(name) for name in gone}
+    try:
+        yield
+    finally:
+        os.environ.update(removed)

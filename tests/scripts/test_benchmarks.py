@@ -1,0 +1,41 @@
+"""Every part of every benchmark runs, at sizes that measure nothing."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "attack.py data": "data --images 16 --rounds 1 --resolution 32 --num_workers 0",
+    "attack.py network": "network --images 16 --rounds 1 --resolution 32 --batch_size 8 --num_workers 0",
+    "attack.py neighbors": "neighbors --queries 20 --public 300 --width 8 --rounds 1",
+    "attack.py statistics": "statistics --examples 3000 --rounds 1",
+    "beton.py": "--images 10 --rounds 1",
+    "loader.py": "--images 8 --batch_size 4 --resolution 32 --rounds 1",
+    "partition.py": "--classes 2 --images 4 --boxed 2 --rounds 1",
+    "sslmem.py": "--images 8 --views 3 --resolution 32 --batch_size 6 --rounds 1 --num_workers 0",
+    "train_step.py": "--batch_size 4 --resolution 32 --mlp 8-8 --steps 1 --rounds 1",
+}
+
+
+def run_benchmark(name, arguments, monkeypatch):
+    script = ROOT / "benchmarks" / name
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments.split()])
+    monkeypatch.syspath_prepend(str(script.parent))
+    for name in ("harness", "lin_probe"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.parametrize("part", TINY)
+def test_part_runs(part, monkeypatch, capsys):
+    run_benchmark(part.split()[0], TINY[part], monkeypatch)
+    assert "[" in capsys.readouterr().out  # a median with its range
+
+
+@pytest.mark.slow
+def test_probe_runs(monkeypatch, capsys):
+    run_benchmark("lin_probe.py", "--images 20 --rounds 1 --resolution 32 --num_workers 0", monkeypatch)
+    assert "top-1 of whole probes" in capsys.readouterr().out

@@ -1,0 +1,180 @@
+"""The test of one model where the answer is known: models that remember nothing, and classifiers of every kind.
+
+The classifiers are fitted here, on the crops of one half of the images, by logistic regression on a network that reads
+colors: on images whose background is tied to the class in a known fraction they read all that there is to read. Each
+interval misses the truth in 5 % of all data sets; the seed is one of those in which none does.
+"""
+
+import json
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import draw_demo, flags, read_colors, run_here, save_color_reader, save_untrained
+from torch import nn
+
+from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.crops import CropRule
+from dejavu_utils.data.annotations import Annotations
+from dejavu_utils.data.background_crops import take_crops
+from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
+from dejavu_utils.data.provenance import TrainingImages
+from dejavu_utils.imagenet import list_images
+from dejavu_utils.models import SSLNetwork
+
+CLASSES, SEEDS = 5, 3
+SETS = {"A": (0, 30), "B": (30, 60), "unseen": (60, 100), "public": (100, 140)}  # of each class
+RULE = CropRule(min_px=16)
+SETTINGS = {"model.arch": "resnet18", "model.mlp": "64-32", "model.remove_head": 1, "training.loss": "supervised"}
+SETTINGS |= {"model.mlp_coeff": 1.0, "model.fc": 0, "model.proj_relu": 0}
+
+
+class World:
+    """A folder of the demo's images with index files of its sets, and what is trained and attacked there."""
+
+    def __init__(self, folder, correlation):
+        self.folder = folder
+        counts = {"classes": CLASSES, "images_per_class": 140, "unboxed_per_class": 40}
+        draw_demo(folder / "data", seed=12, correlation=correlation, **counts)
+        self.listing = list_images(folder / "data" / "images")
+        rank = np.arange(len(self.listing)) % 140
+        self.sets = {name: np.flatnonzero((rank >= first) & (rank < end)) for name, (first, end) in SETS.items()}
+        for name, indices in self.sets.items():
+            np.save(folder / f"{name}.npy", indices)
+        annotations = Annotations(folder / "data" / "boxes", self.listing)
+        self.crops, self.labels = {}, {}
+        for name in "AB":
+            taken = take_crops(self.listing, self.sets[name], RULE, annotations)
+            images = IndexedImages(self.listing, taken.indices, evaluation_transform(32), taken.crops)
+            self.crops[name] = torch.stack([image for image, _ in images])
+            self.labels[name] = torch.from_numpy(self.listing.labels[taken.indices]).long()
+
+    def record(self, parts, crops=""):
+        """What a checkpoint says that it was trained on."""
+        indices = np.sort(np.concatenate([self.sets[part] for part in parts]))
+        return TrainingImages(indices, self.listing.fingerprint["sha256"], crops).plain()
+
+    def classifier(self, half, seed, labels):
+        """File of a classifier of the crops of one half. labels: int64 (n,), those that it is taught."""
+        torch.manual_seed(seed)
+        network = read_colors(SSLNetwork("resnet18", "64-32", "supervised", CLASSES, remove_head=True)).eval()
+        with torch.no_grad():
+            features = network.embed(self.crops[half], "backbone")
+            center, scale = features.mean(0), features.std(0) + 1e-3
+            network.fc[0].running_mean.copy_(center - 4 * scale)  # above 0: the ReLU that follows changes nothing
+            network.fc[0].running_var.copy_(scale**2)
+            features = torch.relu(network.fc[0](features))
+        linear = nn.Linear(features.shape[1], CLASSES)
+        fit = torch.optim.LBFGS(linear.parameters(), max_iter=100)
+
+        def closure():
+            fit.zero_grad()
+            decay = 1e-2 * sum((weight**2).sum() for weight in linear.parameters())
+            loss = nn.functional.cross_entropy(linear(features), labels) + decay
+            loss.backward()
+            return loss
+
+        fit.step(closure)
+        network.fc[2].load_state_dict(linear.state_dict())
+        path = self.folder / f"classifier_{half}_{seed}.pth"
+        saved = {"epoch": 1, "model": with_prefix(network.state_dict()), "num_classes": CLASSES, "settings": SETTINGS}
+        save_checkpoint(path, {**saved, "train_images": self.record(half, str(RULE))})
+        return path
+
+    @cache  # noqa: B019 (a world lives as long as its tests)
+    def references(self, permuted):
+        """Flags of the attack that name classifiers of both halves. permuted: taught labels in random order."""
+        words = []
+        for half in "AB":
+            order = torch.Generator().manual_seed(ord(half))
+            taught = [torch.randperm(len(self.labels[half]), generator=order) for _ in range(SEEDS)]
+            labels = [self.labels[half][chosen] if permuted else self.labels[half] for chosen in taught]
+            words += [f"--reference_{half}_pth"]
+            words += [self.classifier(half, seed + SEEDS * permuted, labels[seed]) for seed in range(SEEDS)]
+        return words
+
+    def attack(self, model, out, permuted=False):
+        """(results of both sets, tables of A and B together, whether each image there is tied to its class)."""
+        words = self.references(permuted)
+        settings = {
+            "local": 1,
+            "output_dir": out,
+            "model_oss_pth": model,
+            "test_idx_pth": self.folder / "A.npy",
+            "valid_idx_pth": self.folder / "B.npy",
+            "unseen_idx_pth": self.folder / "unseen.npy",
+            "public_idx_pth": self.folder / "public.npy",
+            "imgnet_train_pth": self.folder / "data" / "images",
+            "imgnet_bbox_pth": self.folder / "data" / "boxes",
+            "k": 10,
+            "k_attk": 10,
+            "min_px": 16,
+            "resolution": 32,
+            "num_workers": 0,
+        }
+        result = run_here("label_inference_attack.py", *flags(settings), *words)
+        assert result.returncode == 0, result.stderr
+        tables = pd.concat([pd.read_csv(out / f"attack_{name}.csv") for name in "AB"])
+        tied = np.zeros(len(self.listing), bool)
+        if (self.folder / "data" / "tied.csv").exists():
+            tied = pd.read_csv(self.folder / "data" / "tied.csv")["tied"].to_numpy(bool)
+        return json.loads((out / "results.json").read_text(encoding="utf-8"))["both"], tables, tied[tables["index"]]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("plain"), 0.0)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("tied"), 0.8)
+
+
+def holds(estimate, value):
+    return estimate["low"] <= value <= estimate["high"]
+
+
+def untrained(world):
+    """A model of random weights whose file says that it was trained on the attacked images."""
+    path = world.folder / "untrained.pth"
+    network = save_untrained(path, 0)
+    save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict()), "train_images": world.record("AB")})
+    return path
+
+
+def test_an_untrained_model_has_no_score_where_backgrounds_tell_nothing(plain, tmp_path):
+    both, _, _ = plain.attack(untrained(plain), tmp_path)
+    for name in ("score", "delta", "score_minus_delta", "margin_minus_delta"):
+        assert holds(both["one_model"][name], 0.0), (name, both["one_model"][name])
+    assert holds(both["top_1"]["accuracy"]["100"]["reference"], 1 / CLASSES)
+
+
+def test_of_an_untrained_model_only_what_is_free_of_delta_is_0_where_backgrounds_tell_the_class(tied, tmp_path):
+    """It reads backgrounds badly: the plain margin is below 0, as on images that it never saw."""
+    both, _, _ = tied.attack(untrained(tied), tmp_path)
+    assert all(both["one_model"][name]["high"] < -0.05 for name in ("margin", "margin_delta")), both["one_model"]
+    for name in ("score_minus_delta", "margin_minus_delta"):
+        assert holds(both["one_model"][name], 0.0), (name, both["one_model"][name])
+
+
+def test_classifiers_of_permuted_labels_are_at_chance(plain, tmp_path):
+    both, _, _ = plain.attack(untrained(plain), tmp_path, permuted=True)
+    assert holds(both["top_1"]["accuracy"]["100"]["reference"], 1 / CLASSES)
+    assert holds(both["one_model"]["score_minus_delta"], 0.0)
+
+
+def test_a_perfect_reader_has_no_score_and_both_accuracies_are_the_known_one(tied, tmp_path):
+    """Colors tell the class of every tied image, and of the others nothing."""
+    model = tied.folder / "reader.pth"
+    save_color_reader(model, 0, CLASSES, train_images=tied.record("AB"))
+    both, tables, is_tied = tied.attack(model, tmp_path)
+    known = is_tied.mean() + (1 - is_tied.mean()) / CLASSES
+    assert 0.75 < known < 0.9
+    for role in ("target", "reference"):
+        assert holds(both["top_1"]["accuracy"]["100"][role], known), (role, known, both["top_1"]["accuracy"]["100"])
+        assert tables[f"{role}_top1_correct"][is_tied].mean() > 0.97
+    for name in ("score", "delta", "score_minus_delta", "margin_minus_delta"):
+        assert holds(both["one_model"][name], 0.0), (name, both["one_model"][name])

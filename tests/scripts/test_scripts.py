@@ -1,0 +1,244 @@
+"""The chain as a user runs it: the demo in miniature (and whole, slow), and the published commands."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import ROOT, run_here
+from torch.utils.data import DataLoader
+
+import train_SSL
+from dejavu_utils.analysis.memorization import predict_from_neighbors
+from dejavu_utils.attack.neighbors import NeighborSearch
+from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
+from dejavu_utils.data.index_files import load_indices
+from dejavu_utils.imagenet import list_images
+from dejavu_utils.networks.loading import load_network
+
+MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3", PRECISION="fp32")
+
+
+def start_demo(folder, script="demo.sh", **environment):
+    return subprocess.Popen(
+        ["bash", str(ROOT / "bash_examples" / script)],
+        env={**os.environ, "DEMO_DIR": str(folder), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that it can be killed with all that it has started
+    )
+
+
+def demo(folder, script="demo.sh", code=0, **environment):
+    """What the demo, run to its end, has printed."""
+    process = start_demo(folder, script, **environment)
+    output, _ = process.communicate()
+    assert process.returncode == code, output
+    return output
+
+
+def folder_and_run(tmp_path, snapshots):
+    folder = tmp_path / 'it\'s a "földer"'
+    return folder, folder / "seed3_4classes_20pc" / f"simclr_12epochs_{snapshots}snapshots_10neighbors"
+
+
+def test_demo_in_miniature_and_run_again(tmp_path):
+    folder, run = folder_and_run(tmp_path, 1)
+    case = {**MINIATURE, "SNAPSHOTS": "1", "PRECISION": "auto"}
+    output = demo(folder, **case)
+    for stage in range(1, 8):
+        assert f"== {stage}/7" in output
+    precision = (folder / "seed3_4classes_20pc" / "precision.txt").read_text().strip()
+    assert precision in ("fp32", "bf16") and f"precision of the training: {precision}\n" in output
+    params = json.loads((run / "simclr_dssweep_20pc_A" / "params.json").read_text(encoding="utf-8"))
+    assert params["training.precision"] == precision and params["dist.world_size"] == 1
+    summary = pd.read_csv(run / "summary.csv")
+    assert summary["attack"].tolist() == ["projector", "projector", "backbone", "backbone"]
+    assert summary["pct_confidence"].tolist() == [100, 20, 100, 20]
+    # Of all examples classes are equally frequent; of the most confident they need not be.
+    assert summary["chance"][[0, 2]].tolist() == [0.25, 0.25] and (summary["chance"] < 0.5).all()
+    results = json.loads(
+        (run / "attack_sweeps" / "NN_attk_simclr_20pc_12ep" / "results.json").read_text(encoding="utf-8")
+    )
+    assert results["counts"]["A"]["images"] == 72 and results["counts"]["public"] == 232
+    table = output[output.index("== Result") :]
+    for name, column in (("target", "target"), ("score", "score")):
+        figure = results["both"]["top_1"]["accuracy"]["100"][name]
+        assert summary[column][0] == figure["value"]
+        assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in table
+    for name in ("attk_epochs_acc_top1_legend.png", "attk_epochs_partition_top1.pdf", "lp_epochs_top5.png"):
+        assert (run / "plot" / name).stat().st_size > 5000
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}
+    again = demo(folder, **case)
+    assert again.count("there already") == 8  # data, partition, three betons, two attacks, a probe
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")} == before
+    assert again[again.index("== Result") :].splitlines()[:6] == table.splitlines()[:6]
+    output = demo(folder, "demo_rcdm.sh", code=2, **{**case, "SEED": "4"})
+    assert "run bash_examples/demo.sh with the same variables first" in output
+
+
+@pytest.mark.kills
+def test_demo_killed_and_continued_and_reconstructions(tmp_path):
+    folder, run = folder_and_run(tmp_path, 2)
+    process = start_demo(folder, **MINIATURE)
+    deadline = time.monotonic() + 300
+    log = run / "train_A_log.out"
+    while not (log.exists() and "epoch 7/12" in log.read_text()):  # past the checkpoint after epoch 6
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "attack_sweeps").exists()
+
+    demo(folder, **MINIATURE)
+    assert "resumes after epoch" in log.read_text()
+    assert pd.read_csv(run / "plot" / "attk_epochs_acc_top1.csv")["epoch"].unique().tolist() == [6, 12]
+    assert pd.read_csv(run / "plot" / "lp_epochs_top1.csv")["epoch"].tolist() == [6, 12]
+
+    demo(folder, "demo_rcdm.sh", STEPS="3", RESPACING="2", **MINIATURE)
+    figures = run / "RCDM" / "reconstructions"
+    assert (run / "RCDM" / "rcdm_simclr_12ep_20pc_B" / "ema_0.995_000003.pt").is_file()
+    assert json.loads((figures / "visualization_RCDM.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert (figures / "memorized.png").stat().st_size > 5000
+
+
+def test_precisions_are_timed_and_the_faster_is_named(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("faster_precision", ROOT / "bash_examples" / "faster_precision.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    seconds = script.step_seconds(steps=1, batch_size=2)
+    assert set(seconds) == {"fp32", "bf16"} and min(seconds.values()) > 0
+    monkeypatch.setattr(script.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["faster_precision.py"])
+    for bf16, expected in ((0.5, "bf16"), (0.95, "fp32"), (1.5, "fp32")):
+        monkeypatch.setattr(script, "step_seconds", lambda *_, bf16=bf16: {"fp32": 1.0, "bf16": bf16})
+        script.main()
+        assert capsys.readouterr().out == f"{expected}\n"
+
+
+@pytest.mark.slow
+def test_demo_measures_memorization_against_the_known_answer(tmp_path):
+    output = demo(tmp_path, SEED="7")
+    summary = pd.read_csv(tmp_path / "seed7" / "simclr_600epochs" / "summary.csv")
+    for row in summary.itertuples():
+        assert row.score_low > 0, output
+        if row.pct_confidence == 100:
+            assert abs(row.reference - row.chance) < 0.06, output
+    assert summary["target"][0] > summary["chance"][0] + 0.15, output
+
+
+def whole_image_accuracy(model_path, run, k=10):
+    """Accuracy of the vote of a public image's k nearest other public images, by the backbone."""
+    network = load_network(model_path)
+    listing = list_images(run / "data" / "images")
+    public = load_indices(run / "index" / "50_per_class" / "public.npy", "public", listing)
+    images = DataLoader(IndexedImages(listing, public, evaluation_transform(32)), batch_size=128)
+    with torch.no_grad():
+        embedded = np.concatenate([network.embed(batch, "backbone").numpy() for batch, _ in images])
+    search = NeighborSearch(embedded.copy(), k + 1)
+    search.add(embedded)
+    neighbors = search.result()
+    assert (neighbors[:, 0] == np.arange(len(public))).mean() > 0.99  # itself
+    labels = listing.labels[public]
+    return predict_from_neighbors(labels[neighbors[:, 1:]]).correct(labels, 1).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["vicreg", "barlow", "byol", "dino", "supervised"])
+def test_every_loss_learns_the_demo(tmp_path, loss):
+    output = demo(tmp_path, LOSS=loss, EPOCHS="300", SNAPSHOTS="1")
+    run = tmp_path / "seed0"
+    (model,) = run.glob(f"{loss}_300epochs*/{loss}_dssweep_50pc_A/model_ep300.pth")
+    assert whole_image_accuracy(model, run) > 0.8, output  # chance is 0.2
+
+
+def test_every_help_shows_its_commands_and_every_script_names_a_missing_flag():
+    for path in sorted(ROOT.glob("*.py")):
+        result = run_here(path.name, "--help")
+        assert result.returncode == 0 and f"python {path.name}" in result.stdout, path.name
+        result = run_here(path.name)
+        assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, path.name
+        assert re.search(r"error: .*--", result.stderr), path.name
+
+
+def sweep(tmp_path, *arguments, **environment):
+    return subprocess.run(
+        [str(ROOT / "bash_examples" / "training_vicreg_dssweep.sh"), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_training_sweep_prints_its_commands_and_names_what_is_missing(tmp_path):
+    folders = {"BETONS_FOLDER": str(tmp_path / "be tons"), "LOGGING_FOLDER": str(tmp_path / "logs")}
+    (tmp_path / "be tons").mkdir()
+    for name in ("100_per_class_A", "100_per_class_B", "val"):
+        (tmp_path / "be tons" / f"{name}.beton").touch()
+    finished = tmp_path / "logs" / "vicreg" / "vicreg_dssweep_100pc_B"
+    finished.mkdir(parents=True)
+    (finished / "final_weights.pt").touch()
+    result = sweep(tmp_path, "--training.epochs", "3", DRY_RUN="1", DATASETS="100", **folders)
+    assert result.returncode == 0, result.stderr
+    command, skipped = result.stdout.splitlines()
+    words = shlex.split(command)
+    assert words[1] == str(ROOT / "train_SSL.py") and words[-2:] == ["--training.epochs", "3"]
+    settings, _ = train_SSL.read_settings(words[2:])
+    assert settings["data.train_dataset"] == str(tmp_path / "be tons" / "100_per_class_A.beton")
+    assert settings["logging.folder"] == str(tmp_path / "logs" / "vicreg" / "vicreg_dssweep_100pc_A")
+    assert settings["dist.use_submitit"] == 1 and settings["training.epochs"] == 3
+    assert skipped == f"{finished}: there already"
+    result = sweep(tmp_path, DRY_RUN="1", **folders)
+    assert result.returncode == 2 and "200_per_class_A.beton: no such file" in result.stderr and not result.stdout
+    result = sweep(tmp_path, DRY_RUN="1", **{**folders, "BETONS_FOLDER": ""})
+    assert result.returncode == 2 and "the variable BETONS_FOLDER is not set" in result.stderr
+
+
+# The commands of the study's own README, word by word; $ROOT stands for its five environment variables.
+PUBLISHED = [
+    ("imagenet_partition.py --save_dir $ROOT/i --imgnet_dir $ROOT/images --bbox_dir $ROOT/boxes", "--imgnet_dir"),
+    (
+        "train_SSL.py --config-file configs/vicreg_cfg.yaml --dist.use_submitit 1 --data.train_dataset "
+        "$ROOT/300_per_class_A.beton --data.val_dataset $ROOT/val.beton --logging.folder "
+        "$ROOT/vicreg/vicreg_dssweep_300pc_A 0",
+        "--data.train_dataset",
+    ),
+    (
+        "label_inference_attack.py --local 0 --loss vicreg --output_dir $ROOT/NN_attk_vicreg_300pc_1000ep "
+        "--model_A_pth $ROOT/vicreg_dssweep_300pc_A/model_ep1000.pth --model_B_pth "
+        "$ROOT/vicreg_dssweep_300pc_B/model_ep1000.pth --bbox_A_idx_pth $ROOT/bbox_A.npy --bbox_B_idx_pth "
+        "$ROOT/bbox_B.npy --public_idx_pth $ROOT/500_per_class/public.npy --imgnet_train_pth $ROOT/images "
+        "--imgnet_bbox_pth $ROOT/boxes --k 100 --k_attk 100",
+        "--model_A_pth",
+    ),
+    (
+        "lin_probe.py --local 0 --model_pth $ROOT/vicreg_dssweep_300pc_A/model_ep1000.pth --end_lr 0.1 --epochs 20 "
+        "--loss vicreg --train_idx_pth $ROOT/train_A.npy --val_idx_pth $ROOT/val_set.npy --imgnet_train_pth "
+        "$ROOT/images --output_dir $ROOT/lp_vicreg_300pc_1000ep",
+        "--model_pth",
+    ),
+    (
+        "plot_quant_results.py --model vicreg --epoch_sweep_dataset 300 --dataset_sweep_epoch 1000 --pct_confidences "
+        "20,100 --attack_fname attack_sweeps --plot_lin_probe 1 --attk_folder_path $ROOT/attack_sweeps "
+        "--lin_probe_folder_path $ROOT/lin_probe_sweeps_with_aug --save_path $ROOT/plot/",
+        "--attk_folder_path",
+    ),
+]
+
+
+@pytest.mark.parametrize("command, first_missing", PUBLISHED)
+def test_published_commands_are_understood_and_name_the_first_file_that_is_missing(tmp_path, command, first_missing):
+    script, *words = command.replace("$ROOT", str(tmp_path / "absent")).split()
+    result = run_here(script, *words)
+    assert result.returncode == 2
+    assert re.search(rf"error: {first_missing} \S*absent\S*: no such", result.stderr), result.stderr

@@ -1,0 +1,573 @@
+"""train_SSL.py as a user runs it, on a tiny .beton: files, log, resume, errors."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import ABSENT, ROOT, debug_cluster, kept_signals, run_here
+
+import train_SSL
+from dejavu_utils.data.beton import write_beton
+from dejavu_utils.models import HEADS
+from dejavu_utils.networks.loading import load_network
+from dejavu_utils.runtime import launch
+from dejavu_utils.training.methods import METHODS
+from dejavu_utils.training.methods.method import Method
+from dejavu_utils.training.settings import Settings
+
+SMALL = {
+    "model.arch": "resnet18",
+    "model.mlp": "32-16",
+    "resolution.min_res": 32,
+    "resolution.max_res": 32,
+    "data.num_workers": 2,
+    "validation.resolution": 32,
+    "training.loss": "vicreg",
+    "training.batch_size": 8,
+    "training.epochs": 4,
+    "training.warmup_epochs": 1,
+    "training.eval_freq": 2,
+    "training.precision": "fp32",
+    "logging.snapshot_freq": 2,
+    "logging.checkpoint_freq": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def betons(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("betons")
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 20), ("val", 10)):
+        images = [rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8) for i in range(n)]
+        write_beton(folder / f"{name}.beton", images, [i % 6 for i in range(n)])
+    return folder
+
+
+def command(betons, folder, **changes):
+    settings = {
+        **SMALL,
+        "data.train_dataset": betons / "train.beton",
+        "data.val_dataset": betons / "val.beton",
+        "logging.folder": folder,
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    return [
+        sys.executable,
+        str(ROOT / "train_SSL.py"),
+        *(str(x) for k, v in settings.items() for x in (f"--{k}", v)),
+        "0",
+    ]
+
+
+def run(arguments):
+    """The command in this process, which saves the start of a new one."""
+    return run_here("train_SSL.py", *arguments[2:])
+
+
+def run_apart(arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment, **options)
+
+
+def weights(folder):
+    return torch.load(folder / "final_weights.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole_run(betons, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    result = run(command(betons, folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_files_and_log(whole_run):
+    assert {p.name for p in whole_run.iterdir()} == {
+        "params.json",
+        "log",
+        "model.pth",
+        "model_ep2.pth",
+        "model_ep4.pth",
+        "final_weights.pt",
+    }
+    params = json.loads((whole_run / "params.json").read_text())
+    assert params["training.batch_size"] == 8 and params["vicreg.sim_coeff"] == 25
+    records = [json.loads(line) for line in (whole_run / "log").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2, 3, 4]
+    assert {"timestamp", "relative_time", "train_loss", "loss", "time"} <= records[0].keys()
+    for layer in (0, 1, 2):
+        assert 0 <= records[0][f"top_1_layer{layer}"] <= records[0][f"top_5_layer{layer}"] <= 1
+        assert [f"loss_classif_val_layer{layer}" in r for r in records] == [False, True, False, True]
+
+
+def test_checkpoint_rebuilds_the_network(whole_run):
+    network = load_network(whole_run / "model_ep4.pth")
+    assert (network.arch, network.mlp, network.loss, network.num_classes) == ("resnet18", "32-16", "vicreg", 6)
+    final = weights(whole_run)
+    assert all(torch.equal(final[f"module.{k}"], v) for k, v in network.state_dict().items())
+    checkpoint = torch.load(whole_run / "model.pth", weights_only=True)
+    assert checkpoint["epoch"] == 4 and "module.probes.2.weight" in checkpoint["probes"]
+
+
+def test_number_of_workers_and_a_second_run_change_nothing(betons, whole_run, tmp_path):
+    assert run(command(betons, tmp_path, data__num_workers=1, data__in_memory=1)).returncode == 0
+    expected = weights(whole_run)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    again = run(command(betons, tmp_path))
+    assert again.returncode == 0 and "4 epochs are done" in again.stdout
+    assert len((tmp_path / "log").read_text().splitlines()) == 4
+
+
+@pytest.mark.kills
+@pytest.mark.parametrize("loss", ["vicreg", "simclr"])
+def test_killed_and_continued_equals_uninterrupted(betons, tmp_path, loss):
+    settings = dict(training__loss=loss, training__optimizer="lars", training__base_lr=0.2)
+    assert run(command(betons, tmp_path / "whole", **settings)).returncode == 0
+    process = subprocess.Popen(
+        command(betons, tmp_path / "killed", **settings),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 2/4"):
+            process.kill()
+            break
+    process.wait()
+    assert not (tmp_path / "killed" / "final_weights.pt").exists()
+    continued = run(command(betons, tmp_path / "killed", **settings))
+    assert continued.returncode == 0 and "resumes after epoch" in continued.stdout
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "killed").items())
+    log = [json.loads(line)["epoch"] for line in (tmp_path / "killed" / "log").read_text().splitlines()]
+    assert log == [1, 2, 3, 4]
+
+
+def interrupted_run(arguments, signum, lines):
+    """Starts the command and sends the signal after so many lines that tell of progress; (exit code, all output)."""
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("epoch ") and lines > 0:
+            lines -= 1
+            if lines == 0:
+                process.send_signal(signum)
+    return process.wait(), "".join(output)
+
+
+@pytest.mark.kills
+@pytest.mark.parametrize("epochs", [4, 14])
+@pytest.mark.parametrize("loss", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised", "mocov3"])
+def test_stopped_by_signals_within_epochs_and_continued_equals_uninterrupted(betons, tmp_path, loss, epochs):
+    """Again and again, at whatever step the signal comes; the log's figures are those of one run, too."""
+    settings = dict(training__loss=loss, training__epochs=epochs, training__batch_size=4, logging__checkpoint_freq=100)
+    settings |= {"training__num_small_crops": 2, "resolution__min_res": 64} if loss == "dino" else {}
+    settings |= {"logging__snapshot_freq": 100, "training__eval_freq": 100}
+    assert run(command(betons, tmp_path / "whole", **settings)).returncode == 0
+    stopped = 0
+    for signum in itertools.cycle((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)):
+        code, output = interrupted_run(command(betons, tmp_path / "parts", **settings), signum, 1)
+        if code == 0:
+            break
+        assert code == 128 + signum and "stopped after epoch" in output, output
+        stopped += 1
+    assert stopped >= (10 if epochs > 10 else 2)
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "parts").items())
+    logs = [[json.loads(line) for line in (tmp_path / n / "log").read_text().splitlines()] for n in ("whole", "parts")]
+    times = {"timestamp", "relative_time", "time", "images_per_second"}
+    assert [{k: v for k, v in r.items() if k not in times} for r in logs[0]] == [
+        {k: v for k, v in r.items() if k not in times} for r in logs[1]
+    ]
+
+
+@pytest.mark.parametrize("loss", ["barlow", "byol", "dino", "supervised", "mocov3"])
+def test_checkpoints_of_other_losses_load_and_resume(betons, tmp_path, loss):
+    result = run(command(betons, tmp_path, training__loss=loss, training__epochs=2))
+    assert result.returncode == 0, result.stderr
+    assert load_network(tmp_path / "model_ep2.pth").loss == loss
+    kept = torch.load(tmp_path / "model.pth", weights_only=True)["objective"]
+    assert set(kept) == {"byol": {"teacher"}, "mocov3": {"teacher"}, "dino": {"teacher", "center"}}.get(loss, set())
+
+
+def train_here(settings):
+    """The training in this process, on one thread as in the others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with kept_signals():
+            train_SSL.train(settings)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# A checkpoint's entries and settings when training was first published; later ones are not in files from then.
+ENTRIES_OF_BEFORE = """epoch steps_done model objective optimizer probes optimizer_probes scaler meter settings
+num_classes train_set world_size""".split()
+SETTINGS_OF_BEFORE = ("vicreg", "simclr", "barlow", "byol", "dino")
+
+
+def test_a_checkpoint_of_before_is_resumed_and_attacked(betons, whole_run, tmp_path):
+    saved = torch.load(whole_run / "model_ep2.pth", weights_only=True)
+    before = {name: saved[name] for name in ENTRIES_OF_BEFORE}
+    common = {"model", "resolution", "data", "augment", "logging", "validation", "training", "dist"}
+    known = common | set(SETTINGS_OF_BEFORE)
+    before["settings"] = {key: value for key, value in saved["settings"].items() if key.split(".")[0] in known}
+    assert len(before["settings"]) < len(saved["settings"])
+    torch.save(before, tmp_path / "model.pth")
+    assert load_network(tmp_path / "model.pth").loss == "vicreg"
+    train_here(Settings.from_flat(train_SSL.read_settings(command(betons, tmp_path)[2:])[0]))
+    expected = weights(whole_run)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+
+
+class Agree(Method):
+    """A seventh method: both views of an image, through a head of its own, to the same place, which moves along."""
+
+    def __init__(self, settings, network, total_steps):
+        super().__init__(settings, network, total_steps)
+        self.place = torch.zeros(16)
+
+    @staticmethod
+    def embedding(network, output):
+        return network.agreement(output)
+
+    def loss(self, embeddings, views, labels, epoch):
+        self.place.lerp_(embeddings[0].detach().mean(dim=0), 0.1)
+        return sum((z - self.place).square().mean() for z in embeddings)
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place.copy_(state["place"])
+
+
+def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "agree", Agree)
+    monkeypatch.setitem(HEADS, "agree", ("agreement", lambda width, widths, classes: torch.nn.Linear(width, 16)))
+    for folder in ("whole", "parts"):
+        words = command(betons, tmp_path / folder, training__epochs=2)[2:]
+        settings = Settings.from_flat({**train_SSL.read_settings(words)[0], "training.loss": "agree"})
+        settings.logging.snapshot_freq = 1
+        if folder == "parts":
+            (tmp_path / "parts").mkdir()
+            shutil.copy(tmp_path / "whole" / "model_ep1.pth", tmp_path / "parts" / "model.pth")
+        train_here(settings)
+    assert load_network(tmp_path / "parts" / "model_ep2.pth").agreement.out_features == 16
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "parts").items())
+    states = [torch.load(tmp_path / n / "model.pth", weights_only=True)["objective"] for n in ("whole", "parts")]
+    assert torch.equal(states[0]["place"], states[1]["place"])
+
+
+@pytest.mark.parametrize(
+    "ngpus, world_size, there, started",
+    [(8, 0, 0, 1), (8, 0, 4, 4), (2, 0, 4, 2), (8, 3, 4, 3), (0, 0, 4, 1), (0, 2, 4, 2)],
+)
+def test_as_many_processes_as_asked_for(betons, tmp_path, monkeypatch, ngpus, world_size, there, started):
+    words = command(betons, tmp_path, dist__ngpus=ngpus, dist__world_size=world_size)[1:]
+    found = []
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(train_SSL, "start_here", lambda job, processes: found.append(processes))
+    train_SSL.main()
+    assert found == [started]
+
+
+def test_probes_compute_in_fp32_whatever_the_network_does(betons):
+    settings = Settings.from_flat(train_SSL.read_settings(command(betons, "")[2:])[0])
+    settings.training.precision = "bf16"
+    run = train_SSL.TrainingRun(settings, 6, torch.device("cpu"), 10)
+    seen = []
+    run.meter.add = lambda loss, logits, probe_losses, labels: seen.extend([loss, *logits, *probe_losses])
+    loss = run.step([torch.randn(4, 3, 32, 32) for _ in range(2)], torch.arange(4), 0.1, 0)
+    assert run.network(torch.randn(4, 3, 32, 32))[-1].dtype == torch.float32
+    assert len(seen) == 1 + 2 * 3 and {x.dtype for x in (*seen, loss)} == {torch.float32}
+
+
+@pytest.mark.kills
+def test_two_processes_here(betons, tmp_path):
+    settings = dict(dist__ngpus=0, dist__world_size=2, training__batch_size=4, training__loss="barlow")
+    result = run_apart(command(betons, tmp_path, **settings))
+    assert result.returncode == 0, result.stderr
+    assert "steps of 8 images per epoch (2 processes)" in result.stdout
+    records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
+    code, output = interrupted_run(command(betons, tmp_path / "x", **settings), signal.SIGTERM, 2)
+    assert code == 128 + signal.SIGTERM and output.count("stopped after epoch") == 1
+    assert run_apart(command(betons, tmp_path / "x", **settings)).returncode == 0
+    expected = weights(tmp_path)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "x").items())
+    process = subprocess.Popen(  # Ctrl-C: the terminal sends it to every process
+        command(betons, tmp_path / "z", **settings, training__epochs=60),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() > 128 and (tmp_path / "z" / "model.pth").exists()
+    assert not list((tmp_path / "z").glob(".*tmp*"))
+    result = run_apart(command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1}))
+    assert result.returncode == 2 and "2 processes, and so another global batch" in result.stderr
+    result = run_apart(command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15}))
+    assert result.returncode == 2 and "there are only 20 images" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_torchrun(betons, tmp_path):
+    arguments = command(betons, tmp_path, training__batch_size=4, training__epochs=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = run_apart([*torchrun, *arguments[1:]])
+    assert result.returncode == 0, result.stderr
+    assert "(2 processes)" in result.stdout and len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+def test_eval_only_and_probes_only(betons, whole_run, tmp_path):
+    folder = shutil.copytree(whole_run, tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    result = run(command(betons, folder, training__eval_only=1))
+    assert result.returncode == 0, result.stderr
+    last = json.loads((folder / "log").read_text().splitlines()[-1])
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found == {name: value for name, value in last.items() if "_val_" in name or name == "epoch"}
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    result = run(command(betons, folder, training__train_probes_only=1, data__random_seed=7, training__epochs=2))
+    assert result.returncode == 0, result.stderr
+    assert len((folder / "log_probes_7").read_text().splitlines()) == 2
+    probes = torch.load(folder / "probes_7.pth", weights_only=True)["probes"]
+    trained = torch.load(folder / "model.pth", weights_only=True)["probes"]
+    assert {k: v.shape for k, v in probes.items()} == {k: v.shape for k, v in trained.items()}
+    assert not torch.equal(probes["module.probes.0.weight"], trained["module.probes.0.weight"])
+    assert (folder / "model.pth").stat().st_mtime_ns == before["model.pth"]
+    result = run(command(betons, tmp_path / "nothing", training__eval_only=1))
+    assert result.returncode == 2 and "--training.eval_only 1: there is no" in result.stderr
+
+
+def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
+    settings = dict(training__optimizer="sgd", training__epochs=4, training__warmup_epochs=0)
+    assert run(command(betons, tmp_path, **settings, training__base_lr=1e30)).returncode == 2
+    result = run(command(betons, tmp_path / "x", **settings, training__base_lr=1e30))
+    assert "the loss is" in result.stderr and "a smaller --training.base_lr" in result.stderr
+    assert not (tmp_path / "model.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data__train_dataset": f"{ABSENT}.beton"}, f"--data.train_dataset {ABSENT}.beton: no such file"),
+        ({"training__warmup_epochs": 4}, "--training.warmup_epochs 4: must be fewer than --training.epochs 4"),
+        ({"training__batch_size": 21}, "there are only 20 images"),
+        ({"model__mlp": "32x16"}, "--model.mlp '32x16'"),
+        ({"training__unknown": 1}, "unknown flag --training.unknown"),
+        ({"training__batch_size": 1}, "--training.batch_size 1: must be at least 2"),
+        ({"logging__snapshot_freq": 0}, "--logging.snapshot_freq 0: must be at least 1"),
+        ({"model__arch": "resnet19"}, "model.arch resnet19"),
+        ({"model__arch": "squeezenet1_0"}, "no linear classifier"),
+        ({"model__arch": "vit_b_16"}, "does not take images of 32 pixels"),
+        ({"training__loss": "byol", "model__remove_head": 1}, "--model.remove_head 1"),
+        ({"training__num_small_crops": 2}, "vicreg has no small crops"),
+    ],
+)
+def test_bad_settings_are_one_line(betons, tmp_path, changes, message):
+    result = run(command(betons, tmp_path, **changes))
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_other_settings_in_the_same_folder_are_refused(betons, whole_run):
+    result = run(command(betons, whole_run, training__base_lr=1.0))
+    assert result.returncode == 2
+    assert "--training.base_lr 1.0" in result.stderr and "another --logging.folder" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised", "mocov3", "demo"])
+def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name):
+    arguments = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0, training__loss=name)
+    if name == "demo":
+        arguments = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0)
+    result = run([*arguments[:2], "--config-file", str(ROOT / "configs" / f"{name}_cfg.yaml"), *arguments[2:]])
+    assert result.returncode == 0, result.stderr
+    params = json.loads((tmp_path / "params.json").read_text())
+    assert params["model.arch"] == "resnet18" and params["training.epochs"] == 1
+    if name == "vicreg":
+        assert params["training.weight_decay"] == 1e-6 and params["training.base_lr"] == 0.2
+
+
+def test_a_signal_is_obeyed_within_validation_and_the_next_run_validates(betons, whole_run, tmp_path, monkeypatch):
+    """A validation can take longer than the two minutes between a cluster's signal and its end."""
+    loader, seen = train_SSL.EvaluationLoader, []
+
+    class Signalled(loader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield batch
+                if not seen.append(batch):
+                    os.kill(os.getpid(), signal.SIGUSR2)
+
+    arguments = command(betons, tmp_path, validation__batch_size=2)[2:]
+    settings = Settings.from_flat(train_SSL.read_settings(arguments)[0])
+    monkeypatch.setattr(train_SSL, "EvaluationLoader", Signalled)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the whole run
+    try:
+        with kept_signals():
+            with pytest.raises(SystemExit) as end:
+                train_SSL.train(settings)
+            assert end.value.code == 128 + signal.SIGUSR2 and len(seen) == 1  # of five batches
+            stopped = torch.load(tmp_path / "model.pth", weights_only=True)
+            assert (stopped["epoch"], stopped["steps_done"]) == (1, 2)  # all of the second epoch, but it is not over
+            monkeypatch.setattr(train_SSL, "EvaluationLoader", loader)
+            train_SSL.train(settings)
+    finally:
+        torch.set_num_threads(threads)
+    expected = weights(whole_run)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    times = {"timestamp", "relative_time", "time", "images_per_second"}
+    logs = [[json.loads(line) for line in (f / "log").read_text().splitlines()] for f in (whole_run, tmp_path)]
+    whole, parts = ([{k: v for k, v in record.items() if k not in times} for record in log] for log in logs)
+    assert [record.keys() for record in whole] == [record.keys() for record in parts]
+    for ours, theirs in zip(whole, parts):
+        assert ours == pytest.approx(theirs, rel=1e-6)  # other batches of validation, other rounding
+
+
+def test_a_signal_is_obeyed_where_an_epoch_is_one_step(betons, tmp_path):
+    settings = dict(training__batch_size=20, training__epochs=300, logging__snapshot_freq=300, training__eval_freq=300)
+    code, output = interrupted_run(command(betons, tmp_path, **settings), signal.SIGTERM, 3)
+    assert code == 128 + signal.SIGTERM and "step 0; rerun the same command" in output
+    assert torch.load(tmp_path / "model.pth", weights_only=True)["epoch"] < 100
+
+
+def test_resuming_takes_what_does_not_touch_the_weights(betons, whole_run, tmp_path):
+    folder = shutil.copytree(whole_run, tmp_path / "run")
+    moved = shutil.copy(betons / "train.beton", tmp_path / "moved.beton")
+    with open(folder / "log", "a") as log:
+        log.write('{"epo')  # a crash in the middle of a line
+    result = run(command(betons, folder, data__train_dataset=moved, training__eval_freq=1, validation__batch_size=3))
+    assert result.returncode == 0 and "4 epochs are done" in result.stdout, result.stderr
+    assert len((folder / "log").read_text().splitlines()) == 4
+    result = run(command(betons, folder, data__train_dataset=betons / "val.beton"))
+    assert result.returncode == 2 and "was trained with other images" in result.stderr
+
+
+def test_keys_without_effect_are_accepted_with_a_notice(betons, tmp_path):
+    extra = ["--attack.k", "100", "--lr.tta", "1", "--training.bn_wd=0"]
+    result = run([*command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0)[:-1], *extra, "0"])
+    assert result.returncode == 0, result.stderr
+    assert [line for line in result.stdout.splitlines() if line.startswith("note:")] == [
+        "note: --attack.k has no effect here and is ignored",
+        "note: --lr.tta has no effect here and is ignored",
+        "note: --training.bn_wd has no effect here and is ignored",
+    ]
+
+
+# The study's settings: SPEC of the published runs.
+SHARED = {
+    "model.arch": "resnet101",
+    "training.optimizer": "lars",
+    "training.weight_decay": 1e-6,
+    "training.batch_size": 128,
+    "training.epochs": 1000,
+    "training.warmup_epochs": 10,
+    "training.end_lr_ratio": 0.001,
+    "training.momentum": 0.9,
+    "resolution.min_res": 160,
+    "resolution.start_ramp": 70,
+    "resolution.max_res": 192,
+    "resolution.end_ramp": 85,
+    "validation.resolution": 256,
+    "logging.snapshot_freq": 50,
+    "dist.ngpus": 8,
+    "dist.nodes": 1,
+}
+OWN = {
+    "vicreg": {
+        "training.base_lr": 0.2,
+        "model.mlp": "8192-8192-8192",
+        "training.eval_freq": 50,
+        "vicreg.sim_coeff": 25,
+        "vicreg.std_coeff": 25,
+        "vicreg.cov_coeff": 1,
+    },
+    "simclr": {
+        "training.base_lr": 0.3,
+        "model.mlp": "2048-256",
+        "training.eval_freq": 100,
+        "simclr.temperature": 0.15,
+    },
+    "supervised": {"training.base_lr": 0.2, "model.mlp": "8192-8192-8192", "training.eval_freq": 25},
+}
+
+
+def published_command(loss, betons, folder):
+    return [
+        "--config-file",
+        str(ROOT / "configs" / f"{loss}_cfg.yaml"),
+        "--dist.use_submitit",
+        "1",
+        "--data.train_dataset",
+        str(betons / "train.beton"),
+        "--data.val_dataset",
+        str(betons / "val.beton"),
+        "--logging.folder",
+        str(folder),
+        "0",
+    ]
+
+
+@pytest.mark.parametrize("loss", OWN)
+def test_published_commands_have_the_published_settings(betons, tmp_path, loss):
+    settings, notices = train_SSL.read_settings(published_command(loss, betons, tmp_path))
+    expected = {**SHARED, **OWN[loss], "training.loss": loss, "dist.use_submitit": 1}
+    assert {key: settings[key] for key in expected} == expected and not notices
+
+
+@pytest.mark.parametrize("loss", OWN)
+def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatch, loss):
+    """submitit's debug executor in place of SLURM; only flags of size are appended."""
+    submitted = debug_cluster(monkeypatch, tmp_path)
+    monkeypatch.setattr(launch, "gpu_problem", lambda: "")  # the job asks for GPUs, and would refuse to do without
+    small = {**SMALL, "training.loss": loss, "training.epochs": 2, "dist.nodes": 2}
+    size = [word for key, value in small.items() for word in (f"--{key}", str(value))]
+    command = published_command(loss, betons, tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["train_SSL.py", *command[:-1], *size, command[-1]])
+    train_SSL.main()
+    asked = submitted["parameters"]
+    assert asked["tasks_per_node"] == asked["gpus_per_node"] == 8 and asked["nodes"] == 2
+    assert asked["slurm_setup"][0] == f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
+    assert asked["timeout_min"] == 2800 and asked["mem_gb"] == 480 and asked["slurm_signal_delay_s"] == 120
+    assert not (tmp_path / "run" / "model.pth").exists()
+    with kept_signals():
+        submitted["jobs"][-1].result()
+    assert load_network(tmp_path / "run" / "model_ep2.pth").arch == "resnet18"
+
+
+def test_auto_resumes_on_a_device_of_another_precision(tmp_path, monkeypatch):
+    """From a GPU that has bf16, whose checkpoint has no scaler, to one that takes fp16, and back."""
+    values = {"model.arch": "resnet18", "model.mlp": "16-8", "training.loss": "simclr", "training.precision": "auto"}
+    runs = []
+    for precision in ("bf16", "fp16"):
+        monkeypatch.setattr(train_SSL, "choose_precision", lambda name, device: precision)  # noqa: B023
+        runs.append(train_SSL.TrainingRun(Settings.from_flat(values), 5, torch.device("cpu"), 10))
+    without, scaled = runs
+    assert not without.scaler.is_enabled() and scaled.scaler.is_enabled()
+    scaled.restore(without.checkpoint(), tmp_path / "model.pth")
+    without.restore(scaled.checkpoint(), tmp_path / "model.pth")

@@ -1,0 +1,234 @@
+"""The gallery: one page that is whole, safe against any text, and needs nothing else."""
+
+import base64
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dejavu_utils.analysis.attack_files import read_attack
+from dejavu_utils.analysis.gallery import Attacked, save_gallery
+from dejavu_utils.crops import CropRule
+from dejavu_utils.data.annotations import Annotations
+from dejavu_utils.data.background_crops import take_crops
+from dejavu_utils.errors import InputError
+from dejavu_utils.imagenet import list_images, read_class_names
+
+HOSTILE = ('<script>alert("1")</script>', "a&b 'c' \"d\"", "{{ 7 * 7 }} \u202e</style>", "-->\udcff")
+PER_CLASS, K = 24, 6
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """An image folder whose class names may hold anything, and the files of an attack on it with known shares."""
+    folder = tmp_path_factory.mktemp("gallery")
+    rng = np.random.default_rng(0)
+    folders = [name.replace("/", "\u2215") for name in HOSTILE]  # a folder's name cannot hold a slash
+    for name in folders:
+        (folder / "images" / name).mkdir(parents=True)
+        (folder / "boxes" / "Annotation" / name).mkdir(parents=True)
+        for rank in range(PER_CLASS):
+            pixels = rng.integers(0, 256, (90 + rank, 300, 3), dtype=np.uint8)  # noise: the largest of all JPEGs
+            Image.fromarray(pixels).save(folder / "images" / name / f"{rank:02d}.png")
+            box = "<xmin>5</xmin><ymin>9</ymin><xmax>80</xmax><ymax>70</ymax>"
+            xml = f"<annotation><object><bndbox>{box}</bndbox></object></annotation>"
+            (folder / "boxes" / "Annotation" / name / f"{rank:02d}.xml").write_text(xml)
+    listing = list_images(folder / "images")
+    rank = np.arange(len(listing)) % PER_CLASS
+    public = np.flatnonzero(rank >= 16)
+    indices = np.concatenate([np.flatnonzero(rank < 8), np.flatnonzero((rank >= 8) & (rank < 16))])
+    crops = take_crops(listing, indices, CropRule(min_px=20), Annotations(folder / "boxes", listing)).crops
+    neighbors = {}
+    for model in "AB":
+        rows = []
+        for place, index in enumerate(indices):
+            target = (model == "A") == (place < len(indices) // 2)
+            # Of eight images of a class and set: 3 memorized, 2 correlated, 1 misrepresented, 2 unassociated.
+            right = index % 8 in ((0, 1, 2, 3, 4) if target else (3, 4, 5))
+            shown = (listing.labels[index] + (0 if right else 1)) % len(HOSTILE)
+            votes = rng.integers(4, K + 1)  # how many of its neighbors are of that class: the confidence
+            rest = rng.choice(public[listing.labels[public] == (shown + 1) % len(HOSTILE)], K - votes, replace=False)
+            rows.append(np.r_[rng.choice(public[listing.labels[public] == shown], votes, replace=False), rest])
+        neighbors[model] = np.array(rows)
+        for name, half in zip("AB", np.split(np.arange(len(indices)), 2)):
+            for what, array in (
+                ("attk_idxs", indices),
+                ("labels", listing.labels[indices, None]),
+                ("neighb_labels", listing.labels[neighbors[model]]),
+            ):
+                np.save(folder / f"{model}_attk_{name}_{what}.npy", array[half])
+    return folder, listing, indices, crops, neighbors
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; keeps tags with their attributes, and the text of each example."""
+
+    VOID = {"meta", "img"}
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tags, self.examples = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "article":
+            group = [given["id"] for name, given in self.tags if name == "section"][-1]
+            self.examples.append({"group": group, "text": "", "images": 0})
+        if tag == "img" and "article" in self.open:
+            self.examples[-1]["images"] += 1
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "article" in self.open:
+            self.examples[-1]["text"] += data
+
+    def confidences(self, group, role):
+        """As they are written, of each example of the group."""
+        texts = [example["text"] for example in self.examples if example["group"] == group]
+        pattern = role + r" \(model [AB]\).*?confidence\s*(\S+)"
+        return [float(re.search(pattern, text, re.S)[1].replace("−", "-")) for text in texts]
+
+
+def thumbnails(page):
+    for tag, attributes in page.tags:
+        if tag == "img":
+            kind, data = attributes["src"].split(",", 1)
+            assert kind == "data:image/jpeg;base64"
+            yield Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+
+
+def boxes_below(folder, listing):
+    annotations = Annotations(folder / "boxes", listing)
+    return lambda index: annotations.boxes(index)[0]
+
+
+def test_page_is_whole_and_self_contained(attacked, tmp_path):
+    folder, listing, indices, crops, neighbors = attacked
+    path = tmp_path / "attack_gallery.html"
+    save_gallery(path, read_attack(folder), listing, Attacked(indices, crops, neighbors), boxes_below(folder, listing))
+    assert path.stat().st_size < 3e6 and [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    page = Page(path)
+    groups = [example["group"] for example in page.examples]
+    assert groups == ["memorized"] * 12 + ["correlated"] * 12 + ["misrepresented"] * 8  # of 24, 16 and 8 in all
+    assert all(example["images"] == 12 for example in page.examples)  # image, crop, 5 neighbors of each model
+    assert all(max(image.size) <= 160 for image in thumbnails(page))
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|url\(|@import", re.sub(r"data:[^\"]*", "", text))
+    assert sum(attributes.get("class") == "crop" for tag, attributes in page.tags if tag == "rect") == 1 + 32
+    assert sum(attributes.get("class") == "box" for tag, attributes in page.tags if tag == "rect") == 1 + 32
+    assert {"x": "5", "y": "9", "width": "75", "height": "61", "class": "box"} in [given for _, given in page.tags]
+    target, reference = (page.confidences("memorized", role) for role in ("Target", "Reference"))
+    assert target == sorted(target, reverse=True) and len(set(target)) > 1
+    assert page.confidences("misrepresented", "Reference") == sorted(
+        page.confidences("misrepresented", "Reference"), reverse=True
+    )
+    smaller = [min(pair) for pair in zip(*(page.confidences("correlated", role) for role in ("Target", "Reference")))]
+    assert smaller == sorted(smaller, reverse=True)
+    shown = "".join(example["text"] for example in page.examples)
+    assert '1")<\u2215script>' in shown and "{{ 7 * 7 }}" in shown and "a&b 'c' \"d\"" in shown
+    assert "Of 64 images 24 are called memorized; about 8 of them are expected by chance" in text
+    assert {re.search(r"set ([AB])", example["text"])[1] for example in page.examples} == {"A", "B"}
+
+
+def test_same_input_same_page_whatever_the_order_of_rows(attacked, tmp_path):
+    folder, listing, indices, crops, neighbors = attacked
+    sets = read_attack(folder)
+    order = np.random.default_rng(1).permutation(len(indices))
+    for name, rows in (("a", slice(None)), ("b", order)):
+        mixed = {model: found[rows] for model, found in neighbors.items()}
+        save_gallery(tmp_path / name, sets, listing, Attacked(indices[rows], crops[rows], mixed), per_group=2)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_what_cannot_be_read_any_more_is_said(attacked, tmp_path):
+    folder, listing, indices, crops, neighbors = attacked
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    listing = list_images(copy / "images")
+    sets = read_attack(copy)
+    for index in range(len(listing)):
+        listing.path(index).write_bytes(b"no image")
+    boxes_of = boxes_below(copy, listing)
+    shutil.rmtree(copy / "boxes")
+    save_gallery(tmp_path / "page.html", sets, listing, Attacked(indices, crops, neighbors), boxes_of, per_group=1)
+    page = Page(tmp_path / "page.html")
+    for example in page.examples:
+        assert example["images"] == 0 and example["text"].count("cannot be read any more") == 1 + 1 + 1 + 10
+    assert len(page.examples) == 3
+
+
+def test_logits_have_no_neighbors_and_classes_may_have_names(attacked, tmp_path):
+    folder, listing, indices, crops, _ = attacked
+    for model in "AB":
+        for name in "AB":
+            labels = np.load(folder / f"{model}_attk_{name}_labels.npy")
+            shutil.copy(folder / f"{model}_attk_{name}_labels.npy", tmp_path)
+            shutil.copy(folder / f"{model}_attk_{name}_attk_idxs.npy", tmp_path)
+            np.save(tmp_path / f"{model}_attk_{name}_scores.npy", 3.5 * (np.arange(4) == labels))
+    names = {listing.classes[0]: "<b>tench</b>"}
+    save_gallery(tmp_path / "page.html", read_attack(tmp_path), listing, Attacked(indices, crops), class_names=names)
+    page = Page(tmp_path / "page.html")
+    assert [example["group"] for example in page.examples] == ["correlated"] * 12  # both models are always right
+    assert all(example["images"] == 2 and "confidence\n 3.50" in example["text"] for example in page.examples)
+    assert page.examples[0]["text"].count("<b>tench</b>") == 3  # the class and both guesses
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "largest logit" in text and "entropy" not in text and text.count("No example.") == 2
+
+
+@pytest.mark.parametrize("text", ['{"n1": "tench", "n2": "shark"}', '{"0": ["n1", "tench"], "1": ["n2", "shark"]}'])
+def test_class_names_are_read_in_both_forms(tmp_path, text):
+    (tmp_path / "names.json").write_text(text)
+    assert read_class_names(tmp_path / "names.json", "--flag") == {"n1": "tench", "n2": "shark"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"n1": 3}', '{"0": ["n1"]}', '{"n1": ["n1", "tench"], "n2": "shark"}'])
+def test_other_class_names_are_refused(tmp_path, text):
+    (tmp_path / "names.json").write_text(text)
+    with pytest.raises(InputError, match="--flag .*names.json"):
+        read_class_names(tmp_path / "names.json", "--flag")
+
+
+def test_a_browser_shows_every_image_and_asks_for_nothing(attacked, tmp_path):
+    browsers = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    folder, listing, indices, crops, neighbors = attacked
+    path = tmp_path / "page.html"
+    boxes_of = boxes_below(folder, listing)
+    save_gallery(path, read_attack(folder), listing, Attacked(indices, crops, neighbors), boxes_of, per_group=2)
+    with browsers.sync_playwright() as playwright:
+        found = shutil.which("chromium") or shutil.which("google-chrome")
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except browsers.Error as error:
+            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
+        for width in (360, 1300):
+            page, seen = browser.new_page(viewport={"width": width, "height": 800}), []
+            page.on("console", lambda message: seen.append(message.text))  # noqa: B023
+            page.on("pageerror", lambda error: seen.append(str(error)))  # noqa: B023
+            page.on("dialog", lambda dialog: seen.append(dialog.message))  # noqa: B023
+            page.on("request", lambda request: seen.append(request.url))  # noqa: B023
+            page.goto(path.as_uri())
+            assert [url for url in seen if not url.startswith("data:image/jpeg")] == [path.as_uri()]
+            loaded = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
+            assert loaded == [True] * 6 * 12
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.close()
+        browser.close()

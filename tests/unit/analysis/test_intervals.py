@@ -1,0 +1,173 @@
+"""Several runs together: the summary against values worked out by other means, and bash_examples/summary_table.py."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import assert_one_line_error, run_here
+
+from dejavu_utils.analysis.attack_files import read_attack
+from dejavu_utils.analysis.intervals import combine_runs, t_quantile
+from dejavu_utils.analysis.tables import attack_statistics
+
+POINT = Path(__file__).parents[2] / "data" / "attack" / "NN_attk_vicreg_300pc_50ep"
+Z95 = 1.959963984540054
+
+
+@pytest.mark.parametrize(
+    "probability, degrees, expected",
+    [
+        (0.975, 1, 12.706204736),
+        (0.975, 2, 4.302652730),
+        (0.975, 3, 3.182446305),
+        (0.975, 4, 2.776445105),
+        (0.975, 9, 2.262157163),
+        (0.975, 30, 2.042272456),
+        (0.975, 120, 1.979930405),
+        (0.95, 5, 2.015048373),
+        (0.995, 7, 3.499483297),
+    ],
+)
+def test_t_quantiles_are_those_of_tables(probability, degrees, expected):
+    assert t_quantile(probability, degrees) == pytest.approx(expected, abs=2e-9 * expected)
+
+
+def runs_of(values, deviations):
+    return [{"value": v, "low": v - Z95 * d, "high": v + Z95 * d} for v, d in zip(values, deviations)]
+
+
+def test_runs_that_agree_have_no_tau_and_the_t_interval():
+    """With equal intervals it is the t interval of the values."""
+    found = combine_runs(runs_of([0.2, 0.21, 0.22], [0.03] * 3))
+    half = 4.30265273 * 0.01 / np.sqrt(3)
+    expected = {"runs": 3, "mean": 0.21, "low": 0.21 - half, "high": 0.21 + half, "sd": 0.01, "tau": 0}
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_runs_that_differ_have_the_tau_of_paule_and_mandel():
+    values, deviations = np.array([0.1, 0.3, 0.25, 0.5]), np.array([0.02, 0.05, 0.01, 0.08])
+    found = combine_runs(runs_of(values, deviations))
+    weights = 1 / (deviations**2 + found["tau"] ** 2)
+    mean = (weights * values).sum() / weights.sum()
+    assert (weights * (values - mean) ** 2).sum() == pytest.approx(3, abs=1e-6)  # which defines tau
+    assert found["mean"] == pytest.approx(mean, abs=1e-12)
+    # Of Hartung and Knapp the standard error then is that of the weights.
+    assert found["high"] - found["mean"] == pytest.approx(3.182446305 / np.sqrt(weights.sum()), rel=1e-6)
+    equal = combine_runs(runs_of(values, [0.01] * 4))
+    assert equal["tau"] == pytest.approx(np.sqrt(values.var(ddof=1) - 0.01**2), abs=1e-9)
+
+
+def test_one_run_is_refused():
+    with pytest.raises(ValueError, match="at least two"):
+        combine_runs(runs_of([0.1], [0.01]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tau", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("runs", [2, 3, 8])
+def test_the_interval_covers_the_mean_of_all_runs(runs, tau):
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(4000):
+        deviations = rng.uniform(0.02, 0.03, runs)
+        found = combine_runs(runs_of(rng.normal(0.2, np.hypot(tau, deviations)), deviations))
+        covered += found["low"] <= 0.2 <= found["high"]
+    print(f"{runs} runs, tau {tau}: {covered / 4000:.4f}")
+    assert 0.93 <= covered / 4000 <= 0.97
+
+
+def summary(tmp_path, *arguments):
+    return run_here("bash_examples/summary_table.py", *arguments, "--save_path", tmp_path / "table.csv")
+
+
+def test_table_of_attacks_and_of_their_runs(tmp_path):
+    """One run from its neighbor files, two from results.json, of which one says its ceiling."""
+    statistics = attack_statistics(read_attack(POINT))
+    folders = [POINT]
+    for number, shift in enumerate((0.02, -0.01)):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        changed = json.loads(json.dumps(statistics))
+        for part in ("value", "low", "high"):
+            changed["both"]["top_1"]["accuracy"]["100"]["score"][part] += shift
+        if number == 1:
+            estimate = {"value": 0.9, "low": 0.85, "high": 0.93}
+            changed["ceiling"] = {model: {"top_1": estimate, "top_5": estimate} for model in "AB"}
+        else:
+            del changed["both"]["top_1"]["accuracy"]["100"]["chance"]  # written before chance was
+        (folder / "results.json").write_text(json.dumps(changed))
+        folders.append(folder)
+    result = summary(tmp_path, *(f"run{number}={folder}" for number, folder in enumerate(folders)))
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "table.csv").set_index(["attack", "pct_confidence"])
+    figures = statistics["both"]["top_1"]["accuracy"]["20"]
+    assert table["chance"]["run0", 20] == pytest.approx(figures["chance"]) and np.isnan(table["chance"]["run1", 100])
+    assert table["ceiling"]["run2", 100] == 0.9 and np.isnan(table["ceiling"]["run0", 100])
+    assert table["score_low"]["run0", 20] == pytest.approx(figures["score"]["low"])
+    assert "ceiling" in result.stdout and "0.900" in result.stdout
+
+    result = summary(tmp_path, "--runs", *folders)
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "table.csv").set_index(["pct_confidence", "figure"]).loc[100, "score"]
+    value = statistics["both"]["top_1"]["accuracy"]["100"]["score"]["value"]
+    assert table["runs"] == 3 and table["mean"] == pytest.approx(value + 0.01 / 3, abs=1e-9)
+    assert table["sd"] == pytest.approx(np.std([0, 0.02, -0.01], ddof=1), abs=1e-9)
+    assert table["low"] < table["mean"] < table["high"] and "mean of 3 runs" in result.stdout
+
+
+def test_images_of_a_list_and_the_others_have_rows_of_their_own(tmp_path):
+    sets = read_attack(POINT)
+    folder = shutil.copytree(POINT, tmp_path / "point")
+    rows, expected = [], {0: [], 1: []}
+    for name, attacked in sets.items():
+        chosen = np.arange(len(attacked.idxs)) % 3 == 0
+        paths = [f"{name}/{index}.JPEG" for index in attacked.idxs]
+        pd.DataFrame({"index": attacked.idxs, "path": paths}).to_csv(folder / f"attack_{name}.csv", index=False)
+        rows += zip(paths, chosen.astype(int))
+        for kind in (0, 1):
+            of_kind = chosen == kind
+            correct = [
+                x.correct(attacked.attack.labels, 1)[of_kind]
+                for x in (attacked.attack.target, attacked.attack.reference)
+            ]
+            expected[kind].append(correct[0].mean() - correct[1].mean())
+    pd.DataFrame(rows, columns=["path", "tied"]).sample(frac=1, random_state=0).to_csv(
+        tmp_path / "tied.csv", index=False
+    )
+    result = summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv")
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "table.csv").set_index(["attack", "pct_confidence"])["score"]
+    assert table["a, tied", 100] == pytest.approx(np.mean(expected[1]), abs=1e-9)
+    assert table["a, not tied", 100] == pytest.approx(np.mean(expected[0]), abs=1e-9)
+    assert list(table.index.unique("attack")) == ["a", "a, tied", "a, not tied"]
+    (tmp_path / "tied.csv").write_text("path\nA/1.JPEG\n")
+    assert_one_line_error(
+        summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv"), "--split", "tied.csv: not a csv"
+    )
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [("A/1.JPEG,1\nA/2.JPEG,0.5", "tied has other values"), ("c9/x.JPEG,1", "none of the listed images")],
+)
+def test_a_list_that_is_not_the_attacks_is_refused(tmp_path, rows, message):
+    folder = shutil.copytree(POINT, tmp_path / "point")
+    for name, attacked in read_attack(POINT).items():
+        paths = [f"{name}/{index}.JPEG" for index in attacked.idxs]
+        pd.DataFrame({"index": attacked.idxs, "path": paths}).to_csv(folder / f"attack_{name}.csv", index=False)
+    (tmp_path / "tied.csv").write_text(f"path,tied\n{rows}\n")
+    assert_one_line_error(summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv"), message)
+
+
+def test_bad_input_is_one_line(tmp_path):
+    assert_one_line_error(summary(tmp_path), "LABEL=FOLDER", "--runs")
+    assert_one_line_error(summary(tmp_path, "--runs", POINT), "--runs: name at least two")
+    assert_one_line_error(summary(tmp_path, "--runs", POINT, "/nowhere"), "--runs /nowhere: no such folder")
+    assert_one_line_error(
+        summary(tmp_path, f"a={POINT}", "--pct_confidences", "7"), "--pct_confidences 7", "5, 20, 100"
+    )
+    broken = shutil.copytree(POINT, tmp_path / "broken")
+    (broken / "results.json").write_text('{"both": 3}')
+    assert_one_line_error(summary(tmp_path, f"a={broken}"), "broken/results.json: was not written by")

@@ -1,0 +1,374 @@
+"""The .beton format against files that FFCV wrote (tests/data/beton), and the scripts that write betons."""
+
+import lzma
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import ABSENT, draw_tree, run_here
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+
+from dejavu_utils.data.beton import Beton, Encoding, shrink, write_beton
+from dejavu_utils.errors import InputError
+
+ROOT = Path(__file__).parents[3]
+DATA = Path(__file__).parents[2] / "data" / "beton"
+MODES = {"raw": {}, "jpg": {}, "smart": {"smart_threshold": 20000}}
+
+
+@pytest.fixture(scope="module")
+def source():
+    arrays = np.load(DATA / "source_images.npz")
+    return [arrays[f"arr_{i}"] for i in range(7)], arrays["labels"]
+
+
+@pytest.fixture(scope="module", params=MODES)
+def theirs(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("theirs") / f"{request.param}.beton"
+    path.write_bytes(lzma.open(DATA / f"{request.param}.beton.xz").read())
+    return request.param, path, np.load(DATA / f"{request.param}_metadata.npz")
+
+
+def test_reads_what_ffcv_wrote(theirs, source):
+    mode, path, metadata = theirs
+    images, labels = source
+    for beton in (Beton(path), Beton(path, in_memory=True), pickle.loads(pickle.dumps(Beton(path)))):
+        assert len(beton) == 7 and beton.num_classes == 1000
+        np.testing.assert_array_equal(beton.labels, labels)
+        np.testing.assert_array_equal(beton.sizes, np.stack([metadata["height"], metadata["width"]], axis=1))
+        for index, image in enumerate(images):
+            read = beton.read(index)
+            assert read.shape == (*beton.sizes[index], 3)
+            if metadata["mode"][index] == 1 and max(image.shape) <= 512:
+                np.testing.assert_array_equal(read, image)
+            else:
+                assert np.abs(read.astype(int) - shrink(image, 512).astype(int)).mean() < 12  # jpg
+
+
+def test_area_interpolation_is_that_of_opencv(source, tmp_path):
+    path = tmp_path / "raw.beton"
+    path.write_bytes(lzma.open(DATA / "raw.beton.xz").read())
+    beton = Beton(path)
+    for index in (3, 6):  # 300 x 600 and 700 x 20
+        ours = shrink(source[0][index], 512)
+        assert np.abs(ours.astype(int) - beton.read(index).astype(int)).max() <= 1
+
+
+def test_writes_what_ffcv_writes(theirs, source, tmp_path):
+    """Raw: every byte. With JPEGs, whose encoders differ: header, fields, sizes and modes."""
+    mode, path, metadata = theirs
+    images, labels = source
+    write_beton(
+        tmp_path / "ours.beton", images, labels, Encoding(mode, max_resolution=512, **MODES[mode]), page_size=2**21
+    )
+    ours, expected = (tmp_path / "ours.beton").read_bytes(), path.read_bytes()
+    records = slice(24 + 2 * 1041, 24 + 2 * 1041 + 7 * 24)
+    assert ours[: records.start] == expected[: records.start]
+    if mode == "raw":
+        assert ours == expected
+    beton = Beton(tmp_path / "ours.beton")
+    np.testing.assert_array_equal(beton.labels, labels)
+    np.testing.assert_array_equal(beton.sizes, np.stack([metadata["height"], metadata["width"]], axis=1))
+    modes = np.frombuffer(ours[records], np.uint8)[::24]
+    np.testing.assert_array_equal(modes, metadata["mode"])
+
+
+def test_no_image_crosses_a_page_and_pages_grow(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (500, 400 + 7 * i, 3), dtype=np.uint8) for i in range(9)]
+    images.insert(4, rng.integers(0, 256, (900, 900, 3), dtype=np.uint8))  # 2.4 MB: more than the smallest page
+    write_beton(tmp_path / "x.beton", images, range(10), page_size=2**21, num_workers=3)
+    data = (tmp_path / "x.beton").read_bytes()
+    page_size = int.from_bytes(data[4:8], "little")
+    assert page_size == 2**22
+    table = np.frombuffer(data[int.from_bytes(data[16:24], "little") :], "<u8").reshape(-1, 3)
+    assert (table[:, 1] // page_size == (table[:, 1] + table[:, 2] - 1) // page_size).all()
+    beton = Beton(tmp_path / "x.beton")
+    assert all(np.array_equal(beton.read(i), image) for i, image in enumerate(images))
+
+
+@pytest.mark.parametrize(
+    "shape, expected", [((561, 300), (511, 273)), ((512, 512), (512, 512)), ((375, 500), (375, 500))]
+)
+def test_sides_are_truncated_in_floating_point(shape, expected):
+    assert shrink(np.zeros((*shape, 3), np.uint8), 512).shape[:2] == expected
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(source, tmp_path):
+    for workers in (1, 4):
+        write_beton(tmp_path / f"{workers}.beton", *source, Encoding("jpg", max_resolution=100), num_workers=workers)
+    assert (tmp_path / "1.beton").read_bytes() == (tmp_path / "4.beton").read_bytes()
+
+
+def test_an_image_that_fails_leaves_no_file(tmp_path):
+    class Failing(list):
+        def __getitem__(self, index):
+            if index == 5:
+                raise InputError("image 5 cannot be read")
+            return np.zeros((8, 8, 3), np.uint8)
+
+    with pytest.raises(InputError, match="image 5"):
+        write_beton(tmp_path / "x.beton", Failing(range(9)), range(9), num_workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"some text", bytes(3000)])
+def test_other_files_are_named(tmp_path, content):
+    (tmp_path / "x.beton").write_bytes(content)
+    with pytest.raises(InputError, match="x.beton: not a complete .beton"):
+        Beton(tmp_path / "x.beton")
+
+
+def test_truncated_files_are_named(theirs, tmp_path):
+    data = theirs[1].read_bytes()
+    for length in (20, 2200, 2**21 + 5000, len(data) - 1):
+        (tmp_path / "x.beton").write_bytes(data[:length])
+        with pytest.raises(InputError, match="x.beton: not a complete .beton"):
+            Beton(tmp_path / "x.beton")
+
+
+def with_fields(path, fields, images, labels):
+    """A .beton as FFCV lays one out. fields: (name, type); empty byte strings lie where the next content begins."""
+    image = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+    parts = {0: "<f8", 1: "<i8", 2: image, 3: np.dtype([("ptr", "<u8"), ("size", "<u8")]), 4: "<u8"}
+    records = np.zeros(len(images), np.dtype([(name, parts[kind]) for name, kind in fields], align=True))
+    page, content, table = 2**21, b"", []
+    for row, pixels in enumerate(images):
+        for name, kind in fields:
+            position = page + len(content)
+            if kind == 2:
+                data = pixels.tobytes()
+                records[name][row] = (1, pixels.shape[1], pixels.shape[0], position)
+            elif kind in (3, 4):
+                data = b"text" if row else b""
+                records[name][row] = (position, len(data)) if kind == 3 else position
+            else:
+                records[name][row] = labels[row] if name != "number" else 1000 + row
+                continue
+            content += data
+            table.append((row, position, len(data)))
+    descriptors = np.zeros(len(fields), [("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
+    descriptors["name"], descriptors["type_id"] = zip(*fields)
+    header = np.array([(2, len(fields), page, len(images), page + len(content))], "<u2,<u2,<u4,<u8,<u8")
+    start = header.tobytes() + descriptors.tobytes() + records.tobytes()
+    path.write_bytes(start.ljust(page, b"\0") + content + np.array(table, "<u8").tobytes())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("image", 2), ("label", 1)],
+        [("label", 1), ("image", 2)],
+        [("path", 3), ("image", 2), ("weight", 0), ("label", 1), ("features", 4)],
+        [("number", 1), ("label", 1), ("picture", 2), ("path", 3)],
+        [("pic", 2), ("path", 3), ("class", 1)],
+    ],
+)
+def test_of_further_fields_image_and_label_are_taken(tmp_path, fields):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (4 + row, 7, 3), dtype=np.uint8) for row in range(5)]
+    with_fields(tmp_path / "x.beton", fields, images, [3, 1, 0, 2, 2])
+    beton = Beton(tmp_path / "x.beton")
+    assert beton.labels.tolist() == [3, 1, 0, 2, 2]
+    for row, image in enumerate(images):
+        np.testing.assert_array_equal(beton.read(row), image)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ([("image", 2), ("first", 1), ("second", 1)], "expected one label, or one of that name"),
+        ([("label", 1)], "expected one image"),
+    ],
+)
+def test_fields_that_leave_open_what_is_meant_are_named(tmp_path, fields, message):
+    with_fields(tmp_path / "x.beton", fields, [np.zeros((4, 5, 3), np.uint8)], [0])
+    with pytest.raises(InputError, match=f"its fields are .*{fields[-1][0]}.*{message}"):
+        Beton(tmp_path / "x.beton")
+
+
+@pytest.mark.ffcv
+def test_ffcv_reads_what_is_written_here(source, tmp_path):
+    pytest.importorskip("ffcv.reader", reason="ffcv is not installed")
+    images, labels = source
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    images = [image for image in images if image.shape == images[0].shape] * 3  # its simplest decoder wants one size
+    labels = np.arange(len(images))
+    write_beton(tmp_path / "x.beton", images, labels, page_size=2**21)
+    loader = Loader(
+        str(tmp_path / "x.beton"),
+        batch_size=1,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
+    )
+    found = [(batch[0][0].numpy().copy(), int(batch[1])) for batch in loader]
+    assert [label for _, label in found] == labels.tolist()
+    assert all(np.array_equal(image, expected) for (image, _), expected in zip(found, images))
+
+
+@pytest.mark.ffcv
+def test_what_ffcv_writes_is_read_here(source, tmp_path):
+    writer = pytest.importorskip("ffcv.writer", reason="ffcv is not installed")
+    from ffcv.fields import IntField, RGBImageField
+
+    images, labels = source
+    for mode in ("raw", "jpg"):
+        fields = {"image": RGBImageField(write_mode=mode, max_resolution=512), "label": IntField()}
+        path = tmp_path / f"{mode}.beton"
+        writer.DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(list(zip(images, labels)))
+        beton = Beton(path)
+        np.testing.assert_array_equal(beton.labels, labels)
+        for index, image in enumerate(images):
+            difference = np.abs(beton.read(index).astype(int) - shrink(image, 512).astype(int))
+            assert difference.max() == 0 if mode == "raw" else difference.mean() < 12
+
+
+# The scripts.
+
+
+@pytest.fixture
+def folders(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        path = tmp_path / "images" / f"class_{index % 2}" / f"{index}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    for n in (1, 2):
+        (tmp_path / "index" / f"{n}_per_class").mkdir(parents=True)
+        np.save(tmp_path / "index" / f"{n}_per_class" / "train_A.npy", np.array([0, 5])[:n])
+        np.save(tmp_path / "index" / f"{n}_per_class" / "train_B.npy", np.array([1, 3])[:n])
+    np.save(tmp_path / "index" / "val_set.npy", np.array([2, 4]))
+    return tmp_path
+
+
+def run(folders, script, *arguments, **variables):
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "IMAGENET_DATASET_DIR": str(folders / "images"),
+        "INDEX_FOLDER": str(folders / "index"),
+        "BETONS_FOLDER": str(folders / "betons"),
+        **variables,
+    }
+    return subprocess.run([ROOT / script, *arguments], env=environment, capture_output=True, text=True, cwd=folders)
+
+
+def test_gen_scripts_write_what_is_missing(folders):
+    assert run(folders, "gen_betons.sh", DATASETS="2").returncode == 0
+    assert {p.name for p in (folders / "betons").iterdir()} == {
+        f"2_per_class_{side}.beton{ending}" for side in "AB" for ending in ("", ".images.npz")
+    }
+    assert Beton(folders / "betons" / "2_per_class_A.beton").labels.tolist() == [0, 1]
+    before = (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns
+    result = run(folders, "gen_betons.sh", "--write-mode", "jpg")
+    assert result.returncode == 0 and "there already" in result.stdout
+    assert (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns == before
+    assert (folders / "betons" / "1_per_class_B.beton").exists()
+    assert run(folders, "gen_betons.sh", FORCE="1").returncode == 0
+    assert (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns > before
+    assert run(folders, "gen_val_betons.sh").returncode == 0
+    val = Beton(folders / "betons" / "val.beton")
+    with Image.open(folders / "images" / "class_0" / "4.JPEG") as image:
+        np.testing.assert_array_equal(val.read(0), np.asarray(image))
+
+
+def test_crops_are_written_beside_the_training_sets(folders):
+    draw_tree(folders / "boxed", classes=2, per_class=4, boxed=4)
+    for side, indices in (("A", [0, 5]), ("B", [1, 6])):
+        np.save(folders / "index" / "1_per_class" / f"bbox_{side}.npy", np.array(indices))
+    variables = {"CROPS": "1", "DATASETS": "1", "IMAGENET_DATASET_DIR": str(folders / "boxed" / "images")}
+    result = run(folders, "gen_betons.sh", **variables, IMAGENET_BBOX_ANNOTATIONS="")
+    assert result.returncode == 2 and "the variable IMAGENET_BBOX_ANNOTATIONS is not set" in result.stderr
+    variables["IMAGENET_BBOX_ANNOTATIONS"] = str(folders / "boxed" / "boxes")
+    result = run(folders, "gen_betons.sh", "--min-px", "8", **variables)
+    assert result.returncode == 0, result.stderr
+    assert {p.name for p in (folders / "betons").glob("*.beton")} == {f"1_per_class_{s}_crops.beton" for s in "AB"}
+    assert Beton(folders / "betons" / "1_per_class_B_crops.beton").labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "script, variables, message",
+    [
+        ("gen_betons.sh", {"INDEX_FOLDER": ""}, "the variable INDEX_FOLDER is not set"),
+        ("gen_val_betons.sh", {"IMAGENET_DATASET_DIR": f"{ABSENT}"}, f"IMAGENET_DATASET_DIR {ABSENT}: no such folder"),
+        ("gen_betons.sh", {"DATASETS": "7"}, "7_per_class/train_A.npy: no such file"),
+    ],
+)
+def test_gen_scripts_name_what_is_missing(folders, script, variables, message):
+    result = run(folders, script, **variables)
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_images_of_every_kind_are_read_as_torchvision_reads_them(folders):
+    folder = folders / "images" / "class_0"
+    gray, cmyk = Image.new("L", (30, 20), 77), Image.new("CMYK", (30, 20), (9, 80, 200, 30))
+    gray.save(folder / "a.JPEG")
+    cmyk.save(folder / "b.JPEG")
+    Image.new("RGBA", (30, 20), (1, 2, 3, 90)).save(folder / "c.JPEG", "PNG")
+    Image.new("P", (30, 20), 3).save(folder / "d.png")
+    turned = Image.new("RGB", (30, 20), (200, 10, 10)).getexif()
+    turned[0x0112] = 6  # shown turned by a right angle; torchvision does not look at it
+    Image.new("RGB", (30, 20), (200, 10, 10)).save(folder / "e.JPEG", exif=turned)
+    samples = ImageFolder(folders / "images").samples
+    np.save(folders / "all.npy", np.arange(len(samples)))
+    arguments = ["--imgnet-path", folders / "images", "--idx-path", folders / "all.npy"]
+    result = run_here("write_ffcv_dataset.py", *arguments, "--write-path", folders / "x.beton")
+    assert result.returncode == 0, result.stderr
+    beton = Beton(folders / "x.beton")
+    for index, (path, _) in enumerate(samples):
+        np.testing.assert_array_equal(beton.read(index), np.asarray(default_loader(path)))
+
+
+def test_unreadable_images_can_be_left_out(folders):
+    (folders / "images" / "class_0" / "0.JPEG").write_bytes(b"not an image")
+    result = run(folders, "gen_betons.sh", "--skip-unreadable", DATASETS="2")
+    assert result.returncode == 0, result.stderr
+    beton = Beton(folders / "betons" / "2_per_class_A.beton")
+    assert beton.labels.tolist() == [1]
+    with Image.open(folders / "images" / "class_1" / "5.JPEG") as image:
+        np.testing.assert_array_equal(beton.read(0), np.asarray(image))
+    side_file = folders / "betons" / "2_per_class_A.beton.skipped.txt"
+    index, reason = side_file.read_text().rstrip().split("\t")
+    assert index == "0" and "class_0/0.JPEG: cannot be read as an image" in reason
+    assert "1 images cannot be read" in result.stdout and not list(side_file.parent.glob("*B.beton.skipped.txt"))
+
+
+def test_a_disk_that_is_too_small_is_named_early(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**8))
+    images = Repeated(np.zeros((500, 500, 3), np.uint8), 5000)
+    with pytest.raises(InputError, match=r"x.beton: needs about 4.0 GB, but only 0.1 GB are free"):
+        write_beton(tmp_path / "x.beton", images, np.zeros(5000))
+    assert images.reads < 1000 and not list(tmp_path.iterdir())
+
+
+class Repeated:
+    def __init__(self, image, n):
+        self.image, self.n, self.reads = image, n, 0
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.image
+
+
+def test_an_unreadable_image_is_named(folders):
+    (folders / "images" / "class_0" / "0.JPEG").write_bytes(b"not an image")
+    result = run(folders, "gen_betons.sh", DATASETS="1")
+    assert result.returncode == 2
+    assert "class_0/0.JPEG: cannot be read as an image" in result.stderr and "Traceback" not in result.stderr
+    assert not list((folders / "betons").iterdir())

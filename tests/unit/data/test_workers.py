@@ -1,0 +1,180 @@
+"""Processes that read images: the same batches as without them, and a line where the machine does not let them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, draw_tree
+from torch.utils.data import get_worker_info
+
+from dejavu_utils import imagenet
+from dejavu_utils.data import workers as readers
+from dejavu_utils.data.workers import batches, readable
+from dejavu_utils.errors import InputError
+from dejavu_utils.imagenet import list_images, load_image
+
+POSITIONS = [range(0, 3), range(3, 6), range(6, 7)]
+Usage = namedtuple("Usage", "total used free")
+
+
+class Numbers:
+    """Position -> (float (4,) of it, position); in a reading process `fault` happens first."""
+
+    def __init__(self, fault=None):
+        self.fault = fault
+
+    def __getitem__(self, position):
+        if self.fault and get_worker_info() and position == 4:
+            self.fault()
+        return torch.full((4,), float(position)), position
+
+
+def read(dataset, num_workers, **options):
+    return [numbers.tolist() for _, numbers in batches(dataset, POSITIONS, num_workers, **options)]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    readers._say_once.cache_clear()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_batches_come_in_order_and_leave_no_handler(num_workers):
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert read(Numbers(), num_workers) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+class Unsent:
+    """Cannot be handed from process to process: the thread that tries to gets this error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        raise self.error
+
+
+def unsent(error):
+    return lambda items: Unsent(error) if any(number == 4 for _, number in items) else (items, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("error, remedy", [
+    (OSError(24, "Too many open files"), "raise ulimit -n, or give fewer --workers"),
+    (RuntimeError("received 0 items of ancdata"), "raise ulimit -n"),
+    (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), "--shm-size=8g"),
+    (RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)"), "killed or got no memory"),
+    (BlockingIOError(11, "Resource temporarily unavailable"), "raise ulimit -u"),
+    (RuntimeError("a mistake in the program"), None),
+])  # fmt: skip
+def test_causes_have_remedies(error, remedy):
+    found = readers._remedy(error, set(), "--workers")
+    assert found is None if remedy is None else remedy in found
+
+
+def test_a_batch_that_cannot_be_handed_over_is_not_waited_for():
+    with pytest.raises(InputError, match="raise ulimit -n, or give fewer --workers"):
+        read(Numbers(), 2, collate=unsent(OSError(24, "Too many open files")), flag="--workers")
+
+
+@pytest.mark.parametrize("signum, remedy", [
+    (signal.SIGKILL, "a process that reads images was killed or got no memory: give fewer --num_workers"),
+    (signal.SIGBUS, "/dev/shm is full.*--shm-size=8g.*fewer --num_workers; 0 does without it"),
+])  # fmt: skip
+def test_a_reading_process_that_dies_is_a_line(signum, remedy):
+    with pytest.raises(InputError, match=remedy):
+        read(Numbers(lambda: os.kill(os.getpid(), signum)), 2)
+
+
+FAILS = """
+import multiprocessing, sys
+from dejavu_utils.cli import run
+from dejavu_utils.data.workers import batches
+from dejavu_utils.errors import InputError
+from test_readers import Numbers, POSITIONS
+
+def main():
+    read = batches(Numbers(), POSITIONS, 2)
+    next(read)
+    raise InputError("a: is wrong")
+
+if __name__ == "__main__":
+    if sys.argv[1] == "here":
+        run(main)
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=run, args=(main,))
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("where", ["here", "spawn", "fork"])
+def test_the_end_of_a_failing_script_waits_for_no_reader(tmp_path, where):
+    """What holds the processes is alive to its end, and so are they, whom nobody has told to end."""
+    (tmp_path / "fails.py").write_text(FAILS)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "fails.py", where],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        capture_output=True,
+        text=True,
+        timeout=readers._GRACE / 2,
+    )
+    assert (result.returncode, result.stderr) == (2, "fails.py: error: a: is wrong\n")
+
+
+def raising(error):
+    def fault():
+        raise error
+
+    return fault
+
+
+@pytest.mark.parametrize("error", [InputError("x.jpg: cannot be read"), RuntimeError("a mistake in the program")])
+def test_other_errors_are_passed_on(error):
+    with pytest.raises(type(error), match=str(error)) as found:
+        read(Numbers(raising(error)), 1)
+    assert type(error) is not InputError or str(found.value) == str(error)  # without PyTorch's traceback
+
+
+@pytest.mark.parametrize("room, processes, ahead", [(10, 3, 2), (7, 3, 1), (4, 2, 1), (3, 1, 1), (2, 0, 1), (0, 0, 1)])
+@pytest.mark.parametrize("sharing", [1, 2])
+def test_less_is_read_ahead_where_shared_memory_is_small(monkeypatch, capsys, room, processes, ahead, sharing):
+    """room: batches that fit into the shared memory, of each process of the run that shares it."""
+    started = {}
+
+    def noted(_, **options):
+        started.update(options)
+        return iter(())
+
+    each = 3 * (4 * 4 + 8) + 2**14
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, each * room * sharing + sharing))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(sharing))
+    monkeypatch.setattr(readers, "DataLoader", noted)
+    for _ in range(2):
+        assert not read(Numbers(), 3)
+    assert started["num_workers"] == processes and started.get("prefetch_factor", 1) == ahead
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (room < 8)  # said once
+    assert all("note: /dev/shm is too small for what 3 processes read ahead (--num_workers)" in line for line in lines)
+
+
+def test_too_few_open_files_are_not_taken_for_an_unreadable_image(tmp_path, monkeypatch):
+    listing = list_images(draw_tree(tmp_path, classes=1, per_class=3) / "images")
+    assert readable(listing, np.arange(3), num_workers=1).all()
+
+    def no_file(path):
+        raise OSError(24, "Too many open files", str(path))
+
+    monkeypatch.setattr(imagenet.Image, "open", no_file)
+    for num_workers in (0, 1):
+        with pytest.raises(InputError, match="raise ulimit -n"):
+            readable(listing, np.arange(3), num_workers)
+    with pytest.raises(OSError):
+        load_image(Path(listing.path(0)))

@@ -1,0 +1,82 @@
+"""Files that appear whole, what killed processes leave, and folders with one writer at a time."""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import complete_file, save_npy
+from dejavu_utils.runtime.locks import locked
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "x.txt"
+    for content in ("first", "second"):
+        with complete_file(path) as temporary:
+            temporary.write_text(content)
+            assert not path.exists() or path.read_text() == "first"
+        assert path.read_text() == content
+    with pytest.raises(ZeroDivisionError), complete_file(path) as temporary:
+        temporary.write_text("third")
+        raise ZeroDivisionError
+    assert path.read_text() == "second" and [p.name for p in path.parent.iterdir()] == ["x.txt"]
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path):
+    host, dead = socket.gethostname(), 2**22 + 1  # above Linux's largest process number
+    for name in (f".{host}.{dead}.tmp.x.npy", f".{host}.1.tmp.x.npy", f".elsewhere.{dead}.tmp.x.npy"):
+        (tmp_path / name).touch()
+    save_npy(tmp_path / "x.npy", np.arange(3))
+    assert not (tmp_path / f".{host}.{dead}.tmp.x.npy").exists()
+    assert len(list(tmp_path.glob(".*"))) == 2  # a living process's and another machine's
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    lock = tmp_path / "run" / ".lock"
+    with locked(lock, "--output_dir"):
+        with pytest.raises(InputError, match=rf"--output_dir .*run: process {os.getpid()} on .* writes there now"):
+            with locked(lock, "--output_dir"):
+                raise AssertionError
+        with locked(tmp_path / "run" / ".other", "--output_dir"):  # another part of the folder
+            pass
+    assert not list((tmp_path / "run").iterdir())
+    lock.write_text('{"host": "gone", "pid": 1}')  # of a process that was killed
+    with locked(lock, "--output_dir"):
+        pass
+
+
+def test_a_holder_that_has_not_yet_written_its_name_is_named_when_it_has(tmp_path):
+    lock = tmp_path / ".lock"
+    with open(lock, "a+", encoding="utf-8") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        name = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        writer = threading.Timer(0.3, lock.write_text, [name])
+        writer.start()
+        with pytest.raises(InputError, match=f"process {os.getpid()} on "), locked(lock, "--x"):
+            raise AssertionError
+        writer.join()
+
+
+def test_a_requeued_job_does_not_wait_for_its_earlier_run(tmp_path):
+    lock = tmp_path / ".lock"
+    with locked(lock, "--x", job="7", restart=1):  # as a server sees it that has not yet seen a machine die
+        with locked(lock, "--x", job="7", restart=2):
+            pass
+        for other in ({"job": "7", "restart": 1}, {"job": "8", "restart": 2}, {}):
+            with pytest.raises(InputError, match="SLURM job 7 writes there now"), locked(lock, "--x", **other):
+                raise AssertionError
+    assert not lock.exists()
+
+
+def test_where_there_are_no_locks_nothing_is_locked(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / ".lock", "--x"), locked(tmp_path / ".lock", "--x"):
+        pass
