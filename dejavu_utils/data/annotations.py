@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from dejavu_utils.crops import DEFAULT_CROP_RULE, CropRule
+from dejavu_utils.crops import DEFAULT_CROP_RULE
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import image_frame
 

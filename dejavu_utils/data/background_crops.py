@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from dejavu_utils.crops import DEFAULT_CROP_RULE, CropRule, background_crop, corner_crop
+from dejavu_utils.crops import DEFAULT_CROP_RULE, background_crop, corner_crop
 from dejavu_utils.data.annotations import (
     NO_AREA,
     NO_OBJECT,

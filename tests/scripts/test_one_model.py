@@ -253,8 +253,8 @@ def test_half_of_the_crops_gives_a_learning_curve(data, tmp_path):
 
 
 def planted(rng, n, target, reference, seeds=3, spread=0.0):
-    """ClassifierComparison of n images of five classes: the model and each classifier are correct with these
-    probabilities.""" labels = rng.integers(0, 5, n)
+    """ClassifierComparison of n images of five classes; target, reference: how often each is correct."""
+    labels = rng.integers(0, 5, n)
 
     def guesses(probability):
         return np.where(rng.random(n) < probability, labels, (labels + rng.integers(1, 5, n)) % 5)
