@@ -135,7 +135,7 @@ def start_here(job: Callable[[], None], processes: int) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    context = torch.multiprocessing.spawn(_spawned, args=(job, processes, port), nprocs=processes, init_from_args=False)
+    context = torch.multiprocessing.spawn(_spawned, args=(job, processes, port), nprocs=processes, join=False)
 
     def pass_on(signum, _):
         # Ctrl-C reaches the processes by itself; a second SIGINT would tell them not to save.
