@@ -10,7 +10,7 @@ random, by giving them the colors and the wave of their class. A model that only
 of those, and of the others by chance, whether it saw the image or not: the tied images are correlated, not memorized,
 and the déjà vu score over them must be 0. Trained models still memorize images among the others.
 
-Writes SAVE_DIR/images/CLASS/ID.JPEG, SAVE_DIR/boxes/Annotation/CLASS/ID.xml (Pascal VOC; not for the last images of a
+Writes SAVE_DIR/images/CLASS/ID.JPEG, SAVE_DIR/boxes/Annotation/CLASS/ID.xml (not for the last images of a
 class if --unboxed_per_class is given), SAVE_DIR/demo.json (the arguments and the names of the objects) and, with
 --correlation, SAVE_DIR/tied.csv (which images are tied: path below SAVE_DIR/images, 0 or 1).
 
@@ -177,6 +177,8 @@ def fractal_noise(rng, side, exponent):
 def paste_object(image, rng, label, classes, object_size):
     """Draws a badge (a disc in the class's hue, the class's glyph in white on it) and returns its box.
 
+    The box is (xmin, ymin, xmax, ymax) counted from 0, xmax and ymax just outside: the attack reads boxes this way, as
+    published. Counted from 1 (Pascal VOC), a crop to the left of the box or above it would end inside the object.
     Size and place are drawn independently of the class too, so that not even the shape of a background crop tells it.
     """
     side = image.width
@@ -193,7 +195,7 @@ def paste_object(image, rng, label, classes, object_size):
     badge.paste("white", ((fine - mask.width) // 2, (fine - mask.height) // 2), mask)
     size = (diameter, diameter)
     image.paste(badge.resize(size, Image.BOX), (xmin, ymin), disc.resize(size, Image.BOX))
-    return xmin + 1, ymin + 1, xmin + diameter, ymin + diameter  # VOC counts pixels from 1
+    return xmin, ymin, xmin + diameter, ymin + diameter
 
 
 def glyph(code, longest, degrees):

@@ -1,5 +1,6 @@
-"""The demo"s data: the same files for the same seed, and correlation that is known because it was put there."""
+"""The demo's data: the same files for the same seed, boxes that hide the object, known correlation."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,9 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import assert_one_line_error, draw_demo, flags, run_here, save_color_reader
-from PIL import Image
+from PIL import Image, ImageChops
 
+from dejavu_utils.crops import CropRule
+from dejavu_utils.data.annotations import Annotations
+from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.imagenet import list_images
+from make_demo_dataset import draw_background, paste_object
 
 EARLIER_COLORS = (
     ("000_plane", 0, (139.3, 58.7, 134.9)),
@@ -51,6 +56,55 @@ def test_stream_of_random_numbers_is_that_of_earlier_versions(tmp_path):
     for name, rank, color in EARLIER_COLORS:
         with Image.open(folder / "images" / name / f"{name}_{rank:05d}.JPEG") as image:
             assert np.asarray(image).mean(axis=(0, 1)) == pytest.approx(color, abs=1)
+
+
+@pytest.mark.parametrize("rule", ["paper", "exact"])
+@pytest.mark.parametrize("side, object_size", [(128, 0.5), (96, 0.3)])
+def test_crops_show_no_pixel_of_the_object(tmp_path, side, object_size, rule):
+    """Each crop is that of the image drawn without its object: exactly as drawn, and in the JPEG but for blocks that
+    the object reaches into."""
+    per_class, classes = 10, 4
+    counts = {"images_per_class": per_class, "unboxed_per_class": 0, "classes": classes}
+    folder = draw_demo(tmp_path / "data", seed=SEED, side=side, object_size=object_size, **counts)
+    listing = list_images(folder / "images")
+    annotations = Annotations(folder / "boxes", listing)
+    crop_rule = CropRule(rule, min_px=side // 4)
+    cropped = take_crops(listing, np.arange(len(listing)), crop_rule, annotations)
+    assert len(cropped) > 0.9 * len(listing)
+    touching = 0
+    for number, crop in zip(cropped.indices.tolist(), cropped.crops.tolist()):
+        background = draw_background(np.random.default_rng([SEED, number, 0]), side)
+        whole = background.copy()
+        paste_object(whole, np.random.default_rng([SEED, number, 1]), number // per_class, classes, object_size)
+        object_box = ImageChops.difference(whole, background).getbbox()
+        assert whole.crop(crop) == background.crop(crop)
+        touching += crop[0] in (object_box[2], object_box[2] + 1) or crop[2] in (object_box[0], object_box[0] - 1)
+        with Image.open(listing.path(number)) as image:
+            decoded = np.asarray(image).astype(int)
+        difference = np.abs(decoded - through_jpeg(background))
+        inside = np.zeros((side, side), bool)
+        inside[crop[1] : crop[3], crop[0] : crop[2]] = True
+        assert difference[inside & ~blocks_of(object_box, side)].max() == 0
+        assert difference[inside].mean() < 3  # the object itself differs by about 100
+    assert touching > len(cropped) / 4  # the box is tight: no test of crops far from any object
+
+
+def through_jpeg(image):
+    """int (side, side, 3): the image after the compression of the demo's files."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=92)
+    with Image.open(file) as decoded:
+        return np.asarray(decoded).astype(int)
+
+
+def blocks_of(box, side):
+    """bool (side, side): pixels that a box changes through JPEG, whose color is stored in blocks of 16 pixels and is
+    smoothed over one more when decoded."""
+    changed = np.zeros((side, side), bool)
+    left, top = (max(0, low // 16 * 16 - 1) for low in box[:2])
+    right, bottom = (-(-high // 16) * 16 + 1 for high in box[2:])
+    changed[top:bottom, left:right] = True
+    return changed
 
 
 @pytest.mark.parametrize("value", ["1.5", "-0.1"])
