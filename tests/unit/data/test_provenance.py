@@ -1,17 +1,31 @@
 """Which images a model was trained on, from the index file to the checkpoint."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_line_error, draw_tree, run_here
+from helpers import assert_one_line_error, draw_tree, run_here, save_untrained
 
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.image_dataset import IndexedImages
-from dejavu_utils.data.provenance import TrainingImages, load_training_images
+from dejavu_utils.data.provenance import (
+    ModelRecord,
+    Provenance,
+    TrainingImages,
+    check_same,
+    differences,
+    first_difference_in_words,
+    load_training_images,
+    weights_digest,
+)
+from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import list_images
+from dejavu_utils.networks.loading import load_network
 
 
 def test_a_beton_says_which_images_it_holds(tmp_path):
@@ -116,3 +130,78 @@ def test_different_rules_have_different_texts():
     rules = [CropRule(), CropRule("exact"), CropRule(min_px=32), CropRule(margin=4), CropRule(scale=True)]
     rules += [CropRule("corner"), CropRule("corner", fraction=0.4)]
     assert len({str(rule) for rule in rules}) == len(rules)
+
+
+# The record of what a number was made from.
+
+A = ModelRecord(weights="a" * 64, images="b" * 64, epoch=3, arch="resnet18", shown="short side 36")
+RECORD = Provenance(
+    models={"A": A, "B": replace(A, weights="c" * 64)},
+    images="d" * 64,
+    sets={"bbox_A_idx_pth": "e" * 64},
+    crops={"digest": "f" * 64, "rule": "background", "margin": 0.0, "least_side": 10},
+    public="0" * 64,
+    votes={"k": 7, "k_attk": 5, "layer": "projector"},
+    precision="fp32",
+    resolution=32,
+    settings={"batch_size": 4},
+)
+
+
+def test_a_record_comes_back_from_json_and_from_a_checkpoint(tmp_path):
+    assert Provenance.from_plain(json.loads(json.dumps(RECORD.plain()))) == RECORD
+    torch.save({"made_from": RECORD.plain()}, tmp_path / "a.pt")
+    carried = torch.load(tmp_path / "a.pt", weights_only=True)["made_from"]
+    assert Provenance.from_plain(carried) == RECORD
+    assert Provenance.from_plain({**RECORD.plain(), "of_a_later_version": 1}) == RECORD
+    for nothing in (None, [], {}, {"formats": 1, "models": 3}, {"formats": 1, "models": {"A": {"of_another": 1}}}):
+        assert Provenance.from_plain(nothing) is None
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"models": {"A": replace(A, weights="9" * 64), "B": RECORD.models["B"]}}, "weights of model A (99999999 here"),
+        ({"models": {"A": A}}, "weights of model B (none here, cccccccc there)"),
+        ({"images": "9" * 64}, "image folder (99999999 here, dddddddd there)"),
+        ({"sets": {"bbox_A_idx_pth": "9" * 64}}, "--bbox_A_idx_pth (99999999 here"),
+        ({"crops": {**RECORD.crops, "least_side": 12}}, "crops (least side) (12 here, 10 there)"),
+        ({"public": "9" * 64}, "public set (99999999 here"),
+        ({"votes": {**RECORD.votes, "k_attk": 3}}, "--k_attk (3 here, 5 there)"),
+        ({"resolution": 64}, "--resolution (64 here, 32 there)"),
+        ({"settings": {"batch_size": 8}}, "--batch_size (8 here, 4 there)"),
+    ],
+)
+def test_the_first_difference_is_said_in_words(change, words):
+    other = replace(RECORD, **change)
+    assert words in first_difference_in_words("shards", other, RECORD)
+    assert first_difference_in_words("shards", RECORD, RECORD) is None
+    with pytest.raises(InputError, match="the shards was made with|the shards was made from something else"):
+        check_same("shards", other, RECORD, "the shards", {"images": "--imgnet_train_pth x"}, "use the same")
+
+
+def test_what_is_unknown_is_not_compared_and_what_a_reader_ignores_neither():
+    assert not differences(RECORD, Provenance())
+    assert not differences(replace(RECORD, models={"A": replace(A, weights=None), "B": RECORD.models["B"]}), RECORD)
+    assert not differences(replace(RECORD, settings={"lr": 1}), RECORD)  # a setting that an older version did not write
+    other = replace(RECORD, models={"A": replace(A, weights="9" * 64), "B": RECORD.models["B"]}, public="9" * 64)
+    assert [str(found.entry) for found in differences(other, RECORD)] == ["models.A.weights", "public"]
+    assert first_difference_in_words("epochs", other, RECORD).startswith("public set")
+    assert first_difference_in_words("runs", other, RECORD) is None
+    assert check_same("shards", RECORD, None, "FILE", {}, "") == [
+        "FILE does not say what it was made from: that it fits is not checked"
+    ]
+
+
+def test_equal_weights_under_two_names_are_one_thing(tmp_path):
+    networks = []
+    for name, seed in (("a", 0), ("copy", 0), ("b", 1)):
+        save_untrained(tmp_path / f"{name}.pth", seed=seed)
+        networks.append(load_network(tmp_path / f"{name}.pth"))
+    one, copy, other = map(weights_digest, networks)
+    assert one == copy != other
+    with torch.no_grad():
+        networks[0].net.conv1.weight.copy_(networks[0].net.conv1.weight.flip(0))  # the same numbers elsewhere
+    assert weights_digest(networks[0]) != one
+    record = ModelRecord.of(networks[1], 32)
+    assert (record.arch, record.shown.split()[3]) == ("resnet18", "36")
