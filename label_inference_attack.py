@@ -30,6 +30,11 @@ images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end; rerun 
         --imgnet_train_pth demo/seed0/data/images --imgnet_bbox_pth demo/seed0/data/boxes
 """
 
+from dejavu_utils.finished import leave_if_finished
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    leave_if_finished("output_dir", "results.json", layers="layers")
+
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

@@ -19,6 +19,11 @@ alone.
         --imgnet_train_pth demo/seed0/data/images --output_dir /tmp/probe
 """
 
+from dejavu_utils.finished import leave_if_finished
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    leave_if_finished("output_dir", "results.json")
+
 import math
 import time
 from contextlib import nullcontext

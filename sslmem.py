@@ -21,6 +21,11 @@ divide the images; what is finished is kept in OUTPUT_DIR/unfinished/; rerun the
         --imgnet_train_pth $IMAGENET_DATASET_DIR
 """
 
+from dejavu_utils.finished import leave_if_finished
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    leave_if_finished("output_dir", "results.json")
+
 from pathlib import Path
 
 import numpy as np

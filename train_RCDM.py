@@ -18,6 +18,11 @@ samples from its representation, always from the same noise); params.json (all s
         --batch_size 32 --lr 1e-3 --ema_rate 0.995 --lr_anneal_steps 1000 --save_interval 500
 """
 
+from dejavu_utils.finished import leave_if_finished
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    leave_if_finished("out_dir", "samples{lr_anneal_steps}.png")
+
 import math
 import time
 from contextlib import nullcontext
@@ -135,12 +140,8 @@ def parse_args(argv=None):
     group.add_argument("--fp16_scale_growth", type=float, default=1e-3, help="growth of log2(loss scale) per step")
     group.add_argument("--log_interval", type=positive_int, default=10, help="steps between two lines of the log")
     group.add_argument("--save_interval", type=positive_int, default=10000, help="steps between two checkpoints")
-    group.add_argument(
-        "--resume_checkpoint",
-        type=expanded,
-        default="",
-        help="model{step}.pt to start from, if --out_dir is not further",
-    )
+    text = "model{step}.pt to start from, if --out_dir is not further"
+    group.add_argument("--resume_checkpoint", type=expanded, default="", help=text)
     group.add_argument("--seed", type=non_negative_int, default=0, help="of weights, order of images, steps and noise")
     group = add_launch_flags(parser, timeout=2800, mem_gb=0, ngpus=8, nodes=2)
     group.add_argument("--comment", default="", help="SLURM comment")

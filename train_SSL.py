@@ -12,6 +12,11 @@ and final_weights.pt. Rerun the same command to resume.
         --logging.folder /tmp/simclr_50pc_A
 """
 
+from dejavu_utils.finished import leave_if_finished
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    leave_if_finished("logging.folder", "final_weights.pt", "dist.use_submitit")
+
 import json
 import time
 from contextlib import nullcontext
@@ -65,7 +70,11 @@ def main():
         gpus = min(settings.dist.ngpus, torch.cuda.device_count())
         return start_here(work, settings.dist.world_size or max(1, gpus))
     resources = Resources.of(settings.dist, settings.dist.cpus_per_task)
-    print(submit(work, settings.logging.folder, resources, "--dist.use_submitit 0", "submitit"))
+    number = submit(work, settings.logging.folder, resources, "--dist.use_submitit 0", "submitit")
+    params = Path(settings.logging.folder) / "params.json"
+    if not params.exists():  # tells what is submitted next which snapshots there will be
+        save_json(params, settings.to_flat())
+    print(number)
 
 
 def read_settings(argv=None):

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from dejavu_utils.crops import RULES
 from dejavu_utils.errors import InputError
+from dejavu_utils.finished import missing_snapshot, queued_job
 
 
 class Parser(argparse.ArgumentParser):
@@ -164,8 +165,15 @@ def existing_file(path: str | Path | None, flag: str) -> Path:
 
 
 def existing_or_awaited_file(path: str | Path | None, flag: str, args: argparse.Namespace) -> Path:
-    """The path, if it is a file, or may be one by the time a submitted job runs: after those of --dependency."""
-    return Path(path) if path and args.dependency and not args.local else existing_file(path, flag)
+    """The path, if it is a file, or may be one by the time a submitted job runs: after the jobs of --dependency, or
+    after the one in SLURM's queue that writes its folder."""
+    if path and not Path(path).is_file():
+        never = missing_snapshot(path)
+        if never:
+            raise InputError(f"{flag} {path}: no such file; {never}")
+        if not args.local and (args.dependency or queued_job(Path(path).parent)):
+            return Path(path)
+    return existing_file(path, flag)
 
 
 def existing_folder(path: str | Path | None, flag: str) -> Path:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dejavu_utils.errors import InputError
+from dejavu_utils.finished import awaited_jobs, job_file
 from dejavu_utils.runtime.locks import locked
 from dejavu_utils.runtime.processes import JOB_PROCESS, disconnect, init_distributed, rank_from_environment, start_here
 
@@ -113,6 +114,11 @@ class Resources:
         words: dict = {name: getattr(settings, name, "") for name in ("partition", "dependency", "comment")}
         return cls(**{name: getattr(settings, name) for name in names}, cores=cores, **words)
 
+    def wait_for(self, jobs: list[str]) -> None:
+        """Adds jobs, by their numbers, that must have succeeded before this one starts."""
+        if jobs:
+            self.dependency = ",".join(filter(None, (self.dependency, f"afterok:{':'.join(jobs)}")))
+
     def parameters(self) -> dict:
         """For submitit's executor."""
         wait = {"dependency": self.dependency, "kill_on_invalid_dep": "yes"} if self.dependency else None
@@ -142,7 +148,9 @@ def launch(function: Callable, args: argparse.Namespace, folder: tuple[str, str]
     job = ScriptJob(function, args, (path / LOCK_FILE, flag))
     if args.local:
         return start_here(job, min(args.ngpus, torch.cuda.device_count()) or max(1, args.world_size))
-    print(submit(job, path, Resources.of(args, cores), "--local 1", logs))
+    resources = Resources.of(args, cores)
+    resources.wait_for(awaited_jobs(vars(args).values()))
+    print(submit(job, path, resources, "--local 1", logs))
 
 
 def init_from_args(args: argparse.Namespace, port: int = 0, long_waits: bool = False) -> torch.device:
@@ -152,7 +160,7 @@ def init_from_args(args: argparse.Namespace, port: int = 0, long_waits: bool = F
 
 
 def submit(job: ScriptJob, folder: str | Path, resources: Resources, stay_here: str, logs: str = "") -> str:
-    """Submits a ScriptJob to SLURM and returns the job's id.
+    """Submits a ScriptJob to SLURM and returns the job's id, which FOLDER.job keeps for the next call.
 
     folder: of the run, which gives the job its name. logs: the folder below it for submitit's files and logs.
     stay_here: the flag that runs without SLURM, for the error. The job starts as from a login shell, also where this
@@ -188,9 +196,11 @@ def submit(job: ScriptJob, folder: str | Path, resources: Resources, stay_here: 
     )
     try:
         with contextlib.redirect_stderr(io.StringIO()), _as_from_a_login_shell():  # submitit prints what it raises
-            return executor.submit(ScriptJob(job.function, job.arguments, job.lock, submitted=True)).job_id
+            number = executor.submit(ScriptJob(job.function, job.arguments, job.lock, submitted=True)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError(f"SLURM refuses the job: {' '.join(str(error).split())}") from None
+    job_file(folder).write_text(f"{number}\n", encoding="utf-8")
+    return number
 
 
 @contextlib.contextmanager

@@ -1,0 +1,177 @@
+"""Is a folder finished, or is a job in SLURM's queue writing it?
+
+Scripts ask before they import torch, so that a sweep passes each finished point in a fraction of a second: standard
+library only, and YAML where a training's settings are in such a file.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from dejavu_utils.errors import InputError
+
+# Flags that say where and how fast a script runs, not what it computes.
+_WITHOUT_EFFECT = re.compile(
+    r"dist\..*|data\.num_workers|logging\.(folder|log_level)|config_file|(output|out)_dir|local(_gpu)?|ngpus|nodes"
+    r"|world_size|timeout|partition|mem_gb|dependency|comment|port|(num_)?workers|class_names|crop_cache"
+)
+_OTHER_WORK = ("training.eval_only", "training.train_probes_only")  # of a finished training
+Flags = dict[str, list[str]]
+
+
+def leave_if_finished(folder_flag: str, finished: str, local_flag: str = "local", layers: str = "") -> None:
+    """Ends this process if its results are complete, or if a job in the queue will write them; says so.
+
+    folder_flag: names the folder of the results, without dashes. finished: the file in it that is written last; a flag
+    in braces stands for its value, a number of six digits. local_flag: 1 runs here, but for dist.use_submitit.
+    layers: the flag of the layers, each of which has a folder of its own. A flag that differs from those of the
+    finished run is named. If a checkpoint is newer than the results, the script goes on: it is another one.
+    """
+    flags = typed_flags(sys.argv[1:])
+    folder = _value(flags, folder_flag)
+    if not folder or {"-h", "--help"} & {*sys.argv} or any(is_on(_value(flags, name)) for name in _OTHER_WORK):
+        return
+    names = re.sub(r"\{(\w+)\}", lambda match: _value(flags, match[1]).zfill(6), finished)
+    last = Path(folder, _value(flags, layers).split(",")[-1], names)
+    submits = is_on(_value(flags, local_flag)) == (local_flag == "dist.use_submitit")
+    try:
+        if last.is_file() and not newer_checkpoint(flags, last):
+            said = difference(flags, recorded_settings(last))
+            print(
+                f"{folder}: there already" + (f", but made with {said}; remove {last} to make it again" if said else "")
+            )
+        elif submits and (number := queued_job(folder)):
+            print(f"{folder}: in the queue as job {number}")
+        else:
+            return
+    except InputError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    sys.exit(0)
+
+
+def is_on(text: str) -> bool:
+    """Is a 0/1 flag 1?"""
+    return text.lower() in ("1", "true")
+
+
+def _value(flags: Flags, name: str) -> str:
+    """A flag's value as text; "" if it is not given."""
+    return next(iter(flags.get(name, [])), "")
+
+
+def typed_flags(words: Sequence[str]) -> Flags:
+    """{flag: its values} of a command line; those of a YAML file after --config-file come before the typed ones."""
+    flags: Flags = {}
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            name, given, value = word[2:].partition("=")
+            values = [value] if given else []
+            flags[name.replace("-", "_")] = values
+        else:
+            values.append(word)
+    path = flags.get("config_file")
+    return {**_of_yaml(path[0]), **flags} if path else flags
+
+
+def _of_yaml(path: str) -> Flags:
+    import yaml
+
+    try:
+        sections = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return {f"{part}.{name}": [str(value)] for part, names in sections.items() for name, value in names.items()}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+        return {}  # the script says what is wrong with it
+
+
+def newer_checkpoint(flags: Flags, results: Path) -> str:
+    """The first checkpoint among the values of the flags that was written after the results; "" if there is none."""
+    made = results.stat().st_mtime_ns
+    for values in flags.values():
+        for path in values:
+            if path.endswith((".pth", ".pt")) and os.path.isfile(path) and os.stat(path).st_mtime_ns > made:
+                return path
+    return ""
+
+
+def recorded_settings(results: Path) -> Mapping[str, object]:
+    """The settings in results.json, or in params.json beside it; {} where there are none."""
+    path = results if results.suffix == ".json" else results.with_name("params.json")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return dict(record["settings"] if path == results else record)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def difference(flags: Flags, record: Mapping[str, object]) -> str:
+    """The first flag whose value is not the recorded one, in words; "" if all agree."""
+    for name, values in flags.items():
+        if name in record and not _WITHOUT_EFFECT.fullmatch(name) and not _same(values, record[name]):
+            return f"--{name} {_in_words(record[name])}, not {' '.join(values) or 1}"
+    return ""
+
+
+def _in_words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _same(values: list[str], recorded: object) -> bool:
+    if isinstance(recorded, list):
+        return [_plain(value) for value in ",".join(values).split(",")] == [_plain(str(value)) for value in recorded]
+    text = values[0] if values else "1"  # a switch
+    return _plain(text) == _plain("" if recorded is None else str(recorded))
+
+
+def _plain(text: str) -> object:
+    """A number where it is one; of a path the last two names, as whole trees move."""
+    try:
+        return float({"true": "1", "false": "0"}.get(text.lower(), text))
+    except ValueError:
+        return Path(text).parts[-2:] if "/" in text else text
+
+
+def job_file(folder: str | Path) -> Path:
+    """FOLDER.job, which holds the number of the job that was submitted last to write into the folder."""
+    return Path(f"{os.path.abspath(folder)}.job")
+
+
+def queued_job(folder: str | Path) -> str:
+    """The number of the job in SLURM's queue that writes into this folder; "" if there is none.
+
+    InputError where squeue does not answer: the job may be there.
+    """
+    path, squeue = job_file(folder), shutil.which("squeue")
+    if not path.is_file() or not squeue:
+        return ""
+    number = path.read_text(encoding="utf-8").strip()
+    command = [squeue, "-h", "-u", str(os.getuid()), "-o", "%i"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        raise InputError(f"{path}: squeue does not answer ({answer.stderr.strip()}): try again")
+    return number if number in answer.stdout.split() else ""
+
+
+def awaited_jobs(paths: Iterable[object]) -> list[str]:
+    """The numbers of the jobs in the queue that write files which are still missing."""
+    texts = [path for path in paths if isinstance(path, str) and path and not os.path.exists(path)]
+    numbers = (queued_job(Path(path).parent) for path in texts)
+    return sorted({number for number in numbers if number}, key=int)
+
+
+def missing_snapshot(path: str | Path) -> str:
+    """Why a training will not write this snapshot, model_ep{E}.pth, in words; "" if it may."""
+    path = Path(path)
+    name, settings = re.fullmatch(r"model_ep(\d+)\.pth", path.name), recorded_settings(path)
+    epochs, every = (settings.get(key) for key in ("training.epochs", "logging.snapshot_freq"))
+    if not name or not isinstance(epochs, int) or not isinstance(every, int):
+        return ""
+    epoch = int(name[1])
+    if epoch == epochs or epoch < epochs and epoch % every == 0:
+        return ""
+    return f"the training has {epochs} epochs and a snapshot every {every}: name one of these"

@@ -1,0 +1,99 @@
+"""What scripts ask before they import torch: is a folder finished, with which flags, and is a job writing it?"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from dejavu_utils.finished import awaited_jobs, difference, missing_snapshot, queued_job, typed_flags
+
+RECORD = {"k": 100, "box_margin": 0.0, "public_idx_pth": "/old/500_per_class/public.npy", "layers": None, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    "line, text",
+    [
+        ("--k 100 --box_margin 0 --seed=0", ""),
+        ("--public_idx_pth /new/500_per_class/public.npy", ""),  # a tree that was moved
+        ("--public_idx_pth /old/400_per_class/public.npy", "--public_idx_pth /old/500_per_class/public.npy, not"),
+        ("--k 10 --box_margin 4", "--k 100, not 10"),
+        ("--box_margin 4", "--box_margin 0.0, not 4"),
+        ("--mem_gb 3 --unknown 7", ""),
+    ],
+)
+def test_the_first_flag_that_differs_is_named(line, text):
+    said = difference(typed_flags(line.split()), RECORD)
+    assert said.startswith(text) and bool(said) == bool(text)
+
+
+def test_flags_of_a_yaml_file_come_before_typed_ones(tmp_path):
+    (tmp_path / "c.yaml").write_text("training:\n  base_lr: 1e-3\n  epochs: 4\n")
+    words = ["--config-file", str(tmp_path / "c.yaml"), "--training.epochs", "5", "0"]
+    flags = typed_flags(words)
+    assert flags["training.base_lr"] == ["1e-3"] and flags["training.epochs"][0] == "5"
+    assert not difference(flags, {"training.base_lr": 0.001, "training.epochs": 5})
+    assert difference(flags, {"training.base_lr": 0.3}) == "--training.base_lr 0.3, not 1e-3"
+
+
+def queue_of(folder, *numbers):
+    """A squeue that lists these jobs."""
+    squeue = folder / "bin" / "squeue"
+    squeue.parent.mkdir(exist_ok=True)
+    squeue.write_text("#!/bin/sh\necho " + " ".join(numbers) + "\n")
+    squeue.chmod(0o755)
+    return f"{squeue.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+SCRIPTS = [
+    ("label_inference_attack.py", "--local 0 --k 10", "--output_dir", "results.json", {"settings": {"k": 100}}),
+    ("label_inference_attack.py", "--layers backbone,projector --k 10", "--output_dir", "projector/results.json", {}),
+    ("lin_probe.py", "--local 1 --epochs 3", "--output_dir", "results.json", {"settings": {"epochs": 2}}),
+    ("sslmem.py", "--views 4", "--output_dir", "results.json", {"settings": {"views": 10}}),
+    ("train_RCDM.py", "--lr 1 --lr_anneal_steps 20", "--out_dir", "samples000020.png", {"lr": 0.1}),
+    ("train_SSL.py", "--training.epochs 3 0", "--logging.folder", "final_weights.pt", {"training.epochs": 2}),
+]
+
+
+@pytest.mark.parametrize("script, line, flag, last, record", SCRIPTS)
+def test_each_script_leaves_at_once_what_is_finished_or_in_the_queue(tmp_path, script, line, flag, last, record):
+    folder = tmp_path / "a run"
+    (folder / last).parent.mkdir(parents=True)
+    (folder / "params.json").write_text(json.dumps(record))
+    (folder / last).write_text(json.dumps(record))
+    command = [sys.executable, str(ROOT / script), flag, str(folder), *line.split()]
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and "argparse" not in result.stderr and "torch" not in result.stderr, result.stderr
+    assert result.stdout.startswith(f"{folder}: there already")
+    assert ("but made with" in result.stdout) == bool(record)
+
+    (folder / last).unlink()
+    (tmp_path / "a run.job").write_text("17\n")
+    environment = {**os.environ, "PATH": queue_of(tmp_path, "16", "17")}
+    submit = ["--dist.use_submitit", "1"] if script == "train_SSL.py" else ["--local", "0"]
+    result = subprocess.run([*command, *submit], capture_output=True, text=True, env=environment)
+    assert result.stdout == f"{folder}: in the queue as job 17\n", result.stderr
+
+
+def test_a_missing_checkpoint_waits_for_the_job_that_writes_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", queue_of(tmp_path, "5", "12"))
+    for name, number in (("A", "12"), ("B", "5"), ("C", "99")):
+        (tmp_path / f"{name}.job").write_text(f"{number}\n")
+    paths = [str(tmp_path / name / "model_ep2.pth") for name in "ABCD"]
+    assert awaited_jobs([*paths, None, 3]) == ["5", "12"] and not queued_job(tmp_path / "C")
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "model_ep2.pth").touch()
+    assert awaited_jobs(paths) == ["5"]
+
+
+def test_a_snapshot_that_no_training_writes_is_named(tmp_path):
+    settings = {"training.epochs": 1000, "logging.snapshot_freq": 50}
+    (tmp_path / "params.json").write_text(json.dumps(settings))
+    for epoch, never in ((50, False), (1000, False), (1500, True), (75, True)):
+        assert bool(missing_snapshot(tmp_path / f"model_ep{epoch}.pth")) == never
+    assert re.search("1000 epochs and a snapshot every 50", missing_snapshot(tmp_path / "model_ep1500.pth"))
+    assert not missing_snapshot(tmp_path / "other.pth") and not missing_snapshot(tmp_path / "x" / "model_ep7.pth")
