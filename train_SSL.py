@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
-from dejavu_utils.cli import Parser, default_workers, run
+from dejavu_utils.cli import default_workers, run
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.beton_loader import EvaluationLoader, NativeLoader
 from dejavu_utils.data.ffcv import FfcvLoader
@@ -51,7 +52,7 @@ from dejavu_utils.runtime.launch import LOCK_FILE, Resources, ScriptJob, submit
 from dejavu_utils.runtime.processes import StopSignal, init_distributed, start_here
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.checkpoint import TrainingCheckpoint, not_this_run
-from dejavu_utils.training.config import parse_settings
+from dejavu_utils.training.config import Flat, SettingsParser
 from dejavu_utils.training.meter import Meter, Probes
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward
@@ -61,9 +62,9 @@ from dejavu_utils.training.settings import WITHOUT_EFFECT, Settings, check_setti
 
 def main():
     values, notices = read_settings()
+    settings = Settings.from_flat(values)
     for notice in notices:
         print(f"note: {notice}")
-    settings = Settings.from_flat(values)
     check_settings(settings)
     work = ScriptJob(train, settings, lock_of(settings))
     if not settings.dist.use_submitit:
@@ -77,12 +78,14 @@ def main():
     print(number)
 
 
-def read_settings(argv=None):
+def read_settings(argv: Sequence[str] | None = None) -> tuple[Flat, list[str]]:
     """({"section.name": value}, notices) from the command line and the YAML file that it names."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--config-file", dest="config_file", help="YAML file of sections and settings")
-    parser.add_argument("ignored", nargs="?", help="an optional last word (published commands end in 0); ignored")
-    return parse_settings(parser, Settings, WITHOUT_EFFECT, argv)
+    parser = SettingsParser(Settings, WITHOUT_EFFECT, description=__doc__)
+    values, notices = parser.read(argv)
+    if not parser.config_file:
+        loss, arch, epochs = (values[key] for key in ("training.loss", "model.arch", "training.epochs"))
+        notices.append(f"no --config-file: trains {loss} on {arch} for {epochs} epochs, by flags and defaults")
+    return values, notices
 
 
 def lock_of(settings):
@@ -241,7 +244,7 @@ class TrainingRun:
             end_lr_ratio=settings.training.end_lr_ratio,
         )
         method = METHODS[settings.training.loss]
-        network = network_from_settings(settings.to_flat(), num_classes).to(device)
+        network = network_from_settings(settings.model, settings.training.loss, num_classes).to(device)
         for name, part in list(network.named_children()):
             if name not in method.sees_all:
                 setattr(network, name, synchronize_batch_norm(part, device))

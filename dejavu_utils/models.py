@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -256,15 +257,24 @@ class SSLNetwork(Network):
             self.add_module(name, build(self.projector_width, widths, num_classes))
 
 
-def network_from_settings(settings: dict, num_classes: int | None) -> SSLNetwork:
-    """settings: flat {"model.arch": ...} as in params.json."""
-    return SSLNetwork(
-        settings["model.arch"],
-        settings["model.mlp"],
-        settings["training.loss"],
-        num_classes,
-        settings["model.mlp_coeff"],
-        settings["model.fc"],
-        settings["model.proj_relu"],
-        settings["model.remove_head"],
-    )
+@dataclass
+class Architecture:
+    """What a network of train_SSL.py is built from beside its loss; SSLNetwork explains the entries."""
+
+    arch: str
+    mlp: str
+    mlp_coeff: float = 1.0
+    remove_head: int = 0
+    fc: int = 0
+    proj_relu: int = 0
+
+    @classmethod
+    def of_checkpoint(cls, settings: dict[str, Any]) -> "Architecture":
+        """From a checkpoint's flat settings, {"model.arch": ...}."""
+        return cls(**{field.name: settings[f"model.{field.name}"] for field in fields(cls)})
+
+
+def network_from_settings(model: Architecture, loss: str | None, num_classes: int | None) -> SSLNetwork:
+    """The network with random weights. num_classes: width of the supervised head."""
+    flags = {"fc": bool(model.fc), "proj_relu": bool(model.proj_relu), "remove_head": bool(model.remove_head)}
+    return SSLNetwork(model.arch, model.mlp, loss, num_classes, model.mlp_coeff, **flags)

@@ -177,7 +177,9 @@ def training_run(loss, **changes):
         values["training.num_small_crops"] = 2
     settings = Settings.from_flat(values)
     # deepcopy, of which the teachers are made, would read the data of the storages, and fake ones have none.
-    twin = mock.patch("copy.deepcopy", lambda _: moved(network_from_settings(settings.to_flat(), CLASSES), CUDA))
+    twin = mock.patch(
+        "copy.deepcopy", lambda _: moved(network_from_settings(settings.model, settings.training.loss, CLASSES), CUDA)
+    )
     with twin:
         state = train_SSL.TrainingRun(settings, CLASSES, CUDA, 100)
     state.network.train()

@@ -16,6 +16,7 @@ from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import Preprocessing
 from dejavu_utils.models import (
     ABOUT,
+    Architecture,
     Network,
     SSLNetwork,
     classifier_name,
@@ -237,7 +238,9 @@ def network_of(state: dict, checkpoint: dict) -> SSLNetwork:
     """The SSLNetwork with these weights, {name: tensor}, in eval mode; checkpoint: where its settings are, if any."""
     state = without_prefix(state)
     if "settings" in checkpoint:
-        network = network_from_settings(checkpoint["settings"], checkpoint["num_classes"])
+        settings = checkpoint["settings"]
+        model = Architecture.of_checkpoint(settings)
+        network = network_from_settings(model, settings["training.loss"], checkpoint["num_classes"])
     else:
         network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
     network.load_state_dict(state)

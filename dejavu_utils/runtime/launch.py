@@ -180,7 +180,7 @@ def submit(job: ScriptJob, folder: str | Path, resources: Resources, stay_here: 
             f"submitit, which submits jobs, is not installed: pip install submitit, or run here with {stay_here}"
         ) from None
 
-    root = shlex.quote(str(Path(__file__).resolve().parents[1]))
+    root = shlex.quote(str(Path(__file__).resolve().parents[2]))
     setup = [
         f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",  # the job unpickles what is of this package
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",  # where nothing else binds the tasks

@@ -1,4 +1,4 @@
-"""Settings as dataclasses, one per section: declared once, read from a YAML file and from dotted flags over it.
+"""Settings as dataclasses, one per section, read by one parser: the lines of a YAML file are flags like typed ones.
 
 A section is a dataclass whose fields are made with `setting`; the settings of a script are a dataclass of sections. As
 a flat dict, {"section.name": value}, they are what flags, params.json and checkpoints carry.
@@ -8,203 +8,187 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import yaml
 
-from dejavu_utils.cli import existing_file
+from dejavu_utils.cli import Parser, existing_file
 from dejavu_utils.errors import InputError
+
+T = TypeVar("T")
+Flat = dict[str, object]  # {"section.name": value}
+S = TypeVar("S", bound="Sections")
+_NULL = "tag:yaml.org,2002:null"
 
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a setting beside its default. kind: from text to value, as argparse's type. least, most: the
-    smallest and the largest value that works; above: what it must exceed."""
+    """A setting's help text, its argparse type and, if only some values work, these."""
 
     text: str
-    kind: object
-    choices: tuple | None = None
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
+    kind: Callable[[str], object]
+    choices: Sequence[str] | None = None
 
 
-def setting(default, text, kind=None, **limits):
-    """A field of a section. text: its help. kind: from text to value; without one the default's type, and for numbers
-    with a point a finite one. limits: choices, least, above, most of Option."""
-    kind = kind or {int: int, float: number, str: str}[type(default)]
-    return dataclasses.field(default=default, metadata={"declared": Option(text, kind, **limits)})
+def setting(
+    default: T,
+    text: str,
+    kind: Callable[[str], object] | None = None,
+    choices: Sequence[str] | None = None,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+) -> T:
+    """A field of a section. text: its help. kind: argparse type; without one the default's, for a number within limits.
+
+    least, most: the smallest and the largest number that works; above: what it must exceed.
+    """
+    kind = kind or (str if isinstance(default, str) else _number(type(default), least, above, most))
+    return dataclasses.field(default=default, metadata={"option": Option(text, kind, choices)})
 
 
-def number(text):
-    """argparse type: a finite number."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value
+def _number(kind, least, above, most):
+    """argparse type: a finite number of a kind, int or float, within limits."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole' if kind is int else 'finite'} number")
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
+        if value <= above:
+            raise argparse.ArgumentTypeError(f"{text} must be above {above}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} must be at most {most}")
+        return value
+
+    return parse
 
 
 class Sections:
     """Base of a dataclass of sections: its flat form, and back."""
 
     @classmethod
-    def declared(cls):
-        """{"section.name": (default, Option)} in the order of their declaration."""
-        return {
-            f"{section.name}.{f.name}": (f.default, f.metadata["declared"])
-            for section in dataclasses.fields(cls)
-            for f in dataclasses.fields(section.type)
-        }
+    def fields(cls) -> dict[str, dataclasses.Field]:
+        """{"section.name": field of the section} in the order of their declaration."""
+        found = {}
+        for section in dataclasses.fields(cls):  # type: ignore[arg-type]
+            for field in dataclasses.fields(section.type):  # type: ignore[arg-type]
+                found[f"{section.name}.{field.name}"] = field
+        return found
 
-    def to_flat(self):
-        """{"section.name": value} of all settings."""
-        return {
-            f"{section.name}.{name}": value
-            for section in dataclasses.fields(self)
-            for name, value in vars(getattr(self, section.name)).items()
-        }
+    def to_flat(self) -> Flat:
+        flat = {}
+        for key in self.fields():
+            section, name = key.split(".")
+            flat[key] = getattr(getattr(self, section), name)
+        return flat
 
     @classmethod
-    def from_flat(cls, values):
-        """The settings of {"section.name": value}; those that are missing have their defaults, unknown ones are left
-        out: a checkpoint of before knows fewer, or others."""
-        return cls(
-            **{
-                section.name: section.type(
-                    **{
-                        f.name: values[key]
-                        for f in dataclasses.fields(section.type)
-                        if (key := f"{section.name}.{f.name}") in values
-                    }
-                )
-                for section in dataclasses.fields(cls)
-            }
-        )
-
-    def check_limits(self):
-        """InputError for the first number beyond the limits of its setting."""
-        declared = self.declared()
-        for key, value in self.to_flat().items():
-            known = declared[key][1]
-            if known.least is not None and value < known.least:
-                raise InputError(f"--{key} {value}: must be at least {known.least}")
-            if known.above is not None and value <= known.above:
-                raise InputError(f"--{key} {value}: must be above {known.above}")
-            if known.most is not None and value > known.most:
-                raise InputError(f"--{key} {value}: must be at most {known.most}")
+    def from_flat(cls: type[S], values: Flat) -> S:
+        """Missing settings have their defaults, unknown ones are left out: older checkpoints have fewer, or others."""
+        settings = cls()
+        for key in cls.fields().keys() & values.keys():
+            section, name = key.split(".")
+            setattr(getattr(settings, section), name, values[key])
+        return settings
 
 
-def parse_settings(parser, sections, accepted_without_effect=(), argv=None):
-    """Reads `--config-file YAML` and the dotted flags `--section.name VALUE`; flag beats YAML beats default.
+class SettingsParser(Parser):
+    """A Parser with a flag --section.name for every setting of a class of Sections, and --config-file for a YAML file.
 
-    sections: a class of Sections. accepted_without_effect: names "section.name" or "section.*" that older files and
-    commands carry; they are accepted and reported. Returns ({"section.name": value}, notices: list of str). An unknown
-    key, in the file or on the command line, is an error that names it; so is a value that the flag would not take.
-    """
-    declared, groups = sections.declared(), {}
-    for key, (default, known) in declared.items():
-        section, _, name = key.partition(".")
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section)
-        text = known.text.replace("%", "%%")  # argparse formats help texts
-        groups[section].add_argument(
-            f"--{key}",
-            dest=key,
-            type=known.kind,
-            choices=known.choices,
-            default=argparse.SUPPRESS,
-            metavar=None if known.choices else name.upper(),
-            help=f"{text} (default: {default})" if default not in (None, "") else text,
-        )
-    argv, notices = _without_ignored(sys.argv[1:] if argv is None else argv, accepted_without_effect)
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        what = "unknown flag" if unknown[0].startswith("-") else "unexpected argument"
-        parser.error(f"{what} {unknown[0].split('=')[0]}")
-    values = {key: default for key, (default, _) in declared.items()}
-    if given.config_file:
-        values.update(_read_yaml(given.config_file, declared, accepted_without_effect, notices))
-    values.update({key: value for key, value in vars(given).items() if key in declared})
-    return values, notices
-
-
-def _without_ignored(argv, accepted):
-    """(argv without the flags that are accepted but do nothing and their values, a notice for each)."""
-    kept, notices, words = [], [], list(argv)
-    while words:
-        word = words.pop(0)
-        flag, _, value = word.partition("=")
-        if not (word.startswith("--") and _matches(flag[2:], accepted)):
-            kept.append(word)
-            continue
-        if not value and words and not words[0].startswith("--"):
-            words.pop(0)
-        notices.append(f"{flag} has no effect here and is ignored")
-    return kept, notices
-
-
-def _matches(key, accepted):
-    return key in accepted or f"{key.split('.')[0]}.*" in accepted
-
-
-class _TextLoader(yaml.SafeLoader):
-    """YAML whose values stay as they are written, so that a setting reads from a file what it reads from a flag.
-
-    YAML 1.1 itself makes 43200 of 12:00:00, 8 of 010, true of yes, and text of 1e-6. An empty value is still null. A
-    key that stands twice is an error: the first of the two values would be lost.
+    without_effect: patterns of names ("lr.*") that older files and commands carry; they are accepted and reported.
     """
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    def __init__(self, sections: type[Sections], without_effect: Sequence[str] = (), **kwargs: str) -> None:
+        super().__init__(argument_default=argparse.SUPPRESS, conflict_handler="resolve", **kwargs)
+        self.sections, self.without_effect = sections, without_effect
+        self.config_file: Path | None = None  # the file that `read` has read
+        self.add_argument("--config-file", dest="config_file", help="YAML file of sections and settings")
+        self.add_argument("ignored", nargs="?", help="an optional last word (published commands end in 0); ignored")
+        groups = {}
+        for key, field in sections.fields().items():
+            section, _, name = key.partition(".")
+            groups[section] = groups.get(section) or self.add_argument_group(section)
+            option = field.metadata["option"]
+            text = option.text.replace("%", "%%")  # argparse formats help texts
+            groups[section].add_argument(
+                f"--{key}",
+                dest=key,
+                type=option.kind,
+                choices=option.choices,
+                metavar=None if option.choices else name.upper(),
+                help=text if field.default == "" else f"{text} (default: {field.default})",
+            )
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(problem=f"{name} stands twice", problem_mark=key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+    def read(self, argv: Sequence[str] | None = None) -> tuple[Flat, list[str]]:
+        """({"section.name": value}, notices) from the command line; flag beats YAML beats default.
+
+        InputError for an unknown name, in the file or on the command line, and for a value that its flag does not take.
+        """
+        values: Flat = {key: field.default for key, field in self.sections.fields().items()}
+        given, notices = self._parsed(sys.argv[1:] if argv is None else argv)
+        given.pop("ignored", None)
+        if "config_file" in given:
+            self.config_file = path = existing_file(str(given.pop("config_file")), "--config-file")
+            try:
+                of_file, of_file_notices = self._parsed(list(_flags_of_yaml(path)))
+            except InputError as error:
+                raise InputError(f"--config-file {path}: {error}") from None
+            values.update(of_file)
+            notices = [f"--config-file {path}: {notice}" for notice in of_file_notices] + notices
+        values.update(given)
+        return values, notices
+
+    def _parsed(self, words: Sequence[str]) -> tuple[Flat, list[str]]:
+        """({name: value}, notices) of the words alone, without defaults."""
+        ignored = {}
+        for flag in dict.fromkeys(word.partition("=")[0] for word in words):
+            if flag.startswith("--") and any(fnmatch(flag[2:], pattern) for pattern in self.without_effect):
+                ignored[flag[2:]] = f"{flag} has no effect here and is ignored"
+                self.add_argument(flag, dest=flag[2:], nargs="?", help=argparse.SUPPRESS)
+        given, unknown = self.parse_known_args(words)
+        if unknown:
+            what = "unknown flag" if unknown[0].startswith("-") else "unexpected argument"
+            self.error(f"{what} {unknown[0].split('=')[0]}")
+        return {key: value for key, value in vars(given).items() if key not in ignored}, list(ignored.values())
 
 
-_KINDS = {int: "a whole number", number: "a number"}
+def _flags_of_yaml(path: Path) -> Iterator[str]:
+    """--section.name=value for each line of a YAML file of two levels.
 
-
-def _read_yaml(path, declared, accepted, notices):
+    Values stay as they are written: YAML 1.1 itself makes 43200 of 12:00:00, 8 of 010, true of yes, and text of 1e-6.
+    """
     try:
-        text = existing_file(path, "--config-file").read_text(encoding="utf-8-sig")
-        loaded = yaml.load(text, _TextLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"--config-file {path}: not valid YAML: {error}") from None
-    loaded = {} if loaded is None else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(v, dict) for v in loaded.values()):
-        raise InputError(f"--config-file {path}: expected sections with `name: value` lines below them")
-    values = {}
-    for section, settings in loaded.items():
-        for name, value in settings.items():
-            key = f"{section}.{name}"
-            if key in declared:
-                values[key] = _convert(value, declared[key][1], f"--config-file {path}: {key}")
-            elif _matches(key, accepted):
-                notices.append(f"{key} in {path} has no effect here and is ignored")
-            else:
-                raise InputError(f"--config-file {path}: unknown key {key}")
-    return values
+        document = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"not valid YAML: {error}") from None
+    for section, entries in _pairs(document) if document else ():
+        for name, value in _pairs(entries):
+            if not isinstance(value, yaml.ScalarNode):
+                raise InputError(f"{section}.{name}: takes one value, not a list or a section")
+            if value.tag == _NULL:
+                raise InputError(f'{section}.{name}: has no value; write one, "" for an empty text, or leave it out')
+            yield f"--{section}.{name}={value.value}"
 
 
-def _convert(value, known, where):
-    """What the setting's flag makes of this text; InputError where the flag would refuse it."""
-    if value is None:
-        raise InputError(f'{where}: has no value; write one, "" for an empty text, or leave the line out')
-    if not isinstance(value, str):
-        raise InputError(f"{where}: takes one value, not {value!r}")
-    if known.choices and value not in known.choices:
-        raise InputError(f"{where}: {value!r} is not one of {', '.join(known.choices)}")
-    try:
-        return known.kind(value)
-    except argparse.ArgumentTypeError as error:
-        raise InputError(f"{where}: {error}") from None
-    except ValueError:
-        raise InputError(f"{where}: {value!r} is not {_KINDS.get(known.kind, 'a valid value')}") from None
+def _pairs(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
+    """(key, node of the value) of a mapping."""
+    seen = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else [(None, None)]:
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError("expected sections with `name: value` lines below them")
+        if key.value in seen:  # one of the two values would be lost
+            raise InputError(f"{key.value} is given twice (line {key.start_mark.line + 1})")
+        seen.add(key.value)
+        yield key.value, value

@@ -6,14 +6,14 @@ import torch
 
 from dejavu_utils.cli import existing_file, expanded, zero_or_one
 from dejavu_utils.errors import InputError, one_line
-from dejavu_utils.models import LOSSES, backbone_named, mlp_widths
+from dejavu_utils.models import LOSSES, Architecture, backbone_named, mlp_widths
 from dejavu_utils.runtime.devices import PRECISIONS
 from dejavu_utils.training.config import Sections, setting
 from dejavu_utils.training.methods import METHODS
 
 
 @dataclass
-class Model:
+class Model(Architecture):
     arch: str = setting("resnet50", "backbone: a classifier of torchvision (resnet101, vgg16, ...) or timm, by name")
     mlp: str = setting("2048-512", "widths of the projector's layers")
     mlp_coeff: float = setting(1.0, "scales the projector's last hidden width", above=0)
@@ -210,7 +210,6 @@ def check_settings(settings):
         raise InputError("--logging.folder is needed: name the folder of this run")
     mlp_widths(settings.model.mlp, "--model.mlp")
     METHODS[settings.training.loss].check(settings)
-    settings.check_limits()
     training, resolution = settings.training, settings.resolution
     if training.warmup_epochs >= training.epochs:
         raise InputError(

@@ -378,8 +378,8 @@ def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
         ({"training__batch_size": 21}, "there are only 20 images"),
         ({"model__mlp": "32x16"}, "--model.mlp '32x16'"),
         ({"training__unknown": 1}, "unknown flag --training.unknown"),
-        ({"training__batch_size": 1}, "--training.batch_size 1: must be at least 2"),
-        ({"logging__snapshot_freq": 0}, "--logging.snapshot_freq 0: must be at least 1"),
+        ({"training__batch_size": 1}, "--training.batch_size: 1 must be at least 2"),
+        ({"logging__snapshot_freq": 0}, "--logging.snapshot_freq: 0 must be at least 1"),
         ({"model__arch": "resnet19"}, "model.arch resnet19"),
         ({"model__arch": "squeezenet1_0"}, "no linear classifier"),
         ({"model__arch": "vit_b_16"}, "does not take images of 32 pixels"),
@@ -476,6 +476,7 @@ def test_keys_without_effect_are_accepted_with_a_notice(betons, tmp_path):
         "note: --attack.k has no effect here and is ignored",
         "note: --lr.tta has no effect here and is ignored",
         "note: --training.bn_wd has no effect here and is ignored",
+        "note: no --config-file: trains vicreg on resnet18 for 1 epochs, by flags and defaults",
     ]
 
 
