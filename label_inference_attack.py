@@ -33,7 +33,7 @@ images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end; rerun 
 from dejavu_utils.finished import leave_if_finished
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    leave_if_finished("output_dir", "results.json", layers="layers")
+    leave_if_finished()
 
 from collections import Counter
 from dataclasses import replace

@@ -22,7 +22,7 @@ alone.
 from dejavu_utils.finished import leave_if_finished
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    leave_if_finished("output_dir", "results.json")
+    leave_if_finished()
 
 import math
 import time

@@ -24,7 +24,7 @@ divide the images; what is finished is kept in OUTPUT_DIR/unfinished/; rerun the
 from dejavu_utils.finished import leave_if_finished
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    leave_if_finished("output_dir", "results.json")
+    leave_if_finished()
 
 from pathlib import Path
 

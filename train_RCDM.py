@@ -21,7 +21,7 @@ samples from its representation, always from the same noise); params.json (all s
 from dejavu_utils.finished import leave_if_finished
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    leave_if_finished("out_dir", "samples{lr_anneal_steps}.png")
+    leave_if_finished()
 
 import math
 import time

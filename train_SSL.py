@@ -15,7 +15,7 @@ and final_weights.pt. Rerun the same command to resume.
 from dejavu_utils.finished import leave_if_finished
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    leave_if_finished("logging.folder", "final_weights.pt", "dist.use_submitit")
+    leave_if_finished()
 
 import json
 import time

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dejavu_utils.errors import InputError
@@ -24,42 +25,72 @@ _OTHER_WORK = ("training.eval_only", "training.train_probes_only")  # of a finis
 Flags = dict[str, list[str]]
 
 
-def leave_if_finished(folder_flag: str, finished: str, local_flag: str = "local", layers: str = "") -> None:
-    """Ends this process if its results are complete, or if a job in the queue will write them; says so.
+@dataclass(frozen=True)
+class Results:
+    """Where a script's results are.
 
-    folder_flag: names the folder of the results, without dashes. finished: the file in it that is written last; a flag
-    in braces stands for its value, a number of six digits. local_flag: 1 runs here, but for dist.use_submitit.
-    layers: the flag of the layers, each of which has a folder of its own. A flag that differs from those of the
-    finished run is named. If a checkpoint is newer than the results, the script goes on: it is another one.
+    folder: the flag that names their folder. last: the file in it that is written last; a flag in braces stands for its
+    value, a number of six digits. layers: the flag of layers, each of which has a folder of its own. submit: the flag
+    that submits a job, and its value.
     """
-    flags = typed_flags(sys.argv[1:])
-    folder = _value(flags, folder_flag)
-    if not folder or {"-h", "--help"} & {*sys.argv} or any(is_on(_value(flags, name)) for name in _OTHER_WORK):
-        return
-    names = re.sub(r"\{(\w+)\}", lambda match: _value(flags, match[1]).zfill(6), finished)
-    last = Path(folder, _value(flags, layers).split(",")[-1], names)
-    submits = is_on(_value(flags, local_flag)) == (local_flag == "dist.use_submitit")
+
+    folder: str
+    last: str
+    layers: str = ""
+    submit: tuple[str, bool] = ("local", False)
+
+    def path(self, flags: Flags) -> Path:
+        """The file that is written last."""
+        name = re.sub(r"\{(\w+)\}", lambda match: value_of(flags, match[1]).zfill(6), self.last)
+        return Path(value_of(flags, self.folder), value_of(flags, self.layers).split(",")[-1], name)
+
+    def submits(self, flags: Flags) -> bool:
+        """Does this command submit a job?"""
+        flag, on = self.submit
+        return (value_of(flags, flag).lower() in ("1", "true")) == on
+
+
+RESULTS = {
+    "train_SSL.py": Results("logging.folder", "final_weights.pt", submit=("dist.use_submitit", True)),
+    "label_inference_attack.py": Results("output_dir", "results.json", layers="layers"),
+    "lin_probe.py": Results("output_dir", "results.json"),
+    "sslmem.py": Results("output_dir", "results.json"),
+    "train_RCDM.py": Results("out_dir", "samples{lr_anneal_steps}.png"),
+}
+
+
+def leave_if_finished() -> None:
+    """Ends this process if its results are complete, or if a job in the queue will write them; says so."""
+    script = Path(sys.argv[0]).name
     try:
-        if last.is_file() and not newer_checkpoint(flags, last):
-            said = difference(flags, recorded_settings(last))
-            print(
-                f"{folder}: there already" + (f", but made with {said}; remove {last} to make it again" if said else "")
-            )
-        elif submits and (number := queued_job(folder)):
-            print(f"{folder}: in the queue as job {number}")
-        else:
-            return
+        said = "" if {"-h", "--help"} & {*sys.argv} else finished_or_queued(script, typed_flags(sys.argv[1:]))
     except InputError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
-    sys.exit(0)
+        sys.stderr.write(f"{script}: error: {error}\n")
+        sys.exit(2)
+    if said:
+        print(said)
+        sys.exit(0)
 
 
-def is_on(text: str) -> bool:
-    """Is a 0/1 flag 1?"""
-    return text.lower() in ("1", "true")
+def finished_or_queued(script: str, flags: Flags) -> str:
+    """Why a command has nothing to do, in words; "" if it has.
+
+    A flag that differs from those of the finished run is named. If a checkpoint is newer than the results, it is
+    another one, and there is something to do.
+    """
+    results = RESULTS[script]
+    folder, last = value_of(flags, results.folder), results.path(flags)
+    if not folder or any(value_of(flags, name) not in ("", "0") for name in _OTHER_WORK):
+        return ""
+    if last.is_file() and not newer_checkpoint(flags, last):
+        other = difference(flags, recorded_settings(last))
+        remedy = f", but made with {other}; remove {last} to make it again" if other else ""
+        return f"{folder}: there already{remedy}"
+    number = queued_job(folder) if results.submits(flags) else ""
+    return f"{folder}: in the queue as job {number}" if number else ""
 
 
-def _value(flags: Flags, name: str) -> str:
+def value_of(flags: Flags, name: str) -> str:
     """A flag's value as text; "" if it is not given."""
     return next(iter(flags.get(name, [])), "")
 
