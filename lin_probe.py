@@ -34,7 +34,8 @@ import torch
 import torch.nn.functional as F
 
 from dejavu_utils.analysis.memorization import TOP_KS
-from dejavu_utils.analysis.tables import figure_in_words, probe_estimates
+from dejavu_utils.analysis.report import figure_in_words
+from dejavu_utils.analysis.tables import probe_estimates
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.cli import (
     Parser,

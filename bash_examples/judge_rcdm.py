@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.tables import figure_in_words
+from dejavu_utils.analysis.report import figure_in_words
 from dejavu_utils.cli import Parser, existing_folder, expanded, non_negative_int, run
 from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.data.index_files import load_indices

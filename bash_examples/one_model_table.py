@@ -17,7 +17,8 @@ import pandas as pd
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import read_split
 from dejavu_utils.analysis.one_model import spread_of, widened
-from dejavu_utils.analysis.tables import bounds, figure_in_words, part_statistics
+from dejavu_utils.analysis.report import figure_in_words
+from dejavu_utils.analysis.tables import bounds, part_statistics
 from dejavu_utils.cli import Parser, existing_file, expanded, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv

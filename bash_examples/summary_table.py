@@ -20,7 +20,8 @@ import pandas as pd
 
 from dejavu_utils.analysis.attack_files import mean_ceiling, read_split
 from dejavu_utils.analysis.intervals import combine_runs
-from dejavu_utils.analysis.tables import figure_in_words, part_statistics, read_statistics
+from dejavu_utils.analysis.report import figure_in_words
+from dejavu_utils.analysis.tables import part_statistics, read_statistics
 from dejavu_utils.cli import Parser, existing_folder, expanded, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv

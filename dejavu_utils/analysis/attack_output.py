@@ -11,15 +11,20 @@ from dejavu_utils.analysis import one_model
 from dejavu_utils.analysis.attack_files import AttackedSet, mean_ceiling, read_attack
 from dejavu_utils.analysis.gallery import Attacked, save_gallery
 from dejavu_utils.analysis.memorization import TOP_KS
-from dejavu_utils.analysis.report import statistical_warnings, verdict
+from dejavu_utils.analysis.report import (
+    chance_in_words,
+    conclusion,
+    figure_in_words,
+    one_model_lines,
+    statistical_warnings,
+    verdict,
+)
 from dejavu_utils.analysis.tables import (
     attack_statistics,
     ceiling,
-    chance_in_words,
     class_table,
     confidence_curve,
     example_table,
-    figure_in_words,
 )
 from dejavu_utils.attack.search import CEILING
 from dejavu_utils.attack.target_reference import UNSEEN
@@ -164,6 +169,7 @@ def write_layer(
     shown = Attacked(attacked, crops, nearest or None)
     save_gallery(gallery, sets, listing, shown, pictures["boxes"], pictures["names"])
     results["warnings"] = [*about["warnings"], *statistical_warnings(results)]
+    results["conclusion"], results["conclusion_in_words"] = conclusion(results)
     save_json(folder / "results.json", results)
     return results
 
@@ -235,7 +241,7 @@ def summary_lines(layer: str, results: dict) -> list[str]:
             f"  the {without['n']} images without a near-copy elsewhere: déjà vu score {figure_in_words(score)}"
         )
     if "one_model" in results["both"]:
-        return [*lines, *(f"  {line}" for line in [*one_model.in_words(results), *verdict(results)])]
+        return [*lines, *(f"  {line}" for line in [*one_model_lines(results), *verdict(results)])]
     margin = figure_in_words(results["both"]["vote_share"]["margin"])
     lines.append(f"  margin of the true label's share of the votes, target - reference: {margin}")
     return lines + [f"  {sentence}" for sentence in verdict(results)]

@@ -126,3 +126,20 @@ def _within(angle, degrees):
         total += term
         term *= (power - 1) / power * math.cos(angle) ** 2
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def p_value(estimate: dict[str, float]) -> float:
+    """Two-sided p-value of value = 0, from the arm of the 95 % interval that points to 0, taken as normal."""
+    value = estimate["value"]
+    arm = value - estimate["low"] if value > 0 else estimate["high"] - value
+    return math.erfc(abs(value) / max(arm, 1e-12) * Z95 / math.sqrt(2))
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of several hypotheses are rejected, with at most `level` chance of one false rejection (Holm 1979)."""
+    rejected = [False] * len(p_values)
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        if p_values[place] > level / (len(p_values) - rank):
+            break
+        rejected[place] = True
+    return rejected

@@ -14,7 +14,6 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.intervals import t_quantile
-from dejavu_utils.analysis.tables import figure_in_words
 
 LEAST_SEEDS = 3  # from which a spread is taken
 
@@ -190,60 +189,3 @@ def mean_confidences(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
         mean = values.mean()
         found[kind] = {"value": mean, "low": mean - half, "high": mean + half} if len(values) > 1 else None
     return {"memorization_confidence": {**found, "n": len(values)}}
-
-
-def in_words(results: dict) -> list[str]:
-    """What results.json says of the test of one model, side by side, in lines of text."""
-    both = results["both"]["one_model"]
-    seeds = {name: results[name]["one_model"]["reference_accuracy_by_seed"] for name in "AB"}
-    parts = [f"score {figure_in_words(both['score'])}"]
-    if both["delta"]:
-        parts.append(f"delta on images that the model never saw {figure_in_words(both['delta'])}")
-        parts.append(f"score - delta {figure_in_words(both['score_minus_delta'])}")
-    lines = ["one model, against classifiers of crops: " + ", ".join(parts)]
-    if not both["delta"]:
-        lines.append("delta is missing: give boxed images that the model never saw, to know what the readers differ by")
-    margin = "margin of the true label, vote share of the model - probability of the classifiers: "
-    margin += figure_in_words(both["margin"])
-    if both["margin_delta"]:
-        margin += f", on images that the model never saw {figure_in_words(both['margin_delta'])}"
-        margin += f", margin - that {figure_in_words(both['margin_minus_delta'])}"
-    lines.append(margin)
-    of_sets = [f"set {name}: {', '.join(f'{value:.3f}' for value in values)}" for name, values in seeds.items()]
-    lines.append("reference accuracy of each classifier: " + "; ".join(of_sets))
-    if not both["spread_in_intervals"]:
-        lines.append(
-            f"the classifiers' own training is not in these intervals: that takes {LEAST_SEEDS} of each, with other "
-            "seeds"
-        )
-    confidence = both["memorization_confidence"]
-    if confidence and confidence["corrected"]:
-        lines.append(
-            f"memorization confidence of {confidence['n']} memorized images, nats: "
-            f"{figure_in_words(confidence['corrected'])} (as published, where 0 is not no memory: "
-            f"{figure_in_words(confidence['published'])})"
-        )
-    if both["rise"]:
-        still = both["rise"]["low"] > 0
-        lines.append(
-            f"reference accuracy with all crops - with half of them: {figure_in_words(both['rise'])}"
-            + (": it is still rising, so that the score is an upper bound" if still else ": no rise to be seen")
-        )
-    return lines
-
-
-def verdict_in_words(figures: dict, of_one_model: dict) -> list[str]:
-    """What the score of the test of one model means, in sentences. figures: those of all examples in results.json."""
-    score, delta, free = (of_one_model[name] for name in ("score", "delta", "score_minus_delta"))
-    target, reference = (f"{100 * figures[name]['value']:.1f} %" for name in ("target", "reference"))
-    found = [
-        f"The model names the object of {target} of the images it was trained on, classifiers that never saw them "
-        f"{reference} by their backgrounds."
-    ]
-    if delta is None:
-        return [*found, "Whether the difference is memory, images that the model never saw would tell."]
-    if delta["low"] > 0 or delta["high"] < 0:
-        found.append("On images it never saw, too, it differs from the classifiers: the score cannot be read alone.")
-    if free["low"] > 0:
-        return [*found, f"It is {100 * free['value']:.1f} percentage points better where it was trained: memorized."]
-    return [*found, "That it was trained on an image makes no difference that these examples could show."]

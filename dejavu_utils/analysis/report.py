@@ -1,140 +1,435 @@
-"""What the figures of an attack say, in sentences: the score, and what could make it mean less than it seems."""
+"""The sentences that results are told in: what an attack shows, and what could make it mean less than it seems.
+
+CONCLUSIONS lists every concluding sentence with the figures that lead to it; the first that applies is the last line of
+an attack's output. WARNINGS lists what is said besides. `branch_table` prints both for the docs.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from dejavu_utils.analysis.attack_files import mean_ceiling
-from dejavu_utils.analysis.one_model import verdict_in_words
+from dejavu_utils.analysis.intervals import difference, holm, p_value
 
-LITTLE = 0.05  # of accuracy: less room than this above chance cannot show memory
-MOST = 0.8  # of the way from chance to the ceiling: a reference beyond this leaves little to see
+Estimate = dict[str, float]  # "value", "low", "high"
+
+NEAR_CEILING = 0.8  # of the way from chance to the ceiling: a reference above this leaves little room for a score
+PROBE_DROP = 0.5  # of what the probe has above chance: a ceiling below this was measured on other views than it was
+PER_CENT_OF_COPIES = 1  # of the attacked images
+POPULATION = '"Memorized" is reliable as a population estimate; it does not identify individual images.'
+POINTWISE = "Intervals are pointwise: each 95 % interval holds for its own point."
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a conclusion is drawn from: top-1, all examples, the mean of both sets.
+
+    n: attacked images. chance: accuracy of the reference's predictions under permuted labels. ceiling: k-NN accuracy on
+    whole public images, None if it is not known. margin: vote share of the true label, target - reference, None if
+    there is none. sets: score of each set. delta: of the test of one model, the score on images that it never saw.
+    probe: accuracy of training's own linear probe, if it is known.
+    """
+
+    n: int
+    target: Estimate
+    reference: Estimate
+    score: Estimate
+    chance: float
+    ceiling: Estimate | None = None
+    margin: Estimate | None = None
+    sets: dict[str, Estimate] | None = None
+    one_model: bool = False
+    delta: Estimate | None = None
+    probe: float | None = None
+
+    @classmethod
+    def of(cls, results: dict) -> "Evidence":
+        """results: as in results.json, from tables.attack_statistics, with "ceiling" if it is there."""
+        both = results["both"]
+        figures = both["top_1"]["accuracy"]["100"]
+        one_model = both.get("one_model")
+        score, margin = figures["score"], both.get("vote_share", {}).get("margin")
+        if one_model:
+            unseen = one_model["delta"] is not None
+            score = one_model["score_minus_delta" if unseen else "score"]
+            margin = one_model["margin_minus_delta" if unseen else "margin"]
+        return cls(
+            n=both["n"],
+            target=figures["target"],
+            reference=figures["reference"],
+            score=score,
+            chance=figures["chance"],
+            ceiling=mean_ceiling(results["ceiling"])["top_1"] if results.get("ceiling") else None,
+            margin=margin,
+            sets={name: results[name]["top_1"]["accuracy"]["100"]["score"] for name in "AB"},
+            one_model=bool(one_model),
+            delta=one_model and one_model["delta"],
+            probe=results.get("probe_accuracy"),
+        )
+
+    @property
+    def direction(self) -> int:
+        """1 where score and margin of votes are above 0, -1 where both are below, 0 otherwise."""
+        sides = {side(estimate) for estimate in (self.score, self.margin) if estimate}
+        return sides.pop() if len(sides) == 1 else 0
+
+    def words(self) -> dict[str, str]:
+        """The fields of the sentences."""
+        fields = {"n": str(self.n), "chance": per_cent({**self.reference, "value": self.chance})}
+        fields["score"] = points(self.score)
+        for name in ("target", "reference"):
+            fields[name] = per_cent(getattr(self, name))
+        fields["reference_interval"] = per_cent(self.reference, interval=True)
+        for name in ("margin", "delta"):
+            estimate = getattr(self, name)
+            fields[name] = points(estimate) if estimate else ""
+        if self.ceiling:
+            fields["ceiling"] = per_cent(self.ceiling, interval=True)
+        if self.sets:
+            fields["score_A"], fields["score_B"] = (points(self.sets[name]) for name in "AB")
+            fields["difference"] = points(difference(self.sets["A"], self.sets["B"]))
+        if self.probe is not None:
+            fields["probe"] = f"{100 * self.probe:.1f} %"
+        return fields
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A sentence, and the figures that lead to it, in words for the docs and as a function."""
+
+    name: str
+    condition: str
+    sentence: str
+    applies: Callable[[Evidence], bool]
+
+
+def clear_of_chance(ceiling: Estimate, chance: float) -> bool:
+    """Do the representations separate the classes? Only then can a score be read, whatever it is."""
+    return ceiling["low"] > chance
+
+
+def side(estimate: Estimate) -> int:
+    """1 where the interval lies above 0, -1 where it lies below, 0 where it includes 0."""
+    return int(estimate["low"] > 0) - int(estimate["high"] < 0)
+
+
+def _not_interpretable(evidence: Evidence) -> bool:
+    return evidence.ceiling is not None and not clear_of_chance(evidence.ceiling, evidence.chance)
+
+
+def _disagree(evidence: Evidence) -> bool:
+    return evidence.margin is not None and side(evidence.margin) != side(evidence.score)
+
+
+def _no_room(evidence: Evidence) -> bool:
+    if evidence.ceiling is None:
+        return False
+    half_width = (evidence.score["high"] - evidence.score["low"]) / 2
+    return evidence.ceiling["value"] - evidence.reference["value"] < half_width
+
+
+CONCLUSIONS = (
+    Branch(
+        "not interpretable",
+        "the ceiling's interval is not above chance",
+        "not interpretable: the ceiling, k-NN accuracy on whole public images, is {ceiling}, not above the chance "
+        "level of {chance}. The representations do not separate the classes, so no score says anything about "
+        "memorization.",
+        _not_interpretable,
+    ),
+    Branch(
+        "no control",
+        "one model; no images that it never saw were given",
+        "undecided: a model and classifiers also differ on images that the model never saw; give --unseen_idx_pth to "
+        "measure by how much.",
+        lambda evidence: evidence.one_model and evidence.delta is None,
+    ),
+    Branch(
+        "disagreement",
+        "of score and margin of votes, one interval includes 0 and the other does not, or they have opposite signs",
+        "undecided: déjà vu score {score} and margin of votes {margin} disagree.",
+        _disagree,
+    ),
+    Branch(
+        "memorization",
+        "the intervals of score and margin of votes are above 0",
+        "Significant memorization detected with {n} images: déjà vu score {score}.",
+        lambda evidence: evidence.direction > 0,
+    ),
+    Branch(
+        "below 0",
+        "two models; the intervals of score and margin of votes are below 0",
+        "The déjà vu score is below 0, {score}: are the models or the index files of A and B swapped?",
+        lambda evidence: evidence.direction < 0 and not evidence.one_model,
+    ),
+    Branch(
+        "no room",
+        "the score's interval includes 0, and its half-width exceeds ceiling - reference",
+        "not interpretable: the ceiling, {ceiling}, is too close to the reference, {reference}, for {n} images to "
+        "resolve a score: déjà vu score {score}.",
+        _no_room,
+    ),
+    Branch(
+        "no memorization",
+        "the score's interval includes 0 (one model: or is below 0)",
+        "No significant memorization detected with {n} images: déjà vu score {score}.",
+        lambda evidence: True,
+    ),
+)
+
+WARNINGS = (
+    Branch(
+        "reference below chance",
+        "two models; the reference's interval is below chance",
+        "the reference accuracy, {reference_interval}, is below the chance level of {chance}: the score may be too "
+        "large by that difference",
+        lambda evidence: not evidence.one_model and evidence.reference["high"] < evidence.chance,
+    ),
+    Branch(
+        "sets differ",
+        "two models; the interval of score(A) - score(B) does not include 0",
+        "the scores of set A, {score_A}, and set B, {score_B}, differ by {difference}: were the two models trained the "
+        "same way?",
+        lambda evidence: not evidence.one_model and bool(side(difference(evidence.sets["A"], evidence.sets["B"]))),
+    ),
+    Branch(
+        "baseline differs",
+        "one model; the interval of delta does not include 0",
+        "on images that the model never saw it differs from the classifiers, too, by {delta}: the score cannot be read "
+        "without subtracting it",
+        lambda evidence: evidence.delta is not None and bool(side(evidence.delta)),
+    ),
+    Branch(
+        "reference near the ceiling",
+        "the reference is beyond 80 % of the way from chance to a ceiling that is above chance",
+        "the reference accuracy, {reference}, is close to the ceiling, {ceiling}: little room is left for a score. Do "
+        "the crops show only background?",
+        lambda evidence: (
+            evidence.ceiling is not None
+            and clear_of_chance(evidence.ceiling, evidence.chance)
+            and evidence.reference["value"] - evidence.chance
+            > NEAR_CEILING * (evidence.ceiling["value"] - evidence.chance)
+        ),
+    ),
+    Branch(
+        "ceiling below the probe",
+        "the ceiling has less than half of what training's linear probe has above chance",
+        "the ceiling, {ceiling}, is far below the accuracy of training's linear probe, {probe}: are images shown to "
+        "the model as in training (--resolution)?",
+        lambda evidence: (
+            evidence.ceiling is not None
+            and evidence.probe is not None
+            and evidence.ceiling["high"] - evidence.chance < PROBE_DROP * (evidence.probe - evidence.chance)
+        ),
+    ),
+)
+
+
+def branch_table() -> str:
+    """Markdown table of every concluding sentence and warning, in order, with the figures that lead to it."""
+    rows = ["| conclusion or warning | figures | sentence |", "| --- | --- | --- |"]
+    for branch in CONCLUSIONS:
+        rows.append(f"| {branch.name} | {branch.condition} | {branch.sentence} |")
+    for branch in WARNINGS:
+        rows.append(f"| warning: {branch.name} | {branch.condition} | {branch.sentence} |")
+    return "\n".join(rows)
 
 
 def statistical_warnings(results: dict) -> list[str]:
-    """Sentences on scores that contradict what the test expects, for results["warnings"]; a list, empty if none.
+    """Sentences on figures that contradict what the test expects, for results["warnings"]; a list, empty if none.
 
-    results: as in results.json, from results.attack_statistics.
+    results: as in results.json, from tables.attack_statistics.
     """
-    found = _near_copies(results)
-    if "one_model" in results["both"]:
-        return found  # its verdict weighs the score against that of images the model never saw
-    scores = {name: results[name]["top_1"]["accuracy"]["100"]["score"] for name in ("both", "A", "B")}
-    if any(score["value"] is None for score in scores.values()):
-        return found
-    if scores["both"]["high"] < 0:
-        found.append("the score is below 0: are the models or the index files of A and B swapped?")
-    above = [name for name in "AB" if scores[name]["low"] > 0]
-    if len(above) == 1:
-        (other,) = set("AB") - set(above)
-        found.append(
-            f"the score is above 0 on set {above[0]} ({_points(scores[above[0]])}), not on set {other} "
-            f"({_points(scores[other])}): were the two models trained the same way?"
+    warnings = _near_copies(results)
+    if _without_score(results):
+        return warnings
+    evidence = Evidence.of(results)
+    for branch in WARNINGS:
+        if branch.applies(evidence):
+            warnings.append(branch.sentence.format(**evidence.words()))
+    return warnings
+
+
+def conclusion(results: dict) -> tuple[str, str]:
+    """(name in CONCLUSIONS or "no score", concluding sentence) of an attack. results: as in results.json."""
+    if _without_score(results):
+        return "no score", "No image of one of the sets was attacked: there is no score."
+    evidence = Evidence.of(results)
+    branch = next(branch for branch in CONCLUSIONS if branch.applies(evidence))
+    return branch.name, branch.sentence.format(**evidence.words())
+
+
+def verdict(results: dict) -> list[str]:
+    """The figures of all examples in words, the warnings, and as the last one the conclusion; a list of sentences.
+
+    results: as in results.json: "both", "A", "B" from tables.attack_statistics; if there, "ceiling", of both models,
+    and "warnings", a list of texts.
+    """
+    _, concluding = conclusion(results)
+    if _without_score(results):
+        return [concluding]
+    evidence = Evidence.of(results)
+    words = evidence.words()
+    score = points(results["both"]["top_1"]["accuracy"]["100"]["score"])
+    sentences = [
+        f"Target accuracy {words['target']}, reference accuracy {words['reference']}: déjà vu score {score}.",
+        f"Reference accuracy (background only): {words['reference']}. Chance level of the same predictions (permuted "
+        f"labels): {words['chance']}.",
+    ]
+    if evidence.ceiling:
+        sentences.append(f"Ceiling (k-NN accuracy on whole, uncropped images): {words['ceiling']}.")
+    sentences.append(memorized_by_chance(*_counts(results), results["both"]["n"]))
+    sentences += [f"warning: {text}" for text in results.get("warnings", ())]
+    return [*sentences, concluding]
+
+
+def conclusion_of_rows(rows: Sequence[tuple[str, Evidence]]) -> str:
+    """What several attacks or points show together, all at once: Holm's method keeps the chance of one false statement
+    at 5 % however many are looked at (Holm 1979). rows: (label, Evidence)."""
+    readable = [(label, evidence) for label, evidence in rows if not _not_interpretable(evidence)]
+    significant = holm([_p_value(evidence) for _, evidence in readable])
+    above, below = [], []
+    for (label, evidence), is_significant in zip(readable, significant):
+        if is_significant:
+            (above if evidence.score["value"] > 0 else below).append(label)
+    parts = [f"No significant memorization in any of {len(readable)} rows"]
+    if above:
+        parts = [f"Significant memorization in {len(above)} of {len(readable)} rows: {', '.join(above)}"]
+    if below:
+        parts.append(f"score below 0 in {', '.join(below)}")
+    unreadable = [label for label, evidence in rows if _not_interpretable(evidence)]
+    if unreadable:
+        parts.append(f"not interpretable, the ceiling is not above chance: {', '.join(unreadable)}")
+    if not readable:
+        parts = parts[1:]
+    simultaneous = f" (simultaneous over {len(readable)} rows, Holm)" if len(readable) > 1 else ""
+    return "; ".join(parts) + simultaneous + "."
+
+
+def _p_value(evidence: Evidence) -> float:
+    """Of score and margin of votes together: both are to be on the same side of 0."""
+    if evidence.score["value"] is None:
+        return 1.0
+    if evidence.margin is None:
+        return p_value(evidence.score)
+    if evidence.score["value"] * evidence.margin["value"] <= 0:
+        return 1.0
+    return max(p_value(evidence.score), p_value(evidence.margin))
+
+
+def memorized_by_chance(memorized: int, misrepresented: int, total: int) -> str:
+    """How many of those that are called memorized are expected by chance, in words. Counts of images."""
+    if not memorized:
+        return f"None of {total} images is called memorized."
+    called = f"Of {total} images {memorized} {'is' if memorized == 1 else 'are'} called memorized;"
+    if misrepresented >= memorized:
+        return f"{called} as many are expected by chance, since {misrepresented} are misrepresented."
+    by_chance = f"about {misrepresented} of them are expected by chance, as many as are misrepresented."
+    return f"{called} {by_chance} {POPULATION}"
+
+
+def one_model_lines(results: dict) -> list[str]:
+    """What results.json says of the test of one model, side by side, in lines of text."""
+    both = results["both"]["one_model"]
+    parts = [f"score {figure_in_words(both['score'])}"]
+    if both["delta"]:
+        parts.append(f"delta on images that the model never saw {figure_in_words(both['delta'])}")
+        parts.append(f"score - delta {figure_in_words(both['score_minus_delta'])}")
+    lines = ["one model, against classifiers of crops: " + ", ".join(parts)]
+    if not both["delta"]:
+        lines.append("delta is missing: give --unseen_idx_pth; without it the baseline difference is unknown")
+    margin = "margin of the true label, vote share of the model - probability of the classifiers: "
+    margin += figure_in_words(both["margin"])
+    if both["margin_delta"]:
+        margin += f", on images that the model never saw {figure_in_words(both['margin_delta'])}"
+        margin += f", margin - that {figure_in_words(both['margin_minus_delta'])}"
+    lines.append(margin)
+    of_sets = []
+    for name in "AB":
+        accuracies = results[name]["one_model"]["reference_accuracy_by_seed"]
+        of_sets.append(f"set {name}: {', '.join(f'{value:.3f}' for value in accuracies)}")
+    lines.append("reference accuracy of each classifier: " + "; ".join(of_sets))
+    if not both["spread_in_intervals"]:
+        lines.append("these intervals do not include the classifiers' training: give three or more, of other seeds")
+    confidence = both["memorization_confidence"]
+    if confidence and confidence["corrected"]:
+        lines.append(
+            f"memorization confidence of {confidence['n']} memorized images, nats: "
+            f"{figure_in_words(confidence['corrected'])} (published definition, above 0 without memorization: "
+            f"{figure_in_words(confidence['published'])})"
         )
-    return found
+    if both["rise"]:
+        rises = both["rise"]["low"] > 0
+        meaning = "still rising, so the score is an upper bound" if rises else "no significant rise"
+        lines.append(f"reference accuracy with all crops - with half: {figure_in_words(both['rise'])}: {meaning}")
+    return lines
 
 
-def _near_copies(results):
+def figure_in_words(figure: Estimate) -> str:
+    """An estimate as 0.400 [0.350, 0.450], with as many digits as its interval's width deserves."""
+    if figure["value"] is None:
+        return "none"
+    value, low, high = _rounded(figure, 1, 3)
+    return f"{value} [{low}, {high}]"
+
+
+def chance_in_words(figures: dict) -> str:
+    """ " (chance 0.200)" of a level's figures in results.json, nothing where they do not say."""
+    if figures.get("chance") is None:
+        return ""
+    return f" (chance {_rounded({**figures['reference'], 'value': figures['chance']}, 1, 3)[0]})"
+
+
+def per_cent(estimate: Estimate, interval: bool = False) -> str:
+    """An accuracy as 48.7 %, or 48.7 % [44.1, 53.2]."""
+    value, low, high = _rounded(estimate, 100, 1)
+    return f"{value} % [{low}, {high}]" if interval else f"{value} %"
+
+
+def points(estimate: Estimate) -> str:
+    """A difference of accuracies as 27.1 percentage points [21.5, 32.3]."""
+    value, low, high = _rounded(estimate, 100, 1)
+    return f"{value} percentage points [{low}, {high}]"
+
+
+def _rounded(estimate: Estimate, scale: float, least: int) -> list[str]:
+    """Value, low and high times `scale`: two digits of the interval's half-width, at least `least` decimals."""
+    half_width = scale * (estimate["high"] - estimate["low"]) / 2
+    decimals = least
+    if 0 < half_width < 1:
+        decimals = max(least, 1 - math.floor(math.log10(half_width)))
+    texts = []
+    for part in ("value", "low", "high"):
+        without_minus_zero = round(scale * estimate[part], decimals) + 0.0
+        texts.append(f"{without_minus_zero:.{decimals}f}")
+    return texts
+
+
+def _without_score(results: dict) -> bool:
+    scores = [results[name]["top_1"]["accuracy"]["100"]["score"]["value"] for name in ("both", "A", "B")]
+    return any(score is None for score in scores)
+
+
+def _near_copies(results: dict) -> list[str]:
     """A warning where more than 1 % of the images have a near-copy that the reference has seen, or that is public."""
     copies, n = results.get("near_copies", {}), results["both"]["n"]
     count = copies.get("A", 0) + copies.get("B", 0)
-    if count <= n / 100:
+    if count <= n * PER_CENT_OF_COPIES / 100:
         return []
     score = copies["without"]["top_1"]["accuracy"]["100"]["score"]
     without = "all of one set have, so that there is no score without them"
     if score["value"] is not None:
-        without = f"without them the score is {_points(score)}"
+        without = f"without them the score is {points(score)}"
     return [
         f"{count} of the {n} attacked images have a near-copy among those that the reference was trained on, or among "
         f"the public ones: {without}"
     ]
 
 
-def verdict(results: dict) -> list[str]:
-    """The score of all examples in words, what it can and cannot tell, and the warnings; a list of sentences.
-
-    results: as in results.json: "both", "A", "B" from results.attack_statistics; if there, "ceiling", of both models,
-    and "warnings", a list of texts.
-    """
-    figures = results["both"]["top_1"]["accuracy"]["100"]
-    if figures["score"]["value"] is None:
-        return ["No image of one of the sets was attacked: there is no score."]
-    of_one_model = results["both"].get("one_model")
-    words = [_score_in_words(figures, results["both"]["n"])]
-    return [
-        *(verdict_in_words(figures, of_one_model) if of_one_model else words),
-        *_by_chance(results),
-        *_room(figures, results.get("ceiling")),
-        *(f"warning: {text}" for text in results.get("warnings", ())),
-    ]
-
-
-def memorized_by_chance(memorized: int, misrepresented: int, total: int) -> str:
-    """How many of those that are called memorized are to be expected by chance, in words. Counts of images."""
-    if not memorized:
-        return f"None of {total} images is called memorized."
-    called = f"Of {total} images {memorized} {'is' if memorized == 1 else 'are'} called memorized;"
-    if misrepresented >= memorized:
-        return f"{called} as many are expected by chance, since {misrepresented} are misrepresented."
-    return (
-        f"{called} about {misrepresented} of them are expected by chance, as many as are misrepresented: memorized is "
-        "a fraction of this population before it is a label of an image."
-    )
-
-
-def _score_in_words(figures, n):
-    score, target, reference = (figures[name] for name in ("score", "target", "reference"))
-    if score["low"] > 0:
-        return (
-            f"A model names the object of {_per_cent(target)} of the images it was trained on and of "
-            f"{_per_cent(reference)} of those it was not, {_points(score)} more: so much is memorized."
-        )
-    if score["high"] < 0:
-        return (
-            "The model that was not trained on an image names its object more often, the score is "
-            f"{_points(score)}: look for a mistake."
-        )
-    return (
-        f"Whether a model was trained on an image makes no difference that these {n} images could show: "
-        f"{_points(score)}."
-    )
-
-
-def _by_chance(results):
-    counts = {
-        share: sum(round(results[name]["n"] * results[name]["top_1"]["shares"][share]["value"]) for name in "AB")
-        for share in ("memorized", "misrepresented")
-    }
-    return [memorized_by_chance(**counts, total=results["both"]["n"])]
-
-
-def _room(figures, ceiling):
-    """On chance and, if it is known, the ceiling: is there room for memory to be seen?"""
-    chance, score, reference = figures["chance"], figures["score"], figures["reference"]
-    names = (
-        f"The background alone names {_per_cent(reference)}; these guesses would name {100 * chance:.1f} % by chance."
-    )
-    if not ceiling:
-        return [names]
-    top = mean_ceiling(ceiling)["top_1"]
-    of_ceiling = f"The ceiling, what the same vote makes of whole public images, is {_per_cent(top)}"
-    if top["value"] - chance < max(LITTLE, (score["high"] - score["low"]) / 2):
-        if score["low"] > 0:
-            return [names, f"{of_ceiling}: these representations hardly tell the classes."]
-        return [
-            names,
-            f"{of_ceiling}: these representations hardly tell the classes, so that a score near 0 says nothing about "
-            "memory.",
-        ]
-    if reference["value"] - chance > MOST * (top["value"] - chance):
-        return [
-            names,
-            f"{of_ceiling}: the reference is so near it that little room is left to see memory. Do the crops show only "
-            "background?",
-        ]
-    return [names, f"{of_ceiling}."]
-
-
-def _per_cent(estimate):
-    return f"{100 * estimate['value']:.1f} %"
-
-
-def _points(estimate):
-    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
-    return f"{value:.1f} percentage points [{low:.1f}, {high:.1f}]"
+def _counts(results: dict) -> list[int]:
+    """[memorized, misrepresented] images of both sets."""
+    counts = []
+    for outcome in ("memorized", "misrepresented"):
+        of_sets = [round(results[name]["n"] * results[name]["top_1"]["shares"][outcome]["value"]) for name in "AB"]
+        counts.append(sum(of_sets))
+    return counts

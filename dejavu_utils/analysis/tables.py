@@ -80,18 +80,6 @@ def _without_nan(estimate):
     return {name: value if np.isfinite(value) else None for name, value in estimate.items()}
 
 
-def figure_in_words(figure: dict) -> str:
-    """{"value", "low", "high"} as 0.400 [0.350, 0.450]."""
-    if figure["value"] is None:
-        return "none"
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-
-
-def chance_in_words(figures: dict) -> str:
-    """ " (chance 0.200)" of a level's figures in results.json, nothing where they do not say."""
-    return "" if figures.get("chance") is None else f" (chance {figures['chance']:.3f})"
-
-
 def example_table(attacked: AttackedSet, listing: ImageListing) -> pd.DataFrame:
     """One row per attacked example, as attack_{A,B}.csv holds them. attacked: AttackedSet. Returns a DataFrame."""
     attack = attacked.attack

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dejavu_utils.analysis.tables import figure_in_words
+from dejavu_utils.analysis.report import figure_in_words
 from dejavu_utils.files import save_csv, save_json, save_npy
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.label_free import compare as instruments
