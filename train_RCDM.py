@@ -3,8 +3,9 @@
 Reads a checkpoint of train_SSL.py (the encoder), an image folder and an index file of public images. Writes into
 --out_dir, every --save_interval steps and at the end: model{step}.pt and ema_{rate}_{step}.pt (state dicts of the
 U-Net), opt{step}.pt (optimizer, and what resuming needs beside it), samples{step}.png (public images, and below each
-samples from its representation, always from the same noise); params.json (all settings) and log (one JSON object every
---log_interval steps). Rerun the same command to resume from the last complete step.
+samples from its representation, always from the same noise); params.json (all settings), train.images.npz (which images
+it was trained on) and log (one JSON object every --log_interval steps). Rerun the same command to resume from the last
+complete step.
 
     python train_RCDM.py --feat_cond --ssl_from_ckpt True --data_dir $IMAGENET_DATASET_DIR --batch_size 8 \\
         --ssl_model_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
@@ -46,9 +47,17 @@ from dejavu_utils.cli import (
 )
 from dejavu_utils.data.image_dataset import EachTransform, IndexedImages, evaluation_transform
 from dejavu_utils.data.index_files import load_indices
+from dejavu_utils.data.provenance import (
+    MADE_FROM,
+    ModelRecord,
+    Provenance,
+    TrainingImages,
+    check_same,
+    save_training_images,
+)
 from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError, one_line
-from dejavu_utils.files import save_json
+from dejavu_utils.files import digest, save_json
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.log import RunLog, say
 from dejavu_utils.models import LOSSES
@@ -57,11 +66,12 @@ from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.pictures import image_transform, save_grid
 from dejavu_utils.reconstruction.training import (
+    TRAINED_ON,
     Batches,
     StepFiles,
     add_model_flags,
-    check_resumed,
     ema_rates,
+    same_when_resumed,
     shared_samples,
     update_averages,
 )
@@ -206,12 +216,15 @@ def train(args):
     spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
     grid = next(batches(dataset, [spread]))[0]
     seed_everything(args.seed)
-    state = RcdmRun(args, encoder, [listing.fingerprint["sha256"], len(indices), int(indices.sum())], device)
+    state = RcdmRun(args, encoder, listing, indices, device)
+    for warning in trained_on(args, encoder.network, listing, indices):
+        say(f"warning: {warning}")
     state.resume()
     check_same_place(f"step {state.step}", f"--out_dir {args.out_dir}")
     if rank() == 0:
         state.files.refuse_others(state.step, "--out_dir")
-        save_json(Path(args.out_dir) / "params.json", state.settings)
+        save_json(Path(args.out_dir) / "params.json", {**state.settings, MADE_FROM: state.record.plain()})
+        save_training_images(Path(args.out_dir) / TRAINED_ON, indices, listing)
         state.log_file.trim(state.step)
     say(
         f"{len(indices)} images, {args.batch_size * world_size()} per step ({world_size()} processes), {args.backend} "
@@ -241,6 +254,22 @@ def train(args):
     wait_for_all()
 
 
+def trained_on(args, network, listing, indices):
+    """Warnings about images that the encoder was trained on: of these an RCDM learns what the encoder memorized."""
+    images, where = TrainingImages.of_plain(network.about["train_images"]), f"--ssl_model_pth {args.ssl_model_pth}"
+    if images is None:
+        return [f"{where} does not say which images it was trained on: that none is among those here is not checked"]
+    if not images.is_of(listing):
+        return [f"{where} was trained on images of another folder than --data_dir {args.data_dir}"]
+    seen = images.seen(indices)
+    if not seen:
+        return []
+    return [
+        f"--dataset_indices {args.dataset_indices}: {where} was trained on {seen} of its {len(indices)} images; "
+        "reconstructions show memorization only if the RCDM is trained on public images alone"
+    ]
+
+
 class Encoder:
     """The frozen SSL model: its normalized images, float (n, 3, r, r) -> representations, float32 (n, width)."""
 
@@ -255,6 +284,7 @@ class Encoder:
         self.layers = ["logits"] if args.use_supervised_activations else self.layers
         if args.use_supervised_activations and network.loss != "supervised":
             raise InputError(f"--use_supervised_activations 1: {where} has no supervised head; give 0")
+        self.record = ModelRecord.of(network, args.ssl_resolution)
         self.network, self.width = network.to(device), sum(map(network.width, self.layers))
 
     @torch.no_grad()
@@ -265,7 +295,7 @@ class Encoder:
 class RcdmRun:
     """Everything that changes while the model is trained: weights, their averages, optimizer, step."""
 
-    def __init__(self, args, encoder, images, device):
+    def __init__(self, args, encoder, listing, indices, device):
         self.args, self.encoder, self.device, self.step = args, encoder, device, 0
         self.files = StepFiles(args.out_dir)
         self.log_file = RunLog(self.files.folder / "log", "step")
@@ -275,11 +305,18 @@ class RcdmRun:
             "width": encoder.width,
             "pixel_range": list(diffusion.PIXEL_RANGE),
             "processes": world_size(),
-            "images": images,
+            "images": [listing.fingerprint["sha256"], len(indices), int(indices.sum())],
             "ssl_model_pth": resolved(args.ssl_model_pth),
         }
         auto = "auto" if args.use_fp16 else "fp32"
         self.precision = choose_precision(auto if args.precision == "auto" else args.precision, device)
+        self.record = Provenance(
+            models={"encoder": encoder.record},
+            images=listing.fingerprint["sha256"],
+            sets={"dataset_indices": digest(indices)},
+            precision=self.precision,
+            settings=same_when_resumed(self.settings),
+        )
         self.unet = unets.build_unet(args.backend, vars(args), encoder.width).to(device)
         self.rates = ema_rates(args.ema_rate, "--ema_rate")
         self.ema = {rate: {k: v.detach().clone() for k, v in self.unet.state_dict().items()} for rate in self.rates}
@@ -376,6 +413,7 @@ class RcdmRun:
                 save_checkpoint(self.files.average(rate, self.step), average)
             training = {
                 "settings": self.settings,
+                MADE_FROM: self.record.plain(),
                 "scaler": self.scaler.state_dict(),
                 "step_sampler": self.step_sampler.state_dict(),
             }
@@ -425,7 +463,7 @@ class RcdmRun:
         saved = self.load(opt_path) if opt_path.is_file() else None
         training = saved.pop("training", None) if saved else None
         if training and folder.resolve() == self.files.folder.resolve():
-            check_resumed(training["settings"], self.settings, folder, "--out_dir")
+            self.check_resumed(training, folder)
         try:
             weights = self.load(model_path)
             self.unet.load_state_dict(weights)
@@ -449,6 +487,19 @@ class RcdmRun:
             self.step_sampler.load_state_dict(training["step_sampler"])
         self.step, self.since = step, (step, time.time())
         say(f"resumes after step {step}, from {model_path}")
+
+    def check_resumed(self, training, folder):
+        """InputError for the first thing that `folder` was made from and this run is not. training: saved by `save`."""
+        args, remedy = self.args, "use the same, or another --out_dir"
+        sources = {
+            "models.*": f"--ssl_model_pth {args.ssl_model_pth}",
+            "images": f"--data_dir {args.data_dir}",
+            "sets.*": f"--dataset_indices {args.dataset_indices}",
+        }
+        of_settings = Provenance(settings=same_when_resumed(training["settings"]))  # older checkpoints have these alone
+        for there in (Provenance.from_plain(training.get(MADE_FROM)), of_settings):
+            for note in check_same("rcdm", self.record, there, str(folder), sources, remedy):
+                say(f"note: {note}")
 
     def load(self, path):
         return load_checkpoint(path, "--out_dir or --resume_checkpoint")

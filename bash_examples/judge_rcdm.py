@@ -26,11 +26,11 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import MEAN, STD
 from dejavu_utils.log import Progress
-from dejavu_utils.naming import SETS
+from dejavu_utils.naming import SETS, TWIN
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.reconstruction.diffusion import Diffusion
 from dejavu_utils.reconstruction.pictures import image_transform
-from dejavu_utils.reconstruction.rcdm import Attack, conditions, load_rcdm, sample_seeds, sources_of
+from dejavu_utils.reconstruction.rcdm import Attack, check_rcdms, conditions, load_rcdm, sample_seeds, sources_of
 
 
 def parse_args(argv=None):
@@ -59,6 +59,10 @@ def main():
         existing_folder(getattr(args, name), f"--{name}")
     attack = Attack(args.attack)
     rcdms = {name: load_rcdm(getattr(args, f"rcdm_{name}")) for name in SETS}
+    for warning in check_rcdms(attack, rcdms):
+        print(f"warning: {warning}")
+    for name, rcdm in rcdms.items():
+        check_held_out(attack, name, rcdm)
     judge = Judge(args.judge_pth, rcdms["A"].device)
     listing = attack.listing
     unseen = load_indices(args.unseen_idx_pth, "--unseen_idx_pth", listing)
@@ -68,7 +72,7 @@ def main():
     found = {"real images": estimate([np.concatenate(real) == listing.labels[unseen]])}
     whole = {"public images": [], "held-out images": []}
     for name in SETS:
-        held_out = attack.tables["B" if name == "A" else "A"]["index"].to_numpy()
+        held_out = attack.tables[TWIN[name]]["index"].to_numpy()
         chosen = public[np.linspace(0, len(public) - 1, min(len(public), len(held_out))).round().astype(int)]
         for kind, indices in (("public images", chosen), ("held-out images", held_out)):
             outputs = torch.cat(list(rcdms[name].embed(listing, indices).values()), dim=1)
@@ -86,6 +90,17 @@ def main():
     found["samples from crops"] = crops
     save_json(args.save_path, {**found, "settings": vars(args)})
     report(found, chance=1 / len(listing.classes))
+
+
+def check_held_out(attack, name, rcdm):
+    """InputError where images that stand for those an RCDM never saw are among those it was trained on."""
+    held_out = attack.tables[TWIN[name]]["index"].to_numpy()
+    seen = rcdm.trained_on.seen(held_out) if rcdm.trained_on else 0
+    if seen:
+        raise InputError(
+            f"--rcdm_{name}: was trained on {seen} of the {len(held_out)} held-out images; train it on public images "
+            "alone"
+        )
 
 
 class Judge:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SETS = ("A", "B")
+TWIN = {"A": "B", "B": "A"}  # of a model the one that was trained on the other set; of a set the other
 # Folders of attacks, by what is attacked, or how.
 ATTACK_FOLDERS = {
     "projector": "attack_sweeps",

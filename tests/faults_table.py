@@ -96,7 +96,7 @@ FAULTS = [
           "1 of 12 images cannot be read", "11 images, 4 per step", code=0),
     fault("other images than before", "rcdm",
           lambda case: (image("c0/c0_08.JPEG", cut)(case), case.flags.update(skip_unreadable="")) and None,
-          "--images", "was trained with", "another --out_dir"),
+          "--dataset_indices", "was made from something else", "another --out_dir"),
     # Classes.
     *(
         fault(f"class {what}", command, make, "made for another image folder", text)

@@ -42,7 +42,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "probe": (),  # resumed
     "shards": (),
     "crops": (),
-    "reconstruction": _NOT_AN_ENCODERS,  # an RCDM's encoder and images against an attack's
+    "reconstruction": (*_NOT_AN_ENCODERS, "sets.*"),  # an RCDM's encoder and images against an attack's
     "attack_dir": (*_NOT_AN_ENCODERS, *_CONTROLS),  # label-free scores against an attack
     "epochs": _OTHER_MODELS,  # points of one figure, from here on
     "datasets": (*_OTHER_MODELS, *_OTHER_SETS),
@@ -122,7 +122,7 @@ class Provenance:
         while waiting:
             name, value = waiting.pop(0)
             if isinstance(value, dict):
-                waiting += [(f"{name}.{part}", of_part) for part, of_part in value.items()]
+                waiting = [(f"{name}.{part}", of_part) for part, of_part in value.items()] + waiting
             else:
                 entries[name] = value
         return entries
@@ -294,11 +294,16 @@ def save_training_images(
 
 def load_training_images(beton: Beton) -> TrainingImages | None:
     """The TrainingImages of a data.beton.Beton; None where no file lies beside it, or one of another .beton."""
+    images = read_training_images(beton.path)
+    return images if images and images.labels == digest(beton.labels) else None
+
+
+def read_training_images(path: str | Path) -> TrainingImages | None:
+    """What `save_training_images` wrote for this path; None where it is missing or damaged."""
     try:
-        with np.load(f"{beton.path}{SUFFIX}") as saved:
+        with np.load(f"{path}{SUFFIX}") as saved:
             about = json.loads(str(saved["about"]))
             about.pop(MADE_FROM, None)
-            images = TrainingImages(saved["indices"].astype(np.int64), **about)
+            return TrainingImages(saved["indices"].astype(np.int64), **about)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
-    return images if images.labels == digest(beton.labels) else None

@@ -22,11 +22,21 @@ from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
+from dejavu_utils.data.provenance import (
+    MADE_FROM,
+    ModelRecord,
+    Provenance,
+    TrainingImages,
+    check_same,
+    read_record,
+    read_training_images,
+)
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import list_images, read_class_names
-from dejavu_utils.naming import attack_path
+from dejavu_utils.naming import TWIN, attack_path
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.reconstruction.diffusion import PIXEL_RANGE, Diffusion
+from dejavu_utils.reconstruction.training import TRAINED_ON
 from dejavu_utils.reconstruction.unets import build_unet, choose_backend
 from dejavu_utils.runtime.devices import choose_device
 
@@ -40,6 +50,9 @@ class Rcdm:
     network: the SSL model. layers: whose outputs, side by side, are the representation. side: of the samples, pixels.
     resolution: side of the encoder's input.
     """
+
+    record: Provenance | None = None  # what it was made from
+    trained_on: TrainingImages | None = None
 
     def __init__(self, unet, network, settings, device):
         self.unet, self.network, self.device = unet.to(device).eval(), network.to(device), device
@@ -86,7 +99,14 @@ def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
         if not params.is_file():
             raise InputError(f"{params}: no such file; train_RCDM.py writes it beside its checkpoints")
         settings = json.loads(params.read_text(encoding="utf-8"))
-    network = load_network(ssl_model_pth or settings["ssl_model_pth"], "ssl_model_pth", settings.get("ssl_arch"))
+    encoder_path = ssl_model_pth or settings["ssl_model_pth"]
+    network = load_network(encoder_path, "ssl_model_pth", settings.get("ssl_arch"))
+    record = Provenance.from_plain(settings.get(MADE_FROM))
+    encoder = Provenance(models={"encoder": ModelRecord.of(network, settings["ssl_resolution"])})
+    sources = {"models.*": f"ssl_model_pth {encoder_path}"}
+    check_same(
+        "reconstruction", encoder, record, f"{weights_path}", sources, "name the encoder that it was trained with"
+    )
     settings = {"pixel_range": list(PIXEL_RANGE), **settings, "width": sum(map(network.width, settings["layers"]))}
     unet = build_unet(choose_backend(settings["backend"]), settings, settings["width"])
     try:
@@ -94,7 +114,10 @@ def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
     except (RuntimeError, AttributeError, TypeError) as error:
         reason = one_line(error)
         raise InputError(f"{weights_path}: not the U-Net that its params.json describes: {reason}") from None
-    return Rcdm(unet, network, settings, device or choose_device())
+    rcdm = Rcdm(unet, network, settings, device or choose_device())
+    rcdm.record = record or encoder
+    rcdm.trained_on = read_training_images(weights_path.parent / TRAINED_ON)
+    return rcdm
 
 
 def _last_average(folder):
@@ -119,8 +142,13 @@ class Attack:
         results = self.folder / "results.json"
         if results.is_file():
             self.settings.update(json.loads(results.read_text(encoding="utf-8"))["settings"])
+        self.record = read_record(results)
         self.bbox_dir = bbox_dir or self.settings.get("imgnet_bbox_pth")
-        self.listing = list_images(image_dir or self.settings.get("imgnet_train_pth"), "the attack's image folder")
+        image_dir = image_dir or self.settings.get("imgnet_train_pth")
+        self.listing = list_images(image_dir, f"image_dir (the attack {folder} was made with this path)")
+        there = Provenance(images=self.listing.fingerprint["sha256"])
+        sources = {"images": f"image_dir {image_dir}"}
+        check_same("reconstruction", there, self.record, f"the attack {folder}", sources, "name the folder as it was")
         self.sets = read_attack(self.folder, self.settings["k_attk"])
         self.tables = {name: example_table(attacked, self.listing) for name, attacked in self.sets.items()}
 
@@ -205,13 +233,38 @@ class Source:
     tile: str
 
 
+def check_rcdms(attack, rcdms):
+    """Warnings; InputError unless each RCDM's encoder is the attack's model and their images lie in one folder.
+
+    rcdms: {"A": Rcdm, "B": ...} of the attack's models.
+    """
+    warnings = []
+    for name, rcdm in rcdms.items():
+        source, remedy = f"the RCDM of model {name}", "name the RCDM of the attacked model"
+        there = attack.record and attack.record.of_model(name)
+        made = f"the attack {attack.folder}"
+        warnings += check_same("reconstruction", rcdm.record, there, made, {"*": source}, remedy)
+        if rcdm.trained_on is None:
+            warnings.append(f"{source} does not say which images it was trained on")
+            continue
+        attacked = np.concatenate([table["index"].to_numpy() for table in attack.tables.values()])
+        seen = rcdm.trained_on.seen(attacked)
+        if seen:
+            warnings.append(
+                f"{source} was trained on {seen} of the {len(attacked)} attacked images: reconstructions may show its "
+                "own memorization, not the encoder's"
+            )
+    return warnings
+
+
 def sources_of(attack, attacked, rcdm_A, rcdm_B, rcdm_supervised=None, attack_supervised=None):
     """[target, reference] for an attacked set, "A" or "B", and the supervised model if its RCDM is given.
 
     attack_supervised: the Attack of the supervised models; its model is the one that was trained on the attacked set.
     """
-    reference = "B" if attacked == "A" else "A"
+    reference = TWIN[attacked]
     rcdms = {"A": rcdm_A, "B": rcdm_B}
+    check_rcdms(attack, {name: rcdm for name, rcdm in rcdms.items() if rcdm is not None})
     sources = [
         Source("target", rcdms[attacked], attack, attacked, attacked),
         Source("reference", rcdms[reference], attack, reference, reference),

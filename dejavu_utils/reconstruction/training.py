@@ -39,6 +39,7 @@ MODEL_FLAGS = {
 # A run that is resumed must have these as before: the weights would not fit, or the images come in another order.
 SAME_WHEN_RESUMED = (*MODEL_FLAGS, "backend", "layers", "width", "ssl_resolution", "batch_size", "processes", "seed")
 SAME_WHEN_RESUMED += ("images", "schedule_sampler")
+TRAINED_ON = "train"  # in a folder: the file before whose SUFFIX data.provenance says which images were trained on
 
 
 def add_model_flags(group):
@@ -60,17 +61,10 @@ def ema_rates(text, flag):
     return rates
 
 
-def check_resumed(earlier, settings, folder, folder_flag):
-    """InputError, naming the first of SAME_WHEN_RESUMED that differs, unless a run may resume what `folder` holds.
-
-    earlier, settings: {name: value} of the run that wrote the folder, and of this one. folder_flag: names the folder.
-    """
-    for name in SAME_WHEN_RESUMED:
-        if earlier.get(name) != settings[name]:
-            raise InputError(
-                f"--{name} {settings[name]}: {folder} was trained with {earlier.get(name)}; use the same, or another "
-                f"{folder_flag}"
-            )
+def same_when_resumed(settings):
+    """SAME_WHEN_RESUMED of {name: value} of a run, as `Provenance.settings`."""
+    found = {name: settings.get(name) for name in SAME_WHEN_RESUMED}
+    return {name: str(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 @torch.no_grad()

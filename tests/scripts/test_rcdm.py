@@ -322,7 +322,7 @@ def load(path):
 def test_published_commands_write_the_published_files(data, trained):
     folder = trained["A"]
     names = {f"{name}{step}.pt" for name in ("model", "ema_0.9999_", "opt") for step in ("000003", "000006")}
-    assert files(folder) == names | {"samples000003.png", "samples000006.png", "params.json", "log"}
+    assert files(folder) == names | {"samples000003.png", "samples000006.png", "params.json", "log", "train.images.npz"}
     params = json.loads((folder / "params.json").read_text())
     assert params["pixel_range"] == [0, 1] and params["backend"] == "diffusers"
     assert (params["layers"], params["width"], params["use_fp16"]) == (["backbone", "projector"], 512 + 16, 1)
@@ -381,7 +381,7 @@ def test_stopped_and_killed_and_continued_equals_uninterrupted(data, trained, tm
     pictures = [np.asarray(Image.open(folder / "samples000006.png")) for folder in (tmp_path, trained["A"])]
     np.testing.assert_array_equal(*pictures)
     other = run_script("train_RCDM.py", *arguments, "--batch_size", "2")
-    assert_one_line_error(other, "--batch_size 2", "was trained with 4", "another --out_dir")
+    assert_one_line_error(other, "--batch_size 2", "was made with 4", "another --out_dir")
 
 
 def test_two_processes_microbatches_samplers_and_another_start(data, trained, tmp_path):
