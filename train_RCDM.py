@@ -47,17 +47,10 @@ from dejavu_utils.cli import (
 )
 from dejavu_utils.data.image_dataset import EachTransform, IndexedImages, evaluation_transform
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.provenance import (
-    MADE_FROM,
-    ModelRecord,
-    Provenance,
-    TrainingImages,
-    check_same,
-    save_training_images,
-)
+from dejavu_utils.data.provenance import MADE_FROM, save_training_images
 from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError, one_line
-from dejavu_utils.files import digest, save_json
+from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.log import RunLog, say
 from dejavu_utils.models import LOSSES
@@ -68,10 +61,12 @@ from dejavu_utils.reconstruction.pictures import image_transform, save_grid
 from dejavu_utils.reconstruction.training import (
     TRAINED_ON,
     Batches,
+    Encoder,
     StepFiles,
     add_model_flags,
+    check_resumed,
     ema_rates,
-    same_when_resumed,
+    record_of,
     shared_samples,
     update_averages,
 )
@@ -90,6 +85,7 @@ from dejavu_utils.runtime.distributed import (
 from dejavu_utils.runtime.launch import init_from_args, launch
 from dejavu_utils.runtime.processes import StopSignal
 
+RESUMED = "--out_dir or --resume_checkpoint"
 GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
 
 
@@ -206,7 +202,7 @@ def train(args):
     indices = load_indices(args.dataset_indices, "--dataset_indices", listing)
     if not len(indices):
         raise InputError(f"--dataset_indices {args.dataset_indices}: holds no index")
-    encoder = Encoder(args, device)
+    encoder = load_encoder(args, device)
     if args.skip_unreadable:
         found = len(indices)
         indices = without_unreadable(listing, indices, device, args.workers, flag="--workers")
@@ -217,8 +213,8 @@ def train(args):
     grid = next(batches(dataset, [spread]))[0]
     seed_everything(args.seed)
     state = RcdmRun(args, encoder, listing, indices, device)
-    for warning in trained_on(args, encoder.network, listing, indices):
-        say(f"warning: {warning}")
+    for warning in encoder.trained_on(listing, indices, f"--ssl_model_pth {args.ssl_model_pth}"):
+        say(f"warning: --dataset_indices {args.dataset_indices}: {warning}")
     state.resume()
     check_same_place(f"step {state.step}", f"--out_dir {args.out_dir}")
     if rank() == 0:
@@ -254,42 +250,19 @@ def train(args):
     wait_for_all()
 
 
-def trained_on(args, network, listing, indices):
-    """Warnings about images that the encoder was trained on: of these an RCDM learns what the encoder memorized."""
-    images, where = TrainingImages.of_plain(network.about["train_images"]), f"--ssl_model_pth {args.ssl_model_pth}"
-    if images is None:
-        return [f"{where} does not say which images it was trained on: that none is among those here is not checked"]
-    if not images.is_of(listing):
-        return [f"{where} was trained on images of another folder than --data_dir {args.data_dir}"]
-    seen = images.seen(indices)
-    if not seen:
-        return []
-    return [
-        f"--dataset_indices {args.dataset_indices}: {where} was trained on {seen} of its {len(indices)} images; "
-        "reconstructions show memorization only if the RCDM is trained on public images alone"
-    ]
-
-
-class Encoder:
-    """The frozen SSL model: its normalized images, float (n, 3, r, r) -> representations, float32 (n, width)."""
-
-    def __init__(self, args, device):
-        network = load_network(args.ssl_model_pth, "--ssl_model_pth", args.ssl_arch, "--ssl_arch")
-        where = f"--ssl_model_pth {args.ssl_model_pth}"
-        check_typed(network, where, args.mlp, args.ssl_loss, prefix="ssl_")
-        if network.notes:
-            say(f"{where}: {network.notes}")
-        args.ssl_resolution = args.ssl_resolution or network.preprocessing.side
-        self.layers = ["backbone", *(["projector"] if network.has_projector else [])]
-        self.layers = ["logits"] if args.use_supervised_activations else self.layers
-        if args.use_supervised_activations and network.loss != "supervised":
-            raise InputError(f"--use_supervised_activations 1: {where} has no supervised head; give 0")
-        self.record = ModelRecord.of(network, args.ssl_resolution)
-        self.network, self.width = network.to(device), sum(map(network.width, self.layers))
-
-    @torch.no_grad()
-    def __call__(self, images):
-        return torch.cat(list(self.network.embed_layers(images, self.layers).values()), dim=1).float()
+def load_encoder(args, device):
+    """The Encoder of --ssl_model_pth."""
+    where = f"--ssl_model_pth {args.ssl_model_pth}"
+    network = load_network(args.ssl_model_pth, "--ssl_model_pth", args.ssl_arch, "--ssl_arch")
+    check_typed(network, where, args.mlp, args.ssl_loss, prefix="ssl_")
+    if network.notes:
+        say(f"{where}: {network.notes}")
+    if args.use_supervised_activations and network.loss != "supervised":
+        raise InputError(f"--use_supervised_activations 1: {where} has no supervised head; give 0")
+    args.ssl_resolution = args.ssl_resolution or network.preprocessing.side
+    layers = ["backbone", *(["projector"] if network.has_projector else [])]
+    layers = ["logits"] if args.use_supervised_activations else layers
+    return Encoder(network, layers, args.ssl_resolution, device)
 
 
 class RcdmRun:
@@ -310,21 +283,14 @@ class RcdmRun:
         }
         auto = "auto" if args.use_fp16 else "fp32"
         self.precision = choose_precision(auto if args.precision == "auto" else args.precision, device)
-        self.record = Provenance(
-            models={"encoder": encoder.record},
-            images=listing.fingerprint["sha256"],
-            sets={"dataset_indices": digest(indices)},
-            precision=self.precision,
-            settings=same_when_resumed(self.settings),
-        )
+        self.record = record_of(encoder, listing, indices, self.settings)
         self.unet = unets.build_unet(args.backend, vars(args), encoder.width).to(device)
         self.rates = ema_rates(args.ema_rate, "--ema_rate")
         self.ema = {rate: {k: v.detach().clone() for k, v in self.unet.state_dict().items()} for rate in self.rates}
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
-        # In fp16 a scalar on the device: 1 if the last gradients were not finite, and the step was skipped.
-        self.skipped = None
+        self.skipped = None  # in fp16 a scalar on the device: 1 if the last gradients were not finite
         self.optimizer.register_step_post_hook(self.note_skipped)
         # Guided diffusion's loss scale: from 2^20, log2 grows by fp16_scale_growth a step and falls by 1 on overflow.
         self.scaler = torch.amp.GradScaler(
@@ -457,21 +423,22 @@ class RcdmRun:
             model_path = self.files.model(step)
         else:
             return
-        folder, where = model_path.parent, f"{model_path} (of --out_dir or --resume_checkpoint)"
+        folder, where = model_path.parent, f"{model_path} (of {RESUMED})"
         files = StepFiles(folder)
         opt_path = files.optimizer(step)
-        saved = self.load(opt_path) if opt_path.is_file() else None
+        saved = load_checkpoint(opt_path, RESUMED) if opt_path.is_file() else None
         training = saved.pop("training", None) if saved else None
         if training and folder.resolve() == self.files.folder.resolve():
-            self.check_resumed(training, folder)
+            for note in check_resumed(self.record, training, folder, self.settings):
+                say(f"note: {note}")
         try:
-            weights = self.load(model_path)
+            weights = load_checkpoint(model_path, RESUMED)
             self.unet.load_state_dict(weights)
             for rate in self.rates:
                 path = files.average(rate, step)
                 if not path.is_file():
                     say(f"note: there is no {path}; this average starts from the weights of {model_path}")
-                for name, value in (self.load(path) if path.is_file() else weights).items():
+                for name, value in (load_checkpoint(path, RESUMED) if path.is_file() else weights).items():
                     self.ema[rate][name].copy_(value)
             if saved:
                 for group in saved["param_groups"]:
@@ -487,22 +454,6 @@ class RcdmRun:
             self.step_sampler.load_state_dict(training["step_sampler"])
         self.step, self.since = step, (step, time.time())
         say(f"resumes after step {step}, from {model_path}")
-
-    def check_resumed(self, training, folder):
-        """InputError for the first thing that `folder` was made from and this run is not. training: saved by `save`."""
-        args, remedy = self.args, "use the same, or another --out_dir"
-        sources = {
-            "models.*": f"--ssl_model_pth {args.ssl_model_pth}",
-            "images": f"--data_dir {args.data_dir}",
-            "sets.*": f"--dataset_indices {args.dataset_indices}",
-        }
-        of_settings = Provenance(settings=same_when_resumed(training["settings"]))  # older checkpoints have these alone
-        for there in (Provenance.from_plain(training.get(MADE_FROM)), of_settings):
-            for note in check_same("rcdm", self.record, there, str(folder), sources, remedy):
-                say(f"note: {note}")
-
-    def load(self, path):
-        return load_checkpoint(path, "--out_dir or --resume_checkpoint")
 
 
 if __name__ == "__main__":

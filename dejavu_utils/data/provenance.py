@@ -38,7 +38,7 @@ _CONTROLS = ("sets.shared_idx_pth", "sets.public_idx_pth", "sets.unseen_idx_pth"
 _NOT_AN_ENCODERS = ("models.*.shown", "crops.*", "public", "votes.*", "settings.*", "precision", "resolution", "files")
 READERS: dict[str, tuple[str, ...]] = {
     "training": (),  # resumed
-    "rcdm": ("precision",),  # resumed
+    "rcdm": (),  # resumed
     "probe": (),  # resumed
     "shards": (),
     "crops": (),

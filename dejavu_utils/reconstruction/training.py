@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from dejavu_utils.cli import positive_int, zero_or_one
+from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, TrainingImages, check_same
 from dejavu_utils.errors import InputError
+from dejavu_utils.files import digest
 from dejavu_utils.randomness import epoch_order
 from dejavu_utils.reconstruction.diffusion import NOISE_SCHEDULES
 from dejavu_utils.runtime.distributed import any_process, rank, sum_over_processes, world_size
@@ -65,6 +67,59 @@ def same_when_resumed(settings):
     """SAME_WHEN_RESUMED of {name: value} of a run, as `Provenance.settings`."""
     found = {name: settings.get(name) for name in SAME_WHEN_RESUMED}
     return {name: str(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def record_of(encoder, listing, indices, settings):
+    """The Provenance of an RCDM. encoder: Encoder. listing, indices: its images. settings: {name: value} of the run."""
+    return Provenance(
+        models={"encoder": encoder.record},
+        images=listing.fingerprint["sha256"],
+        sets={"dataset_indices": digest(indices)},
+        settings=same_when_resumed(settings),
+    )
+
+
+def check_resumed(record, training, folder, settings):
+    """Notes; InputError for the first thing that `folder` was made from and this run, of this record, is not.
+
+    training: what its opt{step}.pt says. settings: {name: value} of this run.
+    """
+    flags = {"models.*": "ssl_model_pth", "images": "data_dir", "sets.*": "dataset_indices"}
+    sources = {entry: f"--{flag} {settings[flag]}" for entry, flag in flags.items()}
+    remedy = "use the same, or another --out_dir"
+    of_settings = Provenance(settings=same_when_resumed(training["settings"]))  # older checkpoints have these alone
+    there = Provenance.from_plain(training.get(MADE_FROM))
+    notes = check_same("rcdm", record, there, str(folder), sources, remedy)
+    return notes + check_same("rcdm", record, of_settings, str(folder), sources, remedy)
+
+
+class Encoder:
+    """The frozen SSL model: its normalized images, float (n, 3, r, r) -> representations, float32 (n, width).
+
+    layers: whose outputs, side by side, are the representation. resolution: r, pixels.
+    """
+
+    def __init__(self, network, layers, resolution, device):
+        self.layers, self.record = layers, ModelRecord.of(network, resolution)
+        self.network, self.width = network.to(device), sum(map(network.width, layers))
+
+    @torch.no_grad()
+    def __call__(self, images):
+        return torch.cat(list(self.network.embed_layers(images, self.layers).values()), dim=1).float()
+
+    def trained_on(self, listing, indices, source):
+        """Warnings (list of str) about images that it was trained on: an RCDM must not see what it may reveal.
+
+        listing, indices: the RCDM's images. source: flag and path of the encoder.
+        """
+        images = TrainingImages.of_plain(self.network.about["train_images"])
+        if images is None:
+            return [f"{source} does not say which images it was trained on: that none is among these is not checked"]
+        if not images.is_of(listing):
+            return [f"{source} was trained on images of another folder: that none is among these is not checked"]
+        seen = images.seen(indices)
+        what = f"{source} was trained on {seen} of its {len(indices)} images"
+        return [f"{what}; train the RCDM on public images alone to show memorization"] if seen else []
 
 
 @torch.no_grad()

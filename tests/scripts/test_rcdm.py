@@ -492,10 +492,10 @@ def test_bad_input_is_one_line(data, tmp_path, changes, texts):
 def test_only_a_supervised_encoder_has_activations_of_its_own(data, tmp_path):
     arguments = published(data, use_supervised_activations=1)
     with pytest.raises(InputError, match="--use_supervised_activations 1.*no supervised head"):
-        train_RCDM.Encoder(train_RCDM.parse_args(arguments), torch.device("cpu"))
+        train_RCDM.load_encoder(train_RCDM.parse_args(arguments), torch.device("cpu"))
     network = save_untrained(tmp_path / "supervised.pth", loss="supervised")
     changes = {"use_supervised_activations": 1, "ssl_model_pth": tmp_path / "supervised.pth", "ssl_loss": "supervised"}
-    encoder = train_RCDM.Encoder(train_RCDM.parse_args(published(data, **changes)), torch.device("cpu"))
+    encoder = train_RCDM.load_encoder(train_RCDM.parse_args(published(data, **changes)), torch.device("cpu"))
     images = torch.randn(2, 3, 32, 32)
     assert encoder.width == 3 and torch.equal(encoder(images), network.fc(network(images)[-1]))
 
