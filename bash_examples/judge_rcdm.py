@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
 
 from dejavu_utils.analysis import memorization as mem
+from dejavu_utils.analysis.intervals import mean_of_proportions
 from dejavu_utils.analysis.report import figure_in_words
 from dejavu_utils.cli import Parser, existing_folder, expanded, non_negative_int, run
 from dejavu_utils.data.image_dataset import IndexedImages
@@ -142,7 +143,7 @@ def only(judged, chosen):
 
 
 def estimate(hits):
-    return dict(zip(("value", "low", "high"), mem.mean_of_proportions(hits)), n=sum(map(len, hits)))
+    return dict(zip(("value", "low", "high"), mean_of_proportions(hits)), n=sum(map(len, hits)))
 
 
 def report(found, chance):

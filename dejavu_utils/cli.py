@@ -114,7 +114,7 @@ def default_workers(most: int = 10) -> int:
 def add_launch_flags(
     parser: argparse.ArgumentParser, timeout: int, mem_gb: int, ngpus: int = 1, nodes: int = 1
 ) -> argparse._ArgumentGroup:
-    """The flags of dejavu_utils.launch.launch and job_flags, with these defaults; their group."""
+    """The flags of dejavu_utils.runtime.launch.launch and job_flags, with these defaults; their group."""
     group = parser.add_argument_group("where it runs")
     group.add_argument("--local", type=zero_or_one, default=0, help="1: run here; 0: submit a SLURM job")
     group.add_argument(

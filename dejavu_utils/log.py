@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-import torch.distributed
-
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 
@@ -84,7 +82,13 @@ class RunLog:
             return math.inf
 
 
+def _rank() -> int:
+    """This process's rank; stages that run without torch do not import it here."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed.get_rank() if distributed and distributed.is_initialized() else 0
+
+
 def say(text: str) -> None:
     """Prints a line; of several processes the first alone does."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    if _rank() == 0:
         print(text, flush=True)

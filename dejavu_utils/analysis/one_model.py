@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.intervals import t_quantile
+from dejavu_utils.analysis.intervals import difference, t_quantile
 
 LEAST_SEEDS = 3  # from which a spread is taken
 
@@ -159,7 +159,7 @@ def _figures(names, seen, unseen, half):
             found[f"{prefix}delta"] = widened(there[0], [spread_of(values) for values in there[1]])
             # A classifier that reads backgrounds better does so on both: its spread is that of its difference.
             both = [spread_of(first - second) for first, second in zip(here[1], there[1])]
-            found[f"{name}_minus_delta"] = widened(mem.difference(here[0], there[0]), both, -2.0, 2.0)
+            found[f"{name}_minus_delta"] = widened(difference(here[0], there[0]), both, -2.0, 2.0)
     if half:
         pairs = [
             mem.DirectedAttack(seen[name].attack.reference, half[name].attack.reference, seen[name].attack.labels)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import AttackedSet, read_attack
+from dejavu_utils.analysis.intervals import wilson_interval
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
@@ -189,6 +190,6 @@ def confidence_curve(
 def probe_estimates(correct: dict[int, int], n: int) -> dict:
     """{"top_1": estimate, "top_5": estimate} with Wilson intervals. correct: {1: count, 5: count} of n examples."""
     return {
-        f"top_{top_k}": {"value": count / n, **dict(zip(("low", "high"), mem.wilson_interval(count, n)))}
+        f"top_{top_k}": {"value": count / n, **dict(zip(("low", "high"), wilson_interval(count, n)))}
         for top_k, count in correct.items()
     }

@@ -1,4 +1,4 @@
-"""FFCV-SSL's loader behind the interface of dejavu_utils.data.loader.NativeLoader."""
+"""FFCV-SSL's loader behind the interface of dejavu_utils.data.beton_loader.NativeLoader."""
 
 import importlib.util
 

@@ -21,6 +21,7 @@ from dejavu_utils.crops import background_crop, corner_crop
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import REASONS
 from dejavu_utils.imagenet import list_images
+from dejavu_utils.networks import embedder
 from dejavu_utils.networks.embedder import Embedder
 from dejavu_utils.runtime import resumable as unfinished
 from dejavu_utils.runtime.devices import set_ieee_fp32
@@ -426,8 +427,9 @@ def test_another_number_of_processes_resumes(data, tmp_path, undisturbed, monkey
 
 
 def test_a_lost_piece_is_noticed(data, tmp_path, monkeypatch, few_whole_images):
-    monkeypatch.setattr(search, "rank", lambda: 0)
-    monkeypatch.setattr(search, "world_size", lambda: 2)  # the second process never comes
+    for module in (search, embedder):
+        monkeypatch.setattr(module, "rank", lambda: 0)
+        monkeypatch.setattr(module, "world_size", lambda: 2)  # the second process never comes
     monkeypatch.setattr(unfinished, "_PATIENCE", 0)
     assert_one_line_error(attack(data, tmp_path, **held(data, "crops")), "crops_000001.npz: is missing")
 

@@ -169,7 +169,7 @@ def test_classifiers_are_shown_what_they_judge_and_images_are_decoded_once(data,
         SSLNetwork, "embed_layers", lambda net, x, layers: seen.append((net.loss, len(x))) or forward(net, x, layers)
     )
     decoded = mock.Mock(side_effect=load_image)
-    monkeypatch.setattr("dejavu_utils.data.images.load_image", decoded)
+    monkeypatch.setattr("dejavu_utils.data.image_dataset.load_image", decoded)
     np.save(tmp_path / "public.npy", np.load(data[0] / "public.npy")[:public])
     out, references = tmp_path / "out", ("A0", "A1", "B0", "B1")
     result = attack(data, out, references, public_idx_pth=tmp_path / "public.npy", unseen_idx_pth=None)

@@ -13,8 +13,8 @@ import pytest
 import stages
 import torch
 from helpers import ROOT, assert_one_line_error, flags, run_here
+from pages import Page, thumbnails
 from PIL import Image
-from test_gallery import Page, thumbnails
 
 from dejavu_utils.data import augment
 from dejavu_utils.data.augment import FIRST_VIEW, SECOND_VIEW

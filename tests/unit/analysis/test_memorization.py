@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dejavu_utils.analysis import memorization as mem
+from dejavu_utils.analysis.intervals import wilson_interval
 
 DATA = Path(__file__).parents[2] / "data"
 TRACES = json.loads((DATA / "attack_traces.json").read_text())
@@ -193,7 +194,7 @@ def test_score_interval_is_that_of_newcombe():
         counts = np.array(cells) + 0.5
         a, b, c, d = counts
         phi = (a * d - b * c) / np.sqrt((a + b) * (c + d) * (a + c) * (b + d))
-        (p1, l1, u1), (p2, l2, u2) = ((r.mean(), *mem.wilson_interval(r.sum(), n)) for r in rights)
+        (p1, l1, u1), (p2, l2, u2) = ((r.mean(), *wilson_interval(r.sum(), n)) for r in rights)
         down = np.sqrt((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2)
         up = np.sqrt((p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2)
         expected = {"value": p1 - p2, "low": max(-1, p1 - p2 - down), "high": min(1, p1 - p2 + up)}
@@ -270,7 +271,7 @@ def test_wilson_interval_against_published_values():
         (0, 20, 0, 0.1611),
         (1, 29, 0.0061, 0.1718),
     ):
-        assert mem.wilson_interval(hits, n) == pytest.approx((low, high), abs=5e-5)
+        assert wilson_interval(hits, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_empty_selection_gives_no_figure_and_no_failure():
@@ -287,10 +288,10 @@ def test_the_edge_of_the_most_confident_is_in_the_intervals():
     target = predictions_of(right, rng.normal(size=3000) + 2 * right, labels)
     attack = mem.DirectedAttack(target, target, labels)
     summary = mem.summarize([attack], 1, 20)["target"]
-    low, high = mem.wilson_interval(600 * summary["value"], 600)
+    low, high = wilson_interval(600 * summary["value"], 600)
     assert summary["low"] < low < summary["value"] < high < summary["high"]
     everything = mem.summarize([attack], 1)["target"]
-    assert (everything["low"], everything["high"]) == pytest.approx(mem.wilson_interval(right.sum(), 3000), abs=1e-12)
+    assert (everything["low"], everything["high"]) == pytest.approx(wilson_interval(right.sum(), 3000), abs=1e-12)
 
 
 def test_tied_examples_all_count():

@@ -7,7 +7,7 @@ import pytest
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import AttackedSet
-from dejavu_utils.analysis.intervals import holm, p_value
+from dejavu_utils.analysis.intervals import holm, p_value, wilson_interval
 from dejavu_utils.analysis.report import (
     CONCLUSIONS,
     WARNINGS,
@@ -247,7 +247,7 @@ def simulated(rng, sizes, memorized, separates):
     hits = rng.binomial(600, 1 / CLASSES + separates * (1 - 1 / CLASSES), 2)
     results["ceiling"] = {}
     for model, count in zip("AB", hits):
-        low, high = mem.wilson_interval(count, 600)
+        low, high = wilson_interval(count, 600)
         top = {"value": count / 600, "low": low, "high": high}
         results["ceiling"][model] = {"top_1": top, "top_5": top}
     return results

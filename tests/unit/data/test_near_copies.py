@@ -180,7 +180,7 @@ def test_a_killed_search_resumes(tree, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dejavu_utils.attack.unfinished.ShardStore.save", save_one_and_die)
+        patch.setattr("dejavu_utils.runtime.resumable.ShardStore.save", save_one_and_die)
         with pytest.raises(AssertionError):
             partition(tree)
     assert len(read) == 36 and not (tree / "index" / "partition.json").exists()

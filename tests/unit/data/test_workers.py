@@ -98,7 +98,7 @@ import multiprocessing, sys
 from dejavu_utils.cli import run
 from dejavu_utils.data.workers import batches
 from dejavu_utils.errors import InputError
-from test_readers import Numbers, POSITIONS
+from test_workers import Numbers, POSITIONS
 
 def main():
     read = batches(Numbers(), POSITIONS, 2)
@@ -121,7 +121,7 @@ def test_the_end_of_a_failing_script_waits_for_no_reader(tmp_path, where):
     (tmp_path / "fails.py").write_text(FAILS)
     result = subprocess.run(
         [sys.executable, tmp_path / "fails.py", where],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])},
         capture_output=True,
         text=True,
         timeout=readers._GRACE / 2,

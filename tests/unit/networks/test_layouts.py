@@ -669,7 +669,7 @@ def test_networks_with_different_preprocessing_share_one_decoding(data, monkeypa
     networks = {name: load_network(str(data / f"{name}.pth")) for name in ("dino_A", "simclr")}
     listing, indices = list_images(data / "images"), np.arange(6)
     decoded = mock.Mock(side_effect=load_image)
-    monkeypatch.setattr("dejavu_utils.data.images.load_image", decoded)
+    monkeypatch.setattr("dejavu_utils.data.image_dataset.load_image", decoded)
     embedder = Embedder(
         networks,
         dict.fromkeys(networks, ["backbone"]),

@@ -11,7 +11,7 @@ import torch
 from helpers import debug_cluster
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.runtime import launch
+from dejavu_utils.runtime import launch, processes
 from dejavu_utils.runtime.devices import gpu_problem
 from dejavu_utils.runtime.launch import Resources, ScriptJob, submit
 from dejavu_utils.runtime.processes import StopSignal, init_distributed, start_here
@@ -39,7 +39,7 @@ def note_device(found):
 
 def as_a_job(monkeypatch):
     """This process takes itself for the one that submitit started."""
-    monkeypatch.setenv(launch._JOB_PROCESS, str(os.getpid()))
+    monkeypatch.setenv(processes.JOB_PROCESS, str(os.getpid()))
 
 
 @pytest.mark.parametrize("variables, names", [
@@ -80,14 +80,14 @@ def test_a_port_in_use_and_processes_that_never_come_are_named(monkeypatch):
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         with pytest.raises(InputError, match=r"MASTER_PORT \d+ is in use"):
             init_distributed(gpu=None)
-    monkeypatch.setattr(launch, "_MEETING", timedelta(seconds=1))
+    monkeypatch.setattr(processes, "_MEETING", timedelta(seconds=1))
     with pytest.raises(InputError, match="process 0 of 2 does not find the others at localhost:.*GLOO_SOCKET_IFNAME"):
         init_distributed(gpu=None)
 
 
 def test_a_shell_of_a_job_is_not_that_job(monkeypatch, tmp_path):
     of_the_job = {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": "x", "SLURM_JOB_ID": "5", "SLURM_PROCID": "1"}
-    set_all(monkeypatch, {**of_the_job, "SLURM_NTASKS": "2", launch._JOB_PROCESS: str(os.getpid() + 1)})
+    set_all(monkeypatch, {**of_the_job, "SLURM_NTASKS": "2", processes.JOB_PROCESS: str(os.getpid() + 1)})
     handlers = {number: signal.getsignal(number) for number in StopSignal.SIGNALS}
     found = []
 
@@ -122,7 +122,7 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: n > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
         monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
-        monkeypatch.setattr(launch, "rendezvous", lambda *_, **__: iter([(None, 0, 0)]))
+        monkeypatch.setattr(processes, "rendezvous", lambda *_, **__: iter([(None, 0, 0)]))
         monkeypatch.setattr(
             torch.distributed, "init_process_group", lambda backend, **rest: started.update(rest, backend=backend)
         )
@@ -170,8 +170,8 @@ def test_a_job_without_the_gpus_that_it_asked_for_ends_elsewhere_the_cpu_takes_t
 @pytest.mark.parametrize("visible, said", [(None, True), ("0", True), ("", False), ("-1", False)])
 def test_nothing_is_said_of_a_gpu_that_the_user_has_hidden(monkeypatch, capsys, gpus, visible, said):
     gpus(0)
-    monkeypatch.setattr(launch, "gpu_problem", lambda: "it sees none")
-    monkeypatch.setattr(launch.Path, "glob", lambda folder, pattern: iter([folder / "nvidia0"]))
+    monkeypatch.setattr(processes, "gpu_problem", lambda: "it sees none")
+    monkeypatch.setattr(processes.Path, "glob", lambda folder, pattern: iter([folder / "nvidia0"]))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
