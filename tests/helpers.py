@@ -20,7 +20,7 @@ from PIL import Image
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.cli import run
 from dejavu_utils.models import SSLNetwork
-from dejavu_utils.runtime import launch
+from dejavu_utils.runtime import processes
 from dejavu_utils.runtime.processes import StopSignal
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +129,7 @@ def debug_cluster(monkeypatch, folder):
     (folder / "srun").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setattr(submitit, "AutoExecutor", Debug)
-    monkeypatch.setattr(launch, "gpu_problem", lambda: "")  # jobs get the GPUs they ask for, or a CPU
+    monkeypatch.setattr(processes, "gpu_problem", lambda: "")  # jobs get the GPUs they ask for, or a CPU
     return submitted
 
 

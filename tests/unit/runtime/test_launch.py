@@ -11,7 +11,7 @@ import torch
 from helpers import debug_cluster
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.runtime import launch, processes
+from dejavu_utils.runtime import processes
 from dejavu_utils.runtime.devices import gpu_problem
 from dejavu_utils.runtime.launch import Resources, ScriptJob, submit
 from dejavu_utils.runtime.processes import StopSignal, init_distributed, start_here
