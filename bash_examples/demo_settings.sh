@@ -49,6 +49,10 @@ choose_precision() { # sets PRECISION, timed once, so that what is resumed keeps
 
 say() { printf '\n== %s\n' "$*"; }
 
+place_of() { # place_of LOG: the last line of a training's log, short
+  tail -n 1 "$1" 2>/dev/null | sed -E 's/^(epoch [0-9]+\/[0-9]+):.*, (about .* left)$/\1, \2/'
+}
+
 running() { [ -n "$1" ] && ps -p "$1" -o args= 2>/dev/null | grep -q "$2"; } # running PID SCRIPT
 
 train_both() { # train_both FUNCTION FOLDER SCRIPT: FUNCTION A and FUNCTION B at once, each of which ends in `exec python SCRIPT`
@@ -74,12 +78,18 @@ train_both() { # train_both FUNCTION FOLDER SCRIPT: FUNCTION A and FUNCTION B at
   echo "$pid_A" >"$folder/train_A.pid"
   echo "$pid_B" >"$folder/train_B.pid"
   trap 'kill "$pid_A" "$pid_B" 2>/dev/null || true' EXIT
+  local place shown=$SECONDS
   while kill -0 "$pid_A" 2>/dev/null && kill -0 "$pid_B" 2>/dev/null; do
-    for _ in $(seq 10); do
-      kill -0 "$pid_A" 2>/dev/null && kill -0 "$pid_B" 2>/dev/null && sleep 1
-    done
-    for side in A B; do echo "model $side  $(tail -n 1 "$folder/train_${side}_log.out")"; done
+    sleep 1
+    place="A: $(place_of "$folder/train_A_log.out"); B: $(place_of "$folder/train_B_log.out")"
+    if [ -t 1 ]; then # one line that moves
+      printf '\r%s\033[K' "${place:0:79}"
+    elif [ $((SECONDS - shown)) -ge 30 ]; then
+      echo "$place"
+      shown=$SECONDS
+    fi
   done
+  [ ! -t 1 ] || echo
   for side in A B; do
     pid=pid_$side
     wait "${!pid}" || { echo "error: training of model $side failed, see $folder/train_${side}_log.out:" >&2

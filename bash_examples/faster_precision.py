@@ -1,19 +1,25 @@
 """Prints the precision that the demo trains in here: bf16 where a training step takes less time in it, else fp32.
 
 Times a few steps of the demo's network in each precision, in turns, and takes the least processor time of each, which
-other programs on the machine hardly change; bf16 must save a tenth. What a CPU says of itself does not tell: some that
-name bf16 among their instructions gain nothing from it. Where there is a GPU, it prints auto: train_SSL.py chooses.
+other programs on the machine hardly change; bf16 must save a tenth. A CPU's list of instructions does not decide: some
+CPUs with bf16 gain nothing from it. Others emulate it, so slowly that a step of a few images settles it. Where there is
+a GPU, it prints auto: train_SSL.py chooses.
 
     python bash_examples/faster_precision.py
 """
 
 import time
+from pathlib import Path
 
 import torch
+import yaml
 
 from dejavu_utils.cli import Parser, positive_int, run
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.runtime.devices import autocast
+
+CONFIG = Path(__file__).parents[1] / "configs" / "demo_cfg.yaml"
+FEW_IMAGES, EMULATED = 2, 4  # images per view of a short step; slower by this factor, bf16 is emulated
 
 
 def parse_args(argv=None):
@@ -28,6 +34,10 @@ def main():
     if torch.cuda.is_available():
         print("auto")
         return
+    short = step_seconds(1, FEW_IMAGES)
+    if short["bf16"] > EMULATED * short["fp32"]:
+        print("fp32")
+        return
     seconds = step_seconds(args.steps, args.batch_size)
     print("bf16" if seconds["bf16"] < 0.9 * seconds["fp32"] else "fp32")
 
@@ -35,7 +45,8 @@ def main():
 def step_seconds(steps, batch_size):
     """{precision: the least processor seconds of a training step}, after one step each that is not counted."""
     cpu = torch.device("cpu")
-    network = SSLNetwork("resnet18", "128-128-128", "simclr").train()
+    model = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["model"]
+    network = SSLNetwork(model["arch"], model["mlp"], "simclr").train()
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     images = torch.randn(2 * batch_size, 3, 32, 32)
     seconds = {"fp32": [], "bf16": []}
