@@ -78,6 +78,7 @@ from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import crops_of, file_fingerprint, frame_warnings, in_words
 from dejavu_utils.data.index_files import load_indices
+from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, crops_record, sets_record
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest
 from dejavu_utils.imagenet import list_images, read_class_names
@@ -235,6 +236,7 @@ def attack(args):
     layers = layers_of(args, networks[first], where[first])
     of_each = comparison.layers(networks, layers)
     shown = args.resolution or networks[first].preprocessing.side
+    models = {} if rank() else {name: ModelRecord.of(net, args.resolution) for name, net in networks.items()}
     networks = {name: prepared_for_inference(net, of_each[name]).to(device) for name, net in networks.items()}
     annotations = None if rank() or args.use_corner_crop else Annotations(args.imgnet_bbox_pth, listing, BOXES)
     parts = from_first(None if rank() else cropped_parts(args, listing, annotations, sets, public, warnings))
@@ -243,7 +245,8 @@ def attack(args):
         device, args.precision, args.resolution, args.batch_size, args.num_workers, args.skip_unreadable
     )
     embedder = Embedder(networks, of_each, listing, where, inference)
-    key = None if rank() else key_of(args, networks, layers, listing, queries.images, public, device)
+    record = record_of(args, models, listing, sets, queries.images, public.indices)
+    key = None if rank() else key_of(args, record, layers, listing, queries.images, public, device)
     pieces = ShardStore(Path(args.output_dir) / "unfinished", key)
     if not rank():
         announce(args, embedder, layers, queries.images, public, pieces.start())
@@ -260,6 +263,7 @@ def attack(args):
                 "counts": counts_of(parts, outcome, len(public), found.unreadable, len(listing.classes)),
                 "warnings": warnings + check_ceilings(outcome.ceiling, 1 / len(listing.classes)),
                 "settings": {**vars(args), "layer": layer, "device": str(device), "reference": comparison.kind},
+                MADE_FROM: replace(record, votes={"k": args.k, "k_attk": args.k_attk, "layer": layer}).plain(),
             }
             with complete_files(folder, last="results.json") as new:
                 results = write_layer(new, outcome, listing, args.k_attk, about, pictures_of(args, annotations))
@@ -360,20 +364,30 @@ def cropped_parts(args, listing, annotations, sets, public, warnings):
     return {**parts, CEILING: ceiling_images(listing, public, args.skip_unreadable)}
 
 
-def key_of(args, networks, layers, listing, crops, public, device):
-    """All that the neighbors depend on: pieces of an attack with another key are not used."""
-    names = ("k", "precision", "resolution", "batch_size", "skip_unreadable", "use_supervised_linear")
-    return {
-        **{name: getattr(args, name) for name in names},
-        "networks": {
-            model: [digest(*network.state_dict().values()), str(network.preprocessing)]
-            for model, network in networks.items()
-        },
-        "layers": layers,
-        "sets": [digest(crops.indices, crops.crops, *crops.shown.values()), digest(public.indices)],
-        "files": file_fingerprint(listing, np.concatenate([crops.indices, public.indices])),
-        "device": device.type,
-    }
+def record_of(args, models, listing, sets, crops, public):
+    """The Provenance of the attack, but for its votes. models: {name: ModelRecord}. public: int64 (p,)."""
+    return Provenance(
+        models=models,
+        images=listing.fingerprint["sha256"],
+        sets=sets_record(sets),
+        crops=crops_record(CropRule.of(vars(args)), crops.indices, crops.crops),
+        public=digest(public),
+        precision=args.precision,
+        resolution=args.resolution,
+        settings={"use_supervised_linear": args.use_supervised_linear},
+    )
+
+
+def key_of(args, record, layers, listing, crops, public, device):
+    """The record of all that the neighbors depend on, plain: pieces of an attack with another one are not used."""
+    settings = {name: getattr(args, name) for name in ("batch_size", "skip_unreadable", "use_supervised_linear")}
+    shown = {f"shown to {name}": digest(rows) for name, rows in crops.shown.items()}
+    return replace(
+        record,
+        votes={"k": args.k, "layers": ",".join(layers)},
+        files=file_fingerprint(listing, np.concatenate([crops.indices, public.indices])),
+        settings={**settings, **shown, "device": device.type},
+    ).plain()
 
 
 def announce(args, embedder, layers, crops, public, kept):

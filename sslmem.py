@@ -26,6 +26,7 @@ from dejavu_utils.finished import leave_if_finished
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     leave_if_finished()
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,16 @@ from dejavu_utils.cli import (
 )
 from dejavu_utils.data.background_crops import file_fingerprint
 from dejavu_utils.data.index_files import load_indices
+from dejavu_utils.data.provenance import (
+    MADE_FROM,
+    ModelRecord,
+    Provenance,
+    check_same,
+    read_record,
+    sets_record,
+)
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_files, digest
+from dejavu_utils.files import complete_files
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.label_free.compare import about_other_images, read_margins
 from dejavu_utils.label_free.measure import ViewDistances, Views, views_of_training
@@ -128,13 +137,16 @@ def measure(args):
     warnings = check_identity(args, networks, where, sets, listing)
     layers = layers_of(args, networks, where)
     settings = next((found for n in networks.values() if (found := n.about["settings"])), None)
+    record = record_of(args, networks, listing, sets)
+    if args.attack_dir:
+        warnings += check_attack(args, record)
     networks = {model: prepared_for_inference(network, layers).to(device) for model, network in networks.items()}
     args.resolution = args.resolution or networks["A"].preprocessing.side
     size = max(1, args.batch_size // args.views)  # the networks see so many views at once
     inference = Inference(device, args.precision, args.resolution, size, args.num_workers, args.skip_unreadable)
     embedder = Embedder(networks, dict.fromkeys(SETS, layers), listing, where, inference)
     views = Views(views_of_training(settings), args.views, args.seed, embedder.kinds)
-    key = None if rank() else key_of(args, embedder, views, sets)
+    key = None if rank() else key_of(args, record, embedder, views, sets)
     pieces = ShardStore(Path(args.output_dir) / "unfinished", key)
     kept = None if rank() else pieces.start()
     say(
@@ -151,6 +163,7 @@ def measure(args):
             "warnings": warnings,
             "settings": {**vars(args), "layers": layers, "device": str(device)},
             "views": {"pairs": "all", "taking turns": [vars(view) for view in views.pair]},
+            MADE_FROM: record.plain(),
         }
         with complete_files(args.output_dir, last="results.json") as new:
             results = write_folder(new, measured, about)
@@ -227,21 +240,32 @@ def layers_of(args, networks, where):
     return layers
 
 
-def key_of(args, embedder, views, sets):
-    """All that the distances depend on: pieces of another key are not used."""
-    names = ("views", "seed", "precision", "resolution", "batch_size", "skip_unreadable")
-    return {
-        **{name: getattr(args, name) for name in names},
-        "networks": {
-            model: [digest(*network.state_dict().values()), str(network.preprocessing)]
-            for model, network in embedder.networks.items()
-        },
-        "layers": embedder.layers,
-        "pair": list(map(str, views.pair)),
-        "sets": {name: digest(indices) for name, indices in sets.items()},
-        "files": file_fingerprint(embedder.listing, np.concatenate(list(sets.values()))),
-        "device": embedder.device.type,
-    }
+def record_of(args, networks, listing, sets):
+    """The Provenance of the scores. networks: {"A": Network, "B": ...}. sets: {set: int64 (n,)}."""
+    return Provenance(
+        models={name: ModelRecord.of(network, args.resolution) for name, network in networks.items()},
+        images=listing.fingerprint["sha256"],
+        sets=sets_record({name: (FLAGS[name], indices) for name, indices in sets.items()}),
+        precision=args.precision,
+        resolution=args.resolution,
+        settings={"views": args.views, "seed": args.seed},
+    )
+
+
+def check_attack(args, record):
+    """Notes; InputError unless --attack_dir attacked the same models and images."""
+    results = Path(args.attack_dir) / "results.json"
+    sources = {"*": f"--attack_dir {args.attack_dir}"}
+    remedy = "give the attack on these models and sets, or leave --attack_dir out"
+    return check_same("attack_dir", record, read_record(results), str(results), sources, remedy)
+
+
+def key_of(args, record, embedder, views, sets):
+    """The record of all that the distances depend on, plain: pieces of another one are not used."""
+    settings = {name: getattr(args, name) for name in ("views", "seed", "batch_size", "skip_unreadable")}
+    settings |= {"layers": str(embedder.layers), "pair": str(list(map(str, views.pair)))}
+    files = file_fingerprint(embedder.listing, np.concatenate(list(sets.values())))
+    return replace(record, files=files, settings={**settings, "device": embedder.device.type}).plain()
 
 
 def progress_of(name):

@@ -223,6 +223,14 @@ def weights_digest(network: Network) -> str:
     return found.hexdigest()
 
 
+def sets_record(sets: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, str]:
+    """`Provenance.sets` of {set: (flag, int (n,) indices)}; sets that one flag names are one."""
+    by_flag: dict[str, list[np.ndarray]] = {}
+    for flag, indices in sets.values():
+        by_flag.setdefault(flag.strip("-"), []).append(indices)
+    return {flag: digest(*of_flag) for flag, of_flag in by_flag.items()}
+
+
 def crops_record(rule: CropRule, indices: np.ndarray, crops: np.ndarray) -> dict[str, Value]:
     """`Provenance.crops` of images and their crops, int64 (n,) and (n, 4)."""
     return {
