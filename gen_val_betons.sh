@@ -5,6 +5,7 @@
 #   FORCE=1 ./gen_val_betons.sh --write-mode jpg     again, with options of write_ffcv_dataset.py
 #
 # Environment: IMAGENET_DATASET_DIR, INDEX_FOLDER, BETONS_FOLDER. A finished file is skipped unless FORCE=1.
+[[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
 

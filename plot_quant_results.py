@@ -52,11 +52,11 @@ from dejavu_utils.naming import (
     SWEEPS,
     attacked_layers,
     sslmem_beside,
+    sweep_of,
     sweep_points,
 )
 
-# What --sweep_param may be, with its sweep; and the labels of the axes.
-PARAMS = {sweep.param: sweep for sweep in SWEEPS.values() if sweep.param}
+# Labels of the axes.
 LABELS = {
     "simclr.temperature": "SimCLR temperature",
     "vicreg.sim_coeff": "VICReg invariance coefficient",
@@ -93,9 +93,18 @@ def parse_args(argv=None):
         "--layer", help="layer of the attacks, for all but attk_layers; default: projector, or the one that is there"
     )
     parser.add_argument("--style", choices=STYLES, default=STYLES[0], help="science: SciencePlots', if it is installed")
-    parser.add_argument("--sweep_param", choices=PARAMS, help="figures against this parameter instead")
+    text = "figures against this parameter instead: section.setting of train_SSL.py, or corner_crop_frac"
+    parser.add_argument("--sweep_param", type=sweep_parameter, help=text)
     parser.add_argument("--sweep_values", type=float, nargs="+", help="these values only")
     return parser.parse_args(argv)
+
+
+def sweep_parameter(text):
+    try:
+        sweep_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def percentages(text):
@@ -120,7 +129,7 @@ def main():
         if not args.sweep_param:
             plot_point(args, attacks)
             save_all(args, "score_sslmem_", sslmem_frames(args, attacks, scored["epoch"]), "epoch", None)
-        if args.plot_lin_probe and (not args.sweep_param or PARAMS[args.sweep_param].own_models):
+        if args.plot_lin_probe and (not args.sweep_param or sweep_of(args.sweep_param).own_models):
             probes = existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path")
             probed = plot_sweeps(
                 args, probes, "--lin_probe_folder_path", PROBE_PREFIX, probe_frames, "lp_{}_", "param_vals"
@@ -196,8 +205,9 @@ def sweeps(args, params):
     """(column, word in the file names, folder template, value of the digits, label or None) of each sweep."""
     names = (args.model, args.epoch_sweep_dataset, args.dataset_sweep_epoch)
     if args.sweep_param:
-        sweep = PARAMS[args.sweep_param]
-        return [("param", params, sweep.template(*names), sweep.value, LABELS[args.sweep_param])]
+        sweep = sweep_of(args.sweep_param)
+        label = LABELS.get(args.sweep_param, args.sweep_param)
+        return [("param", params, sweep.template(*names), sweep.value, label)]
     return [
         (column, word, SWEEPS[word].template(*names), int, None)
         for column, word in (("epoch", "epochs"), ("dataset", "datasets"))

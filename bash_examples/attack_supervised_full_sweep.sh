@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Attacks the supervised model at all epochs and sizes: $LOGGING_FOLDER/supervised/attack_sweeps.
-# Arguments go to label_inference_attack.py; variables: sweep.sh.
-export SWEEP_SCRIPT=${0##*/} LOSS=${LOSS:-supervised} STAGES=attack SWEEP=${SWEEP:-epochs datasets}
-exec bash "$(dirname "$0")/sweep.sh" "$@"
+# Arguments go to label_inference_attack.py; variables: sweep.sh. The loop is in attack.sh.
+export SWEEP_SCRIPT=${0##*/} LOSS=${LOSS:-supervised} SWEEP=${SWEEP:-epochs datasets}
+exec bash "$(dirname -- "$0")/attack.sh" "$@"

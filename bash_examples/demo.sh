@@ -6,6 +6,8 @@
 #   SEED=1 DEMO_DIR=/tmp/demo bash bash_examples/demo.sh
 #   LOSS=vicreg bash bash_examples/demo.sh
 #   CORRELATION=0.8 bash bash_examples/demo.sh
+# shellcheck disable=SC2154 # the points set variables
+[[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=bash_examples/environment.sh
@@ -26,8 +28,10 @@ esac
 boxed=$((PER_CLASS - PER_CLASS / 10))   # images with a box in one training set and class; the others are in both sets
 snapshots=$(points projector "$epochs")
 last_backbone=$(points backbone "$EPOCHS")
-read -r _ _ _ _ _ training _ projector last_probe _ <<<"${snapshots##*$'\n'}"
-read -r _ _ _ _ _ _ _ backbone _ <<<"$last_backbone"
+eval "$last_backbone"
+backbone=$attack
+eval "${snapshots##*$'\n'}" # loss model n epoch training kind attack probe
+projector=$attack last_probe=$probe
 
 cd "$root"
 started=$SECONDS
@@ -73,7 +77,8 @@ train_both train "$LOGGING_FOLDER" train_SSL.py
 echo "both models are trained (minute $(((SECONDS - started) / 60)) of the demo)"
 
 say "5/7 attack of every snapshot"
-while read -r _ _ _ _ epoch training kind attack _ <&3; do
+while read -r point <&3; do
+  eval "$point"
   if [ -e "$LOGGING_FOLDER/$attack/results.json" ]; then
     echo "$LOGGING_FOLDER/$attack: there already"
     continue
@@ -89,7 +94,8 @@ while read -r _ _ _ _ epoch training kind attack _ <&3; do
 done 3<<<"$snapshots"$'\n'"$last_backbone"
 
 say "6/7 linear probe of every snapshot of model A"
-while read -r _ _ _ _ epoch training _ _ probe _ <&3; do
+while read -r point <&3; do
+  eval "$point"
   if [ -e "$LOGGING_FOLDER/$probe/results.json" ]; then
     echo "$LOGGING_FOLDER/$probe: there already"
     continue

@@ -8,6 +8,8 @@
 #
 # Half of the images that only model A was trained on are set A, the others set B of this test; those that only model B was
 # trained on are unseen. Variables beside demo.sh's: MODELS, CLASSIFIERS (seeds of each, 3), CLASSIFIER_EPOCHS (60).
+# shellcheck disable=SC2154 # the points set variables
+[[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=bash_examples/environment.sh
@@ -20,7 +22,8 @@ MODELS=${MODELS:-A}
 CLASSIFIERS=${CLASSIFIERS:-3}
 CLASSIFIER_EPOCHS=${CLASSIFIER_EPOCHS:-60}
 
-read -r _ _ _ _ _ training _ two _ <<<"$(points projector "$EPOCHS")"
+eval "$(points projector "$EPOCHS")" # training attack
+two=$attack
 for file in "$LOGGING_FOLDER/${training}_"{A,B}"/model_ep$EPOCHS.pth" "$LOGGING_FOLDER/$two/results.json"; do
   [ -e "$file" ] || { echo "demo_one_model.sh: error: $file: no such file; run bash_examples/demo.sh with the same" \
     "variables first" >&2; exit 2; }

@@ -4,6 +4,8 @@
 #
 #   bash bash_examples/demo_rcdm.sh
 #   JUDGE=1 bash bash_examples/demo_rcdm.sh     # and measures how often the reconstructions show the correct class
+# shellcheck disable=SC2154 # the points set variables
+[[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=bash_examples/environment.sh
@@ -17,7 +19,7 @@ RESPACING=${RESPACING:-50}              # steps of the sampling; ddim25: DDIM
 JUDGE=${JUDGE:-0}                       # 1: train a judge of the classes and let it judge one sample per attacked image
 
 point=$(points projector "$EPOCHS")
-read -r _ _ _ _ _ training _ attack _ rcdm _ <<<"$point"
+eval "$point" # training attack rcdm
 attack=$LOGGING_FOLDER/$attack rcdm=$LOGGING_FOLDER/$rcdm
 public=$INDEX_FOLDER/${PER_CLASS}_per_class/public.npy
 cd "$root"

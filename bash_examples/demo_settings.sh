@@ -31,9 +31,10 @@ epochs=$(for i in $(seq "$SNAPSHOTS"); do echo $((i * every < EPOCHS ? i * every
 # shellcheck disable=SC2034
 model=$LOSS                             # as file and folder names have it
 
-points() { # points ATTACKS EPOCHS: the lines of points.py
-  SWEEP_SCRIPT=${0##*/} SWEEP=epochs MODEL=$model LOSS=$LOSS ATTACKS=$1 EPOCHS=$2 EPOCH='' DATASET=$PER_CLASS \
-    python "$root/bash_examples/sweep_points.py"
+points() { # points ATTACKS EPOCHS: the lines of sweep_points.py, NAME=value words
+  env SWEEP_SCRIPT="${0##*/}" SWEEP=epochs LOSS="$LOSS" ARCH='' ATTACKS="$1" EPOCHS="$2" DATASET="$PER_CLASS" CONFIG='' \
+    TRAIN_FLAGS="--training.epochs $EPOCHS --logging.snapshot_freq $every" \
+    python "$root/bash_examples/sweep_points.py" attack
 }
 
 choose_precision() { # sets PRECISION, timed once, so that what is resumed keeps it

@@ -5,6 +5,8 @@
 #
 #   bash bash_examples/demo_sslmem.sh
 #   SEED=1 DEMO_DIR=/tmp/demo bash bash_examples/demo_sslmem.sh
+# shellcheck disable=SC2154 # the points set variables
+[[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=bash_examples/environment.sh
@@ -16,7 +18,8 @@ snapshots=$(points projector "$epochs")
 index=$INDEX_FOLDER/${PER_CLASS}_per_class
 cd "$root"
 
-while read -r _ _ _ _ epoch training _ attack _ _ sslmem <&3; do
+while read -r point <&3; do
+  eval "$point" # epoch training attack sslmem
   if [ ! -e "$LOGGING_FOLDER/$attack/results.json" ]; then
     echo "demo_sslmem.sh: error: $LOGGING_FOLDER/$attack/results.json: no such file; run bash_examples/demo.sh with the" \
       "same variables first" >&2
@@ -37,7 +40,6 @@ while read -r _ _ _ _ epoch training _ attack _ _ sslmem <&3; do
 done 3<<<"$snapshots"
 
 say "figures of both: $LOGGING_FOLDER/plot"
-read -r _ _ _ _ _ _ _ attack _ <<<"$snapshots"
 python plot_quant_results.py --model "$model" --k_neighb "$K" --plot_lin_probe 0 \
   --epoch_sweep_dataset "$PER_CLASS" --dataset_sweep_epoch "$EPOCHS" --pct_confidences '20,100' \
   --attack_fname "${attack%/*}" --attk_folder_path "$LOGGING_FOLDER/${attack%/*}" --save_path "$LOGGING_FOLDER/plot"

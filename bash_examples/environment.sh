@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # Sourced by demo.sh and tests/run.sh: uses the active virtual or conda environment, or makes .venv beside the code.
 
+[ "${1:-}" != --help ] || { sed -n '2,/^[^#]/{/^# shellcheck/d; s/^# \{0,1\}//p;}' "$0"; exit; }
+
 use_environment() {
   local root=$1 python
   if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Trains VICReg on both sets of every partition: $LOGGING_FOLDER/vicreg/vicreg_dssweep_{n}pc_{A,B}.
-# Arguments go to train_SSL.py; variables: sweep.sh.
-export SWEEP_SCRIPT=${0##*/} LOSS=${LOSS:-vicreg} STAGES=train SWEEP=${SWEEP:-datasets}
-exec bash "$(dirname "$0")/sweep.sh" "$@"
+# Arguments go to train_SSL.py; variables: sweep.sh. The loop is in train.sh.
+export SWEEP_SCRIPT=${0##*/} LOSS=${LOSS:-vicreg} SWEEP=${SWEEP:-datasets}
+exec bash "$(dirname -- "$0")/train.sh" "$@"

@@ -32,7 +32,7 @@ LAYERS_BESIDE = {ATTACK_FOLDERS[layer]: layer for layer in ("backbone", "logits"
 
 @dataclass(frozen=True)
 class Sweep:
-    """One published sweep.
+    """One sweep.
 
     point, training: names with {model}, {per_class} (images), {epoch} and {digits} (of the parameter's value).
     varies: which of these differs between the points. param: the parameter, None where epochs or sizes vary.
@@ -55,18 +55,25 @@ class Sweep:
     def at(self, value: str, model: str, per_class: int | None = None, epoch: int | None = None) -> "Point":
         """The Point where what varies has this value, as text, for instance .15; ValueError if it cannot."""
         fields: dict[str, Any] = {"model": model, "per_class": per_class, "epoch": epoch}
-        fields[self.varies] = fraction_digits(value) if self.fraction else value
+        fields[self.varies] = fraction_digits(value) if self.fraction else re.sub("[./]", "-", str(value))
         names = (self.point.format(**fields), self.training.format(**fields))
         return Point(*names, model, fields["per_class"], fields["epoch"])
 
-    def value(self, digits: str) -> int | float:
-        """What the digits that vary stand for: 075 is 0.075 where the parameter is a fraction."""
-        return float(f"0.{digits}" if self.fraction else digits)
+    def value(self, text: str) -> float | str:
+        """What stands in a name: 075 is 0.075 where the parameter is a fraction, 0-08 is 0.08, resnet18 a word."""
+        if self.fraction:
+            return float(f"0.{text}")
+        for number in (text.replace("-", ".", 1), text):
+            try:
+                return float(number)
+            except ValueError:
+                continue
+        return text
 
 
 _SIZES = ("{model}_{per_class}pc_{epoch}ep", "{model}_dssweep_{per_class}pc")
 SWEEPS = {
-    "epochs": Sweep(*_SIZES, "epoch"),
+    "epochs": Sweep(*_SIZES, "epoch"),  # also of the grid of both
     "datasets": Sweep(*_SIZES, "per_class"),
     "temperature": Sweep(
         "simclr_p{digits}t_{epoch}ep", "simclr_tempsweep_p{digits}", "digits", "simclr.temperature", fraction=True
@@ -76,6 +83,20 @@ SWEEPS = {
         "{model}_crop_p{digits}_{epoch}ep", _SIZES[1], "digits", "corner_crop_frac", fraction=True, own_models=False
     ),
 }
+
+
+def sweep_of(param: str) -> Sweep:
+    """The sweep of a parameter: a published one, or that of any setting of training, "section.setting".
+
+    ValueError if it is neither.
+    """
+    for sweep in SWEEPS.values():
+        if sweep.param == param:
+            return sweep
+    if not re.fullmatch(r"\w+\.\w+", param):
+        raise ValueError(f"{param}: not a setting of training such as model.arch")
+    name = param.partition(".")[2]
+    return Sweep(f"{{model}}_{name}{{digits}}_{{epoch}}ep", f"{{model}}_{name}sweep_{{digits}}", "digits", param)
 
 
 @dataclass(frozen=True)
@@ -153,11 +174,17 @@ def attacked_layers(folder: str | Path) -> dict[str, Path]:
 
 
 def sweep_points(folder: str | Path, template: str, value: Callable = int) -> list[tuple]:
-    """The folders of a sweep, sorted by value: [(value(digits), Path)].
+    """The folders of a sweep, sorted by value, numbers before words: [(value(what varies), Path)].
 
-    template: a folder name with {} for the digits that vary, e.g. "NN_attk_vicreg_300pc_{}ep".
+    template: a folder name with {} for what varies, e.g. "NN_attk_vicreg_300pc_{}ep".
     """
-    before, after = template.split("{}")
-    pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-    matches = ((pattern.fullmatch(entry.name), entry) for entry in Path(folder).iterdir() if entry.is_dir())
-    return sorted((value(match[1]), entry) for match, entry in matches if match)
+    before, after = map(re.escape, template.split("{}"))
+    points = []
+    for entry in Path(folder).iterdir():
+        match = re.fullmatch(f"{before}(.+){after}", entry.name)
+        if match and entry.is_dir():
+            try:
+                points.append((value(match[1]), entry))
+            except ValueError:
+                continue
+    return sorted(points, key=lambda point: (isinstance(point[0], str), point))

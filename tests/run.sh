@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The tests as the README gives them: linters, types, and all tests but those marked slow, kills or slurm; with arguments
 # pytest alone, with these. .ci/run runs the kills and SLURM tests too.
+[[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"

@@ -2,8 +2,8 @@
 
 import json
 import os
+import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,9 +80,9 @@ def sweep(folders, logs, script="sweep.sh", *arguments, tools=None, **environmen
 
 
 def commands(result):
-    """[(name of the script, its arguments)] that a dry run printed."""
+    """[(name of the script, its arguments)] that a dry run printed, without the sum of the costs."""
     assert result.returncode == 0, result.stderr
-    lines = [shlex.split(line) for line in result.stdout.splitlines()]
+    lines = [shlex.split(line) for line in result.stdout.splitlines() if not line.startswith("#")]
     return [(Path(words[1]).name, words[2:]) for words in lines]
 
 
@@ -208,6 +208,11 @@ def test_entry_scripts_are_single_stages(folders, tmp_path, loss):
         (dict(INDEX_FOLDER=""), "the variable INDEX_FOLDER is not set"),
         (dict(IMAGENET_DATASET_DIR=f"{ABSENT}"), f"IMAGENET_DATASET_DIR {ABSENT}: no such folder"),
         (dict(STAGES="attack"), "vicreg_dssweep_300pc_A/model_ep50.pth: no such file; train the model"),
+        (dict(DATASET="100 200", SWEEP="epochs"), "DATASET: one number is needed, not '100 200'"),
+        (dict(EPOCHS="50 x"), "EPOCHS: x is not a whole number"),
+        (dict(EPOCHS="1500"), "epoch 1500 (EPOCHS, EPOCH): the training of vicreg_dssweep_300pc has 1000 epochs"),
+        (dict(EPOCHS="75"), "epoch 75 (EPOCHS, EPOCH): the training of vicreg_dssweep_300pc has 1000 epochs"),
+        (dict(SWEEP="model.arch"), "SWEEP=model.arch: VALUES is not set"),
         (dict(PUBLIC="600"), "600_per_class/public.npy: no such file"),
         (dict(DATASETS="100 700"), "700_per_class_A.beton: no such file"),
         (dict(LOSS="moco"), "moco_cfg.yaml: no such file"),
@@ -257,7 +262,7 @@ def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path)
     assert "--dependency" not in jobs[100] + jobs[101]
     assert "#SBATCH --dependency=afterok:100:101\n" in jobs[102] and "--kill-on-invalid-dep=yes" in jobs[102]
     assert "#SBATCH --dependency=afterok:100\n" in jobs[103]
-    assert "--dependency=afterany:100:101:102:103 " in jobs[104] and "plot_quant_results.py" in jobs[104]
+    assert "--dependency=afterany:102:103 " in jobs[104] and "plot_quant_results.py" in jobs[104]
 
     again = sweep(folders, logs, **size)
     assert again.returncode == 0 and again.stdout.count("in the queue as job") == 5, again.stdout + again.stderr
@@ -272,7 +277,7 @@ def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path)
     assert third.returncode == 0, third.stderr
     assert "vicreg_dssweep_300pc_A: there already" in third.stdout and "_B: in the queue as job 101" in third.stdout
     assert "#SBATCH --dependency=afterok:101\n" in (slurm / "job105").read_text()
-    assert "afterany:101:105:103 " in (slurm / "job106").read_text() and not (slurm / "job107").exists()
+    assert "afterany:105:103 " in (slurm / "job106").read_text() and not (slurm / "job107").exists()
 
 
 def test_an_attack_of_several_layers_is_finished_with_its_last(folders, tmp_path):
@@ -280,18 +285,102 @@ def test_an_attack_of_several_layers_is_finished_with_its_last(folders, tmp_path
     attack = tmp_path / "vicreg" / "attack_sweeps" / "NN_attk_vicreg_300pc_50ep"
     for layer, finished in (("backbone", False), ("projector.0", True)):
         (attack / layer).mkdir(parents=True)
-        (attack / layer / "results.json").touch()
+        (attack / layer / "results.json").write_text('{"settings": {"k": 50}}')
         for separator in " =":
             result = sweep(folders, tmp_path, **case, ATTACK_FLAGS=f"--layers{separator}backbone,projector.0")
-            assert result.returncode == 0 and (f"{attack}: there already" in result.stdout) == finished
+            said = f"{attack}: there already, but made with --k 50, not 100; remove {attack}/projector.0/results.json"
+            assert result.returncode == 0 and (said in result.stdout) == finished, result.stderr
 
 
-def test_without_slurm_it_says_so(folders, tmp_path):
-    (tmp_path / "bin").mkdir()
-    for name in ("bash", "dirname", "tr", "cat"):
-        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
-    result = sweep(folders, tmp_path, PATH=str(tmp_path / "bin"))
-    assert result.returncode == 2 and "squeue is not on the path): LOCAL=1 runs here" in result.stderr
+def test_the_remedy_for_a_missing_snapshot_of_a_finished_training_is_not_to_train_it(folders, tmp_path):
+    for side in "AB":
+        models = tmp_path / "vicreg" / f"vicreg_dssweep_300pc_{side}"
+        models.mkdir(parents=True)
+        settings = {"training.epochs": 4, "logging.snapshot_freq": 2, "training.base_lr": 0.4}
+        (models / "params.json").write_text(json.dumps(settings))
+        (models / "final_weights.pt").touch()
+        (models / "model_ep4.pth").touch()
+    case = dict(DRY_RUN="1", LOCAL="1", SWEEP="epochs")
+    result = sweep(folders, tmp_path, **case, EPOCHS="3 4")
+    assert result.returncode == 2 and "has 4 epochs and a snapshot every 2; name one of these" in result.stderr
+    result = sweep(folders, tmp_path, **case, EPOCHS="4", STAGES="train attack", TRAIN_FLAGS="--training.epochs 4")
+    assert (
+        result.returncode == 0 and "_A: there already, but made with --training.base_lr 0.4, not 0.2" in result.stdout
+    )
+    words = ["--model_A_pth", str(models / "model_ep3.pth"), "--model_B_pth", "x", "--output_dir", str(tmp_path / "x")]
+    public = ["--public_idx_pth", "x", "--imgnet_train_pth", "x"]
+    result = run_script("label_inference_attack.py", *words, *public)
+    assert result.returncode == 2 and "4 epochs and a snapshot every 2: name one of these" in result.stderr
+
+
+def test_probes_of_another_sweep_do_not_count(folders, tmp_path):
+    (tmp_path / "vicreg" / "lin_probe_sweeps_with_aug" / "lp_vicreg_300pc_1000ep").mkdir(parents=True)
+    case = dict(DRY_RUN="1", LOCAL="1", SWEEP="sim_coeff", STAGES="train attack plot")
+    *_, (_, words) = commands(sweep(folders, tmp_path, **case))
+    plot = plot_quant_results.parse_args(words)
+    assert not plot.plot_lin_probe and plot.pct_confidences == [5, 20]
+
+
+def test_both_ways_to_temperature_print_the_same(folders, tmp_path):
+    case = dict(DRY_RUN="1", LOCAL="1", LOSS="simclr")
+    published = sweep(folders, tmp_path, **case, SWEEP="temperature")
+    as_setting = sweep(folders, tmp_path, **case, SWEEP="simclr.temperature", VALUES=" ".join(TEMPERATURES.values()))
+    assert published.stdout == as_setting.stdout and commands(published)
+
+
+def test_any_setting_several_losses_and_the_grid(folders, tmp_path):
+    case = dict(DRY_RUN="1", LOCAL="1")
+    setting = dict(SWEEP="model.arch", VALUES="resnet18 timm:convnext_atto", LOSS="vicreg simclr")
+    found = published(sweep(folders, tmp_path, **case, **setting), tmp_path)
+    assert found["train_SSL.py"] == [
+        f"{loss}/{loss}_archsweep_{value}_{side}"
+        for loss in ("vicreg", "simclr")
+        for value in ("resnet18", "timm:convnext_atto")
+        for side in "AB"
+    ]
+    assert found["label_inference_attack.py"][-1] == "simclr/attack_sweeps/NN_attk_simclr_archtimm:convnext_atto_1000ep"
+    grid = dict(SWEEP="grid", LOSS="supervised", ATTACKS="logits")
+    found = published(sweep(folders, tmp_path, **case, **grid), tmp_path)
+    assert len(set(found["label_inference_attack.py"])) == 30 and len(found["train_SSL.py"]) == 10
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        {"CDPATH": ".:/tmp"},
+        {"SHELLOPTS": "noglob:noclobber:nounset"},
+        {"BASHOPTS": "failglob:xpg_echo"},
+        {"BASH_FUNC_cd%%": "() { echo another cd; }", "BASH_FUNC_printf%%": "() { echo another printf; }"},
+        {"BASH_ENV": "odd.sh"},
+        {"LC_ALL": "C", "HOME": None},
+    ],
+)
+def test_what_the_caller_has_exported_does_not_matter(folders, tmp_path, surroundings):
+    (tmp_path / "odd.sh").write_text("cd() { echo an odd folder; }\nset -o noclobber\n")
+    case = dict(DRY_RUN="1", LOCAL="1", SWEEP="epochs", EPOCHS="50")
+    environment = {**os.environ, "PYTHON": sys.executable, **folders, "LOGGING_FOLDER": str(tmp_path), **case}
+    expected = sweep(folders, tmp_path, **case).stdout
+    for name, value in surroundings.items():
+        environment[name] = str(tmp_path / value) if name == "BASH_ENV" else value
+    environment = {name: value for name, value in environment.items() if value is not None}
+    command = ["bash", "bash_examples/sweep.sh"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, umask=0o077)
+    assert result.returncode == 0 and result.stdout == expected, result.stderr
+
+
+@pytest.mark.parametrize("command", [["bash", "sweep.sh"], ["bash", "demo.sh"], [sys.executable, "sweep_points.py"]])
+def test_help_is_printed(command):
+    result = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT / "bash_examples")
+    assert result.returncode == 0 and len(result.stdout.splitlines()) > 4 and not result.stderr
+
+
+def test_a_dry_run_ends_with_what_it_costs(folders, tmp_path):
+    """By hand: ten trainings of 100 to 500 images per class of 1000, 1000 epochs, 1700 images a second at 192 px."""
+    result = sweep(folders, tmp_path, DRY_RUN="1", SWEEP="datasets", STAGES="train", CUDA_VISIBLE_DEVICES="")
+    training, everything = result.stdout.splitlines()[-2:]
+    match = re.fullmatch(r"# train_SSL.py x 10: ([\d.]+) GPU hours \(H100\), ([\d.]+) GB", training)
+    by_hand = 2 * 1.5e6 * 1000 / (2148 * (160 / 192) ** 2) / 3600
+    assert match and 0.67 < float(match[1]) / by_hand < 1.5 and everything.startswith("# in all: ")
 
 
 def small_data(tmp_path):
@@ -406,7 +495,7 @@ def test_small_sweeps_of_each_kind_run_here(tmp_path):
         result = sweep(folders, tmp_path / "logs", **small, **environment)
         assert result.returncode == 0, result.stdout + result.stderr
         again = sweep(folders, tmp_path / "logs", **small, **environment)
-        assert again.returncode == 0 and "== " not in again.stdout
+        assert again.returncode == 0 and "there already" in again.stdout and "epochs are done" not in again.stdout
         saved = [line.rsplit(".png")[0] for line in again.stdout.splitlines() if line.endswith(f"{figure}.png")]
         assert saved
         for path in saved:

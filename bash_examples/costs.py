@@ -1,0 +1,203 @@
+"""What the commands of a sweep cost: reads them, checks that their files are there, prints them and the sum.
+
+    DRY_RUN=1 ./bash_examples/sweep.sh
+
+The formula, with the measured rates of docs/speed.md:
+
+* training: epochs x images x 2 views x 3 (forward, and twice that backward) x the network's operations at its
+  resolution, on an H100 at 95 TFLOP/s (ResNet-18, -50 and -101: 85 to 106), on a CPU core at 0.1 TFLOP/s;
+* attack, probe, label-free scores: one forward pass an image and model, or as long as reading and cropping the images
+  takes, 230 a second and core; whichever is slower; the probe reads its training images once an epoch;
+* disk: each snapshot holds weights and probes, model.pth the optimizer too; an attack its neighbors.
+"""
+
+import os
+import shlex
+import shutil
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
+
+from dejavu_utils.cli import Parser, run
+from dejavu_utils.errors import InputError
+from dejavu_utils.finished import (
+    RESULTS,
+    Flags,
+    finished_or_queued,
+    missing_snapshot,
+    queued_job,
+    typed_flags,
+    value_of,
+)
+
+GPU, CORE = 95e12, 0.1e12  # operations per second
+IMAGES_READ = 230  # per second and core: JPEG files of ImageNet's size, decoded, cropped and resized to 224 px
+IMAGES_READ_SMALL = 2000  # of 128 px or less
+# Operations of a forward pass at 224 px and parameters, both in 1e9.
+NETWORKS = {
+    "resnet18": (3.6, 0.011),
+    "resnet34": (7.3, 0.021),
+    "resnet50": (8.2, 0.024),
+    "resnet101": (15.6, 0.043),
+    "resnet152": (23.0, 0.058),
+    "vgg16": (31.0, 0.134),
+    "timm:vit_small_patch16_224": (9.2, 0.022),
+    "timm:vit_base_patch16_224": (35.0, 0.086),
+}
+CLASSES = 1000  # where a file does not tell how many images it has: n_per_class times this
+REMEDIES = {
+    "data.train_dataset": "run gen_betons.sh, or narrow the sweep (DATASETS)",
+    "data.val_dataset": "run gen_val_betons.sh",
+    "config_file": "LOSS names configs/{LOSS}_cfg.yaml, CONFIG another file",
+    "imgnet_train_pth": "IMAGENET_DATASET_DIR names the image folder",
+    "public_idx_pth": "run imagenet_partition.py, or name another set with PUBLIC",
+}
+
+
+@dataclass
+class Cost:
+    """Of one command. operations: of the networks. read: core seconds of reading images, beside a GPU's work. disk:
+    bytes."""
+
+    operations: float
+    read: float
+    disk: float
+
+    def gpu_hours(self, workers: int = 10) -> float:
+        """Of a job with these workers to each GPU."""
+        return max(self.operations / GPU, self.read / workers) / 3600
+
+    def core_hours(self) -> float:
+        """Of a run without a GPU."""
+        return (self.operations / CORE + self.read) / 3600
+
+
+def main():
+    Parser(description=__doc__).parse_args()
+    lines, written, rows = [], set(), {}
+    for line in sys.stdin.read().splitlines():
+        words = shlex.split(line)
+        script = Path(words[1]).name if len(words) > 1 else ""
+        flags = typed_flags(words[2:])
+        written.add(value_of(flags, "write_path"))  # a beton
+        if script not in RESULTS:
+            lines.append(line)
+            continue
+        said = finished_or_queued(script, flags)
+        if not said:
+            check_inputs(flags, RESULTS[script].folder, written)
+            rows.setdefault(script, []).append(cost_of(script, flags))
+        written.add(value_of(flags, RESULTS[script].folder))
+        lines.append(said or line)
+    print("\n".join([*lines, *sums(rows)]))
+
+
+def check_inputs(flags: Flags, folder: str, written: set[str]) -> None:
+    """InputError for a file that is missing, unless an earlier command or a job in the queue writes it."""
+    for name, values in flags.items():
+        for path in values if name != folder else ():
+            parent = str(Path(path).parent)
+            if "/" not in path or os.path.exists(path) or path.startswith("timm:"):
+                continue
+            never = missing_snapshot(path)
+            if not never and ({path, parent} & written or queued_job(parent)):
+                continue
+            trained = path.endswith(".pth")
+            remedy = "train the model (STAGES=train), or narrow the sweep" if trained else "run imagenet_partition.py"
+            raise InputError(f"--{name} {path}: no such file; {never or REMEDIES.get(name, remedy)}")
+
+
+def cost_of(script: str, flags: Flags) -> Cost:
+    """The cost of a command of one of the scripts."""
+    if script == "train_SSL.py":
+        return training(flags)
+    if script == "train_RCDM.py":
+        return Cost(0, 0, 0)  # runs until its time limit: see `sums`
+    trained = flags
+    side = int(value_of(trained, "resolution") or 224)
+    operations, parameters = network(os.environ.get("ARCH") or "resnet101" if side > 64 else "resnet18", side)
+    fast = IMAGES_READ if side > 128 else IMAGES_READ_SMALL
+    if script == "lin_probe.py":
+        train, val = images(flags, "train_idx_pth"), images(flags, "val_idx_pth")
+        seen = train * (int(value_of(flags, "epochs") or 2) + 1) + val
+        return Cost(seen * operations, seen / fast, 0)
+    sets = [images(flags, f"bbox_{name}_idx_pth") for name in "AB"]
+    if script == "sslmem.py":
+        views = 10 * sum(sets)
+        return Cost(2 * views * operations, views / fast, 0)
+    public, k = images(flags, "public_idx_pth"), int(value_of(flags, "k") or 100)
+    seen, width = sum(sets) + public, 8192 if side > 64 else 128
+    search = 2 * 2 * sum(sets) * public * width
+    return Cost(2 * seen * operations + search, seen / fast, 2 * sum(sets) * k * 16)
+
+
+def training(flags: Flags) -> Cost:
+    """Of train_SSL.py: the resolution is that of its last epochs, of a ramp the mean over the epochs."""
+
+    def number(name, default):
+        return float(value_of(flags, name) or default)
+
+    epochs, start, end = (
+        number("training.epochs", 30),
+        number("resolution.start_ramp", 10),
+        number("resolution.end_ramp", 30),
+    )
+    low, high = number("resolution.min_res", 64), number("resolution.max_res", 224)
+    ramp = min(epochs, (start + end) / 2)
+    squares = (low**2 * ramp + high**2 * (epochs - ramp)) / epochs
+    operations, parameters = network(value_of(flags, "model.arch") or "resnet50", squares**0.5)
+    widths = [int(width) for width in (value_of(flags, "model.mlp") or "2048-512").split("-")]
+    projector = sum(before * after for before, after in zip([2048, *widths], widths))
+    seen = epochs * images(flags, "data.train_dataset")
+    snapshots = epochs // number("logging.snapshot_freq", 50)
+    size = 4 * (parameters + projector + CLASSES * (2048 + sum(widths)))
+    return Cost(seen * 2 * 3 * (operations + 2 * projector), seen * 2 / 1000, size * (snapshots + 3))
+
+
+def network(arch: str, side: float) -> tuple[float, float]:
+    """(operations of a forward pass, parameters) of a backbone; an unknown one counts as ResNet-50."""
+    operations, parameters = NETWORKS.get(arch, NETWORKS["resnet50"])
+    return operations * 1e9 * (side / 224) ** 2, parameters * 1e9
+
+
+def images(flags: Flags, name: str) -> int:
+    """How many images an index file or a beton has, or will have by its name."""
+    path = Path(value_of(flags, name) or "0_per_class")
+    try:
+        if path.suffix == ".npy":
+            return len(np.load(path, mmap_mode="r"))
+        with open(path, "rb") as file:
+            return struct.unpack_from("<Q", file.read(16), 8)[0]
+    except (OSError, ValueError, EOFError, struct.error):
+        n = "".join(filter(str.isdigit, path.parent.name if path.suffix == ".npy" else path.name)) or "50"
+        boxed = "bbox" in path.name
+        return int(n) * CLASSES // (2 if boxed else 1)
+
+
+def sums(rows: dict[str, list[Cost]]) -> Iterator[str]:
+    """Lines, as comments of the shell, of what the commands cost."""
+    here = os.environ.get("LOCAL") == "1" and not shutil.which("nvidia-smi")
+    unit = "CPU core hours" if here else "GPU hours (H100)"
+    everything = 0.0
+    for script, costs in rows.items():
+        hours = sum(cost.core_hours() if here else cost.gpu_hours() for cost in costs)
+        disk = sum(cost.disk for cost in costs) / 1e9
+        everything += hours
+        if script == "train_RCDM.py":
+            yield f"# {script} x {len(costs)}: until --lr_anneal_steps or the job's time limit"
+        else:
+            yield f"# {script} x {len(costs)}: {hours:.3g} {unit}, {disk:.3g} GB"
+    if rows:
+        disk = sum(cost.disk for costs in rows.values() for cost in costs) / 1e9
+        yield f"# in all: {everything:.3g} {unit}, {disk:.3g} GB of disk, estimated from measured rates (docs/costs.md)"
+
+
+if __name__ == "__main__":
+    sys.argv[0] = os.environ.get("SWEEP_SCRIPT") or sys.argv[0]  # errors are those of the script that was called
+    run(main)
