@@ -1,0 +1,48 @@
+"""Which points may be joined: equal contents count once, other settings are named."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+
+from dejavu_utils.analysis.agreement import disagreements, distinct
+from dejavu_utils.data.provenance import ModelRecord, Provenance
+
+
+def write(folder, seed=0, record=None):
+    folder.mkdir(parents=True)
+    np.save(folder / "A_attk_A_neighb_idxs.npy", np.random.default_rng(seed).integers(0, 99, (3, 4)))
+    (folder / "results.json").write_text(json.dumps({"made_from": record and record.plain()}))
+    return folder
+
+
+def test_equal_contents_count_once(tmp_path):
+    one, other = write(tmp_path / "r1"), write(tmp_path / "r2", seed=1)
+    (tmp_path / "latest").symlink_to(other)
+    shutil.copytree(one, tmp_path / "copy")
+    kept, notes = distinct([one, other, tmp_path / "latest", f"{one}/", tmp_path / "copy"])
+    assert kept == [one, other]
+    assert [note.split(":")[0] for note in notes] == [str(tmp_path / "latest"), f"{one}/", str(tmp_path / "copy")]
+    bare = [tmp_path / "without arrays", tmp_path / "empty"]
+    for folder in bare:
+        folder.mkdir()
+    (bare[0] / "results.json").write_text("{}")
+    assert distinct(bare) == (bare, [])
+
+
+def test_points_of_other_attacks_are_named(tmp_path):
+    model = ModelRecord("a" * 64, arch="resnet18", shown="short side 36")
+    record = Provenance(models={"A": model}, public="0" * 64, votes={"k": 7})
+    changes = {
+        1: None,
+        2: record,
+        3: replace(record, models={"A": replace(model, weights="b" * 64)}),  # another epoch
+        4: replace(record, public="1" * 64),
+        5: replace(record, models={"A": replace(model, shown="short side 73")}),
+    }
+    folders = {epoch: write(tmp_path / str(epoch), record=of_epoch) for epoch, of_epoch in changes.items()}
+    words = disagreements("epochs", folders)
+    assert [words[epoch] for epoch in (1, 2, 3)] == ["", "", ""]
+    assert words[4] == "public set (11111111 here, 00000000 there)"
+    assert words[5] == "shown of model A (short side 73 here, short side 36 there)"
