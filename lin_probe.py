@@ -24,7 +24,6 @@ from dejavu_utils.finished import leave_if_finished
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     leave_if_finished()
 
-import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -63,16 +62,15 @@ from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runtime.devices import autocast
 from dejavu_utils.runtime.distributed import (
-    LateSums,
+    agreed,
     average_gradients,
-    check_same_place,
     from_each,
     rank,
     sum_over_processes,
     world_size,
 )
 from dejavu_utils.runtime.launch import init_from_args, launch
-from dejavu_utils.runtime.processes import StopSignal
+from dejavu_utils.runtime.processes import StepWatch, StopSignal
 
 VIEW = augment.SECOND_VIEW
 # What a checkpoint must have in common with the probe that resumes from it; files are compared by their contents.
@@ -146,10 +144,10 @@ def probe(args):
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler requeues the job
     layer = "projector" if args.use_projector else "backbone"
     state = ProbeRun(args, network, layer, listing, train, val, device, stop)
-    if state.path.is_file():
-        state.restore(load_checkpoint(state.path, "--output_dir"))
+    checkpoint = saved_checkpoint(state.path)
+    if checkpoint:
+        state.restore(checkpoint)
         say(f"resumes after epoch {state.epoch}, step {state.steps_done}, from {state.path}")
-    check_same_place(f"epoch {state.epoch} step {state.steps_done}", f"--output_dir {args.output_dir}")
     say(
         f"{len(train)} training and {len(val)} validation images, {layer}, on {device} in {args.precision}, "
         f"{world_size()} process(es)"
@@ -165,6 +163,18 @@ def probe(args):
     train_right = state.count_right(state.features(train, "training images"))
     if rank() == 0:
         write_results(args, state, train_right)
+
+
+def saved_checkpoint(path):
+    """What probe.pth holds, the same in all processes; None if there is none."""
+
+    def read():
+        return load_checkpoint(path, "--output_dir") if path.is_file() else None
+
+    def place(checkpoint):
+        return f"epoch {checkpoint.get('epoch')} step {checkpoint.get('steps_done')}" if checkpoint else "none"
+
+    return agreed(read, place, f"--output_dir {path}")
 
 
 def readable_only(args, listing, indices, device):
@@ -224,7 +234,8 @@ class ProbeRun:
     """
 
     def __init__(self, args, network, layer, listing, train, val, device, stop):
-        self.args, self.layer, self.device, self.stop = args, layer, device, stop
+        self.args, self.layer, self.device = args, layer, device
+        self.watch = StepWatch(stop, device, "a smaller --start_lr")
         self.listing, self.train, self.val = listing, train, val
         self.path = Path(args.output_dir) / "probe.pth"
         self.made_from = {
@@ -258,7 +269,6 @@ class ProbeRun:
         crops_of_epoch = RandomCrops(self.listing, indices, VIEW, args.resolution, args.seed, self.epoch)
         steps = -(-len(indices) // args.batch_size)
         what = f"images of epoch {self.epoch + 1}"
-        late_sums, asked = LateSums(self.device), False  # of a step are read after the next has begun
         for first, size, crops, labels in self.shares(crops_of_epoch, what, self.steps_done):
             share = (self.epoch * steps + self.steps_done) / (args.epochs * steps)
             for group in self.optimizer.param_groups:
@@ -272,30 +282,26 @@ class ProbeRun:
             (loss * (world_size() / size)).backward()
             average_gradients(list(classifier.parameters()))
             self.optimizer.step()
-            sums = late_sums(loss.detach(), *right_of(logits, labels), self.stop.received is not None)
-            asked = self.count(sums) or asked
             self.steps_done += 1
-            due = time.monotonic() - self.saved > _SECONDS_BETWEEN_SAVES
-            if not (asked or due or self.steps_done == steps):
-                continue
-            late = self.count(late_sums.last())  # what is saved is complete
-            if asked or (late and self.steps_done == steps):
-                self.save_and_leave()
-            if due:
-                self.save()
-            asked = late  # all processes leave after the same step, also where one alone has saved
+            self.count(self.watch.step(self.place(), loss.detach(), *right_of(logits, labels)))
+            due, last = time.monotonic() - self.saved > _SECONDS_BETWEEN_SAVES, self.steps_done == steps
+            if self.watch.asked or due or last:
+                asked = self.watch.asked
+                self.count(self.watch.finish(self.place()))  # what is saved is complete
+                # A process that saves learns a step early that another was asked: all leave after the same step.
+                if asked or (self.watch.asked and last):
+                    self.save_and_leave()
+                if due:
+                    self.save()
+
+    def place(self):
+        """Where the run is, in words."""
+        return f"at epoch {self.epoch + 1}, step {self.steps_done}"
 
     def count(self, sums):
-        """Adds a step's sums over all processes, (loss, correct images, asked) or None; was any asked to stop?"""
-        if sums is None:
-            return False
-        *sums, asked = sums
-        if not math.isfinite(sums[0]):
-            raise InputError(
-                f"--start_lr {self.args.start_lr}: the loss is {sums[0]} in epoch {self.epoch + 1}; give a smaller one"
-            )
-        self.totals = [total + value for total, value in zip(self.totals, sums)]
-        return asked > 0
+        """Adds a step's sums over all processes: of the loss, and of the correct images."""
+        if sums:
+            self.totals = [total + value for total, value in zip(self.totals, sums)]
 
     def end_epoch(self, val_right):
         """Notes the epoch's figures, and saves. val_right: {1: count, 5: count} of the validation images."""
@@ -321,19 +327,17 @@ class ProbeRun:
         """Yields (float32 (n, width), labels int64 (n,)) on the device: this process's images, test transform."""
         transform = evaluation_transform(self.args.resolution, self.network.preprocessing)
         images = IndexedImages(self.listing, indices, transform)
-        late_sums = LateSums(self.device)
 
         def check(sums):
-            infinite, asked = sums or (0, 0)
-            check_finite(not infinite, f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
-            if asked:
+            check_finite(not any(sums), f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
+            if self.watch.asked:
                 self.save_and_leave()
 
         for _, _, batch, labels in self.shares(images, f"{what} embedded"):
             z = self.embed(batch)
-            check(late_sums(~torch.isfinite(z).all(), self.stop.received is not None))
+            check(self.watch.step(what, ~torch.isfinite(z).all()))
             yield z, labels
-        check(late_sums.last())
+        check(self.watch.finish(what))
 
     def shares(self, dataset, what, first_step=0):
         """Yields this process's part of each batch from `first_step` on: (first, size, images, labels).
@@ -379,7 +383,7 @@ class ProbeRun:
     def save_and_leave(self):
         """Saves the place in the epoch, too, and ends this process when all have come to this place."""
         self.save()
-        self.stop.leave(f"stopped after epoch {self.epoch}, step {self.steps_done}; rerun the same command to resume")
+        self.watch.leave(f"epoch {self.epoch}, step {self.steps_done}")
 
     def restore(self, checkpoint):
         """Takes over a checkpoint of the same probe; InputError names the first flag that is not the same.

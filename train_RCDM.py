@@ -72,10 +72,8 @@ from dejavu_utils.reconstruction.training import (
 )
 from dejavu_utils.runtime.devices import PRECISIONS, autocast, choose_precision, to_device
 from dejavu_utils.runtime.distributed import (
-    LateSums,
+    agreed,
     any_process,
-    asked_to_stop,
-    check_same_place,
     gather,
     rank,
     sum_over_processes,
@@ -83,7 +81,7 @@ from dejavu_utils.runtime.distributed import (
     world_size,
 )
 from dejavu_utils.runtime.launch import init_from_args, launch
-from dejavu_utils.runtime.processes import StopSignal
+from dejavu_utils.runtime.processes import StepWatch, StopSignal
 
 RESUMED = "--out_dir or --resume_checkpoint"
 GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
@@ -216,7 +214,6 @@ def train(args):
     for warning in encoder.trained_on(listing, indices, f"--ssl_model_pth {args.ssl_model_pth}"):
         say(f"warning: --dataset_indices {args.dataset_indices}: {warning}")
     state.resume()
-    check_same_place(f"step {state.step}", f"--out_dir {args.out_dir}")
     if rank() == 0:
         state.files.refuse_others(state.step, "--out_dir")
         save_json(Path(args.out_dir) / "params.json", {**state.settings, MADE_FROM: state.record.plain()})
@@ -227,23 +224,24 @@ def train(args):
         f"U-Net of {sum(p.numel() for p in state.unet.parameters()) / 1e6:.2f} million weights on {device} in "
         f"{state.precision}, representation: {' and '.join(encoder.layers)}, {encoder.width} wide"
     )
+    watch = StepWatch(stop, device, "a smaller --lr or --precision fp32")
     if state.lacks_samples() and not state.save_samples(*grid, stop):
-        stop.leave(f"stopped after step {state.step}; rerun the same command to resume there")
-    late_sums = LateSums(device)  # of a step are read after the next has begun
+        watch.leave(f"step {state.step}")
     positions = Batches(len(indices), args.batch_size, args.seed, state.step)
     read = batches(dataset, positions, args.workers, device, flag="--workers")
     for (images, encoder_images), _ in read if not state.finished() else ():
         state.train_step(images.to(device, non_blocking=True), encoder_images.to(device, non_blocking=True))
-        asked = state.asked_to_stop(late_sums(state.last_loss, stop.received is not None))
-        if asked or state.step % args.save_interval == 0 or state.finished():
-            asked = state.asked_to_stop(late_sums.last()) or asked  # before anything is saved
-        if state.step % args.log_interval == 0 or state.finished() or asked:
+        watch.step(f"at step {state.step}", state.last_loss)
+        if watch.asked or state.step % args.save_interval == 0 or state.finished():
+            watch.finish(f"at step {state.step}")
+        if state.step % args.log_interval == 0 or state.finished() or watch.asked:
             state.log()
-        if state.step % args.save_interval == 0 or state.finished() or asked:
+        leaving = watch.asked
+        if state.step % args.save_interval == 0 or state.finished() or leaving:
             state.save()
-            asked = asked or not state.save_samples(*grid, stop)
-        if asked:
-            stop.leave(f"stopped after step {state.step}; rerun the same command to resume there")
+            leaving = leaving or not state.save_samples(*grid, stop)
+        if leaving:
+            watch.leave(f"step {state.step}")
         if state.finished():
             break
     say(f"{state.step} steps are done")
@@ -347,10 +345,6 @@ class RcdmRun:
             self.sums[name] = self.sums.get(name, 0) + (values * weights).mean().double()
         self.last_loss = losses["loss"].mean()
 
-    def asked_to_stop(self, sums):
-        """`collectives.asked_to_stop` of this run."""
-        return asked_to_stop(sums, f"at step {self.step}", "a smaller --lr or --precision fp32")
-
     def log(self):
         """One line for the log and for the screen: means since the last one, over all processes."""
         since_step, since_time = self.since
@@ -416,7 +410,7 @@ class RcdmRun:
     def resume(self):
         """Resumes from the last complete step in --out_dir, or from --resume_checkpoint if that is further."""
         given = Path(self.args.resume_checkpoint) if self.args.resume_checkpoint else None
-        step = self.files.last_complete(self.rates, "--ema_rate")
+        step = agreed(lambda: self.files.last_complete(self.rates, "--ema_rate"), str, f"--out_dir {self.files.folder}")
         if given is not None and (step is None or StepFiles.step_of(given) > step):
             step, model_path = StepFiles.step_of(given), given
         elif step is not None:

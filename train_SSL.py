@@ -40,16 +40,13 @@ from dejavu_utils.models import network_from_settings
 from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.runtime.devices import autocast, choose_precision
 from dejavu_utils.runtime.distributed import (
-    LateSums,
-    asked_to_stop,
+    agreed,
     average_gradients,
-    check_same_place,
-    from_each,
     rank,
     world_size,
 )
 from dejavu_utils.runtime.launch import LOCK_FILE, Resources, ScriptJob, submit
-from dejavu_utils.runtime.processes import StopSignal, init_distributed, start_here
+from dejavu_utils.runtime.processes import StepWatch, StopSignal, init_distributed, start_here
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.checkpoint import TrainingCheckpoint, not_this_run
 from dejavu_utils.training.config import Flat, SettingsParser
@@ -99,6 +96,7 @@ def lock_of(settings):
 def train(settings):
     device = init_distributed(settings.dist.port, gpu=0 if settings.dist.ngpus else None)
     stop = None if settings.training.eval_only else StopSignal()
+    watch = StepWatch(stop, device, "a smaller --training.base_lr or --training.precision fp32") if stop else None
     first = rank() == 0
     folder = Path(settings.logging.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,8 +110,8 @@ def train(settings):
     )
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings.training.train_probes_only:
-        return train_probes(settings, state, loader, validation, stop)
-    checkpoint = agreed_checkpoint(checkpoint_path)
+        return train_probes(settings, state, loader, validation, watch)
+    checkpoint = saved_checkpoint(checkpoint_path)
     if checkpoint:
         state.restore(checkpoint, checkpoint_path)
         tell(settings, 1, f"resumes after epoch {state.epoch}, step {state.steps_done}, from {checkpoint_path}")
@@ -134,12 +132,12 @@ def train(settings):
     )
     epochs = settings.training.epochs
     while state.epoch < epochs:
-        record = state.train_epoch(loader, stop)
+        record = state.train_epoch(loader, watch)
         last = state.epoch + 1 == epochs
         if record and ((state.epoch + 1) % settings.training.eval_freq == 0 or last):
-            record = state.validated(record, validation, stop)
+            record = state.validated(record, validation, watch.stop)
         if record is None:  # asked to stop
-            save_and_leave(settings, state, stop)
+            save_and_leave(settings, state, watch)
         state.end_epoch()
         snapshot = state.epoch % settings.logging.snapshot_freq == 0 or last
         if first and snapshot:
@@ -150,37 +148,33 @@ def train(settings):
             state.checkpoint().save(checkpoint_path)
         tell(settings, 1, summary_line(record, epochs))
         if not last and stop.asked(device):
-            save_and_leave(settings, state, stop)
+            save_and_leave(settings, state, watch)
     if first:
         save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
     tell(settings, 1, f"{folder}: {epochs} epochs are done")
 
 
-def agreed_checkpoint(path, patience=60, pause=5):
-    """The TrainingCheckpoint at path, the same in all processes; None if there is none.
+def saved_checkpoint(path: Path) -> TrainingCheckpoint | None:
+    """The checkpoint of model.pth, the same in all processes; None if there is none."""
 
-    On a network's file system a machine may see what another has written some time later: `patience` seconds, with a
-    look every `pause`, are given to it. InputError if the processes still do not find the same.
-    """
-    for left in range(patience, -1, -pause):
-        found = TrainingCheckpoint.load(path, "--logging.folder") if path.is_file() else None
-        place = f"epoch {found.epoch} step {found.steps_done}" if found else "none"
-        if left < pause:
-            check_same_place(place, f"--logging.folder {path}")
-        if len(set(from_each(place))) == 1:
-            return found
-        time.sleep(pause)
+    def read() -> TrainingCheckpoint | None:
+        return TrainingCheckpoint.load(path, "--logging.folder") if path.is_file() else None
+
+    def place(checkpoint: TrainingCheckpoint | None) -> str:
+        return f"epoch {checkpoint.epoch} step {checkpoint.steps_done}" if checkpoint else "none"
+
+    return agreed(read, place, f"--logging.folder {path}")
 
 
-def save_and_leave(settings, state, stop):
+def save_and_leave(settings, state, watch):
     """Saves the place in the epoch, too, and ends this process when all have come to this place."""
     state.meter.average()
     if rank() == 0:
         state.checkpoint().save(Path(settings.logging.folder) / "model.pth")
-    stop.leave(f"stopped after epoch {state.epoch}, step {state.steps_done}; rerun the same command to resume there")
+    watch.leave(f"epoch {state.epoch}, step {state.steps_done}")
 
 
-def train_probes(settings, state, loader, validation, stop):
+def train_probes(settings, state, loader, validation, watch):
     """Trains new probes on the frozen network of model.pth and saves them beside it."""
     folder, seed = Path(settings.logging.folder), settings.data.random_seed
     state.freeze(load_checkpoint(folder / "model.pth", "--logging.folder"), folder / "model.pth")
@@ -188,12 +182,12 @@ def train_probes(settings, state, loader, validation, stop):
     if rank() == 0:
         log.trim(0)
     while state.epoch < settings.training.epochs:
-        record = state.train_epoch(loader, stop)
+        record = state.train_epoch(loader, watch)
         number = state.epoch + 1
         if record and (number % settings.training.eval_freq == 0 or number == settings.training.epochs):
-            record = state.validated(record, validation, stop)
+            record = state.validated(record, validation, watch.stop)
         if record is None:
-            stop.leave("stopped; probes are trained in minutes: the next run starts again")
+            watch.stop.leave("stopped; probes are trained in minutes: the next run starts again")
         state.end_epoch()
         if rank() == 0:
             log.append(record)
@@ -272,28 +266,28 @@ class TrainingRun:
         if settings.training.compile:  # around it, so that exchanges are cut in where gradients are ready
             self.forward = torch.compile(self.forward)
 
-    def train_epoch(self, loader, stop):
+    def train_epoch(self, loader, watch):
         """The rest of one pass over the training set; returns the record for the log, or None if asked to stop."""
         settings, start, first_step = self.settings, time.time(), self.steps_done
         ramp = settings.resolution
         resolution = resolution_at(self.epoch, ramp.min_res, ramp.max_res, ramp.start_ramp, ramp.end_ramp)
         self.network.train(not self.frozen)
         quiet = settings.logging.log_level < 2 or rank() > 0
-        late_sums = LateSums(self.device)  # of a step are read after the next has begun
         with nullcontext() if quiet else Progress(len(loader), f"steps of epoch {self.epoch + 1}") as progress:
             for views, labels in loader.epoch(self.epoch, resolution, first_step):
                 step = self.epoch * len(loader) + self.steps_done
                 rate = learning_rate(step, **self.schedule)
                 # What a backbone draws (dropout) is the same in a resumed run.
                 seed_step(settings.data.random_seed, step, rank(), world_size())
-                sums = late_sums(self.step(views, labels, rate, step), stop.received is not None)
+                loss = self.step(views, labels, rate, step)
                 self.steps_done += 1
+                watch.step(self.place(), loss)
                 if progress:
                     progress.update()
-                if self.asked_to_stop(sums) and self.steps_done < len(loader):
-                    self.asked_to_stop(late_sums.last())  # what is not finite is not saved
+                if watch.asked and self.steps_done < len(loader):
+                    watch.finish(self.place())
                     return None
-            self.asked_to_stop(late_sums.last())
+            watch.finish(self.place())
         seconds, images = time.time() - start, (self.steps_done - first_step) * self.schedule["batch_size"]
         return {
             "timestamp": time.time(),
@@ -306,10 +300,9 @@ class TrainingRun:
             "resolution": resolution,
         }
 
-    def asked_to_stop(self, sums):
-        """`collectives.asked_to_stop` of this run."""
-        remedy = "a smaller --training.base_lr or --training.precision fp32"
-        return asked_to_stop(sums, f"at epoch {self.epoch + 1}, step {self.steps_done}", remedy)
+    def place(self):
+        """Where the run is, in words."""
+        return f"at epoch {self.epoch + 1}, step {self.steps_done}"
 
     def end_epoch(self):
         """The next step is the first of a new epoch."""

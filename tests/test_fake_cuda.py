@@ -28,6 +28,7 @@ from dejavu_utils.networks.embedder import Embedder, Inference
 from dejavu_utils.randomness import uniforms
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.training import MODEL_FLAGS
+from dejavu_utils.runtime import processes
 from dejavu_utils.training.meter import Meter
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.settings import Settings
@@ -271,7 +272,7 @@ def test_a_step_of_the_linear_probe():
         fake(),
         mock.patch.object(lin_probe, "digest", lambda *parts: ""),
         mock.patch.object(lin_probe, "prepared_for_inference", lambda network: network),
-        mock.patch.object(lin_probe, "LateSums", Sums),
+        mock.patch.object(processes, "LateSums", Sums),
         mock.patch.object(augment.Parameters, "operations", lambda parameters: operations),
     ):
         network, stop = SSLNetwork("resnet18", "64-32", "vicreg").eval(), SimpleNamespace(received=None)

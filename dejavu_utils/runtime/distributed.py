@@ -1,12 +1,10 @@
-"""What the processes of one training share: embeddings with gradients, batch-norm statistics, gradients, decisions.
+"""Exchanges between the processes of a run: embeddings with gradients, gradients, sums read late, agreement.
 
-Everything here is the identity where there is one process.
+With one process all of it is the identity.
+"""
 
-
-Exchanges between the processes of a training: embeddings with gradients, gradients, and sums read late."""
-
-import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -98,34 +96,41 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def check_same_place(place: str, where: str) -> None:
-    """InputError if the processes would not all go on from the same place of a run: on a network's file system a
-    machine may see late what another has written. place: in words. where: flag and folder. All processes must call
-    this."""
-    places = from_each(place)
-    if len(set(places)) > 1:
-        raise InputError(
-            f"{where}: the processes read different states of it ({', '.join(places)}), as if a file system were late; "
-            "rerun the same command to resume"
-        )
+def agreed(read: Callable[[], T], place: Callable[[T], str], source: str, patience: int = 60, pause: int = 5) -> T:
+    """What read() gives in this process, once all processes read the same place; all of them must call this.
+
+    On a network file system one machine may see late what another has written: it gets `patience` seconds, with a look
+    every `pause`. place: names the place of a run that was read. source: flag and path, for the InputError after that.
+    """
+    for left in range(patience, -1, -pause):
+        value = read()
+        places = from_each(place(value))
+        if len(set(places)) == 1:
+            return value
+        if left >= pause:
+            time.sleep(pause)
+    raise InputError(
+        f"{source}: the processes read different states of it ({', '.join(places)}), as if a file system were late; "
+        "rerun the same command to resume"
+    )
 
 
 class LateSums:
-    """Sums of a few numbers over all processes, which come when the next are asked for, so that no GPU is waited for.
+    """All-reduced sums of a few numbers, returned one call late so that reading them does not synchronize with the GPU.
 
-    All processes get the same sums at the same call. late: False gives them at once; not given: False on CPUs, whose
-    tensors are there anyway.
+    All processes get the same sums at the same call. late: False returns them at once; not given: False on CPUs, where
+    there is nothing to wait for.
     """
 
     def __init__(self, device: torch.device, late: bool | None = None):
         self.device, self.late = device, device.type != "cpu" if late is None else late
-        self._under_way: tuple | None = None
+        self._pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
 
     def __call__(self, *values: float | torch.Tensor) -> list[float] | None:
         """The sums of the values of the last call; None at the first. values: numbers, or scalars on the device."""
         kind = {"dtype": torch.float64, "device": self.device}
-        full = (torch.full((), float(v), **kind) if not torch.is_tensor(v) else v.double() for v in values)
-        sums = sum_over_processes(torch.stack(list(full)))
+        scalars = [v.double() if isinstance(v, torch.Tensor) else torch.full((), float(v), **kind) for v in values]
+        sums = sum_over_processes(torch.stack(scalars))
         if not self.late:
             return sums.tolist()
         before = self.last()
@@ -134,25 +139,14 @@ class LateSums:
             sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True).copy_(sums, non_blocking=True)
             done = torch.cuda.Event()
             done.record()
-        self._under_way = (sums, done)
+        self._pending = (sums, done)
         return before
 
     def last(self) -> list[float] | None:
-        """Those still under way; None if there are none. A GPU is waited for."""
-        if self._under_way is None:
+        """The sums still pending, None if there are none; this synchronizes with the GPU."""
+        if self._pending is None:
             return None
-        (sums, done), self._under_way = self._under_way, None
+        (sums, done), self._pending = self._pending, None
         if done is not None:
             done.synchronize()
         return sums.tolist()
-
-
-def asked_to_stop(sums: list[float] | None, when: str, remedy: str) -> bool:
-    """Was any process? sums: what LateSums gave for (loss, was this process asked?). InputError for a loss that is not
-    finite; when: words for where that was; remedy: what to try."""
-    if sums is None:
-        return False
-    loss, asked = sums
-    if not math.isfinite(loss):
-        raise InputError(f"the loss is {loss} {when}; the last good checkpoint is kept: try {remedy}")
-    return asked > 0

@@ -1,5 +1,6 @@
-"""The processes of a run: starting them, how they find each other, and the signals that ask them to stop."""
+"""The processes of a run: starting them, how they find each other, and how they stop where it is safe."""
 
+import math
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch.distributed.rendezvous import rendezvous
@@ -17,7 +19,7 @@ from dejavu_utils.cli import run
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.log import say
 from dejavu_utils.runtime.devices import choose_device, gpu_problem
-from dejavu_utils.runtime.distributed import any_process, wait_for_all, world_size
+from dejavu_utils.runtime.distributed import LateSums, any_process, wait_for_all, world_size
 
 JOB_PROCESS = "DEJAVU_JOB_PROCESS"  # number of the process that submitit started: its children inherit only the name
 _MEETING = timedelta(minutes=15)  # from the first process's start to the last one's
@@ -52,7 +54,7 @@ def init_distributed(
             if port and in_submitit_job():
                 os.environ["MASTER_PORT"] = str(port)
             _meet(rank, processes, device if device.type == "cuda" and not long_waits else None)
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")  # who hid the GPUs knows
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")  # no note if the user hid the GPUs
     if problem and not hidden and any(Path("/dev").glob("nvidia[0-9]*")):
         say(f"note: computes on the CPU, although there is a GPU: {problem}")
     return device
@@ -162,20 +164,21 @@ def _spawned(rank, job, processes, port):
 class StopSignal:
     """Notes that this process was asked to stop, so that the work can end where it is safe.
 
-    `received`: has it? SIGUSR2 is what submitit's jobs get before their time limit and when they are preempted; there
-    SIGTERM comes along and is left to submitit.
+    `received`: the signal, or None. SIGUSR2 is what submitit's jobs get before their time limit and when they are
+    preempted; the SIGTERM beside it is left to submitit.
     """
 
     SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.received, self._previous = None, {}
+        self.received: int | None = None
+        self._previous = {}
         for signum in self.SIGNALS:
             if signum == signal.SIGTERM and in_submitit_job():
                 continue
             self._previous[signum] = signal.signal(signum, self._note)
 
-    def _note(self, signum, _):
+    def _note(self, signum: int, _: object) -> None:
         if signum == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: do not wait for the step to end
         self.received = signum
@@ -184,7 +187,7 @@ class StopSignal:
         """Was any process asked to stop? All processes must call this, at the same place."""
         return any_process([self.received is not None], device)[0]
 
-    def leave(self, text: str) -> None:
+    def leave(self, text: str) -> NoReturn:
         """Says why and ends all processes, once everything is saved: as submitit wants it in its jobs, else with 128 +
         signal. All processes must call this."""
         say(text)
@@ -202,3 +205,37 @@ class StopSignal:
                 # A job that is queued again is ended, and with it, at times, the process that asked for that.
             time.sleep(120)
         sys.exit(128 + signum)
+
+
+class StepWatch:
+    """Watches the steps of a training in all its processes: is the loss finite, and was any of them asked to stop?
+
+    The loop calls `step` after each step, and `finish` before it saves. Both return the sums over the processes that
+    have arrived, [] for none; on a GPU those of a step arrive with the next one (LateSums). `asked` turns True at the
+    same step in all processes: they then save and leave. remedy: what to try where the loss is not finite.
+    """
+
+    def __init__(self, stop: StopSignal, device: torch.device, remedy: str) -> None:
+        self.stop, self.remedy, self.asked = stop, remedy, False
+        self._sums = LateSums(device)
+
+    def step(self, place: str, loss: float | torch.Tensor, *values: torch.Tensor) -> list[float]:
+        """values: further numbers to sum. InputError for a loss that is not finite; place: words for where that is."""
+        return self._arrived(place, self._sums(loss, *values, self.stop.received is not None))
+
+    def finish(self, place: str) -> list[float]:
+        """Waits for the last step's sums, so that a loss that is not finite is never saved."""
+        return self._arrived(place, self._sums.last())
+
+    def _arrived(self, place: str, sums: list[float] | None) -> list[float]:
+        if sums is None:
+            return []
+        *values, asked = sums
+        if not math.isfinite(values[0]):
+            raise InputError(f"the loss is {values[0]} {place}; the last good checkpoint is kept: try {self.remedy}")
+        self.asked = self.asked or asked > 0
+        return values
+
+    def leave(self, place: str) -> NoReturn:
+        """Ends all processes; everything must be saved."""
+        self.stop.leave(f"stopped after {place}; rerun the same command to resume there")

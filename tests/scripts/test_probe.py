@@ -19,6 +19,7 @@ from dejavu_utils.analysis.intervals import wilson_interval
 from dejavu_utils.data import augment
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.randomness import epoch_order, uniforms
+from dejavu_utils.runtime import processes
 from dejavu_utils.runtime.distributed import LateSums
 from dejavu_utils.runtime.processes import StopSignal
 from lin_probe import RandomCrops
@@ -74,7 +75,7 @@ def undisturbed(data, tmp_path_factory):
 
 def test_sums_that_come_a_step_later_give_the_same(data, undisturbed, tmp_path, monkeypatch):
     """As on a GPU; with a save after every step."""
-    monkeypatch.setattr(lin_probe, "LateSums", functools.partial(LateSums, late=True))
+    monkeypatch.setattr(processes, "LateSums", functools.partial(LateSums, late=True))
     for name, seconds in (("late", 600), ("saved", -1)):
         monkeypatch.setattr(lin_probe, "_SECONDS_BETWEEN_SAVES", seconds)
         result = probe(data, tmp_path / name)
@@ -224,7 +225,7 @@ def test_random_crops_are_keyed_by_position(data):
         ({"loss": "supervised"}, ["--loss supervised", "model.pth holds"]),
         ({"epochs": 0}, ["--epochs"]),
         ({"local": 0}, ["srun", "--local 1"]),
-        ({"start_lr": 1e38}, ["--start_lr 1e+38", "the loss is"]),
+        ({"start_lr": 1e38}, ["a smaller --start_lr", "the loss is"]),
     ],
 )
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):

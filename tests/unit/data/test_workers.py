@@ -1,10 +1,11 @@
-"""Processes that read images: the same batches as without them, and a line where the machine does not let them."""
+"""Workers that load images: the same batches as without them, and a line where the machine does not let them."""
 
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from helpers import ROOT, draw_tree
 from torch.utils.data import get_worker_info
 
 from dejavu_utils import imagenet
-from dejavu_utils.data import workers as readers
+from dejavu_utils.data import workers
 from dejavu_utils.data.workers import batches, readable
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import list_images, load_image
 
 POSITIONS = [range(0, 3), range(3, 6), range(6, 7)]
+IMPORTS = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))}
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -42,7 +44,7 @@ def read(dataset, num_workers, **options):
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    readers._say_once.cache_clear()
+    workers._say_once.cache_clear()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -75,7 +77,7 @@ def unsent(error):
     (RuntimeError("a mistake in the program"), None),
 ])  # fmt: skip
 def test_causes_have_remedies(error, remedy):
-    found = readers._remedy(error, set(), "--workers")
+    found = workers._remedy(error, set(), "--workers")
     assert found is None if remedy is None else remedy in found
 
 
@@ -85,12 +87,46 @@ def test_a_batch_that_cannot_be_handed_over_is_not_waited_for():
 
 
 @pytest.mark.parametrize("signum, remedy", [
-    (signal.SIGKILL, "a process that reads images was killed or got no memory: give fewer --num_workers"),
+    (signal.SIGKILL, "a worker that loads images was killed or got no memory: give fewer --num_workers"),
     (signal.SIGBUS, "/dev/shm is full.*--shm-size=8g.*fewer --num_workers; 0 does without it"),
 ])  # fmt: skip
 def test_a_reading_process_that_dies_is_a_line(signum, remedy):
     with pytest.raises(InputError, match=remedy):
         read(Numbers(lambda: os.kill(os.getpid(), signum)), 2)
+
+
+def terminated_by_another():
+    subprocess.run(["sh", "-c", f"kill -TERM {os.getpid()}"], check=True)
+
+
+def test_a_signal_that_asks_the_run_to_stop_does_not_stop_its_workers():
+    """SLURM and Ctrl-C reach every process of a run; the one that trains ends where it is safe."""
+    assert read(Numbers(terminated_by_another), 2) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+LEFT = """
+import os, signal, sys, time
+from dejavu_utils.data.workers import batches
+from test_workers import Numbers, POSITIONS
+
+read = batches(Numbers(), POSITIONS, 2)
+next(read)
+import multiprocessing
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch's workers look for their parent every 5 s")
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    (tmp_path / "left.py").write_text(LEFT)
+    result = subprocess.run([sys.executable, tmp_path / "left.py"], env=IMPORTS, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL and len(result.stdout.split()) == 2
+    for pid in result.stdout.split():
+        deadline = time.monotonic() + 2
+        while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 FAILS = """
@@ -121,10 +157,10 @@ def test_the_end_of_a_failing_script_waits_for_no_reader(tmp_path, where):
     (tmp_path / "fails.py").write_text(FAILS)
     result = subprocess.run(
         [sys.executable, tmp_path / "fails.py", where],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])},
+        env=IMPORTS,
         capture_output=True,
         text=True,
-        timeout=readers._GRACE / 2,
+        timeout=120,
     )
     assert (result.returncode, result.stderr) == (2, "fails.py: error: a: is wrong\n")
 
@@ -156,13 +192,13 @@ def test_less_is_read_ahead_where_shared_memory_is_small(monkeypatch, capsys, ro
     each = 3 * (4 * 4 + 8) + 2**14
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, each * room * sharing + sharing))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(sharing))
-    monkeypatch.setattr(readers, "DataLoader", noted)
+    monkeypatch.setattr(workers, "DataLoader", noted)
     for _ in range(2):
         assert not read(Numbers(), 3)
     assert started["num_workers"] == processes and started.get("prefetch_factor", 1) == ahead
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == (room < 8)  # said once
-    assert all("note: /dev/shm is too small for what 3 processes read ahead (--num_workers)" in line for line in lines)
+    assert all("note: /dev/shm is too small for what 3 workers prefetch (--num_workers)" in line for line in lines)
 
 
 def test_too_few_open_files_are_not_taken_for_an_unreadable_image(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A world of two processes equals a world of one on the same global batch: values, gradients and whole trainings."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -13,9 +14,9 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.models import LOSSES, SSLNetwork
 from dejavu_utils.runtime.distributed import (
     LateSums,
+    agreed,
     any_process,
     average_gradients,
-    check_same_place,
     gather,
     sum_over_processes,
 )
@@ -146,9 +147,10 @@ def test_exchanges(tmp_path):
 
 def read_together(rank, cases):
     found = []
+    train_SSL.agreed = functools.partial(agreed, patience=0)
     for folders in cases:
         try:
-            checkpoint = train_SSL.agreed_checkpoint(folders[rank] / "model.pth", patience=0)
+            checkpoint = train_SSL.saved_checkpoint(folders[rank] / "model.pth")
             found.append((checkpoint.epoch, checkpoint.steps_done))
         except InputError as error:
             found.append(str(error))
@@ -170,18 +172,19 @@ def test_processes_resume_from_the_same_checkpoint_or_not_at_all(tmp_path):
             assert f"different states of it ({seen})" in error and "rerun the same command" in error
 
 
-def compare_places(rank, places):
+def read_until_agreed(rank, places, patience):
+    reads = iter(places[rank])
     try:
-        check_same_place(places[rank], "--out_dir x")
+        return agreed(lambda: next(reads), str, "--out_dir x", patience, pause=1)
     except InputError as error:
         return str(error)
-    return None
 
 
-def test_processes_that_resume_from_different_steps_are_named(tmp_path):
-    assert in_two_processes(tmp_path, compare_places, ["step 3", "step 3"]) == [None, None]
-    for error in in_two_processes(tmp_path, compare_places, ["step 300", "step 0"]):
-        assert "--out_dir x: the processes read different states of it (step 300, step 0)" in error
+def test_processes_resume_from_the_same_step_or_not_at_all(tmp_path):
+    """A file system that is late gets time, and then the steps are named."""
+    assert in_two_processes(tmp_path, read_until_agreed, ([3, 3], [0, 3]), 1) == [3, 3]
+    for error in in_two_processes(tmp_path, read_until_agreed, ([300], [0]), 0):
+        assert "--out_dir x: the processes read different states of it (300, 0)" in error
 
 
 def test_one_process_needs_no_exchange():
