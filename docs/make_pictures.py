@@ -1,12 +1,18 @@
-"""Draws the documentation's pictures from a finished demo (demo_accuracy.png is a figure of it): crops.png and
-augmented_pairs.png, after bash_examples/demo_sslmem.sh label_free_{epochs,margin,images}.png, of which the first two
-are figures of it, and after bash_examples/demo_rcdm.sh reconstructions.png.
+"""Draws the documentation's pictures and writes its numbers from finished demos.
 
-python docs/make_pictures.py demo/seed0
+Reads the folders of bash_examples/demo.sh: the pictures are of the first, the numbers of all. Writes, below --docs,
+crops.png, augmented_pairs.png, memorized.png, demo_accuracy.png; after demo_sslmem.sh label_free_{epochs,margin,images}
+.png; after demo_rcdm.sh reconstructions.png; figures.json, the numbers; and into *.md beside and above it the blocks
+between <!-- demo: NAME --> and <!-- end -->, which are tables of these numbers.
+
+    python docs/make_pictures.py demo/seed0
+    python docs/make_pictures.py --docs /tmp/docs demo/seed0 demo/seed1 demo/seed2
 """
 
+import json
+import re
 import shutil
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,50 +21,187 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from dejavu_utils.cli import Parser, existing_folder, expanded, run
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data import augment
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.beton_loader import NativeLoader
+from dejavu_utils.errors import InputError
+from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.reconstruction.pictures import draw_rows, reconstruct, save_figure
 from dejavu_utils.reconstruction.rcdm import Attack, load_rcdm, most_memorized, sources_of
 
-ROOT = Path(__file__).resolve().parents[1]
+DOCS = Path(__file__).resolve().parent
 COLUMNS = 6
+MIN_PX = 32  # of the demo's crops
+
+
+@dataclass
+class Demo:
+    """A finished demo: its folder (data, index, betons), and the folder of its models and results."""
+
+    folder: Path
+    results: Path
+
+    @classmethod
+    def at(cls, path):
+        """The demo in a folder such as demo/seed0; InputError unless it has one folder of results."""
+        folder = Path(existing_folder(path, "the demo's folder"))
+        finished = sorted(summary.parent for summary in folder.glob("*/summary.csv"))
+        if len(finished) != 1:
+            names = ", ".join(path.name for path in finished) or "none"
+            raise InputError(f"{folder}: one finished demo is needed (summary.csv), there are: {names}")
+        return cls(folder, finished[0])
+
+    def last_attack(self):
+        """The attack on the projector of the last snapshot."""
+        attacks = (self.results / "attack_sweeps").glob("NN_attk_*ep")
+        return max(attacks, key=lambda path: int(re.search(r"_(\d+)ep$", path.name)[1]))
+
+    def point(self):
+        """What its folders' names share: simclr_50pc_600ep."""
+        return self.last_attack().name.removeprefix("NN_attk_")
+
+    def index(self, name):
+        return np.load(next((self.folder / "index").glob("*_per_class")) / f"{name}.npy")
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("demos", nargs="+", type=expanded, help="folders of finished demos, such as demo/seed0")
+    parser.add_argument("--docs", type=expanded, default=str(DOCS), help="where to write; default: beside this script")
+    return parser.parse_args(argv)
 
 
 def main():
-    run = Path(sys.argv[1])
-    listing = list_images(run / "data" / "images")
-    indices = np.load(run / "index" / "50_per_class" / "bbox_A.npy")
-    chosen = indices[:: len(indices) // COLUMNS][:COLUMNS]
-    draw_crops(listing, chosen, run / "data" / "boxes").savefig(ROOT / "docs" / "crops.png")
-    draw_pairs(Beton(run / "betons" / "50_per_class_A.beton")).savefig(ROOT / "docs" / "augmented_pairs.png")
-    logging_folder = run / "simclr_600epochs"
-    scores = logging_folder / "sslmem_sweeps" / "sslmem_simclr_50pc_600ep"
+    args = parse_args()
+    demos = [Demo.at(path) for path in args.demos]
+    docs = Path(args.docs)
+    docs.mkdir(parents=True, exist_ok=True)
+    draw_all(demos[0], docs)
+    numbers = {demo.folder.name: numbers_of(demo) for demo in demos}
+    save_json(docs / "figures.json", numbers)
+    for page in [*docs.glob("*.md"), *docs.parent.glob("README.md")]:
+        text = page.read_text(encoding="utf-8")
+        filled = fill_blocks(text, numbers)
+        if filled != text:
+            page.write_text(filled, encoding="utf-8")
+            print(f"{page}: numbers updated")
+
+
+def draw_all(demo, docs):
+    """Every picture that the demo's folders suffice for."""
+    listing = list_images(demo.folder / "data" / "images")
+    indices = demo.index("bbox_A")
+    chosen = indices[:: max(1, len(indices) // COLUMNS)][:COLUMNS]
+    draw_crops(listing, chosen, demo.folder / "data" / "boxes").savefig(docs / "crops.png")
+    beton = next((demo.folder / "betons").glob("*_A.beton"))
+    draw_pairs(Beton(beton)).savefig(docs / "augmented_pairs.png")
+    draw_memorization(listing, demo).savefig(docs / "memorized.png")
+    plots = demo.results / "plot"
+    shutil.copy(plots / "attk_epochs_acc_top1_legend.png", docs / "demo_accuracy.png")
+    scores = demo.results / "sslmem_sweeps" / f"sslmem_{demo.point()}"
     if scores.is_dir():
-        shutil.copy(logging_folder / "plot" / "score_sslmem_top1.png", ROOT / "docs" / "label_free_epochs.png")
-        shutil.copy(scores / "sslmem_margin_projector.png", ROOT / "docs" / "label_free_margin.png")
-        draw_memorized(listing, scores).savefig(ROOT / "docs" / "label_free_images.png", dpi=70)
-    if (logging_folder / "RCDM").is_dir():
-        save_figure(ROOT / "docs" / "reconstructions.png", draw_reconstructions(logging_folder))
+        shutil.copy(plots / "score_sslmem_top1.png", docs / "label_free_epochs.png")
+        shutil.copy(scores / "sslmem_margin_projector.png", docs / "label_free_margin.png")
+        draw_sslmem(listing, scores).savefig(docs / "label_free_images.png", dpi=70)
+    if (demo.results / "RCDM").is_dir():
+        save_figure(docs / "reconstructions.png", draw_reconstructions(demo))
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def numbers_of(demo):
+    """{"summary": rows of summary.csv, "epochs": one row per snapshot}: what the documentation says about a demo."""
+    summary = pd.read_csv(demo.results / "summary.csv")
+    attacks = pd.read_csv(demo.results / "plot" / "attk_epochs_acc_top1.csv")
+    epochs = attacks[attacks["pct_confidence"] == 100]
+    probe = demo.results / "plot" / "lp_epochs_top1.csv"
+    if probe.exists():
+        epochs = epochs.merge(pd.read_csv(probe)[["epoch", "train_acc", "val_acc"]], on="epoch", how="left")
+    tables = {"summary": summary, "epochs": epochs}
+    return {"run": demo.results.name, **{name: rows_of(table) for name, table in tables.items()}}
+
+
+def rows_of(table):
+    """A DataFrame as rows of plain values, rounded to 6 digits; None for NaN."""
+    return json.loads(table.round(6).to_json(orient="records"))
+
+
+def fill_blocks(text, numbers):
+    """The text with each block <!-- demo: NAME --> ... <!-- end --> made anew."""
+
+    def block(match):
+        return f"<!-- demo: {match[1]} -->\n{TABLES[match[1]](numbers)}\n<!-- end -->"
+
+    return re.sub(r"<!-- demo: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def estimate(row, name, value=None):
+    """0.487 [0.441, 0.533]"""
+    return f"{row[value or name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+
+
+def summary_table(numbers):
+    """The table that the first demo ends in, as its script prints it."""
+    lines = [("", "examples", "target", "reference", "chance", "ceiling", "déjà vu score")]
+    for row in first(numbers)["summary"]:
+        pct = row["pct_confidence"]
+        examples = "all" if pct == 100 else f"most confident {pct} %"
+        chance = [f"{row[name]:.3f}" for name in ("chance", "ceiling")]
+        target, reference, score = (estimate(row, name) for name in ("target", "reference", "score"))
+        lines.append((row["attack"], examples, target, reference, *chance, score))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    printed = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    return "\n".join(["```text", *printed, "```"])
+
+
+def epochs_table(numbers):
+    """One row per snapshot of the first demo."""
+    lines = ["| epoch | target | reference | déjà vu score | probe, validation |", "| --- | --- | --- | --- | --- |"]
+    for row in first(numbers)["epochs"]:
+        cells = [estimate(row, name, f"{name}_acc") for name in ("target", "reference")]
+        probe = f"{row['val_acc']:.3f}" if row.get("val_acc") is not None else ""
+        lines.append(" | ".join(["| " + str(row["epoch"]), *cells, estimate(row, "score"), probe + " |"]))
+    return "\n".join(lines)
+
+
+def seeds_table(numbers):
+    """One row per demo: the projector of the last snapshot, all examples."""
+    lines = ["| demo | target | reference | déjà vu score |", "| --- | --- | --- | --- |"]
+    for name, of_demo in numbers.items():
+        row = of_demo["summary"][0]
+        lines.append(
+            " | ".join([f"| {name}", *(estimate(row, key) for key in ("target", "reference", "score"))]) + " |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {"summary": summary_table, "epochs": epochs_table, "seeds": seeds_table}
+
+
+def first(numbers):
+    return next(iter(numbers.values()))
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
 
 
 def draw_crops(listing, indices, bbox_dir):
     """Images with their box (red) and background crop (white), the crops below."""
     annotations = Annotations(bbox_dir, listing)
-    found = take_crops(listing, indices, CropRule(min_px=32), annotations)
+    cut = take_crops(listing, indices, CropRule(min_px=MIN_PX), annotations)
     figure, axes = grid(2)
-    for column, (index, crop) in enumerate(zip(found.indices, found.crops)):
+    for column, (index, crop) in enumerate(zip(cut.indices, cut.crops)):
         image = load_image(listing.path(index))
         axes[0, column].imshow(image)
         for box, color in ((annotations.boxes(index)[0][0], "red"), (crop, "white")):
-            xmin, ymin, xmax, ymax = box
-            outline = Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, color=color, linewidth=1.5)
-            axes[0, column].add_patch(outline)
-        axes[0, column].set_title(listing.classes[listing.labels[index]].split("_")[1], fontsize=8)
+            outline(axes[0, column], box, color)
+        axes[0, column].set_title(class_name(listing, index), fontsize=8)
         axes[1, column].imshow(image.crop(tuple(crop)))
     return figure
 
@@ -75,8 +218,8 @@ def draw_pairs(beton):
     return figure
 
 
-def draw_memorized(listing, folder):
-    """The images of set A with the greatest SSLMem of the projector above, those with the least below."""
+def draw_sslmem(listing, folder):
+    """The images of set A with the largest SSLMem of the projector above, those with the smallest below."""
     table = pd.read_csv(folder / "sslmem_A.csv").sort_values("projector_sslmem", ascending=False)
     figure, axes = grid(2)
     for row, chosen in enumerate((table.head(COLUMNS), table.tail(COLUMNS)[::-1])):
@@ -86,22 +229,69 @@ def draw_memorized(listing, folder):
     return figure
 
 
-def draw_reconstructions(logging_folder):
+def draw_memorization(listing, demo):
+    """Two memorized examples of set A: image, box and crop, and the five nearest public images under both models."""
+    attack = demo.last_attack()
+    table = pd.read_csv(attack / "attack_A.csv")
+    memorized = table[table["share"] == "memorized"] if (table["share"] == "memorized").any() else table
+    rows = memorized.sort_values("target_confidence", ascending=False)["index"].tolist()[:2]
+    annotations = Annotations(demo.folder / "data" / "boxes", listing)
+    cut = take_crops(listing, np.array(rows), CropRule(min_px=MIN_PX), annotations)
+    crops = dict(zip(cut.indices.tolist(), cut.crops.tolist()))
+    figure, axes = grid(2 * len(rows), 7)
+    for number, index in enumerate(rows):
+        image = load_image(listing.path(index))
+        shown, cropped = axes[2 * number, 0], axes[2 * number, 1]
+        shown.imshow(image)
+        outline(shown, annotations.boxes(index)[0][0], "red")
+        outline(shown, crops[index], "white")
+        shown.set_title(class_name(listing, index), fontsize=8)
+        cropped.imshow(image.crop(tuple(crops[index])))
+        cropped.set_title("crop", fontsize=8)
+        for row, (model, role) in enumerate((("A", "target"), ("B", "reference")), start=2 * number):
+            draw_neighbors(axes[row, 2:], listing, attack, f"{model}_attk_A", index, role)
+    return figure
+
+
+def draw_neighbors(axes, listing, attack, pair, index, role):
+    """The nearest public images of an attacked image, each with its class; role: title of the first."""
+    attacked = np.load(attack / f"{pair}_attk_idxs.npy")
+    position = int(np.flatnonzero(attacked == index)[0])
+    neighbors = np.load(attack / f"{pair}_neighb_idxs.npy")[position]
+    for column, (ax, neighbor) in enumerate(zip(axes, neighbors)):
+        ax.imshow(load_image(listing.path(neighbor)))
+        name = class_name(listing, neighbor)
+        ax.set_title(f"{role}: {name}" if column == 0 else name, fontsize=8)
+
+
+def draw_reconstructions(demo):
     """The three most memorized examples of set A, as the notebook draws them."""
-    attack = Attack(logging_folder / "attack_sweeps" / "NN_attk_simclr_50pc_600ep")
-    rcdms = [load_rcdm(logging_folder / "RCDM" / f"rcdm_simclr_600ep_50pc_{side}") for side in "AB"]
+    attack = Attack(demo.last_attack())
+    size, epoch = re.search(r"_(\d+pc)_(\d+ep)$", demo.point()).groups()
+    loss = demo.point().split("_")[0]
+    rcdms = [load_rcdm(demo.results / "RCDM" / f"rcdm_{loss}_{epoch}_{size}_{side}") for side in "AB"]
     rows = most_memorized(attack.tables["A"], 3)
     names = [name.split("_")[1] for name in attack.listing.classes]
     return draw_rows(reconstruct(sources_of(attack, "A", *rcdms), "A", rows, respacing="50"), names)
 
 
-def grid(rows):
-    figure = Figure(figsize=(1.1 * COLUMNS, 1.15 * rows), layout="constrained", dpi=110)
-    axes = figure.subplots(rows, COLUMNS, squeeze=False)
+def class_name(listing, index):
+    """ "001_umbrella" -> "umbrella"."""
+    return listing.classes[listing.labels[index]].split("_")[-1]
+
+
+def outline(ax, box, color):
+    xmin, ymin, xmax, ymax = box
+    ax.add_patch(Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, color=color, linewidth=1.5))
+
+
+def grid(rows, columns=COLUMNS):
+    figure = Figure(figsize=(1.1 * columns, 1.15 * rows), layout="constrained", dpi=110)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     return figure, axes
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

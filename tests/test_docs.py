@@ -82,7 +82,7 @@ def test_hooks_have_the_versions_of_the_requirements():
     assert dependencies and set(dependencies) <= set(pinned)
 
 
-def test_rooms_hold_what_the_documentation_says():
+def test_files_contain_what_the_documentation_says():
     """`name` (`path.py`), and `name` in `path.py`: the file is there and has the name."""
     pages = documentation()
     for page in (ROOT / "docs" / "how_it_works.md", ROOT / "CONTRIBUTING.md"):
