@@ -21,29 +21,28 @@ each outcome. With --sweep_param attk_params_* and lp_param_vals_* instead.
 """
 
 import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from dejavu_utils.analysis.attack_files import read_attack, read_ceiling, read_probe
-from dejavu_utils.analysis.figures import (
-    STYLES,
-    figure_style,
-    save_accuracy_figures,
-    save_confidence_figures,
-    save_gap_figures,
-    save_layer_figures,
-    save_partition_figures,
-    save_probe_figures,
+from dejavu_utils.analysis.figures import STYLES, figure_style, save_epoch_figures, save_outcome_figures
+from dejavu_utils.analysis.frames import (
+    Attack,
+    attack_frames,
+    confidence_frames,
+    gap_frames,
+    layer_frames,
+    probe_frames,
 )
-from dejavu_utils.analysis.intervals import difference
-from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, summarize_levels
-from dejavu_utils.analysis.tables import accuracy_columns, bounds, confidence_curve, directions
+from dejavu_utils.analysis.memorization import TOP_KS
+from dejavu_utils.analysis.report import POINTWISE
 from dejavu_utils.cli import Parser, existing_folder, expanded, positive_int, run, zero_or_one
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
 from dejavu_utils.label_free.compare import outcome_means, read_directions, read_scores
-from dejavu_utils.label_free.figures import save_epoch_figures, save_outcome_figures
 from dejavu_utils.naming import (
     ATTACK_FOLDERS,
     ATTACK_PREFIX,
@@ -63,7 +62,33 @@ LABELS = {
     "corner_crop_frac": "side of the corner crop / side of the image",
 }
 LAYERS = ("backbone", "projector", "logits")
-CURVE = range(10, 101, 2)  # per cents of the confidence curve
+PLURALS = {"epoch": "epochs", "dataset": "datasets", "param": "params"}  # in the names of figures
+TOP_5_CLASSES = 20  # with fewer, five guesses are correct too often by chance
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where figures and their numbers go. classes: None where they are not known."""
+
+    folder: Path
+    classes: int | None = None
+
+    def save(self, stem: str, frames: Iterable[tuple], *how: object, caption: str = "") -> dict:
+        """Draws and writes each frame: (part of the file name, function that draws, DataFrame, top_k).
+
+        how: what the function that draws takes beside them. Returns {(part of the file name, top_k): DataFrame}.
+        """
+        saved = {}
+        for name, draw, frame, top_k in frames:
+            path = self.folder / f"{stem}{name}top{top_k}"
+            save_csv(f"{path}.csv", frame)
+            saved[name, top_k] = frame
+            if top_k > 1 and self.classes is not None and self.classes < TOP_5_CLASSES:
+                print(f"note: {path}.csv has no figure: top-{top_k} of {self.classes} classes is mostly chance")
+                continue
+            draw(path, frame, *how[:1], top_k, *how[1:], caption=caption)
+            print(f"{path}_legend.png")
+        return saved
 
 
 def parse_args(argv=None):
@@ -95,7 +120,7 @@ def parse_args(argv=None):
     parser.add_argument("--style", choices=STYLES, default=STYLES[0], help="science: SciencePlots', if it is installed")
     text = "figures against this parameter instead: section.setting of train_SSL.py, or corner_crop_frac"
     parser.add_argument("--sweep_param", type=sweep_parameter, help=text)
-    parser.add_argument("--sweep_values", type=float, nargs="+", help="these values only")
+    parser.add_argument("--sweep_values", type=number_or_word, nargs="+", help="these values only")
     return parser.parse_args(argv)
 
 
@@ -105,6 +130,13 @@ def sweep_parameter(text):
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def number_or_word(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def percentages(text):
@@ -125,52 +157,85 @@ def main():
     if args.plot_lin_probe and not args.lin_probe_folder_path:
         raise InputError("--lin_probe_folder_path is needed: name a folder, or give --plot_lin_probe 0")
     with figure_style(args.style):
-        scored = plot_sweeps(args, attacks, "--attk_folder_path", ATTACK_PREFIX, attack_frames, "attk_{}_", "params")
+        output, scored = plot_attacks(args, attacks)
         if not args.sweep_param:
-            plot_point(args, attacks)
-            save_all(args, "score_sslmem_", sslmem_frames(args, attacks, scored["epoch"]), "epoch", None)
+            plot_point(args, output, attacks)
+            if "epoch" in scored:
+                caption = f"{args.model}, {fixed_of(args, 'epoch')}"
+                output.save("score_sslmem_", sslmem_frames(args, attacks, scored["epoch"]), "epoch", caption=caption)
         if args.plot_lin_probe and (not args.sweep_param or sweep_of(args.sweep_param).own_models):
-            probes = existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path")
-            probed = plot_sweeps(
-                args, probes, "--lin_probe_folder_path", PROBE_PREFIX, probe_frames, "lp_{}_", "param_vals"
-            )
-            if not args.sweep_param:
-                save_all(args, "score_probe_gap_", gap_frames(scored["epoch"], probed["epoch"]), "epoch", None)
+            probed = plot_probes(args, output, existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path"))
+            for x in scored.keys() & probed.keys():
+                stem = "score_probe_gap_" + ("" if x == "epoch" else f"{PLURALS[x]}_")
+                caption = f"{args.model}, {fixed_of(args, x)}"
+                output.save(stem, gap_frames(scored[x], probed[x], x), x, label_of(args, x), caption=caption)
+    print(POINTWISE)
 
 
-def plot_sweeps(args, folder, flag, prefix, frames_of, stem, params):
-    """Draws the figures of each sweep below `folder`; {column: its frames}. InputError if not one point is there."""
-    tried, reasons, found = [], [], {}
-    for x, plural, template, value, label in sweeps(args, params):
+def plot_attacks(args, folder):
+    """Draws the figures of each sweep of attacks; (Output, {column: its frames})."""
+    points = read_sweeps(args, folder, "--attk_folder_path", ATTACK_PREFIX)
+    first = next(of_sweep[0][1] for of_sweep in points.values() if of_sweep)
+    output, scored = Output(Path(args.save_path), first.classes), {}
+    for x, of_sweep in points.items():
+        stem = f"attk_{PLURALS[x]}_"
+        caption = caption_of(args, x, [attack for _, attack in of_sweep])
+        scored[x] = output.save(
+            stem, attack_frames(of_sweep, args.pct_confidences, x), x, label_of(args, x), caption=caption
+        )
+    return output, scored
+
+
+def plot_probes(args, output, folder):
+    """Draws the figures of each sweep of linear probes; {column: its frames}."""
+    probed = {}
+    for x, points in read_sweeps(args, folder, "--lin_probe_folder_path", PROBE_PREFIX).items():
+        stem = "lp_param_vals_" if x == "param" else f"lp_{PLURALS[x]}_"
+        caption = f"{args.model}, linear probe on the frozen network, {fixed_of(args, x)}"
+        probed[x] = output.save(stem, probe_frames(points, x), x, label_of(args, x), caption=caption)
+    return probed
+
+
+def read_sweeps(args, folder, flag, prefix):
+    """{column: [(value, what `read_points` gives)]} of each sweep that has a point. InputError if none has."""
+    tried, reasons, points = [], [], {}
+    for x, template, value in sweeps(args):
         tried.append((prefix + template).format("*"))
-        points, left_out = read_points(args, folder, prefix + template, value, x)
+        of_sweep, left_out = read_points(args, folder, prefix + template, value, x)
         reasons += left_out
-        if not points:
-            print(f"note: no {tried[-1]} in {folder}: no figure of {plural}")
-        found[x] = save_all(args, stem.format(plural), frames_of(args, points, x), x, label) if points else {}
-    if not any(found.values()) and reasons:
+        if of_sweep:
+            points[x] = of_sweep
+        else:
+            print(f"note: no {tried[-1]} in {folder}: no figure of {PLURALS[x]}")
+    if not points and reasons:
         raise InputError(f"{flag}: no point could be read; the last reason: {reasons[-1]}")
-    if not any(found.values()):
-        raise InputError(f"{flag} {folder}: nothing matches {' or '.join(tried)}")
-    return found
+    if not points:
+        there = sorted(path.name for path in folder.iterdir() if path.name.startswith(prefix))
+        holds = f"there are {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else f"no {prefix}* is"
+        raise InputError(f"{flag} {folder}: nothing matches {' or '.join(tried)}; {holds} there")
+    return points
 
 
-def save_all(args, stem, frames, *how):
-    """Draws and writes each frame: (part of the file name, function that draws, DataFrame, top_k).
-
-    how: what the function that draws takes beside them. Returns {(part of the file name, top_k): DataFrame}.
-    """
-    saved = {}
-    for name, save, frame, top_k in frames:
-        path = Path(args.save_path) / f"{stem}{name}top{top_k}"
-        save_csv(f"{path}.csv", frame)
-        save(path, frame, *how[:1], top_k, *how[1:])
-        print(f"{path}.png")
-        saved[name, top_k] = frame
-    return saved
+def caption_of(args, x, attacks):
+    """Model, what does not vary, layer, neighbors that vote, attacked images. x: the column of the axis, or None."""
+    counts = sorted({attack.n for attack in attacks})
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    layers = ", ".join(sorted({attack.layer for attack in attacks}, key=place_in_network))
+    votes = "" if layers == "logits" else f", k = {args.k_neighb}"
+    return f"{args.model}, {fixed_of(args, x)},\n{layers}{votes}, n = {n}"
 
 
-def plot_point(args, folder):
+def fixed_of(args, x):
+    """What does not vary along the axis: epoch and images per class."""
+    fixed = [f"{args.epoch_sweep_dataset} images per class"] if x in ("epoch", None) else []
+    return ", ".join([*fixed, *([f"epoch {args.dataset_sweep_epoch}"] if x != "epoch" else ())])
+
+
+def label_of(args, x):
+    return LABELS.get(args.sweep_param, args.sweep_param) if x == "param" else None
+
+
+def plot_point(args, output, folder):
     """Draws the confidence curve, and the layers if there are several, of the point where both sweeps meet."""
     meeting = SWEEPS["epochs"].at(args.dataset_sweep_epoch, args.model, args.epoch_sweep_dataset)
     point = folder / f"{ATTACK_PREFIX}{meeting.name}"
@@ -178,21 +243,23 @@ def plot_point(args, folder):
     if folder.name == ATTACK_FOLDERS["projector"]:
         for name in LAYERS_BESIDE:
             layers = {**attacked_layers(folder.parent / name / point.name), **layers}
-    read = {}
+    attacks = {}
     for layer in sorted(layers, key=place_in_network):
         try:
-            read[layer] = with_ceiling(args, layers[layer])
+            attacks[layer] = read_layer(args, layers[layer], layer)
         except InputError as error:
             print(f"note: left out: {error}")
-    if read:
-        own = args.layer or ("projector" if "projector" in read else next(iter(attacked_layers(point)), None))
-        if own not in read and args.layer:
+    if attacks:
+        own = args.layer or ("projector" if "projector" in attacks else next(iter(attacked_layers(point)), None))
+        if own in attacks:
+            caption = caption_of(args, None, [attacks[own]])
+            output.save("attk_confidence_", confidence_frames(attacks[own]), caption=caption)
+            output.save("attk_sslmem_outcomes_", outcome_frames(point, attacks[own].sets), caption=caption)
+        elif args.layer:
             print(f"note: no {args.layer} in {point}: no figure of the confidence")
-        save_all(args, "attk_confidence_", confidence_frames(*read[own]) if own in read else ())
-        if own in read:
-            save_all(args, "attk_sslmem_outcomes_", outcome_frames(point, read[own][0]))
-    if len(read) > 1:
-        save_all(args, "attk_layers_acc_", layer_frames(args, read))
+    if len(attacks) > 1:
+        caption = caption_of(args, None, list(attacks.values()))
+        output.save("attk_layers_acc_", layer_frames(attacks, args.pct_confidences), caption=caption)
 
 
 def place_in_network(layer):
@@ -201,17 +268,13 @@ def place_in_network(layer):
     return LAYERS.index(name), int(number) if number else 1000
 
 
-def sweeps(args, params):
-    """(column, word in the file names, folder template, value of the digits, label or None) of each sweep."""
+def sweeps(args):
+    """(column, folder template, value of the digits) of each sweep."""
     names = (args.model, args.epoch_sweep_dataset, args.dataset_sweep_epoch)
     if args.sweep_param:
         sweep = sweep_of(args.sweep_param)
-        label = LABELS.get(args.sweep_param, args.sweep_param)
-        return [("param", params, sweep.template(*names), sweep.value, label)]
-    return [
-        (column, word, SWEEPS[word].template(*names), int, None)
-        for column, word in (("epoch", "epochs"), ("dataset", "datasets"))
-    ]
+        return [("param", sweep.template(*names), sweep.value)]
+    return [(column, SWEEPS[PLURALS[column]].template(*names), int) for column in ("epoch", "dataset")]
 
 
 def read_points(args, folder, template, value, x):
@@ -224,7 +287,8 @@ def read_points(args, folder, template, value, x):
         layers = attacked_layers(path)
         if args.layer and layers and args.layer not in layers:
             raise InputError(f"--layer {args.layer}: {path} holds {', '.join(sorted(layers, key=place_in_network))}")
-        return with_ceiling(args, layers.get(args.layer or "projector", path))
+        layer = args.layer or ("projector" if "projector" in layers else next(iter(layers), "projector"))
+        return read_layer(args, layers.get(layer, path), layer)
 
     points, left_out = [], []
     for position, path in sweep_points(folder, template, value):
@@ -233,58 +297,19 @@ def read_points(args, folder, template, value, x):
         try:
             points.append((position, read(path)))
         except InputError as error:
+            if "--k_neighb" in str(error):
+                raise
             print(f"note: left out: {error}")
             left_out.append(error)
     return points, left_out
 
 
-def with_ceiling(args, folder):
-    """(sets of read_attack, ceiling or None) of one layer of an attack."""
-    return read_attack(folder, args.k_neighb), read_ceiling(folder, args.k_neighb)
-
-
-def columns_at(args, sets, ceiling, top_k):
-    """[the columns of the accuracies, and memorization.summarize's dict they are from] of each confidence level."""
-    top = ceiling and ceiling[f"top_{top_k}"]
-    summaries = summarize_levels(directions(sets), top_k, args.pct_confidences)
-    return [
-        ({"pct_confidence": pct, **accuracy_columns(summary, top)}, summary)
-        for pct, summary in zip(args.pct_confidences, summaries)
-    ]
-
-
-def attack_frames(args, points, x):
-    """Yields (part of the file name, function that draws, DataFrame, top_k) of an attack sweep."""
-    for top_k in TOP_KS:
-        accuracies, outcomes = [], []
-        for position, (sets, ceiling) in points:
-            levels = columns_at(args, sets, ceiling, top_k)
-            accuracies += [{x: position, **columns} for columns, _ in levels]
-            summary = levels[0][1]  # the shares are of all examples at every level
-            row = {x: position, **{outcome: summary[outcome]["value"] for outcome in OUTCOMES}}
-            for outcome in OUTCOMES:
-                row.update(bounds(outcome, summary[outcome]))
-            outcomes.append(row)
-        yield "acc_", save_accuracy_figures, pd.DataFrame(accuracies), top_k
-        yield "partition_", save_partition_figures, pd.DataFrame(outcomes), top_k
-
-
-def layer_frames(args, layers):
-    """Yields the frames of the layers of one point. layers: {name: `with_ceiling`}, in the network's order."""
-    for top_k in TOP_KS:
-        rows = [
-            {"layer": layer, **columns}
-            for layer, (sets, ceiling) in layers.items()
-            for columns, _ in columns_at(args, sets, ceiling, top_k)
-        ]
-        yield "", save_layer_figures, pd.DataFrame(rows), top_k
-
-
-def confidence_frames(sets, ceiling):
-    """Yields the frames of the confidence curve of one point."""
-    curve = confidence_curve(sets, CURVE, ceiling)
-    for top_k in TOP_KS:
-        yield "", save_confidence_figures, curve[curve["top_k"] == top_k].drop(columns="top_k"), top_k
+def read_layer(args, folder, layer):
+    """The Attack of one layer's folder."""
+    try:
+        return Attack(layer, read_attack(folder, args.k_neighb), read_ceiling(folder, args.k_neighb))
+    except InputError as error:
+        raise InputError(str(error).replace("k_attk is", "--k_neighb is")) from None
 
 
 def outcome_frames(point, sets):
@@ -299,8 +324,8 @@ def sslmem_frames(args, folder, attacks):
 
     folder: of the attacks. attacks: their frames against epochs, as `save_all` returns them.
     """
-    found, template = {}, sweeps(args, None)[0][2]
-    for epoch, path in sweep_points(folder, ATTACK_PREFIX + template) if attacks else ():
+    found, template = {}, sweeps(args)[0][1]
+    for epoch, path in sweep_points(folder, ATTACK_PREFIX + template):
         found[epoch] = beside(read_directions, path) or {}
     for top_k in TOP_KS if any(found.values()) else ():
         scores = attacks["acc_", top_k]
@@ -324,39 +349,6 @@ def beside(read, attack):
     except InputError as error:
         print(f"note: left out: {error}")
         return None
-
-
-def gap_frames(attacks, probes):
-    """Yields the frames of the déjà vu score beside the linear probe's gap, of the epochs that have both.
-
-    attacks, probes: the frames of both against epochs, as `save_all` returns them.
-    """
-    for top_k in TOP_KS:
-        rows = []
-        for row in probes["", top_k].to_dict("records") if probes else ():
-            gap = difference(
-                *(
-                    {"value": row[f"{n}_acc"], "low": row[f"{n}_low"], "high": row[f"{n}_high"]}
-                    for n in ("train", "val")
-                )
-            )
-            rows.append({"epoch": row["epoch"], "probe_gap": gap["value"], **bounds("probe_gap", gap)})
-        if attacks and rows:
-            scores = attacks["acc_", top_k][["epoch", "pct_confidence", "score", "score_low", "score_high"]]
-            frame = scores.merge(pd.DataFrame(rows), on="epoch")
-            if len(frame):
-                yield "", save_gap_figures, frame, top_k
-
-
-def probe_frames(args, points, x):
-    """Yields (part of the file name, function that draws, DataFrame, top_k) of a sweep of linear probes."""
-    for top_k in TOP_KS:
-        rows = []
-        for position, final in points:
-            train, val = (final[name][f"top_{top_k}"] for name in ("train", "val"))
-            accuracies = {x: position, "train_acc": train["value"], "val_acc": val["value"]}
-            rows.append({**accuracies, **bounds("train", train), **bounds("val", val)})
-        yield "", save_probe_figures, pd.DataFrame(rows), top_k
 
 
 if __name__ == "__main__":

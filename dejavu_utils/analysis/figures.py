@@ -2,11 +2,16 @@
 
 Figures are as wide as a column of two (3.4 inches), their fonts are embedded. Colors are Okabe & Ito's, told apart by
 color-blind readers, in an order in which grey print tells the first ones apart; line styles and markers do so for all.
-Bands and bars are 95 % intervals.
+Bands and bars are pointwise 95 % intervals. Hatched: not interpretable, the ceiling is not above chance. A figure has
+one unit per axis: accuracies, differences and distances have panels of their own.
+
+`path` is without suffix: path.png, path.pdf, and the same with the suffix _legend, are written. `caption` says what is
+shown: model, layer, epoch, k, n.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from dejavu_utils.analysis.memorization import OUTCOMES
@@ -27,11 +34,11 @@ COLORS = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#56B4E9", "#009E73", "#CC
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 LIMITS = {"chance": ":", "ceiling": (0, (6, 1.5, 1, 1.5))}  # of accuracies, where they are known: gray lines
-X_LABELS = {"epoch": "epochs of training", "dataset": "training images per class"}
-_SIZE = (3.4, 2.5)  # inches
+X_LABELS = {"epoch": "epochs of training", "dataset": "training images per class", "k": "neighbors that vote, k"}
+_SIZE = (3.4, 2.5)  # inches; a second panel below takes as much again as _PANEL
+_PANEL = 1.4
 _LEGEND_WIDTH = 1.25
 _DIGIT = 0.062  # inches that a digit below the axis takes
-_STYLE = {"markersize": 4, "linewidth": 1.3}
 _FONTS: Any = {"pdf.fonttype": 42, "ps.fonttype": 42}  # TrueType, as publishers want it
 _PLAIN: Any = {
     "font.size": 8,
@@ -42,7 +49,18 @@ _PLAIN: Any = {
     "axes.linewidth": 0.7,
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
+    "hatch.linewidth": 0.4,
 }
+_BAR: Any = {"linestyle": "none", "capsize": 2, "elinewidth": 1, "markersize": 4}
+
+
+@dataclass(frozen=True)
+class XAxis:
+    """label: below the axis. positions: of the ticks. names: words at the ticks; None writes the positions."""
+
+    label: str
+    positions: Sequence[float]
+    names: Sequence[str] | None = None
 
 
 @contextmanager
@@ -61,217 +79,390 @@ def figure_style(name: str) -> Iterator[None]:
 
 
 def save_accuracy_figures(
-    path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None
+    path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None, caption: str = ""
 ) -> None:
     """Target and reference accuracy against `x`, a color for each confidence level.
 
-    path: without suffix. frame: columns x, pct_confidence, {target,reference}_{acc,low,high} and, if they are known,
-    chance and ceiling, drawn for the largest fraction of examples. Writes path.png, path.pdf and the same with the
-    suffix _legend.
+    frame: columns x, pct_confidence, {target,reference}_{acc,low,high} and, if they are known, chance and ceiling,
+    drawn for the largest fraction of examples, and interpretable.
     """
     groups = list(frame.groupby("pct_confidence", sort=True))
+    positions, axis = _positions(frame, x, x_label)
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         for number, (_, rows) in enumerate(groups):
             for name, line, filled in (("target", "-", True), ("reference", "--", False)):
-                _band(axes, rows, x, name, "acc", number, linestyle=line, **_face(number, filled))
-        _limits(axes, groups[-1][1], x)
+                _band(axes, positions[rows.index], rows, name, "acc", number, linestyle=line, **_face(number, filled))
+        last = groups[-1][1]
+        _limits(axes, positions[last.index], last)
+        _hatch(axes, positions[last.index], last)
         axes.set_ylabel(f"top-{top_k} accuracy")
 
     handles = _legend([_who(pct) for pct, _ in groups]) + _pair_legend() + _limit_legend(groups[-1][1])
-    _save_both(path, draw, x_label or X_LABELS[x], handles, frame[x].unique())
+    save_figure(path, draw, axis, handles, caption)
 
 
 def save_partition_figures(
-    path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None
+    path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None, caption: str = ""
 ) -> None:
-    """The fractions of the four outcomes against `x`.
+    """The fractions of the four outcomes against `x`. frame: columns x, and for each outcome its value, {outcome}_low
+    and {outcome}_high."""
+    positions, axis = _positions(frame, x, x_label)
 
-    path: without suffix. frame: columns x, and for each outcome its value, {outcome}_low and {outcome}_high.
-    """
-
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         for number, outcome in enumerate(OUTCOMES):
-            _band(axes, frame, x, outcome, None, number, linestyle=LINES[number])
+            _band(axes, positions, frame, outcome, None, number, linestyle=LINES[number])
+        _hatch(axes, positions, frame)
         axes.set_ylabel(f"fraction of attacked images (top-{top_k})")
 
-    _save_both(path, draw, x_label or X_LABELS[x], _legend(OUTCOMES, LINES), frame[x].unique())
+    save_figure(path, draw, axis, _legend(OUTCOMES, LINES), caption)
 
 
-def save_probe_figures(path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None) -> None:
-    """The linear probe's training and validation accuracy against `x`.
+def save_probe_figures(
+    path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None, caption: str = ""
+) -> None:
+    """The linear probe's training and validation accuracy against `x`. frame: columns x, {train,val}_{acc,low,high};
+    intervals may be NaN."""
+    positions, axis = _positions(frame, x, x_label)
 
-    path: without suffix. frame: columns x, {train,val}_{acc,low,high}; intervals may be NaN.
-    """
-
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         for number, name in enumerate(("train", "val")):
-            _band(axes, frame, x, name, "acc", number, linestyle=LINES[number])
+            _band(axes, positions, frame, name, "acc", number, linestyle=LINES[number])
         axes.set_ylabel(f"linear probe, top-{top_k} accuracy")
 
-    _save_both(
-        path, draw, x_label or X_LABELS[x], _legend(("training set", "validation set"), LINES), frame[x].unique()
-    )
+    save_figure(path, draw, axis, _legend(("training set", "validation set"), LINES), caption)
 
 
-def save_gap_figures(path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None) -> None:
+def save_gap_figures(
+    path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None, caption: str = ""
+) -> None:
     """The déjà vu score of each confidence level beside what the linear probe's accuracy falls by on new images.
 
-    path: without suffix. frame: columns x, pct_confidence, {score,probe_gap}, and _low and _high of both (may be NaN).
+    frame: columns x, pct_confidence, {score,probe_gap}, and _low and _high of both (may be NaN).
     """
     groups = list(frame.groupby("pct_confidence", sort=True))
+    positions, axis = _positions(frame, x, x_label)
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         for number, (_, rows) in enumerate(groups):
-            _band(axes, rows, x, "score", None, number, **_face(number, True))
-        _band(axes, groups[0][1], x, "probe_gap", None, len(groups), linestyle="--", **_face(len(groups), False))
-        axes.axhline(0, color="0.6", linewidth=0.7, zorder=0)
+            _band(axes, positions[rows.index], rows, "score", None, number, **_face(number, True))
+        rows, face = groups[0][1], _face(len(groups), False)
+        _band(axes, positions[rows.index], rows, "probe_gap", None, len(groups), linestyle="--", **face)
+        _zero(axes)
         axes.set_ylabel(f"difference in top-{top_k} accuracy")
 
     names = [f"déjà vu score,\n{_who(pct)}" for pct, _ in groups]
     last = _line("probe: training\n- validation set", len(groups), linestyle="--", **_face(len(groups), False))
-    _save_both(path, draw, x_label or X_LABELS[x], [*_legend(names), last], frame[x].unique())
+    save_figure(path, draw, axis, [*_legend(names), last], caption)
 
 
-def save_layer_figures(path: str | Path, frame: pd.DataFrame, top_k: int) -> None:
-    """Target and reference accuracy and déjà vu score of each layer, in the order of the rows.
+def save_layer_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
+    """Target and reference accuracy of each layer, in the order of the rows; in a panel below the déjà vu score.
 
-    path: without suffix. frame: columns layer, pct_confidence, {target,reference}_{acc,low,high}, score, score_{low,
-    high}, and chance and ceiling if they are known; the rows of the largest fraction of examples are drawn.
+    frame: columns layer, pct_confidence, {target,reference}_{acc,low,high}, score, score_{low,high}, and chance and
+    ceiling if they are known; the rows of the largest fraction of examples are drawn.
     """
     pct = frame["pct_confidence"].max()
     rows = frame[frame["pct_confidence"] == pct]
-    columns = (("target", "target_acc"), ("reference", "reference_acc"), ("score", "score"))
+    places = np.arange(len(rows))
 
-    def draw(axes):
-        for number, (name, column) in enumerate(columns):
-            value = rows[column].to_numpy()
-            ends = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy().T - value)
-            place = np.arange(len(rows)) + 0.18 * (number - 1)
-            bar = {"linestyle": "none", "color": COLORS[number], "marker": MARKERS[number], "capsize": 2}
-            axes.errorbar(place, value, ends, elinewidth=1, **bar, **_face(number, name != "reference"), markersize=4.5)
+    def draw(axes: Axes, below: Axes) -> None:
+        for number, name in enumerate(("target", "reference")):
+            _bars(axes, places + 0.18 * (number - 0.5), rows, f"{name}_acc", name, number, name == "target")
         for name in _known(rows):
-            place = np.arange(len(rows))
-            axes.hlines(rows[name], place - 0.4, place + 0.4, linestyle=LIMITS[name], color="0.45", linewidth=1)
-        axes.set_xlim(-0.5, len(rows) - 0.5)
-        axes.axhline(0, color="0.6", linewidth=0.7, zorder=0)
-        axes.set_ylabel(f"top-{top_k} accuracy" + ("" if pct == 100 else f", {_who(pct)}"))
+            look = {"linestyle": LIMITS[name], "color": "0.45", "linewidth": 1}
+            axes.hlines(rows[name], places - 0.4, places + 0.4, **look)
+        _hatch(axes, places, rows)
+        axes.set_ylabel(f"top-{top_k} accuracy" + ("" if pct == 100 else f",\n{_who(pct)}"))
+        _bars(below, places, rows, "score", "score", 2, True)
+        _hatch(below, places, rows)
+        _zero(below)
+        below.set_ylabel("déjà vu score")
+        below.set_xlim(-0.5, len(rows) - 0.5)
 
     handles = _legend(("target", "reference", "déjà vu score"), ["none"] * 3)
     handles[1].set_markerfacecolor("white")
     handles += _limit_legend(rows)
-    _save_both(path, draw, "layer that is attacked", handles, np.arange(len(rows)), rows["layer"].tolist())
+    save_figure(path, draw, XAxis("layer that is attacked", places, rows["layer"].tolist()), handles, caption, panels=2)
 
 
-def save_confidence_figures(path: str | Path, frame: pd.DataFrame, top_k: int) -> None:
+def save_confidence_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
     """Accuracy on the most confident examples against their fraction of all.
 
-    path: without suffix. frame: columns pct_confidence, {target,reference}_{acc,low,high}, and chance and ceiling if
-    they are known.
+    frame: columns pct_confidence, {target,reference}_{acc,low,high}, and chance and ceiling if they are known.
     """
+    positions = frame["pct_confidence"].to_numpy(float)
 
-    def draw(axes):
+    def draw(axes: Axes) -> None:
         for number, (name, line) in enumerate((("target", "-"), ("reference", "--"))):
-            _band(axes, frame, "pct_confidence", name, "acc", number, linestyle=line, marker=None)
-        _limits(axes, frame, "pct_confidence")
+            _band(axes, positions, frame, name, "acc", number, linestyle=line, marker=None)
+        _limits(axes, positions, frame)
+        _hatch(axes, positions, frame)
         axes.set_ylabel(f"top-{top_k} accuracy")
 
     handles = _legend(("target", "reference"), LINES)
     for handle in handles:
         handle.set_marker("")
     handles += _limit_legend(frame)
-    _save_both(path, draw, "most confident examples, per cent", handles, np.arange(20, 101, 20))
+    save_figure(path, draw, XAxis("most confident examples, per cent", np.arange(20, 101, 20)), handles, caption)
 
 
-def _who(pct):
-    return "all examples" if pct == 100 else f"most confident {pct:g} %"
+def save_outcome_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
+    """Mean SSLMem of the images of each outcome of the attack, a color for each layer. frame: columns layer, outcome,
+    value, low, high."""
+    outcomes = list(frame["outcome"].unique())
+    means = {layer: rows.to_dict("records") for layer, rows in frame.groupby("layer", sort=False)}
+    _save_means(path, means, f"outcome of the attack (top-{top_k})", outcomes, caption)
 
 
-def _face(number, filled):
-    return {"markerfacecolor": COLORS[number % len(COLORS)] if filled else "white"}
+def save_score_figure(path: str | Path, sets: dict[str, dict], layers: list[str], caption: str = "") -> None:
+    """Mean SSLMem of each set at each layer. sets: {set: {layer: {"value", "low", "high"}}}."""
+    means = {name: [scores[layer] for layer in layers] for name, scores in sets.items()}
+    with figure_style("plain"):
+        _save_means(path, means, "layer", layers, caption)
 
 
-def _line(label, number, **changes):
-    """A line of the legend."""
-    color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-    return Line2D([], [], label=label, **{"color": color, "marker": marker, **_STYLE, **changes})
+def save_epoch_figures(
+    path: str | Path, frame: pd.DataFrame, x: str, top_k: int, x_label: str | None = None, caption: str = ""
+) -> None:
+    """Déjà vu score, and in a panel below mean SSLMem, against `x`.
+
+    frame: columns x, instrument ("deja_vu" or "sslmem"), of (per cent of the examples, or a layer), value, low, high.
+    """
+    positions, axis = _positions(frame, x, x_label)
+    groups = list(frame.groupby(["instrument", "of"], sort=False))
+    named = [f"déjà vu score,\n{_who(float(of))}" if kind == "deja_vu" else f"SSLMem, {of}" for (kind, of), _ in groups]
+    lines = ["-" if kind == "deja_vu" else "--" for (kind, _), _ in groups]
+
+    def draw(axes: Axes, below: Axes) -> None:
+        for number, ((kind, _), rows) in enumerate(groups):
+            panel, renamed = axes, rows.rename(columns={"low": "value_low", "high": "value_high"})
+            if kind == "sslmem":
+                panel = below
+            _band(panel, positions[rows.index], renamed, "value", None, number, linestyle=lines[number])
+        for panel in (axes, below):
+            _zero(panel)
+        axes.set_ylabel(f"déjà vu score, top-{top_k}")
+        below.set_ylabel("mean SSLMem")
+
+    handles = [_line(name, number, linestyle=line) for number, (name, line) in enumerate(zip(named, lines))]
+    save_figure(path, draw, axis, handles, caption, panels=2)
 
 
-def _legend(names, lines=("-",)):
-    return [_line(name, number, linestyle=lines[number % len(lines)]) for number, name in enumerate(names)]
+def save_unit_figure(path: str | Path, own: np.ndarray, others: np.ndarray, layer: str, caption: str = "") -> None:
+    """How many units of a layer have which UnitMem, over images that their model trained on and over others.
+
+    own, others: float (units,), of both models.
+    """
+    names = ("trained on", "not trained on")
+
+    def draw(axes: Axes) -> None:
+        bins = np.linspace(0, 1, 41)
+        for number, values in enumerate((own, others)):
+            axes.hist(values, bins, histtype="step", color=COLORS[number], linestyle=LINES[number])
+        axes.set_ylabel("units")
+
+    handles = [_line(name, number, linestyle=LINES[number], marker="") for number, name in enumerate(names)]
+    with figure_style("plain"):
+        save_figure(path, draw, XAxis(f"UnitMem, {layer}", np.linspace(0, 1, 6)), handles, caption)
 
 
-def _pair_legend():
-    """Target and reference, whatever their color."""
-    gray = {"color": "0.35", "marker": "o"}
-    return [
-        _line("target", 0, linestyle="-", **gray),
-        _line("reference", 0, linestyle="--", markerfacecolor="white", **gray),
-    ]
+def save_margin_figure(
+    path: str | Path, points: dict[str, tuple[np.ndarray, np.ndarray]], layer: str, caption: str = ""
+) -> None:
+    """SSLMem of each image against the margin of the true label's share of the votes, target - reference.
+
+    points: {set: (margins float (n,), scores float (n,))}.
+    """
+
+    def draw(axes: Axes) -> None:
+        for number, (margins, scores) in enumerate(points.values()):
+            look = {"marker": MARKERS[number], "color": COLORS[number], "alpha": 0.5, "linewidths": 0}
+            axes.scatter(margins, scores, s=8, **look)
+        _zero(axes)
+        axes.axvline(0, color="0.6", linewidth=0.7, zorder=0)
+        axes.set_ylabel(f"SSLMem, {layer}")
+
+    handles = _legend([f"set {name}" for name in points], ["none"] * len(points))
+    axis = XAxis("margin of votes, target - reference", np.linspace(-1, 1, 5))
+    with figure_style("plain"):
+        save_figure(path, draw, axis, handles, caption)
 
 
-def _band(axes, rows, x, name, value, number, **changes):
-    color = COLORS[number % len(COLORS)]
-    column = f"{name}_{value}" if value else name
-    line = {"color": color, "marker": MARKERS[number % len(MARKERS)], **_STYLE, **changes}
-    axes.plot(rows[x], rows[column], **line)
-    low, high = rows[f"{name}_low"], rows[f"{name}_high"]
-    axes.fill_between(rows[x], low, high, color=color, alpha=0.15, linewidth=0)
-    if len(rows) == 1:  # a band over one point would not be seen
-        axes.vlines(rows[x], low, high, color=color, linewidth=1)
-
-
-def _known(rows):
-    """Those of LIMITS that the rows hold."""
-    return [name for name in LIMITS if name in rows and rows[name].notna().any()]
-
-
-def _limits(axes, rows, x):
-    """Lines of chance and ceiling; from side to side where there is but one point."""
-    for name in _known(rows):
-        look = {"linestyle": LIMITS[name], "color": "0.45", "linewidth": 1, "zorder": 0}
-        if len(rows) == 1:
-            axes.axhline(rows[name].iloc[0], **look)
-        else:
-            axes.plot(rows[x], rows[name], **look)
-
-
-def _limit_legend(rows):
-    return [_line(name, 0, linestyle=LIMITS[name], color="0.45", marker="", linewidth=1) for name in _known(rows)]
-
-
-def _save_both(path, draw, x_label, handles, ticks, tick_labels=None):
+def save_figure(
+    path: str | Path,
+    draw: Callable[..., None],
+    x: XAxis,
+    handles: list[Any],
+    caption: str = "",
+    panels: int = 1,
+) -> None:
+    """Draws and writes one figure, without and with its legend. draw: function of the panels, from above."""
     for suffix in ("", "_legend"):
-        width = _SIZE[0] + (_LEGEND_WIDTH if suffix else 0)
-        figure = Figure(figsize=(width, _SIZE[1]), layout="constrained", dpi=300)
-        axes = figure.add_subplot()
-        draw(axes)
-        axes.set_xlabel(x_label)
-        if tick_labels is None:
-            axes.margins(x=0.04)
-            _mark_positions(axes, sorted(ticks))
+        size = (_SIZE[0] + (_LEGEND_WIDTH if suffix else 0), _SIZE[1] + _PANEL * (panels - 1))
+        figure = Figure(figsize=size, layout="constrained", dpi=300)
+        every = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+        draw(*every)
+        for axes in every:
+            _finish(axes)
+        every[-1].set_xlabel(x.label)
+        if x.names is not None:
+            every[-1].set_xticks(x.positions, x.names)
+            _fit_words(every[-1], x.names)
         else:
-            axes.set_xticks(ticks, tick_labels)
-        low, high = axes.dataLim.y0, axes.dataLim.y1
-        if np.isfinite(high):  # else there is not one example, and nothing to draw
-            axes.set_ylim(min(0, 1.1 * low), 1.04 * high or 1)
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.25, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", top=False, right=False)
-        axes.minorticks_off()
+            _mark_positions(every[-1], np.sort(np.asarray(x.positions, float)))
+        if caption:
+            every[0].set_title(caption, fontsize=6.5)
         if suffix:
+            for handle in handles if len(x.positions) == 1 else ():
+                if isinstance(handle, Line2D) and handle.get_marker():  # chance and ceiling have none
+                    handle.set_linestyle("none")
+            if any(axes.get_gid() == "hatched" for axes in every):
+                handles = [*handles, Patch(facecolor="none", edgecolor="0.6", hatch="////", label="not interpretable")]
             figure.legend(handles=handles, loc="outside right upper", frameon=False, handlelength=2.6)
         for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
             with complete_file(f"{path}{suffix}.{ending}") as temporary:
                 figure.savefig(temporary, metadata=metadata)
 
 
-def _mark_positions(axes, positions):
+def _finish(axes: Axes) -> None:
+    low, high = axes.dataLim.y0, axes.dataLim.y1
+    if np.isfinite(high):  # else there is not one example, and nothing to draw
+        room = 0.04 * (max(high, 0) - min(low, 0))
+        axes.set_ylim(min(0, low - room), max(0, high + room) or 1)
+    axes.margins(x=0.04)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(which="both", top=False, right=False)
+    axes.minorticks_off()
+
+
+def _save_means(path: str | Path, means: dict[str, list], label: str, ticks: list[str], caption: str) -> None:
+    """means: {name in the legend: [{"value", "low", "high"}, ...], one for each of the ticks}."""
+    places = np.arange(len(ticks))
+
+    def draw(axes: Axes) -> None:
+        for number, estimates in enumerate(means.values()):
+            rows = pd.DataFrame([{part: one[part] for part in ("value", "low", "high")} for one in estimates])
+            rows = rows.astype(float).rename(columns={"low": "value_low", "high": "value_high"})
+            _bars(axes, places + 0.12 * (number - (len(means) - 1) / 2), rows, "value", "value", number, True)
+        _zero(axes)
+        axes.set_xlim(-0.5, len(ticks) - 0.5)
+        axes.set_ylabel("mean SSLMem")
+
+    save_figure(path, draw, XAxis(label, places, ticks), _legend(list(means), ["none"] * len(means)), caption)
+
+
+def _positions(frame: pd.DataFrame, x: str, label: str | None) -> tuple[pd.Series, XAxis]:
+    """(where each row lies on the axis, the axis): numbers where all are, else one place for each word."""
+    label = label or X_LABELS.get(x, x)
+    if pd.api.types.is_numeric_dtype(frame[x]):
+        return frame[x].astype(float), XAxis(label, frame[x].unique())
+    words = list(frame[x].astype(str).unique())
+    places = frame[x].astype(str).map(words.index)
+    return places.astype(float), XAxis(label, np.arange(len(words)), words)
+
+
+def _who(pct: float) -> str:
+    return "all examples" if pct == 100 else f"most confident {pct:g} %"
+
+
+def _face(number: int, filled: bool) -> dict[str, str]:
+    return {"markerfacecolor": COLORS[number % len(COLORS)] if filled else "white"}
+
+
+def _line(label: str, number: int, **changes: Any) -> Line2D:
+    color = COLORS[number % len(COLORS)]
+    look = {"color": color, "marker": MARKERS[number % len(MARKERS)], "markersize": 4, "linewidth": 1.3, **changes}
+    return Line2D([], [], label=label, **look)
+
+
+def _legend(names: Sequence[str], lines: Sequence[Any] = ("-",) * 20) -> list[Line2D]:
+    return [_line(name, number, linestyle=line) for number, (name, line) in enumerate(zip(names, lines))]
+
+
+def _pair_legend() -> list[Line2D]:
+    gray = {"color": "0.3", "markeredgecolor": "0.3"}
+    target = _line("target", 0, **gray, markerfacecolor="0.3")
+    return [target, _line("reference", 0, linestyle="--", **gray, markerfacecolor="white")]
+
+
+def _limit_legend(rows: pd.DataFrame) -> list[Line2D]:
+    return [_line(name, 0, linestyle=LIMITS[name], color="0.45", marker="", linewidth=1) for name in _known(rows)]
+
+
+def _band(
+    axes: Axes, places: Any, rows: pd.DataFrame, name: str, value: str | None, number: int, **changes: Any
+) -> None:
+    """A line with the band of its interval; of one point a marker with a bar."""
+    color = COLORS[number % len(COLORS)]
+    column = f"{name}_{value}" if value else name
+    line = {"color": color, "marker": MARKERS[number % len(MARKERS)], "markersize": 4, "linewidth": 1.3, **changes}
+    low, high = rows[f"{name}_low"], rows[f"{name}_high"]
+    if len(rows) == 1:
+        line |= {"linestyle": "none", "marker": line["marker"] or "o"}
+        axes.vlines(places, low, high, color=color, linewidth=1)
+    axes.plot(places, rows[column], **line)
+    axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _bars(axes: Axes, places: Any, rows: pd.DataFrame, column: str, name: str, number: int, filled: bool) -> None:
+    """Markers with the bars of their intervals."""
+    value = rows[column].to_numpy(float)
+    ends = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy(float).T - value)
+    look = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+    axes.errorbar(places, value, ends, **_BAR, **look, **_face(number, filled))
+
+
+def _zero(axes: Axes) -> None:
+    axes.axhline(0, color="0.6", linewidth=0.7, zorder=0)
+
+
+def _known(rows: pd.DataFrame) -> list[str]:
+    """Those of LIMITS that the rows hold."""
+    return [name for name in LIMITS if name in rows and rows[name].notna().any()]
+
+
+def _limits(axes: Axes, places: Any, rows: pd.DataFrame) -> None:
+    """Lines of chance and ceiling; from side to side where there is but one point."""
+    for name in _known(rows):
+        look = {"linestyle": LIMITS[name], "color": "0.45", "linewidth": 1, "zorder": 0}
+        if len(rows) == 1:
+            axes.axhline(rows[name].iloc[0], **look)
+        else:
+            axes.plot(places, rows[name], **look)
+
+
+def _hatch(axes: Axes, places: Any, rows: pd.DataFrame) -> None:
+    """Hatches the points whose column `interpretable` is 0, up to halfway to their neighbors."""
+    if "interpretable" not in rows or rows["interpretable"].ne(0).all():
+        return
+    axes.set_gid("hatched")
+    centers = np.unique(np.asarray(places, float))
+    middles = (centers[1:] + centers[:-1]) / 2
+    margin = 0.04 * np.ptp(centers) or 0.5
+    ends = np.concatenate([[centers[0] - margin], middles, [centers[-1] + margin]])
+    for place in np.asarray(places, float)[rows["interpretable"].eq(0).to_numpy()]:
+        number = int(np.searchsorted(centers, place))
+        span = {"facecolor": "none", "edgecolor": "0.6", "hatch": "////", "linewidth": 0, "zorder": 0}
+        axes.axvspan(ends[number], ends[number + 1], **span)
+
+
+def _fit_words(axes: Axes, names: Sequence[str]) -> None:
+    """Words that would not fit side by side are smaller, or lean."""
+    width = sum(len(name) + 1 for name in names) * _DIGIT
+    if width > _SIZE[0] - 0.7:
+        axes.tick_params(axis="x", labelsize=6)
+    if width > 1.3 * (_SIZE[0] - 0.7):
+        axes.tick_params(axis="x", labelrotation=30)
+
+
+def _mark_positions(axes: Axes, positions: np.ndarray) -> None:
     """A tick at every point, numbers at those that leave room for them; a logarithmic axis for wide fractions."""
     if positions[0] > 0 and positions[-1] < 1 and positions[-1] > 10 * positions[0]:
         axes.set_xscale("log")
-    places = np.log(positions) if axes.get_xscale() == "log" else np.asarray(positions, float)
+    places = np.log(positions) if axes.get_xscale() == "log" else positions
     inches = (places - places[0]) / max(np.ptp(places), 1e-12) * (_SIZE[0] - 0.7)
     labels, left = [""] * len(positions), np.inf
     for number in reversed(range(len(positions))):  # the last is the point of the other sweeps

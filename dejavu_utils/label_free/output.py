@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dejavu_utils.analysis.figures import save_margin_figure, save_score_figure, save_unit_figure
 from dejavu_utils.analysis.report import figure_in_words
 from dejavu_utils.files import save_csv, save_json, save_npy
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.label_free import compare as instruments
 from dejavu_utils.label_free import scores as sslmem
-from dejavu_utils.label_free.figures import save_margin_figure, save_score_figure, save_unit_figure
 from dejavu_utils.label_free.gallery import save_sslmem_gallery
 from dejavu_utils.naming import SETS
 

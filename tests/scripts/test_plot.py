@@ -151,11 +151,15 @@ def test_layers_confidence_curve_and_probe_gap(tmp_path):
     assert curve["target_acc"][20] == epochs["target_acc"][1] and curve["target_acc"][100] == epochs["target_acc"][2]
     gap = pd.read_csv(saved / "score_probe_gap_top1.csv")
     assert gap["score"].tolist() == epochs["score"].tolist() and gap["probe_gap"].to_numpy() == pytest.approx(0.1)
-    for figure in ("attk_layers_acc_top5", "attk_confidence_top5", "score_probe_gap_top5"):
+    for figure in ("attk_layers_acc_top1", "attk_confidence_top1", "score_probe_gap_top1"):
         for ending in (".png", "_legend.png", ".pdf", "_legend.pdf"):
             data = (saved / f"{figure}{ending}").read_bytes()
             assert len(data) > 4000 and b"/Type3" not in data  # fonts that publishers refuse
-    assert Image.open(saved / "attk_layers_acc_top5.png").size == (1020, 750)  # 3.4 x 2.5 inches
+        assert f"{saved / figure}_legend.png" in result.stdout  # the path that is printed is the one with a legend
+    assert Image.open(saved / "attk_layers_acc_top1.png").size == (1020, 1170)  # 3.4 x 3.9 inches: two panels
+    assert (saved / "attk_layers_acc_top5.csv").exists() and not (saved / "attk_layers_acc_top5.png").exists()
+    assert "attk_layers_acc_top5.csv has no figure: top-5 of 12 classes is mostly chance" in result.stdout
+    assert result.stdout.rstrip().endswith("holds for its own point.")
 
 
 def test_chance_and_ceiling_are_drawn_where_they_are_known(tmp_path):
@@ -224,11 +228,11 @@ def test_difference_of_estimates():
 @pytest.mark.parametrize(
     "changes, texts",
     [
-        ({"model": "dino"}, ["--attk_folder_path", "NN_attk_dino_300pc_*ep or NN_attk_dino_*pc_50ep"]),
+        ({"model": "dino"}, ["NN_attk_dino_300pc_*ep or NN_attk_dino_*pc_50ep; there are NN_attk_vicreg_300pc_50ep"]),
         ({"attk_folder_path": f"{ABSENT}"}, [f"--attk_folder_path {ABSENT}: no such folder"]),
         ({"pct_confidences": "20;100"}, ["--pct_confidences", "20,100"]),
         ({"layer": "backbone"}, ["--layer backbone", "NN_attk_vicreg_300pc_50ep holds projector"]),
-        ({"k_neighb": 101}, ["neighb_labels.npy", "k_attk is 101", "only 100"]),
+        ({"k_neighb": 101}, ["neighb_labels.npy", "--k_neighb is 101", "only 100"]),
         ({"plot_lin_probe": 1}, ["--lin_probe_folder_path is needed"]),
         ({"plot_lin_probe": 1, "lin_probe_folder_path": DATA}, ["--lin_probe_folder_path", "lp_vicreg_300pc_*ep"]),
     ],

@@ -75,7 +75,7 @@ def test_demo_in_miniature_and_run_again(tmp_path):
         figure = results["both"]["top_1"]["accuracy"]["100"][name]
         assert summary[column][0] == figure["value"]
         assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in table
-    for name in ("attk_epochs_acc_top1_legend.png", "attk_epochs_partition_top1.pdf", "lp_epochs_top5.png"):
+    for name in ("attk_epochs_acc_top1_legend.png", "attk_epochs_partition_top1.pdf", "lp_epochs_top1.png"):
         assert (run / "plot" / name).stat().st_size > 5000
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")}

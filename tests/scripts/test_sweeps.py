@@ -456,7 +456,7 @@ def test_published_commands_from_training_to_figures(tmp_path, monkeypatch):
     plots = tmp_path / "logs" / "vicreg" / "plot"
     assert pd.read_csv(plots / "attk_epochs_acc_top1.csv")["epoch"].tolist() == [1000, 1000]
     assert pd.read_csv(plots / "score_probe_gap_top5.csv")["probe_gap"].notna().all()
-    for name in ("attk_datasets_partition_top5", "lp_epochs_top1", "lp_datasets_top5", "attk_confidence_top1"):
+    for name in ("attk_datasets_partition_top1", "lp_epochs_top1", "lp_datasets_top1", "attk_confidence_top1"):
         assert (plots / f"{name}_legend.pdf").stat().st_size > 5000
 
 

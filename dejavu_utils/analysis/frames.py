@@ -1,0 +1,130 @@
+"""The numbers of the figures of attacks and linear probes: one function a kind.
+
+Each yields (part of the file name, function that draws, DataFrame, top_k); the DataFrame is what the csv beside the
+figure holds. `x` is the column of the axis, `points` are [(its value, what was read there)].
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dejavu_utils.analysis.attack_files import AttackedSet
+from dejavu_utils.analysis.figures import (
+    save_accuracy_figures,
+    save_confidence_figures,
+    save_gap_figures,
+    save_layer_figures,
+    save_partition_figures,
+    save_probe_figures,
+)
+from dejavu_utils.analysis.intervals import difference
+from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, summarize_levels
+from dejavu_utils.analysis.report import clear_of_chance
+from dejavu_utils.analysis.tables import accuracy_columns, bounds, confidence_curve, directions
+
+CURVE = range(10, 101, 2)  # per cents of the confidence curve
+
+Frames = Iterator[tuple[str, Any, pd.DataFrame, int]]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack at one layer. sets: of read_attack. ceiling: of read_ceiling, or None."""
+
+    layer: str
+    sets: dict[str, AttackedSet]
+    ceiling: dict[str, Any] | None
+
+    @property
+    def n(self) -> int:
+        """Attacked images."""
+        return sum(len(attacked.idxs) for attacked in self.sets.values())
+
+    @property
+    def classes(self) -> int:
+        """How many classes its images and predictions have."""
+        labels = [attacked.attack.labels for attacked in self.sets.values()]
+        labels += [attacked.attack.target.top.ravel() for attacked in self.sets.values()]
+        return len(np.setdiff1d(np.concatenate(labels), [-1]))
+
+
+def columns_at(attack: Attack, pct_confidences: Sequence[float], top_k: int) -> list[tuple[dict, dict]]:
+    """[the columns of the accuracies, and memorization.summarize's dict they are from] of each confidence level.
+
+    interpretable: is the ceiling above chance? NaN where it is not known.
+    """
+    top = attack.ceiling and attack.ceiling[f"top_{top_k}"]
+    *summaries, everybody = summarize_levels(directions(attack.sets), top_k, [*pct_confidences, 100])
+    interpretable = float(clear_of_chance(top, everybody["chance"])) if top else np.nan
+    levels = []
+    for pct, summary in zip(pct_confidences, summaries):
+        columns = {"pct_confidence": pct, **accuracy_columns(summary, top), "interpretable": interpretable}
+        levels.append((columns, summary))
+    return levels
+
+
+def attack_frames(points: Sequence[tuple], pct_confidences: Sequence[float], x: str) -> Frames:
+    """Yields (part of the file name, function that draws, DataFrame, top_k) of an attack sweep."""
+    for top_k in TOP_KS:
+        accuracies, outcomes = [], []
+        for position, attack in points:
+            levels = columns_at(attack, pct_confidences, top_k)
+            accuracies += [{x: position, **columns} for columns, _ in levels]
+            columns, summary = levels[0]  # the fractions are of all examples at every level
+            row = {x: position, **{outcome: summary[outcome]["value"] for outcome in OUTCOMES}}
+            for outcome in OUTCOMES:
+                row.update(bounds(outcome, summary[outcome]))
+            outcomes.append({**row, "interpretable": columns["interpretable"]})
+        yield "acc_", save_accuracy_figures, pd.DataFrame(accuracies), top_k
+        yield "partition_", save_partition_figures, pd.DataFrame(outcomes), top_k
+
+
+def layer_frames(attacks: dict[str, Attack], pct_confidences: Sequence[float]) -> Frames:
+    """Yields the frames of the layers of one point. attacks: {layer: Attack}, in the network's order."""
+    for top_k in TOP_KS:
+        rows = []
+        for layer, attack in attacks.items():
+            rows += [{"layer": layer, **columns} for columns, _ in columns_at(attack, pct_confidences, top_k)]
+        yield "", save_layer_figures, pd.DataFrame(rows), top_k
+
+
+def confidence_frames(attack: Attack) -> Frames:
+    """Yields the frames of the confidence curve of one Attack."""
+    curve = confidence_curve(attack.sets, CURVE, attack.ceiling)
+    for top_k in TOP_KS:
+        yield "", save_confidence_figures, curve[curve["top_k"] == top_k].drop(columns="top_k"), top_k
+
+
+def gap_frames(attacks: dict, probes: dict, x: str) -> Frames:
+    """Yields the frames of the déjà vu score beside the linear probe's gap, of the points that have both.
+
+    attacks, probes: the frames of both against x, as `Output.save` returns them.
+    """
+    for top_k in TOP_KS:
+        rows = []
+        for row in probes["", top_k].to_dict("records"):
+            gap = difference(accuracy_in(row, "train"), accuracy_in(row, "val"))
+            rows.append({x: row[x], "probe_gap": gap["value"], **bounds("probe_gap", gap)})
+        scores = attacks["acc_", top_k][[x, "pct_confidence", "score", "score_low", "score_high"]]
+        frame = scores.merge(pd.DataFrame(rows), on=x)
+        if len(frame):
+            yield "", save_gap_figures, frame, top_k
+
+
+def accuracy_in(row: dict, name: str) -> dict[str, float]:
+    """An estimate from the columns of a row."""
+    return {"value": row[f"{name}_acc"], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+
+
+def probe_frames(points: Sequence[tuple], x: str) -> Frames:
+    """Yields (part of the file name, function that draws, DataFrame, top_k) of a sweep of linear probes."""
+    for top_k in TOP_KS:
+        rows = []
+        for position, final in points:
+            train, val = (final[name][f"top_{top_k}"] for name in ("train", "val"))
+            accuracies = {x: position, "train_acc": train["value"], "val_acc": val["value"]}
+            rows.append({**accuracies, **bounds("train", train), **bounds("val", val)})
+        yield "", save_probe_figures, pd.DataFrame(rows), top_k
