@@ -86,7 +86,7 @@ from dejavu_utils.log import Progress, say
 from dejavu_utils.models import L2, LOSSES
 from dejavu_utils.naming import SETS, attack_path
 from dejavu_utils.networks.embedder import LOGITS, Embedder, ImageSet, Inference
-from dejavu_utils.networks.inference import prepared_for_inference
+from dejavu_utils.networks.inference import check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
 from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.runtime.launch import init_from_args, launch
@@ -235,15 +235,15 @@ def attack(args):
     warnings += check_identity(args, networks, where, comparison, sets, public, listing)
     layers = layers_of(args, networks[first], where[first])
     of_each = comparison.layers(networks, layers)
-    shown = args.resolution or networks[first].preprocessing.side
+    for name, network in networks.items():
+        check_layers(network, of_each[name], where[name])
+    shown = networks[first].preprocessing.side
     models = {} if rank() else {name: ModelRecord.of(net, args.resolution) for name, net in networks.items()}
     networks = {name: prepared_for_inference(net, of_each[name]).to(device) for name, net in networks.items()}
     annotations = None if rank() or args.use_corner_crop else Annotations(args.imgnet_bbox_pth, listing, BOXES)
     parts = from_first(None if rank() else cropped_parts(args, listing, annotations, sets, public, warnings))
     queries, public = Queries(parts, public, comparison.shown(networks)), ImageSet("public", public)
-    inference = Inference(
-        device, args.precision, args.resolution, args.batch_size, args.num_workers, args.skip_unreadable
-    )
+    inference = Inference(device, args.precision, args.batch_size, args.num_workers, args.skip_unreadable)
     embedder = Embedder(networks, of_each, listing, where, inference)
     record = record_of(args, models, listing, sets, queries.images, public.indices)
     key = None if rank() else key_of(args, record, layers, listing, queries.images, public, device)
@@ -318,9 +318,8 @@ def load_networks(args, where, comparison):
     networks, warnings = {}, []
     for name, (flag, path) in tested(args).items():
         model = name in comparison.models
-        networks[name] = load_network(path, flag, args.arch if model else None)
-        if networks[name].notes:
-            say(f"{where[name]}: {networks[name].notes}")
+        networks[name] = load_network(path, flag, args.arch if model else None, resolution=args.resolution)
+        say(f"{where[name]}: {networks[name].notes}")
         if not model:
             warnings += check_classifier(networks[name], where[name], str(CropRule.of(vars(args))))
             continue

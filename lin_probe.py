@@ -57,7 +57,7 @@ from dejavu_utils.files import digest, save_json
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.log import Progress, say
 from dejavu_utils.models import LOSSES
-from dejavu_utils.networks.inference import check_finite, prepared_for_inference
+from dejavu_utils.networks.inference import check_finite, check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runtime.devices import autocast
@@ -126,13 +126,14 @@ def main():
 
 def probe(args):
     device = init_from_args(args)
-    network = load_network(args.model_pth, "--model_pth", args.arch)
+    network = load_network(args.model_pth, "--model_pth", args.arch, resolution=args.resolution)
     check_typed(network, f"--model_pth {args.model_pth}", args.mlp, args.loss, args.resnet50)
-    if network.notes:
-        say(f"--model_pth {args.model_pth}: {network.notes}")
+    say(f"--model_pth {args.model_pth}: {network.notes}")
     if args.use_projector and not network.has_projector:
         raise InputError(f"--use_projector: --model_pth {args.model_pth} has no projector; leave the flag out")
-    args.resolution = args.resolution or network.preprocessing.side
+    layer = "projector" if args.use_projector else "backbone"
+    check_layers(network, [layer], f"--model_pth {args.model_pth}")
+    args.resolution = network.preprocessing.side
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
     train = load_indices(args.train_idx_pth, "--train_idx_pth", listing)
     val = load_indices(args.val_idx_pth, "--val_idx_pth", listing)
@@ -142,7 +143,6 @@ def probe(args):
     if args.skip_unreadable:
         train, val = (readable_only(args, listing, indices, device) for indices in (train, val))
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler requeues the job
-    layer = "projector" if args.use_projector else "backbone"
     state = ProbeRun(args, network, layer, listing, train, val, device, stop)
     checkpoint = saved_checkpoint(state.path)
     if checkpoint:
@@ -325,7 +325,7 @@ class ProbeRun:
 
     def features(self, indices, what):
         """Yields (float32 (n, width), labels int64 (n,)) on the device: this process's images, test transform."""
-        transform = evaluation_transform(self.args.resolution, self.network.preprocessing)
+        transform = evaluation_transform(preprocessing=self.network.preprocessing)
         images = IndexedImages(self.listing, indices, transform)
 
         def check(sums):

@@ -63,7 +63,7 @@ from dejavu_utils.log import Progress, say
 from dejavu_utils.models import L2
 from dejavu_utils.naming import SETS
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
-from dejavu_utils.networks.inference import prepared_for_inference
+from dejavu_utils.networks.inference import check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
 from dejavu_utils.runtime.distributed import rank, wait_for_all, world_size
 from dejavu_utils.runtime.launch import init_from_args, launch
@@ -141,9 +141,9 @@ def measure(args):
     if args.attack_dir:
         warnings += check_attack(args, record)
     networks = {model: prepared_for_inference(network, layers).to(device) for model, network in networks.items()}
-    args.resolution = args.resolution or networks["A"].preprocessing.side
+    args.resolution = networks["A"].preprocessing.side
     size = max(1, args.batch_size // args.views)  # the networks see so many views at once
-    inference = Inference(device, args.precision, args.resolution, size, args.num_workers, args.skip_unreadable)
+    inference = Inference(device, args.precision, size, args.num_workers, args.skip_unreadable)
     embedder = Embedder(networks, dict.fromkeys(SETS, layers), listing, where, inference)
     views = Views(views_of_training(settings), args.views, args.seed, embedder.kinds)
     key = None if rank() else key_of(args, record, embedder, views, sets)
@@ -202,9 +202,9 @@ def load_networks(args, where):
     """{"A": network, "B": network} in eval mode on the CPU."""
     networks = {}
     for model in SETS:
-        networks[model] = load_network(getattr(args, f"model_{model}_pth"), f"--model_{model}_pth", args.arch)
-        if networks[model].notes:
-            say(f"{where[model]}: {networks[model].notes}")
+        path, flag = getattr(args, f"model_{model}_pth"), f"--model_{model}_pth"
+        networks[model] = load_network(path, flag, args.arch, resolution=args.resolution)
+        say(f"{where[model]}: {networks[model].notes}")
     check_alike(networks, where)
     return networks
 
@@ -237,6 +237,7 @@ def layers_of(args, networks, where):
         for layer in layers:
             if layer.removesuffix(L2) not in network.layer_names():
                 raise InputError(f"--layers {layer}: {where[model]} has {', '.join(network.layer_names())}")
+        check_layers(network, layers, where[model])
     return layers
 
 

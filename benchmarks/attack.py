@@ -178,7 +178,7 @@ def network(args):
 
         def ours(precision):
             def work():
-                inference = Inference(device, precision, args.resolution, args.batch_size, args.num_workers)
+                inference = Inference(device, precision, args.batch_size, args.num_workers)
                 layers, where = dict.fromkeys(SETS, ["projector"]), {model: model for model in SETS}
                 embedder = Embedder(prepared, layers, images.listing, where, inference)
                 with tempfile.TemporaryDirectory() as unfinished, contextlib.redirect_stderr(io.StringIO()):

@@ -148,7 +148,7 @@ def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> Non
     group.add_argument(
         "--resolution",
         type=positive_int,
-        help="side of the network's input, pixels; default: its own, which is 224 for those of train_SSL.py",
+        help="side of the network's input, pixels; default: that of the end of its training, 224 where no file says it",
     )
     group.add_argument(
         "--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count them"

@@ -1,7 +1,8 @@
-"""The SSL network (backbone, projector, head of the loss) and building one from a checkpoint."""
+"""The SSL network (backbone, projector, head of the loss), built by name or from a checkpoint's settings."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +16,8 @@ from dejavu_utils.imagenet import Preprocessing
 
 ABOUT = ("epoch", "settings", "train_images")  # of a checkpoint, kept with its network
 L2 = ":l2"  # after a layer's name: its output divided by its length
-_INNER = r"layer\d|blocks\.\d+|stages\.\d+|encoder\.layers\.encoder_layer_\d+"  # names of a backbone's inner layers
+# Names of a backbone's inner layers.
+_INNER = r"layer\d|(?:blocks|stages|layers)\.\d+|encoder\.layers\.encoder_layer_\d+"
 
 
 def classifier_name(net: nn.Module, arch: str) -> str:
@@ -52,14 +54,12 @@ def backbone_named(arch: str, fc: bool) -> tuple[nn.Module, int]:
 
 def timm_network(arch: str, what: str, **options: Any) -> nn.Module:
     """timm's network of this name. what: flag and value, for errors. options: of timm.create_model."""
-    try:
-        import timm
-    except ImportError:
-        raise InputError(f"{what}: no classifier of torchvision; timm may have it: pip install timm") from None
-    if not timm.is_model(arch):
+    import timm  # takes a second
+
+    if ":" not in arch and not timm.is_model(arch):  # with one it is a place that timm knows: hf-hub:, local-dir:
         raise InputError(f"{what}: neither torchvision nor timm has it")
     # Crops grow during training: a transformer must take images of any size.
-    sizes = {"dynamic_img_size": True} if arch.startswith(("vit_", "deit", "eva")) else {}
+    sizes: dict[str, Any] = {"dynamic_img_size": True} if arch.startswith(("vit_", "deit", "eva")) else {}
     return timm.create_model(arch, **sizes, **options)
 
 
@@ -79,9 +79,9 @@ def mlp_widths(mlp: str, flag: str = "model.mlp") -> list[int]:
     return widths
 
 
-def _mlp(width_in, widths, relu_at_end=False):
+def _mlp(width_in: int, widths: list[int], relu_at_end: bool = False) -> nn.Sequential:
     """Hidden layers Linear + BatchNorm + ReLU, the last a Linear without bias."""
-    layers = []
+    layers: list[nn.Module] = []
     for width in widths[:-1]:
         layers.append(nn.Sequential(nn.Linear(width_in, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)))
         width_in = width
@@ -91,15 +91,15 @@ def _mlp(width_in, widths, relu_at_end=False):
     return nn.Sequential(*layers)
 
 
-def _batch_norm(width, widths, num_classes):
+def _batch_norm(width: int, widths: list[int], num_classes: int | None) -> nn.Module:
     return nn.BatchNorm1d(width, affine=False)
 
 
-def _predictor(width, widths, num_classes):
+def _predictor(width: int, widths: list[int], num_classes: int | None) -> nn.Module:
     return _mlp(width, widths)
 
 
-def _classifier(width, widths, num_classes):
+def _classifier(width: int, widths: list[int], num_classes: Any) -> nn.Module:
     return nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, num_classes))
 
 
@@ -121,8 +121,9 @@ class Network(nn.Module):
     """Backbone `net`, `projector` (its children are its layers) and, where there are class scores, `fc` behind them.
 
     arch, mlp, loss: names of what they are, or None, where its checkpoint does not say. preprocessing: how images are
-    shown to it. notes: what is to be said about where it comes from. about: what its checkpoint says of the training,
-    {name of ABOUT: value or None}. Layers by name: `layer_names`, each also with L2 behind it.
+    shown to it. trained_side: pixels of the images at the end of its training, where its checkpoint says it. notes:
+    what is to be said about where it comes from. about: what its checkpoint says of the training, {name of ABOUT: value
+    or None}. Layers by name: `layer_names`, each also with L2 behind it.
     """
 
     net: Any
@@ -132,12 +133,13 @@ class Network(nn.Module):
     mlp: str | None
     loss: str | None
     num_classes: Any  # int, where there are class scores
+    trained_side: int | None
     inner_layers: tuple[str, ...]
 
     def __init__(self, net: nn.Module, backbone_width: int, projector: nn.Sequential) -> None:
         super().__init__()
         self.net, self.backbone_width, self.projector = net, backbone_width, projector
-        self.arch = self.mlp = self.loss = self.num_classes = None
+        self.arch = self.mlp = self.loss = self.num_classes = self.trained_side = None
         self.preprocessing, self.notes, self.about = Preprocessing(), "", dict.fromkeys(ABOUT)
         self.has_projector = len(projector) > 0
         self.inner_layers = tuple(name for name, _ in net.named_modules() if re.fullmatch(_INNER, name))
@@ -167,7 +169,7 @@ class Network(nn.Module):
     def layer_names(self) -> list[str]:
         """What `embed` gives: backbone, projector.0, ..., projector (the last of these), logits, and inner layers.
 
-        An inner layer's output is its class token, else its mean over positions.
+        The output of an inner layer is `pooled`.
         """
         names = ["backbone", *(f"projector.{i}" for i in range(len(self.projector)))]
         names += ["projector"] if self.has_projector else []
@@ -178,47 +180,92 @@ class Network(nn.Module):
         return self.embed_layers(images, [layer])[layer]
 
     def embed_layers(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """`embed` of several layers in one pass: {layer: float (n, width(layer))}."""
-        wanted, named = {layer.removesuffix(L2) for layer in layers}, {}
+        """`embed` of several layers in one pass: {layer: float (n, width(layer))}.
 
-        def keep(name):
-            return lambda module, inputs, output: named.update({name: self._pooled(output)})
-
-        inner = [name for name in self.inner_layers if name in wanted]
-        hooks = [self.net.get_submodule(name).register_forward_hook(keep(name)) for name in inner]
+        InputError for an inner layer whose output cannot be pooled to one vector per image.
+        """
+        wanted = {layer.removesuffix(L2) for layer in layers}
+        outputs: dict[str, torch.Tensor] = {}
+        hooks = []
+        for name in wanted & set(self.inner_layers):
+            module = self.net.get_submodule(name)
+            hooks.append(module.register_forward_hook(self._keep_pooled(name, outputs)))
         try:
-            output = named["backbone"] = self.net(images)
+            output = outputs["backbone"] = self.net(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        if not wanted <= named.keys():
-            for number, layer in enumerate(self.projector):
-                output = named[f"projector.{number}"] = layer(output)
-            named["projector"] = output
+        if not wanted <= outputs.keys():
+            for number, module in enumerate(self.projector):
+                output = outputs[f"projector.{number}"] = module(output)
+            outputs["projector"] = output
             if "logits" in wanted:
-                named["logits"] = self.fc(output)
-        values = {layer: named[layer.removesuffix(L2)] for layer in layers}
-        return {name: F.normalize(z.float(), dim=1) if name.endswith(L2) else z for name, z in values.items()}
+                outputs["logits"] = self.fc(output)
+        for name in wanted - outputs.keys():
+            raise InputError(f"layer {name}: the network does not run this module as a whole; name another layer")
+        values = {}
+        for layer in layers:
+            output = outputs[layer.removesuffix(L2)]
+            values[layer] = F.normalize(output.float(), dim=1) if layer.endswith(L2) else output
+        return values
 
-    def _pooled(self, output):
-        if output.ndim == 4:
-            return output.mean(dim=(2, 3))
-        has_class_token = any(getattr(self.net, name, None) is not None for name in ("cls_token", "class_token"))
-        return output[:, 0] if has_class_token else output.mean(dim=1)
+    def _keep_pooled(self, name: str, outputs: dict[str, torch.Tensor]) -> Callable:
+        def keep(module: nn.Module, inputs: tuple, output: object) -> None:
+            outputs[name] = pooled(output, self.net, name)
+
+        return keep
 
     @torch.no_grad()
     def width(self, layer: str) -> int:
         """Width of what `embed` gives for a layer; InputError for a layer that the network has not."""
         name = layer.removesuffix(L2)
         if name not in self.layer_names():
-            there = ", ".join(self.layer_names())
-            raise InputError(f"layer {layer}: this network has {there}, each also with {L2} (divided by its length)")
+            names = ", ".join(self.layer_names())
+            raise InputError(f"layer {layer}: this network has {names}, each also with {L2} (divided by its length)")
         if name == "logits":
             return self.num_classes
         if name in self.inner_layers:
-            weight, side = next(self.net.parameters()), self.preprocessing.side
-            return self.embed(torch.zeros(1, 3, side, side).to(weight), name).shape[1]
-        return {**dict(zip(self.layer_names(), self.layer_widths())), "projector": self.layer_widths()[-1]}[name]
+            return self.embed(self.blank_image(), name).shape[1]
+        widths = self.layer_widths()
+        return {**dict(zip(self.layer_names(), widths)), "projector": widths[-1]}[name]
+
+    def blank_image(self) -> torch.Tensor:
+        """One image of zeros, of the size that the network is shown: (1, 3, side, side)."""
+        weight, side = next(self.net.parameters()), self.preprocessing.side
+        return torch.zeros(1, 3, side, side, dtype=weight.dtype, device=weight.device)
+
+
+def pooled(output: object, net: nn.Module, name: str) -> torch.Tensor:
+    """The output of an inner layer of `net`, pooled as that network pools its last one: float (n, width).
+
+    Maps, channels first or last: their mean over space. Tokens: the class token where the layer has one and the network
+    reads it, else the mean over positions, without the class token and registers. InputError for other outputs.
+    """
+    if isinstance(output, torch.Tensor) and output.ndim == 2:
+        return output
+    if isinstance(output, torch.Tensor) and output.ndim == 4:
+        # Images are square, so the axis that differs is that of the channels; where all are equal the network says it.
+        _, first, second, third = output.shape
+        last = first == second and (second != third or getattr(net, "output_fmt", "") == "NHWC")
+        return output.mean(dim=(1, 2) if last else (2, 3))
+    if isinstance(output, torch.Tensor) and output.ndim == 3:
+        tokens = [getattr(net, attribute, None) for attribute in ("cls_token", "class_token")]
+        has_class_token = any(isinstance(token, torch.Tensor) for token in tokens)
+        before = getattr(net, "num_prefix_tokens", int(has_class_token))
+        # Some networks add the class token after their blocks (XCiT, CaiT) or some of them (ConViT): count positions.
+        if _is_square(output.shape[1] - before):
+            reads_class_token = has_class_token and getattr(net, "global_pool", None) != "avg"
+            return output[:, 0] if reads_class_token else output[:, before:].mean(dim=1)
+        if _is_square(output.shape[1]):
+            return output.mean(dim=1)
+    kind = f"of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+    raise InputError(
+        f"layer {name}: its output is {kind}, neither a map nor one token per position; name another layer"
+    )
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 class SSLNetwork(Network):

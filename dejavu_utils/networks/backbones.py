@@ -1,22 +1,25 @@
-"""Backbones that torchvision has no name for, built from the names and shapes of their weights.
+"""Backbones built from the names and shapes of their weights.
 
-ResNets of any width (VICReg's and SwAV's w2, SimCLR's 2x and 4x), and the vision transformer that DINO, DINOv2, MAE and
-MoCo v3 share, which takes images of other sizes as each of them publishes it.
+torchvision's ResNets and VGGs, ResNets of any width (VICReg's and SwAV's w2, SimCLR's 2x and 4x), and the vision
+transformer that DINO, DINOv2, MAE, MoCo v3 and I-JEPA share, which takes images of other sizes as each publishes it.
 """
 
 import math
 import re
-from dataclasses import dataclass
+from typing import Any, cast
 
+import timm.models
 import torch
 import torch.nn.functional as F
 import torchvision
+from timm.layers import Mlp, SwiGLUPacked
 from torch import nn
 from torchvision.models import resnet
 
 from dejavu_utils.models import backbone_named
 
-_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24}  # of the widths that DINO, DINOv2, MAE and DeiT have
+# Of the widths that DINO, DINOv2, MAE, DeiT and I-JEPA have.
+_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
 _NAMES = {
     (2, 2, 2, 2): "resnet18",
     (3, 4, 6, 3): "resnet50",
@@ -29,13 +32,15 @@ _NAMES = {
 class ResNet(resnet.ResNet):
     """torchvision's ResNet without its classifier, all widths multiplied by `times`, the first convolution's too."""
 
-    def __init__(self, block, layers, times=1.0, groups=1, width_per_group=64):
+    def __init__(
+        self, block: Any, layers: list[int], times: float = 1.0, groups: int = 1, width_per_group: int = 64
+    ) -> None:
         self.times = times
         super().__init__(block, layers, groups=groups, width_per_group=width_per_group)
         self.num_features = int(512 * times) * block.expansion
         self.fc = nn.Identity()
 
-    def _make_layer(self, block, planes, *args, **kwargs):
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
         if planes == 64:  # the first stage: the stem has been made, with 64 channels
             self.inplanes = int(64 * self.times)
             self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
@@ -43,169 +48,108 @@ class ResNet(resnet.ResNet):
         return super()._make_layer(block, int(planes * self.times), *args, **kwargs)
 
 
-def resnet_of_shapes(shapes: dict[str, tuple]) -> tuple[nn.Module, str]:
+def resnet_of_shapes(shapes: dict[str, tuple]) -> tuple[ResNet, str]:
     """(ResNet, name) for {name: shape} of its weights without a classifier."""
     counts = [_count(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
-    block = resnet.Bottleneck if "layer1.0.conv3.weight" in shapes else resnet.BasicBlock
-    stem, inner, a_group = shapes["conv1.weight"][0], *shapes["layer1.0.conv2.weight"][:2]
+    block: Any = resnet.Bottleneck if "layer1.0.conv3.weight" in shapes else resnet.BasicBlock
+    stem = shapes["conv1.weight"][0]
+    inner, a_group = shapes["layer1.0.conv2.weight"][:2]
     groups, times = inner // a_group, stem / 64
-    name = _NAMES.get(tuple(counts), "resnet" + "-".join(map(str, counts)))
+    name = _NAMES.get((counts[0], counts[1], counts[2], counts[3]), "resnet" + "-".join(map(str, counts)))
     if tuple(counts) == (3, 4, 6, 3) and block is resnet.BasicBlock:
         name = "resnet34"
+    wider = f"x{times:g}" if times != 1 else ""
     if block is resnet.BasicBlock:
-        return ResNet(block, counts, times), name + (f"x{times:g}" if times != 1 else "")
+        return ResNet(block, counts, times), name + wider
     per_group = round(inner / times / groups)
     if groups > 1:
         name = name.replace("resnet", "resnext") + f"_{groups}x{per_group}d"
     elif per_group != 64:
         name = f"wide_{name}_{per_group // 64}"
-    return ResNet(block, counts, times, groups, per_group), name + (f"x{times:g}" if times != 1 else "")
+    return ResNet(block, counts, times, groups, per_group), name + wider
 
 
-@dataclass
-class VitShape:
-    """What a vision transformer is made of. patch: side, pixels. tokens: entries of the position table, the class
-    token's first. hidden: width within the MLPs. scaled: each block's outputs have learned factors. registers: extra
-    tokens without a position (DINOv2). swiglu: gated units in place of GELU."""
+class VisionTransformer(timm.models.VisionTransformer):
+    """timm's transformer, but for images of another size than its position table's: that is interpolated (bicubic) to
+    the grid's size, or (`offset`, DINO's) by a factor of (side + offset) / side of the table, as its project does."""
 
-    width: int
-    depth: int
-    heads: int
-    patch: int
-    tokens: int
-    hidden: int
-    qkv_bias: bool = True
-    scaled: bool = False
-    registers: int = 0
-    swiglu: bool = False
+    pos_embed: torch.Tensor
+    offset, antialias = 0.0, False
 
+    def _pos_embed(self, patches: torch.Tensor) -> torch.Tensor:
+        """float (n, height, width, channels) -> float (n, tokens, channels), the class token and registers first."""
+        tokens = patches.flatten(1, 2) + self._positions(*patches.shape[1:3])
+        before = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        return torch.cat([*(token.expand(len(tokens), -1, -1) for token in before), tokens], dim=1)
 
-class VisionTransformer(nn.Module):
-    """The ViT of Dosovitskiy et al. 2021 with a class token; output: that token after the last normalization.
-
-    Images of another size than the position table's get it by bicubic interpolation: to the grid's size, or (`offset`,
-    DINO's) by a factor of (side + offset) / side of the table.
-    """
-
-    def __init__(self, shape: VitShape) -> None:
-        super().__init__()
-        width = shape.width
-        self.num_features, self.offset, self.antialias = width, 0.0, False
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, shape.tokens, width))
-        if shape.registers:
-            self.register_tokens = nn.Parameter(torch.zeros(1, shape.registers, width))
-        self.patch_embed = nn.Sequential()
-        self.patch_embed.add_module("proj", nn.Conv2d(3, width, kernel_size=shape.patch, stride=shape.patch))
-        self.blocks = nn.Sequential(*(_Block(shape) for _ in range(shape.depth)))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-
-    def forward(self, images):
-        """float (n, 3, h, w) -> float (n, width)."""
-        patches = self.patch_embed(images)
-        positions = self._positions(*patches.shape[-2:])
-        tokens = [self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)]
-        x = torch.cat(tokens, dim=1) + positions
-        if hasattr(self, "register_tokens"):
-            registers = self.register_tokens.expand(len(images), -1, -1)
-            x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)
-        return self.norm(self.blocks(x)[:, 0])
-
-    def _positions(self, height, width):
-        side = math.isqrt(self.pos_embed.shape[1] - 1)
+    def _positions(self, height: int, width: int) -> torch.Tensor:
+        side = math.isqrt(self.pos_embed.shape[1])
         if (height, width) == (side, side):
             return self.pos_embed
-        table = self.pos_embed[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+        table = self.pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
         if self.offset:
-            size = {"scale_factor": ((height + self.offset) / side, (width + self.offset) / side)}
+            factors = (height + self.offset) / side, (width + self.offset) / side
+            table = F.interpolate(table, scale_factor=factors, mode="bicubic", antialias=self.antialias)
         else:
-            size = {"size": (height, width)}
-        table = F.interpolate(table, **size, mode="bicubic", antialias=self.antialias)
-        return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], dim=1)
+            table = F.interpolate(table, size=(height, width), mode="bicubic", antialias=self.antialias)
+        return table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
 
 
-class _Block(nn.Module):
-    def __init__(self, shape):
-        super().__init__()
-        width = shape.width
-        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
-        self.attn = _Attention(width, shape.heads, shape.qkv_bias)
-        self.mlp = (_SwiGlu if shape.swiglu else _Mlp)(width, shape.hidden)
-        self.ls1, self.ls2 = (_Scale(width) if shape.scaled else nn.Identity() for _ in range(2))
+def vit_of_shapes(shapes: dict[str, tuple], heads: int | None = None) -> tuple[VisionTransformer, str]:
+    """(network, name) for {name: shape} of its weights under timm's names, as `timms_names` gives them.
 
-    def forward(self, x):
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
-
-
-class _Attention(nn.Module):
-    def __init__(self, width, heads, bias):
-        super().__init__()
-        self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width, bias=bias), nn.Linear(width, width)
-
-    def forward(self, x):
-        n, tokens, width = x.shape
-        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width, hidden):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class _SwiGlu(nn.Module):
-    def __init__(self, width, hidden):
-        super().__init__()
-        self.w12, self.w3 = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
-
-    def forward(self, x):
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
-
-
-class _Scale(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, x):
-        return x * self.gamma
-
-
-def vit_of_shapes(shapes: dict[str, tuple], heads: int | None = None) -> tuple[nn.Module, str]:
-    """(VisionTransformer, name) for {name: shape} of its weights. heads: as usual for the width, unless given.
-
-    ValueError for a width that is none of the usual ones: shapes do not tell the number of heads.
+    heads: as usual for the width, unless given. ValueError for a width that is none of the usual ones: shapes do not
+    tell the number of heads.
     """
-    _, tokens, width = shapes["pos_embed"]
-    swiglu = "blocks.0.mlp.w12.weight" in shapes
-    hidden = shapes["blocks.0.mlp.w3.weight"][1] if swiglu else shapes["blocks.0.mlp.fc1.weight"][0]
+    _, positions, width = shapes["pos_embed"]
+    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+    gated = shapes["blocks.0.mlp.fc2.weight"][1] < hidden
     heads = heads or _HEADS.get(width)
     if not heads or width % heads:
         raise ValueError(f"a transformer {width} wide: its weights do not tell the number of heads")
     depth, patch = _count(shapes, r"blocks\.(\d+)\."), shapes["patch_embed.proj.weight"][-1]
-    shape = VitShape(
-        width,
-        depth,
-        heads,
-        patch,
-        tokens,
-        hidden,
+    class_token = "cls_token" in shapes
+    net = VisionTransformer(
+        img_size=math.isqrt(positions) * patch,
+        patch_size=patch,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=(hidden + 0.5) / width,  # timm rounds the product down
+        mlp_layer=cast(Any, SwiGLUPacked if gated else Mlp),
         qkv_bias="blocks.0.attn.qkv.bias" in shapes,
-        scaled="blocks.0.ls1.gamma" in shapes,
-        registers=shapes.get("register_tokens", (0, 0))[1],
-        swiglu=swiglu,
+        init_values=1.0 if "blocks.0.ls1.gamma" in shapes else None,
+        class_token=class_token,
+        global_pool="token" if class_token else "avg",
+        fc_norm=False,
+        no_embed_class=True,
+        reg_tokens=shapes.get("reg_token", (0, 0))[1],
+        num_classes=0,
+        dynamic_img_size=True,
+        weight_init="skip",
     )
-    return VisionTransformer(shape), f"vit_{width}x{depth}_{heads}heads_patch{patch}"
+    return net, f"vit_{width}x{depth}_{heads}heads_patch{patch}"
 
 
-def _count(shapes, pattern):
-    numbers = [int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match]
+def timms_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a vision transformer as DINO, DINOv2, MAE, MoCo v3 and I-JEPA name them -> as timm does.
+
+    The class token's entry of the position table is added to that token, once: timm's table is of the patches alone.
+    """
+    renamed = {}
+    for name, value in state.items():
+        name = "reg_token" if name == "register_tokens" else name
+        renamed[name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")] = value
+    if "cls_token" in renamed and "pos_embed" in renamed:
+        table = renamed["pos_embed"]
+        renamed["cls_token"] = renamed["cls_token"] + table[:, :1]
+        renamed["pos_embed"] = table[:, 1:]
+    return renamed
+
+
+def _count(shapes: dict[str, tuple], pattern: str) -> int:
+    matches = [re.match(pattern, name) for name in shapes]
+    numbers = [int(match[1]) for match in matches if match]
     if not numbers:
         raise ValueError(f"no weight is called {pattern}")
     return max(numbers) + 1

@@ -39,13 +39,11 @@ class ImageSet:
 
 @dataclass
 class Inference:
-    """How networks are run over images. resolution: side of their input, pixels; None: each one's own. batch_size:
-    images. num_workers: processes that read images. skip_unreadable: leave out images that cannot be read, instead of
-    an InputError that names the first."""
+    """How networks are run over images. batch_size: images. num_workers: processes that read images. skip_unreadable:
+    leave out images that cannot be read, instead of an InputError that names the first."""
 
     device: torch.device
     precision: str = "fp32"
-    resolution: int | None = None
     batch_size: int = 256
     num_workers: int = 0
     skip_unreadable: bool = False
@@ -63,7 +61,7 @@ class Embedder:
     def __init__(self, networks, layers, listing, where, inference):
         self.networks, self.layers, self.listing, self.where = networks, layers, listing, where
         self.inference, self.device, self.batch_size = inference, inference.device, inference.batch_size
-        self.shown = {model: net.preprocessing.at(inference.resolution) for model, net in networks.items()}
+        self.shown = {model: network.preprocessing for model, network in networks.items()}
         self.kinds = list(dict.fromkeys(self.shown.values()))
         self.transform = EachTransform(*(evaluation_transform(preprocessing=kind) for kind in self.kinds))
         self.widths = {(model, layer): net.width(layer) for model, net in networks.items() for layer in layers[model]}

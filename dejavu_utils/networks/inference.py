@@ -6,7 +6,7 @@ import torch
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
-from dejavu_utils.errors import InputError
+from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.models import L2, Network
 
 
@@ -25,10 +25,30 @@ def prepared_for_inference(network: Network, layers: Sequence[str] = ()) -> Netw
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def check_finite(is_finite: bool, where: str, layer: str, precision: str) -> None:
-    """InputError unless the output of a layer of the checkpoint `where` (flag and path) is finite."""
+@torch.inference_mode()
+def check_layers(network: Network, layers: Sequence[str], source: str) -> None:
+    """Runs one blank image of its size through the network: InputError unless each layer gives one vector of its width.
+
+    source: flag and path of the checkpoint. To be called before any image is read.
+    """
+    side = network.preprocessing.side
+    try:
+        outputs = network.embed_layers(network.blank_image(), layers)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    except Exception as error:  # whatever a network raises for images of a size that it does not take
+        reason = f"{type(error).__name__}: {one_line(error, 150)}"
+        raise InputError(f"{source}: takes no images of {side} pixels ({reason}); give --resolution") from None
+    for layer, output in outputs.items():
+        shape, width = tuple(getattr(output, "shape", ())), network.width(layer)
+        if shape != (1, width):
+            raise InputError(f"{source}: layer {layer}: its output is of shape {shape}, expected (1, {width})")
+
+
+def check_finite(is_finite: bool, source: str, layer: str, precision: str) -> None:
+    """InputError unless the output of a layer of the checkpoint `source` (flag and path) is finite."""
     if not is_finite:
         raise InputError(
-            f"{where}: its {layer} output is not finite; take an earlier snapshot"
+            f"{source}: its {layer} output is not finite; take an earlier snapshot"
             + ("" if precision == "fp32" else " or --precision fp32")
         )

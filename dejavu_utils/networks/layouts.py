@@ -6,15 +6,18 @@ named. What a file does not tell (heads of a transformer, normalization) is aske
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from dejavu_utils.imagenet import STD, Preprocessing
 from dejavu_utils.models import Network, backbone_named
-from dejavu_utils.networks.backbones import arch_of_shapes, resnet_of_shapes, vit_of_shapes
+from dejavu_utils.networks.backbones import arch_of_shapes, resnet_of_shapes, timms_names, vit_of_shapes
 
+Weights = dict[str, torch.Tensor]
 BICUBIC = Preprocessing(interpolation="bicubic")
 
 
@@ -40,6 +43,7 @@ LAYOUTS = {
     "dinov2": Layout("DINOv2", "dino", nn.GELU, BICUBIC, offset=0.1),
     "dinov2_reg": Layout("DINOv2 with registers", "dino", nn.GELU, BICUBIC, antialias=True),
     "mae": Layout("MAE", preprocessing=BICUBIC),
+    "ijepa": Layout("I-JEPA", preprocessing=BICUBIC),
     "moco": Layout("MoCo v1 or v2"),
     "mocov3": Layout("MoCo v3", heads=12),
     "simclr": Layout("SimCLR, converted", preprocessing=Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)),
@@ -56,15 +60,33 @@ _PLACES = (
     ("backbone.", "projector.", "vicreg"),
     ("", "projection_head.", "swav"),
 )
-_ANCHOR = re.compile(r"(|.*\.)(?:layer1\.0\.conv1\.weight|cls_token|features\.0\.weight)")  # one in each backbone
+# One in each backbone.
+_ANCHOR = re.compile(r"(|.*\.)(?:layer1\.0\.conv1\.weight|cls_token|blocks\.0\.attn\.qkv\.weight|features\.0\.weight)")
 _SECOND = re.compile(r"(encoder_k|momentum_\w+|student\w*|target_\w+)\.")  # an encoder that is not the one to test
 _CLASSIFIER = re.compile(r"(fc|head)\.(weight|bias)")
 # Within a backbone's prefix, but of no use to it: masks, decoders, other heads. Everything else must be loaded.
 BESIDE = re.compile(r"mask_token|masked_embed|decoder_.*|(projection_head|prototypes|classifier|head|fc)\..*|queue.*")
-_NESTS = ("model", "teacher", "state_dict", "student")
+_NESTS = ("model", "teacher", "state_dict", "target_encoder", "student")
+# What files of other projects look like: (pattern of a name, what has such names); the first that fits.
+_LOOKS = (
+    (r"(.*\.)?(embeddings\.|encoder\.layer\.|layer\.0\.attention).*", "a file of Hugging Face's transformers"),
+    (r"(.*\.)?(encoder\.layers\.encoder_layer_0\.|conv_proj\.).*", "torchvision's vision transformer"),
+    (r"(visual|image_encoder|vision_model)\..*", "an image encoder of CLIP"),
+    (r"(.*\.)?layer1\.0\.conv1\.weight", "a ResNet as torchvision names it"),
+    (r"(.*\.)?blocks\.0\..*", "a transformer as timm, DINO and MAE name it"),
+    (r"(.*\.)?(features|downsample_layers)\..*", "a convolutional network as its authors name it"),
+)
+# {(width, depth): (name in timm, with gated units)} of DINOv3's transformers.
+_DINOV3 = {
+    (384, 12): ("small", "small_plus"),
+    (768, 12): ("base", "base"),
+    (1024, 24): ("large", "large"),
+    (1280, 32): ("huge_plus", "huge_plus"),
+    (4096, 40): ("7b", "7b"),
+}
 
 
-def weights_in(checkpoint):
+def weights_in(checkpoint: Any) -> tuple[Weights, str]:
     """({name: tensor} without the prefixes of wrappers, where it lay in the file) of a checkpoint of any layout.
 
     ValueError where the weights cannot be told from the rest.
@@ -73,44 +95,66 @@ def weights_in(checkpoint):
         raise ValueError(f"holds a {type(checkpoint).__name__}, expected the weights of a network by their names")
     if {"resnet", "head"} <= checkpoint.keys():
         raise ValueError("holds SimCLR v2, which has an architecture of its own (selective kernels): not built in here")
-    nests = {name: nest for name, nest in {**checkpoint, "": checkpoint}.items() if isinstance(nest, dict)}
-    nests = {name: weights for name, nest in nests.items() if (weights := _tensors(nest))}
+    nests = {}
+    for name, nest in {**checkpoint, "": checkpoint}.items():
+        weights = _tensors(nest) if isinstance(nest, dict) else {}
+        if weights:
+            nests[name] = weights
     chosen = next((name for name in (*_NESTS, "") if name in nests), next(iter(nests), None))
     if chosen is None or (len(nests) > 1 and chosen not in (*_NESTS, "")):
-        there = ", ".join(map(str, list(checkpoint)[:8])) or "nothing"
-        raise ValueError(f"holds {there}; expected weights by their names, or {', '.join(_NESTS)} with weights in it")
+        entries = ", ".join(map(str, list(checkpoint)[:8])) or "nothing"
+        raise ValueError(f"holds {entries}; expected weights by their names, or {', '.join(_NESTS)} with weights in it")
     state = {re.sub(r"(?<![^.])(?:module|_orig_mod)\.", "", name): value for name, value in nests[chosen].items()}
     if len(state) < len(nests[chosen]):
         raise ValueError("two of its weights have the same name without module. and _orig_mod.")
     return state, chosen
 
 
-def _tensors(nest):
+def _tensors(nest: dict) -> Weights:
     return {name: value for name, value in nest.items() if isinstance(name, str) and torch.is_tensor(value)}
 
 
-def prefix_of(state, anchor=_ANCHOR):
+def prefix_of(state: Weights, anchor: re.Pattern = _ANCHOR) -> str:
     """Prefix of a network's names, "" for a bare one; a momentum encoder or a student is left aside.
 
     anchor: pattern of a name that the network has once, its first group the prefix. ValueError for none or several.
     """
-    found = list(dict.fromkeys(match[1] for match in map(anchor.fullmatch, state) if match))
-    found = [prefix for prefix in found if not any(prefix.startswith(other) for other in found if other != prefix)]
-    first = [prefix for prefix in found if not _SECOND.search(prefix)] or found
+    matches = [anchor.fullmatch(name) for name in state]
+    prefixes = list(dict.fromkeys(match[1] for match in matches if match))
+    outer = [prefix for prefix in prefixes if not _is_within(prefix, prefixes)]
+    first = [prefix for prefix in outer if not _SECOND.search(prefix)] or outer
     if len(first) == 1:
         return first[0]
-    there = f"networks under {', '.join(first)}" if first else f"names like {', '.join(list(state)[:3])}"
-    raise ValueError(f"holds {there}; expected one torchvision resnet or vgg or one ViT, others are named with --arch")
+    what = f"networks under {', '.join(first)}" if first else looks_like(state)
+    raise ValueError(f"holds {what}; expected one torchvision resnet or vgg or one ViT, others are named with --arch")
 
 
-def layout_of(state, prefix, nest, known=None):
+def _is_within(prefix: str, others: list[str]) -> bool:
+    return any(prefix.startswith(other) for other in others if other != prefix)
+
+
+def looks_like(state: Weights) -> str:
+    """What the names of a file are like, in words."""
+    names = f"names like {', '.join(list(state)[:3])}"
+    for pattern, what in _LOOKS:
+        if any(re.fullmatch(pattern, name) for name in state):
+            return f"{names} ({what})"
+    return names
+
+
+def other_names(state: Weights, arch: str) -> str:
+    """The message about weights whose names are not those of the network `arch` of a collection."""
+    return f"holds {looks_like(state)}, which are not those of {arch}: give a file with {arch}'s names, or its network"
+
+
+def layout_of(state: Weights, prefix: str, nest: str, known: str | None = None) -> tuple[str, str | None]:
     """(name of the layout, prefix of the projector or None) of weights whose backbone has this prefix.
 
     known: the layout's name, where it is given. ValueError for a transformer of which the file does not tell the heads
     or the normalization.
     """
-    *root, word = re.findall(r"[^.]*\.", prefix) or [""]
-    root = "".join(root)
+    *outer, word = re.findall(r"[^.]*\.", prefix) or [""]
+    root = "".join(outer)
     for place, projector, name in _PLACES:
         if place == word and any(key.startswith(root + projector) for key in state):
             barlow = name == "vicreg" and f"{root}projector.0.bias" not in state
@@ -119,13 +163,27 @@ def layout_of(state, prefix, nest, known=None):
     return known or {"encoder_q.": "moco", "base_encoder.": "mocov3"}.get(word) or _layout_of_bare(bare, nest), None
 
 
-def _layout_of_bare(bare, nest):
+def _layout_of_bare(bare: Weights, nest: str) -> str:
     classified = any(map(_CLASSIFIER.fullmatch, bare))
-    if "cls_token" not in bare:
-        # A converted network has counted no batches of training; published supervised ones have, or keep no count.
-        converted = nest == "state_dict" and int(bare.get("bn1.num_batches_tracked", 1)) == 0
-        wide = "conv1.weight" in bare and bare["conv1.weight"].shape[0] > 64
-        return "backbone" if not classified else "simclr" if converted or wide else "supervised"
+    if "blocks.0.attn.qkv.weight" in bare:
+        return _layout_of_transformer(bare, nest, classified)
+    if "cls_token" in bare:
+        raise ValueError(f"holds {looks_like(bare)}; expected one ViT, others are named with --arch")
+    # A converted network has counted no batches of training; published supervised ones have, or keep no count.
+    converted = nest == "state_dict" and int(bare.get("bn1.num_batches_tracked", 1)) == 0
+    wide = "conv1.weight" in bare and bare["conv1.weight"].shape[0] > 64
+    if not classified:
+        return "backbone"
+    return "simclr" if converted or wide else "supervised"
+
+
+def _layout_of_transformer(bare: Weights, nest: str, classified: bool) -> str:
+    width = bare["blocks.0.attn.qkv.weight"].shape[1]
+    if "storage_tokens" in bare:
+        depth = 1 + max(int(name.split(".")[1]) for name in bare if name.startswith("blocks."))
+        plain, gated = _DINOV3.get((width, depth), ("base", "base"))
+        size = gated if "blocks.0.mlp.w1.weight" in bare else plain
+        raise ValueError(f"holds DINOv3, which timm builds: give --arch timm:vit_{size}_patch16_dinov3")
     if classified:
         raise ValueError(
             "holds a transformer with a classifier: its weights tell neither heads nor normalization; give --arch, for "
@@ -133,9 +191,16 @@ def _layout_of_bare(bare, nest):
         )
     if "blocks.0.ls1.gamma" in bare:
         return "dinov2_reg" if "register_tokens" in bare else "dinov2"
+    if "cls_token" not in bare:
+        if nest == "target_encoder":
+            return "ijepa"
+        raise ValueError(
+            "holds a transformer without a class token: its weights do not tell what it is; give --arch ijepa, or its "
+            "name in timm, for instance --arch timm:vit_base_patch16_siglip_224"
+        )
     if "pos_embed" not in bare or bare["pos_embed"][:, 0].any():
         return "dino"
-    if bare["cls_token"].shape[-1] == 384:  # fixed positions, which both have
+    if width == 384:  # fixed positions, which both have
         raise ValueError(
             "holds a transformer 384 wide with fixed positions: MoCo v3's has 12 heads, MAE's 6, which its weights do "
             "not tell; give --arch mocov3 or --arch mae"
@@ -143,13 +208,14 @@ def _layout_of_bare(bare, nest):
     return "mae"
 
 
-def network_of_layout(state, name, prefix, projector):
+def network_of_layout(state: Weights, name: str, prefix: str, projector: str | None) -> Network:
     """Network of the layout `name`, in eval mode, its weights loaded strictly.
 
     state: {name: tensor}. prefix, projector: of the backbone's and the projector's names, as `layout_of` gives them.
     ValueError, KeyError or RuntimeError where weights are missing, too many or of other shapes.
     """
-    layout, kept, left_out = LAYOUTS[name], {}, []
+    layout = LAYOUTS[name]
+    backbone, classifier, left_out = {}, {}, []
     for key, value in state.items():
         within = key.removeprefix(prefix)
         if projector and key.startswith(projector):
@@ -157,73 +223,89 @@ def network_of_layout(state, name, prefix, projector):
         if not key.startswith(prefix):
             left_out.append(key)
         elif layout.loss == "supervised" and _CLASSIFIER.fullmatch(within):
-            kept["fc." + within.rpartition(".")[2]] = value
+            classifier["fc." + within.rpartition(".")[2]] = value
         elif BESIDE.fullmatch(within):
             left_out.append(key)
         else:
-            kept["net." + within] = value
+            backbone[within] = value
+    if "blocks.0.attn.qkv.weight" in backbone:
+        backbone = timms_names(backbone)
     with torch.device("meta"):  # the weights come from the file
-        net, arch = _backbone({key[4:]: tuple(v.shape) for key, v in kept.items() if key.startswith("net.")}, layout)
-        layers, renamed = _projector(state, projector, layout.activation)
+        net, arch = _backbone({key: tuple(value.shape) for key, value in backbone.items()}, layout)
+        layers, projected = _projector(state, projector, layout.activation)
         network = Network(net, net.num_features, layers)
-        if "fc.weight" in kept:
-            network.num_classes, width = kept["fc.weight"].shape
+        if "fc.weight" in classifier:
+            network.num_classes, width = classifier["fc.weight"].shape
             network.fc = nn.Linear(width, network.num_classes)
-    network.load_state_dict({**kept, **renamed}, assign=True)
+    weights = {f"net.{key}": value for key, value in backbone.items()}
+    network.load_state_dict({**weights, **classifier, **projected}, assign=True)
     network.arch, network.preprocessing = arch, layout.preprocessing
+    if name == "ijepa":  # others interpolate their tables: published evaluations are at 224
+        network.trained_side = net.patch_embed.img_size[0]
     network.loss = layout.loss if layout.loss != "supervised" or network.num_classes else None
     network.mlp = "-".join(map(str, network.layer_widths()[1:])) or None
     network.notes = describe(network, f"taken as {layout.title}", left_out)
     return network.float().eval()
 
 
-def describe(network, origin, left_out=()):
+def describe(network: Network, origin: str, left_out: Sequence[str] = ()) -> str:
     """What is said about a network of another project. left_out: names of the file that are not used."""
-    groups = {}
+    groups: dict[str, list[str]] = {}
     for name in left_out:
         groups.setdefault(name.partition(".")[0], []).append(name)
-    dropped = [f"{g}.* ({len(names)})" if len(names) > 3 else ", ".join(names) for g, names in groups.items()]
+    dropped = []
+    for group, names in groups.items():
+        dropped += [f"{group}.* ({len(names)})"] if len(names) > 3 else names
     projector = f"projector {network.mlp}" if network.mlp else "no projector"
     return (
         f"{origin}: {network.arch}, {network.backbone_width} wide, {projector}; "
-        f"dropped: {', '.join(dropped) or 'nothing'}; images: {network.preprocessing}"
+        f"dropped: {', '.join(dropped) or 'nothing'}"
     )
 
 
-def _backbone(shapes, layout):
+def _backbone(shapes: dict[str, tuple], layout: Layout) -> tuple[Any, str]:
     if "layer1.0.conv1.weight" in shapes:
         return resnet_of_shapes(shapes)
-    if "cls_token" in shapes:
-        net, arch = vit_of_shapes(shapes, layout.heads)
-        net.offset, net.antialias = layout.offset, layout.antialias
-        return net, arch
+    if "blocks.0.attn.qkv.weight" in shapes:
+        vit, arch = vit_of_shapes(shapes, layout.heads)
+        vit.offset, vit.antialias = layout.offset, layout.antialias
+        return vit, arch
     arch = arch_of_shapes(shapes)
-    net, net.num_features = backbone_named(arch, False)
+    net, width = backbone_named(arch, False)
+    net.num_features = cast(Any, width)
     return net, arch
 
 
-def _projector(state, prefix, activation):
-    """(nn.Sequential of its layers, {our name: tensor}): a matrix begins a layer, an activation ends all but one."""
-    parts = {}
-    for key, value in state.items() if prefix else ():
-        if key.startswith(prefix):
+def _projector(state: Weights, prefix: str | None, activation: type) -> tuple[nn.Sequential, Weights]:
+    """(its layers, {our name: tensor}): a matrix begins a layer, an activation ends all but the last."""
+    modules: dict[tuple, Weights] = {}
+    for key, value in state.items():
+        if prefix and key.startswith(prefix):
             number, _, leaf = key.removeprefix(prefix).rpartition(".")
             if not re.fullmatch(r"[\d.]*", number):
                 raise ValueError(f"its projector has {key}: only linear layers and normalizations are built in here")
-            parts.setdefault(tuple(map(int, number.split("."))) if number else (), {})[leaf] = value
-    layers, renamed = [], {}
-    for _, part in sorted(parts.items()):
+            place = tuple(map(int, number.split("."))) if number else ()
+            modules.setdefault(place, {})[leaf] = value
+    layers: list[list[nn.Module]] = []
+    weights: list[list[Weights]] = []
+    for _, part in sorted(modules.items()):
         if "running_mean" in part:
-            module = nn.BatchNorm1d(len(part["running_mean"]), affine="weight" in part)
+            module: nn.Module = nn.BatchNorm1d(len(part["running_mean"]), affine="weight" in part)
         else:
             width, width_in = part["weight"].shape
             module = nn.Linear(width_in, width, bias="bias" in part)
             layers.append([])
+            weights.append([])
         layers[-1].append(module)
-        renamed.update({(len(layers) - 1, len(layers[-1]) - 1, leaf): value for leaf, value in part.items()})
-    for layer in layers[:-1]:
-        layer.append(activation())
-    alone = [len(layer) == 1 for layer in layers]
-    projector = nn.Sequential(*(layer[0] if single else nn.Sequential(*layer) for layer, single in zip(layers, alone)))
-    names = {key: f"{key[0]}.{key[2]}" if alone[key[0]] else "{}.{}.{}".format(*key) for key in renamed}
-    return projector, {f"projector.{names[key]}": value for key, value in renamed.items()}
+        weights[-1].append(part)
+    projector, renamed = nn.Sequential(), {}
+    for layer, of_layer in zip(layers, weights):
+        if layer is not layers[-1]:
+            layer.append(activation())
+        alone = len(layer) == 1
+        start = f"projector.{len(projector)}"
+        for number, part in enumerate(of_layer):
+            for leaf, value in part.items():
+                renamed[f"{start}.{leaf}" if alone else f"{start}.{number}.{leaf}"] = value
+        projector.append(layer[0] if alone else nn.Sequential(*layer))
+    return projector, renamed

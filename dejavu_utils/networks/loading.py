@@ -4,7 +4,11 @@ import argparse
 import math
 import os
 import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -27,7 +31,16 @@ from dejavu_utils.models import (
     timm_width,
 )
 from dejavu_utils.networks.backbones import arch_of_shapes
-from dejavu_utils.networks.layouts import BESIDE, LAYOUTS, describe, layout_of, network_of_layout, prefix_of, weights_in
+from dejavu_utils.networks.layouts import (
+    BESIDE,
+    LAYOUTS,
+    describe,
+    layout_of,
+    network_of_layout,
+    other_names,
+    prefix_of,
+    weights_in,
+)
 from dejavu_utils.networks.safe_load import read_weights
 
 COLLECTIONS = ("timm", "torchvision")
@@ -61,56 +74,71 @@ def existing_model(model: str, flag: str, args: argparse.Namespace) -> None:
 
 
 def load_network(
-    model: str | Path, flag: str = "--model_pth", arch: str | None = None, arch_flag: str = "--arch"
+    model: str | Path,
+    flag: str = "--model_pth",
+    arch: str | None = None,
+    arch_flag: str = "--arch",
+    resolution: int | None = None,
 ) -> Network:
     """The network of a checkpoint, in eval mode on the CPU, its weights loaded strictly; `notes` says what it is.
 
     model: a file; "timm:NAME" or "torchvision:NAME", their pretrained weights from their caches, else downloaded; or
     one of these with "@FILE". arch: for files that do not tell, a name of LAYOUTS, or of timm or torchvision (with that
-    word and a colon before it, or not); arch_flag: its name. InputError names the flag, and says what is missing.
+    word and a colon before it, or not); arch_flag: its name. resolution: side of the images that it will be shown, in
+    pixels; None: that of its training or published evaluation. Either is in `preprocessing`. InputError names the flag,
+    and says what is missing.
     """
-    model, what = str(model), f"{flag} {model}"
+    network = _loaded(str(model), flag, arch, arch_flag)
+    network.preprocessing = network.preprocessing.at(resolution or network.trained_side)
+    network.notes += f"; images: {network.preprocessing}"
+    return network
+
+
+def _loaded(model: str, flag: str, arch: str | None, arch_flag: str) -> Network:
+    source = f"{flag} {model}"
     if is_named(model):
         if arch:
-            raise InputError(f"{what}: names its network; leave {arch_flag} out")
+            raise InputError(f"{source}: names its network; leave {arch_flag} out")
         arch = model.partition("@")[0]
         if file_of(model) is None:
-            return _pretrained(arch, what)
-    checkpoint = load_checkpoint(file_of(model), flag, read_weights)
+            return _pretrained(arch, source)
+    path = Path(file_of(model) or "")
+    checkpoint = load_checkpoint(path, flag, read_weights)
     try:
-        return _from_file(checkpoint, arch, what, Path(file_of(model)).name)
+        return _from_file(checkpoint, arch, source, path.name)
     except (ValueError, KeyError, AttributeError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
         reason = one_line(error)
-        reason = reason if type(error) is ValueError else f"does not hold the network it describes: {reason}"
-        raise InputError(f"{what}: {reason.replace('--arch', arch_flag)}") from None
+        if type(error) is not ValueError:
+            reason = f"does not hold the network it describes: {reason}"
+        raise InputError(f"{source}: {reason.replace('--arch', arch_flag)}") from None
 
 
 def check_typed(
     network: Network,
-    where: str,
+    source: str,
     mlp: str | None = None,
     loss: str | None = None,
     resnet50: bool = False,
     prefix: str = "",
 ) -> None:
-    """InputError if a flag that the user typed contradicts the network of the checkpoint `where` (flag and path).
+    """InputError if a flag that the user typed contradicts the network of the checkpoint `source` (flag and path).
 
     Of a checkpoint without settings any loss is taken that trains such a network. prefix: of the flag of the loss
     ("ssl_").
     """
     losses = network.losses()
     known = loss if loss in losses else " or ".join(losses)
-    for flag, typed, found in (
-        ("--mlp", mlp and "-".join(map(str, mlp_widths(mlp, "--mlp"))), network.mlp),
-        (f"--{prefix}loss", loss, known),
-        ("--resnet50", resnet50 and "resnet50", network.arch),
+    same_mlp = "-".join(map(str, mlp_widths(mlp, "--mlp"))) if mlp else None
+    for flag, typed, held in (
+        (f"--mlp {same_mlp}", same_mlp, network.mlp),
+        (f"--{prefix}loss {loss}", loss, known),
+        ("--resnet50", "resnet50" if resnet50 else None, network.arch),
     ):
-        if typed and typed != found:
-            what = flag if flag == "--resnet50" else f"{flag} {typed}"
-            raise InputError(f"{what}: {where} holds {found or 'none'}; leave the flag out or name another checkpoint")
+        if typed and typed != held:
+            raise InputError(f"{flag}: {source} holds {held or 'none'}; leave the flag out or name another checkpoint")
 
 
-def _from_file(checkpoint, arch, what, file_name):
+def _from_file(checkpoint: Any, arch: str | None, source: str, file_name: str) -> Network:
     if isinstance(checkpoint, dict) and "settings" in checkpoint:
         return _own(network_of(checkpoint["model"], checkpoint), arch)
     state, nest = weights_in(checkpoint)
@@ -119,114 +147,146 @@ def _from_file(checkpoint, arch, what, file_name):
         own = {name.removeprefix(root): value for name, value in state.items() if name.startswith(root)}
         return _own(network_of(own, checkpoint), arch)
     if arch and arch not in LAYOUTS:
-        return _built_by_name(arch, what, state, file_name)
+        return _built_by_name(arch, source, state, file_name)
     prefix = prefix_of(state)
     name, projector = layout_of(state, prefix, nest, arch)
     network = network_of_layout(state, name, prefix, projector)
-    network.notes = (f"weights under {nest}, " if nest not in ("", "model", "state_dict") else "") + network.notes
+    if nest not in ("", "model", "state_dict"):
+        network.notes = f"weights under {nest}, {network.notes}"
     return network
 
 
-def _own(network, arch):
+def _own(network: SSLNetwork, arch: str | None) -> SSLNetwork:
     if arch and arch != network.arch:
         raise ValueError(f"holds {network.arch}, not --arch {arch}; leave the flag out")
     return network
 
 
-def _built_by_name(arch, what, state, file_name):
+def _built_by_name(arch: str, source: str, state: dict[str, torch.Tensor], file_name: str) -> Network:
     """timm's or torchvision's network with the weights of a file; its classifier's too, if they are there."""
-    net, classifier, width, preprocessing = _collected(arch, what, file_name)
+    collected = _collected(arch, source, file_name)
+    net, classifier = collected.net, collected.classifier
     names = set(net.state_dict())
     first = next(name for name in net.state_dict() if not name.endswith("token") and name != "pos_embed")
-    prefix = prefix_of(state, re.compile(rf"(|.*\.){re.escape(first)}"))
-    weights, left_out = {}, [name for name in state if not name.startswith(prefix)]
+    anchor = re.compile(rf"(|.*\.){re.escape(first)}")
+    if not any(map(anchor.fullmatch, state)):
+        state = _renamed_by_timm(state, net, arch)
+    prefix = prefix_of(state, anchor)
+    weights, left_out = {}, []
     for name, value in state.items():
         within = name.removeprefix(prefix)
         if name.startswith(prefix) and (within in names or not BESIDE.fullmatch(within)):
             weights[within] = value
-        elif name.startswith(prefix):
+        else:
             left_out.append(name)
+    if not weights.keys() & names:
+        raise ValueError(other_names(state, arch))
     if classifier and not any(name.startswith(f"{classifier}.") for name in weights):
         replace_module(net, classifier, nn.Identity())
-        classifier = None
+        collected.classifier = None
     elif classifier and len(weights.get(f"{classifier}.weight", ())):  # of as many classes as the file has
-        replace_module(net, classifier, nn.Linear(width, len(weights[f"{classifier}.weight"])))
+        replace_module(net, classifier, nn.Linear(collected.width, len(weights[f"{classifier}.weight"])))
     net.load_state_dict(weights)
-    return _assembled(net, classifier, width, preprocessing, arch, left_out)
+    return _assembled(collected, arch, left_out)
 
 
-def _pretrained(arch, what):
+def _renamed_by_timm(state: dict[str, torch.Tensor], net: nn.Module, arch: str) -> dict[str, torch.Tensor]:
+    """Weights of another project under timm's names, where timm knows that project; ValueError where it does not."""
+    rename = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    try:
+        renamed = rename(dict(state), net) if rename else state
+    except Exception:  # timm expects the files of the projects that it knows, and fails in any way on others
+        renamed = state
+    if len(renamed.keys() & net.state_dict().keys()) < len(net.state_dict()) / 2:
+        raise ValueError(other_names(state, arch))
+    return renamed
+
+
+def _pretrained(arch: str, source: str) -> Network:
     """timm's or torchvision's network with its own pretrained weights."""
     kind, _, name = arch.partition(":")
     if kind == "timm":
         try:
-            net = timm_network(name, what, pretrained=True)
+            net = timm_network(name, source, pretrained=True)
         except InputError:
             raise
         except Exception as error:  # no such weights, no network, a damaged cache: anything
             raise InputError(
-                f"{what}: its weights are not in the cache and cannot be downloaded ({one_line(error, 150)}); "
+                f"{source}: its weights are not in the cache and cannot be downloaded ({one_line(error, 150)}); "
                 f"give timm:{name}@FILE"
             ) from None
-        return _assembled(net, *_of_timm(net), arch)
-    net, classifier, width, preprocessing = _collected(arch, what)
+        return _assembled(_Collected.of_timm(net), arch)
+    collected = _collected(arch, source)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
-        net.load_state_dict(weights.get_state_dict(progress=False, check_hash=True))
+        collected.net.load_state_dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"{what}: its weights are not in {torch.hub.get_dir()}/checkpoints and cannot be downloaded "
+            f"{source}: its weights are not in {torch.hub.get_dir()}/checkpoints and cannot be downloaded "
             f"({one_line(error, 150)}); fetch {weights.url} and give torchvision:{name}@FILE"
         ) from None
-    return _assembled(net, classifier, width, preprocessing, arch)
+    return _assembled(collected, arch)
 
 
-def _collected(arch, what, file_name=None):
-    """(network with random weights, path of its classifier or None, width before it, Preprocessing)."""
-    kind, _, name = arch.rpartition(":")
+@dataclass
+class _Collected:
+    """A network of a collection. classifier: its path, None where it is none or several Linear. width: before it."""
+
+    net: nn.Module
+    classifier: str | None
+    width: int
+    preprocessing: Preprocessing
+
+    @classmethod
+    def of_timm(cls, net: Any) -> "_Collected":
+        config = net.pretrained_cfg
+        side = config["input_size"][-1]
+        resize = math.floor(side / config["crop_pct"])
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        name = config.get("classifier")
+        is_linear = isinstance(name, str) and isinstance(dict(net.named_modules()).get(name), nn.Linear)
+        preprocessing = Preprocessing(side, resize, config["interpolation"], mean, std)
+        return cls(net, name if is_linear else None, timm_width(net), preprocessing)
+
+
+def _collected(arch: str, source: str, file_name: str | None = None) -> _Collected:
+    """A network of timm or torchvision with random weights."""
+    kind, _, name = arch.partition(":")
+    if kind not in COLLECTIONS:
+        kind, name = "", arch
     known = torchvision.models.list_models(module=torchvision.models)
     if kind == "timm" or (not kind and name not in known):
-        net = timm_network(name, what)
-        return net, *_of_timm(net)
+        try:
+            return _Collected.of_timm(timm_network(name, source))
+        except (OSError, RuntimeError, ValueError) as error:  # hf-hub: its configuration is downloaded
+            raise InputError(f"{source}: timm cannot build {name} ({one_line(error, 150)})") from None
     if name not in known:
-        raise InputError(f"{what}: torchvision has no classifier {name}")
+        raise InputError(f"{source}: torchvision has no classifier {name}")
     if name in ("googlenet", "inception_v3"):
-        raise InputError(f"{what}: gives several outputs, and cannot be a backbone here")
+        raise InputError(f"{source}: gives several outputs, and cannot be a backbone here")
     net = getattr(torchvision.models, name)(weights=None)
     classifier = classifier_name(net, name)
-    found = net.get_submodule(classifier)
-    width = (found[0] if name.startswith("vgg") else found).in_features
+    module = net.get_submodule(classifier)
+    width = (module[0] if name.startswith("vgg") else module).in_features
     versions = torchvision.models.get_model_weights(name)
-    same = [version for version in versions if version.url.rpartition("/")[2] == file_name]
-    # A file under another name: the first version's images, which are those of most training outside torchvision.
-    shown = (same or [next(iter(versions))] if file_name else [versions.DEFAULT])[0].transforms()
-    preprocessing = Preprocessing(
-        shown.crop_size[0], shown.resize_size[0], shown.interpolation.value, tuple(shown.mean), tuple(shown.std)
-    )
-    return net, classifier, width, preprocessing
+    shown = versions.DEFAULT
+    if file_name:
+        # A file under another name: the first version's images, which are those of most training outside torchvision.
+        same = [version for version in versions if version.url.rpartition("/")[2] == file_name]
+        shown = (same or list(versions))[0]
+    images = shown.transforms()
+    mean, std = tuple(images.mean), tuple(images.std)
+    side, resize = images.crop_size[0], images.resize_size[0]
+    return _Collected(net, classifier, width, Preprocessing(side, resize, images.interpolation.value, mean, std))
 
 
-def _of_timm(net):
-    """(path of the classifier, or None where it is none or several Linear, width before it, Preprocessing)."""
-    config = net.pretrained_cfg
-    side = config["input_size"][-1]
-    preprocessing = Preprocessing(
-        side,
-        math.floor(side / config["crop_pct"]),
-        config["interpolation"],
-        tuple(config["mean"]),
-        tuple(config["std"]),
-    )
-    name = config.get("classifier")
-    linear = isinstance(name, str) and isinstance(dict(net.named_modules()).get(name), nn.Linear)
-    return name if linear else None, timm_width(net), preprocessing
-
-
-def _assembled(net, classifier, width, preprocessing, arch, left_out=()):
+def _assembled(collected: _Collected, arch: str, left_out: Sequence[str] = ()) -> Network:
     """The Network around a network of a collection; its classifier, if it has one, gives the logits."""
+    net, classifier = collected.net, collected.classifier
     module = replace_module(net, classifier, nn.Identity()) if classifier else None
-    network = Network(net, width, nn.Sequential())
-    network.arch, network.preprocessing = arch.rpartition(":")[2], preprocessing
+    network = Network(net, collected.width, nn.Sequential())
+    kind, _, name = arch.partition(":")
+    network.arch, network.preprocessing = name if kind in COLLECTIONS else arch, collected.preprocessing
     if module is not None:
         last = module[-1] if isinstance(module, nn.Sequential) else module
         network.fc, network.num_classes, network.loss = module, last.out_features, "supervised"
@@ -234,26 +294,31 @@ def _assembled(net, classifier, width, preprocessing, arch, left_out=()):
     return network.eval()
 
 
-def network_of(state: dict, checkpoint: dict) -> SSLNetwork:
+def network_of(state: dict[str, torch.Tensor], checkpoint: dict) -> SSLNetwork:
     """The SSLNetwork with these weights, {name: tensor}, in eval mode; checkpoint: where its settings are, if any."""
     state = without_prefix(state)
-    if "settings" in checkpoint:
-        settings = checkpoint["settings"]
+    settings = checkpoint.get("settings")
+    if settings:
         model = Architecture.of_checkpoint(settings)
         network = network_from_settings(model, settings["training.loss"], checkpoint["num_classes"])
+        network.trained_side = settings.get("resolution.max_res")
+        network.notes = f"{network.arch}, trained at {network.trained_side} pixels"
     else:
         network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
+        network.notes = f"{network.arch}, without the settings of its training"
     network.load_state_dict(state)
     network.about = {name: checkpoint.get(name) for name in ABOUT}
     return network.eval()
 
 
-def _network_from_shapes(shapes):
+def _network_from_shapes(shapes: dict[str, tuple]) -> SSLNetwork:
     backbone = {name.removeprefix("net."): shape for name, shape in shapes.items() if name.startswith("net.")}
     fc = "fc.weight" in backbone
     arch = arch_of_shapes(backbone, fc)
-    projector = [(name, s[0]) for name, s in shapes.items() if name.startswith("projector.") and len(s) == 2]
-    mlp = "-".join(str(width) for _, width in projector)
+    widths = []
+    for name, shape in shapes.items():
+        if name.startswith("projector.") and len(shape) == 2:
+            widths.append(str(shape[0]))
     loss, num_classes = None, None
     if "bn.running_mean" in shapes:
         loss = "barlow"
@@ -261,7 +326,7 @@ def _network_from_shapes(shapes):
         loss = "byol"
     elif "fc.2.weight" in shapes:
         loss, num_classes = "supervised", shapes["fc.2.weight"][0]
-    network = SSLNetwork(arch, mlp or "1", loss, num_classes, fc=fc, remove_head=not projector)
+    network = SSLNetwork(arch, "-".join(widths) or "1", loss, num_classes, fc=fc, remove_head=not widths)
     network.loss = None  # its heads do not tell it: VICReg and SimCLR train the same network, BYOL and MoCo v3 another
     if len(network.losses()) == 1:
         network.loss = loss

@@ -100,7 +100,9 @@ def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
             raise InputError(f"{params}: no such file; train_RCDM.py writes it beside its checkpoints")
         settings = json.loads(params.read_text(encoding="utf-8"))
     encoder_path = ssl_model_pth or settings["ssl_model_pth"]
-    network = load_network(encoder_path, "ssl_model_pth", settings.get("ssl_arch"))
+    network = load_network(
+        encoder_path, "ssl_model_pth", settings.get("ssl_arch"), resolution=settings["ssl_resolution"]
+    )
     record = Provenance.from_plain(settings.get(MADE_FROM))
     encoder = Provenance(models={"encoder": ModelRecord.of(network, settings["ssl_resolution"])})
     sources = {"models.*": f"ssl_model_pth {encoder_path}"}

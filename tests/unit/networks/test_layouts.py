@@ -675,7 +675,7 @@ def test_networks_with_different_preprocessing_share_one_decoding(data, monkeypa
         dict.fromkeys(networks, ["backbone"]),
         listing,
         dict.fromkeys(networks, ""),
-        Inference(torch.device("cpu"), resolution=64),
+        Inference(torch.device("cpu")),
     )
     images = ImageSet("images", indices)
     ((_, rows, embedded),) = embedder.embed_shards(images, embedder.shards(images))
