@@ -73,7 +73,7 @@ class VisionTransformer(timm.models.VisionTransformer):
     """timm's transformer, but for images of another size than its position table's: that is interpolated (bicubic) to
     the grid's size, or (`offset`, DINO's) by a factor of (side + offset) / side of the table, as its project does."""
 
-    pos_embed: torch.Tensor
+    pos_embed: Any
     offset, antialias = 0.0, False
 
     def _pos_embed(self, patches: torch.Tensor) -> torch.Tensor:
@@ -117,6 +117,7 @@ def vit_of_shapes(shapes: dict[str, tuple], heads: int | None = None) -> tuple[V
         num_heads=heads,
         mlp_ratio=(hidden + 0.5) / width,  # timm rounds the product down
         mlp_layer=cast(Any, SwiGLUPacked if gated else Mlp),
+        act_layer=nn.SiLU if gated else nn.GELU,
         qkv_bias="blocks.0.attn.qkv.bias" in shapes,
         init_values=1.0 if "blocks.0.ls1.gamma" in shapes else None,
         class_token=class_token,

@@ -30,8 +30,8 @@ class ImageSet:
 
     name: str
     indices: np.ndarray
-    crops: np.ndarray = None
-    shown: dict = field(default_factory=dict)
+    crops: np.ndarray | None = None
+    shown: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self):
         return len(self.indices)

@@ -169,9 +169,12 @@ def _built_by_name(arch: str, source: str, state: dict[str, torch.Tensor], file_
     names = set(net.state_dict())
     first = next(name for name in net.state_dict() if not name.endswith("token") and name != "pos_embed")
     anchor = re.compile(rf"(|.*\.){re.escape(first)}")
-    if not any(map(anchor.fullmatch, state)):
+    has_network = any(map(anchor.fullmatch, state))
+    prefix = prefix_of(state, anchor) if has_network else ""
+    needed = {prefix + name for name in names if not classifier or not name.startswith(f"{classifier}.")}
+    if not needed <= state.keys():
         state = _renamed_by_timm(state, net, arch)
-    prefix = prefix_of(state, anchor)
+        prefix = prefix_of(state, anchor)
     weights, left_out = {}, []
     for name, value in state.items():
         within = name.removeprefix(prefix)
@@ -179,8 +182,6 @@ def _built_by_name(arch: str, source: str, state: dict[str, torch.Tensor], file_
             weights[within] = value
         else:
             left_out.append(name)
-    if not weights.keys() & names:
-        raise ValueError(other_names(state, arch))
     if classifier and not any(name.startswith(f"{classifier}.") for name in weights):
         replace_module(net, classifier, nn.Identity())
         collected.classifier = None

@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -21,7 +22,7 @@ from dejavu_utils.data.image_dataset import evaluation_transform
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import MEAN, STD, Preprocessing, list_images, load_image
 from dejavu_utils.models import SSLNetwork
-from dejavu_utils.networks.backbones import ResNet, VisionTransformer, VitShape, resnet_of_shapes, vit_of_shapes
+from dejavu_utils.networks.backbones import ResNet, resnet_of_shapes, timms_names, vit_of_shapes
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.layouts import LAYOUTS
@@ -424,31 +425,53 @@ IN_TIMM = {
 }
 
 
+def published_shapes(name):
+    """{name: shape} of a published transformer's file, the position table with the class token's entry."""
+    width, depth, _, patch, tokens, hidden = SIZES[name]
+    gated = "vitg" in name
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, tokens, width),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    shapes |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
+    for block in range(depth):
+        linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+        linear |= {"mlp.w12": (2 * hidden, width), "mlp.w3": (width, hidden)} if gated else {}
+        linear |= {} if gated else {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+        for layer, shape in linear.items():
+            shapes |= {f"blocks.{block}.{layer}.weight": shape, f"blocks.{block}.{layer}.bias": shape[:1]}
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"blocks.{block}.{norm}.weight": (width,), f"blocks.{block}.{norm}.bias": (width,)}
+        if "v2" in name:
+            shapes |= {f"blocks.{block}.ls1.gamma": (width,), f"blocks.{block}.ls2.gamma": (width,)}
+    return shapes
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_published_transformers_at_their_own_sizes(name):
     """Shapes do not tell the heads: they are those of the width, but for MoCo v3."""
-    width, depth, heads, patch, tokens, hidden = SIZES[name]
-    given = VitShape(width, depth, heads, patch, tokens, hidden, scaled="v2" in name, swiglu="vitg" in name)
+    width, depth, heads, patch, *_ = SIZES[name]
     with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in VisionTransformer(given).state_dict().items()}
+        weights = timms_names({key: torch.empty(shape) for key, shape in published_shapes(name).items()})
+        shapes = {key: tuple(value.shape) for key, value in weights.items()}
         net, arch = vit_of_shapes(shapes, LAYOUTS[name.partition("_")[0]].heads)
     assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == shapes
-    assert {block.attn.heads for block in net.blocks} == {heads} and len(net.blocks) == depth
+    assert {block.attn.num_heads for block in net.blocks} == {heads} and len(net.blocks) == depth
     assert arch == f"vit_{width}x{depth}_{heads}heads_patch{patch}"
 
 
 @pytest.mark.parametrize("name", IN_TIMM)
 def test_sizes_of_published_transformers_are_timms(name):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
-    width, depth, heads, patch, tokens, hidden = SIZES[name]
     with torch.device("meta"):
         net = timm.create_model(IN_TIMM[name], num_classes=0)
-        own = VisionTransformer(VitShape(width, depth, heads, patch, tokens, hidden, scaled="v2" in name))
-    assert {block.attn.num_heads for block in net.blocks} == {heads}
-    shapes = [{key: tuple(value.shape) for key, value in one.state_dict().items()} for one in (net, own)]
+    assert {block.attn.num_heads for block in net.blocks} == {SIZES[name][2]}
+    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    published = published_shapes(name)
     if "vitg" in name:  # timm calls the gated units otherwise
-        shapes = [{key: shape for key, shape in one.items() if ".mlp." not in key} for one in shapes]
-    assert shapes[0] == shapes[1]
+        shapes, published = ({k: v for k, v in one.items() if ".mlp." not in k} for one in (shapes, published))
+    assert shapes == published
 
 
 @pytest.mark.parametrize("name", ["resnet50x2", "resnet200x2", "resnet50x4", "resnet50x5"])
@@ -572,7 +595,7 @@ def test_own_checkpoints_in_others_wrappers(tmp_path, wrap):
     torch.manual_seed(0)
     network = SSLNetwork("resnet18", "32-16", "simclr").eval()
     loaded = load_network(save(wrap(network.state_dict()), tmp_path / "own.pth"))
-    assert isinstance(loaded, SSLNetwork) and not loaded.notes
+    assert isinstance(loaded, SSLNetwork) and "taken as" not in loaded.notes
     assert torch.equal(loaded.embed(IMAGES, "projector"), network.embed(IMAGES, "projector"))
     with pytest.raises(InputError, match="holds resnet18, not --arch resnet50"):
         load_network(str(tmp_path / "own.pth"), arch="resnet50")
@@ -581,7 +604,6 @@ def test_own_checkpoints_in_others_wrappers(tmp_path, wrap):
 @torch.no_grad()
 def test_networks_of_timm(tmp_path, monkeypatch):
     """A transformer with its norm and its class token; mean, deviation and size of its own; supervised logits."""
-    timm = pytest.importorskip("timm", reason="timm is not installed")
     net = randomized(timm.create_model("vit_tiny_patch16_224", num_classes=7))
     path = save(net.state_dict(), tmp_path / "vit.pth")
     images = torch.randn(1, 3, 224, 224)
@@ -602,7 +624,6 @@ def test_networks_of_timm(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, make", [("vit_small_patch16_224", dino_backbone), ("vit_small_patch14_dinov2", dinov2)])
 @torch.no_grad()
 def test_timms_transformers_have_the_same_names_and_outputs(tmp_path, name, make):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
     net = randomized(
         timm.create_model(name, num_classes=0, img_size=64, patch_size=16, depth=2, embed_dim=192, num_heads=3)
     )
@@ -666,7 +687,7 @@ def test_attack_of_public_checkpoints(data, tmp_path):
 
 
 def test_networks_with_different_preprocessing_share_one_decoding(data, monkeypatch):
-    networks = {name: load_network(str(data / f"{name}.pth")) for name in ("dino_A", "simclr")}
+    networks = {name: load_network(str(data / f"{name}.pth"), resolution=64) for name in ("dino_A", "simclr")}
     listing, indices = list_images(data / "images"), np.arange(6)
     decoded = mock.Mock(side_effect=load_image)
     monkeypatch.setattr("dejavu_utils.data.image_dataset.load_image", decoded)
