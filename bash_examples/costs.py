@@ -95,7 +95,8 @@ def main():
             rows.setdefault(script, []).append(cost_of(script, flags))
         written.add(value_of(flags, RESULTS[script].folder))
         lines.append(said or line)
-    print("\n".join([*lines, *sums(rows)]))
+    print("\n".join(lines), flush=True)
+    print("\n".join(sums(rows)), file=sys.stderr)  # the commands alone can be saved, or run
 
 
 def check_inputs(flags: Flags, folder: str, written: set[str]) -> None:
@@ -118,7 +119,8 @@ def cost_of(script: str, flags: Flags) -> Cost:
     if script == "train_SSL.py":
         return training(flags)
     if script == "train_RCDM.py":
-        return Cost(0, 0, 0)  # runs until its time limit: see `sums`
+        gpus = int(value_of(flags, "nodes") or 2) * int(value_of(flags, "ngpus") or 8)
+        return Cost(gpus * int(value_of(flags, "timeout") or 2800) * 60 * GPU, 0, 0)  # at most
     trained = flags
     side = int(value_of(trained, "resolution") or 224)
     operations, parameters = network(os.environ.get("ARCH") or "resnet101" if side > 64 else "resnet18", side)
@@ -181,21 +183,21 @@ def images(flags: Flags, name: str) -> int:
 
 
 def sums(rows: dict[str, list[Cost]]) -> Iterator[str]:
-    """Lines, as comments of the shell, of what the commands cost."""
+    """Lines of what the commands cost."""
     here = os.environ.get("LOCAL") == "1" and not shutil.which("nvidia-smi")
     unit = "CPU core hours" if here else "GPU hours (H100)"
     everything = 0.0
     for script, costs in rows.items():
         hours = sum(cost.core_hours() if here else cost.gpu_hours() for cost in costs)
         disk = sum(cost.disk for cost in costs) / 1e9
-        everything += hours
         if script == "train_RCDM.py":
-            yield f"# {script} x {len(costs)}: until --lr_anneal_steps or the job's time limit"
+            yield f"{script} x {len(costs)}: until --lr_anneal_steps; to the time limit {hours:.3g} {unit}"
         else:
-            yield f"# {script} x {len(costs)}: {hours:.3g} {unit}, {disk:.3g} GB"
-    if rows:
+            everything += hours
+            yield f"{script} x {len(costs)}: {hours:.3g} {unit}, {disk:.3g} GB"
+    if everything:
         disk = sum(cost.disk for costs in rows.values() for cost in costs) / 1e9
-        yield f"# in all: {everything:.3g} {unit}, {disk:.3g} GB of disk, estimated from measured rates (docs/costs.md)"
+        yield f"in all: {everything:.3g} {unit}, {disk:.3g} GB of disk, estimated from measured rates (docs/costs.md)"
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ figures() { # figures FOLDER "POINT..." NAME FLAGS...: draws them now, or in a j
   fi
 }
 
-# A dry run checks the commands, and adds up what they cost, before it prints them.
+# A dry run checks the commands, prints them, and adds up what they cost.
 if [ "$DRY_RUN" = 1 ] && [ -z "${IN_DRY_RUN:-}" ]; then
   commands=$(IN_DRY_RUN=1 "$BASH" -p "$0" "$@") || exit $?
   exec "$PYTHON" "$root/bash_examples/costs.py" <<<"$commands"
