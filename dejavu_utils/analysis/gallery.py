@@ -5,7 +5,8 @@ A page is gallery.html, filled in by a template of its own that extends it.
 
 import base64
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,14 @@ def save_gallery(
     boxes_of: Callable | None = None,
     class_names: dict | None = None,
     per_group: int = 12,
+    header: Sequence[str] = (),
 ) -> None:
     """Writes the HTML page: the `per_group` most confident memorized, correlated and misrepresented examples (top-1).
 
     sets: {"A", "B"} -> AttackedSet, from results.read_attack. listing: imagenet.ImageListing. boxes_of: image index ->
     its boxes in pixels, or data.annotations.Unusable; None draws no boxes. class_names: {class folder: name to show};
-    folders without one, and all by default, go by the folder's name.
+    folders without one, and all by default, go by the folder's name without a number in front of it. header: lines
+    that say which models, epochs, layer and k the page is about, and what they score.
 
     Images are JPEG thumbnails in data: URIs; the page loads nothing, and its content security policy forbids it. An
     image that cannot be read any more is named in its place. Definitions: memorization.OUTCOMES.
@@ -107,6 +110,7 @@ def save_gallery(
         title="Déjà vu attack: examples",
         groups=groups,
         total=total,
+        header=header,
         neighbors=neighbors is not None,
         classifiers=neighbors is not None and any((found < 0).any() for found in neighbors.values()),
         legend=legend,
@@ -144,6 +148,11 @@ def _most_confident(sets, outcome, order, count):
         candidates += zip(-first, -second, attacked_set.idxs[found], [name] * len(found), found)
     candidates.sort()
     return [candidate[3:] for candidate in candidates[:count]], len(candidates)
+
+
+def class_name(folder: str) -> str:
+    """What a class folder is called: umbrella for 001_umbrella; n01440764 stays."""
+    return re.sub(r"^\d+[_.](?=\D)", "", folder)
 
 
 class _Page:
@@ -204,7 +213,7 @@ class _Page:
 
     def name(self, label):
         folder = self.listing.classes[label]
-        return self.class_names.get(folder, folder)
+        return self.class_names.get(folder) or class_name(folder)
 
     def boxes(self, index):
         """The image's boxes, [] where none are drawn, None if its XML cannot be read."""

@@ -1,11 +1,12 @@
 """sslmem_gallery.html: the images with the greatest and the least SSLMem to look at, with the views that gave it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from dejavu_utils.analysis.gallery import IMAGE, SMALL, data_uri, readable_image, save_page
+from dejavu_utils.analysis.gallery import IMAGE, SMALL, class_name, data_uri, readable_image, save_page
+from dejavu_utils.analysis.report import POPULATION
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.label_free.compare import SCORE
 
@@ -19,12 +20,14 @@ def save_sslmem_gallery(
     layers: list[str],
     views_of: Callable,
     per_group: int = 12,
+    header: Sequence[str] = (),
 ) -> None:
     """Writes the HTML page: at each layer, the `per_group` most and least memorized images of both sets.
 
     tables: {"A", "B"} -> table of sslmem_{set}.csv. layers: the last, which memorizes most, comes first on the page.
     views_of: image index -> its views as PIL images. An image that cannot be read any more is named in its place. The
-    page loads nothing, as attack_gallery.html.
+    page loads nothing, as attack_gallery.html. header: lines that say which models and epochs it is about, and what
+    they score.
     """
     examples = pd.concat([table.assign(set=name) for name, table in tables.items()])
     groups = []
@@ -34,7 +37,8 @@ def save_sslmem_gallery(
         for name, meaning, order, chosen in (
             (
                 "most memorized",
-                f"SSLMem of the {layer} is above 0 for {above} of {len(ordered)} images.",
+                f"SSLMem of the {layer} is above 0 for {above} of {len(ordered)} images; without memorization, by "
+                f"chance, for about half of them. {POPULATION}",
                 "the greatest SSLMem first",
                 ordered.head(per_group),
             ),
@@ -54,7 +58,7 @@ def save_sslmem_gallery(
                     "examples": [_example(row, layer, listing, views_of) for row in chosen.to_dict("records")],
                 }
             )
-    save_page(path, "sslmem_gallery.html", title="Label-free scores: examples", groups=groups)
+    save_page(path, "sslmem_gallery.html", title="Label-free scores: examples", groups=groups, header=header)
 
 
 def _example(row, layer, listing, views_of):
@@ -63,7 +67,7 @@ def _example(row, layer, listing, views_of):
     return {
         "set": name,
         "path": row["path"],
-        "class": listing.classes[row["label"]],
+        "class": class_name(listing.classes[row["label"]]),
         "image": image and data_uri(image, *IMAGE),
         "size": image and image.size,
         "rectangles": [],

@@ -9,7 +9,7 @@ from pages import Page, thumbnails
 from PIL import Image
 
 from dejavu_utils.analysis.attack_files import read_attack
-from dejavu_utils.analysis.gallery import Attacked, save_gallery
+from dejavu_utils.analysis.gallery import Attacked, class_name, save_gallery
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
@@ -62,6 +62,15 @@ def attacked(tmp_path_factory):
     return folder, listing, indices, crops, neighbors
 
 
+def test_a_class_goes_by_its_name_without_the_number():
+    assert [class_name(folder) for folder in ("001_umbrella", "001.Black_footed_Albatross", "n01440764", "42")] == [
+        "umbrella",
+        "Black_footed_Albatross",
+        "n01440764",
+        "42",
+    ]
+
+
 def boxes_below(folder, listing):
     annotations = Annotations(folder / "boxes", listing)
     return lambda index: annotations.boxes(index)[0]
@@ -70,7 +79,8 @@ def boxes_below(folder, listing):
 def test_page_is_whole_and_self_contained(attacked, tmp_path):
     folder, listing, indices, crops, neighbors = attacked
     path = tmp_path / "attack_gallery.html"
-    save_gallery(path, read_attack(folder), listing, Attacked(indices, crops, neighbors), boxes_below(folder, listing))
+    shown, header = Attacked(indices, crops, neighbors), ("Model A: vicreg, epoch 300 <b>", "déjà vu score 0.2")
+    save_gallery(path, read_attack(folder), listing, shown, boxes_below(folder, listing), header=header)
     assert path.stat().st_size < 3e6 and [entry.name for entry in tmp_path.iterdir()] == [path.name]
     page = Page(path)
     groups = [example["group"] for example in page.examples]
@@ -83,6 +93,7 @@ def test_page_is_whole_and_self_contained(attacked, tmp_path):
         for name in ("src", "href", "srcset", "action", "data"):
             assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
     text = path.read_text(encoding="utf-8")
+    assert "<p><b>Model A: vicreg, epoch 300 &lt;b&gt;</b></p>" in text and "it does not identify individual" in text
     assert not re.search(r"https?:|url\(|@import", re.sub(r"data:[^\"]*", "", text))
     assert sum(attributes.get("class") == "crop" for tag, attributes in page.tags if tag == "rect") == 1 + 32
     assert sum(attributes.get("class") == "box" for tag, attributes in page.tags if tag == "rect") == 1 + 32
