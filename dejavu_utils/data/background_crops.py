@@ -6,7 +6,7 @@ import math
 import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,8 +27,9 @@ from dejavu_utils.data.annotations import (
     WHOLE,
     Unusable,
 )
+from dejavu_utils.data.provenance import MADE_FROM, Provenance, first_difference_in_words
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file
+from dejavu_utils.files import complete_file, digest
 from dejavu_utils.imagenet import UNREADABLE, image_size
 
 _LOOKED_AT, _FEW = 256, 10  # images whose boxes are compared with their pixels; fewer than _FEW show nothing
@@ -185,25 +186,30 @@ def crops_of(path, listing, sets, rule, annotations=None, skip_unreadable=False,
     path: of the cache, which is written if it does not hold them. rule, annotations, skip_unreadable: as
     boxes.take_crops takes them. progress: (total, text) -> context manager whose `update` is told of images done.
     """
-    state = file_fingerprint(listing, np.concatenate(list(sets.values())), annotations)
-    sizes = {name: len(indices) for name, indices in sets.items()}
-    key = json.dumps([*asdict(rule).values(), skip_unreadable, sizes, state])
-    cached = load_crops(path, key)
+    record = Provenance(
+        images=listing.fingerprint["sha256"],
+        sets={name: digest(indices) for name, indices in sets.items()},
+        crops={"rule": str(rule)},
+        files=file_fingerprint(listing, np.concatenate(list(sets.values())), annotations),
+        settings={"skip_unreadable": skip_unreadable},
+    )
+    cached = load_crops(path, record)
     if cached:
         return cached, True
     cropped = {}
     for name, indices in sets.items():
         with progress(len(indices), f"images of set {name} searched for a crop") as bar:
             cropped[name] = take_crops(listing, indices, rule, annotations, bar.update, skip_unreadable)
-    save_crops(path, key, cropped)
+    save_crops(path, record, cropped)
     return cropped, False
 
 
-def load_crops(path, key):
-    """{set: CroppedImages} that `save_crops` wrote with this key (text), or None."""
+def load_crops(path, record):
+    """{set: CroppedImages} that `save_crops` wrote, or None where they were made from something else."""
     try:
         with np.load(path) as cache:
-            if str(cache["key"]) != key:
+            there = Provenance.from_plain(json.loads(str(cache[MADE_FROM])))
+            if there is None or first_difference_in_words("crops", record, there):
                 return None
             names = [name.removesuffix("_idxs") for name in cache.files if name.endswith("_idxs")]
             return {
@@ -216,9 +222,9 @@ def load_crops(path, key):
         return None
 
 
-def save_crops(path, key, cropped):
-    """Writes {set: CroppedImages} with a key that says all that they depend on."""
-    arrays = {"key": np.array(key)}
+def save_crops(path, record, cropped):
+    """Writes {set: CroppedImages} and the Provenance of all that they depend on."""
+    arrays = {MADE_FROM: np.array(json.dumps(record.plain()))}
     for name, images in cropped.items():
         arrays |= {f"{name}_idxs": images.indices, f"{name}_crops": images.crops}
         arrays[f"{name}_counts"] = np.array(json.dumps(images.counts))
