@@ -51,6 +51,7 @@ from dejavu_utils.data import augment
 from dejavu_utils.data.beton_loader import cut_and_resize
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
 from dejavu_utils.data.index_files import load_indices
+from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, check_same
 from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
@@ -73,9 +74,8 @@ from dejavu_utils.runtime.launch import init_from_args, launch
 from dejavu_utils.runtime.processes import StepWatch, StopSignal
 
 VIEW = augment.SECOND_VIEW
-# What a checkpoint must have in common with the probe that resumes from it; files are compared by their contents.
-SAME = ("start_lr", "end_lr", "epochs", "seed", "batch_size", "resolution", "precision", "use_projector")
-KEPT = ("epoch", "steps_done", "totals", "records", "val_right", "made_from")  # of a ProbeRun, in its checkpoint
+SETTINGS = ("start_lr", "end_lr", "epochs", "seed", "batch_size", "use_projector")  # in the record
+KEPT = ("epoch", "steps_done", "totals", "records", "val_right")  # of a ProbeRun, in its checkpoint
 _FEATURE_BYTES = 8 * 2**30  # of validation features that a process keeps on its device; more are computed in each epoch
 _SECONDS_BETWEEN_SAVES = 600
 
@@ -238,13 +238,14 @@ class ProbeRun:
         self.watch = StepWatch(stop, device, "a smaller --start_lr")
         self.listing, self.train, self.val = listing, train, val
         self.path = Path(args.output_dir) / "probe.pth"
-        self.made_from = {
-            **{name: getattr(args, name) for name in SAME},
-            "model_pth": digest(*network.state_dict().values()),
-            "train_idx_pth": digest(train, listing.labels[train]),
-            "val_idx_pth": digest(val, listing.labels[val]),
-            "imgnet_train_pth": len(listing.classes),
-        }
+        self.made_from = Provenance(
+            models={"model": ModelRecord.of(network, args.resolution)},
+            images=listing.fingerprint["sha256"],
+            sets={"train_idx_pth": digest(train), "val_idx_pth": digest(val)},
+            precision=args.precision,
+            resolution=args.resolution,
+            settings={name: getattr(args, name) for name in SETTINGS},
+        )
         self.width = network.width(layer)
         self.network = prepared_for_inference(network).to(device)
         seed_everything(args.seed)
@@ -374,6 +375,7 @@ class ProbeRun:
                 self.path,
                 {
                     **{name: getattr(self, name) for name in KEPT},
+                    MADE_FROM: self.made_from.plain(),
                     "classifier": self.classifier.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                 },
@@ -390,16 +392,14 @@ class ProbeRun:
 
         Starting again instead would throw away hours because of a mistyped flag.
         """
+        flags = {"models.*": "model_pth", "images": "imgnet_train_pth"}
+        flags |= {f"sets.{flag}": flag for flag in ("train_idx_pth", "val_idx_pth")}
+        sources = {entry: f"--{flag} {getattr(self.args, flag)}" for entry, flag in flags.items()}
+        remedy = "use the same or another --output_dir, or delete that file to start again"
         try:
-            before = checkpoint["made_from"]
-            for name, value in self.made_from.items():
-                if before[name] != value:
-                    typed = getattr(self.args, name)
-                    was = f"with {before[name]}" if typed == value else "from another one"
-                    raise InputError(
-                        f"--{name} {typed}: {self.path} was made {was}; use the same or another --output_dir, or "
-                        "delete that file to start again"
-                    )
+            there = Provenance.from_plain(checkpoint[MADE_FROM])
+            for note in check_same("probe", self.made_from, there, str(self.path), sources, remedy):
+                say(f"note: {note}")
             self.classifier.load_state_dict(checkpoint["classifier"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             for name in KEPT:
