@@ -41,7 +41,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.analysis.attack_output import counts_of, outcome_of, summary_lines, write_layer
+from dejavu_utils.analysis.attack_output import Context, counts_of, layer_result, summary_lines, write_layer
 from dejavu_utils.attack.preconditions import (
     Origin,
     check_alike,
@@ -78,7 +78,7 @@ from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import crops_of, file_fingerprint, frame_warnings, in_words
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, crops_record, sets_record
+from dejavu_utils.data.provenance import ModelRecord, Provenance, crops_record, sets_record
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files, digest
 from dejavu_utils.imagenet import list_images, read_class_names
@@ -257,16 +257,17 @@ def attack(args):
         copied = copied_elsewhere(args.bbox_A_idx_pth, networks, comparison.reference, sets, public.indices, listing)
         for layer in layers:
             folder = Path(args.output_dir) / layer if args.layers else Path(args.output_dir)
-            outcome = outcome_of(layer, listing, queries, public, found, (args.k, args.k_attk), comparison)
-            outcome.copied = copied
-            about = {
-                "counts": counts_of(parts, outcome, len(public), found.unreadable, len(listing.classes)),
-                "warnings": warnings + check_ceilings(outcome.ceiling, 1 / len(listing.classes)),
-                "settings": {**vars(args), "layer": layer, "device": str(device), "reference": comparison.kind},
-                MADE_FROM: replace(record, votes={"k": args.k, "k_attk": args.k_attk, "layer": layer}).plain(),
-            }
+            result = layer_result(layer, listing, queries, public, found, (args.k, args.k_attk), comparison)
+            result.copied = copied
+            context = Context(
+                counts_of(parts, result, len(public), found.unreadable, len(listing.classes)),
+                warnings + check_ceilings(result.ceiling, 1 / len(listing.classes)),
+                {**vars(args), "layer": layer, "device": str(device), "reference": comparison.kind},
+                replace(record, votes={"k": args.k, "k_attk": args.k_attk, "layer": layer}).plain(),
+                **pictures_of(args, annotations),
+            )
             with complete_files(folder, last="results.json") as new:
-                results = write_layer(new, outcome, listing, args.k_attk, about, pictures_of(args, annotations))
+                results = write_layer(new, result, listing, args.k_attk, context)
             print("\n".join(["", *summary_lines(layer, results), f"  {folder}"]), flush=True)
         pieces.remove()
     wait_for_all()
@@ -409,8 +410,8 @@ def pictures_of(args, annotations):
     """What the gallery shows beside the images: their boxes as annotated, and the names of the classes."""
     annotated = replace(CropRule.of(vars(args)), margin=0)
     return {
-        "boxes": annotations and (lambda index: annotations.boxes(index, annotated)[0]),
-        "names": read_class_names(args.class_names, "--class_names") if args.class_names else None,
+        "boxes_of": annotations and (lambda index: annotations.boxes(index, annotated)[0]),
+        "class_names": read_class_names(args.class_names, "--class_names") if args.class_names else None,
     }
 
 

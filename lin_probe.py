@@ -32,9 +32,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dejavu_utils.analysis.attack_files import RESULTS, ProbeAccuracies, ProbeResults
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.report import figure_in_words
-from dejavu_utils.analysis.tables import probe_estimates
+from dejavu_utils.analysis.tables import top_accuracies
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.cli import (
     Parser,
@@ -72,6 +73,7 @@ from dejavu_utils.runtime.distributed import (
 )
 from dejavu_utils.runtime.launch import init_from_args, launch
 from dejavu_utils.runtime.processes import StepWatch, StopSignal
+from dejavu_utils.typed_json import to_json
 
 VIEW = augment.SECOND_VIEW
 SETTINGS = ("start_lr", "end_lr", "epochs", "seed", "batch_size", "use_projector")  # in the record
@@ -186,20 +188,16 @@ def readable_only(args, listing, indices, device):
 
 
 def write_results(args, state, train_right):
-    final = {
-        "train": probe_estimates(train_right, len(state.train)),
-        "val": probe_estimates(state.val_right, len(state.val)),
-    }
-    results = {
-        "final": final,
-        "epochs": state.records,
-        "counts": {"train": len(state.train), "val": len(state.val), "classes": len(state.listing.classes)},
-        "settings": {**vars(args), "layer": state.layer, "device": str(state.device), "processes": world_size()},
-    }
-    save_json(Path(args.output_dir) / "results.json", results)
+    final = ProbeAccuracies(
+        train=top_accuracies(train_right, len(state.train)), val=top_accuracies(state.val_right, len(state.val))
+    )
+    counts = {"train": len(state.train), "val": len(state.val), "classes": len(state.listing.classes)}
+    settings = {**vars(args), "layer": state.layer, "device": str(state.device), "processes": world_size()}
+    results = ProbeResults(final, state.records, counts, settings)
+    save_json(Path(args.output_dir) / RESULTS, to_json(results))
     state.path.unlink(missing_ok=True)  # only needed to resume
-    for name, figures in (("validation", final["val"]), ("training", final["train"])):
-        print(f"{name}: " + ", ".join(f"top-{k} {figure_in_words(figures[f'top_{k}'])}" for k in TOP_KS), flush=True)
+    for name, figures in (("validation", final.val), ("training", final.train)):
+        print(f"{name}: top-1 {figure_in_words(figures.top_1)}, top-5 {figure_in_words(figures.top_5)}", flush=True)
 
 
 class RandomCrops(torch.utils.data.Dataset):

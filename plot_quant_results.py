@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dejavu_utils.analysis.attack_files import read_attack, read_ceiling, read_probe
+from dejavu_utils.analysis.attack_files import attacked_layers, read_attack, read_ceiling, read_probe
 from dejavu_utils.analysis.figures import STYLES, figure_style, save_epoch_figures, save_outcome_figures
 from dejavu_utils.analysis.frames import (
     Attack,
@@ -49,7 +49,6 @@ from dejavu_utils.naming import (
     LAYERS_BESIDE,
     PROBE_PREFIX,
     SWEEPS,
-    attacked_layers,
     sslmem_beside,
     sweep_of,
     sweep_points,

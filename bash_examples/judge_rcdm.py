@@ -32,6 +32,7 @@ from dejavu_utils.networks.loading import load_network
 from dejavu_utils.reconstruction.diffusion import Diffusion
 from dejavu_utils.reconstruction.pictures import image_transform
 from dejavu_utils.reconstruction.rcdm import Attack, check_rcdms, conditions, load_rcdm, sample_seeds, sources_of
+from dejavu_utils.typed_json import to_json
 
 
 def parse_args(argv=None):
@@ -89,7 +90,7 @@ def main():
         crops[outcome] = {name: mem.summarize(chosen, 1)[name] for name in names}
         crops[outcome]["n"] = sum(len(judged.labels) for judged in chosen)
     found["samples from crops"] = crops
-    save_json(args.save_path, {**found, "settings": vars(args)})
+    save_json(args.save_path, to_json({**found, "settings": vars(args)}))
     report(found, chance=1 / len(listing.classes))
 
 
@@ -143,7 +144,7 @@ def only(judged, chosen):
 
 
 def estimate(hits):
-    return dict(zip(("value", "low", "high"), mean_of_proportions(hits)), n=sum(map(len, hits)))
+    return {**vars(mean_of_proportions(hits)), "n": sum(map(len, hits))}
 
 
 def report(found, chance):

@@ -8,20 +8,22 @@ folder of that attack, as A=FOLDER or B=FOLDER; prints the table and writes it t
         A=demo/seed0/simclr_600epochs/one_model_sweeps/NN_attk_simclr_50pc_600ep_A
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import read_split
+from dejavu_utils.analysis.attack_files import RESULTS, AttackResults, read_results, read_split
+from dejavu_utils.analysis.intervals import Estimate, mean_of_estimates
 from dejavu_utils.analysis.one_model import spread_of, widened
 from dejavu_utils.analysis.report import figure_in_words
 from dejavu_utils.analysis.tables import bounds, part_statistics
 from dejavu_utils.cli import Parser, existing_file, expanded, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
+from dejavu_utils.log import print_table
+from dejavu_utils.naming import SETS
 
 COLUMNS = ("two_models", "one_model", "one_minus_two", "delta", "score_minus_delta")
 HEADS = dict(zip((*COLUMNS, "tied"), ("two models", "one model", "one - two", "delta", "score - delta", "tied images")))
@@ -44,95 +46,104 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
+    two_models = Path(args.two_models)
     rows = {}
     for attack in args.attacks:
         model, _, folder = attack.partition("=")
-        if model not in ("A", "B"):
+        if model not in SETS:
             raise InputError(f"{attack}: give A=FOLDER or B=FOLDER")
-        rows[model] = compared(model, Path(args.two_models), Path(folder), args.chance, args.tied)
+        rows[model] = compared(model, two_models, Path(folder), args.chance, args.tied)
     columns = [*COLUMNS, *(["tied"] if args.tied else [])]
     if len(rows) > 1:  # of independent images, and other classifiers
         rows["both"] = {name: mean([row[name] for row in rows.values()]) for name in (*columns, "truth")}
+    save_csv(args.save_path, pd.DataFrame([csv_row(model, row) for model, row in rows.items()]))
     lines = [("model", *(HEADS[name] for name in columns), "planted truth")]
     for model, row in rows.items():
-        lines.append((model, *(figure_in_words(row[name]) for name in columns), f"{row['truth']['value']:.3f}"))
-    table = [
-        {
-            "model": model,
-            **{name: row[name]["value"] for name in row},
-            **{k: v for n in row for k, v in bounds(n, row[n]).items()},
-        }
-        for model, row in rows.items()
-    ]
-    save_csv(args.save_path, pd.DataFrame(table))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+        lines.append((model, *(figure_in_words(row[name]) for name in columns), f"{row['truth'].value:.3f}"))
+    print_table(lines)
 
 
-def compared(model, two_models, one_model, chance, tied=None):
+def csv_row(model: str, row: dict[str, Estimate]) -> dict[str, object]:
+    columns: dict[str, object] = {"model": model}
+    for name, estimate in row.items():
+        columns[name] = estimate.value
+    for name, estimate in row.items():
+        columns |= bounds(name, estimate)
+    return columns
+
+
+def compared(
+    model: str, two_models: Path, one_model: Path, chance: float, tied: str | None = None
+) -> dict[str, Estimate]:
     """{name of COLUMNS, "tied" and "truth": estimate} of a model; the truth is what it knows beyond its backgrounds.
 
     tied: file that says whose backgrounds tell the class; of the others they tell nothing.
     """
-    two, one = (read(folder / "results.json") for folder in (two_models, one_model))
-    figures = one["both"]["one_model"]
-    if not figures["delta"]:
+    two, one = results_of(two_models), results_of(one_model)
+    figures = one.both.one_model
+    if figures is None or figures.delta is None or figures.score_minus_delta is None:
         raise InputError(f"{one_model}: holds no delta; attack with --unseen_idx_pth")
-    target = two[model]["top_1"]["accuracy"]["100"]["target"]["value"]
-    found = {"two_models": two[model]["top_1"]["accuracy"]["100"]["score"], "one_model": figures["score"]}
-    found["one_minus_two"] = paired_difference(model, two_models, one_model, one)
-    found |= {name: figures[name] for name in ("delta", "score_minus_delta")}
+    twins = two.of(model).top_1.accuracy["100"]
+    row = {
+        "two_models": twins.score,
+        "one_model": figures.score,
+        "one_minus_two": paired_difference(model, two_models, one_model, one),
+        "delta": figures.delta,
+        "score_minus_delta": figures.score_minus_delta,
+    }
     if tied:
-        found["tied"], share = score_of_tied(one_model, tied)
-        chance = share + (1 - share) * chance
-    return {**found, "truth": dict.fromkeys(("value", "low", "high"), target - chance)}
+        row["tied"], fraction = score_of_tied(one_model, tied)
+        chance = fraction + (1 - fraction) * chance
+    truth = twins.target.value - chance
+    return {**row, "truth": Estimate(truth, truth, truth)}
 
 
-def paired_difference(model, two_models, one_model, results):
+def results_of(folder: Path) -> AttackResults:
+    results = read_results(folder)
+    if results is None:
+        raise InputError(f"{folder / RESULTS}: no such file; label_inference_attack.py writes it")
+    return results
+
+
+def paired_difference(model: str, two_models: Path, one_model: Path, results: AttackResults) -> Estimate:
     """One-model score - two-model score of the same images: the twin's accuracy - that of the classifiers.
 
-    The model's own guesses are the same in both. The interval holds the spread of the classifiers.
+    The model's own predictions are the same in both. The interval includes the spread of the classifiers.
     """
     twin = pd.read_csv(existing_file(two_models / f"attack_{model}.csv", "--two_models")).set_index("index")
-    attacks, halves = [], []
-    for name in "AB":
+    attacks, spreads = [], []
+    for name in SETS:
         judged = pd.read_csv(existing_file(one_model / f"attack_{name}.csv", model)).set_index("index")
         if not judged.index.isin(twin.index).all():
             raise InputError(f"{one_model}: attacks other images than set {model} of --two_models {two_models}")
         same = twin.loc[judged.index]
-        guesses = [of.reference_top1.to_numpy()[:, None] for of in (same, judged)]
-        attacks.append(
-            mem.DirectedAttack(*(mem.Predictions(top, np.zeros(len(top))) for top in guesses), same.label.to_numpy())
-        )
-        halves.append(spread_of(results[name]["one_model"]["reference_accuracy_by_seed"]))
-    return widened(mem.summarize(attacks, 1)["score"], halves)
+        attacks.append(mem.DirectedAttack(references_of(same), references_of(judged), same.label.to_numpy()))
+        figures = results.of(name).one_model
+        spreads.append(spread_of(figures.reference_accuracy_by_seed or []) if figures else None)
+    return widened(mem.summarize(attacks, 1).score, spreads)
 
 
-def score_of_tied(one_model, tied):
-    """(score of the tied images among the attacked ones, their share of these)."""
-    paths = read_split(tied, "--tied")
-    parts = part_statistics(one_model, 0, paths)
-    counts = {name: [part[name]["n"] for part in parts.values()] for name in "AB"}
-    for name, of_set in counts.items():
-        if sum(of_set) != len(pd.read_csv(one_model / f"attack_{name}.csv")):
+def references_of(table: pd.DataFrame) -> mem.Predictions:
+    """The reference's predictions of an examples' table."""
+    top = table.reference_top1.to_numpy()[:, None]
+    return mem.Predictions(top, np.zeros(len(top)))
+
+
+def score_of_tied(one_model: Path, tied: str) -> tuple[Estimate, float]:
+    """(score of the tied images among the attacked ones, their fraction of these)."""
+    parts = part_statistics(one_model, 0, read_split(tied, "--tied"))
+    fractions = []
+    for name in SETS:
+        counts = [part.of(name).n for part in parts.values()]
+        if sum(counts) != len(pd.read_csv(one_model / f"attack_{name}.csv")):
             raise InputError(f"--tied {tied}: does not hold the images of {one_model}")
-    shares = [tied_ones / (tied_ones + others) for tied_ones, others in counts.values()]
-    return parts["tied"]["both"]["top_1"]["accuracy"]["100"]["score"], float(np.mean(shares))
+        fractions.append(parts["tied"].of(name).n / sum(counts))
+    return parts["tied"].both.top_1.accuracy["100"].score, float(np.mean(fractions))
 
 
-def mean(estimates):
+def mean(estimates: list[Estimate]) -> Estimate:
     """Mean of independent estimates: the root of the summed squared arms / their number."""
-    value = np.mean([one["value"] for one in estimates])
-    arms = {end: np.hypot(*(one["value"] - one[end] for one in estimates)) / len(estimates) for end in ("low", "high")}
-    return {"value": value, "low": value - arms["low"], "high": value + arms["high"]}
-
-
-def read(path):
-    try:
-        return json.loads(existing_file(path, "attack").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: was not written by label_inference_attack.py ({error})") from None
+    return mean_of_estimates(estimates, least=-np.inf, most=np.inf)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,17 @@ has a column path and one of 0 and 1, each attack's images with a 1 and those wi
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from dejavu_utils.analysis.attack_files import mean_ceiling, read_split
-from dejavu_utils.analysis.intervals import combine_runs
+from dejavu_utils.analysis.attack_files import RESULTS, read_split
+from dejavu_utils.analysis.intervals import Estimate, combine_runs
 from dejavu_utils.analysis.report import figure_in_words
-from dejavu_utils.analysis.tables import part_statistics, read_statistics
+from dejavu_utils.analysis.tables import bounds, part_statistics, read_statistics
 from dejavu_utils.cli import Parser, existing_folder, expanded, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
+from dejavu_utils.log import print_table
 
 COLUMNS = ("target", "reference", "score")
 
@@ -48,9 +50,7 @@ def main():
         raise InputError("name attacks as LABEL=FOLDER, or their runs with --runs")
     rows, lines = table_of_runs(args) if args.runs else table_of_attacks(args)
     save_csv(args.save_path, pd.DataFrame(rows))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    print_table(lines)
 
 
 def table_of_attacks(args):
@@ -59,27 +59,29 @@ def table_of_attacks(args):
     for attack in args.attacks:
         label, _, folder = attack.partition("=")
         results = read_statistics(existing_folder(folder, f"attack {label}"), args.k_attk)
-        ceiling = mean_ceiling(results["ceiling"])["top_1"] if "ceiling" in results else None
         parts = {label: results}
         if args.split:
             of_parts = part_statistics(folder, args.k_attk, read_split(args.split, "--split"))
-            parts.update({f"{label}, {part}": of_part for part, of_part in of_parts.items()})
+            parts |= {f"{label}, {part}": of_part for part, of_part in of_parts.items()}
+        ceiling = results.mean_ceiling
         for name, of_part in parts.items():
             for pct in args.pct_confidences:
-                row, line = row_and_line(name, pct, figures_at(of_part, pct, folder), ceiling)
+                row, line = row_and_line(name, pct, figures_at(of_part, pct, folder), ceiling and ceiling.top_1)
                 rows.append(row)
                 lines.append(line)
     return rows, lines
 
 
 def row_and_line(label, pct, figures, ceiling):
-    """(row of the csv, cells to print) of an attack and level."""
-    chance = figures.get("chance")
+    """(row of the csv, cells to print) of an attack and level. figures: LevelResults. ceiling: Estimate or None."""
+    chance = None if np.isnan(figures.chance) else figures.chance
     row = {"attack": label, "pct_confidence": pct, "chance": chance}
-    for name, figure in (*((name, figures[name]) for name in COLUMNS), ("ceiling", ceiling or {})):
-        row.update({name if key == "value" else f"{name}_{key}": value for key, value in figure.items()})
-    target, reference, score = (figure_in_words(figures[name]) for name in COLUMNS)
-    limits = [f"{value:.3f}" if value is not None else "" for value in (chance, ceiling and ceiling["value"])]
+    for name in COLUMNS:
+        row |= {name: getattr(figures, name).value, **bounds(name, getattr(figures, name))}
+    if ceiling:
+        row |= {"ceiling": ceiling.value, **bounds("ceiling", ceiling)}
+    limits = [f"{value:.3f}" if value is not None else "" for value in (chance, ceiling and ceiling.value)]
+    target, reference, score = (figure_in_words(getattr(figures, name)) for name in COLUMNS)
     return row, (label, who(pct), target, reference, *limits, score)
 
 
@@ -91,24 +93,27 @@ def table_of_runs(args):
     rows = []
     lines = [("examples", "", f"mean of {len(runs)} runs", "SD between runs", "tau", "lowest", "highest")]
     for pct in args.pct_confidences:
-        of_runs = [figures_at(results, pct, folder) for folder, results in runs.items()]
+        of_runs = {folder: figures_at(results, pct, folder) for folder, results in runs.items()}
         for name in COLUMNS:
-            estimates = [figures[name] for figures in of_runs]
-            for folder, estimate in zip(runs, estimates):
-                if estimate["value"] is None:
+            estimates = [getattr(figures, name) for figures in of_runs.values()]
+            values = [estimate.value for estimate in estimates]
+            for folder, value in zip(runs, values):
+                if np.isnan(value):
                     raise InputError(f"--runs {folder}: has no example among the most confident {pct} %")
-            found = combine_runs(estimates)
-            values = [estimate["value"] for estimate in estimates]
-            rows.append({"pct_confidence": pct, "figure": name, **found, "lowest": min(values), "highest": max(values)})
-            spread = (f"{value:.3f}" for value in (found["sd"], found["tau"], min(values), max(values)))
-            lines.append((who(pct), name, figure_in_words({**found, "value": found["mean"]}), *spread))
+            summary = combine_runs(estimates)
+            extremes = {"lowest": min(values), "highest": max(values)}
+            rows.append({"pct_confidence": pct, "figure": name, **vars(summary), **extremes})
+            mean = Estimate(summary.mean, summary.low, summary.high)
+            spread = (f"{value:.3f}" for value in (summary.sd, summary.tau, *extremes.values()))
+            lines.append((who(pct), name, figure_in_words(mean), *spread))
     return rows, lines
 
 
 def figures_at(results, pct, folder):
-    accuracy = results["both"]["top_1"]["accuracy"]
+    """LevelResults of an attack's AttackResults."""
+    accuracy = results.both.top_1.accuracy
     if str(pct) not in accuracy:
-        raise InputError(f"--pct_confidences {pct}: {Path(folder) / 'results.json'} has {', '.join(accuracy)}")
+        raise InputError(f"--pct_confidences {pct}: {Path(folder) / RESULTS} has {', '.join(accuracy)}")
     return accuracy[str(pct)]
 
 

@@ -92,3 +92,11 @@ def say(text: str) -> None:
     """Prints a line; of several processes the first alone does."""
     if _rank() == 0:
         print(text, flush=True)
+
+
+def print_table(lines: list[tuple[str, ...]]) -> None:
+    """Prints rows of cells, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths)]
+        print("  ".join(cells).rstrip())

@@ -6,7 +6,6 @@ A point is one training recipe at one epoch, for instance `vicreg_300pc_1000ep`;
 scripts call this (bash_examples/sweep_points.py).
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ SSLMEM_FOLDER = "sslmem_sweeps"
 ATTACK_PREFIX, PROBE_PREFIX, SSLMEM_PREFIX = "NN_attk_", "lp_", "sslmem_"
 # Folders of attacks beside attack_sweeps, with the layer that an attack in them is of.
 LAYERS_BESIDE = {ATTACK_FOLDERS[layer]: layer for layer in ("backbone", "logits")}
+ATTACKED_LAYER = re.compile(r"backbone|projector(\.\d+)?|logits")  # names of the folders that --layers makes
 
 
 @dataclass(frozen=True)
@@ -149,28 +149,6 @@ def sslmem_beside(attack: str | Path) -> Path | None:
     if not folder.name.startswith(ATTACK_PREFIX):
         return None
     return folder.parent.parent / SSLMEM_FOLDER / (SSLMEM_PREFIX + folder.name.removeprefix(ATTACK_PREFIX))
-
-
-def attacked_layers(folder: str | Path) -> dict[str, Path]:
-    """{layer: folder} of an attack: subfolders backbone, projector.{i} and projector, or the folder itself.
-
-    The folder's own files are those of the layer that its results.json names; without one, of LAYERS_BESIDE's if the
-    folder above has such a name, else of the projector's output.
-    """
-    folder = Path(folder)
-    names = re.compile(r"backbone|projector(\.\d+)?|logits")
-    found = {
-        path.name: path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.is_dir() and names.fullmatch(path.name)
-    }
-    if attack_path(folder, "A", "A", "attk_idxs").is_file():
-        try:
-            layer = json.loads((folder / "results.json").read_text(encoding="utf-8"))["settings"]["layer"]
-        except (OSError, ValueError, KeyError):
-            layer = LAYERS_BESIDE.get(folder.absolute().parent.name, "projector")
-        found.setdefault(layer, folder)
-    return found
 
 
 def sweep_points(folder: str | Path, template: str, value: Callable = int) -> list[tuple]:

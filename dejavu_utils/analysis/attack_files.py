@@ -1,33 +1,277 @@
-"""Result folders: reading what the attack and the linear probe write, whoever wrote it."""
+"""Result folders: what the attack and the linear probe write, declared once, and read whoever wrote it."""
 
 import ast
 import json
+import math
 import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.memorization import TOP_KS
+from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.errors import InputError, one_line
-from dejavu_utils.naming import SETS, attack_path
+from dejavu_utils.naming import ATTACKED_LAYER, LAYERS_BESIDE, SETS, TWIN, attack_path
+from dejavu_utils.typed_json import entry, from_json
+
+RESULTS = "results.json"
+T = TypeVar("T")
+
+
+@dataclass
+class LevelResults:
+    """Accuracies among the most confident examples, mean of the attacked sets."""
+
+    target: Estimate = entry("accuracy of the model that was trained on the attacked set; null where no example is")
+    reference: Estimate = entry("accuracy of the model that was not, or of the classifiers in its place")
+    score: Estimate = entry("déjà vu score: target - reference accuracy")
+    chance: float = entry("mean reference accuracy of the same predictions under permuted labels", default=math.nan)
+
+
+@dataclass
+class TopResults:
+    """Figures of the first k predictions."""
+
+    accuracy: dict[str, LevelResults] = entry(
+        "by per cent of the examples, the most confident ones: 5, 20, 100", default_factory=dict
+    )
+    shares: dict[str, Estimate] = entry(
+        "fractions of all examples: memorized, correlated, misrepresented, unassociated", default_factory=dict
+    )
+
+
+@dataclass
+class MemorizationConfidence:
+    """By how much surer the model is than the classifiers, mean over the memorized examples, in nats."""
+
+    published: Estimate | None = entry("entropy of the classifiers' softmax - entropy of the votes; null for one image")
+    corrected: Estimate | None = entry("the entropy of as many votes drawn from that softmax - entropy of the votes")
+    n: int = entry("memorized examples")
+
+
+@dataclass
+class OneModelResults:
+    """The test of one model (docs/one_model.md), top-1, all examples. Figures that were not asked for are null."""
+
+    score: Estimate = entry("accuracy of the model - that of the classifiers")
+    delta: Estimate | None = entry("the same on images that the model never saw", default=None)
+    score_minus_delta: Estimate | None = entry("score - delta", default=None)
+    margin: Estimate | None = entry(
+        "vote share of the true label - its probability under the classifiers", default=None
+    )
+    margin_delta: Estimate | None = entry("the same on images that the model never saw", default=None)
+    margin_minus_delta: Estimate | None = entry("margin - margin_delta", default=None)
+    rise: Estimate | None = entry("reference accuracy with all crops - with half of them", default=None)
+    spread_in_intervals: bool = entry("do the intervals include the training of the classifiers?", default=False)
+    reference_accuracy_by_seed: list[float] | None = entry(
+        "accuracy of each classifier; of one set", absent=True, default=None
+    )
+    reference_sd: float | None = entry(
+        "standard deviation of these; null for one classifier; of one set", absent=True, default=None
+    )
+    memorization_confidence: MemorizationConfidence | None = entry(
+        "null where the model's predictions are no votes, or no example is memorized", default=None
+    )
+
+
+@dataclass
+class SetResults:
+    """Figures of one attacked set, or of both."""
+
+    n: int = entry("attacked examples")
+    top_1: TopResults = entry("is the true label the first prediction?")
+    top_5: TopResults = entry("is it among the first five?", default_factory=TopResults)
+    vote_share: dict[str, Estimate] = entry(
+        "mean share of the votes for the true label: target, reference, margin; empty without votes",
+        default_factory=dict,
+    )
+    one_model: OneModelResults | None = entry("with --model_oss_pth", absent=True, default=None)
+
+
+@dataclass
+class TopAccuracies:
+    """Accuracy of the first prediction, and of the first five."""
+
+    top_1: Estimate = entry("is the true label the first prediction?")
+    top_5: Estimate = entry("is it among the first five?")
+
+    def __getitem__(self, name: str) -> Estimate:
+        """By its name in JSON."""
+        return getattr(self, name)
+
+
+@dataclass
+class NearCopies:
+    """Attacked images with a near-copy that the reference was trained on, or that is public."""
+
+    A: int = entry("images of set A")
+    B: int = entry("images of set B")
+    without: SetResults | None = entry("figures of both sets without these images", absent=True, default=None)
+
+
+@dataclass
+class AttackResults:
+    """results.json of the attack on one layer. Older files may lack entries that have a default here."""
+
+    both: SetResults = entry("mean of the two attacked sets")
+    A: SetResults = entry("set A: the target is model A")
+    B: SetResults = entry("set B: the target is model B")
+    ceiling: dict[str, TopAccuracies] = entry(
+        "by model: accuracy of the same vote on whole public images, each left out of its own neighbors",
+        default_factory=dict,
+    )
+    counts: dict[str, Any] = entry(
+        "images by set: how many were attacked, and left out for what; public images; classes", default_factory=dict
+    )
+    warnings: list[str] = entry("what could make the score mean less than it seems", default_factory=list)
+    settings: dict[str, Any] = entry("the flags, and layer, device, reference", default_factory=dict)
+    made_from: dict[str, Any] | None = entry("the record of data.provenance", absent=True, default=None)
+    near_copies: NearCopies | None = entry("if the partition looked for near-copies", absent=True, default=None)
+    probe_accuracy: float | None = entry("of training's own linear probe, if it is known", absent=True, default=None)
+    conclusion: str | None = entry("name of the concluding sentence", absent=True, default=None)
+    conclusion_in_words: str | None = entry("the concluding sentence", absent=True, default=None)
+
+    def of(self, group: str) -> SetResults:
+        """Of "both", "A" or "B"."""
+        return getattr(self, group)
+
+    def score(self, group: str = "both") -> Estimate:
+        """The déjà vu score: top-1, all examples."""
+        return self.of(group).top_1.accuracy["100"].score
+
+    @property
+    def layer(self) -> str | None:
+        return self.settings.get("layer")
+
+    @property
+    def k_attk(self) -> int:
+        """Neighbors that vote; 0 if it does not say."""
+        return self.settings.get("k_attk") or self.settings.get("k") or 0
+
+    @property
+    def mean_ceiling(self) -> TopAccuracies | None:
+        """Of the models, None without any."""
+        return mean_ceiling(self.ceiling) if self.ceiling else None
+
+
+def mean_ceiling(ceilings: dict[str, TopAccuracies]) -> TopAccuracies:
+    """The mean over the models, of low and high too: the models see the same public images."""
+
+    def mean(name: str) -> Estimate:
+        estimates = [of_model[name] for of_model in ceilings.values()]
+        value, low, high = (float(np.mean([one[part] for one in estimates])) for part in ("value", "low", "high"))
+        return Estimate(value, low, high)
+
+    return TopAccuracies(mean("top_1"), mean("top_5"))
+
+
+def read_results(folder: str | Path) -> AttackResults | None:
+    """results.json of an attack's folder (of one layer); None where there is none. InputError for another file."""
+    return _read(Path(folder) / RESULTS, AttackResults, "label_inference_attack.py")
+
+
+def _read(path: Path, kind: type[T], script: str) -> T | None:
+    if not path.is_file():
+        return None
+    try:
+        return from_json(kind, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: was not written by {script} ({one_line(error)})") from None
+
+
+def attacked_layers(folder: str | Path) -> dict[str, Path]:
+    """{layer: folder} of an attack: subfolders backbone, projector.{i} and projector, or the folder itself.
+
+    The folder's own files are those of the layer that its results.json names; without one, of LAYERS_BESIDE's if the
+    folder above has such a name, else of the projector's output.
+    """
+    folder = Path(folder)
+    layers = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and ATTACKED_LAYER.fullmatch(path.name):
+            layers[path.name] = path
+    if attack_path(folder, "A", "A", "attk_idxs").is_file():
+        results = read_results(folder)
+        by_name = LAYERS_BESIDE.get(folder.absolute().parent.name, "projector")
+        layers.setdefault(results and results.layer or by_name, folder)
+    return layers
+
+
+@dataclass
+class ProbeAccuracies:
+    """Accuracies at the end of a linear probe."""
+
+    train: TopAccuracies = entry("on the training images, with the transform of the test")
+    val: TopAccuracies = entry("on the validation images")
+
+    def __getitem__(self, name: str) -> TopAccuracies:
+        """By its name in JSON."""
+        return getattr(self, name)
+
+
+@dataclass
+class ProbeResults:
+    """results.json of lin_probe.py."""
+
+    final: ProbeAccuracies = entry("accuracies at the end")
+    epochs: list[Any] = entry("the record of each epoch", default_factory=list)
+    counts: dict[str, int] = entry("images: train, val; classes", default_factory=dict)
+    settings: dict[str, Any] = entry("the flags, and layer, device, processes", default_factory=dict)
+
+
+def read_probe(folder: str | Path) -> ProbeAccuracies:
+    """The final accuracies of a linear probe's folder.
+
+    From results.json, or, in folders of others, from the dicts at the end of *_log.out: the last but one is validation,
+    the last is training; those have no interval (NaN). InputError names a folder that holds neither.
+    """
+    folder = Path(folder)
+    results = _read(folder / RESULTS, ProbeResults, "lin_probe.py")
+    if results:
+        return results.final
+    logs = sorted(folder.rglob("*_log.out"), key=lambda path: path.stat().st_mtime)
+    for log in reversed(logs):
+        printed = re.findall(r"\{[^{}]*\}", log.read_text(errors="replace"))
+        accuracies = [found for found in map(_printed_accuracies, printed) if found]
+        if len(accuracies) >= 2:
+            return ProbeAccuracies(train=accuracies[-1], val=accuracies[-2])
+    raise InputError(f"{folder}: holds neither results.json nor a *_log.out that ends with accuracies; probe again")
+
+
+def _printed_accuracies(text: str) -> TopAccuracies | None:
+    """Of a printed dict such as {'top_1': np.float64(0.5), 'top_5': 0.8}, fractions or per cents; else None."""
+    try:
+        printed = ast.literal_eval(re.sub(r"\bnp\.float\d+\(([^()]*)\)", r"\1", text))
+    except (ValueError, SyntaxError):
+        return None
+    if not isinstance(printed, dict):
+        return None
+    values = {}
+    for name, value in printed.items():
+        top_k = re.search(r"(?<!\d)[15](?!\d)", str(name))
+        if top_k and isinstance(value, (int, float)):
+            values[top_k[0]] = float(value)
+    if len(values) < 2:
+        return None
+    scale = 100 if max(values.values()) > 1 else 1
+    top_1, top_5 = (Estimate(values[top_k] / scale, math.nan, math.nan) for top_k in ("1", "5"))
+    return TopAccuracies(top_1, top_5)
 
 
 @dataclass
 class AttackedSet:
-    """One attacked set, in the order of the image indices. idxs: int64 (n,). attack: memorization.DirectedAttack."""
+    """One attacked set, in the order of the image indices. idxs: int64 (n,)."""
 
     idxs: np.ndarray
     attack: mem.DirectedAttack
 
     def chosen(self, rows: np.ndarray) -> "AttackedSet":
         """Some of its images. rows: bool (n,)."""
-        attack = self.attack
-        part = mem.DirectedAttack(attack.target.chosen(rows), attack.reference.chosen(rows), attack.labels[rows])
-        return AttackedSet(self.idxs[rows], part)
+        return AttackedSet(self.idxs[rows], self.attack.chosen(rows))
 
 
 def read_attack(folder: str | Path, k_attk: int = 0) -> dict[str, AttackedSet]:
@@ -38,25 +282,29 @@ def read_attack(folder: str | Path, k_attk: int = 0) -> dict[str, AttackedSet]:
     return {attacked: _read_set(Path(folder), attacked, k_attk) for attacked in SETS}
 
 
-def _read_set(folder, attacked, k_attk):
-    target, reference = (attacked, "B" if attacked == "A" else "A")
+def _read_set(folder: Path, attacked: str, k_attk: int) -> AttackedSet:
+    target, reference = attacked, TWIN[attacked]
     idxs = {model: load_array(attack_path(folder, model, attacked, "attk_idxs")).ravel() for model in SETS}
     try:
-        rows = dict(zip((target, reference), mem.align_rows(idxs[target], idxs[reference])))
+        target_rows, reference_rows = mem.align_rows(idxs[target], idxs[reference])
     except ValueError as error:
         raise InputError(f"{attack_path(folder, target, attacked, 'attk_idxs')}: {error}; attack again") from None
+    rows = {target: target_rows, reference: reference_rows}
     labels, predictions = {}, {}
     for model in SETS:
-        label_path = attack_path(folder, model, attacked, "labels")
-        labels[model] = _fitting(load_array(label_path).ravel(), len(idxs[model]), label_path)[rows[model]]
+        path = attack_path(folder, model, attacked, "labels")
+        in_file_order = _fitting(load_array(path).ravel(), len(idxs[model]), path)
+        labels[model] = in_file_order[rows[model]]
         predictions[model] = _predictions(folder, model, attacked, rows[model], labels[model], k_attk)
     if not np.array_equal(labels[target], labels[reference]):
         raise InputError(f"{attack_path(folder, reference, attacked, 'labels')}: not the labels of the other model")
     attack = mem.DirectedAttack(predictions[target], predictions[reference], labels[target].astype(np.int64))
-    return AttackedSet(idxs[target][rows[target]].astype(np.int64), attack)
+    return AttackedSet(idxs[target][target_rows].astype(np.int64), attack)
 
 
-def _predictions(folder, model, attacked, rows, labels, k_attk):
+def _predictions(
+    folder: Path, model: str, attacked: str, rows: np.ndarray, labels: np.ndarray, k_attk: int
+) -> mem.Predictions:
     path = attack_path(folder, model, attacked, "scores")
     if path.is_file():
         return mem.predict_from_scores(_fitting(load_array(path), len(rows), path)[rows], labels)
@@ -81,7 +329,7 @@ def load_array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: not a complete .npy file ({error}); attack again") from None
 
 
-def _fitting(array, n, path):
+def _fitting(array: np.ndarray, n: int, path: Path) -> np.ndarray:
     if len(array) != n:
         raise InputError(f"{path}: has {len(array)} rows where the attacked indices are {n}; attack again")
     return array
@@ -105,72 +353,13 @@ def read_split(path: str | Path, flag: str) -> dict[str, set[str]]:
     return {name: kinds[1], f"not {name}": kinds[0]}
 
 
-def read_ceiling(folder: str | Path, k_attk: int = 0) -> dict | None:
-    """`mean_ceiling` of an attack's folder, of this layer; None if its results.json, if there is one, does not say.
+def read_ceiling(folder: str | Path, k_attk: int = 0) -> TopAccuracies | None:
+    """The ceiling of an attack's folder, of this layer; None if its results.json, if there is one, does not say.
 
     k_attk: None too where other than so many neighbors have voted; 0 takes any.
     """
-    try:
-        results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
-        settings = results["settings"]
-        if k_attk and settings["layer"] != "logits" and k_attk != (settings["k_attk"] or settings["k"]):
-            return None
-        return mean_ceiling(results["ceiling"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    results = read_results(folder)
+    if results is None:
         return None
-
-
-def read_probe(folder: str | Path) -> dict:
-    """{"train", "val"} -> {"top_1", "top_5"} -> {"value", "low", "high"} of a linear probe's folder.
-
-    From results.json, or, in folders of others, from the dicts at the end of *_log.out: the last but one is validation,
-    the last is training; those have no interval (NaN). InputError names a folder that holds neither.
-    """
-    folder = Path(folder)
-    if (folder / "results.json").is_file():
-        try:
-            return json.loads((folder / "results.json").read_text(encoding="utf-8"))["final"]
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{folder / 'results.json'}: not written by lin_probe.py ({error!r})") from None
-    logs = sorted(folder.rglob("*_log.out"), key=lambda path: path.stat().st_mtime)
-    for log in reversed(logs):
-        dicts = [_accuracies(text) for text in re.findall(r"\{[^{}]*\}", log.read_text(errors="replace"))]
-        dicts = [found for found in dicts if found]
-        if len(dicts) >= 2:
-            return {"val": dicts[-2], "train": dicts[-1]}
-    raise InputError(f"{folder}: holds neither results.json nor a *_log.out that ends with accuracies; probe again")
-
-
-def _accuracies(text):
-    """{"top_1", "top_5"} of a printed dict such as {'top_1': np.float64(0.5), 'top_5': 0.8}, or None."""
-    try:
-        printed = ast.literal_eval(re.sub(r"\bnp\.float\d+\(([^()]*)\)", r"\1", text))
-    except (ValueError, SyntaxError):
-        return None
-    if not isinstance(printed, dict):
-        return None
-    found = {}
-    for name, value in printed.items():
-        rank = re.search(r"(?<!\d)[15](?!\d)", str(name))
-        if rank and isinstance(value, (int, float)):
-            found[f"top_{rank[0]}"] = {"value": float(value), "low": np.nan, "high": np.nan}
-    if len(found) < 2:
-        return None
-    if max(estimate["value"] for estimate in found.values()) > 1:  # per cent
-        for estimate in found.values():
-            estimate["value"] /= 100
-    return found
-
-
-def mean_ceiling(ceilings: dict[str, dict]) -> dict:
-    """{"top_1": estimate, "top_5": estimate}, the mean over the models of results.json's {model: `ceiling`}.
-
-    Low and high are means too: the models see the same public images.
-    """
-    return {
-        f"top_{top_k}": {
-            part: float(np.mean([of_model[f"top_{top_k}"][part] for of_model in ceilings.values()]))
-            for part in ("value", "low", "high")
-        }
-        for top_k in TOP_KS
-    }
+    other_votes = k_attk and results.layer != "logits" and k_attk != results.k_attk
+    return None if other_votes else results.mean_ceiling

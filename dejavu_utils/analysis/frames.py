@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dejavu_utils.analysis.attack_files import AttackedSet
+from dejavu_utils.analysis.attack_files import AttackedSet, TopAccuracies
 from dejavu_utils.analysis.figures import (
     save_accuracy_figures,
     save_confidence_figures,
@@ -20,8 +20,8 @@ from dejavu_utils.analysis.figures import (
     save_partition_figures,
     save_probe_figures,
 )
-from dejavu_utils.analysis.intervals import difference
-from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, summarize_levels
+from dejavu_utils.analysis.intervals import Estimate, difference
+from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, Summary, summarize_levels
 from dejavu_utils.analysis.report import clear_of_chance
 from dejavu_utils.analysis.tables import accuracy_columns, bounds, confidence_curve, directions
 
@@ -36,7 +36,7 @@ class Attack:
 
     layer: str
     sets: dict[str, AttackedSet]
-    ceiling: dict[str, Any] | None
+    ceiling: TopAccuracies | None
 
     @property
     def n(self) -> int:
@@ -51,14 +51,14 @@ class Attack:
         return len(np.setdiff1d(np.concatenate(labels), [-1]))
 
 
-def columns_at(attack: Attack, pct_confidences: Sequence[float], top_k: int) -> list[tuple[dict, dict]]:
-    """[the columns of the accuracies, and memorization.summarize's dict they are from] of each confidence level.
+def columns_at(attack: Attack, pct_confidences: Sequence[float], top_k: int) -> list[tuple[dict, Summary]]:
+    """[the columns of the accuracies, and memorization's Summary they are from] of each confidence level.
 
     interpretable: is the ceiling above chance? NaN where it is not known.
     """
     top = attack.ceiling and attack.ceiling[f"top_{top_k}"]
     *summaries, everybody = summarize_levels(directions(attack.sets), top_k, [*pct_confidences, 100])
-    interpretable = float(clear_of_chance(top, everybody["chance"])) if top else np.nan
+    interpretable = float(clear_of_chance(top, everybody.chance)) if top else np.nan
     levels = []
     for pct, summary in zip(pct_confidences, summaries):
         columns = {"pct_confidence": pct, **accuracy_columns(summary, top), "interpretable": interpretable}
@@ -114,9 +114,9 @@ def gap_frames(attacks: dict, probes: dict, x: str) -> Frames:
             yield "", save_gap_figures, frame, top_k
 
 
-def accuracy_in(row: dict, name: str) -> dict[str, float]:
+def accuracy_in(row: dict, name: str) -> Estimate:
     """An estimate from the columns of a row."""
-    return {"value": row[f"{name}_acc"], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+    return Estimate(row[f"{name}_acc"], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def probe_frames(points: Sequence[tuple], x: str) -> Frames:

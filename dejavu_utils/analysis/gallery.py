@@ -21,6 +21,7 @@ from dejavu_utils.data.annotations import Unusable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import ImageListing, load_image
+from dejavu_utils.naming import TWIN
 
 NEIGHBORS = 5  # shown under each model
 IMAGE = 160, 12_000  # longest side in pixels, bytes of the JPEG: keeps the page below 3 MB at 12 examples a group
@@ -142,8 +143,7 @@ def _most_confident(sets, outcome, order, count):
     candidates = []
     for name, attacked_set in sets.items():
         attack = attacked_set.attack
-        outcomes = mem.outcomes_of(attack.target.correct(attack.labels, 1), attack.reference.correct(attack.labels, 1))
-        found = np.flatnonzero(outcomes == outcome)
+        found = np.flatnonzero(attack.outcomes(1) == outcome)
         first, second = order(attack.target.confidence[found], attack.reference.confidence[found])
         candidates += zip(-first, -second, attacked_set.idxs[found], [name] * len(found), found)
     candidates.sort()
@@ -168,7 +168,6 @@ class _Page:
         label = int(attack.labels[row])
         image = readable_image(self.listing, index)
         boxes = self.boxes(index)
-        other = "B" if name == "A" else "A"
         return {
             "set": name,
             "path": self.listing.paths[index],
@@ -182,7 +181,7 @@ class _Page:
                 self.model(role, model, predictions, row, label, self.rows[index])
                 for role, model, predictions in (
                     ("target", name, attack.target),
-                    ("reference", other, attack.reference),
+                    ("reference", TWIN[name], attack.reference),
                 )
             ],
         }

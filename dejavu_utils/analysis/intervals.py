@@ -2,136 +2,162 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import stdtrit
+
+from dejavu_utils.typed_json import from_json, to_json
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval, NaN where no example tells it.
+
+    Numbers; within the analysis also float64 arrays, of one figure per level of confidence or per class.
+    """
+
+    value: Any
+    low: Any
+    high: Any
+
+    def __getitem__(self, name: str) -> Any:
+        """By the name that it has in JSON and in tables."""
+        return getattr(self, name)
+
+    def at(self, place: int) -> "Estimate":
+        """One figure of arrays of several."""
+        return Estimate(float(self.value[place]), float(self.low[place]), float(self.high[place]))
+
+    def as_json(self) -> dict[str, float | None]:
+        """{"value", "low", "high"}, null for NaN."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, written: dict[str, float | None]) -> "Estimate":
+        """From what `as_json` gave."""
+        return from_json(cls, written)
+
+
 def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
     """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); NaN for n = 0. Numbers or arrays."""
+    n, z2 = np.float64(n), Z95**2
     with np.errstate(invalid="ignore", divide="ignore"):
-        p, z2 = np.true_divide(successes, n), Z95**2
-        center = (p + z2 / (2 * np.float64(n))) / (1 + z2 / np.float64(n))
-        half = Z95 * np.sqrt(p * (1 - p) / n + z2 / (4 * np.square(np.float64(n)))) / (1 + z2 / np.float64(n))
+        p = np.true_divide(successes, n)
+        scale = 1 + z2 / n
+        center = (p + z2 / (2 * n)) / scale
+        half = Z95 * np.sqrt(p * (1 - p) / n + z2 / (4 * np.square(n))) / scale
     return np.maximum(0.0, center - half), np.minimum(1.0, center + half)
 
 
-def mean_of_proportions(hits: list[np.ndarray]) -> tuple[float, ...]:
-    """(mean, low, high) of the mean of independent proportions, given as a list of bool arrays.
+def proportion(successes: Any, n: Any) -> Estimate:
+    """successes / n with Wilson's interval; NaN for n = 0. Numbers or arrays."""
+    return Estimate(fraction_of(successes, n), *wilson_interval(successes, n))
 
-    The 95 % interval joins the Wilson intervals of the single proportions (MOVER; Newcombe 1998, Zou & Donner 2008).
+
+def mean_of_proportions(hits: Sequence[np.ndarray]) -> Estimate:
+    """The mean of independent proportions, given as bool arrays.
+
+    The interval joins the Wilson intervals of the single proportions (MOVER; Newcombe 1998, Zou & Donner 2008).
     """
-    hits, n = np.array([(h.sum(), len(h)) for h in hits]).T
-    return tuple(float(part) for part in mean_of_estimates(fraction_of(hits, n), *wilson_interval(hits, n), least=0))
+    proportions = [proportion(one.sum(), len(one)) for one in hits]
+    return mean_of_estimates(proportions, least=0)
 
 
-def difference(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
-    """Estimate of first - second, of two independent estimates {"value", "low", "high"} (MOVER, as above)."""
-    first, second = ([estimate[name] for name in ("value", "low", "high")] for estimate in (first, second))
-    return as_estimate(*(float(part) for part in paired_difference(first, second, 0.0)))
-
-
-def paired_difference(first: Any, second: Any, correlation: Any) -> tuple:
-    """(value, low, high) of first - second, each (value, low, high) of numbers or arrays.
+def difference(first: Estimate, second: Estimate, correlation: Any = 0.0) -> Estimate:
+    """first - second, of two estimates with this correlation, a number or an array.
 
     MOVER for correlated estimates: Newcombe 1998 (Statistics in Medicine 17:2635), method 10, for any two intervals.
     """
 
-    def arm(a, b):
+    def arm(a: Any, b: Any) -> Any:
         return np.sqrt(np.maximum(0, a * a - 2 * correlation * a * b + b * b))
 
-    (first, first_low, first_high), (second, second_low, second_high) = first, second
-    value = first - second
-    return (
-        value,
-        value - arm(first - first_low, second_high - second),
-        value + arm(first_high - first, second - second_low),
-    )
+    value = first.value - second.value
+    down = arm(first.value - first.low, second.high - second.value)
+    up = arm(first.high - first.value, second.value - second.low)
+    return Estimate(value, value - down, value + up)
 
 
-def mean_of_estimates(values: np.ndarray, lows: np.ndarray, highs: np.ndarray, least: float = -1) -> tuple:
-    """(mean, low, high) along the first axis: the root of the summed squared arms / number, within [least, 1]."""
+def mean_of_estimates(estimates: Sequence[Estimate], least: float = -1, most: float = 1) -> Estimate:
+    """The mean of independent estimates, within [least, most]: each arm is the root of the summed squared arms / their
+    number."""
+    values = np.array([one.value for one in estimates])
+    lows = np.array([one.low for one in estimates])
+    highs = np.array([one.high for one in estimates])
     mean = values.mean(axis=0)
-    down, up = (np.sqrt(np.square(arms).sum(axis=0)) / len(values) for arms in (values - lows, highs - values))
-    return mean, np.maximum(least, mean - down), np.minimum(1, mean + up)
+    down = np.sqrt(np.square(values - lows).sum(axis=0)) / len(values)
+    up = np.sqrt(np.square(highs - values).sum(axis=0)) / len(values)
+    return Estimate(mean, np.maximum(least, mean - down), np.minimum(most, mean + up))
 
 
-def as_estimate(value: Any, low: Any, high: Any) -> dict:
-    return {"value": value, "low": low, "high": high}
-
-
-def fraction_of(part: Any, whole: Any) -> np.ndarray:
-    """part / whole; NaN where the whole is 0."""
+def fraction_of(part: Any, whole: Any) -> Any:
+    """part / whole; NaN where the whole is 0. Numbers or arrays."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(np.asarray(whole) > 0, np.true_divide(part, whole), np.nan)
+        return np.where(np.asarray(whole) > 0, np.true_divide(part, whole), np.nan)[()]
 
 
-def combine_runs(estimates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Random-effects summary of the same figure of several runs: {"runs", "mean", "low", "high", "sd", "tau"}.
+def t_half_width(values: np.ndarray | Sequence[float]) -> float:
+    """Half of Student's 95 % interval of the mean of a sample, float (n,); NaN for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return math.nan
+    return float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / n**0.5
 
-    estimates: list of {"value", "low", "high"} with 95 % intervals, at least two. mean: of the runs, weighted by
-    1 / (tau^2 + their own variance); low, high: its 95 % interval, for runs like these, of Hartung & Knapp 2001 and
-    Sidik & Jonkman 2002 (t distribution with runs - 1 degrees of freedom). sd: standard deviation of the runs' values.
-    tau: what of it the runs' own intervals do not account for, of Paule & Mandel 1982. ValueError for fewer runs.
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The same figure of several runs. mean, low, high: with a 95 % interval for runs like these. sd: standard
+    deviation of the runs' values. tau: the part of it that the runs' own intervals do not account for."""
+
+    runs: int
+    mean: float
+    low: float
+    high: float
+    sd: float
+    tau: float
+
+
+def combine_runs(estimates: Sequence[Estimate]) -> RunSummary:
+    """Random-effects summary of the same figure of at least two runs; ValueError for fewer.
+
+    The mean is weighted by 1 / (tau^2 + the run's own variance). Its interval is that of Hartung & Knapp 2001 and Sidik
+    & Jonkman 2002 (t distribution with runs - 1 degrees of freedom), tau that of Paule & Mandel 1982.
     """
     runs = len(estimates)
     if runs < 2:
         raise ValueError("one run has no spread; at least two are needed")
-    value, low, high = (np.array([estimate[name] for estimate in estimates]) for name in ("value", "low", "high"))
-    variance = np.square(np.maximum(high - low, 1e-9) / (2 * Z95))
+    value = np.array([one.value for one in estimates])
+    widths = np.array([one.high - one.low for one in estimates])
+    variance = np.square(np.maximum(widths, 1e-9) / (2 * Z95))
 
-    def at(tau_squared):
+    def weighted(tau_squared: float) -> tuple[float, float, float]:
+        """Sum of the weights, mean, and sum of the weighted squares."""
         weights = 1 / (variance + tau_squared)
         mean = (weights * value).sum() / weights.sum()
         return weights.sum(), mean, (weights * np.square(value - mean)).sum()
 
-    # The weighted squares fall with tau; they are runs - 1 at the estimate, and no more at the runs' own variance.
-    least, most = 0.0, value.var(ddof=1)
-    if at(0.0)[2] <= runs - 1:
-        most = 0.0
-    for _ in range(100):
-        middle = (least + most) / 2
-        least, most = (middle, most) if at(middle)[2] > runs - 1 else (least, middle)
-    weight, mean, squares = at(most)
-    half = t_quantile(0.975, runs - 1) * math.sqrt(squares / ((runs - 1) * weight))
-    return {
-        "runs": runs,
-        "mean": float(mean),
-        "low": float(mean - half),
-        "high": float(mean + half),
-        "sd": float(value.std(ddof=1)),
-        "tau": math.sqrt(most),
-    }
+    def excess(tau_squared: float) -> float:
+        return weighted(tau_squared)[2] - (runs - 1)
+
+    # The weighted squares fall with tau; they are runs - 1 at the estimate, and no more at the variance between runs.
+    tau_squared, most = 0.0, float(value.var(ddof=1))
+    if excess(0.0) > 0:
+        tau_squared = most if excess(most) >= 0 else brentq(excess, 0.0, most, xtol=1e-18)
+    weight, mean, squares = weighted(tau_squared)
+    half = float(stdtrit(runs - 1, 0.975)) * math.sqrt(squares / ((runs - 1) * weight))
+    spread = float(value.std(ddof=1))
+    return RunSummary(runs, float(mean), float(mean - half), float(mean + half), spread, math.sqrt(tau_squared))
 
 
-def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t distribution with a whole number of degrees of freedom, to 1e-9 of its value.
-
-    probability: above 0.5. From the finite series of the distribution (Abramowitz & Stegun, 26.7.3 and 26.7.4).
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        angle = (low + high) / 2
-        low, high = (angle, high) if _within(angle, degrees) < 2 * probability - 1 else (low, angle)
-    return math.sqrt(degrees) * math.tan(angle)
-
-
-def _within(angle, degrees):
-    """Probability that |t| <= sqrt(degrees) tan(angle)."""
-    odd = degrees % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for power in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= (power - 1) / power * math.cos(angle) ** 2
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-
-
-def p_value(estimate: dict[str, float]) -> float:
+def p_value(estimate: Estimate) -> float:
     """Two-sided p-value of value = 0, from the arm of the 95 % interval that points to 0, taken as normal."""
-    value = estimate["value"]
-    arm = value - estimate["low"] if value > 0 else estimate["high"] - value
+    value = estimate.value
+    arm = value - estimate.low if value > 0 else estimate.high - value
     return math.erfc(abs(value) / max(arm, 1e-12) * Z95 / math.sqrt(2))
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from dejavu_utils.analysis.intervals import (
-    as_estimate,
+    Estimate,
+    difference,
     fraction_of,
     mean_of_estimates,
     mean_of_proportions,
-    paired_difference,
+    proportion,
     wilson_interval,
 )
 
@@ -27,25 +28,24 @@ _ROWS_AT_ONCE = 8192  # bounds the scratch memory to a few times 8192 x k intege
 
 @dataclass
 class Predictions:
-    """A model's guesses on n examples.
+    """A model's predictions on n examples.
 
-    top: int64 (n, 5), the predicted classes in falling order, -1 where there is none. confidence: float64 (n,), rounded
-    to 1e-10, since the entropies of equal histograms differ in their last bit. vote_share: float64 (n,), the share of
-    the votes (for scores: the softmax probability) that the true label gets; None where it was not asked for.
+    top: int64 (n, 5), the predicted classes, the most likely first, -1 where there is none. confidence: float64 (n,),
+    rounded to 1e-10, since the entropies of equal histograms differ in their last bit. vote_share: float64 (n,), the
+    share of the votes (for scores: the softmax probability) of the true label; None where it was not asked for.
     """
 
     top: np.ndarray
     confidence: np.ndarray
     vote_share: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.confidence = np.round(np.asarray(self.confidence, dtype=np.float64), 10) + 0.0  # no minus zero
 
     def chosen(self, rows: np.ndarray) -> "Predictions":
         """Those of some examples. rows: int (m,), or bool (n,)."""
-        return Predictions(
-            self.top[rows], self.confidence[rows], None if self.vote_share is None else self.vote_share[rows]
-        )
+        vote_share = None if self.vote_share is None else self.vote_share[rows]
+        return Predictions(self.top[rows], self.confidence[rows], vote_share)
 
     def correct(self, labels: np.ndarray, top_k: int) -> np.ndarray:
         """bool (n,): is the true label among the first top_k predictions? labels: int (n,)."""
@@ -71,82 +71,101 @@ def predict_from_neighbors(
     vote_share = None if labels is None else np.empty(n)
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        top[rows], confidence[rows] = _vote(neighbor_labels[rows, :votes])
-        if vote_share is not None:
-            vote_share[rows] = (neighbor_labels[rows, :votes] == np.asarray(labels)[rows, None]).sum(axis=1) / votes
+        voters = neighbor_labels[rows, :votes]
+        top[rows], confidence[rows] = _vote(voters)
+        if labels is not None and vote_share is not None:
+            agreeing = voters == np.asarray(labels)[rows, None]
+            vote_share[rows] = agreeing.sum(axis=1) / votes
     return Predictions(top, confidence, vote_share)
 
 
-def _vote(labels):
+def _vote(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(top int64 (n, 5), confidence float64 (n,)) of neighbors' labels, int (n, k), nearest first.
+
+    Sorted by label, a row falls into one group per class; no array of n x classes is needed.
+    """
     n, k = labels.shape
-    nearest_first = np.argsort(labels, axis=1, kind="stable")
+    nearest_first = np.argsort(labels, axis=1, kind="stable")  # stable: each group begins with its nearest member
     grouped = np.take_along_axis(labels, nearest_first, axis=1)
-    starts = np.ones((n, k), dtype=bool)  # where in a row of grouped labels does a new class begin?
-    starts[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
-    flat = np.flatnonzero(starts)
-    counts = np.diff(flat, append=n * k)  # every row begins a class, so no group spans two rows
-    # One sortable number a class: more neighbors first, then the smaller rank of the nearest one.
-    keys = np.full((n, k), -1, dtype=np.int64)
-    keys.reshape(-1)[flat] = counts * k + (k - 1 - nearest_first.reshape(-1)[flat])
-    p_log_p = np.zeros(n * k)
-    p_log_p[flat] = counts / k * np.log(counts / k)
+    begins = np.ones((n, k), dtype=bool)
+    begins[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
+    group_starts = np.flatnonzero(begins)
+    counts = np.diff(group_starts, append=n * k)  # the first of a row always begins a group: none spans two rows
+    ranks = nearest_first.reshape(-1)[group_starts]
+
+    # One sortable number per class: more neighbors first, then the nearer of the nearest members. -1: no class here.
+    keys = np.full(n * k, -1, dtype=np.int64)
+    keys[group_starts] = counts * k + (k - 1 - ranks)
+    keys = keys.reshape(n, k)
     order = np.argsort(-keys, axis=1, kind="stable")[:, :5]
+    classes = np.take_along_axis(grouped, order, axis=1)
+    is_class = np.take_along_axis(keys, order, axis=1) >= 0
     top = np.full((n, 5), -1, dtype=np.int64)
-    top[:, : order.shape[1]] = np.where(
-        np.take_along_axis(keys, order, axis=1) >= 0, np.take_along_axis(grouped, order, axis=1), -1
-    )
+    top[:, : order.shape[1]] = np.where(is_class, classes, -1)
+
+    fractions = counts / k
+    p_log_p = np.zeros(n * k)
+    p_log_p[group_starts] = fractions * np.log(fractions)
     return top, p_log_p.reshape(n, k).sum(axis=1)
 
 
 def predict_from_scores(scores: np.ndarray, labels: np.ndarray | None = None) -> Predictions:
-    """Classes by score, equals by index; confidence = the largest score. scores: float (n, classes), e.g. logits.
+    """Classes by score, ties by index; confidence = the largest score. scores: float (n, classes), e.g. logits.
 
     labels: int (n,), the true ones, for their softmax probability; 0 for a label that has no score.
     """
     scores = np.asarray(scores)
-    top = np.full((len(scores), 5), -1, dtype=np.int64)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    top = np.full((len(scores), 5), -1, dtype=np.int64)
     top[:, : order.shape[1]] = order
     largest = scores.max(axis=1).astype(np.float64)
-    vote_share = None
-    if labels is not None:
-        labels = np.asarray(labels)
-        known = (labels >= 0) & (labels < scores.shape[1])
-        own = np.take_along_axis(scores, np.where(known, labels, 0)[:, None], axis=1)[:, 0].astype(np.float64)
-        total = np.exp(scores - largest[:, None]).sum(axis=1)
-        vote_share = np.where(known, np.exp(own - largest) / total, 0.0)
+    if labels is None:
+        return Predictions(top, largest)
+    labels = np.asarray(labels)
+    has_score = (labels >= 0) & (labels < scores.shape[1])
+    columns = np.where(has_score, labels, 0)[:, None]
+    own = np.take_along_axis(scores, columns, axis=1)[:, 0].astype(np.float64)
+    total = np.exp(scores - largest[:, None]).sum(axis=1)
+    vote_share = np.where(has_score, np.exp(own - largest) / total, 0.0)
     return Predictions(top, largest, vote_share)
 
 
 class _ConfidenceRanking:
-    """Examples from the most confident to the least, equals all at once, so that no order decides among them.
+    """Examples ranked by confidence; ties share their places, so the result does not depend on the order of the rows.
 
-    The most confident `size` examples are those of the `above` first places, and of the tied ones up to place `end` as
-    much as is missing: each counts for `part` of an example. confidence: float64 (n,). sizes: int (levels,).
+    confidence: float64 (n,). sizes: int (levels,), how many of the most confident examples are selected at each level.
+    These are the examples at the first `above` places, and of the tied ones from there up to place `end` as many as are
+    missing: each of them counts for `part` of an example.
     """
 
-    def __init__(self, confidence, sizes):
+    def __init__(self, confidence: np.ndarray, sizes: np.ndarray) -> None:
         n = len(confidence)
         self.order = np.argsort(-confidence, kind="stable")
-        falling = confidence[self.order]
-        self.groups = np.concatenate([[0], np.flatnonzero(falling[1:] != falling[:-1]) + 1, [n]])
+        ranked = confidence[self.order]
+        changes = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
+        self.ties = np.concatenate([[0], changes, [n]])  # places at which the confidence changes
         self.sizes = sizes
         self.above, self.end, self.part = self._places(sizes)
-        # All levels cut the examples into few pieces, of which none is chosen in part but as a whole.
-        self.cuts = np.unique(np.concatenate([self.above, self.end]))
+        # Between two places of `above` or `end` all examples are selected alike at every level: few pieces stand for
+        # all examples.
+        cuts = np.unique(np.concatenate([self.above, self.end]))
         self.piece = np.empty(n, dtype=np.int64)
-        self.piece[self.order] = np.searchsorted(self.cuts, np.arange(n), side="right")
-        begins = np.concatenate([[-1], self.cuts])  # the first piece is whole in any case, or empty
+        self.piece[self.order] = np.searchsorted(cuts, np.arange(n), side="right")
+        begins = np.concatenate([[-1], cuts])  # the first piece is selected as a whole, or empty
         tied = np.where(begins == self.above[:, None], self.part[:, None], 0.0)
         self.chosen = np.where(begins < self.above[:, None], 1.0, tied)  # float64 (levels, pieces)
 
-    def _places(self, sizes):
-        group = np.clip(np.searchsorted(self.groups, sizes, side="left") - 1, 0, None)
-        above, end = self.groups[group], self.groups[np.minimum(group + 1, len(self.groups) - 1)]
-        return above, end, np.where(sizes > 0, (sizes - above) / np.maximum(end - above, 1), 0.0)
+    def _places(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(above, end, part) of selections of these sizes."""
+        group = np.searchsorted(self.ties, sizes, side="left") - 1
+        group = np.clip(group, 0, None)
+        following = np.minimum(group + 1, len(self.ties) - 1)
+        above, end = self.ties[group], self.ties[following]
+        part = (sizes - above) / np.maximum(end - above, 1)
+        return above, end, np.where(sizes > 0, part, 0.0)
 
-    def hits(self, correct, sizes=None):
-        """Hits among the most confident `sizes` (all levels' own by default): of tied ones, their mean."""
+    def hits(self, correct: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+        """Hits among the most confident `sizes` examples, by default each level's own; of ties their mean."""
         cumulated = np.concatenate([[0], np.cumsum(correct[self.order])])
         above, end, part = (self.above, self.end, self.part) if sizes is None else self._places(sizes)
         return cumulated[above] + part * (cumulated[end] - cumulated[above])
@@ -157,7 +176,7 @@ def accuracy_sweep(
 ) -> np.ndarray:
     """Accuracy on the most confident int(fraction x n) examples for each fraction; float64, NaN where there is none.
 
-    Of examples with the confidence of the last one, as many as fit in count with the mean of all of them.
+    Of examples tied with the last selected one, as many as are missing count, with the mean of all of them.
     """
     sizes = (np.asarray(fractions) * len(predictions.confidence)).astype(np.int64)
     hits = _ConfidenceRanking(predictions.confidence, sizes).hits(predictions.correct(labels, top_k))
@@ -172,211 +191,288 @@ class DirectedAttack:
     reference: Predictions
     labels: np.ndarray
 
+    def correct(self, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """bool (n,) each: is the true label among the target's, and among the reference's, first top_k predictions?"""
+        return self.target.correct(self.labels, top_k), self.reference.correct(self.labels, top_k)
 
-def summarize(attacks: list[DirectedAttack], top_k: int, pct_confidence: float = 100.0) -> dict:
+    def outcomes(self, top_k: int) -> np.ndarray:
+        """Index into OUTCOMES of each example, int64 (n,)."""
+        return outcomes_of(*self.correct(top_k))
+
+    def chosen(self, rows: np.ndarray) -> "DirectedAttack":
+        """Some of its examples. rows: int (m,), or bool (n,)."""
+        return DirectedAttack(self.target.chosen(rows), self.reference.chosen(rows), self.labels[rows])
+
+
+class ByName:
+    """Figures that are also found by their name in files and figures, for instance one of OUTCOMES."""
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+@dataclass
+class Summary(ByName):
+    """Figures of an attack at one level of confidence.
+
+    target, reference, score: accuracies and their difference, among the selected examples. chance: the reference
+    accuracy that the same predictions have on average if the labels of those examples are permuted. n: attacked
+    examples of each set. The four outcomes: fractions of all examples.
+    """
+
+    n: list[int]
+    target: Estimate
+    reference: Estimate
+    score: Estimate
+    chance: float
+    memorized: Estimate
+    correlated: Estimate
+    misrepresented: Estimate
+    unassociated: Estimate
+
+
+def summarize(attacks: list[DirectedAttack], top_k: int, pct_confidence: float = 100.0) -> Summary:
     """Target and reference accuracy, déjà vu score and the fractions of the four outcomes, averaged over the attacked
     sets.
 
-    attacks: list of DirectedAttack, usually [set A, set B]. pct_confidence: accuracies are taken over the int(pct / 100
-    x n) examples that the model in question is most confident of, of tied ones over their mean; the outcomes always
-    over all examples, so that at 100 % score = memorized - misrepresented. Returns a dict of {"target", "reference",
-    "score", and the four outcomes}: {"value", "low", "high"}; "chance": the reference accuracy that the same guesses
-    have on average if the labels of those examples are permuted; "n": attacked examples of each set.
+    attacks: usually [set A, set B]. pct_confidence: accuracies are taken over the int(pct / 100 x n) examples that the
+    model in question is most confident of, of tied ones over their mean; the outcomes always over all examples, so that
+    at 100 % score = memorized - misrepresented.
 
     95 % intervals without resampling: Wilson for proportions, and for the score, of a set, the paired MOVER of the two
-    accuracies (`paired_difference`). An interval is for the accuracy among the pct % of all such images that the
-    model is most confident of. Where these begin depends on the sample too; the intervals hold that to first order
+    accuracies (`difference`). An interval is for the accuracy among the pct % of all such images that the model is most
+    confident of. Where these begin depends on the sample too; the intervals include that to first order
     (`_ConfidenceLevels`).
     """
     return summarize_levels(attacks, top_k, [pct_confidence])[0]
 
 
-def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences: Sequence[float]) -> list[dict]:
-    """`summarize` at several confidence levels, which share the sorting; a list, in their order."""
+def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences: Sequence[float]) -> list[Summary]:
+    """`summarize` at several confidence levels, which share the sorting; in their order."""
     fractions = np.array(pct_confidences, dtype=np.float64) / 100
-    correct_of = [
-        [model.correct(attack.labels, top_k) for model in (attack.target, attack.reference)] for attack in attacks
-    ]
-    shares = {
-        name: as_estimate(*mean_of_proportions([outcomes_of(*correct) == code for correct in correct_of]))
-        for code, name in enumerate(OUTCOMES)
-    }
-    found = {"target": [], "reference": [], "score": [], "chance": []}
-    for attack, correct in zip(attacks, correct_of):
-        levels = [
-            _ConfidenceLevels(m.confidence, r, fractions) for m, r in zip((attack.target, attack.reference), correct)
-        ]
-        estimates = [one.accuracy() for one in levels]
-        found["target"].append(estimates[0])
-        found["reference"].append(estimates[1])
-        found["score"].append(paired_difference(*estimates, _correlation(*levels)))
-        found["chance"].append(levels[1].chance(attack.reference.top[:, :top_k], attack.labels))
-    chance = np.mean(found.pop("chance"), axis=0)
-    joined = {
-        name: mean_of_estimates(*np.moveaxis(np.array(of_sets), 1, 0), least=-1 if name == "score" else 0)
-        for name, of_sets in found.items()
-    }
-    return [
-        {
-            "n": [len(attack.labels) for attack in attacks],
-            **{name: as_estimate(*(float(part[level]) for part in parts)) for name, parts in joined.items()},
-            "chance": float(chance[level]),
-            **shares,
-        }
-        for level in range(len(fractions))
-    ]
+    targets, references, scores, chances = [], [], [], []
+    for attack in attacks:
+        of_target, of_reference = attack.correct(top_k)
+        target = _ConfidenceLevels(attack.target.confidence, of_target, fractions)
+        reference = _ConfidenceLevels(attack.reference.confidence, of_reference, fractions)
+        targets.append(target.accuracy())
+        references.append(reference.accuracy())
+        scores.append(difference(targets[-1], references[-1], _correlation(target, reference)))
+        chances.append(reference.chance(attack.reference.top[:, :top_k], attack.labels))
+    target_mean = mean_of_estimates(targets, least=0)
+    reference_mean = mean_of_estimates(references, least=0)
+    score_mean = mean_of_estimates(scores)
+    chance = np.mean(chances, axis=0)
+    outcome_of_each = [attack.outcomes(top_k) for attack in attacks]
+    outcomes = [mean_of_proportions([of_set == code for of_set in outcome_of_each]) for code in range(len(OUTCOMES))]
+    n = [len(attack.labels) for attack in attacks]
+    summaries = []
+    for level in range(len(fractions)):
+        accuracies = (target_mean.at(level), reference_mean.at(level), score_mean.at(level))
+        summaries.append(Summary(n, *accuracies, float(chance[level]), *outcomes))
+    return summaries
 
 
 class _ConfidenceLevels:
     """One model on one attacked set, at several levels of confidence. confidence, correct: (n,). fractions: (levels,).
 
-    edge: accuracy of the examples whose place by confidence is near that of the last chosen one. In another sample the
-    edge lies elsewhere, and examples of this accuracy come in or fall out: if it differs from the accuracy of the
-    chosen, that varies more than a proportion of as many fixed examples. The place of the edge has a standard deviation
-    of sqrt(n p (1 - p)), p = fraction; up to two of them to either side are near.
+    threshold_accuracy: accuracy of the examples whose rank by confidence is near the threshold, that of the last
+    selected one. In another sample the threshold moves, and examples near it enter or leave the selection: if their
+    accuracy differs from that of the selected examples, this varies more than a proportion of as many fixed examples.
+    The rank of the threshold has a standard deviation of sqrt(n p (1 - p)), p = fraction; up to two of them to either
+    side are near.
     """
 
-    def __init__(self, confidence, correct, fractions):
+    def __init__(self, confidence: np.ndarray, correct: np.ndarray, fractions: np.ndarray) -> None:
         n = len(correct)
         self.correct, self.fractions = correct, fractions
         self.sizes = (fractions * n).astype(np.int64)
-        self.falling = _ConfidenceRanking(confidence, self.sizes)
-        self.hits = self.falling.hits(correct)
-        reach = np.ceil(2 * np.sqrt(n * fractions * (1 - fractions))).astype(np.int64) + 1
-        first, last = np.maximum(self.sizes - reach, 0), np.minimum(self.sizes + reach, n)
-        self.edge = fraction_of(self.falling.hits(correct, last) - self.falling.hits(correct, first), last - first)
+        self.ranking = _ConfidenceRanking(confidence, self.sizes)
+        self.hits = self.ranking.hits(correct)
+        deviation = np.sqrt(n * fractions * (1 - fractions))
+        reach = np.ceil(2 * deviation).astype(np.int64) + 1
+        first = np.maximum(self.sizes - reach, 0)
+        last = np.minimum(self.sizes + reach, n)
+        hits_near = self.ranking.hits(correct, last) - self.ranking.hits(correct, first)
+        self.threshold_accuracy = fraction_of(hits_near, last - first)
 
-    def accuracy(self):
-        """(value, low, high), each float64 (levels,): Wilson intervals of as many examples as hold the same variance.
+    def accuracy(self) -> Estimate:
+        """Of float64 (levels,): Wilson intervals at the effective sample size n / ratio.
 
-        The accuracy's influence function is c (correct - e) / p, where c is the part of an example that is chosen and e
-        the accuracy at the edge. Against the a (1 - a) of a proportion a its variance is larger by (1 - p) (a - e)^2,
-        and smaller where c is not 0 or 1: the mean of tied examples counts all of them. Half a hit and half a miss keep
-        a (1 - a) from being 0 where all are correct.
+        The accuracy's influence function is c (correct - e) / p, where c is the part of an example that is selected and
+        e the threshold accuracy. Against the a (1 - a) of a proportion a its variance is larger by (1 - p) (a - e)^2,
+        and smaller where c is not 0 or 1: the mean of tied examples includes all of them.
         """
-        sizes, part = self.sizes, self.falling.part
+        ranking, sizes = self.ranking, self.sizes
         value = fraction_of(self.hits, sizes)
-        above, end = self.falling.above, self.falling.end
-        tied = fraction_of(self.falling.hits(self.correct, end) - self.falling.hits(self.correct, above), end - above)
+        tied_hits = ranking.hits(self.correct, ranking.end) - ranking.hits(self.correct, ranking.above)
+        tied = fraction_of(tied_hits, ranking.end - ranking.above)
 
-        def variance(share):
-            smoothed = (share * sizes + 0.5) / (sizes + 1)
+        def variance(accuracy: np.ndarray) -> np.ndarray:
+            # Half a hit and half a miss keep it from being 0 where all are correct.
+            smoothed = (accuracy * sizes + 0.5) / (sizes + 1)
             return smoothed * (1 - smoothed)
 
-        weight = fraction_of(sizes - above, sizes)
-        less = weight * (1 - part) * (variance(tied) + np.square(tied - self.edge))
-        more = (1 - self.fractions) * np.square(value - self.edge)
+        weight = fraction_of(sizes - ranking.above, sizes)
+        less = weight * (1 - ranking.part) * (variance(tied) + np.square(tied - self.threshold_accuracy))
+        more = (1 - self.fractions) * np.square(value - self.threshold_accuracy)
         ratio = np.maximum(1 + (more - less) / variance(value), self.fractions)
-        return (value, *wilson_interval(self.hits / ratio, sizes / ratio))
+        low, high = wilson_interval(self.hits / ratio, sizes / ratio)
+        return Estimate(value, low, high)
 
-    def chance(self, guesses, labels):
-        """Accuracy of these guesses, int (n, top_k), with the labels of the chosen examples permuted; (levels,)."""
+    def chance(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Accuracy of these predictions, int (n, top_k), with the labels of the selected examples permuted; (levels,).
+
+        That is the sum over the classes of (fraction predicted) x (fraction of that class).
+        """
         classes, labels = np.unique(labels, return_inverse=True)
-        pieces = self.falling.chosen.shape[1]
+        chosen, piece = self.ranking.chosen, self.ranking.piece
+        pieces = chosen.shape[1]
 
-        def of_classes(piece, label):
-            counts = np.bincount(piece * len(classes) + label, minlength=pieces * len(classes))
-            return self.falling.chosen @ counts.reshape(pieces, len(classes))
+        def count_classes(piece_of: np.ndarray, class_of: np.ndarray) -> np.ndarray:
+            """How often each class occurs among the selected, float64 (levels, classes)."""
+            cells = piece_of * len(classes) + class_of
+            counts = np.bincount(cells, minlength=pieces * len(classes))
+            return chosen @ counts.reshape(pieces, len(classes))
 
-        place = np.minimum(np.searchsorted(classes, guesses), max(len(classes) - 1, 0))
-        known = classes[place] == guesses if len(classes) else np.zeros(guesses.shape, dtype=bool)
-        guessed = of_classes(np.broadcast_to(self.falling.piece[:, None], guesses.shape)[known], place[known])
-        true = of_classes(self.falling.piece, labels.reshape(-1))
+        place = np.minimum(np.searchsorted(classes, predicted), max(len(classes) - 1, 0))
+        known = classes[place] == predicted if len(classes) else np.zeros(predicted.shape, dtype=bool)
+        piece_of = np.broadcast_to(piece[:, None], predicted.shape)
+        guessed = count_classes(piece_of[known], place[known])
+        true = count_classes(piece, labels.reshape(-1))
         return fraction_of((guessed * true).sum(axis=1), np.square(self.sizes))
 
 
-def _correlation(first, second):
+def _correlation(first: _ConfidenceLevels, second: _ConfidenceLevels) -> np.ndarray:
     """Correlation over all examples of c (correct - e) of two models, as in `_ConfidenceLevels.accuracy`; float64
     (levels,).
 
-    Half an example of each of the four outcomes is added, chosen by both: without them it is 1 or -1 where one of the
+    Half an example of each of the four outcomes is added, selected by both: without them it is 1 or -1 where one of the
     outcomes happens not to occur.
     """
-    n, sides = len(first.correct), []
-    for one in (first, second):
-        values = one.falling.chosen[:, :, None] * (np.array([0.0, 1.0]) - one.edge[:, None, None])
-        sides.append((2 * one.falling.piece + one.correct, values.reshape(len(values), -1), 1 - 2 * one.edge))
-    (row, x, x_added), (column, y, y_added) = sides
-    pairs = np.bincount(row * y.shape[1] + column, minlength=x.shape[1] * y.shape[1]).reshape(x.shape[1], -1)
+    n = len(first.correct)
+    # c (correct - e) takes one value per piece of the ranking and per answer: counting the examples in each cell of
+    # (piece and answer under the first model) x (the same under the second) gives all sums, for all levels at once.
+    row, x = _influence(first)
+    column, y = _influence(second)
+    cells = row * y.shape[1] + column
+    counts = np.bincount(cells, minlength=x.shape[1] * y.shape[1]).reshape(x.shape[1], y.shape[1])
 
-    def spread(values, counts, added, edge):
-        total = values @ counts + added
-        return total, np.square(values) @ counts + edge**2 + (1 - edge) ** 2 - total**2 / (n + 2)
+    def total_and_spread(values: np.ndarray, of_values: np.ndarray, e: np.ndarray) -> tuple[np.ndarray, ...]:
+        # The four half examples add two misses (-e) / 2 and two hits (1 - e) / 2.
+        added = 1 - 2 * e
+        total = values @ of_values + added
+        squares = np.square(values) @ of_values + e**2 + (1 - e) ** 2
+        return added, total, squares - total**2 / (n + 2)
 
-    x_total, x_spread = spread(x, pairs.sum(axis=1), x_added, first.edge)
-    y_total, y_spread = spread(y, pairs.sum(axis=0), y_added, second.edge)
-    together = ((x @ pairs) * y).sum(axis=1) + 0.5 * x_added * y_added - x_total * y_total / (n + 2)
-    return together / np.sqrt(x_spread * y_spread)
+    x_added, x_total, x_spread = total_and_spread(x, counts.sum(axis=1), first.threshold_accuracy)
+    y_added, y_total, y_spread = total_and_spread(y, counts.sum(axis=0), second.threshold_accuracy)
+    products = ((x @ counts) * y).sum(axis=1) + 0.5 * x_added * y_added
+    return (products - x_total * y_total / (n + 2)) / np.sqrt(x_spread * y_spread)
 
 
-def summarize_votes(attacks: list[DirectedAttack]) -> dict | None:
-    """Mean vote share of the true label under target and reference, and their margin, averaged over the attacked sets.
+def _influence(levels: _ConfidenceLevels) -> tuple[np.ndarray, np.ndarray]:
+    """(cell int64 (n,) of each example: its piece of the ranking, and whether it is correct; c (correct - e) of each
+    cell, float64 (levels, cells))."""
+    answers = np.array([0.0, 1.0]) - levels.threshold_accuracy[:, None, None]
+    values = levels.ranking.chosen[:, :, None] * answers
+    return 2 * levels.ranking.piece + levels.correct, values.reshape(len(values), -1)
 
-    attacks: list of DirectedAttack. Returns {"target", "reference", "margin"}: {"value", "low", "high"}, None if the
-    predictions have no vote shares. The intervals are those of accuracies and score, with the variance that the shares
-    have instead of a proportion's.
+
+@dataclass
+class VoteSummary(ByName):
+    """Mean share of the votes that the true label gets, and the difference of the two models."""
+
+    target: Estimate
+    reference: Estimate
+    margin: Estimate
+
+
+def summarize_votes(attacks: list[DirectedAttack]) -> VoteSummary | None:
+    """Mean vote share of the true label under target and reference, and their margin, averaged over the attacked sets;
+    None if the predictions have no vote shares.
+
+    The intervals are those of accuracies and score, with the variance of the shares instead of a proportion's.
     """
-    found = {"target": [], "reference": [], "margin": []}
+    targets, references, margins = [], [], []
     for attack in attacks:
-        shares = [attack.target.vote_share, attack.reference.vote_share]
-        if any(share is None for share in shares):
+        target, reference = attack.target.vote_share, attack.reference.vote_share
+        if target is None or reference is None:
             return None
-        n = len(attack.labels)
         # Half an example of each of the four outcomes, all votes or none for the label under each model.
-        padded = [np.concatenate([share, added]) for share, added in zip(shares, ([0, 0, 1, 1], [0, 1, 0, 1]))]
-        weights = np.concatenate([np.ones(n), np.full(4, 0.5)])
-        centered = [share - np.average(share, weights=weights) for share in padded]
-        spreads = [np.average(np.square(share), weights=weights) for share in centered]
-        correlation = np.average(centered[0] * centered[1], weights=weights) / np.sqrt(spreads[0] * spreads[1])
-        estimates = []
-        for share, spread in zip(padded, spreads):
-            value, smoothed = fraction_of(share[:n].sum(), n), np.average(share, weights=weights)
-            size = fraction_of(n * smoothed * (1 - smoothed), spread)
-            estimates.append((value, *wilson_interval(value * size, size)))
-        found["target"].append(estimates[0])
-        found["reference"].append(estimates[1])
-        found["margin"].append(paired_difference(*estimates, correlation))
-    return {
-        name: as_estimate(
-            *(float(part) for part in mean_of_estimates(*np.array(of_sets).T, least=-1 if name == "margin" else 0))
-        )
-        for name, of_sets in found.items()
-    }
+        weights = np.concatenate([np.ones(len(attack.labels)), np.full(4, 0.5)])
+        shares = np.concatenate([target, [0, 0, 1, 1]]), np.concatenate([reference, [0, 1, 0, 1]])
+        first, second = (share - np.average(share, weights=weights) for share in shares)
+        spreads = [np.average(np.square(share), weights=weights) for share in (first, second)]
+        correlation = np.average(first * second, weights=weights) / np.sqrt(spreads[0] * spreads[1])
+        targets.append(_mean_share(target, shares[0], weights, spreads[0]))
+        references.append(_mean_share(reference, shares[1], weights, spreads[1]))
+        margins.append(difference(targets[-1], references[-1], correlation))
+    return VoteSummary(
+        mean_of_estimates(targets, least=0), mean_of_estimates(references, least=0), mean_of_estimates(margins)
+    )
 
 
-def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: int) -> dict:
-    """Per class: examples, accuracies, score and mean confidence, over the examples of all attacked sets together.
+def _mean_share(share: np.ndarray, padded: np.ndarray, weights: np.ndarray, spread: float) -> Estimate:
+    """Mean share of the votes, with Wilson's interval for as many examples as give a proportion this variance.
 
-    attacks: list of DirectedAttack. Returns {"n": int64 (num_classes,), "target", "reference", "score": {"value",
-    "low", "high"} of float64 (num_classes,), "chance", "target_confidence", "reference_confidence": float64
-    (num_classes,)}. Intervals and chance as in `summarize`; a class without examples has NaN.
+    padded: the shares with the examples that `summarize_votes` adds; weights, spread: of those.
     """
+    n = len(share)
+    value = fraction_of(padded[:n].sum(), n)
+    smoothed = np.average(padded, weights=weights)
+    size = fraction_of(n * smoothed * (1 - smoothed), spread)
+    return Estimate(value, *wilson_interval(value * size, size))
+
+
+@dataclass
+class ClassSummary(ByName):
+    """Figures per class, over the examples of all attacked sets together; NaN for a class without examples.
+
+    n: int64 (classes,). Estimates of float64 (classes,). chance: fraction of the reference's predictions that are this
+    class. *_confidence: mean over the class's examples.
+    """
+
+    n: np.ndarray
+    target: Estimate
+    reference: Estimate
+    score: Estimate
+    chance: np.ndarray
+    target_confidence: np.ndarray
+    reference_confidence: np.ndarray
+
+
+def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: int) -> ClassSummary:
+    """Accuracies, score and mean confidence of each class; intervals and chance as in `summarize`."""
     labels = np.concatenate([attack.labels for attack in attacks])
     n = np.bincount(labels, minlength=num_classes)
-    table: dict[str, Any] = {"n": n}
-    correct, estimates = [], []
-    for name in ("target", "reference"):
-        models = [getattr(attack, name) for attack in attacks]
-        correct.append(np.concatenate([m.correct(attack.labels, top_k) for m, attack in zip(models, attacks)]))
-        hits = np.bincount(labels, correct[-1], minlength=num_classes)
-        estimates.append((fraction_of(hits, n), *wilson_interval(hits, n)))
-        confidence = np.concatenate([m.confidence for m in models])
-        table[f"{name}_confidence"] = fraction_of(np.bincount(labels, confidence, minlength=num_classes), n)
-    guesses = np.concatenate([attack.reference.top[:, :top_k] for attack in attacks])
-    guessed = np.bincount(guesses[(guesses >= 0) & (guesses < num_classes)], minlength=num_classes)
-    table["chance"] = np.where(n > 0, fraction_of(guessed, len(labels)), np.nan)
-    outcome = outcomes_of(*correct)
-    memorized, correlated, misrepresented, unassociated = (
-        np.bincount(labels, outcome == code, minlength=num_classes) + 0.5 for code in range(len(OUTCOMES))
-    )
+    of_sets = [attack.correct(top_k) for attack in attacks]
+    target_correct, reference_correct = (np.concatenate(of_model) for of_model in zip(*of_sets))
+    target = proportion(np.bincount(labels, target_correct, minlength=num_classes), n)
+    reference = proportion(np.bincount(labels, reference_correct, minlength=num_classes), n)
+
+    predicted = np.concatenate([attack.reference.top[:, :top_k] for attack in attacks])
+    is_class = (predicted >= 0) & (predicted < num_classes)
+    times = np.bincount(predicted[is_class], minlength=num_classes)
+    chance = np.where(n > 0, fraction_of(times, len(labels)), np.nan)
+
+    # The correlation of the two models' answers (phi), with half an example of each outcome added.
+    outcome = outcomes_of(target_correct, reference_correct)
+    counts = [np.bincount(labels, outcome == code, minlength=num_classes) + 0.5 for code in range(len(OUTCOMES))]
+    memorized, correlated, misrepresented, unassociated = counts
     of_target = (memorized + correlated) * (misrepresented + unassociated)
     of_reference = (correlated + misrepresented) * (memorized + unassociated)
     together = correlated * unassociated - memorized * misrepresented
-    score, low, high = paired_difference(*estimates, together / np.sqrt(of_target * of_reference))
-    estimates.append((score, np.maximum(-1, low), np.minimum(1, high)))
-    for name, parts in zip(("target", "reference", "score"), estimates):
-        table[name] = dict(zip(("value", "low", "high"), parts))
-    return table
+    score = difference(target, reference, together / np.sqrt(of_target * of_reference))
+    score = Estimate(score.value, np.maximum(-1, score.low), np.minimum(1, score.high))
+
+    def mean_confidence(of_sets: list[Predictions]) -> np.ndarray:
+        confidence = np.concatenate([predictions.confidence for predictions in of_sets])
+        return fraction_of(np.bincount(labels, confidence, minlength=num_classes), n)
+
+    target_confidence = mean_confidence([attack.target for attack in attacks])
+    reference_confidence = mean_confidence([attack.reference for attack in attacks])
+    return ClassSummary(n, target, reference, score, chance, target_confidence, reference_confidence)
 
 
 def outcomes_of(target_correct: np.ndarray, reference_correct: np.ndarray) -> np.ndarray:

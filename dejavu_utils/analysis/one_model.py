@@ -5,25 +5,26 @@ guess the object from the background crop; delta is the same difference on image
 nothing can be memorized: what the two readers of one background differ by. Score - delta is free of it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.intervals import difference, t_quantile
+from dejavu_utils.analysis.attack_files import MemorizationConfidence, OneModelResults
+from dejavu_utils.analysis.intervals import Estimate, difference, t_half_width
+from dejavu_utils.naming import SETS
 
 LEAST_SEEDS = 3  # from which a spread is taken
 
 
 @dataclass
 class ClassifierComparison:
-    """One set of images: the model's guesses, the classifiers' joint ones, and those of each classifier alone.
+    """One set of images: the model's predictions, the classifiers' joint ones, and those of each classifier alone.
 
-    attack: memorization.DirectedAttack. correct: bool (classifiers, n), top-1. shares: float64 (classifiers, n), the
-    true label's probability.
+    correct: bool (classifiers, n), top-1. shares: float64 (classifiers, n), the true label's probability.
     """
 
     attack: mem.DirectedAttack
@@ -32,7 +33,7 @@ class ClassifierComparison:
 
     @classmethod
     def of(cls, target: mem.Predictions, logits: Sequence[np.ndarray], labels: np.ndarray) -> "ClassifierComparison":
-        """target: Predictions. logits: float (n, classes) of each classifier. labels: int (n,)."""
+        """logits: float (n, classes) of each classifier. labels: int (n,)."""
         alone = [mem.predict_from_scores(one, labels) for one in logits]
         joint = mem.predict_from_scores(log_mean_probabilities(logits), labels)
         return cls(
@@ -59,18 +60,19 @@ def entropy_of_votes(probabilities: np.ndarray, votes: int, points: int = 8192) 
     classes has less entropy than what it is drawn from: that alone is no memory.
     """
     grid = np.linspace(0, 1, points) ** 2
-    log_choose = np.concatenate([[0.0], np.cumsum(np.log(np.arange(votes, 0, -1)) - np.log(np.arange(1, votes + 1)))])
+    inside = grid[1:-1]  # a class of probability 0 or 1 adds no entropy; nor do all votes, or none
+    log_p, log_q = np.log(inside), np.log1p(-inside)
+    steps = np.log(np.arange(votes, 0, -1)) - np.log(np.arange(1, votes + 1))
+    log_choose = np.concatenate([[0.0], np.cumsum(steps)])
     table = np.zeros(points)
-    with np.errstate(divide="ignore"):
-        log_p, log_q = np.log(grid), np.log1p(-grid)
-    for count in range(1, votes):  # all votes, and none, have no entropy; nor has a class of probability 0 or 1
-        weight = np.exp(log_choose[count] + count * log_p[1:-1] + (votes - count) * log_q[1:-1])
+    for count in range(1, votes):
+        weight = np.exp(log_choose[count] + count * log_p + (votes - count) * log_q)
         table[1:-1] -= weight * count / votes * np.log(count / votes)
-    found = np.empty(len(probabilities))
-    for start in range(0, len(found), 4096):
+    entropy = np.empty(len(probabilities))
+    for start in range(0, len(entropy), 4096):
         rows = np.asarray(probabilities[start : start + 4096], dtype=np.float64)
-        found[start : start + 4096] = np.interp(np.sqrt(rows), np.sqrt(grid), table).sum(axis=1)
-    return found
+        entropy[start : start + 4096] = np.interp(np.sqrt(rows), np.sqrt(grid), table).sum(axis=1)
+    return entropy
 
 
 def memorization_confidence(
@@ -93,99 +95,124 @@ def memorization_confidence(
 def spread_of(values: np.ndarray | Sequence[float]) -> float | None:
     """Half of the 95 % interval of the mean of the classifiers' values: t(R - 1) SD / sqrt(R); None for fewer than
     LEAST_SEEDS. values: float (R,)."""
-    runs = len(values)
-    return None if runs < LEAST_SEEDS else t_quantile(0.975, runs - 1) * float(np.std(values, ddof=1)) / np.sqrt(runs)
+    return None if len(values) < LEAST_SEEDS else t_half_width(values)
 
 
-def widened(estimate: dict, halves: Sequence[float | None], least: float = -1.0, most: float = 1.0) -> dict[str, float]:
-    """An estimate whose interval also holds the spread of the references: each arm is the root of the summed squares.
+def widened(estimate: Estimate, spreads: Sequence[float | None], least: float = -1.0, most: float = 1.0) -> Estimate:
+    """An estimate whose interval also includes the spread of the references; arms add up as roots of summed squares.
 
-    estimate: {"value", "low", "high"}, a mean over len(halves) sets. halves: a `spread_of` each; None is left out.
+    estimate: a mean over len(spreads) sets. spreads: a `spread_of` each; None is left out.
     """
-    own = np.sqrt(sum(half**2 for half in halves if half is not None)) / len(halves)
-    low, high = (
-        np.hypot(estimate["value"] - estimate["low"], own),
-        np.hypot(estimate["high"] - estimate["value"], own),
-    )
-    value = estimate["value"]
-    return {"value": value, "low": float(max(least, value - low)), "high": float(min(most, value + high))}
+    own = np.sqrt(sum(spread**2 for spread in spreads if spread is not None)) / len(spreads)
+    down = np.hypot(estimate.value - estimate.low, own)
+    up = np.hypot(estimate.high - estimate.value, own)
+    low, high = max(least, estimate.value - down), min(most, estimate.value + up)
+    return Estimate(estimate.value, float(low), float(high))
 
 
-# (name, figures of attacks, what each classifier has of every image): the two ways in which readers are compared.
-_READINGS = (
-    ("score", lambda attacks: mem.summarize(attacks, 1)["score"], lambda judged: judged.correct),
-    ("margin", lambda attacks: (mem.summarize_votes(attacks) or {})["margin"], lambda judged: judged.shares),
-)
+@dataclass
+class _Comparison:
+    """Model against classifiers on several sets, by accuracy or by margin of votes.
+
+    estimate: of the mean over the sets. of_classifiers: float (classifiers,) of each set, the mean of each classifier.
+    """
+
+    estimate: Estimate
+    of_classifiers: list[np.ndarray]
+
+    def widened(self) -> Estimate:
+        return widened(self.estimate, [spread_of(values) for values in self.of_classifiers])
+
+    def minus(self, other: "_Comparison") -> Estimate:
+        """A classifier that reads backgrounds better does so on both: its spread is that of its difference."""
+        pairs = zip(self.of_classifiers, other.of_classifiers)
+        spreads = [spread_of(own - others) for own, others in pairs]
+        return widened(difference(self.estimate, other.estimate), spreads, -2.0, 2.0)
+
+
+def _by_accuracy(sets: Sequence[ClassifierComparison]) -> _Comparison:
+    score = mem.summarize([judged.attack for judged in sets], 1).score
+    return _Comparison(score, [judged.correct.mean(axis=1) for judged in sets])
+
+
+def _by_margin(sets: Sequence[ClassifierComparison]) -> _Comparison:
+    votes = mem.summarize_votes([judged.attack for judged in sets])
+    assert votes is not None  # classifiers have probabilities, and the model's vote shares were asked for
+    return _Comparison(votes.margin, [judged.shares.mean(axis=1) for judged in sets])
 
 
 def one_model_statistics(
     seen: dict[str, ClassifierComparison],
     unseen: dict[str, ClassifierComparison] | None = None,
     half: dict[str, ClassifierComparison] | None = None,
-) -> dict[str, dict]:
-    """{"both", "A", "B"} -> figures of the test of one model, for results.json.
+) -> dict[str, OneModelResults]:
+    """{"both", "A", "B"} -> figures of the test of one model, top-1, all examples.
 
-    seen, unseen, half: {"A": ClassifierComparison, "B": ClassifierComparison}; unseen: of images that the model
-    never saw, judged by the same
-    classifiers; half: the attacked images, judged by classifiers trained on half of the crops. Figures: "score",
-    "delta", "score_minus_delta", "margin" (mean vote share of the true label - its probability), "margin_delta",
-    "margin_minus_delta" and "rise" (reference accuracy with all crops - with half of them), {"value", "low", "high"}
-    with 95 % intervals that hold the spread of the classifiers where there are LEAST_SEEDS of each, None where they are
-    not known; "spread_in_intervals": do they?;
-    "reference_accuracy_by_seed" and "reference_sd", of a set; top-1, all examples.
+    seen: of the attacked sets "A" and "B". unseen: of images that the model never saw, judged by the same classifiers.
+    half: the attacked images, judged by classifiers trained on half of the crops. The intervals include the spread of
+    the classifiers where there are LEAST_SEEDS of each.
     """
-    return {"both": _figures(list("AB"), seen, unseen, half), **{s: _figures([s], seen, unseen, half) for s in "AB"}}
+    return {"both": _figures(SETS, seen, unseen, half), **{name: _figures([name], seen, unseen, half) for name in SETS}}
 
 
-def _figures(names, seen, unseen, half):
-    attacks = [seen[name].attack for name in names]
-    accuracies = [seen[name].correct.mean(axis=1) for name in names]
-    figures = dict.fromkeys(
-        ("score", "delta", "score_minus_delta", "margin", "margin_delta", "margin_minus_delta", "rise")
+def _figures(
+    names: Sequence[str],
+    seen: dict[str, ClassifierComparison],
+    unseen: dict[str, ClassifierComparison] | None,
+    half: dict[str, ClassifierComparison] | None,
+) -> OneModelResults:
+    judged = [seen[name] for name in names]
+    accuracy, margin = _by_accuracy(judged), _by_margin(judged)
+    figures = OneModelResults(
+        score=accuracy.widened(),
+        margin=margin.widened(),
+        spread_in_intervals=all(len(of_set) >= LEAST_SEEDS for of_set in accuracy.of_classifiers),
     )
-    found = {**figures, "spread_in_intervals": all(len(of_seeds) >= LEAST_SEEDS for of_seeds in accuracies)}
     if len(names) == 1:
-        found["reference_accuracy_by_seed"] = accuracies[0].tolist()
-        found["reference_sd"] = float(np.std(accuracies[0], ddof=1)) if len(accuracies[0]) > 1 else None
-    for name, summary, of_classifiers in _READINGS:
-        prefix = "" if name == "score" else f"{name}_"
-        here = summary(attacks), [of_classifiers(seen[one]).mean(axis=1) for one in names]
-        found[name] = widened(here[0], [spread_of(values) for values in here[1]])
-        if unseen:
-            there = (
-                summary([unseen[one].attack for one in names]),
-                [of_classifiers(unseen[one]).mean(axis=1) for one in names],
-            )
-            found[f"{prefix}delta"] = widened(there[0], [spread_of(values) for values in there[1]])
-            # A classifier that reads backgrounds better does so on both: its spread is that of its difference.
-            both = [spread_of(first - second) for first, second in zip(here[1], there[1])]
-            found[f"{name}_minus_delta"] = widened(difference(here[0], there[0]), both, -2.0, 2.0)
+        (by_seed,) = accuracy.of_classifiers
+        figures.reference_accuracy_by_seed = by_seed.tolist()
+        figures.reference_sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else math.nan
+    if unseen:
+        never_seen = [unseen[name] for name in names]
+        unseen_accuracy, unseen_margin = _by_accuracy(never_seen), _by_margin(never_seen)
+        figures.delta = unseen_accuracy.widened()
+        figures.score_minus_delta = accuracy.minus(unseen_accuracy)
+        figures.margin_delta = unseen_margin.widened()
+        figures.margin_minus_delta = margin.minus(unseen_margin)
     if half:
-        pairs = [
-            mem.DirectedAttack(seen[name].attack.reference, half[name].attack.reference, seen[name].attack.labels)
-            for name in names
-        ]
-        halves = [[spread_of(of[name].correct.mean(axis=1)) for of in (seen, half)] for name in names]
-        joined = [np.sqrt(sum(h**2 for h in pair if h is not None)) for pair in halves]
-        found["rise"] = widened(mem.summarize(pairs, 1)["score"], joined)
-    return found
+        figures.rise = _rise(judged, [half[name] for name in names])
+    return figures
 
 
-def mean_confidences(tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
-    """{"memorization_confidence": ...} over the memorized examples of tables as attack_{A,B}.csv holds them.
+def _rise(judged: Sequence[ClassifierComparison], judged_by_half: Sequence[ClassifierComparison]) -> Estimate:
+    """Reference accuracy with all crops - with half of them."""
+    pairs, spreads = [], []
+    for all_crops, half_of_them in zip(judged, judged_by_half):
+        attack = all_crops.attack
+        pairs.append(mem.DirectedAttack(attack.reference, half_of_them.attack.reference, attack.labels))
+        both = (spread_of(of.correct.mean(axis=1)) for of in (all_crops, half_of_them))
+        spreads.append(np.sqrt(sum(spread**2 for spread in both if spread is not None)))
+    return widened(mem.summarize(pairs, 1).score, spreads)
 
-    Each {"value", "low", "high"}, "published" and "corrected" (`memorization_confidence`), and "n"; None where the
-    model's guesses are no votes, or where no example is memorized.
-    """
-    columns = {"published": "memorization_confidence", "corrected": "memorization_confidence_corrected"}
-    if any(columns["published"] not in table for table in tables):
-        return {"memorization_confidence": None}
-    found = {}
-    for kind, column in columns.items():
-        values = np.concatenate([table[column][table["share"] == "memorized"] for table in tables])
-        if not len(values):
-            return {"memorization_confidence": None}
-        half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.inf
-        mean = values.mean()
-        found[kind] = {"value": mean, "low": mean - half, "high": mean + half} if len(values) > 1 else None
-    return {"memorization_confidence": {**found, "n": len(values)}}
+
+def mean_confidences(tables: Sequence[pd.DataFrame]) -> MemorizationConfidence | None:
+    """Over the memorized examples of tables as attack_{A,B}.csv holds them; None where the model's predictions are no
+    votes, or where no example is memorized."""
+    if any("memorization_confidence" not in table for table in tables):
+        return None
+    memorized = pd.concat([table[table["share"] == "memorized"] for table in tables])
+    if memorized.empty:
+        return None
+    published, corrected = (
+        _mean_of_examples(memorized[column].to_numpy())
+        for column in ("memorization_confidence", "memorization_confidence_corrected")
+    )
+    return MemorizationConfidence(published, corrected, len(memorized))
+
+
+def _mean_of_examples(values: np.ndarray) -> Estimate | None:
+    if len(values) < 2:
+        return None
+    mean = values.mean()
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)

@@ -6,12 +6,11 @@ an attack's output. WARNINGS lists what is said besides. `branch_table` prints b
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dejavu_utils.analysis.attack_files import mean_ceiling
-from dejavu_utils.analysis.intervals import difference, holm, p_value
-
-Estimate = dict[str, float]  # "value", "low", "high"
+from dejavu_utils.analysis.attack_files import AttackResults, LevelResults
+from dejavu_utils.analysis.intervals import Estimate, difference, holm, p_value
+from dejavu_utils.naming import SETS
 
 NEAR_CEILING = 0.8  # of the way from chance to the ceiling: a reference above this leaves little room for a score
 PROBE_DROP = 0.5  # of what the probe has above chance: a ceiling below this was measured on other views than it was
@@ -43,28 +42,27 @@ class Evidence:
     probe: float | None = None
 
     @classmethod
-    def of(cls, results: dict) -> "Evidence":
-        """results: as in results.json, from tables.attack_statistics, with "ceiling" if it is there."""
-        both = results["both"]
-        figures = both["top_1"]["accuracy"]["100"]
-        one_model = both.get("one_model")
-        score, margin = figures["score"], both.get("vote_share", {}).get("margin")
-        if one_model:
-            unseen = one_model["delta"] is not None
-            score = one_model["score_minus_delta" if unseen else "score"]
-            margin = one_model["margin_minus_delta" if unseen else "margin"]
+    def of(cls, results: AttackResults) -> "Evidence":
+        both = results.both
+        figures = both.top_1.accuracy["100"]
+        score, margin, delta = figures.score, both.vote_share.get("margin"), None
+        if both.one_model:
+            delta = both.one_model.delta
+            score = both.one_model.score_minus_delta or both.one_model.score
+            margin = both.one_model.margin_minus_delta or both.one_model.margin
+        ceiling = results.mean_ceiling
         return cls(
-            n=both["n"],
-            target=figures["target"],
-            reference=figures["reference"],
+            n=both.n,
+            target=figures.target,
+            reference=figures.reference,
             score=score,
-            chance=figures["chance"],
-            ceiling=mean_ceiling(results["ceiling"])["top_1"] if results.get("ceiling") else None,
+            chance=figures.chance,
+            ceiling=ceiling.top_1 if ceiling else None,
             margin=margin,
-            sets={name: results[name]["top_1"]["accuracy"]["100"]["score"] for name in "AB"},
-            one_model=bool(one_model),
-            delta=one_model and one_model["delta"],
-            probe=results.get("probe_accuracy"),
+            sets={name: results.score(name) for name in SETS},
+            one_model=both.one_model is not None,
+            delta=delta,
+            probe=results.probe_accuracy,
         )
 
     @property
@@ -75,7 +73,7 @@ class Evidence:
 
     def words(self) -> dict[str, str]:
         """The fields of the sentences."""
-        fields = {"n": str(self.n), "chance": per_cent({**self.reference, "value": self.chance})}
+        fields = {"n": str(self.n), "chance": per_cent(replace(self.reference, value=self.chance))}
         fields["score"] = points(self.score)
         for name in ("target", "reference"):
             fields[name] = per_cent(getattr(self, name))
@@ -105,12 +103,12 @@ class Branch:
 
 def clear_of_chance(ceiling: Estimate, chance: float) -> bool:
     """Do the representations separate the classes? Only then can a score be read, whatever it is."""
-    return ceiling["low"] > chance
+    return ceiling.low > chance
 
 
 def side(estimate: Estimate) -> int:
     """1 where the interval lies above 0, -1 where it lies below, 0 where it includes 0."""
-    return int(estimate["low"] > 0) - int(estimate["high"] < 0)
+    return int(estimate.low > 0) - int(estimate.high < 0)
 
 
 def _not_interpretable(evidence: Evidence) -> bool:
@@ -124,8 +122,8 @@ def _disagree(evidence: Evidence) -> bool:
 def _no_room(evidence: Evidence) -> bool:
     if evidence.ceiling is None:
         return False
-    half_width = (evidence.score["high"] - evidence.score["low"]) / 2
-    return evidence.ceiling["value"] - evidence.reference["value"] < half_width
+    half_width = (evidence.score.high - evidence.score.low) / 2
+    return evidence.ceiling.value - evidence.reference.value < half_width
 
 
 CONCLUSIONS = (
@@ -183,7 +181,7 @@ WARNINGS = (
         "two models; the reference's interval is below chance",
         "the reference accuracy, {reference_interval}, is below the chance level of {chance}: the score may be too "
         "large by that difference",
-        lambda evidence: not evidence.one_model and evidence.reference["high"] < evidence.chance,
+        lambda evidence: not evidence.one_model and evidence.reference.high < evidence.chance,
     ),
     Branch(
         "sets differ",
@@ -207,8 +205,7 @@ WARNINGS = (
         lambda evidence: (
             evidence.ceiling is not None
             and clear_of_chance(evidence.ceiling, evidence.chance)
-            and evidence.reference["value"] - evidence.chance
-            > NEAR_CEILING * (evidence.ceiling["value"] - evidence.chance)
+            and evidence.reference.value - evidence.chance > NEAR_CEILING * (evidence.ceiling.value - evidence.chance)
         ),
     ),
     Branch(
@@ -219,7 +216,7 @@ WARNINGS = (
         lambda evidence: (
             evidence.ceiling is not None
             and evidence.probe is not None
-            and evidence.ceiling["high"] - evidence.chance < PROBE_DROP * (evidence.probe - evidence.chance)
+            and evidence.ceiling.high - evidence.chance < PROBE_DROP * (evidence.probe - evidence.chance)
         ),
     ),
 )
@@ -235,11 +232,8 @@ def branch_table() -> str:
     return "\n".join(rows)
 
 
-def statistical_warnings(results: dict) -> list[str]:
-    """Sentences on figures that contradict what the test expects, for results["warnings"]; a list, empty if none.
-
-    results: as in results.json, from tables.attack_statistics.
-    """
+def statistical_warnings(results: AttackResults) -> list[str]:
+    """Sentences on figures that contradict what the test expects, for AttackResults.warnings; empty if none."""
     warnings = _near_copies(results)
     if _without_score(results):
         return warnings
@@ -250,8 +244,8 @@ def statistical_warnings(results: dict) -> list[str]:
     return warnings
 
 
-def conclusion(results: dict) -> tuple[str, str]:
-    """(name in CONCLUSIONS or "no score", concluding sentence) of an attack. results: as in results.json."""
+def conclusion(results: AttackResults) -> tuple[str, str]:
+    """(name in CONCLUSIONS or "no score", concluding sentence) of an attack."""
     if _without_score(results):
         return "no score", "No image of one of the sets was attacked: there is no score."
     evidence = Evidence.of(results)
@@ -259,18 +253,14 @@ def conclusion(results: dict) -> tuple[str, str]:
     return branch.name, branch.sentence.format(**evidence.words())
 
 
-def verdict(results: dict) -> list[str]:
-    """The figures of all examples in words, the warnings, and as the last one the conclusion; a list of sentences.
-
-    results: as in results.json: "both", "A", "B" from tables.attack_statistics; if there, "ceiling", of both models,
-    and "warnings", a list of texts.
-    """
+def verdict(results: AttackResults) -> list[str]:
+    """The figures of all examples in words, the warnings, and as the last one the conclusion; a list of sentences."""
     _, concluding = conclusion(results)
     if _without_score(results):
         return [concluding]
     evidence = Evidence.of(results)
     words = evidence.words()
-    score = points(results["both"]["top_1"]["accuracy"]["100"]["score"])
+    score = points(results.score())
     sentences = [
         f"Target accuracy {words['target']}, reference accuracy {words['reference']}: déjà vu score {score}.",
         f"Reference accuracy (background only): {words['reference']}. Chance level of the same predictions (permuted "
@@ -278,8 +268,8 @@ def verdict(results: dict) -> list[str]:
     ]
     if evidence.ceiling:
         sentences.append(f"Ceiling (k-NN accuracy on whole, uncropped images): {words['ceiling']}.")
-    sentences.append(memorized_by_chance(*_counts(results), results["both"]["n"]))
-    sentences += [f"warning: {text}" for text in results.get("warnings", ())]
+    sentences.append(memorized_by_chance(*_counts(results), results.both.n))
+    sentences += [f"warning: {text}" for text in results.warnings]
     return [*sentences, concluding]
 
 
@@ -291,7 +281,7 @@ def conclusion_of_rows(rows: Sequence[tuple[str, Evidence]]) -> str:
     above, below = [], []
     for (label, evidence), is_significant in zip(readable, significant):
         if is_significant:
-            (above if evidence.score["value"] > 0 else below).append(label)
+            (above if evidence.score.value > 0 else below).append(label)
     parts = [f"No significant memorization in any of {len(readable)} rows"]
     if above:
         parts = [f"Significant memorization in {len(above)} of {len(readable)} rows: {', '.join(above)}"]
@@ -308,11 +298,11 @@ def conclusion_of_rows(rows: Sequence[tuple[str, Evidence]]) -> str:
 
 def _p_value(evidence: Evidence) -> float:
     """Of score and margin of votes together: both are to be on the same side of 0."""
-    if evidence.score["value"] is None:
+    if math.isnan(evidence.score.value):
         return 1.0
     if evidence.margin is None:
         return p_value(evidence.score)
-    if evidence.score["value"] * evidence.margin["value"] <= 0:
+    if evidence.score.value * evidence.margin.value <= 0:
         return 1.0
     return max(p_value(evidence.score), p_value(evidence.margin))
 
@@ -328,56 +318,60 @@ def memorized_by_chance(memorized: int, misrepresented: int, total: int) -> str:
     return f"{called} {by_chance} {POPULATION}"
 
 
-def one_model_lines(results: dict) -> list[str]:
+def one_model_lines(results: AttackResults) -> list[str]:
     """What results.json says of the test of one model, side by side, in lines of text."""
-    both = results["both"]["one_model"]
-    parts = [f"score {figure_in_words(both['score'])}"]
-    if both["delta"]:
-        parts.append(f"delta on images that the model never saw {figure_in_words(both['delta'])}")
-        parts.append(f"score - delta {figure_in_words(both['score_minus_delta'])}")
+    both = results.both.one_model
+    if both is None:
+        return []
+    parts = [f"score {figure_in_words(both.score)}"]
+    if both.delta:
+        parts.append(f"delta on images that the model never saw {figure_in_words(both.delta)}")
+        parts.append(f"score - delta {figure_in_words(both.score_minus_delta)}")
     lines = ["one model, against classifiers of crops: " + ", ".join(parts)]
-    if not both["delta"]:
+    if not both.delta:
         lines.append("delta is missing: give --unseen_idx_pth; without it the baseline difference is unknown")
     margin = "margin of the true label, vote share of the model - probability of the classifiers: "
-    margin += figure_in_words(both["margin"])
-    if both["margin_delta"]:
-        margin += f", on images that the model never saw {figure_in_words(both['margin_delta'])}"
-        margin += f", margin - that {figure_in_words(both['margin_minus_delta'])}"
+    margin += figure_in_words(both.margin)
+    if both.margin_delta:
+        margin += f", on images that the model never saw {figure_in_words(both.margin_delta)}"
+        margin += f", margin - that {figure_in_words(both.margin_minus_delta)}"
     lines.append(margin)
     of_sets = []
-    for name in "AB":
-        accuracies = results[name]["one_model"]["reference_accuracy_by_seed"]
+    for name in SETS:
+        of_set = results.of(name).one_model
+        accuracies = of_set and of_set.reference_accuracy_by_seed or []
         of_sets.append(f"set {name}: {', '.join(f'{value:.3f}' for value in accuracies)}")
     lines.append("reference accuracy of each classifier: " + "; ".join(of_sets))
-    if not both["spread_in_intervals"]:
+    if not both.spread_in_intervals:
         lines.append("these intervals do not include the classifiers' training: give three or more, of other seeds")
-    confidence = both["memorization_confidence"]
-    if confidence and confidence["corrected"]:
+    confidence = both.memorization_confidence
+    if confidence and confidence.corrected:
         lines.append(
-            f"memorization confidence of {confidence['n']} memorized images, nats: "
-            f"{figure_in_words(confidence['corrected'])} (published definition, above 0 without memorization: "
-            f"{figure_in_words(confidence['published'])})"
+            f"memorization confidence of {confidence.n} memorized images, nats: "
+            f"{figure_in_words(confidence.corrected)} (published definition, above 0 without memorization: "
+            f"{figure_in_words(confidence.published)})"
         )
-    if both["rise"]:
-        rises = both["rise"]["low"] > 0
+    if both.rise:
+        rises = both.rise.low > 0
         meaning = "still rising, so the score is an upper bound" if rises else "no significant rise"
-        lines.append(f"reference accuracy with all crops - with half: {figure_in_words(both['rise'])}: {meaning}")
+        lines.append(f"reference accuracy with all crops - with half: {figure_in_words(both.rise)}: {meaning}")
     return lines
 
 
-def figure_in_words(figure: Estimate) -> str:
+def figure_in_words(figure: Estimate | dict | None) -> str:
     """An estimate as 0.400 [0.350, 0.450], with as many digits as its interval's width deserves."""
-    if figure["value"] is None:
+    estimate = Estimate.from_json(figure) if isinstance(figure, dict) else figure
+    if estimate is None or math.isnan(estimate.value):
         return "none"
-    value, low, high = _rounded(figure, 1, 3)
+    value, low, high = _rounded(estimate, 1, 3)
     return f"{value} [{low}, {high}]"
 
 
-def chance_in_words(figures: dict) -> str:
-    """ " (chance 0.200)" of a level's figures in results.json, nothing where they do not say."""
-    if figures.get("chance") is None:
+def chance_in_words(figures: LevelResults) -> str:
+    """ " (chance 0.200)" of a level's figures, nothing where they do not say."""
+    if math.isnan(figures.chance):
         return ""
-    return f" (chance {_rounded({**figures['reference'], 'value': figures['chance']}, 1, 3)[0]})"
+    return f" (chance {_rounded(replace(figures.reference, value=figures.chance), 1, 3)[0]})"
 
 
 def per_cent(estimate: Estimate, interval: bool = False) -> str:
@@ -394,42 +388,40 @@ def points(estimate: Estimate) -> str:
 
 def _rounded(estimate: Estimate, scale: float, least: int) -> list[str]:
     """Value, low and high times `scale`: two digits of the interval's half-width, at least `least` decimals."""
-    half_width = scale * (estimate["high"] - estimate["low"]) / 2
+    half_width = scale * (estimate.high - estimate.low) / 2
     decimals = least
     if 0 < half_width < 1:
         decimals = max(least, 1 - math.floor(math.log10(half_width)))
     texts = []
     for part in ("value", "low", "high"):
-        without_minus_zero = round(scale * estimate[part], decimals) + 0.0
+        without_minus_zero = round(scale * getattr(estimate, part), decimals) + 0.0
         texts.append(f"{without_minus_zero:.{decimals}f}")
     return texts
 
 
-def _without_score(results: dict) -> bool:
-    scores = [results[name]["top_1"]["accuracy"]["100"]["score"]["value"] for name in ("both", "A", "B")]
-    return any(score is None for score in scores)
+def _without_score(results: AttackResults) -> bool:
+    return any(math.isnan(results.score(group).value) for group in ("both", *SETS))
 
 
-def _near_copies(results: dict) -> list[str]:
+def _near_copies(results: AttackResults) -> list[str]:
     """A warning where more than 1 % of the images have a near-copy that the reference has seen, or that is public."""
-    copies, n = results.get("near_copies", {}), results["both"]["n"]
-    count = copies.get("A", 0) + copies.get("B", 0)
-    if count <= n * PER_CENT_OF_COPIES / 100:
+    copies, n = results.near_copies, results.both.n
+    if copies is None or copies.without is None or copies.A + copies.B <= n * PER_CENT_OF_COPIES / 100:
         return []
-    score = copies["without"]["top_1"]["accuracy"]["100"]["score"]
+    score = copies.without.top_1.accuracy["100"].score
     without = "all of one set have, so that there is no score without them"
-    if score["value"] is not None:
+    if not math.isnan(score.value):
         without = f"without them the score is {points(score)}"
     return [
-        f"{count} of the {n} attacked images have a near-copy among those that the reference was trained on, or among "
-        f"the public ones: {without}"
+        f"{copies.A + copies.B} of the {n} attacked images have a near-copy among those that the reference was trained "
+        f"on, or among the public ones: {without}"
     ]
 
 
-def _counts(results: dict) -> list[int]:
+def _counts(results: AttackResults) -> list[int]:
     """[memorized, misrepresented] images of both sets."""
     counts = []
     for outcome in ("memorized", "misrepresented"):
-        of_sets = [round(results[name]["n"] * results[name]["top_1"]["shares"][outcome]["value"]) for name in "AB"]
-        counts.append(sum(of_sets))
+        of_sets = [results.of(name) for name in SETS]
+        counts.append(sum(round(of_set.n * of_set.top_1.shares[outcome].value) for of_set in of_sets))
     return counts

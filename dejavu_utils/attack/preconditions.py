@@ -162,12 +162,12 @@ def check_ceilings(ceilings, chance):
     """
     if len(ceilings) < 2:
         return []
-    ceilings = {model: ceiling["top_1"] for model, ceiling in ceilings.items()}
-    low, high = sorted(ceilings.values(), key=lambda estimate: estimate["value"])
-    if high["value"] - low["value"] > 0.1 * (1 - chance) and low["high"] < high["low"]:
-        worse = min(ceilings, key=lambda model: ceilings[model]["value"])
+    ceilings = {model: ceiling.top_1 for model, ceiling in ceilings.items()}
+    low, high = sorted(ceilings.values(), key=lambda estimate: estimate.value)
+    if high.value - low.value > 0.1 * (1 - chance) and low.high < high.low:
+        worse = min(ceilings, key=lambda model: ceilings[model].value)
         return [
-            f"model {worse} names the class of {100 * low['value']:.1f} % of whole public images, the other of "
-            f"{100 * high['value']:.1f} %: unequal encoders, so the score is not memorization alone"
+            f"model {worse} names the class of {100 * low.value:.1f} % of whole public images, the other of "
+            f"{100 * high.value:.1f} %: unequal encoders, so the score is not memorization alone"
         ]
     return []

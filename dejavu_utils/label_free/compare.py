@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dejavu_utils.analysis.memorization import OUTCOMES, outcomes_of
+from dejavu_utils.analysis.memorization import OUTCOMES
 from dejavu_utils.errors import InputError
 from dejavu_utils.label_free import scores as sslmem
 from dejavu_utils.naming import SETS
@@ -91,8 +91,7 @@ def outcome_means(found: dict[str, pd.DataFrame], sets: dict, top_k: int) -> pd.
     parts = []
     for name, attacked in sets.items():
         attack = attacked.attack
-        correct = [predictions.correct(attack.labels, top_k) for predictions in (attack.target, attack.reference)]
-        parts.append(found[name].reindex(attacked.idxs).assign(outcome=outcomes_of(*correct)))
+        parts.append(found[name].reindex(attacked.idxs).assign(outcome=attack.outcomes(top_k)))
     table, rows = pd.concat(parts), []
     for column in (column for column in table if column.endswith(SCORE)):
         for number, outcome in enumerate(OUTCOMES):

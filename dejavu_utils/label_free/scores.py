@@ -4,8 +4,9 @@ SSLMem: Wang et al. 2024, arXiv 2401.12233. LayerMem and UnitMem: Wang et al. 20
 """
 
 import numpy as np
+from scipy.special import stdtrit
 
-from dejavu_utils.analysis.intervals import t_quantile, wilson_interval
+from dejavu_utils.analysis.intervals import t_half_width, wilson_interval
 
 _Z95 = 1.959963984540054
 
@@ -28,7 +29,7 @@ def mean_estimate(values: np.ndarray) -> dict:
     """{"value", "low", "high"}: the mean with Student's 95 % interval; NaN where there are too few."""
     n = len(values)
     value = float(np.mean(values)) if n else np.nan
-    half = t_quantile(0.975, n - 1) * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else np.nan
+    half = t_half_width(values)
     return {"value": value, "low": value - half, "high": value + half}
 
 
@@ -55,7 +56,7 @@ def weighted_means(*samples: tuple[float, np.ndarray]) -> dict:
         variance = sum(part for part, _ in parts)
         below = sum(part**2 / degrees for part, degrees in parts)
         degrees = int(variance**2 / below) if below > 0 else 1
-        half = t_quantile(0.975, max(1, degrees)) * variance**0.5
+        half = float(stdtrit(max(1, degrees), 0.975)) * variance**0.5
     return {"value": value, "low": value - half, "high": value + half}
 
 

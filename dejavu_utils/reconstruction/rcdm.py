@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dejavu_utils.analysis.attack_files import load_array, read_attack
+from dejavu_utils.analysis.attack_files import load_array, read_attack, read_results
 from dejavu_utils.analysis.tables import class_table, example_table
 from dejavu_utils.checkpoint import load_checkpoint
 from dejavu_utils.cli import existing_folder
@@ -141,10 +141,10 @@ class Attack:
     def __init__(self, folder, image_dir=None, bbox_dir=None, min_px=100, crop_rule="paper"):
         self.folder = existing_folder(folder, "the attack")
         self.settings = {"min_px": min_px, "crop_rule": crop_rule, "use_corner_crop": 0, "k_attk": 0}
-        results = self.folder / "results.json"
-        if results.is_file():
-            self.settings.update(json.loads(results.read_text(encoding="utf-8"))["settings"])
-        self.record = read_record(results)
+        results = read_results(self.folder)
+        if results:
+            self.settings.update(results.settings)
+        self.record = read_record(self.folder / "results.json")
         self.bbox_dir = bbox_dir or self.settings.get("imgnet_bbox_pth")
         image_dir = image_dir or self.settings.get("imgnet_train_pth")
         self.listing = list_images(image_dir, f"image_dir (the attack {folder} was made with this path)")

@@ -15,6 +15,7 @@ import torch
 from helpers import ROOT, assert_one_line_error, draw_tree, flags, run_here
 
 from dejavu_utils.analysis.attack_files import read_attack
+from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.memorization import Predictions, predict_from_neighbors
 from dejavu_utils.analysis.one_model import (
     ClassifierComparison,
@@ -35,6 +36,7 @@ from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.loading import load_network
+from dejavu_utils.typed_json import to_json
 
 CROPS = str(CropRule(min_px=10))
 SETTINGS = {
@@ -274,7 +276,7 @@ def test_figures_against_a_hand_computation():
     rng = np.random.default_rng(0)
     seen = {name: planted(rng, 400, 0.5, 0.2, spread=0.3) for name in "AB"}
     unseen = {name: planted(rng, 300, 0.3, 0.25, spread=0.3) for name in "AB"}
-    found = one_model_statistics(seen, unseen)
+    found = to_json(one_model_statistics(seen, unseen))
     bare = {name: found[name]["score"] for name in "AB"}
     for name in "AB":
         one = seen[name]
@@ -290,17 +292,13 @@ def test_figures_against_a_hand_computation():
     assert found["both"]["score_minus_delta"]["value"] == pytest.approx(
         found["both"]["score"]["value"] - found["both"]["delta"]["value"]
     )
-    estimate = {"value": 0.2, "low": 0.17, "high": 0.26}
-    assert widened(estimate, [0.08, 0.0]) == pytest.approx(
+    estimate = Estimate(0.2, 0.17, 0.26)
+    assert vars(widened(estimate, [0.08, 0.0])) == pytest.approx(
         {"value": 0.2, "low": 0.15, "high": 0.2 + math.hypot(0.06, 0.04)}
     )
-    assert widened(estimate, [None, None]) == pytest.approx(estimate)
-    assert (
-        spread_of([0.1, 0.2]) is None
-        and not one_model_statistics({name: planted(rng, 50, 0.5, 0.2, seeds=2) for name in "AB"})["both"][
-            "spread_in_intervals"
-        ]
-    )
+    assert vars(widened(estimate, [None, None])) == pytest.approx(vars(estimate))
+    two_seeds = {name: planted(rng, 50, 0.5, 0.2, seeds=2) for name in "AB"}
+    assert spread_of([0.1, 0.2]) is None and not one_model_statistics(two_seeds)["both"].spread_in_intervals
 
 
 def covered(truth, estimates):
@@ -316,6 +314,7 @@ def test_a_bad_encoder_scores_below_zero_and_score_minus_delta_does_not():
         ]
         for _ in range(60)
     ]
+    runs = to_json(runs)
     assert all(run["score"]["high"] < -0.2 for run in runs)
     assert covered(0.0, [run["score_minus_delta"] for run in runs]) >= 0.9
 
@@ -328,6 +327,7 @@ def test_memory_is_seen_and_covered():
         )["both"]
         for _ in range(60)
     ]
+    runs = to_json(runs)
     for name in ("score", "score_minus_delta"):
         assert covered(0.25, [run[name] for run in runs]) >= 0.9
         assert np.mean([run[name]["low"] > 0 for run in runs]) > 0.6
@@ -378,10 +378,10 @@ def test_mean_confidences_are_of_memorized_images():
             "share": ["memorized", "memorized", "correlated"],
         }
     )
-    found = mean_confidences([table])["memorization_confidence"]
+    found = to_json(mean_confidences([table]))
     assert found["n"] == 2 and found["published"]["value"] == 2.0 and found["corrected"]["value"] == 0.5
     assert found["corrected"]["high"] == pytest.approx(0.5 + 1.96 * math.sqrt(0.5) / math.sqrt(2))
-    assert mean_confidences([table[2:]])["memorization_confidence"] is None
+    assert mean_confidences([table[2:]]) is None
 
 
 def test_the_table_sets_one_model_beside_two(data, attacked, tmp_path):

@@ -14,7 +14,9 @@ from PIL import Image
 from dejavu_utils.analysis.attack_files import read_attack, read_ceiling, read_probe
 from dejavu_utils.analysis.intervals import difference
 from dejavu_utils.analysis.memorization import summarize
+from dejavu_utils.analysis.tables import attack_statistics
 from dejavu_utils.naming import sweep_points
+from dejavu_utils.typed_json import to_json
 
 DATA = Path(__file__).parents[1] / "data"
 TRACES = json.loads((DATA / "attack_traces.json").read_text())
@@ -169,6 +171,7 @@ def test_chance_and_ceiling_are_drawn_where_they_are_known(tmp_path):
         shutil.copytree(POINT, attacks / f"NN_attk_vicreg_300pc_{epoch}ep")
     estimates = {"A": {"value": 0.9, "low": 0.88, "high": 0.92}, "B": {"value": 0.8, "low": 0.78, "high": 0.82}}
     results = {
+        **to_json(attack_statistics(read_attack(POINT))),
         "settings": {"layer": "projector", "k": 100, "k_attk": 0},
         "ceiling": {model: {"top_1": found, "top_5": found} for model, found in estimates.items()},
     }

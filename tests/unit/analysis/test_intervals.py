@@ -10,33 +10,35 @@ import pytest
 from helpers import assert_one_line_error, run_here
 
 from dejavu_utils.analysis.attack_files import read_attack
-from dejavu_utils.analysis.intervals import combine_runs, t_quantile
+from dejavu_utils.analysis.intervals import Estimate, combine_runs, t_half_width
 from dejavu_utils.analysis.tables import attack_statistics
+from dejavu_utils.typed_json import to_json
 
 POINT = Path(__file__).parents[2] / "data" / "attack" / "NN_attk_vicreg_300pc_50ep"
 Z95 = 1.959963984540054
 
 
 @pytest.mark.parametrize(
-    "probability, degrees, expected",
+    "degrees, quantile",  # 97.5 %
     [
-        (0.975, 1, 12.706204736),
-        (0.975, 2, 4.302652730),
-        (0.975, 3, 3.182446305),
-        (0.975, 4, 2.776445105),
-        (0.975, 9, 2.262157163),
-        (0.975, 30, 2.042272456),
-        (0.975, 120, 1.979930405),
-        (0.95, 5, 2.015048373),
-        (0.995, 7, 3.499483297),
+        (1, 12.706204736),
+        (2, 4.302652730),
+        (3, 3.182446305),
+        (4, 2.776445105),
+        (9, 2.262157163),
+        (30, 2.042272456),
+        (120, 1.979930405),
     ],
 )
-def test_t_quantiles_are_those_of_tables(probability, degrees, expected):
-    assert t_quantile(probability, degrees) == pytest.approx(expected, abs=2e-9 * expected)
+def test_half_widths_are_those_of_tables_of_student(degrees, quantile):
+    values = np.random.default_rng(degrees).normal(size=degrees + 1)
+    expected = quantile * values.std(ddof=1) / np.sqrt(degrees + 1)
+    assert t_half_width(values) == pytest.approx(expected, rel=2e-9)
+    assert np.isnan(t_half_width([0.5]))
 
 
 def runs_of(values, deviations):
-    return [{"value": v, "low": v - Z95 * d, "high": v + Z95 * d} for v, d in zip(values, deviations)]
+    return [Estimate(v, v - Z95 * d, v + Z95 * d) for v, d in zip(values, deviations)]
 
 
 def test_runs_that_agree_have_no_tau_and_the_t_interval():
@@ -44,20 +46,20 @@ def test_runs_that_agree_have_no_tau_and_the_t_interval():
     found = combine_runs(runs_of([0.2, 0.21, 0.22], [0.03] * 3))
     half = 4.30265273 * 0.01 / np.sqrt(3)
     expected = {"runs": 3, "mean": 0.21, "low": 0.21 - half, "high": 0.21 + half, "sd": 0.01, "tau": 0}
-    assert found == pytest.approx(expected, abs=1e-9)
+    assert vars(found) == pytest.approx(expected, abs=1e-9)
 
 
 def test_runs_that_differ_have_the_tau_of_paule_and_mandel():
     values, deviations = np.array([0.1, 0.3, 0.25, 0.5]), np.array([0.02, 0.05, 0.01, 0.08])
     found = combine_runs(runs_of(values, deviations))
-    weights = 1 / (deviations**2 + found["tau"] ** 2)
+    weights = 1 / (deviations**2 + found.tau**2)
     mean = (weights * values).sum() / weights.sum()
     assert (weights * (values - mean) ** 2).sum() == pytest.approx(3, abs=1e-6)  # which defines tau
-    assert found["mean"] == pytest.approx(mean, abs=1e-12)
+    assert found.mean == pytest.approx(mean, abs=1e-12)
     # Of Hartung and Knapp the standard error then is that of the weights.
-    assert found["high"] - found["mean"] == pytest.approx(3.182446305 / np.sqrt(weights.sum()), rel=1e-6)
+    assert found.high - found.mean == pytest.approx(3.182446305 / np.sqrt(weights.sum()), rel=1e-6)
     equal = combine_runs(runs_of(values, [0.01] * 4))
-    assert equal["tau"] == pytest.approx(np.sqrt(values.var(ddof=1) - 0.01**2), abs=1e-9)
+    assert equal.tau == pytest.approx(np.sqrt(values.var(ddof=1) - 0.01**2), abs=1e-9)
 
 
 def test_one_run_is_refused():
@@ -73,7 +75,7 @@ def test_the_interval_covers_the_mean_of_all_runs(runs, tau):
     for _ in range(4000):
         deviations = rng.uniform(0.02, 0.03, runs)
         found = combine_runs(runs_of(rng.normal(0.2, np.hypot(tau, deviations)), deviations))
-        covered += found["low"] <= 0.2 <= found["high"]
+        covered += found.low <= 0.2 <= found.high
     print(f"{runs} runs, tau {tau}: {covered / 4000:.4f}")
     assert 0.93 <= covered / 4000 <= 0.97
 
@@ -84,7 +86,7 @@ def summary(tmp_path, *arguments):
 
 def test_table_of_attacks_and_of_their_runs(tmp_path):
     """One run from its neighbor files, two from results.json, of which one says its ceiling."""
-    statistics = attack_statistics(read_attack(POINT))
+    statistics = to_json(attack_statistics(read_attack(POINT)))
     folders = [POINT]
     for number, shift in enumerate((0.02, -0.01)):
         folder = tmp_path / f"run{number}"

@@ -1,13 +1,23 @@
 """The sentences under an attack's figures, from figures as results.json holds them."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import AttackedSet
-from dejavu_utils.analysis.intervals import holm, p_value, wilson_interval
+from dejavu_utils.analysis.attack_files import (
+    AttackedSet,
+    AttackResults,
+    LevelResults,
+    NearCopies,
+    OneModelResults,
+    SetResults,
+    TopAccuracies,
+    TopResults,
+)
+from dejavu_utils.analysis.intervals import Estimate, holm, p_value, proportion
 from dejavu_utils.analysis.report import (
     CONCLUSIONS,
     WARNINGS,
@@ -22,13 +32,14 @@ from dejavu_utils.analysis.report import (
     verdict,
 )
 from dejavu_utils.analysis.tables import attack_statistics
+from dejavu_utils.typed_json import from_json, to_json
 
 
 def estimate(value, half=0.03):
-    return {"value": value, "low": value - half, "high": value + half}
+    return Estimate(value, value - half, value + half)
 
 
-NOTHING = {"value": None, "low": None, "high": None}
+NOTHING = Estimate(np.nan, np.nan, np.nan)
 
 
 def results_of(target, reference, chance=0.2, by_set=None, half=0.03, ceiling=None, margin=None, **others):
@@ -52,22 +63,22 @@ def results_of(target, reference, chance=0.2, by_set=None, half=0.03, ceiling=No
     if ceiling is not None:
         results["ceiling"] = {model: {"top_1": estimate(ceiling), "top_5": estimate(1)} for model in "AB"}
     results.update(others)
-    return {**results, "warnings": statistical_warnings(results)}
+    return with_warnings(from_json(AttackResults, to_json(results)))
+
+
+def with_warnings(results):
+    return replace(results, warnings=statistical_warnings(results))
 
 
 def of_one_model(score, delta, **changes):
     results = results_of(0.4, 0.2, **changes)
     free = score if delta is None else score - delta
     for name in ("both", "A", "B"):
-        results[name]["one_model"] = {
-            "delta": None if delta is None else estimate(delta),
-            "score": estimate(score),
-            "score_minus_delta": None if delta is None else estimate(free),
-            "margin": estimate(score),
-            "margin_minus_delta": None if delta is None else estimate(free),
-        }
-    results["warnings"] = statistical_warnings(results)
-    return results
+        figures = results.of(name).one_model = OneModelResults(estimate(score), margin=estimate(score))
+        if delta is not None:
+            figures.delta = estimate(delta)
+            figures.score_minus_delta = figures.margin_minus_delta = estimate(free)
+    return with_warnings(results)
 
 
 def text_of(*arguments, **changes):
@@ -126,10 +137,10 @@ def test_every_conclusion_is_reached(branch):
 @pytest.mark.parametrize("branch", WARNINGS, ids=lambda branch: branch.name)
 def test_every_warning_is_reached_and_absent_from_a_plain_result(branch):
     results, words = WARNED[branch.name]
-    assert any(words in text for text in results["warnings"])
+    assert any(words in text for text in results.warnings)
     assert any(text.startswith("warning: ") and words in text for text in verdict(results))
     assert f"| warning: {branch.name} |" in branch_table()
-    assert results_of(0.487, 0.216, ceiling=0.99, margin=estimate(0.2), probe_accuracy=0.97)["warnings"] == []
+    assert results_of(0.487, 0.216, ceiling=0.99, margin=estimate(0.2), probe_accuracy=0.97).warnings == []
 
 
 def test_verdict_in_the_field_s_words():
@@ -147,14 +158,14 @@ def test_verdict_in_the_field_s_words():
 
 def test_one_set_above_0_and_the_other_not_is_no_difference():
     results = results_of(0.33, 0.2, by_set={"A": 0.04, "B": 0.02})  # only A's interval is above 0
-    assert results["warnings"] == []
+    assert results.warnings == []
 
 
 def test_a_low_ceiling_far_above_chance_is_no_lack_of_room():
     figures = results_of(0.012, 0.002, chance=0.001, half=0.002)
-    figures["ceiling"] = {model: {"top_1": estimate(0.05, 0.004), "top_5": estimate(1)} for model in "AB"}
-    for name in ("target", "reference"):
-        figures["both"]["top_1"]["accuracy"]["100"][name] = estimate(0.012 if name == "target" else 0.002, 0.001)
+    figures.ceiling = {model: TopAccuracies(estimate(0.05, 0.004), estimate(1)) for model in "AB"}
+    accuracies = figures.both.top_1.accuracy["100"]
+    accuracies.target, accuracies.reference = estimate(0.012, 0.001), estimate(0.002, 0.001)
     text = " ".join(verdict(figures))
     assert "Significant memorization" in text and "not interpretable" not in text
     assert "Ceiling (k-NN accuracy on whole, uncropped images): 5.00 % [4.60, 5.40]." in text
@@ -176,8 +187,8 @@ def test_digits_follow_the_interval(value, half, text):
 
 def test_a_set_of_near_copies_alone_has_no_score_without_them():
     results = results_of(0.4, 0.2)
-    results["near_copies"] = {"A": 200, "B": 0, "without": {"n": 200}}
-    results["near_copies"]["without"]["top_1"] = {"accuracy": {"100": {"score": NOTHING}}}
+    without = SetResults(200, TopResults({"100": LevelResults(NOTHING, NOTHING, NOTHING)}))
+    results.near_copies = NearCopies(200, 0, without)
     (text,) = statistical_warnings(results)
     assert text.startswith("200 of the 400 attacked images have a near-copy") and text.endswith("no score without them")
 
@@ -185,7 +196,7 @@ def test_a_set_of_near_copies_alone_has_no_score_without_them():
 def test_no_image_no_verdict():
     results = copy.deepcopy(results_of(0.4, 0.2))
     for name in ("both", "B"):
-        results[name]["top_1"]["accuracy"]["100"]["score"] = NOTHING
+        results.of(name).top_1.accuracy["100"].score = NOTHING
     assert statistical_warnings(results) == []
     assert verdict(results) == ["No image of one of the sets was attacked: there is no score."]
     assert conclusion(results)[0] == "no score"
@@ -245,11 +256,9 @@ def simulated(rng, sizes, memorized, separates):
         sets[name] = AttackedSet(np.arange(n), mem.DirectedAttack(models["target"], models["reference"], labels))
     results = attack_statistics(sets)
     hits = rng.binomial(600, 1 / CLASSES + separates * (1 - 1 / CLASSES), 2)
-    results["ceiling"] = {}
     for model, count in zip("AB", hits):
-        low, high = wilson_interval(count, 600)
-        top = {"value": count / 600, "low": low, "high": high}
-        results["ceiling"][model] = {"top_1": top, "top_5": top}
+        top = proportion(count, 600)
+        results.ceiling[model] = TopAccuracies(top, top)
     return results
 
 

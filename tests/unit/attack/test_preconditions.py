@@ -9,6 +9,8 @@ import torch
 from helpers import assert_one_line_error, draw_tree, flags, run_here
 from PIL import Image
 
+from dejavu_utils.analysis.attack_files import TopAccuracies
+from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.memorization import predict_from_neighbors
 from dejavu_utils.attack.preconditions import check_ceilings
 from dejavu_utils.attack.search import without_itself
@@ -248,10 +250,12 @@ def test_a_published_checkpoint_is_named(data, tmp_path, models):
 
 
 def test_unequal_encoders_are_named():
-    good, bad = {"value": 0.9, "low": 0.88, "high": 0.92}, {"value": 0.3, "low": 0.26, "high": 0.34}
-    near = {"value": 0.86, "low": 0.84, "high": 0.88}
-    assert "model B" in check_ceilings({"A": {"top_1": good}, "B": {"top_1": bad}}, 0.2)[0]
-    assert check_ceilings({"A": {"top_1": good}, "B": {"top_1": near}}, 0.2) == []
+    good, bad, near = (
+        TopAccuracies(Estimate(*top_1), Estimate(1, 1, 1))
+        for top_1 in ((0.9, 0.88, 0.92), (0.3, 0.26, 0.34), (0.86, 0.84, 0.88))
+    )
+    assert "model B" in check_ceilings({"A": good, "B": bad}, 0.2)[0]
+    assert check_ceilings({"A": good, "B": near}, 0.2) == []
 
 
 @pytest.mark.parametrize("logits", [False, True])
