@@ -102,7 +102,9 @@ def draw_all(demo, docs):
     draw_pairs(Beton(beton)).savefig(docs / "augmented_pairs.png")
     draw_memorization(listing, demo).savefig(docs / "memorized.png")
     plots = demo.results / "plot"
-    shutil.copy(plots / "attk_epochs_acc_top1_legend.png", docs / "demo_accuracy.png")
+    with_legend = plots / "attk_epochs_acc_top1_legend.png"
+    accuracy = with_legend if with_legend.exists() else plots / "attk_epochs_acc_top1.png"
+    shutil.copy(accuracy, docs / "demo_accuracy.png")
     scores = demo.results / "sslmem_sweeps" / f"sslmem_{demo.point()}"
     if scores.is_dir():
         shutil.copy(plots / "score_sslmem_top1.png", docs / "label_free_epochs.png")
