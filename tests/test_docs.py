@@ -1,15 +1,23 @@
 """README and docs/: commands parse, flags exist, links lead somewhere, each page is found from the README."""
 
 import importlib
+import json
+import os
 import re
+import struct
+import subprocess
 
+import numpy as np
+import pandas as pd
 import pytest
-from helpers import ROOT, documentation, documented_commands, run_here
+from helpers import ROOT, documentation, documented_commands, flags, run_here, save_untrained
 
 STAGES = ["imagenet_partition.py", "train_SSL.py", "label_inference_attack.py", "lin_probe.py"]
 STAGES += ["plot_quant_results.py", "train_RCDM.py"]
 FOLDERS = ["IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS", "INDEX_FOLDER", "BETONS_FOLDER", "LOGGING_FOLDER"]
 COMMANDS = list(documented_commands())
+FIGURES = ROOT / "docs" / "figures.json"
+TABLES = ("summary", "epochs", "seeds")
 
 
 def test_the_readme_is_one_page_with_each_stage():
@@ -92,3 +100,109 @@ def test_files_contain_what_the_documentation_says():
         for name, path in re.findall(r"`(\w+)`[^`]{0,30}?`((?:dejavu_utils/)?[\w/]+\.py)`", text):
             words = re.findall(r"\w+", (ROOT / path).read_text(encoding="utf-8")) if "toy" not in path else [name]
             assert name in words, f"{page.name}: {name} in {path}"
+
+
+def imagenet_without_images(folder):
+    """Index files and betons of the study's sizes, which say how many images there are, and none of their contents."""
+    boxed = {100: 95_000, 200: 130_000, 300: 140_000, 400: 140_000, 500: 140_000}
+    for name in ("images", "boxes", "betons", "logs"):
+        (folder / name).mkdir()
+    for n, attacked in boxed.items():
+        index = folder / "index" / f"{n}_per_class"
+        index.mkdir(parents=True)
+        np.save(index / "public.npy", np.zeros(500_000, np.int8))
+        for side in "AB":
+            np.save(index / f"bbox_{side}.npy", np.zeros(attacked, np.int8))
+            np.save(index / f"train_{side}.npy", np.zeros(1000 * n, np.int8))
+            header = struct.pack("<HHIQQ", 2, 2, 8 << 20, 1000 * n, 0)
+            (folder / "betons" / f"{n}_per_class_{side}.beton").write_bytes(header)
+    np.save(folder / "index" / "val_set.npy", np.zeros(150_000, np.int8))
+    (folder / "betons" / "val.beton").write_bytes(struct.pack("<HHIQQ", 2, 2, 8 << 20, 150_000, 0))
+    names = ("images", "boxes", "index", "betons", "logs")
+    return dict(zip(FOLDERS, (str(folder / name) for name in names)))
+
+
+def test_the_table_of_costs_is_what_a_dry_run_says(tmp_path):
+    folders = imagenet_without_images(tmp_path)
+    page = documentation()[ROOT / "docs" / "costs.md"]
+    rows = re.findall(r"^\|[^|]*\| `([^`]*/sweep\.sh)` \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) >= 8
+    for command, *documented in rows:
+        environment = {**os.environ, **folders, "DRY_RUN": "1"}
+        printed = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert printed.returncode == 0, printed.stderr
+        last = printed.stdout.splitlines()[-1]
+        assert list(re.search(r"in all: ([\d.]+) GPU hours \(H100\), ([\d.]+) GB", last).groups()) == documented, (
+            command
+        )
+
+
+@pytest.fixture(scope="module")
+def small_demo(tmp_path_factory):
+    """The folders of bash_examples/demo.sh with untrained models, one snapshot and few images."""
+    folder = tmp_path_factory.mktemp("demo") / "seed0"
+    data, index, logs = folder / "data", folder / "index" / "4_per_class", folder / "simclr_1epochs"
+    attacks = [
+        logs / "attack_sweeps" / "NN_attk_simclr_4pc_1ep",
+        logs / "attack_sweeps_backbone" / "NN_attk_simclr_4pc_1ep",
+    ]
+    images, boxes = data / "images", data / "boxes"
+    commands = [
+        ("make_demo_dataset.py", {"save_dir": data, "classes": 2, "images_per_class": 14, "unboxed_per_class": 2}),
+        ("imagenet_partition.py", {"imgnet_dir": images, "bbox_dir": boxes, "save_dir": index.parent, "per_class": 4}),
+    ]
+    beton = {"imgnet-path": images, "idx-path": index / "train_A.npy", "num-workers": 1}
+    commands.append(("write_ffcv_dataset.py", {**beton, "write-path": folder / "betons" / "4_per_class_A.beton"}))
+    models = {f"model_{side}_pth": folder / f"{side}.pth" for side in "AB"}
+    for seed, path in enumerate(models.values()):
+        save_untrained(path, seed)
+    attack = {**models, **{f"bbox_{side}_idx_pth": index / f"bbox_{side}.npy" for side in "AB"}, "k": 3, "k_attk": 3}
+    attack |= {"public_idx_pth": index / "public.npy", "imgnet_train_pth": images, "imgnet_bbox_pth": boxes}
+    attack |= {"resolution": 32, "min_px": 32, "num_workers": 0, "local": 1}
+    for use_backbone, out in enumerate(attacks):
+        commands.append(("label_inference_attack.py", {**attack, "output_dir": out, "use_backbone": use_backbone}))
+    plot = {"model": "simclr", "k_neighb": 3, "epoch_sweep_dataset": 4, "dataset_sweep_epoch": 1, "plot_lin_probe": 0}
+    plot |= {"pct_confidences": "20,100", "attk_folder_path": attacks[0].parent, "save_path": logs / "plot"}
+    commands.append(("plot_quant_results.py", plot))
+    (folder / "betons").mkdir()
+    for script, settings in commands:
+        result = run_here(script, *flags(settings))
+        assert result.returncode == 0, f"{script}: {result.stderr}"
+    named = [f"{name}={out}" for name, out in zip(("projector", "backbone"), attacks)]
+    table = run_here("bash_examples/summary_table.py", "--save_path", logs / "summary.csv", *named)
+    assert table.returncode == 0, table.stderr
+    return folder, table.stdout
+
+
+def test_pictures_and_numbers_are_made_from_a_demo(small_demo, tmp_path):
+    folder, printed = small_demo
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    page = "<!-- demo: summary -->\nold\n<!-- end -->\nand\n<!-- demo: epochs -->\n<!-- end -->\n"
+    (docs / "page.md").write_text(page)
+    result = run_here("docs/make_pictures.py", "--docs", docs, folder)
+    assert result.returncode == 0, result.stderr
+    pictures = {"crops.png", "augmented_pairs.png", "memorized.png", "demo_accuracy.png"}
+    assert pictures <= {path.name for path in docs.glob("*.png")}
+    filled = (docs / "page.md").read_text()
+    assert printed.strip() in filled and "old" not in filled  # the table as the demo's last stage prints it
+    summary = pd.read_csv(folder / "simclr_1epochs" / "summary.csv")
+    assert f"| 1 | {summary['target'][0]:.3f} [" in filled
+
+
+@pytest.mark.skipif(not FIGURES.exists(), reason="python docs/make_pictures.py demo/seed0 writes docs/figures.json")
+def test_numbers_of_the_demo_in_documents_are_those_of_figures_json():
+    numbers = json.loads(FIGURES.read_text(encoding="utf-8"))
+    make_pictures = importlib.import_module("docs.make_pictures")
+    pages = documentation()
+    for page, text in pages.items():
+        assert text == make_pictures.fill_blocks(text, numbers), f"{page.name}: run docs/make_pictures.py again"
+    known = make_pictures.fill_blocks("".join(f"<!-- demo: {name} -->\n<!-- end -->" for name in TABLES), numbers)
+    for page in (ROOT / "README.md", ROOT / "docs" / "demo.md"):
+        for estimate in re.findall(r"-?\d\.\d+ \[[^]]*\]", pages[page]):
+            assert estimate in known, f"{page.name}: {estimate} is not in docs/figures.json"
+
+
+def test_make_pictures_names_a_folder_that_is_no_demo(tmp_path):
+    result = run_here("docs/make_pictures.py", "--docs", tmp_path / "docs", tmp_path)
+    assert result.returncode == 2 and "one finished demo is needed" in result.stderr
