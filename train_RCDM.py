@@ -31,7 +31,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.cli import (
@@ -75,6 +74,7 @@ from dejavu_utils.runtime.devices import PRECISIONS, autocast, choose_precision,
 from dejavu_utils.runtime.distributed import (
     agreed,
     any_process,
+    data_parallel,
     gather,
     rank,
     sum_over_processes,
@@ -301,10 +301,7 @@ class RcdmRun:
         )
         self.diffusion = diffusion.Diffusion(vars(args))
         self.step_sampler = diffusion.STEP_SAMPLERS[args.schedule_sampler](len(self.diffusion), device)
-        self.forward = diffusion.Losses(self.unet, self.diffusion)
-        if world_size() > 1:
-            devices = [device.index] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.forward, device_ids=devices, gradient_as_bucket_view=True)
+        self.forward = data_parallel(diffusion.Losses(self.unet, self.diffusion), device)
         self.last_loss, self.sums, self.since = 0.0, {}, (0, time.time())
 
     def note_skipped(self, optimizer, *_):

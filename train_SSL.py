@@ -19,29 +19,39 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from dejavu_utils.cli import default_workers, run
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.beton_loader import EvaluationLoader, NativeLoader
 from dejavu_utils.data.ffcv import FfcvLoader
-from dejavu_utils.data.provenance import load_training_images
+from dejavu_utils.data.provenance import (
+    MADE_FROM,
+    ModelRecord,
+    Provenance,
+    TrainingImages,
+    check_same,
+    load_training_images,
+)
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
 from dejavu_utils.log import Progress, RunLog, say
-from dejavu_utils.models import network_from_settings
+from dejavu_utils.models import SSLNetwork, network_from_settings
+from dejavu_utils.networks.loading import load_network
 from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.runtime.devices import autocast, choose_precision
 from dejavu_utils.runtime.distributed import (
     agreed,
     average_gradients,
+    data_parallel,
+    from_first,
     rank,
     world_size,
 )
@@ -54,7 +64,7 @@ from dejavu_utils.training.meter import Meter, Probes
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward
 from dejavu_utils.training.optim import learning_rate, make_optimizer, resolution_at
-from dejavu_utils.training.settings import WITHOUT_EFFECT, Settings, check_settings, first_difference
+from dejavu_utils.training.settings import WITHOUT_EFFECT, Model, Settings, check_settings, first_difference
 
 
 def main():
@@ -105,9 +115,9 @@ def train(settings):
     num_classes = max(train_set.num_classes, val_set.num_classes)
     seed_everything(settings.data.random_seed)
     loader, validation = make_loader(settings, train_set, device), make_validation(settings, val_set, device)
-    state = TrainingRun(
-        settings, num_classes, device, len(loader), train_set.fingerprint, load_training_images(train_set)
-    )
+    digest = from_first(train_set.digest if first else "")
+    images = TrainingSet(train_set.fingerprint, digest, load_training_images(train_set))
+    state = TrainingRun(settings, num_classes, device, len(loader), images)
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings.training.train_probes_only:
         return train_probes(settings, state, loader, validation, watch)
@@ -121,7 +131,7 @@ def train(settings):
         record = {"epoch": state.epoch, **state.validate(validation)}
         return tell(settings, 0, json.dumps(record))
     if first:
-        save_json(folder / "params.json", settings.to_flat())
+        save_json(folder / "params.json", {**settings.to_flat(), MADE_FROM: state.record.plain()})
         log.trim(state.epoch)
     effective = settings.training.batch_size * world_size()
     tell(
@@ -141,7 +151,7 @@ def train(settings):
         state.end_epoch()
         snapshot = state.epoch % settings.logging.snapshot_freq == 0 or last
         if first and snapshot:
-            state.checkpoint().save(folder / f"model_ep{state.epoch}.pth")
+            state.checkpoint().snapshot().save(folder / f"model_ep{state.epoch}.pth")
         if first:
             log.append(record)
         if first and (snapshot or state.epoch % settings.logging.checkpoint_freq == 0):
@@ -220,13 +230,27 @@ def make_validation(settings, val_set, device):
     return EvaluationLoader(val_set, size, resolution, workers, device, rank(), world_size())
 
 
+@dataclass(frozen=True)
+class TrainingSet:
+    """A .beton's Beton.fingerprint, Beton.digest and, if they are known, which images it holds."""
+
+    fingerprint: str = ""
+    digest: str | None = None
+    images: TrainingImages | None = None
+
+
 class TrainingRun:
     """Everything that changes while a model is trained: network, teacher, probes, optimizers, place in the data."""
 
-    def __init__(self, settings, num_classes, device, steps_per_epoch, train_set="", images=None):
-        """train_set: fingerprint of the .beton. images: the TrainingImages in it, if they are known."""
-        self.settings, self.num_classes, self.device = settings, num_classes, device
-        self.train_set, self.train_images = train_set, images and images.plain()
+    def __init__(
+        self,
+        settings: Settings,
+        num_classes: int,
+        device: torch.device,
+        steps_per_epoch: int,
+        train_set: TrainingSet = TrainingSet(),
+    ) -> None:
+        self.settings, self.num_classes, self.device, self.train_set = settings, num_classes, device, train_set
         self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
         self.frozen = False
         self.meter, self.started = Meter(), time.time()
@@ -238,7 +262,10 @@ class TrainingRun:
             end_lr_ratio=settings.training.end_lr_ratio,
         )
         method = METHODS[settings.training.loss]
-        network = network_from_settings(settings.model, settings.training.loss, num_classes).to(device)
+        network = network_from_settings(settings.model, settings.training.loss, num_classes)
+        start = start_from(settings.model, network) if settings.model.weights else None
+        network.to(device)
+        self.record = Provenance(models=start, beton=train_set.digest)
         for name, part in list(network.named_children()):
             if name not in method.sees_all:
                 setattr(network, name, synchronize_batch_norm(part, device))
@@ -257,12 +284,7 @@ class TrainingRun:
         self.optimizer_probes = torch.optim.AdamW(self.probes.parameters(), lr=1e-4, fused=True)
         self.precision = choose_precision(settings.training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.forward = ViewsForward(network, method.embedding)
-        if world_size() > 1:
-            devices = [device.index] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(
-                self.forward, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+        self.forward: Callable = data_parallel(ViewsForward(network, method.embedding), device)
         if settings.training.compile:  # around it, so that exchanges are cut in where gradients are ready
             self.forward = torch.compile(self.forward)
 
@@ -373,9 +395,10 @@ class TrainingRun:
             meter=self.meter.state_dict(),
             settings=self.settings.to_flat(),
             num_classes=self.num_classes,
-            train_set=self.train_set,
+            train_set=self.train_set.fingerprint,
             world_size=world_size(),
-            train_images=self.train_images,
+            train_images=self.train_set.images and self.train_set.images.plain(),
+            made_from=self.record.plain(),
         )
 
     def freeze(self, checkpoint, path):
@@ -389,14 +412,22 @@ class TrainingRun:
     def restore(self, checkpoint, path):
         """Goes back to a TrainingCheckpoint of the same run; InputError names the first setting that differs."""
         what = f"{path} was trained with"
+        remedy = "use the same, or another --logging.folder"
         difference = first_difference(Settings.from_flat(checkpoint.settings), self.settings)
         if difference:
             key, before, now = difference
-            raise InputError(f"--{key} {now}: {what} {before}; use the same, or another --logging.folder")
-        images = (checkpoint.train_images, self.train_images)
-        others = all(images) and images[0]["digest"] != images[1]["digest"]
-        if others or checkpoint.train_set != self.train_set:
-            raise InputError(f"--data.train_dataset {self.settings.data.train_dataset}: {what} other images")
+            if key == "training.epochs":
+                remedy += "; the learning rate ends with the last epoch, so that no run can be extended"
+            raise InputError(f"--{key} {now}: {what} {before}; {remedy}")
+        source = f"--data.train_dataset {self.settings.data.train_dataset}"
+        images, before_images = self.train_set.images, TrainingImages.of_plain(checkpoint.train_images)
+        others = images and before_images and images.digest != before_images.digest
+        if others or checkpoint.train_set != self.train_set.fingerprint:
+            raise InputError(f"{source}: {what} other images; {remedy}")
+        sources = {"beton": source, "models.*": f"--model.weights {self.settings.model.weights}"}
+        before_record = Provenance.from_plain(checkpoint.made_from)
+        for note in check_same("training", self.record, before_record, str(path), sources, remedy):
+            tell(self.settings, 1, f"note: {note}")
         if checkpoint.num_classes != self.num_classes:
             raise InputError(f"--data.val_dataset: {what} {checkpoint.num_classes} classes, not {self.num_classes}")
         if checkpoint.world_size != world_size() and not self.settings.training.eval_only:
@@ -404,6 +435,12 @@ class TrainingRun:
                 f"--dist.*: {what} {checkpoint.world_size} processes, and so another global batch; now there "
                 f"are {world_size()}: use the same number, or another --logging.folder"
             )
+        if not checkpoint.optimizer:
+            raise not_this_run("--logging.folder", path, "it is a snapshot; model.pth alone has the optimizer's state")
+        self.load(checkpoint, path)
+
+    def load(self, checkpoint: TrainingCheckpoint, path: Path) -> None:
+        """Takes over all that changes while training."""
         try:
             self.network.load_state_dict(without_prefix(checkpoint.model))
             self.method.load_state_dict(checkpoint.objective)
@@ -416,6 +453,21 @@ class TrainingRun:
             self.epoch, self.steps_done = checkpoint.epoch, checkpoint.steps_done
         except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise not_this_run("--logging.folder", path, one_line(error)) from None
+
+
+def start_from(model: Model, network: SSLNetwork) -> dict[str, ModelRecord]:
+    """Gives the backbone the weights of --model.weights; what that is, for the record."""
+    source = f"--model.weights {model.weights}"
+    public = load_network(model.weights, "--model.weights")
+    try:
+        network.net.load_state_dict(public.net.state_dict())
+    except RuntimeError as error:
+        remedy = f"--model.arch {public.arch}" if public.arch != model.arch else "another checkpoint"
+        raise InputError(
+            f"{source}: does not fit --model.arch {model.arch} ({one_line(error)}); give {remedy}"
+        ) from None
+    say(f"the backbone starts from {model.weights} ({public.notes or public.arch}); projector and head are new")
+    return {"start": ModelRecord.of(public)}
 
 
 def summary_line(record, epochs):

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ DEFAULT_PAGE_SIZE = 2**23
 MAX_CLASSES = 2**20  # a larger label is no label
 MAX_SIDE = 2**16 - 1  # of an image, pixels
 _FIRST_IMAGES = 200  # images after which the size of the whole file is estimated
+_DIGEST_BYTES = 2**16  # of an image, that its digest reads
 _LABEL, _IMAGE = 1, 2  # FFCV's type ids
 _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _OTHER_FIELDS = {
@@ -288,6 +290,15 @@ class Beton:
             raise ValueError("it is truncated")
         return np.frombuffer(data.tobytes(), dtype)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tables and of the first 64 KB of every image: tells data sets apart by what they show."""
+        contents = hashlib.sha256(self._records.tobytes())
+        for index in np.argsort(self._records["data_ptr"]):  # in the order of the file
+            start = int(self._records["data_ptr"][index])
+            contents.update(self._bytes[start : start + min(int(self._lengths[index]), _DIGEST_BYTES)])
+        return contents.hexdigest()
+
     def __len__(self):
         return len(self.labels)
 
@@ -301,12 +312,12 @@ class Beton:
         import cv2  # a fifth faster than PIL, with the same pixels; torchvision's decoder keeps other threads waiting
 
         try:
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error:  # nothing to decode, or far too large
             image = None
         if image is None or image.shape[:2] != tuple(self.sizes[index]):
             raise InputError(f"{self.path}: image {index} cannot be decoded; write the file again with gen_betons.sh")
-        return image
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)  # OpenCV 4.10 decodes to BGR alone
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name != "_bytes"}

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -65,15 +66,19 @@ def batches(
             options = {"prefetch_factor": prefetch, "worker_init_fn": partial(_start_worker, parent)}
             # Also in processes that were not forked themselves: there new ones would take seconds to import PyTorch.
             options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
-        loader: DataLoader = DataLoader(
-            dataset,
-            batch_sampler=positions,
-            num_workers=num_workers,
-            collate_fn=collate,
-            pin_memory=device.type == "cuda",
-            **options,
-        )
-        yield from _started(loader, workers)
+        with warnings.catch_warnings():
+            # The user gave the number; PyTorch's own look at the cores would only repeat a note.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader: DataLoader = DataLoader(
+                dataset,
+                batch_sampler=positions,
+                num_workers=num_workers,
+                collate_fn=collate,
+                pin_memory=device.type == "cuda",
+                **options,
+            )
+            iterator = _started(loader, workers)
+        yield from iterator
     except InputError as error:  # of a worker: PyTorch puts the traceback before it
         raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
     except (OSError, EOFError, RuntimeError, MemoryError) as error:
@@ -105,7 +110,7 @@ def _start_worker(parent: int | None, _: int) -> None:
     """
     for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[assignment]
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
         lambda error, _: os._exit(_cause(error) or 1)
     )
     sys.excepthook = lambda _, error, __: os._exit(_cause(error) or 1)

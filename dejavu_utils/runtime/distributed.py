@@ -3,12 +3,14 @@
 With one process all of it is the identity.
 """
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from dejavu_utils.errors import InputError
 
@@ -96,6 +98,21 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+def data_parallel(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The module in DistributedDataParallel where there are several processes.
+
+    Buffers are not broadcast: batch norm over all processes keeps them equal. PyTorch renames the option in 2.14, and
+    warns of the older name.
+    """
+    if world_size() == 1:
+        return module
+    known = inspect.signature(DistributedDataParallel).parameters
+    broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    devices = [device.index] if device.type == "cuda" else None
+    options: dict[str, Any] = {"device_ids": devices, "gradient_as_bucket_view": True, broadcast: False}
+    return DistributedDataParallel(module, **options)
+
+
 def agreed(read: Callable[[], T], place: Callable[[T], str], source: str, patience: int = 60, pause: int = 5) -> T:
     """What read() gives in this process, once all processes read the same place; all of them must call this.
 
@@ -128,8 +145,15 @@ class LateSums:
 
     def __call__(self, *values: float | torch.Tensor) -> list[float] | None:
         """The sums of the values of the last call; None at the first. values: numbers, or scalars on the device."""
-        kind = {"dtype": torch.float64, "device": self.device}
-        scalars = [v.double() if isinstance(v, torch.Tensor) else torch.full((), float(v), **kind) for v in values]
+        scalars = []
+        for value in values:
+            # full, not tensor: a number is filled in on the GPU, a tensor made of it would be copied there
+            full = (
+                value
+                if isinstance(value, torch.Tensor)
+                else torch.full((), float(value), dtype=torch.float64, device=self.device)
+            )
+            scalars.append(full.double())
         sums = sum_over_processes(torch.stack(scalars))
         if not self.late:
             return sums.tolist()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed.rendezvous import rendezvous
@@ -172,7 +172,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._previous = {}
+        self._previous: dict[int, Any] = {}
         for signum in self.SIGNALS:
             if signum == signal.SIGTERM and in_submitit_job():
                 continue

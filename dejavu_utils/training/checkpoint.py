@@ -1,6 +1,6 @@
 """What a checkpoint of a training holds, declared once."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
@@ -9,10 +9,10 @@ from dejavu_utils.errors import InputError
 
 @dataclass
 class TrainingCheckpoint:
-    """What train_SSL.py saves, all of it plain: in model.pth to resume from, in model_ep{E}.pth for attack and probe.
+    """What train_SSL.py saves, all of it plain: in model.pth to resume from, in model_ep{E}.pth a `snapshot`.
 
-    Those rebuild the network from `model`, `settings` and `num_classes` alone. An entry that checkpoints of before do
-    not have needs a default.
+    Attack, probe and reconstruction rebuild the network from `model`, `settings` and `num_classes` alone. Fields added
+    later need a default, so that older checkpoints still load.
     """
 
     epoch: int  # whole epochs that are done
@@ -29,6 +29,11 @@ class TrainingCheckpoint:
     train_set: str  # fingerprint of the .beton
     world_size: int
     train_images: dict | None = None  # which images the .beton holds, if it is known
+    made_from: dict | None = None  # the record, Provenance.plain
+
+    def snapshot(self) -> "TrainingCheckpoint":
+        """The same without what only resuming needs, two thirds of it: optimizers and the method's own state."""
+        return replace(self, objective={}, optimizer={}, optimizer_probes={}, scaler={}, meter={})
 
     def save(self, path: str | Path) -> None:
         save_checkpoint(path, {entry.name: getattr(self, entry.name) for entry in fields(self)})
@@ -49,6 +54,5 @@ class TrainingCheckpoint:
 def not_this_run(flag: str, path: str | Path, reason: str) -> InputError:
     """The error for a checkpoint whose parts are missing, or do not fit each other."""
     return InputError(
-        f"{flag} {path}: does not hold the run that it describes ({reason}); put a snapshot model_ep{{E}}.pth in its "
-        "place, or name another folder"
+        f"{flag} {path}: a run cannot be resumed from it ({reason}); name another folder, or delete it to start anew"
     )

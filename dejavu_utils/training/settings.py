@@ -7,6 +7,7 @@ import torch
 from dejavu_utils.cli import existing_file, expanded, zero_or_one
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.models import LOSSES, Architecture, backbone_named, mlp_widths
+from dejavu_utils.networks.loading import file_of
 from dejavu_utils.runtime.devices import PRECISIONS
 from dejavu_utils.training.config import Sections, setting
 from dejavu_utils.training.methods import METHODS
@@ -15,6 +16,12 @@ from dejavu_utils.training.methods import METHODS
 @dataclass
 class Model(Architecture):
     arch: str = setting("resnet50", "backbone: a classifier of torchvision (resnet101, vgg16, ...) or timm, by name")
+    weights: str = setting(
+        "",
+        "public checkpoint that the backbone starts from: a file that the attack reads, timm:NAME or torchvision:NAME; "
+        "projector and head are new",
+        expanded,
+    )
     mlp: str = setting("2048-512", "widths of the projector's layers")
     mlp_coeff: float = setting(1.0, "scales the projector's last hidden width", above=0)
     remove_head: int = setting(0, "1: no projector, the loss acts on the backbone's output", zero_or_one)
@@ -187,8 +194,10 @@ WITHOUT_EFFECT = (
     "training.distributed",
     "training.use_ssl",
 )
-# May differ when a run is resumed: what does not touch the weights. (The images are compared by what they are.)
+# May differ when a run is resumed: what does not touch the weights. (Images and public weights are compared by their
+# contents.)
 MAY_DIFFER = (
+    "model.weights",
     "logging.",
     "dist.",
     "validation.",
@@ -208,6 +217,8 @@ def check_settings(settings):
     existing_file(settings.data.val_dataset, "--data.val_dataset")
     if not settings.logging.folder:
         raise InputError("--logging.folder is needed: name the folder of this run")
+    if settings.model.weights and file_of(settings.model.weights):
+        existing_file(file_of(settings.model.weights), "--model.weights")
     mlp_widths(settings.model.mlp, "--model.mlp")
     METHODS[settings.training.loss].check(settings)
     training, resolution = settings.training, settings.resolution

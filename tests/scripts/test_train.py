@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ import torch
 from helpers import ABSENT, ROOT, debug_cluster, kept_signals, run_here
 
 import train_SSL
-from dejavu_utils.data.beton import write_beton
+from dejavu_utils.data.beton import Beton, write_beton
 from dejavu_utils.models import HEADS
 from dejavu_utils.networks.loading import load_network
+from dejavu_utils.runtime.processes import StopSignal
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import Method
 from dejavu_utils.training.settings import Settings
@@ -214,24 +216,77 @@ def train_here(settings):
         torch.set_num_threads(threads)
 
 
+def stopped_after_a_step(settings, monkeypatch):
+    """model.pth of a training that is asked to stop within its first step."""
+
+    class Asked(StopSignal):
+        def __init__(self):
+            super().__init__()
+            self.received = signal.SIGTERM
+
+    monkeypatch.setattr(train_SSL, "StopSignal", Asked)
+    with pytest.raises(SystemExit):
+        train_here(settings)
+    monkeypatch.undo()
+    path = Path(settings.logging.folder) / "model.pth"
+    saved = torch.load(path, weights_only=True)
+    assert (saved["epoch"], saved["steps_done"]) == (0, 1)
+    return path, saved
+
+
 # A checkpoint's entries and settings when training was first published; later ones are not in files from then.
 ENTRIES_OF_BEFORE = """epoch steps_done model objective optimizer probes optimizer_probes scaler meter settings
 num_classes train_set world_size""".split()
 SETTINGS_OF_BEFORE = ("vicreg", "simclr", "barlow", "byol", "dino")
 
 
-def test_a_checkpoint_of_before_is_resumed_and_attacked(betons, whole_run, tmp_path):
-    saved = torch.load(whole_run / "model_ep2.pth", weights_only=True)
+def test_an_older_checkpoint_is_resumed_and_attacked(betons, whole_run, tmp_path, monkeypatch):
+    settings = Settings.from_flat(train_SSL.read_settings(command(betons, tmp_path)[2:])[0])
+    path, saved = stopped_after_a_step(settings, monkeypatch)
     before = {name: saved[name] for name in ENTRIES_OF_BEFORE}
     common = {"model", "resolution", "data", "augment", "logging", "validation", "training", "dist"}
     known = common | set(SETTINGS_OF_BEFORE)
     before["settings"] = {key: value for key, value in saved["settings"].items() if key.split(".")[0] in known}
+    del before["settings"]["model.weights"]
     assert len(before["settings"]) < len(saved["settings"])
-    torch.save(before, tmp_path / "model.pth")
-    assert load_network(tmp_path / "model.pth").loss == "vicreg"
-    train_here(Settings.from_flat(train_SSL.read_settings(command(betons, tmp_path)[2:])[0]))
+    torch.save(before, path)
+    assert load_network(path).loss == "vicreg"
+    train_here(settings)
     expected = weights(whole_run)
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+
+
+def test_snapshots_hold_the_network_and_model_pth_what_resuming_needs(betons, whole_run, tmp_path):
+    whole, snapshot = (torch.load(whole_run / f"{name}.pth", weights_only=True) for name in ("model", "model_ep4"))
+    assert whole.keys() == snapshot.keys() and whole["optimizer"]["state"] and not snapshot["optimizer"]
+    assert all(torch.equal(value, snapshot["model"][name]) for name, value in whole["model"].items())
+    assert snapshot["probes"].keys() == whole["probes"].keys()
+    sizes = [(whole_run / f"{name}.pth").stat().st_size for name in ("model", "model_ep4")]
+    assert sizes[1] < 0.4 * sizes[0]
+    shutil.copy(whole_run / "model_ep2.pth", tmp_path / "model.pth")
+    result = run(command(betons, tmp_path))
+    assert result.returncode == 2 and "model.pth: a run cannot be resumed from it (it is a snapshot" in result.stderr
+
+
+def test_the_backbone_starts_from_a_public_checkpoint(betons, whole_run, tmp_path):
+    """Any file that the attack reads; projector and head are new, and the checkpoint says what it started from."""
+    public = whole_run / "model_ep4.pth"
+    settings = dict(model__weights=public, model__mlp="24-8", training__epochs=1, training__warmup_epochs=0)
+    assert run(command(betons, tmp_path / "a", **settings, training__base_lr=0)).returncode == 0
+    backbone = load_network(public).net.state_dict()
+    started = load_network(tmp_path / "a" / "model_ep1.pth")
+    trained = dict(started.net.named_parameters())
+    assert all(torch.equal(value, backbone[name]) for name, value in trained.items())  # at a learning rate of 0
+    assert started.mlp == "24-8"
+    params = json.loads((tmp_path / "a" / "params.json").read_text())
+    assert params["model.weights"] == str(public) and len(params["made_from"]["models"]["start"]["weights"]) == 64
+    result = run(command(betons, tmp_path / "b", **settings, model__arch="resnet34"))
+    assert result.returncode == 2 and "give --model.arch resnet18" in result.stderr
+    assert "--model.weights" in result.stderr and len(result.stderr.splitlines()) == 1
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    other = {**settings, "model__weights": whole_run / "model_ep2.pth", "training__base_lr": 0}
+    result = run(command(betons, tmp_path / "c", **other))
+    assert result.returncode == 2 and "weights of model start" in result.stderr
 
 
 class Agree(Method):
@@ -257,15 +312,17 @@ class Agree(Method):
 
 
 def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
+    head = ("agreement", lambda width, widths, classes: torch.nn.Linear(width, 16))
     monkeypatch.setitem(METHODS, "agree", Agree)
-    monkeypatch.setitem(HEADS, "agree", ("agreement", lambda width, widths, classes: torch.nn.Linear(width, 16)))
+    monkeypatch.setitem(HEADS, "agree", head)
     for folder in ("whole", "parts"):
         words = command(betons, tmp_path / folder, training__epochs=2)[2:]
         settings = Settings.from_flat({**train_SSL.read_settings(words)[0], "training.loss": "agree"})
         settings.logging.snapshot_freq = 1
         if folder == "parts":
-            (tmp_path / "parts").mkdir()
-            shutil.copy(tmp_path / "whole" / "model_ep1.pth", tmp_path / "parts" / "model.pth")
+            with monkeypatch.context() as patch:
+                stopped_after_a_step(settings, patch)
+            assert METHODS["agree"] is Agree
         train_here(settings)
     assert load_network(tmp_path / "parts" / "model_ep2.pth").agreement.out_features == 16
     expected = weights(tmp_path / "whole")
@@ -465,6 +522,24 @@ def test_resuming_takes_what_does_not_touch_the_weights(betons, whole_run, tmp_p
     assert len((folder / "log").read_text().splitlines()) == 4
     result = run(command(betons, folder, data__train_dataset=betons / "val.beton"))
     assert result.returncode == 2 and "was trained with other images" in result.stderr
+    result = run(command(betons, folder, training__epochs=6))
+    assert result.returncode == 2 and "--training.epochs 6" in result.stderr
+    assert "no run can be extended" in result.stderr
+
+
+def test_the_pixels_of_a_beton_are_compared(betons, whole_run, tmp_path):
+    """Raw images of the same sizes and labels, written by anybody: only their pixels tell them apart."""
+    shutil.copytree(whole_run, tmp_path / "run")
+    other = shutil.copy(betons / "train.beton", tmp_path / "other.beton")
+    image = Beton(other).read(3)
+    contents = bytearray(other.read_bytes())
+    place = contents.index(image.tobytes())
+    contents[place] ^= 255
+    other.write_bytes(contents)
+    assert Beton(other).fingerprint == Beton(betons / "train.beton").fingerprint
+    result = run(command(betons, tmp_path / "run", data__train_dataset=other))
+    assert result.returncode == 2 and f"--data.train_dataset {other}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_keys_without_effect_are_accepted_with_a_notice(betons, tmp_path):

@@ -18,7 +18,9 @@ class Method:
     """
 
     small_views = False  # does it take small views?
-    sees_all = ()  # parts of the network that get the embeddings of all processes: their batch norm is not synchronized
+    sees_all: tuple[
+        str, ...
+    ] = ()  # parts of the network that get the embeddings of all processes: their batch norm is not synchronized
 
     def __init__(self, settings, network, total_steps):
         self.settings, self.network, self.total_steps = settings, network, total_steps
