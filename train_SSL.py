@@ -21,7 +21,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,23 +31,14 @@ from dejavu_utils.cli import default_workers, run
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.beton_loader import EvaluationLoader, NativeLoader
 from dejavu_utils.data.ffcv import FfcvLoader
-from dejavu_utils.data.provenance import (
-    MADE_FROM,
-    ModelRecord,
-    Provenance,
-    TrainingImages,
-    check_same,
-    load_training_images,
-)
+from dejavu_utils.data.provenance import MADE_FROM, Provenance, load_training_images
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
 from dejavu_utils.log import Progress, RunLog, say
-from dejavu_utils.models import SSLNetwork, network_from_settings
-from dejavu_utils.networks.loading import load_network
+from dejavu_utils.models import network_from_settings
 from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.runtime.devices import autocast, choose_precision
 from dejavu_utils.runtime.distributed import (
-    agreed,
     average_gradients,
     data_parallel,
     from_first,
@@ -58,13 +48,20 @@ from dejavu_utils.runtime.distributed import (
 from dejavu_utils.runtime.launch import LOCK_FILE, Resources, ScriptJob, submit
 from dejavu_utils.runtime.processes import StepWatch, StopSignal, init_distributed, start_here
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
-from dejavu_utils.training.checkpoint import TrainingCheckpoint, not_this_run
+from dejavu_utils.training.checkpoint import (
+    SAME_OR_ANOTHER,
+    TrainingCheckpoint,
+    TrainingSet,
+    check_same_start,
+    not_this_run,
+    start_from,
+)
 from dejavu_utils.training.config import Flat, SettingsParser
 from dejavu_utils.training.meter import Meter, Probes
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import ViewsForward
 from dejavu_utils.training.optim import learning_rate, make_optimizer, resolution_at
-from dejavu_utils.training.settings import WITHOUT_EFFECT, Model, Settings, check_settings, first_difference
+from dejavu_utils.training.settings import WITHOUT_EFFECT, Settings, check_settings, first_difference
 
 
 def main():
@@ -121,7 +118,7 @@ def train(settings):
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings.training.train_probes_only:
         return train_probes(settings, state, loader, validation, watch)
-    checkpoint = saved_checkpoint(checkpoint_path)
+    checkpoint = TrainingCheckpoint.agreed(checkpoint_path)
     if checkpoint:
         state.restore(checkpoint, checkpoint_path)
         tell(settings, 1, f"resumes after epoch {state.epoch}, step {state.steps_done}, from {checkpoint_path}")
@@ -162,18 +159,6 @@ def train(settings):
     if first:
         save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
     tell(settings, 1, f"{folder}: {epochs} epochs are done")
-
-
-def saved_checkpoint(path: Path) -> TrainingCheckpoint | None:
-    """The checkpoint of model.pth, the same in all processes; None if there is none."""
-
-    def read() -> TrainingCheckpoint | None:
-        return TrainingCheckpoint.load(path, "--logging.folder") if path.is_file() else None
-
-    def place(checkpoint: TrainingCheckpoint | None) -> str:
-        return f"epoch {checkpoint.epoch} step {checkpoint.steps_done}" if checkpoint else "none"
-
-    return agreed(read, place, f"--logging.folder {path}")
 
 
 def save_and_leave(settings, state, watch):
@@ -230,15 +215,6 @@ def make_validation(settings, val_set, device):
     return EvaluationLoader(val_set, size, resolution, workers, device, rank(), world_size())
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """A .beton's Beton.fingerprint, Beton.digest and, if they are known, which images it holds."""
-
-    fingerprint: str = ""
-    digest: str | None = None
-    images: TrainingImages | None = None
-
-
 class TrainingRun:
     """Everything that changes while a model is trained: network, teacher, probes, optimizers, place in the data."""
 
@@ -248,9 +224,10 @@ class TrainingRun:
         num_classes: int,
         device: torch.device,
         steps_per_epoch: int,
-        train_set: TrainingSet = TrainingSet(),
+        train_set: TrainingSet | None = None,
     ) -> None:
-        self.settings, self.num_classes, self.device, self.train_set = settings, num_classes, device, train_set
+        self.settings, self.num_classes, self.device = settings, num_classes, device
+        self.train_set = train_set or TrainingSet()
         self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
         self.frozen = False
         self.meter, self.started = Meter(), time.time()
@@ -265,7 +242,7 @@ class TrainingRun:
         network = network_from_settings(settings.model, settings.training.loss, num_classes)
         start = start_from(settings.model, network) if settings.model.weights else None
         network.to(device)
-        self.record = Provenance(models=start, beton=train_set.digest)
+        self.record = Provenance(models=start, beton=self.train_set.digest)
         for name, part in list(network.named_children()):
             if name not in method.sees_all:
                 setattr(network, name, synchronize_batch_norm(part, device))
@@ -412,21 +389,14 @@ class TrainingRun:
     def restore(self, checkpoint, path):
         """Goes back to a TrainingCheckpoint of the same run; InputError names the first setting that differs."""
         what = f"{path} was trained with"
-        remedy = "use the same, or another --logging.folder"
         difference = first_difference(Settings.from_flat(checkpoint.settings), self.settings)
         if difference:
             key, before, now = difference
+            remedy = SAME_OR_ANOTHER
             if key == "training.epochs":
                 remedy += "; the learning rate ends with the last epoch, so that no run can be extended"
             raise InputError(f"--{key} {now}: {what} {before}; {remedy}")
-        source = f"--data.train_dataset {self.settings.data.train_dataset}"
-        images, before_images = self.train_set.images, TrainingImages.of_plain(checkpoint.train_images)
-        others = images and before_images and images.digest != before_images.digest
-        if others or checkpoint.train_set != self.train_set.fingerprint:
-            raise InputError(f"{source}: {what} other images; {remedy}")
-        sources = {"beton": source, "models.*": f"--model.weights {self.settings.model.weights}"}
-        before_record = Provenance.from_plain(checkpoint.made_from)
-        for note in check_same("training", self.record, before_record, str(path), sources, remedy):
+        for note in check_same_start(checkpoint, self.train_set, self.record, self.settings, path):
             tell(self.settings, 1, f"note: {note}")
         if checkpoint.num_classes != self.num_classes:
             raise InputError(f"--data.val_dataset: {what} {checkpoint.num_classes} classes, not {self.num_classes}")
@@ -453,21 +423,6 @@ class TrainingRun:
             self.epoch, self.steps_done = checkpoint.epoch, checkpoint.steps_done
         except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise not_this_run("--logging.folder", path, one_line(error)) from None
-
-
-def start_from(model: Model, network: SSLNetwork) -> dict[str, ModelRecord]:
-    """Gives the backbone the weights of --model.weights; what that is, for the record."""
-    source = f"--model.weights {model.weights}"
-    public = load_network(model.weights, "--model.weights")
-    try:
-        network.net.load_state_dict(public.net.state_dict())
-    except RuntimeError as error:
-        remedy = f"--model.arch {public.arch}" if public.arch != model.arch else "another checkpoint"
-        raise InputError(
-            f"{source}: does not fit --model.arch {model.arch} ({one_line(error)}); give {remedy}"
-        ) from None
-    say(f"the backbone starts from {model.weights} ({public.notes or public.arch}); projector and head are new")
-    return {"start": ModelRecord.of(public)}
 
 
 def summary_line(record, epochs):

@@ -6,6 +6,9 @@ that need none.
 """
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -270,10 +273,15 @@ def test_training_validates_and_is_as_on_the_cpu(beton, trained, tmp_path):
 
 
 def test_resuming_comes_close_to_not_being_stopped(beton, trained, tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "model.pth").write_bytes((trained / "model_ep2.pth").read_bytes())
-    assert "resumes after epoch 2" in train(beton, tmp_path / "x")
-    assert_close_weights(tmp_path / "x", trained, 0.05)
+    settings = {**TRAINING, "data.train_dataset": beton.path, "data.val_dataset": beton.path}
+    words = flags({**settings, "logging.folder": tmp_path})
+    process = subprocess.Popen([sys.executable, train_SSL.__file__, *words], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch 2/4"):
+            process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert "resumes after epoch" in train(beton, tmp_path)
+    assert_close_weights(tmp_path, trained, 0.05)
 
 
 def test_probes_alone_and_evaluation_alone(beton, trained, tmp_path):

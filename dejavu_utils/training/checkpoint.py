@@ -1,10 +1,18 @@
-"""What a checkpoint of a training holds, declared once."""
+"""What a training starts or resumes from: its checkpoint, declared once, its images, and public weights."""
 
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
-from dejavu_utils.errors import InputError
+from dejavu_utils.data.provenance import ModelRecord, Provenance, TrainingImages, check_same
+from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.log import say
+from dejavu_utils.models import SSLNetwork
+from dejavu_utils.networks.loading import load_network
+from dejavu_utils.runtime.distributed import agreed
+from dejavu_utils.training.settings import Model, Settings
+
+SAME_OR_ANOTHER = "use the same, or another --logging.folder"
 
 
 @dataclass
@@ -39,6 +47,18 @@ class TrainingCheckpoint:
         save_checkpoint(path, {entry.name: getattr(self, entry.name) for entry in fields(self)})
 
     @classmethod
+    def agreed(cls, path: Path) -> "TrainingCheckpoint | None":
+        """The checkpoint of model.pth, the same in all processes; None if there is none."""
+
+        def read() -> TrainingCheckpoint | None:
+            return cls.load(path, "--logging.folder") if path.is_file() else None
+
+        def place(checkpoint: TrainingCheckpoint | None) -> str:
+            return f"epoch {checkpoint.epoch} step {checkpoint.steps_done}" if checkpoint else "none"
+
+        return agreed(read, place, f"--logging.folder {path}")
+
+    @classmethod
     def load(cls, path: str | Path, flag: str) -> "TrainingCheckpoint":
         """Reads what `save` wrote; InputError names the flag for a file that is something else."""
         found = load_checkpoint(path, flag)
@@ -49,6 +69,44 @@ class TrainingCheckpoint:
         if missing:
             raise not_this_run(flag, path, f"no {missing[0]}")
         return cls(**entries)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A .beton's Beton.fingerprint, Beton.digest and, if they are known, which images it holds."""
+
+    fingerprint: str = ""
+    digest: str | None = None
+    images: TrainingImages | None = None
+
+
+def check_same_start(
+    checkpoint: TrainingCheckpoint, train_set: TrainingSet, record: Provenance, settings: Settings, path: Path
+) -> list[str]:
+    """InputError unless a run on these images, from these weights, may resume from the checkpoint; notes."""
+    source = f"--data.train_dataset {settings.data.train_dataset}"
+    images, before = train_set.images, TrainingImages.of_plain(checkpoint.train_images)
+    others = images and before and images.digest != before.digest
+    if others or checkpoint.train_set != train_set.fingerprint:
+        raise InputError(f"{source}: {path} was trained with other images; {SAME_OR_ANOTHER}")
+    sources = {"beton": source, "models.*": f"--model.weights {settings.model.weights}"}
+    saved = Provenance.from_plain(checkpoint.made_from)
+    return check_same("training", record, saved, str(path), sources, SAME_OR_ANOTHER)
+
+
+def start_from(model: Model, network: SSLNetwork) -> dict[str, ModelRecord]:
+    """Gives the backbone the weights of --model.weights; what that is, for the record."""
+    source = f"--model.weights {model.weights}"
+    public = load_network(model.weights, "--model.weights")
+    try:
+        network.net.load_state_dict(public.net.state_dict())
+    except RuntimeError as error:
+        remedy = f"--model.arch {public.arch}" if public.arch != model.arch else "another checkpoint"
+        raise InputError(
+            f"{source}: does not fit --model.arch {model.arch} ({one_line(error)}); give {remedy}"
+        ) from None
+    say(f"the backbone starts from {model.weights} ({public.notes or public.arch}); projector and head are new")
+    return {"start": ModelRecord.of(public)}
 
 
 def not_this_run(flag: str, path: str | Path, reason: str) -> InputError:

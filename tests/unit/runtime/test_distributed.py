@@ -9,7 +9,6 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-import train_SSL
 from dejavu_utils.errors import InputError
 from dejavu_utils.models import LOSSES, SSLNetwork
 from dejavu_utils.runtime.distributed import (
@@ -20,6 +19,7 @@ from dejavu_utils.runtime.distributed import (
     gather,
     sum_over_processes,
 )
+from dejavu_utils.training import checkpoint
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.checkpoint import TrainingCheckpoint
 from dejavu_utils.training.methods import METHODS
@@ -147,11 +147,11 @@ def test_exchanges(tmp_path):
 
 def read_together(rank, cases):
     found = []
-    train_SSL.agreed = functools.partial(agreed, patience=0)
+    checkpoint.agreed = functools.partial(agreed, patience=0)
     for folders in cases:
         try:
-            checkpoint = train_SSL.saved_checkpoint(folders[rank] / "model.pth")
-            found.append((checkpoint.epoch, checkpoint.steps_done))
+            read = TrainingCheckpoint.agreed(folders[rank] / "model.pth")
+            found.append((read.epoch, read.steps_done))
         except InputError as error:
             found.append(str(error))
     return found
