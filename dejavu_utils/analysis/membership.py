@@ -1,0 +1,71 @@
+"""Membership inference: how well does a score tell images that a model was trained on from others of the same draw?
+
+AUC with DeLong's interval, and the true-positive rate at a low false-positive rate (Carlini et al. 2022,
+arXiv 2112.03570). Members and non-members must be two halves of one draw, or the score may tell the draws apart.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import beta, rankdata
+
+from dejavu_utils.analysis.intervals import Z95, Estimate
+
+FALSE_POSITIVE_RATES = (0.01, 0.001)
+SAME_DRAW = "Members and non-members must be two halves of one draw (bbox_A, bbox_B of a partition with --seed)."
+
+
+@dataclass(frozen=True)
+class Membership:
+    """auc: chance that a member has the greater score, ties count half. tpr_at_1_percent, tpr_at_01_percent: fraction
+    of members above the threshold that 1 % or 0.1 % of the non-members exceed; None where there are too few."""
+
+    auc: Estimate
+    tpr_at_1_percent: Estimate | None
+    tpr_at_01_percent: Estimate | None
+    members: int
+    non_members: int
+
+
+def membership(members: np.ndarray, non_members: np.ndarray) -> Membership:
+    """members, non_members: float (m,), (n,), greater for what looks like a member. ValueError if one is empty."""
+    rates = [true_positive_rate(members, non_members, rate) for rate in FALSE_POSITIVE_RATES]
+    return Membership(auc(members, non_members), rates[0], rates[1], len(members), len(non_members))
+
+
+def auc(members: np.ndarray, non_members: np.ndarray) -> Estimate:
+    """Area under the ROC curve with the interval of DeLong et al. 1988, within [0, 1]."""
+    m, n = len(members), len(non_members)
+    if not m or not n:
+        raise ValueError("membership: members and non-members are both needed")
+    together = rankdata(np.concatenate([members, non_members]))
+    # Of each image: the fraction of the other kind that it is on the right side of.
+    of_members = (together[:m] - rankdata(members)) / n
+    of_others = 1 - (together[m:] - rankdata(non_members)) / m
+    value = of_members.mean()
+    variance = sum(part.var(ddof=1) / len(part) for part in (of_members, of_others) if len(part) > 1)
+    half = Z95 * np.sqrt(variance)
+    return Estimate(float(value), float(max(0.0, value - half)), float(min(1.0, value + half)))
+
+
+def true_positive_rate(members: np.ndarray, non_members: np.ndarray, rate: float) -> Estimate | None:
+    """Fraction of members above the threshold that at most `rate` of the non-members exceed, with the interval of
+    Clopper & Pearson 1934; None for fewer than 1 / rate non-members."""
+    allowed = int(rate * len(non_members) + 1e-9)
+    if not allowed:
+        return None
+    threshold = np.sort(non_members)[::-1][allowed]
+    m, hits = len(members), int((members > threshold).sum())
+    low = beta.ppf(0.025, hits, m - hits + 1) if hits else 0.0
+    high = beta.ppf(0.975, hits + 1, m - hits) if hits < m else 1.0
+    return Estimate(hits / m, float(low), float(high))
+
+
+def roc_curve(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(false-positive rates, true-positive rates), float64, at every threshold, from (0, 0) to (1, 1)."""
+    thresholds = np.unique(np.concatenate([members, non_members]))[::-1]
+    rates = []
+    for scores in (non_members, members):
+        above = len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")
+        rates.append(np.concatenate([[0.0], above / len(scores)]))
+    return rates[0], rates[1]

@@ -1,0 +1,89 @@
+"""Image by image: are the images memorized in one run of a training also memorized in another?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dejavu_utils.analysis.attack_files import AttackedSet
+from dejavu_utils.analysis.intervals import Estimate, difference, proportion
+from dejavu_utils.analysis.memorization import OUTCOMES
+from dejavu_utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """above_chance: P(memorized in the second | in the first) - P(memorized in the second). kappa: Cohen's 1960, of
+    memorized or not."""
+
+    above_chance: Estimate
+    kappa: float
+    images: int
+
+
+def memorized_images(sets: dict[str, AttackedSet]) -> pd.Series:
+    """bool by (set, image index): is it memorized (top-1)? sets: of read_attack."""
+    parts = []
+    for name, attacked in sets.items():
+        memorized = attacked.attack.outcomes(1) == OUTCOMES.index("memorized")
+        keys = pd.MultiIndex.from_product([[name], attacked.idxs], names=["set", "index"])
+        parts.append(pd.Series(memorized, index=keys))
+    return pd.concat(parts)
+
+
+def agreement(first: np.ndarray, second: np.ndarray) -> Agreement:
+    """first, second: bool (n,), which of the same images two runs memorize. NaN where the first memorizes none.
+
+    The interval compares those memorized in the first run with all others, two independent proportions; times the
+    fraction of the others, it is that of the difference to all images.
+    """
+    n, chosen = len(first), int(first.sum())
+    among = proportion(int((first & second).sum()), chosen)
+    others = proportion(int((~first & second).sum()), n - chosen)
+    gap, fraction = difference(among, others), 1 - chosen / n
+    if chosen == n:  # there are no others: nothing can lie above chance
+        above_chance = Estimate(0.0, 0.0, 0.0)
+    else:
+        above_chance = Estimate(*(float(fraction * part) for part in (gap.value, gap.low, gap.high)))
+    observed, rates = (first == second).mean(), (first.mean(), second.mean())
+    expected = rates[0] * rates[1] + (1 - rates[0]) * (1 - rates[1])
+    kappa = float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
+    return Agreement(above_chance, kappa, n)
+
+
+def agreement_table(runs: dict[str, pd.Series]) -> pd.DataFrame:
+    """One row per ordered pair of runs: first, second, images, above_chance, above_chance_low, above_chance_high, kappa.
+
+    runs: {name: `memorized_images`}. InputError for runs that have no attacked image in common.
+    """
+    rows = []
+    for first, of_first in runs.items():
+        for second, of_second in runs.items():
+            common = of_first.index.intersection(of_second.index)
+            if not len(common):
+                raise InputError(f"--agreement: {first} and {second} have no attacked image in common")
+            found = agreement(of_first[common].to_numpy(bool), of_second[common].to_numpy(bool))
+            value, low, high = found.above_chance.value, found.above_chance.low, found.above_chance.high
+            columns = {"above_chance": value, "above_chance_low": low, "above_chance_high": high, "kappa": found.kappa}
+            rows.append({"first": first, "second": second, "images": found.images, **columns})
+    return pd.DataFrame(rows)
+
+
+def agreement_in_words(table: pd.DataFrame) -> str:
+    """The mean over pairs of different runs, in one sentence."""
+    pairs = table[table["first"] != table["second"]]
+    above, kappa = pairs["above_chance"].mean(), pairs["kappa"].mean()
+    return (
+        f"Of the images memorized in one run, the fraction memorized in another is {100 * above:.1f} percentage points "
+        f"above chance (mean of {len(pairs)} ordered pairs); Cohen's kappa {kappa:.3f}."
+    )
+
+
+def short_names(folders: Sequence[str]) -> list[str]:
+    """What tells the runs' folders apart: the parts of their paths that differ."""
+    parts = [str(folder).strip("/").split("/") for folder in folders]
+    if len({len(part) for part in parts}) > 1:
+        return [str(folder) for folder in folders]
+    differing = [place for place in range(len(parts[0])) if len({part[place] for part in parts}) > 1]
+    return ["/".join(part[place] for place in differing) or str(folder) for part, folder in zip(parts, folders)]

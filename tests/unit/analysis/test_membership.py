@@ -1,0 +1,65 @@
+"""Membership and agreement of runs, against planted truth."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import mannwhitneyu
+
+from dejavu_utils.analysis.membership import auc, membership, roc_curve, true_positive_rate
+from dejavu_utils.analysis.runs import agreement, agreement_in_words, agreement_table, short_names
+
+
+def test_auc_is_mann_whitney_s_and_swapping_gives_one_minus_it():
+    rng = np.random.default_rng(0)
+    members, others = np.round(rng.normal(0.5, 1, 300), 1), np.round(rng.normal(0, 1, 400), 1)  # with ties
+    value = auc(members, others)
+    assert value.value == pytest.approx(mannwhitneyu(members, others).statistic / (300 * 400))
+    swapped = auc(others, members)
+    assert (swapped.value, swapped.low, swapped.high) == pytest.approx((1 - value.value, 1 - value.high, 1 - value.low))
+    false, true = roc_curve(members, others)
+    assert np.trapezoid(true, false) == pytest.approx(value.value)
+
+
+def test_delong_s_interval_covers_the_truth():
+    rng = np.random.default_rng(1)
+    truth, covered = 0.7602499389065233, 0  # Phi(1 / sqrt 2), of normals whose means are one apart
+    for _ in range(400):
+        estimate = auc(rng.normal(1, 1, 80), rng.normal(0, 1, 120))
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.925 * 400 <= covered <= 0.98 * 400
+
+
+def test_the_same_distribution_is_one_half():
+    rng = np.random.default_rng(2)
+    found = membership(rng.normal(size=2000), rng.normal(size=2000))
+    assert found.auc.low < 0.5 < found.auc.high
+    assert found.tpr_at_1_percent.low < 0.01 < found.tpr_at_1_percent.high
+
+
+def test_the_threshold_comes_from_the_non_members():
+    members, others = np.full(50, 2.0), np.arange(1000) / 1000
+    rate = true_positive_rate(members, others, 0.001)
+    assert rate.value == 1 and rate.high == 1 and rate.low == pytest.approx(0.025 ** (1 / 50))  # Clopper & Pearson
+    assert true_positive_rate(members, others[:999], 0.001) is None
+    with pytest.raises(ValueError, match="both needed"):
+        auc(members, np.empty(0))
+
+
+def test_agreement_of_the_same_run_and_of_independent_ones():
+    rng = np.random.default_rng(3)
+    first, second = rng.random(4000) < 0.3, rng.random(4000) < 0.25
+    same = agreement(first, first)
+    assert same.kappa == 1 and same.above_chance.value == pytest.approx(1 - first.mean())
+    apart = agreement(first, second)
+    assert apart.above_chance.low < 0 < apart.above_chance.high and abs(apart.kappa) < 0.05
+    expected = second[first].mean() - second.mean()
+    assert apart.above_chance.value == pytest.approx(expected)
+
+
+def test_table_of_runs_and_its_sentence():
+    index = pd.MultiIndex.from_product([["A"], range(100)], names=["set", "index"])
+    memorized = pd.Series(np.arange(100) < 40, index=index)
+    table = agreement_table({"one": memorized, "two": memorized[::-1]})
+    assert table["above_chance"].tolist() == pytest.approx([0.6] * 4) and table["kappa"].tolist() == [1.0] * 4
+    assert agreement_in_words(table).startswith("Of the images memorized in one run, the fraction memorized in another")
+    assert short_names(["demo/seed0/attack", "demo/seed1/attack"]) == ["seed0", "seed1"]
