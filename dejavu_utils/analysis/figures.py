@@ -289,6 +289,30 @@ def save_margin_figure(
         save_figure(path, draw, axis, handles, caption)
 
 
+def save_agreement_figure(path: str | Path, frame: pd.DataFrame, caption: str = "") -> None:
+    """Of the images memorized in one run, the fraction memorized in another above chance. frame: columns first, second,
+    above_chance."""
+    matrix = frame.pivot(index="first", columns="second", values="above_chance")
+    _save_matrix(path, matrix, ("also memorized in (above chance)", "memorized in"), caption)
+
+
+def _save_matrix(path: str | Path, matrix: pd.DataFrame, labels: tuple[str, str], caption: str) -> None:
+    """A heat map with its numbers. labels: of the columns and of the rows."""
+    columns, rows = ([str(name) for name in names] for names in (matrix.columns, matrix.index))
+
+    def draw(axes: Axes) -> None:
+        axes.pcolormesh(matrix.to_numpy(float), cmap="Blues", edgecolors="white", linewidth=0.5)
+        for (row, column), value in np.ndenumerate(matrix.to_numpy(float)):
+            if np.isfinite(value):
+                dark = value > np.nanmean([np.nanmin(matrix), np.nanmax(matrix)])
+                look = {"ha": "center", "va": "center", "fontsize": 6.5, "color": "white" if dark else "black"}
+                axes.text(column + 0.5, row + 0.5, f"{value:.2f}", **look)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        axes.set_ylabel(labels[1])
+
+    save_figure(path, draw, XAxis(labels[0], np.arange(len(columns)) + 0.5, columns), [], caption, scaled=False)
+
+
 def save_figure(
     path: str | Path,
     draw: Callable[..., None],
@@ -296,14 +320,16 @@ def save_figure(
     handles: list[Any],
     caption: str = "",
     panels: int = 1,
+    scaled: bool = True,
 ) -> None:
-    """Draws and writes one figure, without and with its legend. draw: function of the panels, from above."""
+    """Draws and writes one figure, without and with its legend. draw: function of the panels, from above. scaled: False
+    leaves the axes as drawn, with words for numbers."""
     for suffix in ("", "_legend"):
         size = (_SIZE[0] + (_LEGEND_WIDTH if suffix else 0), _SIZE[1] + _PANEL * (panels - 1))
         figure = Figure(figsize=size, layout="constrained", dpi=300)
         every = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
         draw(*every)
-        for axes in every:
+        for axes in every if scaled else ():
             _finish(axes)
         every[-1].set_xlabel(x.label)
         if x.names is not None:

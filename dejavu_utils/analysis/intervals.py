@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import stdtrit
+from scipy.special import expit, stdtrit
 
 from dejavu_utils.typed_json import from_json, to_json
 
@@ -152,6 +152,18 @@ def combine_runs(estimates: Sequence[Estimate]) -> RunSummary:
     half = float(stdtrit(runs - 1, 0.975)) * math.sqrt(squares / ((runs - 1) * weight))
     spread = float(value.std(ddof=1))
     return RunSummary(runs, float(mean), float(mean - half), float(mean + half), spread, math.sqrt(tau_squared))
+
+
+def within(summary: RunSummary, least: float, most: float = 1.0) -> Estimate:
+    """Mean of runs with its interval in [least, most]: the t interval on the logit scale, by the delta method."""
+    width = most - least
+    place = (summary.mean - least) / width
+    if not 0 < place < 1:
+        return Estimate(summary.mean, max(least, summary.low), min(most, summary.high))
+    half = (summary.high - summary.low) / 2 / width / (place * (1 - place))
+    center = math.log(place / (1 - place))
+    low, high = (least + width * float(expit(center + side * half)) for side in (-1, 1))
+    return Estimate(summary.mean, low, high)
 
 
 def p_value(estimate: Estimate) -> float:

@@ -102,8 +102,8 @@ class Branch:
 
 
 def clear_of_chance(ceiling: Estimate, chance: float) -> bool:
-    """Do the representations separate the classes? Only then can a score be read, whatever it is."""
-    return ceiling.low > chance
+    """Do the representations separate the classes? Only then can a score be read. True where chance is not known."""
+    return not ceiling.low <= chance
 
 
 def side(estimate: Estimate) -> int:

@@ -53,7 +53,7 @@ def agreement(first: np.ndarray, second: np.ndarray) -> Agreement:
 
 
 def agreement_table(runs: dict[str, pd.Series]) -> pd.DataFrame:
-    """One row per ordered pair of runs: first, second, images, above_chance, above_chance_low, above_chance_high, kappa.
+    """One row per ordered pair of runs: first, second, images, above_chance, above_chance_{low,high}, kappa.
 
     runs: {name: `memorized_images`}. InputError for runs that have no attacked image in common.
     """

@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_one_line_error, run_here
 
 from dejavu_utils.analysis.attack_files import read_attack
-from dejavu_utils.analysis.intervals import Estimate, combine_runs, t_half_width
+from dejavu_utils.analysis.intervals import Estimate, combine_runs, t_half_width, within
 from dejavu_utils.analysis.tables import attack_statistics
 from dejavu_utils.typed_json import to_json
 
@@ -67,6 +67,16 @@ def test_one_run_is_refused():
         combine_runs(runs_of([0.1], [0.01]))
 
 
+def test_the_mean_of_runs_that_differ_stays_a_proportion():
+    two_epochs = combine_runs(runs_of([0.59, 0.68], [0.02, 0.02]))
+    assert two_epochs.high > 1  # of two runs the t distribution is wide
+    mean = within(two_epochs, 0.0)
+    assert 0 < mean.low < mean.value == two_epochs.mean < mean.high < 1
+    many = combine_runs(runs_of([0.2, 0.21, 0.22, 0.21, 0.2, 0.22], [0.02] * 6))
+    assert (within(many, -1.0).low, within(many, -1.0).high) == pytest.approx((many.low, many.high), abs=1e-3)
+    assert within(combine_runs(runs_of([1.0, 1.0], [0.01, 0.01])), 0.0).high == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.0, 0.02, 0.1])
 @pytest.mark.parametrize("runs", [2, 3, 8])
@@ -110,6 +120,10 @@ def test_table_of_attacks_and_of_their_runs(tmp_path):
     assert table["score_low"]["run0", 20] == pytest.approx(figures["score"]["low"])
     assert "ceiling" in result.stdout and "0.900" in result.stdout
 
+    says, gallery, following = result.stdout.splitlines()[-3:]
+    assert says.startswith("What the table says: Significant memorization in ") and "Holm" in says
+    assert "pointwise" in says and gallery.endswith("attack_gallery.html") and following.startswith("Next: ")
+
     result = summary(tmp_path, "--runs", *folders)
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "table.csv").set_index(["pct_confidence", "figure"]).loc[100, "score"]
@@ -144,6 +158,14 @@ def test_images_of_a_list_and_the_others_have_rows_of_their_own(tmp_path):
     assert table["a, tied", 100] == pytest.approx(np.mean(expected[1]), abs=1e-9)
     assert table["a, not tied", 100] == pytest.approx(np.mean(expected[0]), abs=1e-9)
     assert list(table.index.unique("attack")) == ["a", "a, tied", "a, not tied"]
+    half = [row for row in rows if row[0].startswith("A/")]
+    for listed, texts in (
+        (half, [f"lists {len(half)} of the {len(rows)} attacked images of {folder}"]),
+        ([(path, int(path.startswith("A/"))) for path, _ in rows], ["no attacked image of set B is tied"]),
+    ):
+        pd.DataFrame(listed, columns=["path", "tied"]).to_csv(tmp_path / "tied.csv", index=False)
+        refused = summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv")
+        assert_one_line_error(refused, "--split", "tied.csv", *texts)
     (tmp_path / "tied.csv").write_text("path\nA/1.JPEG\n")
     assert_one_line_error(
         summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv"), "--split", "tied.csv: not a csv"
@@ -173,3 +195,18 @@ def test_bad_input_is_one_line(tmp_path):
     broken = shutil.copytree(POINT, tmp_path / "broken")
     (broken / "results.json").write_text('{"both": 3}')
     assert_one_line_error(summary(tmp_path, f"a={broken}"), "broken/results.json: was not written by")
+
+
+def test_agreement_of_runs_is_written_beside_the_table(tmp_path):
+    copy = shutil.copytree(POINT, tmp_path / "seed1" / POINT.name)
+    for name in ("A", "B"):  # another run: other neighbors
+        path = copy / f"{name}_attk_{name}_neighb_labels.npy"
+        path.chmod(0o644)
+        np.save(path, np.random.default_rng(0).permutation(np.load(path)))
+    result = summary(tmp_path, "--runs", POINT, copy, "--agreement")
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "table_agreement.csv")
+    same = table["first"] == table["second"]
+    assert len(table) == 4 and (table["kappa"][same] == 1).all() and (table["kappa"][~same] < 0.5).all()
+    assert (tmp_path / "table_agreement_legend.png").exists() and "Cohen's kappa" in result.stdout
+    assert_one_line_error(summary(tmp_path, f"a={POINT}", "--agreement"), "--agreement", "--runs")

@@ -20,20 +20,20 @@ def test_auc_is_mann_whitney_s_and_swapping_gives_one_minus_it():
     assert np.trapezoid(true, false) == pytest.approx(value.value)
 
 
-def test_delong_s_interval_covers_the_truth():
-    rng = np.random.default_rng(1)
-    truth, covered = 0.7602499389065233, 0  # Phi(1 / sqrt 2), of normals whose means are one apart
+@pytest.mark.parametrize("apart, truth", [(1, 0.7602499389065233), (0, 0.5)])  # Phi(apart / sqrt 2) of two normals
+def test_delong_s_interval_covers_the_truth(apart, truth):
+    rng, covered = np.random.default_rng(1), 0
     for _ in range(400):
-        estimate = auc(rng.normal(1, 1, 80), rng.normal(0, 1, 120))
+        estimate = auc(rng.normal(apart, 1, 80), rng.normal(0, 1, 120))
         covered += estimate.low <= truth <= estimate.high
     assert 0.925 * 400 <= covered <= 0.98 * 400
 
 
-def test_the_same_distribution_is_one_half():
-    rng = np.random.default_rng(2)
-    found = membership(rng.normal(size=2000), rng.normal(size=2000))
-    assert found.auc.low < 0.5 < found.auc.high
-    assert found.tpr_at_1_percent.low < 0.01 < found.tpr_at_1_percent.high
+def test_the_same_scores_are_one_half():
+    scores = np.random.default_rng(2).normal(size=2000)
+    found = membership(scores, scores)
+    assert found.auc.value == pytest.approx(0.5) and found.auc.low < 0.5 < found.auc.high
+    assert found.tpr_at_1_percent.value == 0.01 and found.tpr_at_01_percent.value == 0.001
 
 
 def test_the_threshold_comes_from_the_non_members():
