@@ -206,3 +206,42 @@ def test_numbers_of_the_demo_in_documents_are_those_of_figures_json():
 def test_make_pictures_names_a_folder_that_is_no_demo(tmp_path):
     result = run_here("docs/make_pictures.py", "--docs", tmp_path / "docs", tmp_path)
     assert result.returncode == 2 and "one finished demo is needed" in result.stderr
+
+
+def test_tables_that_are_declared_in_the_code_are_up_to_date():
+    make_tables = importlib.import_module("docs.make_tables")
+    assert not [page.name for page, text in documentation().items() if make_tables.fill_blocks(text) != text], (
+        "run python docs/make_tables.py"
+    )
+
+
+def section(page, heading):
+    """The text of a page from a line that begins so to the next heading or csv."""
+    text = documentation()[ROOT / "docs" / page]
+    return re.search(rf"^{re.escape(heading)}.*?(?=^#|^`\w+.*csv|\Z)", text, re.DOTALL | re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize("name", ["attack_{A,B}.csv", "attack_classes.csv", "attack_confidence.csv"])
+def test_columns_of_an_attack_are_those_of_the_schema(finished_stage, name):
+    columns = set(pd.read_csv(finished_stage("attack") / name.replace("{A,B}", "A")).columns)
+    rows = re.findall(r"^\| (`.*?) \|", section("schema.md", f"`{name}`"), re.MULTILINE)
+    documented = {column for row in rows for column in re.findall(r"`([^`]+)`", row)}
+    assert documented - columns <= {"near_copy_elsewhere", "{LAYER}_sslmem", "column"}  # those that need more input
+    assert columns <= documented
+
+
+@pytest.mark.parametrize("stage, kind", [("attack", "an attack"), ("probe", "a linear probe")])
+def test_keys_of_results_are_those_of_the_schema(finished_stage, stage, kind):
+    text = section("schema.md", f"## results.json of {kind}")
+    patterns = []
+    for path, kind_of_entry in re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", text, re.MULTILINE):
+        below = r"(\..*)?" if kind_of_entry.startswith("any") else ""
+        patterns.append(re.escape(path).replace(r"\.\*", r"(\.[^.]+)?") + below)
+    results = json.loads((finished_stage(stage) / "results.json").read_text(encoding="utf-8"))
+    waiting = list(results.items())
+    while waiting:
+        path, value = waiting.pop()
+        as_documented = re.sub(r"^[AB]\.|^near_copies\.without\.", "both.", path).replace(".top_5.", ".top_1.")
+        assert any(re.fullmatch(pattern, as_documented) for pattern in patterns), path
+        if isinstance(value, dict) and set(value) != {"value", "low", "high"}:
+            waiting += [(f"{path}.{name}", inner) for name, inner in value.items()]
