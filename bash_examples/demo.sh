@@ -18,11 +18,12 @@ use_environment "$root"
 source "$root/bash_examples/demo_settings.sh"
 
 case $LOSS in # what differs from configs/demo_cfg.yaml
-  simclr | supervised) own=() ;;
+  simclr) own=() ;;
   vicreg) own=(--model.mlp 256-256-256 --training.base_lr 2e-3) ;;
-  barlow) own=(--model.mlp 256-256-256) ;;
-  byol) own=(--model.mlp 256-128 --byol.momentum_teacher 0.99) ;;
-  dino) own=(--model.mlp 256-256 --dino.momentum_teacher 0.99 --dino.teacher_temp 0.04) ;;
+  barlow) own=(--model.mlp 256-256-256 --training.base_lr 4e-3) ;;
+  byol) own=(--model.mlp 256-128 --training.base_lr 4e-3 --byol.momentum_teacher 0.99) ;;
+  dino) own=(--model.mlp 256-256 --training.base_lr 4e-3 --dino.momentum_teacher 0.99 --dino.teacher_temp 0.04) ;;
+  supervised) own=(--training.base_lr 4e-3) ;;
   *) echo "demo.sh: error: LOSS=$LOSS: not one of simclr vicreg barlow byol dino supervised" >&2; exit 2 ;;
 esac
 boxed=$((PER_CLASS - PER_CLASS / 10))   # images with a box in one training set and class; the others are in both sets
@@ -35,6 +36,7 @@ projector=$attack last_probe=$probe
 
 cd "$root"
 started=$SECONDS
+echo "The demo writes below $run and takes about 6 minutes on two idle cores, 150 MB of disk. Rerun it to resume."
 
 say "1/7 data: $run/data"
 if [ -e "$run/data/demo.json" ]; then
@@ -58,7 +60,7 @@ mkdir -p "$BETONS_FOLDER"
 DATASETS=$PER_CLASS ./gen_betons.sh
 ./gen_val_betons.sh
 
-say "4/7 training of model A and model B, both at once: $LOGGING_FOLDER"
+say "4/7 training of model A and model B, both at once, half of all the time: $LOGGING_FOLDER/train_*_log.out"
 choose_precision
 train() { # train A|B; takes the place of the subshell it runs in, so that killing that one kills it
   local seed=$((2 * SEED))
@@ -76,14 +78,17 @@ train() { # train A|B; takes the place of the subshell it runs in, so that killi
 train_both train "$LOGGING_FOLDER" train_SSL.py
 echo "both models are trained (minute $(((SECONDS - started) / 60)) of the demo)"
 
-say "5/7 attack of every snapshot"
+say "5/7 attack of every snapshot: $LOGGING_FOLDER/attack_log.out"
 while read -r point <&3; do
   eval "$point"
   if [ -e "$LOGGING_FOLDER/$attack/results.json" ]; then
     echo "$LOGGING_FOLDER/$attack: there already"
     continue
   fi
-  python label_inference_attack.py --local 1 --loss "$model" --output_dir "$LOGGING_FOLDER/$attack" \
+  printf 'epoch %s, %s: ' "$epoch" "$kind"
+  logged "$LOGGING_FOLDER/attack_log.out" 'Target accuracy' \
+    python label_inference_attack.py --local 1 --loss "$model" --output_dir "$LOGGING_FOLDER/$attack" \
+    --crop_cache "$LOGGING_FOLDER/crops.npz" \
     --model_A_pth "$LOGGING_FOLDER/${training}_A/model_ep$epoch.pth" \
     --model_B_pth "$LOGGING_FOLDER/${training}_B/model_ep$epoch.pth" \
     --bbox_A_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/bbox_A.npy" \
@@ -93,17 +98,19 @@ while read -r point <&3; do
     --use_backbone "$([ "$kind" = backbone ] && echo 1 || echo 0)" --resolution 32 --min_px 32 --num_workers "$cores"
 done 3<<<"$snapshots"$'\n'"$last_backbone"
 
-say "6/7 linear probe of every snapshot of model A"
+say "6/7 linear probe of every snapshot of model A: $LOGGING_FOLDER/probe_log.out"
 while read -r point <&3; do
   eval "$point"
   if [ -e "$LOGGING_FOLDER/$probe/results.json" ]; then
     echo "$LOGGING_FOLDER/$probe: there already"
     continue
   fi
-  python lin_probe.py --local 1 --loss "$model" --output_dir "$LOGGING_FOLDER/$probe" \
+  printf 'epoch %s: ' "$epoch"
+  logged "$LOGGING_FOLDER/probe_log.out" 'validation: ' \
+    python lin_probe.py --local 1 --loss "$model" --output_dir "$LOGGING_FOLDER/$probe" \
     --model_pth "$LOGGING_FOLDER/${training}_A/model_ep$epoch.pth" \
     --train_idx_pth "$INDEX_FOLDER/${PER_CLASS}_per_class/train_A.npy" --val_idx_pth "$INDEX_FOLDER/val_set.npy" \
-    --imgnet_train_pth "$IMAGENET_DATASET_DIR" --epochs 10 --start_lr 0.1 --end_lr 0.01 --resolution 32 \
+    --imgnet_train_pth "$IMAGENET_DATASET_DIR" --epochs 10 --start_lr 0.05 --end_lr 0.005 --resolution 32 \
     --num_workers "$cores"
 done 3<<<"$snapshots"
 
@@ -120,5 +127,9 @@ split=()
 python bash_examples/summary_table.py ${split[@]+"${split[@]}"} \
   --save_path "$LOGGING_FOLDER/summary.csv" \
   "projector=$LOGGING_FOLDER/$projector" "backbone=$LOGGING_FOLDER/$backbone"
-echo
-echo "Figures in $LOGGING_FOLDER/plot, the table in $LOGGING_FOLDER/summary.csv, $((SECONDS - started)) s in all."
+cat <<END
+
+The reference is expected at chance. A déjà vu score whose interval lies above 0 is memorization of training images.
+Images, crops and neighbors: $LOGGING_FOLDER/$projector/attack_gallery.html; figures: $LOGGING_FOLDER/plot
+Next, with the same variables: demo_sslmem.sh (scores without labels), demo_rcdm.sh (reconstructions); $((SECONDS - started)) s in all.
+END

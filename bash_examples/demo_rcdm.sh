@@ -69,6 +69,7 @@ for part in train test; do
     --idx-path "$run/judge/$part.npy" --write-path "$run/judge/$part.beton"
 done
 python train_SSL.py --dist.world_size 1 --config-file configs/demo_cfg.yaml --training.loss supervised --training.epochs 100 \
+  --model.arch resnet18 --training.base_lr 4e-3 \
   --data.train_dataset "$run/judge/train.beton" --data.val_dataset "$run/judge/test.beton" \
   --training.precision "$PRECISION" --logging.folder "$run/judge" --logging.log_level 1
 python bash_examples/judge_rcdm.py --attack "$attack" --rcdm_A "$RCDM_A" --rcdm_B "$RCDM_B" \

@@ -50,8 +50,17 @@ choose_precision() { # sets PRECISION, timed once, so that what is resumed keeps
 
 say() { printf '\n== %s\n' "$*"; }
 
+logged() { # logged LOG WORDS COMMAND...: its output goes into LOG, the last line of it with these WORDS to the terminal
+  local log=$1 words=$2 code=0
+  shift 2
+  "$@" >>"$log" 2>&1 || code=$?
+  [ "$code" = 0 ] || { printf '\n' && tail -n 3 "$log" >&2 && exit "$code"; }
+  grep "$words" "$log" | tail -n 1 | sed 's/^ *//' || true
+}
+
 place_of() { # place_of LOG: the last line of a training's log, short
-  tail -n 1 "$1" 2>/dev/null | sed -E 's/^(epoch [0-9]+\/[0-9]+):.*, (about .* left)$/\1, \2/'
+  tail -n 1 "$1" 2>/dev/null | sed -E \
+    -e 's/^(epoch [0-9]+\/[0-9]+):.*, (about .* left)$/\1, \2/' -e 's/^.*: ([0-9]+ epochs are done)$/\1/'
 }
 
 running() { [ -n "$1" ] && ps -p "$1" -o args= 2>/dev/null | grep -q "$2"; } # running PID SCRIPT

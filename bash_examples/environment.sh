@@ -10,7 +10,7 @@ use_environment() {
       python=${PYTHON:-python3}
       "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         { echo "error: Python 3.10 or newer is needed; name one with PYTHON=/path/to/python3" >&2; return 2; }
-      echo "Installing requirements.txt into $root/.venv (once; a few minutes)"
+      echo "Installing requirements.txt into $root/.venv (once; a few minutes; 6 GB of disk with CUDA builds of PyTorch)"
       "$python" -m venv "$root/.venv"
       "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt"
       "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
@@ -23,7 +23,7 @@ use_environment() {
   python - <<'PY' || return 2
 import importlib.util, sys
 names = {"cv2": "opencv-python-headless", "yaml": "pyyaml"}
-modules = ("torch", "torchvision", "pandas", "matplotlib", *names)
+modules = ("torch", "torchvision", "timm", "pandas", "matplotlib", *names)
 missing = [names.get(m, m) for m in modules if not importlib.util.find_spec(m)]
 if missing:
     sys.exit(f"error: the active environment lacks {', '.join(missing)}: "

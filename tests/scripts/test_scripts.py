@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,10 @@ def test_demo_in_miniature_and_run_again(tmp_path):
     output = demo(folder, **case)
     for stage in range(1, 8):
         assert f"== {stage}/7" in output
+    assert len(output.splitlines()) <= 80 and "Warning" not in output
+    assert "epoch 12, projector: Target accuracy" in output and "epoch 12: validation: top-1" in output
+    gallery = re.search(r"Images, crops and neighbors: (.*\.html);", output)[1]
+    assert Path(gallery).is_file()
     precision = (folder / "seed3_4classes_20pc" / "precision.txt").read_text().strip()
     assert precision in ("fp32", "bf16") and f"precision of the training: {precision}\n" in output
     params = json.loads((run / "simclr_dssweep_20pc_A" / "params.json").read_text(encoding="utf-8"))
