@@ -8,7 +8,7 @@ The formula, with the measured rates of docs/speed.md:
   resolution, on an H100 at 95 TFLOP/s (ResNet-18, -50 and -101: 85 to 106), on a CPU core at 0.1 TFLOP/s;
 * attack, probe, label-free scores: one forward pass an image and model, or as long as reading and cropping the images
   takes, 230 a second and core; whichever is slower; the probe reads its training images once an epoch;
-* disk: each snapshot holds weights and probes, model.pth the optimizer too; an attack its neighbors.
+* disk: snapshots and model.pth hold weights, probes and what the optimizer keeps; an attack its neighbors.
 """
 
 import os
@@ -32,6 +32,7 @@ from dejavu_utils.finished import (
     finished_or_queued,
     missing_snapshot,
     queued_job,
+    recorded_settings,
     typed_flags,
     value_of,
 )
@@ -39,8 +40,11 @@ from dejavu_utils.finished import (
 GPU, CORE = 95e12, 0.1e12  # operations per second
 IMAGES_READ = 230  # per second and core: JPEG files of ImageNet's size, decoded, cropped and resized to 224 px
 IMAGES_READ_SMALL = 2000  # of 128 px or less
+VIEWS_READ = 750  # images per second and core, of two views of 176 px, from a raw beton
+START = 6  # core seconds until a script has imported what it needs
 # Operations of a forward pass at 224 px and parameters, both in 1e9.
 NETWORKS = {
+    "test_resnet": (0.4, 0.0004),  # of timm, the demo's
     "resnet18": (3.6, 0.011),
     "resnet34": (7.3, 0.021),
     "resnet50": (8.2, 0.024),
@@ -75,12 +79,12 @@ class Cost:
 
     def core_hours(self) -> float:
         """Of a run without a GPU."""
-        return (self.operations / CORE + self.read) / 3600
+        return (self.operations / CORE + self.read + START) / 3600
 
 
 def main():
     Parser(description=__doc__).parse_args()
-    lines, written, rows = [], set(), {}
+    lines, written, trained, rows = [], set(), {}, {}
     for line in sys.stdin.read().splitlines():
         words = shlex.split(line)
         script = Path(words[1]).name if len(words) > 1 else ""
@@ -89,11 +93,13 @@ def main():
         if script not in RESULTS:
             lines.append(line)
             continue
-        said = finished_or_queued(script, flags)
+        said, folder = finished_or_queued(script, flags), value_of(flags, RESULTS[script].folder)
+        arch = arch_of(flags, trained)
         if not said:
             check_inputs(flags, RESULTS[script].folder, written)
-            rows.setdefault(script, []).append(cost_of(script, flags))
-        written.add(value_of(flags, RESULTS[script].folder))
+            rows.setdefault(script, []).append(cost_of(script, flags, arch))
+        written.add(folder)
+        trained[folder] = arch
         lines.append(said or line)
     print("\n".join(lines), flush=True)
     print("\n".join(sums(rows)), file=sys.stderr)  # the commands alone can be saved, or run
@@ -114,16 +120,28 @@ def check_inputs(flags: Flags, folder: str, written: set[str]) -> None:
             raise InputError(f"--{name} {path}: no such file; {never or REMEDIES.get(name, remedy)}")
 
 
-def cost_of(script: str, flags: Flags) -> Cost:
-    """The cost of a command of one of the scripts."""
+def arch_of(flags: Flags, trained: dict[str, str]) -> str:
+    """The backbone that a command trains or reads. trained: {folder: backbone} of the commands before."""
+    if "model.arch" in flags:
+        return value_of(flags, "model.arch")
+    for name in ("model_A_pth", "model_pth", "model_oss_pth", "ssl_model_pth"):
+        model = value_of(flags, name)
+        if model:
+            folder = str(Path(model).parent)
+            recorded = recorded_settings(Path(folder, "final_weights.pt")).get("model.arch")
+            return trained.get(folder) or str(recorded or model)
+    return "resnet50"
+
+
+def cost_of(script: str, flags: Flags, arch: str) -> Cost:
+    """The cost of a command of one of the scripts, with this backbone."""
     if script == "train_SSL.py":
-        return training(flags)
+        return training(flags, arch)
     if script == "train_RCDM.py":
         gpus = int(value_of(flags, "nodes") or 2) * int(value_of(flags, "ngpus") or 8)
         return Cost(gpus * int(value_of(flags, "timeout") or 2800) * 60 * GPU, 0, 0)  # at most
-    trained = flags
-    side = int(value_of(trained, "resolution") or 224)
-    operations, parameters = network(os.environ.get("ARCH") or "resnet101" if side > 64 else "resnet18", side)
+    side = int(value_of(flags, "resolution") or 224)
+    operations, _ = network(arch, side)
     fast = IMAGES_READ if side > 128 else IMAGES_READ_SMALL
     if script == "lin_probe.py":
         train, val = images(flags, "train_idx_pth"), images(flags, "val_idx_pth")
@@ -139,27 +157,28 @@ def cost_of(script: str, flags: Flags) -> Cost:
     return Cost(2 * seen * operations + search, seen / fast, 2 * sum(sets) * k * 16)
 
 
-def training(flags: Flags) -> Cost:
-    """Of train_SSL.py: the resolution is that of its last epochs, of a ramp the mean over the epochs."""
+def training(flags: Flags, arch: str) -> Cost:
+    """Of train_SSL.py, whose resolution ramps up; incomplete batches are dropped."""
 
-    def number(name, default):
+    def number(name: str, default: float) -> float:
         return float(value_of(flags, name) or default)
 
-    epochs, start, end = (
-        number("training.epochs", 30),
-        number("resolution.start_ramp", 10),
-        number("resolution.end_ramp", 30),
-    )
+    epochs = number("training.epochs", 30)
     low, high = number("resolution.min_res", 64), number("resolution.max_res", 224)
-    ramp = min(epochs, (start + end) / 2)
-    squares = (low**2 * ramp + high**2 * (epochs - ramp)) / epochs
-    operations, parameters = network(value_of(flags, "model.arch") or "resnet50", squares**0.5)
+    ramp = min(epochs, (number("resolution.start_ramp", 10) + number("resolution.end_ramp", 30)) / 2)
+    side = ((low**2 * ramp + high**2 * (epochs - ramp)) / epochs) ** 0.5
+    submitted = value_of(flags, "dist.use_submitit") == "1"
+    processes = number("dist.ngpus", 8) * number("dist.nodes", 1) if submitted else 1
+    batch = number("training.batch_size", 512) * processes
+    seen = epochs * max(1, images(flags, "data.train_dataset") // batch) * batch
+    operations, parameters = network(arch, side)
     widths = [int(width) for width in (value_of(flags, "model.mlp") or "2048-512").split("-")]
     projector = sum(before * after for before, after in zip([2048, *widths], widths))
-    seen = epochs * images(flags, "data.train_dataset")
-    snapshots = epochs // number("logging.snapshot_freq", 50)
-    size = 4 * (parameters + projector + CLASSES * (2048 + sum(widths)))
-    return Cost(seen * 2 * 3 * (operations + 2 * projector), seen * 2 / 1000, size * (snapshots + 3))
+    weights = parameters + projector + CLASSES * (2048 + sum(widths))  # with the online probes
+    copies = 3 if value_of(flags, "training.optimizer") in ("", "adamw") else 2  # with the optimizer's
+    files = 1 + epochs // number("logging.snapshot_freq", 50)
+    views = seen / VIEWS_READ * (side / 176) ** 2
+    return Cost(seen * 2 * 3 * (operations + 2 * projector), views, 4 * copies * weights * files)
 
 
 def network(arch: str, side: float) -> tuple[float, float]:

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# A real SLURM of one node for the tests, with munge, in a folder of its own; beside another SLURM it does no harm.
+# A real SLURM for the tests, with munge, in a folder of its own; beside another SLURM it does no harm.
 #
 #   tests/slurm_cluster.sh start FOLDER [PID]    prints the variables that clients need: eval "$(...)"; with PID, it
 #                                                stops by itself when that process is gone
 #   tests/slurm_cluster.sh stop FOLDER           cancels all jobs and leaves no process behind
+#   tests/slurm_cluster.sh kill FOLDER NODE      the node dies: its slurmd, its steps and what they run
+#   tests/slurm_cluster.sh revive FOLDER NODE    and is there again
 #
-# SLURM_CPUS: how many it believes to have (8). SLURM_TASK_PLUGIN=task/affinity binds each process to its cores; not with
+# NODES: 1; with 2 this machine is two nodes, by its name and as localhost. SLURM_CPUS: how many it believes to have (8). SLURM_TASK_PLUGIN=task/affinity binds each process to its cores; not with
 # more of them than there are. Needs root and Debian's packages slurm-wlm and munge. No accounting: sacct answers nothing.
 set -euo pipefail
 
@@ -15,10 +17,16 @@ action=$1 folder=$2
 PATH=$PATH:/usr/sbin:/sbin
 export SLURM_CONF=$folder/slurm.conf
 
-free_ports() { # three of them
-  python3 - <<'PY'
+nodes() { # their names, which must resolve
+  hostname -s
+  [ "${NODES:-1}" = 1 ] || echo localhost
+}
+
+free_ports() { # one for slurmctld and one for each node
+  python3 - "$((1 + ${NODES:-1}))" <<'PY'
 import socket
-sockets = [socket.socket() for _ in range(3)]
+import sys
+sockets = [socket.socket() for _ in range(int(sys.argv[1]))]
 for s in sockets:
     s.bind(("127.0.0.1", 0))
 print(*(s.getsockname()[1] for s in sockets))
@@ -26,7 +34,7 @@ PY
 }
 
 write_configuration() {
-  local host memory ports
+  local host memory ports node number=0
   host=$(hostname -s)
   memory=$(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo)
   read -r -a ports <<<"$(free_ports)"
@@ -35,7 +43,6 @@ write_configuration() {
 ClusterName=tests
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=${ports[0]}
-SlurmdPort=${ports[1]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -57,15 +64,19 @@ KillWait=5
 MinJobAge=3600
 MailProg=/bin/true
 StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/spool
+SlurmdSpoolDir=$folder/spool/%n
 SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
+SlurmdPidFile=$folder/slurmd.%n.pid
 SlurmctldLogFile=$folder/slurmctld.log
-SlurmdLogFile=$folder/slurmd.log
-NodeName=$host NodeAddr=127.0.0.1 CPUs=${SLURM_CPUS:-8} RealMemory=$memory Feature=fast State=UNKNOWN
-PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
-PartitionName=other Nodes=$host MaxTime=INFINITE State=UP
+SlurmdLogFile=$folder/slurmd.%n.log
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=other Nodes=ALL MaxTime=INFINITE State=UP
 CONF
+  for node in $(nodes); do
+    number=$((number + 1))
+    echo "NodeName=$node NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[$number]} CPUs=${SLURM_CPUS:-8}" \
+      "RealMemory=$((memory / ${NODES:-1})) Feature=fast State=UNKNOWN" >>"$SLURM_CONF"
+  done
 }
 
 start() {
@@ -85,12 +96,12 @@ start() {
   munged --force --socket="$folder/munge/socket" --key-file="$folder/munge/key" --pid-file="$folder/munge/pid" \
     --log-file="$folder/munge/log" --seed-file="$folder/munge/seed" >&2
   slurmctld -c >&2
-  slurmd -c >&2
+  for node in $(nodes); do slurmd -c -N "$node" >&2; done
   for _ in $(seq 100); do
-    [ "$(sinfo -h -p main -o %t 2>/dev/null)" != idle ] || break
+    [ "$(sinfo -h -p main -o '%t %D' 2>/dev/null)" != "idle ${NODES:-1}" ] || break
     sleep 0.2
   done
-  [ "$(sinfo -h -p main -o %t)" = idle ]
+  [ "$(sinfo -h -p main -o '%t %D')" = "idle ${NODES:-1}" ]
   if [ -n "${3:-}" ]; then
     (
       trap - ERR
@@ -110,14 +121,27 @@ stop() {
       sleep 0.2
     done
   fi
-  for file in slurmd.pid slurmctld.pid munge/pid; do
-    end_process "$(cat "$folder/$file" 2>/dev/null || true)"
+  for file in "$folder"/slurmd.*.pid "$folder/slurmctld.pid" "$folder/munge/pid"; do
+    end_process "$(cat "$file" 2>/dev/null || true)"
   done
   for pid in $(pgrep -x slurmstepd || true); do # those of this cluster hold its log open or work in its folder
     if [ -n "$(find "/proc/$pid/fd" "/proc/$pid/cwd" -lname "$folder/*" 2>/dev/null)" ]; then end_process "$pid"; fi
   done
   mv "$SLURM_CONF" "$SLURM_CONF.stopped"
 }
+
+kill_node() { # kill_node NODE
+  local step
+  kill -9 "$(cat "$folder/slurmd.$1.pid")"
+  for step in $(pgrep -x slurmstepd || true); do
+    [ -n "$(find "/proc/$step/fd" -lname "$folder/slurmd.$1.log" 2>/dev/null)" ] || continue
+    pkill -9 -P "$step" || true
+    kill -9 "$step" || true
+  done
+  scontrol update NodeName="$1" State=DOWN Reason=died # at once; by itself it is noticed after SlurmdTimeout
+}
+
+revive_node() { slurmd -c -N "$1" >&2; } # revive_node NODE: ReturnToService lets it work again
 
 end_process() {
   [ -n "$1" ] || return 0
@@ -132,5 +156,7 @@ end_process() {
 case $action in
   start) start "$@" ;;
   stop) stop ;;
-  *) fail "$action: not start or stop" ;;
+  kill) kill_node "$3" ;;
+  revive) revive_node "$3" ;;
+  *) fail "$action: not start, stop, kill or revive" ;;
 esac

@@ -199,7 +199,8 @@ def submit(job: ScriptJob, folder: str | Path, resources: Resources, stay_here: 
             number = executor.submit(ScriptJob(job.function, job.arguments, job.lock, submitted=True)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError(f"SLURM refuses the job: {' '.join(str(error).split())}") from None
-    job_file(folder).write_text(f"{number}\n", encoding="utf-8")
+    with contextlib.suppress(OSError):  # the job is there all the same
+        job_file(folder).write_text(f"{number}\n", encoding="utf-8")
     return number
 
 

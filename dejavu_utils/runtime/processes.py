@@ -22,6 +22,7 @@ from dejavu_utils.runtime.devices import choose_device, gpu_problem
 from dejavu_utils.runtime.distributed import LateSums, any_process, wait_for_all, world_size
 
 JOB_PROCESS = "DEJAVU_JOB_PROCESS"  # number of the process that submitit started: its children inherit only the name
+_NAME_PATIENCE = 20  # seconds for the first process's host name to resolve
 _MEETING = timedelta(minutes=15)  # from the first process's start to the last one's
 # No validation, save or look at the images takes longer; a process that dies ends the others long before.
 _LONGEST_WAIT = timedelta(days=7)
@@ -94,6 +95,7 @@ def rank_from_environment():
 def _meet(rank, processes, gpu):
     """Joins the processes: by NCCL if they have GPUs and exchange much, by gloo where gpu is None."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    _check_name(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     try:
         store, _, _ = next(rendezvous("env://", timeout=_MEETING))
         torch.distributed.init_process_group(
@@ -108,6 +110,23 @@ def _meet(rank, processes, gpu):
             f"process {rank} of {processes} does not find the others at {where} (MASTER_ADDR, MASTER_PORT): {reason}; "
             "are all started? Where host names do not route, name the network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
         ) from None
+
+
+def _check_name(host: str, port: str) -> None:
+    """InputError unless the first process's host name resolves here within some seconds; PyTorch tries for minutes."""
+    deadline = time.monotonic() + _NAME_PATIENCE
+    while True:
+        try:
+            socket.getaddrinfo(host, int(port))
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"the host name {host} of the first process (port {port}) does not resolve on {socket.gethostname()} "
+                f"({reason}): enter it into DNS or /etc/hosts of every node, or give MASTER_ADDR as an address"
+            )
+        time.sleep(1)
 
 
 def in_submitit_job():

@@ -4,6 +4,7 @@ All jobs run at once, on one tiny data set, and are looked at when they have end
 slurm-wlm and munge (tests/slurm_cluster.sh); skipped elsewhere.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -64,6 +65,7 @@ SIZES = {  # flags of size that are appended to the README's commands
         "mem_gb": 2,
     },
     "lin_probe.py": {"resolution": 32, "epochs": 2, "num_workers": 1, "ngpus": 0, "world_size": 2, "mem_gb": 2},
+    "sslmem.py": {"views": 2, "resolution": 32, "num_workers": 1, "ngpus": 0, "world_size": 2, "mem_gb": 2},
     "train_RCDM.py": {
         "ssl_arch": "resnet18",
         "mlp": "32-16",
@@ -91,14 +93,14 @@ SIZES = {  # flags of size that are appended to the README's commands
 STAGES = {"label_inference_attack.py": "--output_dir", "lin_probe.py": "--output_dir", "train_RCDM.py": "--out_dir"}
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+@contextlib.contextmanager
+def started_cluster(folder, **environment):
     """Starts SLURM; its tests find it by the environment. It ends with this process, whatever becomes of the tests."""
     missing = [p for p in ("munged", "slurmctld", "slurmd", "srun") if not shutil.which(p, path="/usr/sbin:/usr/bin")]
     if missing or os.geteuid() != 0:
         pytest.skip("needs root" if not missing else f"not installed: {', '.join(missing)} (slurm-wlm, munge)")
-    folder = tmp_path_factory.mktemp("slurm")
-    started = subprocess.run([CLUSTER, "start", folder, str(os.getpid())], capture_output=True, text=True)
+    command = [CLUSTER, "start", folder, str(os.getpid())]
+    started = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert started.returncode == 0, started.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
@@ -106,6 +108,12 @@ def cluster(tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")
         yield folder
     subprocess.run([CLUSTER, "stop", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with started_cluster(tmp_path_factory.mktemp("slurm")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +151,7 @@ def command(script, data, **changes):
     words = [re.sub(r"(model_ep|_)1000(ep|\.pth)", rf"\g<1>{EPOCHS}\g<2>", word) for word in words]
     last = [words.pop()] if words[-1] == "0" else []
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    if script == "label_inference_attack.py":
+    if script in ("label_inference_attack.py", "sslmem.py"):
         changes["model_B_pth"] = data / "other.pth"
     return script, [*words, *flags({**SIZES[script], **changes}), *last]
 

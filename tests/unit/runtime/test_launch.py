@@ -225,3 +225,12 @@ def test_sbatch_sees_nothing_of_another_job(monkeypatch, tmp_path):
     assert "CUDA_VISIBLE_DEVICES=3" in (tmp_path / "seen").read_text()
     script = next((tmp_path / "run").glob("*submission*.sh")).read_text()
     assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in script and sys.executable in script
+
+
+def test_a_host_name_that_does_not_resolve_is_named_at_once(monkeypatch):
+    """PyTorch would print a warning for a quarter of an hour."""
+    for name, value in {"MASTER_ADDR": "n1.invalid", "MASTER_PORT": "29512"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "_NAME_PATIENCE", 0)
+    with pytest.raises(InputError, match=r"host name n1\.invalid of the first process \(port 29512\).*/etc/hosts"):
+        processes._meet(1, 2, None)
