@@ -3,7 +3,7 @@
 
 DEMO_DIR=${DEMO_DIR:-$root/demo}        # everything is written below it
 SEED=${SEED:-0}                         # of the data and of both trainings
-LOSS=${LOSS:-simclr}                    # or vicreg, barlow, byol, dino, supervised
+LOSS=${LOSS:-simclr}                    # or vicreg, barlow, byol, dino, mocov3, supervised
 EPOCHS=${EPOCHS:-600}                   # passes over the training set
 PER_CLASS=${PER_CLASS:-50}              # n of the partition: images per class that one training set holds
 CLASSES=${CLASSES:-5}                   # chance is 1 / CLASSES

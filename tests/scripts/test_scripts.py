@@ -159,7 +159,7 @@ def whole_image_accuracy(model_path, run, k=10):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["vicreg", "barlow", "byol", "dino", "supervised"])
+@pytest.mark.parametrize("loss", ["vicreg", "barlow", "byol", "dino", "mocov3", "supervised"])
 def test_every_loss_learns_the_demo(tmp_path, loss):
     output = demo(tmp_path, LOSS=loss, EPOCHS="300", SNAPSHOTS="1")
     run = tmp_path / "seed0"
