@@ -3,7 +3,7 @@
 Reads an image folder (CLASS/ID.JPEG) and an .npy of image indices from imagenet_partition.py; writes one
 .beton, and beside it FILE.beton.images.npz, which says which images it holds. With --bbox-path, the folder of box XML,
 each image's background crop is written in its place, the crop of label_inference_attack.py: for the classifier that
-guesses an object from its background, the reference of the test of one model (docs/one_model.md).
+predicts an object from its background, the reference of the test of one model (docs/one_model.md).
 
     python write_ffcv_dataset.py --imgnet-path $IMAGENET_DATASET_DIR \\
         --idx-path $INDEX_FOLDER/300_per_class/train_A.npy --write-path $BETONS_FOLDER/300_per_class_A.beton

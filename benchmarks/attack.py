@@ -80,7 +80,7 @@ def main():
 
 
 class Images:
-    """A drawn image folder of 500 x 375 JPEG files, of which the first half is attacked."""
+    """A drawn image folder of 500 x 375 JPEG files; the first half is attacked."""
 
     def __init__(self, folder, args):
         rng = np.random.default_rng(0)

@@ -138,7 +138,7 @@ class Ours:
 
 
 class Published:
-    """Batches of both views, of which the second is used; the network in eval mode without gradient."""
+    """Batches of both views (the second is used); the network in eval mode without gradient."""
 
     def __init__(self, options, views, device):
         self.options, self.device, self.epoch = options, device, 0

@@ -18,7 +18,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     with complete_file(path) as temporary:
         try:
             torch.save(checkpoint, temporary)
-        except RuntimeError:  # what PyTorch makes of a full disk
+        except RuntimeError:  # PyTorch's error on a full disk
             raise InputError(f"{path}: cannot be written; is the disk full?") from None
 
 

@@ -74,7 +74,7 @@ def zero_or_one(text: str) -> int:
 def expanded(text: str) -> str:
     """argparse type of paths: ~ and $VARIABLES are filled in as a shell does (quotes, YAML and --flag=~/x hide them).
 
-    What is there under the very name is meant as it stands. What cannot be filled in is refused, instead of making a
+    A path that exists literally is returned unchanged. A variable that is not set is refused, instead of making a
     folder of that name.
     """
     head, dollar, rest = text.rpartition("$")

@@ -55,7 +55,7 @@ class ImageListing:
         return os.path.splitext(os.path.basename(self.paths[index]))[0]
 
     def members(self, label: int) -> range:
-        """The indices of a class, a range: labels never fall in a listing."""
+        """The indices of a class, a range: labels are sorted."""
         return range(*(int(place) for place in np.searchsorted(self.labels, [label, label + 1])))
 
     def is_hidden(self, index: int) -> bool:
@@ -65,7 +65,7 @@ class ImageListing:
     @cached_property
     def fingerprint(self) -> dict:
         """What index files depend on: counts and SHA-256 of the relative paths in their order, whole and by class."""
-        starts = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))  # labels never fall in a listing
+        starts = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))  # labels are sorted
         by_class = {
             name: [int(stop - start), _digest(self.paths[start:stop])[:12]]
             for name, start, stop in zip(self.classes, starts, starts[1:])

@@ -40,11 +40,11 @@ INSTEAD = {
     r"\bof (then|that moment|that time)\b": "original",
     r"\bof which (the|one|some|each|there)\b": "two sentences",
     r"\bless (that|the|half|smallest|largest|what|control)\b": "minus",
-    r"\b(no|not|is|are|negative|see|about) memory\b(?! of| on| per| needed)": "memorization",
-    r"must (sit|lie|come) ": "is expected",
-    r"must (be|cover) 0\b": "is expected to be 0",
+    r"\b(is|are|negative|is no|is not|says nothing about|room to see) memory\b(?! of| on| per| needed)": "memorization",
+    r"must (sit|come) ": "is expected",
+    r"(score|it|which|interval|difference|delta)( then)? must (be|cover) 0\b": "is expected to be 0",
     r"never falls?\b": "sorted",
-    r"process number|number of the process": "rank",
+    r"\bprocess number\b": "rank",
     r"begin(s)? elsewhere": "the threshold moves",
     r"\bedge of the (selection|confidence|chosen)": "threshold",
     r"\bhow (much|many) two trainings differ": "variation between training runs",
@@ -52,7 +52,6 @@ INSTEAD = {
     r"at most that is taken": "upper limit",
     r"of all that may be\b": "of the candidates",
     r"\bso that no order\b|whatever decides": "independent of the order",
-    r"\btold apart\b": "distinguished",
     r"\btells? (no |the )?class(es)?\b|\bnames? (no |the )?class(es)? of\b": "separates, predicts",
     r"gives? (itself|the object|it|more|less) away|gives away": "reveals, leaks",
     r"\bmakes of (a|whole|an)\b": "say what is computed",
@@ -67,7 +66,37 @@ DOCUMENTS += [
     *sorted((ROOT / "bash_examples").glob("*.sh")),
     *sorted(ROOT.glob("configs/*")),
 ]
+PENDING = """
+bash_examples/one_model_table.py
+dejavu_utils/analysis/attack_gallery.html
+dejavu_utils/analysis/gallery.py
+dejavu_utils/analysis/one_model.py
+dejavu_utils/attack/neighbors.py
+dejavu_utils/attack/preconditions.py
+dejavu_utils/attack/search.py
+dejavu_utils/attack/target_reference.py
+dejavu_utils/data/beton_loader.py
+dejavu_utils/label_free/output.py
+dejavu_utils/label_free/sslmem_gallery.html
+label_inference_attack.py
+lin_probe.py
+make_demo_dataset.py
+plot_quant_results.py
+sslmem.py
+tests/faults_table.py
+tests/scripts/test_attack.py
+tests/scripts/test_one_model.py
+tests/scripts/test_one_model_controls.py
+tests/test_fake_cuda.py
+tests/unit/analysis/test_gallery.py
+tests/unit/analysis/test_intervals.py
+tests/unit/analysis/test_memorization.py
+tests/unit/data/test_beton_loader.py
+tests/unit/networks/test_layouts.py
+""".split()  # still to be mended; an entry without a hit fails
+TEMPLATES = sorted(ROOT.glob("dejavu_utils/**/*.html"))
 CODE = [*sorted(ROOT.glob("*.py")), *sorted(ROOT.glob("[bdt]*/**/*.py"))]
+CODE.remove(ROOT / "tests" / "test_english.py")
 
 
 def hits(text):
@@ -103,6 +132,13 @@ def problems(path, text):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documents_and_shell_scripts(path):
     assert not problems(path, path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", [*CODE, *TEMPLATES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_comments_docstrings_messages_and_templates(path):
+    text = path.read_text(encoding="utf-8")
+    found = problems(path, words_of(text) if path.suffix == ".py" else text)
+    assert bool(found) == (str(path.relative_to(ROOT)) in PENDING), found
 
 
 def test_a_phrase_is_found_over_two_lines_and_in_comments():

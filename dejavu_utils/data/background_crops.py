@@ -64,7 +64,7 @@ class CroppedImages:
 
 
 def frame_warnings(annotations, sets, rule, where):
-    """Warnings (list of str) that boxes and pixels may not fit together, of which one image alone shows nothing.
+    """Warnings (list of str) if boxes seem to be in another coordinate frame, which only many images can show.
 
     Looks at up to 256 images, evenly spread. annotations: of their listing, or None. sets: {set: int64 (n,) image
     indices}. where: flag and folder of the boxes, for the text.

@@ -59,7 +59,7 @@ def _check_fingerprint(partition_file, listing, what):
     raise InputError(
         f"{what}: made for another image folder than {listing.root}: {recorded.get('images')} images then, "
         f"{found['images']} now; {len(changed)} classes differ, the first is {changed[0] if changed else '?'}; "
-        "give the folder of then, or run imagenet_partition.py again"
+        "give the original folder, or run imagenet_partition.py again"
     )
 
 

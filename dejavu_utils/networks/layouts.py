@@ -150,8 +150,8 @@ def other_names(state: Weights, arch: str) -> str:
 def layout_of(state: Weights, prefix: str, nest: str, known: str | None = None) -> tuple[str, str | None]:
     """(name of the layout, prefix of the projector or None) of weights whose backbone has this prefix.
 
-    known: the layout's name, where it is given. ValueError for a transformer of which the file does not tell the heads
-    or the normalization.
+    known: the layout's name, where it is given. ValueError for a transformer whose heads or normalization
+    the file does not determine.
     """
     *outer, word = re.findall(r"[^.]*\.", prefix) or [""]
     root = "".join(outer)

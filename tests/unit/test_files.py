@@ -28,7 +28,7 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
 
 
 def test_what_a_killed_process_has_left_is_removed(tmp_path):
-    host, dead = socket.gethostname(), 2**22 + 1  # above Linux's largest process number
+    host, dead = socket.gethostname(), 2**22 + 1  # above Linux's largest process id
     for name in (f".{host}.{dead}.tmp.x.npy", f".{host}.1.tmp.x.npy", f".elsewhere.{dead}.tmp.x.npy"):
         (tmp_path / name).touch()
     save_npy(tmp_path / "x.npy", np.arange(3))
