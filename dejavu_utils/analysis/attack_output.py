@@ -25,6 +25,7 @@ from dejavu_utils.analysis.report import (
     chance_in_words,
     conclusion,
     figure_in_words,
+    header_lines,
     one_model_lines,
     statistical_warnings,
     verdict,
@@ -220,7 +221,8 @@ def write_layer(
     save_csv(folder / "attack_classes.csv", class_table(sets, listing.classes))
     save_csv(folder / "attack_confidence.csv", confidence_curve(sets, ceiling=results.mean_ceiling))
     shown = _attacked_images(result)
-    save_gallery(folder / "attack_gallery.html", sets, listing, shown, context.boxes_of, context.class_names)
+    page, header = folder / "attack_gallery.html", header_lines(results)
+    save_gallery(page, sets, listing, shown, context.boxes_of, context.class_names, header=header)
     results.warnings = [*context.warnings, *statistical_warnings(results)]
     results.conclusion, results.conclusion_in_words = conclusion(results)
     save_json(folder / RESULTS, to_json(results))

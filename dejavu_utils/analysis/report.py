@@ -273,6 +273,28 @@ def verdict(results: AttackResults) -> list[str]:
     return [*sentences, concluding]
 
 
+def models_in_words(made_from: dict | None) -> list[str]:
+    """A line per model: architecture and epoch, as far as the record says. made_from: of results.json."""
+    lines = []
+    for name, record in ((made_from or {}).get("models") or {}).items():
+        known = [record["arch"]] if record.get("arch") else []
+        known += [f"epoch {record['epoch']}"] if record.get("epoch") is not None else []
+        if known:
+            lines.append(f"Model {name}: {', '.join(known)}.")
+    return lines
+
+
+def header_lines(results: AttackResults) -> list[str]:
+    """What a page about an attack begins with: models, layer, neighbors that vote, score and conclusion."""
+    layer = results.settings.get("layer", "layer unknown")
+    votes = "" if layer == "logits" or not results.k_attk else f", k = {results.k_attk} neighbors vote"
+    about = f"{layer}{votes}; {results.both.n} attacked images."
+    if _without_score(results):
+        return [*models_in_words(results.made_from), about, conclusion(results)[1]]
+    score = f"Déjà vu score {points(results.score('both'))}."
+    return [*models_in_words(results.made_from), about, score, conclusion(results)[1]]
+
+
 def conclusion_of_rows(rows: Sequence[tuple[str, Evidence]]) -> str:
     """What several attacks or points show together, all at once: Holm's method keeps the chance of one false statement
     at 5 % however many are looked at (Holm 1979). rows: (label, Evidence)."""

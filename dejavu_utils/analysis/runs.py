@@ -81,9 +81,9 @@ def agreement_in_words(table: pd.DataFrame) -> str:
 
 
 def short_names(folders: Sequence[str]) -> list[str]:
-    """What tells the runs' folders apart: the parts of their paths that differ."""
+    """What tells the runs' folders apart: the parts of their paths that differ, or their numbers."""
     parts = [str(folder).strip("/").split("/") for folder in folders]
     if len({len(part) for part in parts}) > 1:
-        return [str(folder) for folder in folders]
+        return [f"run {number}" for number in range(1, len(folders) + 1)]
     differing = [place for place in range(len(parts[0])) if len({part[place] for part in parts}) > 1]
     return ["/".join(part[place] for place in differing) or str(folder) for part, folder in zip(parts, folders)]

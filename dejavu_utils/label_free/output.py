@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis.figures import save_margin_figure, save_score_figure, save_unit_figure
-from dejavu_utils.analysis.report import figure_in_words
+from dejavu_utils.analysis.report import figure_in_words, models_in_words
 from dejavu_utils.files import save_csv, save_json, save_npy
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.label_free import compare as instruments
@@ -73,7 +73,11 @@ def write_folder(folder: str | Path, measured: Measured, about: dict) -> dict:
         own, others = (np.concatenate([units[a, b, layer] for a, b in pairs]) for pairs in (("AA", "BB"), ("AB", "BA")))
         save_unit_figure(folder / f"unitmem_{layer}", own, others, layer)
     trained = {name: tables[name] for name in SETS}
-    save_sslmem_gallery(folder / "sslmem_gallery.html", trained, measured.listing, layers, measured.views_of)
+    header = models_in_words(about.get("made_from"))
+    for layer in layers:
+        header.append(f"Mean SSLMem of both directions, {layer}: {figure_in_words(results['both'][layer])}.")
+    page = folder / "sslmem_gallery.html"
+    save_sslmem_gallery(page, trained, measured.listing, layers, measured.views_of, header=header)
     results["unitmem"] = {"rest": "mean of the other images", "never active": 0}
     results = _without_nan({**results, **about})
     save_json(folder / "results.json", results)
