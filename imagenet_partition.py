@@ -44,7 +44,15 @@ from dejavu_utils.data.near_copies import (
     signatures,
     with_near_copy,
 )
-from dejavu_utils.data.partition import check, equal_classes, linked_twice, shuffled_order, split
+from dejavu_utils.data.partition import (
+    check,
+    equal_classes,
+    equal_partitions,
+    largest_with_public,
+    linked_twice,
+    shuffled_order,
+    split,
+)
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, write_npy
 from dejavu_utils.imagenet import list_images
@@ -58,7 +66,12 @@ PIECE = 8192  # images that are looked at for near-copies between two savings
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--imgnet_dir", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
-    parser.add_argument("--bbox_dir", type=expanded, required=True, help="folder of CLASS/ID.xml, or one above it")
+    parser.add_argument(
+        "--bbox_dir",
+        type=expanded,
+        help="folder of CLASS/ID.xml, or one above it; without it all images of A and B differ, and corner crops alone "
+        "can be attacked",
+    )
     parser.add_argument("--save_dir", type=expanded, required=True, help="where the index files are written")
     parser.add_argument(
         "--per_class",
@@ -83,21 +96,41 @@ def main():
     args = parse_args()
     print(f"listing {args.imgnet_dir}", flush=True)
     listing = list_images(args.imgnet_dir, "--imgnet_dir")
-    existing_folder(args.bbox_dir, "--bbox_dir")
+    if args.bbox_dir:
+        existing_folder(args.bbox_dir, "--bbox_dir")
     print(f"{len(listing)} images of {len(listing.classes)} classes in {args.imgnet_dir}")
     usable, left_out = find_usable(listing)
-    boxed = find_boxed(listing, args.bbox_dir)
+    boxed = find_boxed(listing, args.bbox_dir) if args.bbox_dir else without_boxes(listing)
     order = None if args.seed is None else shuffled_order(listing.labels, args.seed)
     partitions = {n: split(listing.labels, boxed, n, order, usable) for n in sorted(set(args.per_class))}
+    refuse_without_public(partitions, listing, boxed, usable)
+    for larger, smaller in equal_partitions(partitions).items():
+        print(f"{larger} per class: the same sets as {smaller} per class (the classes are too small), not written")
+        del partitions[larger]
     results = check(partitions, listing.labels, usable)
     for what, holds in results:
         print(f"{'ok      ' if holds else 'VIOLATED'} {what}")
     if not all(holds for _, holds in results):
         raise InputError(f"--imgnet_dir {args.imgnet_dir}: an invariant is violated (above); nothing was written")
-    refuse_other_partitions(args)
+    refuse_other_partitions(args.save_dir, partitions)
     with locked(Path(args.save_dir) / ".lock", "--save_dir"):
         copies = near_copies(args, listing) if args.near_duplicates else None
         write(args, listing, partitions, left_out, copies)
+
+
+def without_boxes(listing):
+    """bool (n,): images that bbox_A and bbox_B are taken from where no image has a box: all."""
+    print("without --bbox_dir: bbox_A and bbox_B hold images without boxes, for --use_corner_crop 1 and sslmem.py")
+    return np.ones(len(listing), bool)
+
+
+def refuse_without_public(partitions, listing, boxed, usable):
+    """InputError for a size that leaves no public image; it names the largest that does."""
+    too_large = [n for n, partition in partitions.items() if not len(partition.public)]
+    if too_large:
+        largest = largest_with_public(listing.labels, boxed, usable)
+        remedy = f"the largest size that does is {largest}: give --per_class {largest}" if largest else "no size does"
+        raise InputError(f"--per_class {too_large[0]}: leaves no image for the public set; {remedy}")
 
 
 def near_copies(args, listing):
@@ -153,13 +186,13 @@ def write(args, listing, partitions, left_out, copies):
     (folder / UNFINISHED_FILE).unlink()
 
 
-def refuse_other_partitions(args):
+def refuse_other_partitions(save_dir, partitions):
     """Folders of an earlier run with other numbers would share val_set.npy and partition.json with this one."""
-    found = {path.name.removesuffix("_per_class") for path in Path(args.save_dir).glob("*_per_class")}
-    others = sorted(found - {str(n) for n in args.per_class})
+    found = {path.name.removesuffix("_per_class") for path in Path(save_dir).glob("*_per_class")}
+    others = sorted(found - {str(n) for n in partitions})
     if others:
         raise InputError(
-            f"--save_dir {args.save_dir}: holds partitions of {', '.join(others)} per class, which this run does not "
+            f"--save_dir {save_dir}: holds partitions of {', '.join(others)} per class, which this run does not "
             "write; remove them, add them to --per_class, or name another folder"
         )
 

@@ -178,6 +178,10 @@ def load_sets(args, listing):
     for name, flag in FLAGS.items():
         if getattr(args, flag):
             sets[name] = load_indices(getattr(args, flag), f"--{flag}", listing)
+            if name not in SETS and not len(sets[name]):
+                say(f"note: --{flag} {getattr(args, flag)} holds no image: this control is left out")
+                del sets[name]
+                continue
             if len(sets[name]) < 2:
                 raise InputError(f"--{flag} {getattr(args, flag)}: holds {len(sets[name])} images, two are needed")
             for other in list(sets)[:-1]:
@@ -193,7 +197,7 @@ def load_margins(args, listing, sets):
     """What read_margins gives of --attack_dir; InputError if that is about other images than the sets."""
     margins = read_margins(args.attack_dir, "--attack_dir")
     for name, table in margins.items():
-        if about_other_images({index: listing.paths[index] for index in sets[name].tolist()}, table):
+        if about_other_images({index: listing.text(index) for index in sets[name].tolist()}, table):
             raise InputError(f"--attack_dir {args.attack_dir}: attack_{name}.csv is about other images than set {name}")
     return margins
 

@@ -94,7 +94,7 @@ def save_json(path: str | Path, data: object) -> None:
 def save_csv(path: str | Path, frame: Any) -> None:
     """Writes a pandas DataFrame, unrounded (17 significant digits read back to the same float)."""
     with complete_file(path) as temporary:
-        frame.to_csv(temporary, index=False)
+        frame.to_csv(temporary, index=False, errors="backslashreplace")  # names of files need not be UTF-8
 
 
 def is_alive(pid: int) -> bool:

@@ -50,6 +50,10 @@ class ImageListing:
         """Path of the image with this index."""
         return self.root / self.paths[index]
 
+    def text(self, index: int) -> str:
+        """The relative path as tables have it: bytes that are not UTF-8 are written as \\udc.. ."""
+        return self.paths[index].encode(errors="backslashreplace").decode()
+
     def stem(self, index: int) -> str:
         """The image's ID: its file name without the extension."""
         return os.path.splitext(os.path.basename(self.paths[index]))[0]

@@ -92,7 +92,7 @@ def example_table(attacked: AttackedSet, listing: ImageListing) -> pd.DataFrame:
     attack = attacked.attack
     columns: dict[str, Any] = {
         "index": attacked.idxs,
-        "path": [listing.paths[index] for index in attacked.idxs],
+        "path": [listing.text(index) for index in attacked.idxs],
         "label": attack.labels,
     }
     for name in MODELS:

@@ -12,10 +12,13 @@ from dejavu_utils.crops import DEFAULT_CROP_RULE
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import image_frame
 
+Box = tuple[float, ...]  # xmin, ymin, xmax, ymax
+Size = tuple[float, ...]  # width, height
 _LARGEST_XML = 2**20  # bytes; an annotation has some hundred
 _FRACTIONS = 2  # no coordinate above it: fractions of the sides, some a little beyond 1
 _LEVELS = ("Annotation", "Annotations", "ILSVRC", "CLS-LOC", "train")  # folders between the one given and the classes
 # Why an image is not attacked; the keys of counts in results.json.
+NO_BNDBOX = "object without bndbox in the XML"
 NO_XML, TWO_XML, SHARED_NAME = "no XML", "two XML of its name", "another image of its name"
 UNREADABLE_XML, NO_OBJECT, REVERSED = "unreadable XML", "no object in the XML", "reversed box"
 OTHER_SIZE, NO_SIZE = "size in the XML is not the image's", "no size in the XML to scale by"
@@ -132,10 +135,11 @@ def _image_stems(listing, label):
     return Counter(listing.stem(index) for index in listing.members(label) if not listing.is_hidden(index))
 
 
-def read_annotation(path):
+def read_annotation(path: str | Path) -> tuple[list[Box], Size | None]:
     """(boxes, size) of a Pascal-VOC XML: lists of finite float (xmin, ymin, xmax, ymax), and the <size> in pixels.
 
     boxes is empty where no object is marked; size is (width, height), or None where the XML states none.
+    Unusable where an object is marked otherwise than by a <bndbox> (a polygon, a turned box): a crop could show it.
     ValueError for a file that is not such an XML, or one with a document type or entities (those can be made to fill
     the memory; annotations have none).
     """
@@ -150,17 +154,35 @@ def read_annotation(path):
         root = ElementTree.fromstring(data)
         boxes = [_numbers(box, "xmin", "ymin", "xmax", "ymax") for box in root.iterfind("./object/bndbox")]
         size = root.find("./size")
-        return boxes, None if size is None else _numbers(size, "width", "height")
+        stated = None if size is None else _numbers(size, "width", "height")
+        has_unread_objects = any(_is_unread(element, root) for element in root.iter("object"))
     except (ElementTree.ParseError, expat.ExpatError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
+    if has_unread_objects:
+        raise Unusable(NO_BNDBOX)
+    return boxes, stated
 
 
-def _refuse_document_type(*_):
+def _is_unread(element: ElementTree.Element, root: ElementTree.Element) -> bool:
+    """Is an object, or a part of it, where no <bndbox> that is read tells it?"""
+    boxes = [_numbers(box, "xmin", "ymin", "xmax", "ymax") for box in element.iterfind("./bndbox")]
+    if element.find(".//robndbox") is not None:
+        return True
+    if not boxes or element not in list(root):
+        return len(element) > 0  # an empty one marks nothing
+    for part in element.iterfind(".//part//bndbox"):
+        xmin, ymin, xmax, ymax = _numbers(part, "xmin", "ymin", "xmax", "ymax")
+        if not any(b[0] <= xmin and b[1] <= ymin and xmax <= b[2] and ymax <= b[3] for b in boxes):
+            return True
+    return False
+
+
+def _refuse_document_type(*_: object) -> None:
     raise ValueError("it has a document type")
 
 
-def _numbers(element, *names):
-    numbers = tuple(float(element.findtext(name)) for name in names)
+def _numbers(element: ElementTree.Element, *names: str) -> tuple[float, ...]:
+    numbers = tuple(float(element.findtext(name) or "") for name in names)
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{numbers} are not all numbers")
     return numbers

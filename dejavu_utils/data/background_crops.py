@@ -13,6 +13,7 @@ import numpy as np
 from dejavu_utils.crops import DEFAULT_CROP_RULE, background_crop, corner_crop
 from dejavu_utils.data.annotations import (
     NO_AREA,
+    NO_BNDBOX,
     NO_OBJECT,
     NO_SIZE,
     NO_XML,
@@ -38,6 +39,7 @@ REASONS = (
     NO_XML,
     UNREADABLE_XML,
     NO_OBJECT,
+    NO_BNDBOX,
     REVERSED,
     TWO_XML,
     SHARED_NAME,

@@ -20,15 +20,21 @@ class Partition:
     train_A: np.ndarray
     train_B: np.ndarray
 
-    def items(self):
+    def items(self) -> list[tuple[str, np.ndarray]]:
         """(name, indices) of the six sets."""
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
-def split(labels, boxed, per_class, order=None, usable=None):
+def split(
+    labels: np.ndarray,
+    boxed: np.ndarray,
+    per_class: int,
+    order: np.ndarray | None = None,
+    usable: np.ndarray | None = None,
+) -> Partition:
     """The partition with `per_class` training images of each class (Meehan et al. 2023, section 4).
 
-    labels: int (n,), class of each image, never falling. boxed: bool (n,). order: int (n,), a permutation of the images
+    labels: int (n,), class of each image, sorted. boxed: bool (n,). order: int (n,), a permutation of the images
     within each class that says which come first; None for the order of the indices. With m boxed images in a class and
     b = min(m // 2, per_class): the first b boxed go to bbox_A, the next b to bbox_B, the rest to public (first); of the
     images without a box the first per_class - b are shared, the rest public. A class too small gives what it has.
@@ -53,7 +59,30 @@ def split(labels, boxed, per_class, order=None, usable=None):
     return Partition(**{name: np.concatenate([empty, *arrays]).astype(np.int64) for name, arrays in parts.items()})
 
 
-def shuffled_order(labels, seed):
+def largest_with_public(labels: np.ndarray, boxed: np.ndarray, usable: np.ndarray | None = None) -> int:
+    """The largest number per class whose partition leaves a public image; 0 if none does. Arguments as of `split`."""
+    least, most = 0, len(labels)
+    while least < most:  # the larger the training sets, the smaller the public set
+        middle = (least + most + 1) // 2
+        if len(split(labels, boxed, middle, usable=usable).public):
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
+def equal_partitions(partitions: dict[int, Partition]) -> dict[int, int]:
+    """{size per class: the smallest size whose partition is the same}, of those that have one, as small classes do."""
+    equal: dict[int, int] = {}
+    sizes = sorted(partitions)
+    for smaller, larger in zip(sizes, sizes[1:]):
+        pairs = zip(partitions[smaller].items(), partitions[larger].items())
+        if all(np.array_equal(one, other) for (_, one), (_, other) in pairs):
+            equal[larger] = equal.get(smaller, smaller)
+    return equal
+
+
+def shuffled_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """A random order of the images within each class, int64 (n,), the same on every machine for a seed."""
     order = np.arange(len(labels))
     bounds = np.searchsorted(labels, np.arange(labels[-1] + 2 if len(labels) else 1))
@@ -63,7 +92,7 @@ def shuffled_order(labels, seed):
     return order
 
 
-def equal_classes(public, labels):
+def equal_classes(public: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The first images of each class in `public`, as many of each as the smallest class has; class by class.
 
     Classes without an image there are left out.
@@ -77,7 +106,9 @@ def equal_classes(public, labels):
     )
 
 
-def check(partitions, labels, usable=None):
+def check(
+    partitions: dict[int, Partition], labels: np.ndarray, usable: np.ndarray | None = None
+) -> list[tuple[str, bool]]:
     """The invariants of {per_class: Partition}: a list of (what was checked, whether it holds).
 
     usable: as in `split`.

@@ -88,7 +88,7 @@ def _table_of(name, measured):
     """One row an image that could be read, as sslmem_{set}.csv holds them. The target is model B on set B, else A."""
     alignment, listing = measured.found[name], measured.listing
     indices = measured.sets[name][alignment.rows]
-    columns = {"index": indices, "path": [listing.paths[i] for i in indices], "label": listing.labels[indices]}
+    columns = {"index": indices, "path": [listing.text(i) for i in indices], "label": listing.labels[indices]}
     target, reference = ("B", "A") if name == "B" else ("A", "B")
     for layer in measured.layers:
         distances = [alignment.distances[model, layer] for model in (target, reference)]

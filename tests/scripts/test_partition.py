@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ABSENT, assert_one_line_error
+from helpers import ABSENT, assert_one_line_error, draw_tree, run_here
+from helpers import flags as helpers_flags
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dejavu_utils.data.annotations import read_annotation
 from dejavu_utils.data.image_dataset import evaluation_transform
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.partition import check, equal_classes, shuffled_order, split
+from dejavu_utils.data.partition import check, equal_classes, equal_partitions, shuffled_order, split
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import list_images, load_image, read_class_names
 
@@ -343,3 +344,26 @@ def test_evaluation_transform_has_the_published_proportions():
     tensor = evaluation_transform()(image)
     assert tensor.shape == (3, 224, 224) and tensor.abs().max() < 0.02  # ImageNet's mean color
     assert evaluation_transform(32)(image).shape == (3, 32, 32)
+
+
+def test_sizes_without_a_public_image_are_refused_and_equal_ones_written_once(tmp_path):
+    tree = draw_tree(tmp_path)
+    result = partition(tree)  # 100 to 500 of each class, of which there are 12
+    assert_one_line_error(result, "--per_class 100: leaves no image for the public set", "give --per_class 7")
+    assert not (tree / "index").exists()
+    assert partition(tree, "--per_class", "7").returncode == 0
+    labels, boxed = np.zeros(12, np.int64), np.arange(12) < 9
+    partitions = {n: split(labels, boxed, n) for n in (2, 7, 8)}
+    assert equal_partitions({**partitions, 9: partitions[8]}) == {8: 7, 9: 7}
+
+
+def test_image_folders_without_boxes(tmp_path):
+    """A and B then differ in all images; the attack of background crops says what it lacks."""
+    tree = draw_tree(tmp_path)
+    flags = {"imgnet_dir": tree / "images", "save_dir": tree / "index", "per_class": 4}
+    result = run_here("imagenet_partition.py", *helpers_flags(flags))
+    assert result.returncode == 0 and "without --bbox_dir" in result.stdout
+    folder = tree / "index" / "4_per_class"
+    sets = {name: np.load(folder / f"{name}.npy") for name in ("bbox_A", "bbox_B", "shared", "train_A", "public")}
+    assert [len(sets[name]) for name in sets] == [12, 12, 0, 12, 12]
+    assert not np.intersect1d(sets["bbox_A"], sets["bbox_B"]).size

@@ -1,6 +1,7 @@
 """Boxes in the frame of the pixels: what is attacked, and what is counted instead; layouts of box folders."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import (
     NO_AREA,
+    NO_BNDBOX,
     NO_SIZE,
     NO_XML,
     OTHER_SIZE,
@@ -18,6 +20,8 @@ from dejavu_utils.data.annotations import (
     TURNED,
     TWO_XML,
     Annotations,
+    Unusable,
+    read_annotation,
 )
 from dejavu_utils.data.background_crops import frame_warnings, in_words, take_crops
 from dejavu_utils.errors import InputError
@@ -222,3 +226,31 @@ def test_rcdm_cuts_the_crops_of_the_attack(tree):
     attack = Attack.__new__(Attack)
     attack.settings, attack.listing, attack.bbox_dir = json.loads(json.dumps(settings)), listing, tree / "xml"
     np.testing.assert_array_equal(attack.crops([0]), [[32, 0, 60, 50]])
+
+
+@pytest.mark.parametrize(
+    "second, is_read",
+    [
+        ("<object><name>x</name><bndbox>1 2 3 4</bndbox></object>", True),
+        ("<object><name>x</name><polygon><x1>1</x1></polygon></object>", False),
+        ("<object><robndbox><cx>4</cx></robndbox><bndbox>1 2 3 4</bndbox></object>", False),
+        ("<object><name>x</name><part><bndbox>1 2 3 4</bndbox></part></object>", False),
+        ("<object><bndbox>1 2 9 9</bndbox><part><name>x</name><bndbox>1 2 3 4</bndbox></part></object>", True),
+        ("<object><bndbox>1 2 9 9</bndbox><part><name>x</name><bndbox>1 2 30 4</bndbox></part></object>", False),
+        ("<group><object><bndbox>1 2 9 9</bndbox></object></group>", False),
+    ],
+)
+def test_objects_that_no_box_marks_are_a_reason_of_their_own(tmp_path, second, is_read):
+    def written_out(match):
+        names = ("xmin", "ymin", "xmax", "ymax")
+        values = match[1].split()
+        return "<bndbox>" + "".join(f"<{n}>{v}</{n}>" for n, v in zip(names, values)) + "</bndbox>"
+
+    first = "<object><name>y</name><bndbox>1 1 5 5</bndbox></object>"
+    xml = re.sub(r"<bndbox>([\d ]+)</bndbox>", written_out, f"<annotation>{first}{second}</annotation>")
+    (tmp_path / "x.xml").write_text(xml)
+    if is_read:
+        assert len(read_annotation(tmp_path / "x.xml")[0]) == 2
+    else:
+        with pytest.raises(Unusable, match=NO_BNDBOX):
+            read_annotation(tmp_path / "x.xml")
