@@ -125,12 +125,15 @@ def without_boxes(listing):
 
 
 def refuse_without_public(partitions, listing, boxed, usable):
-    """InputError for a size that leaves no public image; it names the largest that does."""
-    too_large = [n for n, partition in partitions.items() if not len(partition.public)]
+    """InputError if no size leaves a public image, else what is said about those that do not."""
+    too_large = [str(n) for n, partition in partitions.items() if not len(partition.public)]
     if too_large:
         largest = largest_with_public(listing.labels, boxed, usable)
         remedy = f"the largest size that does is {largest}: give --per_class {largest}" if largest else "no size does"
-        raise InputError(f"--per_class {too_large[0]}: leaves no image for the public set; {remedy}")
+        text = f"--per_class {' '.join(too_large)}: leaves no image for the public set; {remedy}"
+        if len(too_large) == len(partitions):
+            raise InputError(text)
+        print(f"warning: {text}")
 
 
 def near_copies(args, listing):
@@ -166,7 +169,8 @@ def near_copies(args, listing):
 def write(args, listing, partitions, left_out, copies):
     """Writes all files; while they are renamed, a mark makes later stages refuse the folder."""
     folder = Path(args.save_dir)
-    val_set = equal_classes(partitions[max(partitions)].public, listing.labels)
+    largest = max(n for n, partition in partitions.items() if len(partition.public))
+    val_set = equal_classes(partitions[largest].public, listing.labels)
     with ExitStack() as files:
         for n, partition in partitions.items():
             for name, indices in partition.items():

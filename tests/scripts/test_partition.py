@@ -349,7 +349,7 @@ def test_evaluation_transform_has_the_published_proportions():
 def test_sizes_without_a_public_image_are_refused_and_equal_ones_written_once(tmp_path):
     tree = draw_tree(tmp_path)
     result = partition(tree)  # 100 to 500 of each class, of which there are 12
-    assert_one_line_error(result, "--per_class 100: leaves no image for the public set", "give --per_class 7")
+    assert_one_line_error(result, "leaves no image for the public set", "give --per_class 7")
     assert not (tree / "index").exists()
     assert partition(tree, "--per_class", "7").returncode == 0
     labels, boxed = np.zeros(12, np.int64), np.arange(12) < 9
