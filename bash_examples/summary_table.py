@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dejavu_utils.analysis.agreement import disagreements, distinct
 from dejavu_utils.analysis.attack_files import RESULTS, read_attack, read_split
 from dejavu_utils.analysis.figures import figure_style, save_agreement_figure
 from dejavu_utils.analysis.intervals import combine_runs, within
@@ -56,9 +57,12 @@ def main():
         raise InputError("name attacks as LABEL=FOLDER, or their runs with --runs")
     if args.agreement and not args.runs:
         raise InputError("--agreement: compares the runs of --runs; name at least two")
-    rows, lines, says = table_of_runs(args) if args.runs else table_of_attacks(args)
+    notes, differing = check_joined(args)
+    rows, lines, says = table_of_runs(args, differing) if args.runs else table_of_attacks(args, differing)
     save_csv(args.save_path, pd.DataFrame(rows))
     print_table(lines)
+    for note in notes:
+        print(f"note: {note}")
     if args.agreement:
         says += " " + save_agreement(args)
     folder = args.runs[0] if args.runs else args.attacks[0].partition("=")[2]
@@ -67,7 +71,22 @@ def main():
     print("Next: figures with plot_quant_results.py; other seeds with SEED=1, then this table with --runs.")
 
 
-def table_of_attacks(args):
+def check_joined(args):
+    """(notes, {label of an attack or folder of a run: how it was made otherwise than the first, in words, or ""}).
+
+    A run that is there twice, through a link or as a copy, counts once: the others must be independent.
+    """
+    notes, folders = [], dict(attack.partition("=")[::2] for attack in args.attacks)
+    if args.runs:
+        args.runs, notes = distinct([existing_folder(folder, "--runs") for folder in args.runs])
+        folders = {folder: folder for folder in args.runs}
+    differing = disagreements("runs" if args.runs else "table", folders)
+    first = next(iter(folders))
+    notes += [f"{name}: differs from {first} in {words}" for name, words in differing.items() if words]
+    return notes, differing
+
+
+def table_of_attacks(args, differing):
     """(rows of the csv, lines of cells to print, what they say), an attack and level each."""
     rows, evidence, lines = [], [], [("", "examples", "target", "reference", "chance", "ceiling", "déjà vu score")]
     for attack in args.attacks:
@@ -83,7 +102,7 @@ def table_of_attacks(args):
             for pct in args.pct_confidences:
                 figures = figures_at(of_part, pct, folder)
                 row, line = row_and_line(name, pct, figures, ceiling and ceiling.top_1)
-                rows.append(row)
+                rows.append({**row, "differs": differing[label]})
                 lines.append(line)
                 if not np.isnan(figures.score.value):
                     evidence.append((f"{name} ({who(pct)})", evidence_at(of_part, pct, ceiling and ceiling.top_1)))
@@ -120,10 +139,10 @@ def row_and_line(label, pct, figures, ceiling):
     return row, (label, who(pct), target, reference, *limits, score)
 
 
-def table_of_runs(args):
+def table_of_runs(args, differing):
     """(rows of the csv, lines of cells to print, what they say), a level and figure each."""
     if len(args.runs) < 2:
-        raise InputError("--runs: name at least two folders; one run has no spread")
+        raise InputError(f"--runs {args.runs[0]}: name at least two runs with results of their own; one has no spread")
     runs = {folder: read_statistics(existing_folder(folder, "--runs"), args.k_attk) for folder in args.runs}
     rows, scores = [], {}
     lines = [("examples", "", f"mean of {len(runs)} runs", "SD between runs", "tau", "lowest", "highest")]
@@ -140,6 +159,7 @@ def table_of_runs(args):
             scores |= {pct: mean} if name == "score" else {}
             extremes = {"lowest": min(values), "highest": max(values)}
             row = {**vars(summary), "low": mean.low, "high": mean.high, **extremes}
+            row["differs"] = "; ".join(filter(None, differing.values()))
             rows.append({"pct_confidence": pct, "figure": name, **row})
             spread = (f"{value:.3f}" for value in (summary.sd, summary.tau, *extremes.values()))
             lines.append((who(pct), name, figure_in_words(mean), *spread))
