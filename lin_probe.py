@@ -193,7 +193,7 @@ def write_results(args, state, train_right):
     )
     counts = {"train": len(state.train), "val": len(state.val), "classes": len(state.listing.classes)}
     settings = {**vars(args), "layer": state.layer, "device": str(state.device), "processes": world_size()}
-    results = ProbeResults(final, state.records, counts, settings)
+    results = ProbeResults(final, state.records, counts, settings, state.made_from.plain())
     save_json(Path(args.output_dir) / RESULTS, to_json(results))
     state.path.unlink(missing_ok=True)  # only needed to resume
     for name, figures in (("validation", final.val), ("training", final.train)):

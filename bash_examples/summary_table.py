@@ -45,7 +45,7 @@ def parse_args(argv=None):
         "--split", type=expanded, help="csv of path and a column of 0 and 1: the images of either alone"
     )
     parser.add_argument("--agreement", action="store_true", help="image by image: is the same memorized in all --runs?")
-    parser.add_argument("--k_attk", type=int, default=0, help="neighbors that vote where there is no results.json")
+    parser.add_argument("--k_attk", type=int, default=0, help="neighbors that vote; 0: as in results.json, else all")
     parser.add_argument("--pct_confidences", type=int, nargs="+", default=[100, 20], help="per cents in results.json")
     parser.add_argument("--save_path", type=expanded, required=True, help="csv of the same figures, unrounded")
     return parser.parse_args(argv)

@@ -221,13 +221,15 @@ class ProbeResults:
     epochs: list[Any] = entry("the record of each epoch", default_factory=list)
     counts: dict[str, int] = entry("images: train, val; classes", default_factory=dict)
     settings: dict[str, Any] = entry("the flags, and layer, device, processes", default_factory=dict)
+    made_from: dict[str, Any] | None = entry("the record of data.provenance", absent=True, default=None)
 
 
 def read_probe(folder: str | Path) -> ProbeAccuracies:
     """The final accuracies of a linear probe's folder.
 
     From results.json, or, in folders of others, from the dicts at the end of *_log.out: the last but one is validation,
-    the last is training; those have no interval (NaN). InputError names a folder that holds neither.
+    the last is training; those have no interval (NaN). The last log that a probe finished counts. InputError names a
+    folder that holds neither.
     """
     folder = Path(folder)
     results = _read(folder / RESULTS, ProbeResults, "lin_probe.py")
@@ -236,10 +238,19 @@ def read_probe(folder: str | Path) -> ProbeAccuracies:
     logs = sorted(folder.rglob("*_log.out"), key=lambda path: path.stat().st_mtime)
     for log in reversed(logs):
         printed = re.findall(r"\{[^{}]*\}", log.read_text(errors="replace"))
-        accuracies = [found for found in map(_printed_accuracies, printed) if found]
-        if len(accuracies) >= 2:
-            return ProbeAccuracies(train=accuracies[-1], val=accuracies[-2])
-    raise InputError(f"{folder}: holds neither results.json nor a *_log.out that ends with accuracies; probe again")
+        printed = list(filter(_printed_accuracies, printed))
+        # The study's code names the set: a job that did not finish has printed validation accuracies alone.
+        if len(printed) >= 2 and _printed_set(printed[-1]) != "val" and _printed_set(printed[-2]) != "train":
+            val, train = (_printed_accuracies(text) for text in printed[-2:])
+            if val and train:
+                return ProbeAccuracies(train=train, val=val)
+    raise InputError(f"{folder}: holds neither results.json nor the *_log.out of a finished probe; probe again")
+
+
+def _printed_set(text: str) -> str | None:
+    """ "train" or "val" of a printed dict that has "dset"; else None."""
+    named = re.search(r"""["']dset["']: *["'](\w+)["']""", text)
+    return named[1] if named else None
 
 
 def _printed_accuracies(text: str) -> TopAccuracies | None:

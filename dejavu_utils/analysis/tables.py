@@ -81,10 +81,13 @@ def part_statistics(folder: str | Path, k_attk: int, parts: dict[str, set[str]])
 def read_statistics(folder: str | Path, k_attk: int = 0) -> AttackResults:
     """The figures of an attack's folder: its results.json, or made from its neighbor (or score) files.
 
-    k_attk: neighbors that vote where there is no results.json. InputError names what is missing or was not written by
-    the attack.
+    k_attk: neighbors that vote, 0 for as many as results.json says, or all. InputError names what is missing or was
+    not written by the attack.
     """
-    return read_results(folder) or attack_statistics(read_attack(folder, k_attk))
+    results = read_results(folder)
+    if results and k_attk in (0, results.k_attk):
+        return results
+    return attack_statistics(read_attack(folder, k_attk))
 
 
 def example_table(attacked: AttackedSet, listing: ImageListing) -> pd.DataFrame:
