@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -231,7 +232,7 @@ class TrainingRun:
         self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
         self.frozen = False
         self.meter, self.started = Meter(), time.time()
-        self.schedule = dict(
+        self.schedule: dict[str, Any] = dict(
             total_steps=settings.training.epochs * steps_per_epoch,
             warmup_steps=settings.training.warmup_epochs * steps_per_epoch,
             base_lr=settings.training.base_lr,

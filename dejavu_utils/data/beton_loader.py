@@ -1,43 +1,49 @@
 """Batches of images: augmented views of a .beton for training, centre crops for evaluation, crops from image files.
 
-Processes read, decode, cut and resize, a few batches ahead. For a CPU they augment, too, and write the views into
-memory that they share with the one that trains; for a GPU they hand on pixels, and it augments whole batches. Threads
-would take turns at the interpreter, with each other and with the one that starts the GPU's kernels: two are little
-faster than one.
+Workers read, decode, cut and resize, a few batches ahead. For a CPU they augment, too, and write the views into shared
+memory; for a GPU they hand over pixels, and it augments whole batches. Threads would take turns at the interpreter,
+with each other and with the one that starts the GPU's kernels: two are little faster than one.
 """
 
 import functools
 import itertools
 import operator
 import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from dejavu_utils.data import augment
+from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.workers import batches, workers_that_fit_shared_memory
 from dejavu_utils.randomness import epoch_order, uniforms
 from dejavu_utils.runtime.devices import to_device
 
-_ROWS, _ROWS_GPU = 16, 64  # that a process hands on at a time: enough that handing over costs little, no more
+# Index of each image, and of each view side, boxes and what was drawn for it (None: nothing).
+Plan = tuple[np.ndarray, list[tuple[int, np.ndarray, augment.Parameters | None]]]
+Batches = Generator[tuple[list[torch.Tensor], torch.Tensor], None, None]  # of views and labels
+_ROWS, _ROWS_GPU = 16, 64  # images per worker item: large enough to amortize the transfer
 
 
 class _Prefetcher:
-    """Batches that are read ahead, whose reading goes on until it is closed, or another place is asked for.
+    """Batches that are prefetched until this is closed, or another place is asked for.
 
-    start: place -> generator of the batches from there on, without end. It must not refer to the one who owns this: a
-    cycle would leave the end of the processes to the garbage collector, which may run while a lock is held that they
-    take.
+    start: place -> generator of the batches from there on, without end. Must not reference the loader: in a reference
+    cycle the workers would be shut down by the garbage collector, possibly while a lock they need is held.
     """
 
-    def __init__(self, start):
-        self._start, self._batches, self._place = start, None, None
+    def __init__(self, start: Callable[[Any], Generator]) -> None:
+        self._start = start
+        self._batches: Generator | None = None
+        self._place: Any = None
 
-    def next(self, place, following):
-        """The batch at a place; `following`: the one that is most likely asked for next."""
-        if self._place != place:
+    def next(self, place: Any, following: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The batch at a place; `following`: the place that is most likely asked for next."""
+        if self._batches is None or self._place != place:
             self.close()
             self._batches = self._start(place)
         self._place = None  # should it fail
@@ -45,7 +51,7 @@ class _Prefetcher:
         self._place = following
         return batch
 
-    def close(self):
+    def close(self) -> None:
         if self._batches is not None:
             self._batches.close()
         self._batches = self._place = None
@@ -55,23 +61,33 @@ class NativeLoader:
     """Random views of the images of a .beton, in an order drawn anew for each epoch.
 
     beton: dejavu_utils.data.beton.Beton. batch_size: images of this process. views: list of augment.View. num_workers:
-    processes that read; 0: this one. rank, world_size: this process and how many there are; they share every global
+    workers; 0: this process loads. rank, world_size: this process and how many there are; they share every global
     batch of batch_size x world_size images without overlap. Batches depend on (seed, epoch, position in the epoch's
     order) alone, not on num_workers; an incomplete last batch is dropped. ValueError if there is not one whole batch.
     """
 
-    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
+    def __init__(
+        self,
+        beton: Beton,
+        batch_size: int,
+        views: list[augment.View],
+        seed: int,
+        num_workers: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if len(beton) < batch_size * world_size:
             raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
         self._steps = len(beton) // (batch_size * world_size)
         plans = functools.partial(_plans, beton, batch_size, views, seed, (rank, world_size))
-        self._ahead = _Prefetcher(functools.partial(_batches, beton, plans, num_workers, device))
+        self._prefetcher = _Prefetcher(functools.partial(_batches, beton, plans, num_workers, device))
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches in an epoch."""
         return self._steps
 
-    def epoch(self, epoch, resolution, first_step=0):
+    def epoch(self, epoch: int, resolution: int, first_step: int = 0) -> Batches:
         """Yields (views, labels) on the device, from step `first_step` on (those before cost nothing).
 
         resolution: side of the views that have no side of their own, pixels. views: list of normalized float32 (batch,
@@ -80,14 +96,16 @@ class NativeLoader:
         """
         for step in range(first_step, len(self)):
             following = (resolution, epoch, step + 1) if step + 1 < len(self) else (resolution, epoch + 1, 0)
-            yield self._ahead.next((resolution, epoch, step), following)
+            yield self._prefetcher.next((resolution, epoch, step), following)
 
-    def close(self):
-        """Ends the reading ahead, until the next batch is asked for."""
-        self._ahead.close()
+    def close(self) -> None:
+        """Ends the prefetching, until the next batch is asked for."""
+        self._prefetcher.close()
 
 
-def _plans(beton, batch_size, views, seed, place, start):
+def _plans(
+    beton: Beton, batch_size: int, views: list[augment.View], seed: int, place: tuple[int, int], start: tuple
+) -> Iterator[Plan]:
     """Yields the plans of the batches from a step of an epoch on, without end.
 
     place: (rank, world_size). start: (resolution, epoch, step).
@@ -115,21 +133,30 @@ class EvaluationLoader:
     rank, world_size: as NativeLoader's. in_all: number of batches that every process has.
     """
 
-    def __init__(self, beton, batch_size, resolution, num_workers, device, rank=0, world_size=1):
+    def __init__(
+        self,
+        beton: Beton,
+        batch_size: int,
+        resolution: int,
+        num_workers: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self._steps = len(range(rank, -(-len(beton) // batch_size), world_size))
         self.in_all = -(-len(beton) // batch_size) // world_size
         plans = functools.partial(_centre_plans, beton, batch_size, resolution, (rank, world_size))
-        self._ahead = _Prefetcher(functools.partial(_batches, beton, plans, num_workers, device))
+        self._prefetcher = _Prefetcher(functools.partial(_batches, beton, plans, num_workers, device))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields (crops, labels) on the device: normalized float32 (n, 3, resolution, resolution), int64 (n,). Reading
         goes on from the start for the next time."""
         for step in range(self._steps):
-            (crops,), labels = self._ahead.next(step, (step + 1) % self._steps)
+            (crops,), labels = self._prefetcher.next(step, (step + 1) % self._steps)
             yield crops, labels
 
 
-def _centre_plans(beton, batch_size, resolution, place, start):
+def _centre_plans(beton: Beton, batch_size: int, resolution: int, place: tuple[int, int], start: int) -> Iterator[Plan]:
     """Yields the plans of the evaluation's batches from the start-th of this process on, round and round."""
     rank, world_size = place
     own = range(rank, -(-len(beton) // batch_size), world_size)
@@ -138,7 +165,7 @@ def _centre_plans(beton, batch_size, resolution, place, start):
         yield chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
 
 
-def _batches(beton, plans, num_workers, device, start):
+def _batches(beton: Beton, plans: Callable, num_workers: int, device: torch.device, start: Any) -> Batches:
     """Yields (views, labels) on the device, read a few batches ahead.
 
     plans: function of `start` that returns an iterator, the same each time, without end, of (image indices, [(side,
@@ -148,35 +175,37 @@ def _batches(beton, plans, num_workers, device, start):
     yield from (_for_a_cpu if device.type == "cpu" else _for_a_gpu)(beton, plans, num_workers, device)
 
 
-def _for_a_cpu(beton, plans, num_workers, device):
-    """Processes write the views of some rows into one of several rooms, which all share; here they are copied out.
+def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.device) -> Batches:
+    """Workers write augmented views into a ring of shared-memory buffers; the main process copies each into the batch.
 
-    A process has at most `ahead` pieces ready or in work, and one is copied: a room is used again after all of them.
-    Memory that is shared anew for each piece would be slower by half, since the system has to fill it twice.
+    A worker has at most `prefetch` items ready or in work, and one is being copied: a buffer is used again after all of
+    them. Shared memory that is new for each item would be slower by half, since the system has to fill it twice.
     """
     sides = [side for side, _, _ in next(plans())[1]]
     size = _ROWS * sum(3 * side * side * 4 for side in sides)
     flag = "--data.num_workers"
-    num_workers, ahead = workers_that_fit_shared_memory(size, num_workers, flag)
-    places = num_workers * ahead + 2
-    rooms = [torch.zeros(places, _ROWS, 3, side, side) for side in sides]
+    num_workers, prefetch = workers_that_fit_shared_memory(size, num_workers, flag)
+    ring = num_workers * prefetch + 2
+    buffers = [torch.zeros(ring, _ROWS, 3, side, side) for side in sides]
     if num_workers:
-        rooms = [room.share_memory_() for room in rooms]
-    tasks = _Tasks(plans, _ROWS, itertools.cycle(range(places)))
-    filled = batches(_SharedBuffers(beton, rooms), tasks, num_workers, device, operator.itemgetter(0), flag, ahead)
-    memories = [_BufferPool(side) for side in sides]
+        for buffer in buffers:
+            buffer.share_memory_()
+    tasks = _Tasks(plans, _ROWS, itertools.cycle(range(ring)))
+    dataset = _SharedBuffers(beton, buffers)
+    filled = batches(dataset, tasks, num_workers, device, operator.itemgetter(0), flag, prefetch)
+    pools = [_BufferPool(side) for side in sides]
     for chosen, _ in plans():
         # NumPy copies in this thread alone: PyTorch's would wait for each other, and for the cores that processes use.
-        views = [memory(len(chosen)) for memory in memories]
+        views = [pool(len(chosen)) for pool in pools]
         for first in range(0, len(chosen), _ROWS):
             number, count = next(filled)
-            for view, room in zip(views, rooms):
-                view[first : first + count] = room[number, :count].numpy()
+            for view, buffer in zip(views, buffers):
+                view[first : first + count] = buffer[number, :count].numpy()
         yield [torch.from_numpy(view) for view in views], torch.from_numpy(beton.labels[chosen])
 
 
-def _for_a_gpu(beton, plans, num_workers, device):
-    """Processes hand on uint8 crops, in page-locked memory; the GPU augments batch after batch."""
+def _for_a_gpu(beton: Beton, plans: Callable, num_workers: int, device: torch.device) -> Batches:
+    """Workers hand over uint8 crops, in page-locked memory; the GPU augments batch after batch."""
     tasks = _Tasks(plans, _ROWS_GPU)
     read = batches(_Crops(beton), tasks, num_workers, device, flag="--data.num_workers")
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -198,12 +227,13 @@ def _for_a_gpu(beton, plans, num_workers, device):
 
 
 class _BufferPool:
-    """Memory of views, which is used again when nobody has its last batch any more: the system fills new memory."""
+    """Pool of batch buffers; one is reused once its last batch is garbage-collected (fresh pages have to be zeroed)."""
 
-    def __init__(self, side):
-        self.side, self.free = side, []
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.free: list[np.ndarray] = []
 
-    def __call__(self, count):
+    def __call__(self, count: int) -> np.ndarray:
         """float32 (count, 3, side, side), of any values. Tensors that share it keep it."""
         whole = self.free.pop() if self.free else None
         if whole is None or len(whole) < count:
@@ -214,16 +244,16 @@ class _BufferPool:
 
 
 class _Tasks:
-    """What a process does at a time: a list with, for each of some images, (its index, [(side, box, what `augment` has
+    """What a worker does at a time: a list with, for each of some images, (its index, [(side, box, what `augment` has
     drawn for it, or None) of each view]).
 
-    rows: images of a task, of one batch. rooms: where to, an iterator of numbers: tasks are [(number, list)] then.
+    rows: images of a task, of one batch. buffers: numbers of the buffers to write to; tasks are [(number, list)] then.
     """
 
-    def __init__(self, plans, rows, rooms=None):
-        self.plans, self.rows, self.rooms = plans, rows, rooms
+    def __init__(self, plans: Callable[[], Iterator], rows: int, buffers: Iterator[int] | None = None) -> None:
+        self.plans, self.rows, self.buffers = plans, rows, buffers
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list]:
         for chosen, parts in self.plans():
             of_views = [
                 zip(itertools.repeat(side), boxes.tolist(), drawn.rows() if drawn else itertools.repeat(None))
@@ -232,43 +262,43 @@ class _Tasks:
             images = list(zip(chosen.tolist(), zip(*of_views)))
             for first in range(0, len(images), self.rows):
                 task = images[first : first + self.rows]
-                yield [(next(self.rooms), task)] if self.rooms else task
+                yield [(next(self.buffers), task)] if self.buffers else task
 
 
 class _Crops:
     """A data set: (image index, [(side, box, ...) of each view]) -> uint8 (side, side, 3) crops."""
 
-    def __init__(self, beton):
+    def __init__(self, beton: Beton) -> None:
         self.beton = beton
 
-    def __getitem__(self, task):
+    def __getitem__(self, task: tuple) -> list[torch.Tensor]:
         index, views = task
         image = torch.from_numpy(self.beton.read(index))
         return [_resized(image, box, side, "bilinear")[0].permute(1, 2, 0) for side, box, _ in views]
 
 
 class _SharedBuffers:
-    """A data set: (a room's number, images of a task) -> (that number, how many images it holds now).
+    """A data set: (number of a buffer, images of a task) -> (that number, how many images the buffer holds now).
 
-    rooms: of each view, float32 (rooms, rows, 3, side, side), for augmented and normalized images.
+    buffers: of each view, float32 (ring, rows, 3, side, side), for augmented and normalized images.
     """
 
-    def __init__(self, beton, rooms):
-        self.beton, self.rooms = beton, rooms
+    def __init__(self, beton: Beton, buffers: list[torch.Tensor]) -> None:
+        self.beton, self.buffers = beton, buffers
 
-    def __getitem__(self, task):
+    def __getitem__(self, task: tuple) -> tuple[int, int]:
         number, images = task
         with _one_thread():
             for row, (index, views) in enumerate(images):
                 image = torch.from_numpy(self.beton.read(index))
-                for room, (side, box, drawn) in zip(self.rooms, views):
-                    crop, out = _resized(image, box, side, "bilinear"), room[number, row : row + 1]
+                for buffer, (side, box, drawn) in zip(self.buffers, views):
+                    crop, out = _resized(image, box, side, "bilinear"), buffer[number, row : row + 1]
                     augment.normalize(crop, out) if drawn is None else augment.apply_to_one(crop, drawn, out)
         return number, len(images)
 
 
 @contextmanager
-def _one_thread():
+def _one_thread() -> Iterator[None]:
     """PyTorch computes in one thread: faster for one image, and sums do not depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -278,7 +308,7 @@ def _one_thread():
         torch.set_num_threads(threads)
 
 
-def cut_and_resize(image, box, side, mode="bilinear"):
+def cut_and_resize(image: np.ndarray, box: Sequence[int], side: int, mode: str = "bilinear") -> torch.Tensor:
     """The part `box` of an image at side x side pixels, with antialiasing, as torchvision's resized_crop does.
 
     image: uint8 (height, width, 3) NumPy array. box: xmin, ymin, xmax, ymax in pixels. mode: bilinear or bicubic.
@@ -287,7 +317,7 @@ def cut_and_resize(image, box, side, mode="bilinear"):
     return _resized(torch.from_numpy(image), box, side, mode)[0]
 
 
-def _resized(image, box, side, mode):
+def _resized(image: torch.Tensor, box: Sequence[int], side: int, mode: str) -> torch.Tensor:
     """uint8 (1, 3, side, side), channels last. image: uint8 tensor (height, width, 3).
 
     The cut is one view of the image whose strides are plainly channels last, that of the batch included: PyTorch then

@@ -1,5 +1,7 @@
 """Batch normalization over the batches of all processes."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,15 +13,15 @@ class _Sum(torch.autograd.Function):
     """The sum over all processes; so is its gradient, since every process's loss depends on it."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         return sum_over_processes(x.clone())
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return sum_over_processes(gradient.clone())
 
 
-def synchronize_batch_norm(module, device):
+def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with every BatchNorm over the batches of all processes; names in the state dict stay the same.
 
     InputError for layers that do more than normalize (some of timm's hold an activation): they would lose it.
@@ -34,7 +36,7 @@ def synchronize_batch_norm(module, device):
     return _convert(module)
 
 
-def _convert(module):
+def _convert(module: nn.Module) -> nn.Module:
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         converted = _CpuSyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine)
         converted.load_state_dict(module.state_dict())
@@ -47,10 +49,10 @@ def _convert(module):
 class _CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """nn.SyncBatchNorm for CPUs, which has no twin there: mean and variance over the batches of all processes."""
 
-    def _check_input_dim(self, x):
+    def _check_input_dim(self, x: torch.Tensor) -> None:
         pass
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
         dims = [d for d in range(x.dim()) if d != 1]
@@ -60,6 +62,8 @@ class _CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         centered = x.float() - mean.view(shape)
         variance = _Sum.apply(centered.square().sum(dims)) / n
         with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None  # nn.BatchNorm's default
+            assert self.num_batches_tracked is not None and self.momentum is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)

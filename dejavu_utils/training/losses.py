@@ -2,16 +2,18 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 
-def _in_float32(loss):
+def _in_float32(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Embeddings to float32, and no autocast: it would compute the matrix products of a loss in half precision."""
 
     @functools.wraps(loss)
-    def wrapped(z1, z2, *args, **kwargs):
+    def wrapped(z1: torch.Tensor, z2: torch.Tensor, *args: float, **kwargs: float) -> torch.Tensor:
         with torch.autocast(z1.device.type, enabled=False):
             return loss(z1.float(), z2.float(), *args, **kwargs)
 
@@ -19,7 +21,9 @@ def _in_float32(loss):
 
 
 @_in_float32
-def vicreg(z1, z2, sim_coeff=25.0, std_coeff=25.0, cov_coeff=1.0):
+def vicreg(
+    z1: torch.Tensor, z2: torch.Tensor, sim_coeff: float = 25.0, std_coeff: float = 25.0, cov_coeff: float = 1.0
+) -> torch.Tensor:
     """VICReg (Bardes et al. 2022, arXiv 2105.04906) of two views' embeddings, float (n, d) each.
 
     Mean squared error; hinge on each dimension's standard deviation (mean over both views); squared off-diagonal
@@ -36,7 +40,7 @@ def vicreg(z1, z2, sim_coeff=25.0, std_coeff=25.0, cov_coeff=1.0):
 
 
 @_in_float32
-def simclr(z1, z2, temperature=0.15):
+def simclr(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.15) -> torch.Tensor:
     """NT-Xent (Chen et al. 2020, arXiv 2002.05709) of two views' embeddings, float (n, d) each; a scalar in float32.
 
     Each of the 2n views is classified among the 2n - 1 others by cosine similarity / temperature.
@@ -50,7 +54,7 @@ def simclr(z1, z2, temperature=0.15):
 
 
 @_in_float32
-def barlow(z1, z2, lambd=0.0051):
+def barlow(z1: torch.Tensor, z2: torch.Tensor, lambd: float = 0.0051) -> torch.Tensor:
     """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230) of batch-normalized embeddings, float (n, d) each.
 
     c = z1' z2 / n is their cross-correlation; the loss is the sum of (c_ii - 1)^2 + lambd x the sum of the squared
@@ -61,7 +65,7 @@ def barlow(z1, z2, lambd=0.0051):
     return (diagonal - 1).square().sum() + lambd * (_square_of_product(z1, z2) - diagonal.square().sum())
 
 
-def _square_of_product(a, b):
+def _square_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The sum of the squares of a' b, for float (n, d) each.
 
     ||a' b||^2 = <a a', b b'>: products of n x n in place of d x d where there are fewer rows than columns, which with
@@ -73,14 +77,14 @@ def _square_of_product(a, b):
     return gram.square().sum() if a is b else (gram * (b @ b.T)).sum()
 
 
-def byol(predictions, targets):
+def byol(predictions: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
     """BYOL (Grill et al. 2020, arXiv 2006.07733): mean over the batch of the SUM of both directions' 2 - 2 cos.
 
     predictions: the student's predictor outputs of view 1 and view 2, float (n, d) each. targets: the teacher's
     projections of view 1 and view 2; view 1 is predicted from view 2's target and the other way round. A scalar in
     float32.
     """
-    loss = 0
+    loss: Any = 0
     for prediction, target in zip(predictions, reversed(targets)):
         with torch.autocast(prediction.device.type, enabled=False):
             cosine = F.cosine_similarity(prediction.float(), target.detach().float(), dim=1)
@@ -88,14 +92,21 @@ def byol(predictions, targets):
     return loss
 
 
-def dino(students, teachers, center, student_temp, teacher_temp):
+def dino(
+    students: Sequence[torch.Tensor],
+    teachers: Sequence[torch.Tensor],
+    center: torch.Tensor,
+    student_temp: float,
+    teacher_temp: float,
+) -> torch.Tensor:
     """DINO (Caron et al. 2021, arXiv 2104.14294): cross-entropy of the teacher's centred, sharpened distribution.
 
     students: the student's outputs of all views (two large ones first, then the small ones), float (n, d) each.
     teachers: the teacher's outputs of the two large views. center: float (d,). Mean over the pairs of different views,
     2 (2 + s) - 2 of them with s small views. A scalar in float32.
     """
-    loss, pairs = 0, 0
+    loss: Any = 0
+    pairs = 0
     with torch.autocast(center.device.type, enabled=False):
         sharpened = [F.softmax((t.detach().float() - center) / teacher_temp, dim=1) for t in teachers]
         logs = [F.log_softmax(s.float() / student_temp, dim=1) for s in students]
@@ -107,7 +118,9 @@ def dino(students, teachers, center, student_temp, teacher_temp):
     return loss / pairs
 
 
-def mocov3(queries, keys, temperature=1.0, first=0):
+def mocov3(
+    queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], temperature: float = 1.0, first: int = 0
+) -> torch.Tensor:
     """MoCo v3 (Chen et al. 2021, arXiv 2104.02057, algorithm 1): InfoNCE of both directions, x 2 temperature each.
 
     queries: the student's predictor outputs of view 1 and view 2, float (n, d) each. keys: the teacher's projections of
@@ -115,7 +128,7 @@ def mocov3(queries, keys, temperature=1.0, first=0):
     1 is classified among the keys of view 2 by cosine similarity / temperature, and the other way round. A scalar in
     float32, the mean over queries of the sum of both directions.
     """
-    loss = 0
+    loss: Any = 0
     for query, key in zip(queries, reversed(keys)):
         with torch.autocast(query.device.type, enabled=False):
             similarity = F.normalize(query.float(), dim=1) @ F.normalize(key.detach().float(), dim=1).T

@@ -1,6 +1,6 @@
-"""Losses and probe accuracies of an epoch, over all processes.
+"""Linear probes on the layers of a network, and the losses and accuracies of an epoch over all processes."""
 
-What only training needs of a network: can one of this name be built, and the linear probes on its layers."""
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +11,21 @@ from dejavu_utils.runtime.distributed import sum_over_processes, world_size
 class Meter:
     """Sums of losses and probes' hits over the batches of an epoch; kept on the device until they are asked for."""
 
-    def __init__(self):
-        self.sums, self.loss_sum, self.loss, self.batches, self.count = 0, 0, 0, 0, 0
+    def __init__(self) -> None:
+        self.sums: Any = 0  # float64 (probes, 3): sums of the loss, correct images, images correct among five
+        self.loss_sum: Any = 0
+        self.loss: Any = 0  # of the last batch
+        self.batches = self.count = 0
 
     @torch.no_grad()
-    def add(self, loss, logits, probe_losses, labels):
+    def add(
+        self,
+        loss: torch.Tensor,
+        logits: list[torch.Tensor],
+        probe_losses: list[torch.Tensor],
+        labels: torch.Tensor,
+    ) -> None:
+        """A batch: its loss, and of each probe logits float (n, classes) and loss."""
         rows = []
         for z, probe_loss in zip(logits, probe_losses):
             correct = z.topk(min(5, z.shape[1]), dim=1).indices == labels[:, None]
@@ -26,14 +36,14 @@ class Meter:
         self.batches += 1
         self.count += len(labels)
 
-    def average(self):
+    def average(self) -> None:
         """Makes the sums of every process their mean; all have seen as many images."""
         if self.batches:
             self.sums = sum_over_processes(self.sums) / world_size()
             losses = sum_over_processes(torch.stack([self.loss_sum, self.loss])) / world_size()
             self.loss_sum, self.loss = losses.unbind()
 
-    def total(self, probes, device):
+    def total(self, probes: int, device: torch.device) -> "Meter":
         """Makes the sums of every process their total; they may have seen different numbers of images, or none."""
         if not self.count:
             self.sums = torch.zeros(probes, 3, dtype=torch.float64, device=device)
@@ -41,13 +51,13 @@ class Meter:
         self.count = int(sum_over_processes(torch.tensor([self.count], device=device)))
         return self
 
-    def result(self):
+    def result(self) -> dict[str, float]:
         """The record's training entries, over the images of all processes."""
         self.average()
         train_loss, loss = (self.loss_sum / self.batches).item(), self.loss.item()
         return {"train_loss": train_loss, "loss": loss, **self.probes("")}
 
-    def probes(self, suffix):
+    def probes(self, suffix: str) -> dict[str, float]:
         """loss_classif, top_1 and top_5 of each layer's probe."""
         record = {}
         for layer, values in enumerate((self.sums / self.count).tolist()):
@@ -55,21 +65,21 @@ class Meter:
                 record[f"{name}{suffix}_layer{layer}"] = value
         return record
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return dict(vars(self))
 
-    def load_state_dict(self, state, device):
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
         vars(self).update({name: v.to(device) if torch.is_tensor(v) else v for name, v in state.items()})
 
 
 class Probes(nn.Module):
     """One linear classifier on each of several layers' outputs. widths: list of int."""
 
-    def __init__(self, widths, num_classes):
+    def __init__(self, widths: list[int], num_classes: int) -> None:
         super().__init__()
         self.probes = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
 
-    def forward(self, outputs):
+    def forward(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """list of float (n, width) -> list of float32 (n, num_classes); no gradient reaches the outputs.
 
         In float32 whatever precision the network runs in: in bf16 two classes often tie.

@@ -1,8 +1,11 @@
 """LARS and the schedules of learning rate, teacher momentum and resolution."""
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 
 class LARS(torch.optim.Optimizer):
@@ -16,11 +19,18 @@ class LARS(torch.optim.Optimizer):
     # where the step is to be skipped, as tensors; without this it would wait for the device to know whether to call it.
     _step_supports_amp_scaling = True
 
-    def __init__(self, params, lr, momentum=0.9, weight_decay=0.0, eta=1e-3):
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 1e-3,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         """One update. Each line is one operation for all parameters together: on a GPU a network of hundreds of
         parameters would otherwise spend more time on starting kernels than in them."""
         loss = closure() if closure else None
@@ -37,33 +47,43 @@ class LARS(torch.optim.Optimizer):
                 if "mu" not in self.state[p]:
                     self.state[p]["mu"] = torch.zeros_like(p)
             moving = [self.state[p]["mu"] for p in parameters]
-            if parameters and skipped is None:
+            if not parameters:
+                continue
+            if skipped is None:
                 torch._foreach_mul_(moving, group["momentum"])
                 torch._foreach_add_(moving, list(updates.values()))
                 torch._foreach_sub_(parameters, moving, alpha=group["lr"])
-            elif parameters:
+            else:
                 _sgd_unless(skipped, parameters, list(updates.values()), moving, group["momentum"], group["lr"])
         return loss
 
 
-def _sgd_unless(skipped, parameters, updates, moving, momentum, lr):
+def _sgd_unless(
+    skipped: torch.Tensor,
+    parameters: list[torch.Tensor],
+    updates: list[torch.Tensor],
+    moving: list[torch.Tensor],
+    momentum: float,
+    lr: float,
+) -> None:
     """The same three operations in one that does nothing where `skipped`, a scalar on the device, is 1."""
-    rest = dict(weight_decay=0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=False)
+    rest: dict[str, Any] = {"weight_decay": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
+    rest["is_first_step"] = False
     moving = moving if momentum else []  # as the kernel wants it
     torch._fused_sgd_(parameters, updates, moving, momentum=momentum, lr=lr, found_inf=skipped, **rest)
 
 
-def _scaled_updates(parameters, weight_decay, eta):
+def _scaled_updates(parameters: list[torch.Tensor], weight_decay: float, eta: float) -> Sequence[torch.Tensor]:
     """q (g + wd p) of each parameter."""
     updates = torch._foreach_mul(parameters, weight_decay)
-    torch._foreach_add_(updates, [p.grad for p in parameters])
+    torch._foreach_add_(updates, [p.grad for p in parameters])  # type: ignore[misc]
     norms, update_norms = (torch.stack(torch._foreach_norm(values)) for values in (parameters, updates))
     q = torch.where((norms > 0) & (update_norms > 0), eta * norms / update_norms, 1.0)
     torch._foreach_mul_(updates, list(q.unbind()))
     return updates
 
 
-def make_optimizer(name, model, momentum, weight_decay):
+def make_optimizer(name: str, model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """sgd, adamw or lars over the model's parameters; those of one dimension get no weight decay.
 
     The learning rate is set before every step, from `learning_rate`.
@@ -79,7 +99,12 @@ def make_optimizer(name, model, momentum, weight_decay):
         fused = parameters[0].device.type == "cuda"
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=fused)
         # A checkpoint says what its own device had; fp16's scaler goes by what this optimizer was made with.
-        sgd.register_load_state_dict_post_hook(lambda _: [group.update(fused=fused) for group in sgd.param_groups])
+
+        def keep_fused(optimizer: torch.optim.Optimizer) -> None:
+            for group in optimizer.param_groups:
+                group["fused"] = fused
+
+        sgd.register_load_state_dict_post_hook(keep_fused)
         if momentum:  # as the first step would have it; but where fp16 skips that one, it leaves them undefined
             for p in parameters:
                 sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -87,7 +112,9 @@ def make_optimizer(name, model, momentum, weight_decay):
     return torch.optim.AdamW(groups, lr=0.0, fused=True)  # one pass over the parameters, on CPUs too
 
 
-def learning_rate(step, total_steps, warmup_steps, base_lr, batch_size, end_lr_ratio):
+def learning_rate(
+    step: int, total_steps: int, warmup_steps: int, base_lr: float, batch_size: int, end_lr_ratio: float
+) -> float:
     """Linear warm-up from 0 to base_lr x batch_size / 256, then a cosine to end_lr_ratio of that."""
     peak = base_lr * batch_size / 256
     if step < warmup_steps:
@@ -97,7 +124,7 @@ def learning_rate(step, total_steps, warmup_steps, base_lr, batch_size, end_lr_r
     return peak * q + peak * end_lr_ratio * (1 - q)
 
 
-def resolution_at(epoch, min_res, max_res, start_ramp, end_ramp):
+def resolution_at(epoch: int, min_res: int, max_res: int, start_ramp: int, end_ramp: int) -> int:
     """Side of the training crops in pixels: min up to start_ramp, max from end_ramp, between them the nearest multiple
     of 32 on the straight line."""
     if epoch <= start_ramp:
@@ -108,12 +135,12 @@ def resolution_at(epoch, min_res, max_res, start_ramp, end_ramp):
     return int(round(side / 32)) * 32
 
 
-def teacher_momentum(step, total_steps, base):
-    """Share of the old teacher that an update keeps: from `base` at step 0 to 1 by a cosine."""
+def teacher_momentum(step: int, total_steps: int, base: float) -> float:
+    """Fraction of the old teacher that an update keeps: from `base` at step 0 to 1 by a cosine."""
     return 1 - (1 - base) * (math.cos(math.pi * step / total_steps) + 1) / 2
 
 
-def teacher_temperature(epoch, first, last, warmup_epochs):
+def teacher_temperature(epoch: int, first: float, last: float, warmup_epochs: int) -> float:
     """DINO's teacher temperature: linear from `first` to `last` over the warm-up epochs, then `last`."""
     if epoch >= warmup_epochs - 1:
         return last

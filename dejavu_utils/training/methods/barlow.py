@@ -1,6 +1,11 @@
 """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230)."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from dejavu_utils.runtime.distributed import gather
 from dejavu_utils.training import losses
@@ -12,7 +17,8 @@ class BarlowTwins(Method):
 
     sees_all = ("bn",)
 
-    def loss(self, embeddings, views, labels, epoch):
+    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
         z1, z2 = (gather(z.float()) for z in embeddings)
         with torch.autocast(z1.device.type, enabled=False):
-            return losses.barlow(self.network.bn(z1), self.network.bn(z2), self.settings.barlow.lambd)
+            bn: Any = self.network.bn
+            return losses.barlow(bn(z1), bn(z2), self.settings.barlow.lambd)

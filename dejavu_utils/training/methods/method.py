@@ -1,13 +1,21 @@
-"""What a method of training is to the rest of it, and the forward pass that all methods share."""
+"""The interface of an SSL method, and the forward pass that all methods share."""
+
+from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dejavu_utils.data import augment
 from dejavu_utils.errors import InputError
 from dejavu_utils.training.optim import teacher_momentum
+
+if TYPE_CHECKING:  # the settings check themselves by their methods
+    from dejavu_utils.models import SSLNetwork
+    from dejavu_utils.training.settings import Augment, Settings
 
 
 class Method:
@@ -22,38 +30,38 @@ class Method:
         str, ...
     ] = ()  # parts of the network that get the embeddings of all processes: their batch norm is not synchronized
 
-    def __init__(self, settings, network, total_steps):
+    def __init__(self, settings: Settings, network: SSLNetwork, total_steps: int) -> None:
         self.settings, self.network, self.total_steps = settings, network, total_steps
 
     @classmethod
-    def check(cls, settings):
+    def check(cls, settings: Settings) -> None:
         """InputError for settings that the method cannot work with."""
         if settings.training.num_small_crops and not cls.small_views:
             raise InputError(f"--training.num_small_crops: {settings.training.loss} has no small crops; leave it out")
 
     @staticmethod
-    def views(settings):
+    def views(settings: Settings) -> list[augment.View]:
         """The views of an image, a list of augment.View; those from the third on have one size of their own."""
         return two_views(settings.augment)
 
     @staticmethod
-    def embedding(network, output):
+    def embedding(network: Any, output: Tensor) -> Tensor:
         """What the loss is made of, float (n, d), from the output of the network's last layer, float (n, width)."""
         return output
 
-    def loss(self, embeddings, views, labels, epoch):
+    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
         """The loss, a float32 scalar. embeddings: of ViewsForward. views: list of float (n, 3, h, w). labels: int64
         (n,). epoch: from 0."""
         raise NotImplementedError
 
-    def after_step(self, step):
+    def after_step(self, step: int) -> None:
         """Called after update number `step` (from 0) of the network."""
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         """What the method keeps beside the network: plain tensors."""
         return {}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         """Takes back what `state_dict` gave."""
 
 
@@ -63,25 +71,25 @@ class WithTeacher(Method):
     momentum: fraction of the old teacher that the first update keeps; it rises to 1 by a cosine.
     """
 
-    def __init__(self, settings, network, total_steps, momentum):
+    def __init__(self, settings: Settings, network: SSLNetwork, total_steps: int, momentum: float) -> None:
         super().__init__(settings, network, total_steps)
         self.momentum = momentum
         self.teacher = copy.deepcopy(network).requires_grad_(False)  # in training mode, as published
 
     @torch.no_grad()
-    def targets(self, views):
+    def targets(self, views: list[Tensor]) -> list[Tensor]:
         """The teacher's projections of the first two views, float (n, d) each."""
         return [self.teacher(view)[-1] for view in views[:2]]
 
     @torch.no_grad()
-    def after_step(self, step):
+    def after_step(self, step: int) -> None:
         momentum = teacher_momentum(step, self.total_steps, self.momentum)
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.network.parameters()), 1 - momentum)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"teacher": self.teacher.state_dict()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.teacher.load_state_dict(state["teacher"])
 
 
@@ -92,11 +100,11 @@ class ViewsForward(nn.Module):
     embeddings: float (n, d) of each view).
     """
 
-    def __init__(self, network, embedding):
+    def __init__(self, network: SSLNetwork, embedding: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.network, self.embedding = network, embedding
 
-    def forward(self, views):
+    def forward(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         first = self.network(views[0])
         last = [first[-1], *(self.network(view)[-1] for view in views[1:2])]
         if len(views) > 2:  # small views have one size of their own and go through together
@@ -105,7 +113,7 @@ class ViewsForward(nn.Module):
         return first, [self.embedding(self.network, output) for output in last]
 
 
-def two_views(settings):
+def two_views(settings: Augment) -> list[augment.View]:
     """The published views 1 and 2, with the settings of the section augment."""
     common = _common(settings)
     return [
@@ -114,12 +122,12 @@ def two_views(settings):
     ]
 
 
-def small_view(settings):
+def small_view(settings: Augment) -> augment.View:
     """DINO's small view, with the color jitter of the section augment."""
     return augment.View(**{**_common(settings), "area": augment.SMALL_VIEW.area}, side=augment.SMALL_VIEW.side)
 
 
-def _common(settings):
+def _common(settings: Augment) -> dict:
     published = augment.View
     return {
         "area": (settings.min_area, settings.max_area),
