@@ -31,13 +31,14 @@ class Results:
 
     folder: the flag that names their folder. last: the file in it that is written last; a flag in braces stands for its
     value, a number of six digits. layers: the flag of layers, each of which has a folder of its own. submit: the flag
-    that submits a job, and its value.
+    that submits a job, and its value. done: what a finished folder is said to hold, with flags in braces.
     """
 
     folder: str
     last: str
     layers: str = ""
     submit: tuple[str, bool] = ("local", False)
+    done: str = ""
 
     def path(self, flags: Flags) -> Path:
         """The file that is written last."""
@@ -51,11 +52,16 @@ class Results:
 
 
 RESULTS = {
-    "train_SSL.py": Results("logging.folder", "final_weights.pt", submit=("dist.use_submitit", True)),
+    "train_SSL.py": Results(
+        "logging.folder",
+        "final_weights.pt",
+        submit=("dist.use_submitit", True),
+        done=" ({training.epochs} epochs are done)",
+    ),
     "label_inference_attack.py": Results("output_dir", "results.json", layers="layers"),
     "lin_probe.py": Results("output_dir", "results.json"),
     "sslmem.py": Results("output_dir", "results.json"),
-    "train_RCDM.py": Results("out_dir", "samples{lr_anneal_steps}.png"),
+    "train_RCDM.py": Results("out_dir", "samples{lr_anneal_steps}.png", done=" ({lr_anneal_steps} steps are done)"),
 }
 
 
@@ -63,7 +69,7 @@ def leave_if_finished() -> None:
     """Ends this process if its results are complete, or if a job in the queue will write them; says so."""
     script = Path(sys.argv[0]).name
     try:
-        said = "" if {"-h", "--help"} & {*sys.argv} else finished_or_queued(script, typed_flags(sys.argv[1:]))
+        said = "" if {"-h", "--help"} & {*sys.argv} else finished_or_queued(script, typed_flags(sys.argv[1:]), True)
     except InputError as error:
         sys.stderr.write(f"{script}: error: {error}\n")
         sys.exit(2)
@@ -72,8 +78,10 @@ def leave_if_finished() -> None:
         sys.exit(0)
 
 
-def finished_or_queued(script: str, flags: Flags) -> str:
+def finished_or_queued(script: str, flags: Flags, refuses: bool = False) -> str:
     """Why a command has nothing to do, in words; "" if it has.
+
+    refuses: a training that runs here and differs is left to its script, which compares more and refuses to resume.
 
     A flag that differs from those of the finished run is named. If a checkpoint is newer than the results, it is
     another one, and there is something to do.
@@ -84,8 +92,11 @@ def finished_or_queued(script: str, flags: Flags) -> str:
         return ""
     if last.is_file() and not newer_checkpoint(flags, last):
         other = difference(flags, recorded_settings(last))
+        if other and refuses and results.done and not results.submits(flags):
+            return ""
         remedy = f", but made with {other}; remove {last} to make it again" if other else ""
-        return f"{folder}: there already{remedy}"
+        done = re.sub(r"\{([\w.]+)\}", lambda match: value_of(flags, match[1]) or "all", results.done)
+        return f"{folder}: there already{done}{remedy}"
     number = queued_job(folder) if results.submits(flags) else ""
     return f"{folder}: in the queue as job {number}" if number else ""
 

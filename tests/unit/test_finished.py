@@ -53,8 +53,14 @@ SCRIPTS = [
     ("label_inference_attack.py", "--layers backbone,projector --k 10", "--output_dir", "projector/results.json", {}),
     ("lin_probe.py", "--local 1 --epochs 3", "--output_dir", "results.json", {"settings": {"epochs": 2}}),
     ("sslmem.py", "--views 4", "--output_dir", "results.json", {"settings": {"views": 10}}),
-    ("train_RCDM.py", "--lr 1 --lr_anneal_steps 20", "--out_dir", "samples000020.png", {"lr": 0.1}),
-    ("train_SSL.py", "--training.epochs 3 0", "--logging.folder", "final_weights.pt", {"training.epochs": 2}),
+    ("train_RCDM.py", "--local 0 --lr 1 --lr_anneal_steps 20", "--out_dir", "samples000020.png", {"lr": 0.1}),
+    (
+        "train_SSL.py",
+        "--dist.use_submitit 1 --training.epochs 3 0",
+        "--logging.folder",
+        "final_weights.pt",
+        {"training.epochs": 2},
+    ),
 ]
 
 
