@@ -4,8 +4,10 @@ Reads every point that is there below --attk_folder_path (NN_attk_{model}_{n}pc_
 --lin_probe_folder_path (lp_{model}_{n}pc_{E}ep/); the statistics are made from the neighbor (or score) files. Writes
 into --save_path, each as png, pdf and, with the legend, as *_legend, with its numbers beside it as csv:
 attk_{epochs,datasets}_{acc,partition}_top{1,5}; lp_{epochs,datasets}_top{1,5}; score_probe_gap_top{1,5}, the déjà vu
-score beside the gap that the linear probe shows; and of the one point at --epoch_sweep_dataset and
+score beside the gap that the linear probe shows;
+score_utility_top{1,5}, against the probe's accuracy; and of the one point at --epoch_sweep_dataset and
 --dataset_sweep_epoch attk_confidence_top{1,5}, accuracy against the fraction of most confident examples, and
+attk_votes_top{1,5}, against the neighbors that vote, attk_classes_top{1,5}, of each class, and
 attk_layers_acc_top{1,5}, of all layers that were attacked: in its subfolders, or in attack_sweeps_backbone beside
 attack_sweeps. Where sslmem.py's folders lie beside the attacks', sslmem_sweeps/sslmem_{model}_{n}pc_{E}ep/,
 score_sslmem_top{1,5}, the déjà vu score beside the mean SSLMem, and attk_sslmem_outcomes_top{1,5}, the mean SSLMem of
@@ -32,10 +34,13 @@ from dejavu_utils.analysis.figures import STYLES, figure_style, save_epoch_figur
 from dejavu_utils.analysis.frames import (
     Attack,
     attack_frames,
+    class_frames,
     confidence_frames,
     gap_frames,
     layer_frames,
     probe_frames,
+    utility_frames,
+    vote_frames,
 )
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.report import POINTWISE
@@ -164,6 +169,9 @@ def main():
                 output.save("score_sslmem_", sslmem_frames(args, attacks, scored["epoch"]), "epoch", caption=caption)
         if args.plot_lin_probe and (not args.sweep_param or sweep_of(args.sweep_param).own_models):
             probed = plot_probes(args, output, existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path"))
+            layer = args.layer or "projector"
+            utility = utility_frames(scored, probed, args.model, layer, args.dataset_sweep_epoch)
+            output.save("score_utility_", utility, caption=f"{args.model}, {layer}, every point with a probe")
             for x in scored.keys() & probed.keys():
                 stem = "score_probe_gap_" + ("" if x == "epoch" else f"{PLURALS[x]}_")
                 caption = f"{args.model}, {fixed_of(args, x)}"
@@ -253,6 +261,10 @@ def plot_point(args, output, folder):
         if own in attacks:
             caption = caption_of(args, None, [attacks[own]])
             output.save("attk_confidence_", confidence_frames(attacks[own]), caption=caption)
+            output.save("attk_classes_", class_frames(attacks[own]), caption=caption)
+            if own != "logits":
+                votes = vote_frames(lambda k: Attack(own, read_attack(layers[own], k), None), args.k_neighb)
+                output.save("attk_votes_", votes, caption=caption)
             output.save("attk_sslmem_outcomes_", outcome_frames(point, attacks[own].sets), caption=caption)
         elif args.layer:
             print(f"note: no {args.layer} in {point}: no figure of the confidence")

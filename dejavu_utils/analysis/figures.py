@@ -289,6 +289,70 @@ def save_margin_figure(
         save_figure(path, draw, axis, handles, caption)
 
 
+def save_vote_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
+    """Target and reference accuracy, and in a panel below the déjà vu score, against the neighbors that vote.
+
+    frame: columns k, {target,reference,score} and _low and _high of each, chance.
+    """
+    words = frame.assign(k=frame["k"].astype(str))
+    positions, axis = _positions(words, "k", None)
+
+    def draw(axes: Axes, below: Axes) -> None:
+        for number, name in enumerate(("target", "reference")):
+            _band(axes, positions, frame, name, None, number, linestyle=LINES[number])
+        _limits(axes, positions, frame)
+        _band(below, positions, frame, "score", None, 2)
+        _zero(below)
+        axes.set_ylabel(f"top-{top_k} accuracy")
+        below.set_ylabel("déjà vu score")
+
+    handles = _legend(("target", "reference", "déjà vu score"), ("-", "--", "-")) + _limit_legend(frame)
+    save_figure(path, draw, axis, handles, caption, panels=2)
+
+
+def save_class_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
+    """How many classes have which déjà vu score, and the range that chance gives the class with the median n.
+
+    frame: columns score, n, low, high, chance_low, chance_high. Filled: classes whose simultaneous interval lies
+    outside what chance spreads.
+    """
+    apart = (frame["low"] > frame["chance_high"]) | (frame["high"] < frame["chance_low"])
+    typical = frame.iloc[(frame["n"] - frame["n"].median()).abs().argmin()]
+
+    def draw(axes: Axes) -> None:
+        bins = np.linspace(min(-0.2, frame["score"].min()), max(0.2, frame["score"].max()), 21)
+        axes.hist(frame["score"], bins, histtype="step", color=COLORS[0])
+        axes.hist(frame["score"][apart], bins, color=COLORS[0])
+        axes.axvspan(typical["chance_low"], typical["chance_high"], color="0.85", zorder=0)
+        axes.axvline(0, color="0.6", linewidth=0.7, zorder=0)
+        axes.set_ylabel("classes")
+
+    handles: list[Any] = [Patch(facecolor="none", edgecolor=COLORS[0], label="classes")]
+    handles += [Patch(facecolor=COLORS[0], label="outside chance\n(simultaneous)"), Patch(color="0.85", label="chance")]
+    ticks = MaxNLocator(5).tick_values(min(-0.2, frame["score"].min()), max(0.2, frame["score"].max()))
+    axis = XAxis(f"déjà vu score of a class, top-{top_k}", np.round(ticks, 6))
+    save_figure(path, draw, axis, handles, caption)
+
+
+def save_utility_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
+    """Déjà vu score against the linear probe's validation accuracy; joined: the points that no other beats in both.
+
+    frame: columns score, score_low, score_high, probe_val, on_front.
+    """
+
+    def draw(axes: Axes) -> None:
+        _bars(axes, frame["probe_val"].to_numpy(float), frame, "score", "score", 0, False)
+        front = frame[frame["on_front"] == 1].sort_values("probe_val")
+        look = {"color": COLORS[0], "marker": MARKERS[0], "markersize": 4, "linewidth": 1, "zorder": 3}
+        axes.plot(front["probe_val"], front["score"], **look)
+        _zero(axes)
+        axes.set_ylabel(f"déjà vu score, top-{top_k}")
+
+    handles = [_line("on the Pareto front", 0), _line("other points", 0, linestyle="none", **_face(0, False))]
+    ticks = MaxNLocator(5).tick_values(frame["probe_val"].min(), frame["probe_val"].max())
+    save_figure(path, draw, XAxis(f"linear probe, top-{top_k} accuracy", ticks), handles, caption)
+
+
 def save_agreement_figure(path: str | Path, frame: pd.DataFrame, caption: str = "") -> None:
     """Of the images memorized in one run, the fraction memorized in another above chance. frame: columns first, second,
     above_chance."""

@@ -4,28 +4,36 @@ Each yields (part of the file name, function that draws, DataFrame, top_k); the 
 figure holds. `x` is the column of the axis, `points` are [(its value, what was read there)].
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from dejavu_utils.analysis.attack_files import AttackedSet, TopAccuracies
 from dejavu_utils.analysis.figures import (
     save_accuracy_figures,
+    save_class_figures,
     save_confidence_figures,
     save_gap_figures,
     save_layer_figures,
     save_partition_figures,
     save_probe_figures,
+    save_utility_figures,
+    save_vote_figures,
 )
-from dejavu_utils.analysis.intervals import Estimate, difference
-from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, Summary, summarize_levels
+from dejavu_utils.analysis.intervals import Z95, Estimate, difference
+from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, Summary, summarize_classes, summarize_levels
 from dejavu_utils.analysis.report import clear_of_chance
 from dejavu_utils.analysis.tables import accuracy_columns, bounds, confidence_curve, directions
 
 CURVE = range(10, 101, 2)  # per cents of the confidence curve
+
+VOTES = (1, 2, 5, 10, 20, 50, 100, 200)  # neighbors that vote, of the figure of votes
+LEAST_OF_CLASS = 5  # attacked images from which a class has an interval
+PERMUTATIONS = 1000
 
 Frames = Iterator[tuple[str, Any, pd.DataFrame, int]]
 
@@ -96,6 +104,87 @@ def confidence_frames(attack: Attack) -> Frames:
     curve = confidence_curve(attack.sets, CURVE, attack.ceiling)
     for top_k in TOP_KS:
         yield "", save_confidence_figures, curve[curve["top_k"] == top_k].drop(columns="top_k"), top_k
+
+
+def vote_frames(read: Callable[[int], Attack], most: int) -> Frames:
+    """Yields target, reference and score against the neighbors that vote. read: the Attack in which so many vote."""
+    attacks = {k: read(k) for k in sorted({k for k in VOTES if k < most} | {most})}
+    for top_k in TOP_KS:
+        rows = []
+        for k, attack in attacks.items():
+            (summary,) = summarize_levels(directions(attack.sets), top_k, [100])
+            rows.append({"k": k, **accuracy_columns(summary)})
+        frame = pd.DataFrame(rows).rename(columns={"target_acc": "target", "reference_acc": "reference"})
+        yield "", save_vote_figures, frame, top_k
+
+
+def class_frames(attack: Attack) -> Frames:
+    """Yields the score of each class, the most affected first: class (its label), n, target, reference, score, and low
+    and high, which hold for all classes of at least LEAST_OF_CLASS images at once (Bonferroni).
+
+    chance_low, chance_high: 2.5 and 97.5 % of the scores that as many images drawn from all classes have.
+    """
+    attacks = directions(attack.sets)
+    labels = np.concatenate([one.labels for one in attacks])
+    for top_k in TOP_KS:
+        gains = []
+        for one in attacks:
+            target, reference = one.correct(top_k)
+            gains.append(target.astype(float) - reference)
+        summary = summarize_classes(attacks, top_k, int(labels.max()) + 1)
+        rows = _class_rows(summary, np.concatenate(gains))
+        frame = pd.DataFrame(rows).sort_values(["score", "class"], ascending=[False, True])
+        yield "", save_class_figures, frame, top_k
+
+
+def _class_rows(summary: Any, gains: np.ndarray) -> list[dict[str, float]]:
+    """gains: target correct - reference correct of every attacked image."""
+    large = np.flatnonzero(summary.n >= LEAST_OF_CLASS)
+    wider = norm.ppf(1 - 0.025 / max(len(large), 1)) / Z95
+    rng, rows = np.random.default_rng(0), []
+    for label in np.flatnonzero(summary.n):
+        n, score = int(summary.n[label]), summary.score.at(label)
+        row = {"class": int(label), "n": n, "target": summary.target.value[label]}
+        row |= {"reference": summary.reference.value[label], "score": score.value}
+        drawn = gains[rng.integers(0, len(gains), (PERMUTATIONS, n))].mean(axis=1)
+        row["low"] = row["high"] = np.nan
+        if n >= LEAST_OF_CLASS:
+            row["low"] = max(-1.0, score.value - wider * (score.value - score.low))
+            row["high"] = min(1.0, score.value + wider * (score.high - score.value))
+        row["chance_low"], row["chance_high"] = np.quantile(drawn, (0.025, 0.975))
+        rows.append(row)
+    return rows
+
+
+def utility_frames(scored: dict, probed: dict, model: str, layer: str, epoch: int) -> Frames:
+    """Yields the déjà vu score against the probe's validation accuracy of every point that has both.
+
+    scored, probed: {column: frames, as `Output.save` returns them}. epoch: of the points that do not differ in it.
+    on_front: 1 where no other point has both a smaller score and a larger probe accuracy.
+    """
+    for top_k in TOP_KS:
+        rows = []
+        for x in sorted(scored.keys() & probed.keys()):
+            scores, probes = scored[x]["acc_", top_k], probed[x]["", top_k].set_index(x)["val_acc"]
+            for row in scores[scores["pct_confidence"] == scores["pct_confidence"].max()].to_dict("records"):
+                if row[x] in probes.index:
+                    name = {"model": model, "setting": x, "value": row[x], "layer": layer}
+                    name["epoch"] = row[x] if x == "epoch" else epoch
+                    ends = {part: row[part] for part in ("score_low", "score_high")}
+                    rows.append({**name, "score": row["score"], "probe_val": probes[row[x]], **ends})
+        if rows:
+            frame = pd.DataFrame(rows)
+            yield "", save_utility_figures, frame.assign(on_front=on_front(frame["score"], frame["probe_val"])), top_k
+
+
+def on_front(scores: Sequence[float], utilities: Sequence[float]) -> np.ndarray:
+    """int (n,): 1 where no other point has at most the score and at least the utility, and one of them better."""
+    scores, utilities = np.asarray(scores), np.asarray(utilities)
+    front = np.ones(len(scores), dtype=int)
+    for place, (score, utility) in enumerate(zip(scores, utilities)):
+        no_worse = (scores <= score) & (utilities >= utility)
+        front[place] = not (no_worse & ((scores < score) | (utilities > utility))).any()
+    return front
 
 
 def gap_frames(attacks: dict, probes: dict, x: str) -> Frames:
