@@ -29,6 +29,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dejavu_utils.analysis.agreement import disagreements
 from dejavu_utils.analysis.attack_files import attacked_layers, read_attack, read_ceiling, read_probe
 from dejavu_utils.analysis.figures import STYLES, figure_style, save_epoch_figures, save_outcome_figures
 from dejavu_utils.analysis.frames import (
@@ -301,17 +302,24 @@ def read_points(args, folder, template, value, x):
         layer = args.layer or ("projector" if "projector" in layers else next(iter(layers), "projector"))
         return read_layer(args, layers.get(layer, path), layer)
 
-    points, left_out = [], []
+    points, left_out, folders = [], [], {}
     for position, path in sweep_points(folder, template, value):
         if x == "param" and args.sweep_values and position not in args.sweep_values:
             continue
         try:
             points.append((position, read(path)))
+            layers = attacked_layers(path) if is_attack else {}
+            folders[position] = layers.get(args.layer or "projector", path)
         except InputError as error:
             if "--k_neighb" in str(error):
                 raise
             print(f"note: left out: {error}")
             left_out.append(error)
+    reader = {"epoch": "epochs", "dataset": "datasets"}.get(x, "params")
+    reader = "corner_crop_frac" if args.sweep_param == "corner_crop_frac" else reader
+    for position, words in disagreements(reader, folders).items():
+        if words:
+            print(f"note: {folders[position]} differs from {next(iter(folders.values()))} in {words}")
     return points, left_out
 
 

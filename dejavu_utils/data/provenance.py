@@ -48,7 +48,6 @@ READERS: dict[str, tuple[str, ...]] = {
     "datasets": (*_OTHER_MODELS, *_OTHER_SETS),
     "params": _OTHER_MODELS,
     "corner_crop_frac": (*_OTHER_MODELS, "crops.*"),
-    "layers": ("votes.layer",),
     "runs": (*_OTHER_MODELS, *_OTHER_SETS, "public"),
     "table": (*_OTHER_MODELS, *_OTHER_SETS, "votes.layer"),
 }
