@@ -56,7 +56,6 @@ from dejavu_utils.attack.search import (
     Queries,
     ceiling_images,
     k_with_self,
-    memory_in_words,
     nearest_public,
     predicted_memory,
 )
@@ -249,10 +248,10 @@ def attack(args):
     key = None if rank() else key_of(args, record, layers, listing, queries.images, public, device)
     pieces = ShardStore(Path(args.output_dir) / "unfinished", key)
     if not rank():
-        announce(args, embedder, layers, queries.images, public, pieces.start())
+        announce(args, embedder, layers, queries, public, pieces.start())
     wait_for_all()
     found = nearest_public(embedder, queries.images, public, k_with_self(args.k, len(public)), pieces, progress)
-    args.resolution = shown
+    settings = {**vars(args), "resolution": shown, "device": str(device), "reference": comparison.kind}
     if not rank():
         copied = copied_elsewhere(args.bbox_A_idx_pth, networks, comparison.reference, sets, public.indices, listing)
         for layer in layers:
@@ -262,7 +261,7 @@ def attack(args):
             context = Context(
                 counts_of(parts, result, len(public), found.unreadable, len(listing.classes)),
                 warnings + check_ceilings(result.ceiling, 1 / len(listing.classes)),
-                {**vars(args), "layer": layer, "device": str(device), "reference": comparison.kind},
+                {**settings, "layer": layer},
                 replace(record, votes={"k": args.k, "k_attk": args.k_attk, "layer": layer}).plain(),
                 **pictures_of(args, annotations),
             )
@@ -390,14 +389,19 @@ def key_of(args, record, layers, listing, crops, public, device):
     ).plain()
 
 
-def announce(args, embedder, layers, crops, public, kept):
+def announce(args, embedder, layers, queries, public, kept):
     """Prints what is computed where, and the memory it needs."""
+    whole = len(queries.parts[CEILING])
+    images = [f"{len(queries.images) - whole} crops", f"{whole} whole public images for the ceiling"]
     n_public = 0 if args.use_supervised_linear else len(public)
+    if n_public:
+        images.append(f"{n_public} public images as neighbors")
     print(
-        f"embedding {len(crops)} crops and {n_public} public images: {', '.join(layers)}, on "
-        f"{embedder.device} in {args.precision}, {world_size()} process{'es' if world_size() > 1 else ''}"
+        f"embedding {', '.join(images)}: {', '.join(layers)}, on {embedder.device} in {args.precision}, "
+        f"{world_size()} process{'es' if world_size() > 1 else ''}"
     )
-    print(memory_in_words(predicted_memory(embedder, len(crops), n_public, k_with_self(args.k, n_public))))
+    memory = predicted_memory(embedder, len(queries.images), n_public, k_with_self(args.k, n_public))
+    print(memory.in_words())
     if kept:
         print(f"resumes with {kept} pieces of the same attack", flush=True)
 

@@ -2,86 +2,102 @@
 
 The nearest public images of many crops under several networks at once, each image read and decoded once.
 
-The images are cut into shards, which several processes share, and whose results are kept, so that a killed search can
-resume. Of crops and public images the smaller set's embeddings are held in memory, the other's are streamed past them.
-What is found does not depend on the number of processes, nor on where a search was interrupted.
+The crops' embeddings are held in memory; the public images' are streamed past them in shards, which several processes
+share, and whose results are kept, so that a killed search can resume. The neighbors depend neither on the number of
+processes nor on where a search was interrupted.
 """
 
 import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 
 from dejavu_utils.attack.neighbors import NeighborSearch, candidates_memory
 from dejavu_utils.crops import CropRule
-from dejavu_utils.data.background_crops import take_crops
+from dejavu_utils.data.background_crops import CroppedImages, take_crops
 from dejavu_utils.errors import InputError
-from dejavu_utils.networks.embedder import SHARD, ImageSet, array_key, count_images
+from dejavu_utils.imagenet import ImageListing
+from dejavu_utils.log import Progress
+from dejavu_utils.networks.embedder import SHARD, Embedder, ImageSet, array_key, count_images
 from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
+from dejavu_utils.runtime.resumable import ShardStore
 
 CEILING = "ceiling"  # the part of whole public images
 _CEILING_IMAGES = 5000  # of the public set, evenly spaced: enough for an interval of at most 0.03
 _BLOCK_IMAGES, _BLOCK_FLOATS = 131072, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
-_SAVING_SHARE = 1 / 20  # of the time may go into saving neighbors found so far
+_SAVING_FRACTION = 1 / 20  # of the time may go into saving the neighbors so far
+
+Key = tuple[str, str]  # (network, layer)
+Shard = tuple[str, int, int]  # (name, start, stop)
+Searches = dict[Key, NeighborSearch]
+ProgressOf = Callable[[int], AbstractContextManager[Progress]]
 
 
 class Queries:
     """The images to embed and search, part after part: {"A": CroppedImages, "B": ..., CEILING: ...}.
 
-    shown: {network: names of the parts that it is shown}, of those that are not shown all. images: ImageSet of
-    all. own: int64 (n,), the query's place in the public set, -1 where it is not public: a public image is left out of
-    its own neighbors.
+    public: int64 (p,). shown: {network: names of the parts that it is shown}, of those that are not shown all. images:
+    ImageSet of all. own: int64 (n,), the query's place in the public set, -1 where it is not public: a public image is
+    left out of its own neighbors.
     """
 
-    def __init__(self, parts, public, shown=None):
+    def __init__(
+        self,
+        parts: dict[str, CroppedImages],
+        public: np.ndarray,
+        shown: Mapping[str, list[str]] | None = None,
+    ) -> None:
         self.parts = parts
-        joined = {
-            name: np.concatenate([getattr(part, name) for part in parts.values()]) for name in ("indices", "crops")
-        }
-        part_of = np.repeat(np.array(list(parts)), list(map(len, parts.values())))
+        indices = np.concatenate([part.indices for part in parts.values()])
+        crops = np.concatenate([part.crops for part in parts.values()])
+        sizes = [len(part) for part in parts.values()]
+        part_of = np.repeat(np.array(list(parts)), sizes)
         of_networks = {network: np.isin(part_of, names) for network, names in (shown or {}).items()}
-        self.images = ImageSet("crops", **joined, shown=of_networks)
+        self.images = ImageSet("crops", indices, crops, shown=of_networks)
         order = np.argsort(public)
-        places = order[np.minimum(np.searchsorted(public, joined["indices"], sorter=order), len(public) - 1)]
-        self.own = np.where(public[places] == joined["indices"], places, -1)
-        self._bounds = np.cumsum([0, *map(len, parts.values())])
+        following = np.minimum(np.searchsorted(public, indices, sorter=order), len(public) - 1)
+        places = order[following]
+        self.own = np.where(public[places] == indices, places, -1)
+        self._bounds = np.cumsum([0, *sizes])
 
-    def among(self, name, rows):
+    def among(self, name: str, rows: np.ndarray) -> np.ndarray:
         """bool (m,): which of these rows of `images` belong to a part?"""
         number = list(self.parts).index(name)
         return (rows >= self._bounds[number]) & (rows < self._bounds[number + 1])
 
-    def neighbors(self, rows, positions, k):
+    def neighbors(self, rows: np.ndarray, positions: np.ndarray, k: int) -> np.ndarray:
         """The k nearest public images of some rows, without themselves: places in the public set, int64 (m, <= k).
 
-        positions: int64 (m, p), what a search for as many as `k_with_self(k, ...)` found for them.
+        positions: int64 (m, p), the places of as many as `k_with_self(k, ...)` neighbors of each.
         """
         own = self.own[rows]
         return without_itself(positions, own, k) if (own >= 0).any() else positions[:, :k]
 
 
-def k_with_self(k, public):
+def k_with_self(k: int, public: int) -> int:
     """How many neighbors a search must find so that k are left without the query itself; public: how many there are."""
     return min(k + 1, public)
 
 
-def without_itself(positions, own, k):
+def without_itself(positions: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
     """The first k neighbors of each query, without the query itself.
 
     positions: int64 (n, m), places in the public set. own: int64 (n,), the query's place there, -1 where it is not
     public. Returns int64 (n, min(k, m - 1)).
     """
     is_own = positions == own[:, None]
-    is_own[~is_own.any(axis=1), -1] = True  # who is not among the neighbors leaves out the last
+    is_own[~is_own.any(axis=1), -1] = True  # a query missing from its own neighbors drops the last one
     return positions[~is_own].reshape(len(positions), -1)[:, :k]
 
 
-def ceiling_images(listing, public, skip_unreadable=False):
-    """Whole public images, evenly spaced over the public set, as CroppedImages."""
+def ceiling_images(listing: ImageListing, public: np.ndarray, skip_unreadable: bool = False) -> CroppedImages:
+    """Whole public images, evenly spaced over the public set."""
     count = min(_CEILING_IMAGES, len(public))
-    chosen = public[np.linspace(0, len(public) - 1, count).round().astype(np.int64)]
+    places = np.linspace(0, len(public) - 1, count).round().astype(np.int64)
     whole = CropRule("corner", fraction=1.0)
-    return take_crops(listing, chosen, whole, skip_unreadable=skip_unreadable)
+    return take_crops(listing, public[places], whole, skip_unreadable=skip_unreadable)
 
 
 @dataclass
@@ -90,168 +106,161 @@ class SearchResult:
     positions in the public set; or scores float32 (m, classes)}. unreadable: public images that could not be read."""
 
     rows: np.ndarray
-    arrays: dict
+    arrays: dict[Key, np.ndarray]
     unreadable: int = 0
 
 
-def nearest_public(embedder, crops, public, k, pieces, progress=lambda total: None):
+def nearest_public(
+    embedder: Embedder, crops: ImageSet, public: ImageSet, k: int, pieces: ShardStore, progress: ProgressOf
+) -> SearchResult | None:
     """The k public images nearest to every crop, under every network and layer; of logits the scores themselves.
 
-    crops, public: ImageSet. pieces: ShardStore. All processes must call this; the first gets what was SearchResult,
-    the others None. InputError if fewer than k public images could be read.
+    All processes must call this; the first gets the result, the others None. InputError if fewer than k public images
+    could be read.
     """
-    if len(embedder.scores) == len(embedder.widths):
-        return SearchResult(*embedder.embed_set(crops, pieces, progress))
-    search = _past_crops if holds_crops(len(crops), len(public)) else _past_public
-    return search(embedder, crops, public, k, pieces, progress)
-
-
-def holds_crops(crops, public):
-    """Are the crops' embeddings held, and the public images' streamed? For their numbers."""
-    return crops <= public
-
-
-def predicted_memory(embedder, crops, public, k):
-    """Upper estimates in bytes for `nearest_public` with so many images: {"held", "streamed", "neighbors", "disk"}.
-
-    The first three add up to what a process needs beside its networks and libraries; disk is for all processes.
-    """
-    widths = list(embedder.widths.values())
-    held, streamed = sorted((crops, public)) if public else (crops, 0)  # logits need no public images
-    block = max(min(block_rows(width), streamed) * width for width in widths)
-    # A block is read and joined, then moved in a copy; of every layer a shard is saved, and one embedded or read.
-    shard = 2 * min(max(SHARD, embedder.batch_size), streamed) * sum(widths)
-    # The best of all layers; and for one, those after a block.
-    found = 0 if not public else crops if holds_crops(crops, public) else min(crops, SHARD)
-    waiting = min(streamed, world_size() * (_BLOCK_IMAGES + SHARD))
-    return {
-        "held": held * sum(widths) * 4,
-        "streamed": (2 * block + shard) * 4,
-        "neighbors": found * k * 16 * (len(widths) + 1) + candidates_memory(k),
-        "disk": (held + waiting) * sum(widths) * 4 + found * k * len(widths) * 16 * world_size(),
-    }
-
-
-def memory_in_words(needed):
-    """What `predicted_memory` gave, as a line of text."""
-    gigabytes = {what: size / 1e9 for what, size in needed.items()}
-    disk = gigabytes.pop("disk")
-    return (
-        f"memory per process, beside its networks: at most {sum(gigabytes.values()):.2f} GB ("
-        + ", ".join(f"{what} {size:.2f}" for what, size in gigabytes.items())
-        + f"); disk for unfinished work: at most {disk:.2f} GB"
-    )
-
-
-def _search_for(embedder, key, queries, k):
-    """A NeighborSearch for embeddings of (model, layer), float32 (n, width)."""
-    model, layer = key
-    return NeighborSearch(queries, k, embedder.device, name=f"{embedder.where.get(model, model)}: its {layer} outputs")
-
-
-def _past_crops(embedder, crops, public, k, pieces, progress):
-    """The crops' embeddings are held, the public images' pass by in blocks of shards, each process's own."""
-    crop_rows, held = embedder.embed_set(crops, pieces, progress)
-    if not len(crop_rows):
-        raise InputError("--skip_unreadable: not one of the attacked images could be read")
-    scores = {key: held.pop(key) for key in embedder.scores}
-    searches = {key: _search_for(embedder, key, array, k) for key, array in held.items()}
-    embedder = embedder.without_scores()
-    shards, own = embedder.shards(public), f"best_{rank():06d}"
-    earlier = pieces.names("best_") if rank() == 0 else []
-    earlier = from_first({name: pieces.load(name, "shards")["shards"].tolist() for name in earlier})
-    done = {shard for shards_of_piece in earlier.values() for shard in shards_of_piece}
-    finished, unreadable = _merge(searches, pieces.load(own)) if own in earlier else ([], 0)
-    size = block_rows(max(embedder.widths.values())) // (shards[0][2] - shards[0][1])
-    size = max(1, min(size, len(shards) // world_size()))
-    blocks = [shards[start : start + size] for start in range(0, len(shards), size)][rank() :: world_size()]
-    blocks = [[shard for shard in block if shard[0] not in done] for block in blocks]
-    saved, saving = time.monotonic(), 0.0
-    with progress(sum(map(count_images, blocks))) as bar:
-        for block in filter(None, blocks):
-            there = set(pieces.names(f"{public.name}_"))
-            bar.update(count_images([shard for shard in block if shard[0] in there]))
-            embedder.keep(public, [shard for shard in block if shard[0] not in there], pieces, bar.update)
-            rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in block])
-            unreadable += count_images(block) - len(rows)
-            for key, search in searches.items():
-                parts = [pieces.load(name, array_key(key))[array_key(key)] for name, _, _ in block]
-                search.add(np.concatenate(parts), rows)
-            finished += [name for name, _, _ in block]
-            if time.monotonic() - saved > saving / _SAVING_SHARE:
-                saved, saving = _save_best(pieces, own, searches, finished, unreadable)
-    _save_best(pieces, own, searches, finished, unreadable)
-    wait_for_all()
-    if rank():
-        return None
-    for name in sorted({*earlier, *(f"best_{number:06d}" for number in range(world_size()))} - {own}):
-        finished_there, unreadable_there = _merge(searches, pieces.load(name))
-        finished, unreadable = finished + finished_there, unreadable + unreadable_there
-    if sorted(finished) != [name for name, _, _ in shards]:
-        raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and rerun the attack")
-    neighbors = {key: _result(search, len(public) - unreadable) for key, search in searches.items()}
-    return SearchResult(crop_rows, {**neighbors, **scores}, unreadable)
-
-
-def _past_public(embedder, crops, public, k, pieces, progress):
-    """The public images' embeddings are held, the crops' pass by in shards, each process's own."""
-    public_rows, held = embedder.without_scores().embed_set(public, pieces, progress)
-    if len(public_rows) < k:
-        _too_few(k, len(public_rows))
-    shards = embedder.shards(crops)
-    there = set(from_first(pieces.names("found_")))
-    todo = [shard for shard in shards if f"found_{shard[0]}" not in there][rank() :: world_size()]
-    with progress(count_images(todo)) as bar:
-        for name, rows, embedded in embedder.embed_shards(crops, todo, bar.update):
-            found = {key: np.empty((0, k), np.int64) for key in held}  # where no crop of the shard could be read
-            found |= {key: embedded[key] for key in embedder.scores}
-            if len(rows):
-                for key, public_embeddings in held.items():
-                    search, step = _search_for(embedder, key, embedded[key], k), block_rows(embedder.widths[key])
-                    for start in range(0, len(public_rows), step):
-                        search.add(public_embeddings[start : start + step], public_rows[start : start + step])
-                    found[key] = search.result()
-            pieces.save(f"found_{name}", rows=rows, **{array_key(key): array for key, array in found.items()})
-    wait_for_all()
-    if rank():
-        return None
-    found = [pieces.load(f"found_{name}") for name, _, _ in shards]
-    rows = np.concatenate([piece["rows"] for piece in found])
+    rows, embeddings = embedder.embed_set(crops, pieces, progress)
     if not len(rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
-    arrays = {key: np.concatenate([piece[array_key(key)] for piece in found]) for key in embedder.widths}
-    return SearchResult(rows, arrays, len(public) - len(public_rows))
+    scores = {key: embeddings.pop(key) for key in embedder.scores}
+    if not embeddings:
+        return SearchResult(rows, scores)
+    searches = {key: _search_for(embedder, key, queries, k) for key, queries in embeddings.items()}
+    embedder = embedder.without_scores()
+    shards = embedder.shards(public)
+    saved = pieces.names("best_") if rank() == 0 else []
+    shards_of = from_first({name: pieces.load(name, "shards")["shards"].tolist() for name in saved})
+    own = _SavedBest(pieces, searches, f"best_{rank():06d}")
+    if own.name in shards_of:
+        own.join(own.name)
+    done = {shard for names in shards_of.values() for shard in names}
+    blocks = _own_blocks(embedder, shards, done)
+    with progress(sum(map(count_images, blocks))) as bar:
+        for block in blocks:
+            _search_block(embedder, public, block, own, bar)
+    own.save()
+    wait_for_all()
+    if rank():
+        return None
+    of_ranks = [f"best_{number:06d}" for number in range(world_size())]
+    for name in sorted({*shards_of, *of_ranks} - {own.name}):
+        own.join(name)
+    if sorted(own.shards) != [name for name, _, _ in shards]:
+        raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and rerun the attack")
+    readable = len(public) - own.unreadable
+    if readable < k:
+        raise InputError(f"--k {k}: only {readable} images of the public set could be read")
+    neighbors = {key: search.result() for key, search in searches.items()}
+    return SearchResult(rows, {**neighbors, **scores}, own.unreadable)
 
 
-def block_rows(width):
+def _search_for(embedder: Embedder, key: Key, queries: np.ndarray, k: int) -> NeighborSearch:
+    """A NeighborSearch for embeddings of a key, float32 (n, width)."""
+    model, layer = key
+    source = embedder.where.get(model, model)
+    return NeighborSearch(queries, k, embedder.device, name=f"{source}: its {layer} outputs")
+
+
+def _own_blocks(embedder: Embedder, shards: list[Shard], done: set[str]) -> list[list[Shard]]:
+    """This process's blocks of shards that are searched at once, without those that are done."""
+    images = shards[0][2] - shards[0][1]
+    size = block_rows(max(embedder.widths.values())) // images
+    size = max(1, min(size, len(shards) // world_size()))
+    blocks = [shards[start : start + size] for start in range(0, len(shards), size)]
+    left = [[shard for shard in block if shard[0] not in done] for block in blocks[rank() :: world_size()]]
+    return [block for block in left if block]
+
+
+def _search_block(embedder: Embedder, public: ImageSet, block: list[Shard], own: "_SavedBest", bar: Progress) -> None:
+    """Embeds the shards of a block that are not among the pieces, and searches all of them."""
+    pieces = own.pieces
+    embedded = set(pieces.names(f"{public.name}_"))
+    bar.update(count_images([shard for shard in block if shard[0] in embedded]))
+    embedder.keep(public, [shard for shard in block if shard[0] not in embedded], pieces, bar.update)
+    rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in block])
+    for key, search in own.searches.items():
+        name_of = array_key(key)
+        embeddings = [pieces.load(name, name_of)[name_of] for name, _, _ in block]
+        search.add(np.concatenate(embeddings), rows)
+    own.add(block, len(rows))
+
+
+class _SavedBest:
+    """The nearest so far of all searches, with the shards that they come from, saved among the pieces as `name`.
+
+    Saving takes at most _SAVING_FRACTION of the time. shards: names. unreadable: images of them that could not be read.
+    """
+
+    def __init__(self, pieces: ShardStore, searches: Searches, name: str) -> None:
+        self.pieces, self.searches, self.name = pieces, searches, name
+        self.shards: list[str] = []
+        self.unreadable = 0
+        self._saved_at, self._duration = time.monotonic(), 0.0
+
+    def add(self, block: list[Shard], readable: int) -> None:
+        """Shards that were searched."""
+        self.shards += [name for name, _, _ in block]
+        self.unreadable += count_images(block) - readable
+        if time.monotonic() - self._saved_at > self._duration / _SAVING_FRACTION:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the neighbors, then removes the embeddings that they stand for."""
+        started = time.monotonic()
+        arrays = {"shards": np.array(self.shards, str), "unreadable": np.array(self.unreadable)}
+        for key, search in self.searches.items():
+            arrays[f"{array_key(key)}|distances"], arrays[f"{array_key(key)}|positions"] = search.best
+        self.pieces.save(self.name, **arrays)
+        for shard in self.shards:
+            self.pieces.drop(shard)
+        self._saved_at = time.monotonic()
+        self._duration = self._saved_at - started
+
+    def join(self, name: str) -> None:
+        """Adds what an earlier run or another process saved under this name."""
+        piece = self.pieces.load(name)
+        for key, search in self.searches.items():
+            search.merge(piece[f"{array_key(key)}|distances"], piece[f"{array_key(key)}|positions"])
+        self.shards += piece["shards"].tolist()
+        self.unreadable += int(piece["unreadable"])
+
+
+def block_rows(width: int) -> int:
     """Embeddings of this width that are searched at once."""
     return max(1, min(_BLOCK_IMAGES, _BLOCK_FLOATS // width))
 
 
-def _save_best(pieces, name, searches, shards, unreadable):
-    """Saves the neighbors found so far, then removes the embeddings that they stand for; (when, how long it took)."""
-    started = time.monotonic()
-    arrays = {"shards": np.array(shards, str), "unreadable": np.array(unreadable)}
-    for key, search in searches.items():
-        arrays[f"{array_key(key)}|distances"], arrays[f"{array_key(key)}|positions"] = search.best
-    pieces.save(name, **arrays)
-    for shard in shards:
-        pieces.drop(shard)
-    return time.monotonic(), time.monotonic() - started
+@dataclass
+class Memory:
+    """Upper estimates in bytes. held, streamed and neighbors add up to what a process needs beside its networks and
+    libraries; disk is for the unfinished work of all processes."""
+
+    held: int
+    streamed: int
+    neighbors: int
+    disk: int
+
+    def in_words(self) -> str:
+        gigabytes = {name: size / 1e9 for name, size in vars(self).items()}
+        disk = gigabytes.pop("disk")
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in gigabytes.items())
+        total = sum(gigabytes.values())
+        return (
+            f"estimated memory per process, excluding the networks: at most {total:.2f} GB ({parts}); "
+            f"disk for unfinished work: at most {disk:.2f} GB"
+        )
 
 
-def _merge(searches, piece):
-    """Joins what `_save_best` has saved; its (shards, unreadable)."""
-    for key, search in searches.items():
-        search.merge(piece[f"{array_key(key)}|distances"], piece[f"{array_key(key)}|positions"])
-    return piece["shards"].tolist(), int(piece["unreadable"])
-
-
-def _result(search, readable):
-    if readable < search.k:
-        _too_few(search.k, readable)
-    return search.result()
-
-
-def _too_few(k, readable):
-    raise InputError(f"--k {k}: only {readable} images of the public set could be read")
+def predicted_memory(embedder: Embedder, crops: int, public: int, k: int) -> Memory:
+    """What `nearest_public` needs for so many images; public: 0 for logits, which need none."""
+    widths = list(embedder.widths.values())
+    block = max(min(block_rows(width), public) * width for width in widths)
+    # A block is read and joined, then moved in a copy; of every layer a shard is saved, and one embedded or read.
+    shard = 2 * min(max(SHARD, embedder.batch_size), public) * sum(widths)
+    neighbors = crops * k * 16 if public else 0  # of one layer: float64 distances and int64 positions
+    waiting = min(public, world_size() * (_BLOCK_IMAGES + SHARD))
+    return Memory(
+        held=crops * sum(widths) * 4,
+        streamed=(2 * block + shard) * 4,
+        neighbors=neighbors * (len(widths) + 1) + candidates_memory(k),  # the best of all; of one, those after a block
+        disk=(crops + waiting) * sum(widths) * 4 + neighbors * len(widths) * world_size(),
+    )
