@@ -41,15 +41,25 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.analysis.attack_output import Context, counts_of, layer_result, summary_lines, write_layer
+from dejavu_utils.analysis.attack_files import attacked_layers
+from dejavu_utils.analysis.attack_output import (
+    Context,
+    check_ceilings,
+    counts_of,
+    layer_result,
+    summary_lines,
+    write_layer,
+)
 from dejavu_utils.attack.preconditions import (
     Origin,
     check_alike,
-    check_ceilings,
     check_disjoint,
     check_models,
+    check_number_of_classes,
     check_training_sets,
+    class_warnings,
     copied_elsewhere,
+    numbered_folders,
 )
 from dejavu_utils.attack.search import (
     CEILING,
@@ -214,6 +224,11 @@ def check_args(args):
         raise InputError("--layers: leave --use_backbone and --use_supervised_linear out")
     if args.layers and len(set(args.layers)) < len(args.layers):
         raise InputError("--layers: names a layer twice")
+    layers = [name for name, path in attacked_layers(args.output_dir).items() if path != Path(args.output_dir)]
+    own = attack_path(args.output_dir, "A", "A", "attk_idxs").exists()
+    if own and args.layers or layers and not args.layers:
+        what = "of one layer" if own else f"of the layers {', '.join(sorted(layers))} (--layers)"
+        raise InputError(f"--output_dir {args.output_dir}: holds an attack {what}; remove it or name another folder")
     for model, scored in (("A", args.use_supervised_linear), ("B", args.use_supervised_linear or args.model_oss_pth)):
         other = "neighb_labels" if scored else "scores"
         if attack_path(args.output_dir, model, "A", other).exists():
@@ -232,6 +247,7 @@ def attack(args):
     first = comparison.models[0]
     networks, warnings = load_networks(args, where, comparison)
     warnings += check_identity(args, networks, where, comparison, sets, public, listing)
+    warnings += check_classes(args, networks, where, comparison, sets, public, listing)
     layers = layers_of(args, networks[first], where[first])
     of_each = comparison.layers(networks, layers)
     for name, network in networks.items():
@@ -298,6 +314,14 @@ def check_identity(args, networks, where, comparison, sets, public, listing):
     if comparison.classifiers:
         return check_one_model(origins, where, comparison, sets, public, listing)
     return check_models(origins, where) + check_training_sets(origins, where, attacked, public, listing)
+
+
+def check_classes(args, networks, where, comparison, sets, public, listing):
+    """Warnings about classes that cannot be predicted; InputError for scores of other classes than the folder's."""
+    for name, network in networks.items():
+        if args.use_supervised_linear or name not in comparison.models:
+            check_number_of_classes(network, where[name], listing)
+    return numbered_folders(listing) if args.use_supervised_linear else class_warnings(listing, sets, public)
 
 
 def tested(args):

@@ -197,8 +197,15 @@ def attacked_layers(folder: str | Path) -> dict[str, Path]:
     if attack_path(folder, "A", "A", "attk_idxs").is_file():
         results = read_results(folder)
         by_name = LAYERS_BESIDE.get(folder.absolute().parent.name, "projector")
-        layers.setdefault(results and results.layer or by_name, folder)
+        layer = results and results.layer or by_name
+        if layer not in layers or _written_at(layers[layer]) < _written_at(folder):  # the later attack
+            layers[layer] = folder
     return layers
+
+
+def _written_at(folder: Path) -> float:
+    path = attack_path(folder, "A", "A", "attk_idxs")
+    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 @dataclass

@@ -94,6 +94,11 @@ class _Answers:
         """Images of a part that could be read, int64 (n,)."""
         return self.queries.images.indices[self.rows[part]]
 
+    def crops(self, part: str) -> np.ndarray:
+        """Theirs, int64 (n, 4)."""
+        assert self.queries.images.crops is not None
+        return self.queries.images.crops[self.rows[part]]
+
     def labels(self, part: str) -> np.ndarray:
         return self.listing.labels[self.indices(part)]
 
@@ -129,7 +134,7 @@ def layer_result(
     k, k_attk = votes
     answers = _Answers(listing, queries, public, searched, k, k_attk or k)
     indices = {part: answers.indices(part) for part in queries.parts}
-    crops = {part: queries.images.crops[rows] for part, rows in answers.rows.items()}
+    crops = {part: answers.crops(part) for part in queries.parts}
     result = LayerResult(indices, crops, {}, {}, {}, k_attk or k)
     if comparison.classifiers:
         result.judged = _compared(answers, layer, comparison, comparison.reference)
@@ -227,6 +232,24 @@ def write_layer(
     results.conclusion, results.conclusion_in_words = conclusion(results)
     save_json(folder / RESULTS, to_json(results))
     return results
+
+
+def check_ceilings(ceilings: dict[str, TopAccuracies], chance: float) -> list[str]:
+    """Warnings about two models that tell the classes of whole public images unequally well.
+
+    ceilings: of one model or two. chance: accuracy of guessing.
+    """
+    if len(ceilings) < 2:
+        return []
+    accuracies = {model: ceiling.top_1 for model, ceiling in ceilings.items()}
+    worse, better = sorted(accuracies, key=lambda model: accuracies[model].value)
+    low, high = accuracies[worse], accuracies[better]
+    if high.value - low.value <= 0.1 * (1 - chance) or low.high >= high.low:
+        return []
+    return [
+        f"model {worse} names the class of {100 * low.value:.1f} % of whole public images, the other of "
+        f"{100 * high.value:.1f} %: unequal encoders, so the score is not memorization alone"
+    ]
 
 
 def _save_arrays(folder: Path, result: LayerResult, listing: ImageListing) -> None:

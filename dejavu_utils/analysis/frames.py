@@ -64,7 +64,7 @@ def columns_at(attack: Attack, pct_confidences: Sequence[float], top_k: int) -> 
 
     interpretable: is the ceiling above chance? NaN where it is not known.
     """
-    top = attack.ceiling and attack.ceiling[f"top_{top_k}"]
+    top = attack.ceiling[f"top_{top_k}"] if attack.ceiling else None
     *summaries, everybody = summarize_levels(directions(attack.sets), top_k, [*pct_confidences, 100])
     interpretable = float(clear_of_chance(top, everybody.chance)) if top else np.nan
     levels = []

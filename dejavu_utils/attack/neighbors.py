@@ -10,6 +10,7 @@ lose the distances within a cluster that is small beside its distance from the m
 import importlib.util
 import math
 import sys
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ _QUERIES_AT_ONCE = 4096
 _DISTANCES_AT_ONCE = 2**26  # of these queries and a block, where PyTorch computes them: 256 MB
 _COORDINATES, _COLUMNS = 2**18, 512  # of pairs whose differences are held at once on CPUs: 2 MB, in the cache
 _COORDINATES_GPU = 2**26  # on other devices
-_LEAST, _MOST = 2.0**-100, 2.0**126  # of squared distances: beyond, float32 loses digits, or has no number
+_LEAST, _MOST = 2.0**-100, 2.0**126  # of squared distances: outside this range float32 underflows or overflows
 
 
 class NeighborSearch:
@@ -36,81 +37,105 @@ class NeighborSearch:
     keep to resume: give it to the `merge` of another search of the same queries.
     """
 
-    def __init__(self, queries, k, device=None, use_faiss=None, name="the embeddings"):
-        self.k, self.device, self.name = k, device or torch.device("cpu"), name
+    def __init__(
+        self,
+        queries: np.ndarray,
+        k: int,
+        device: torch.device | None = None,
+        use_faiss: bool | None = None,
+        name: str = "the embeddings",
+    ) -> None:
+        self.k, self.name = k, name
+        self.device = device or torch.device("cpu")
         self.use_faiss = _faiss_is_usable(self.device) if use_faiss is None else use_faiss
         self.queries = torch.from_numpy(queries).to(self.device)
-        # Moved there, distances do not change, but products have digits left where all embeddings share a large mean.
-        self.center = torch.from_numpy(queries.mean(axis=0, dtype=np.float64).astype(np.float32)).to(self.device)
+        # Centering leaves distances unchanged and avoids cancellation in the float32 products.
+        center = queries.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.center = torch.from_numpy(center).to(self.device)
         n = len(queries)
         self.distances = torch.empty(n, 0, dtype=torch.float64, device=self.device)  # squared
         self.positions = torch.empty(n, 0, dtype=torch.int64, device=self.device)
         self.seen = 0
 
     @property
-    def best(self):
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
         """(squared distances float64, positions int64) of the nearest so far, at most k, nearest first; NumPy."""
         return self.distances.cpu().numpy(), self.positions.cpu().numpy()
 
-    def add(self, block, positions=None):
+    def add(self, block: np.ndarray, positions: np.ndarray | None = None) -> None:
         """Searches a block of public embeddings, float32 (m, d).
 
-        positions: int64 (m,), theirs in the public set, rising; not given: those that follow the blocks already added.
+        positions: int64 (m,), theirs in the public set, sorted; not given: those that follow the blocks already added.
         """
         if not len(block):
             return
-        positions = np.arange(self.seen, self.seen + len(block)) if positions is None else np.asarray(positions)
-        positions = torch.from_numpy(positions).to(self.device)
-        block = torch.from_numpy(block).to(self.device)
-        moved, m, parts = block - self.center, min(self.k + _MORE, len(block)), []
-        at_once = (
-            _QUERIES_AT_ONCE if self.use_faiss else max(1, min(_QUERIES_AT_ONCE, _DISTANCES_AT_ONCE // len(block)))
-        )
+        if positions is None:
+            positions = np.arange(self.seen, self.seen + len(block))
+        places = torch.from_numpy(np.asarray(positions)).to(self.device)
+        embeddings = torch.from_numpy(block).to(self.device)
+        centered = embeddings - self.center
+        at_once = _QUERIES_AT_ONCE
+        if not self.use_faiss:
+            at_once = max(1, min(at_once, _DISTANCES_AT_ONCE // len(block)))
+        distances, nearest = [], []
         with ieee_fp32():
             for start in range(0, len(self.queries), at_once):
                 rows = slice(start, start + at_once)
-                queries = self.queries[rows] - self.center
-                norms = queries.square().sum(dim=1)
-                approximate, chosen = self._candidates(queries, norms, moved, m)
-                if not (approximate < _MOST).all():  # nor where it is not a number
-                    self._refuse("are so large that their squares overflow float32")
-                wanted = approximate <= self._limit(rows, norms, approximate)[:, None]
-                # They come first in each row, since the candidates are in order.
-                columns = int(wanted.sum(dim=1).max())
-                wanted, chosen = wanted[:, :columns], chosen[:, :columns]
-                exact = _squared_distances(self.queries[rows], block, chosen).masked_fill_(~wanted, math.inf)
-                parts.append(_nearest(self.distances[rows], self.positions[rows], exact, positions[chosen], self.k))
-        self.distances, self.positions = (torch.cat(tensors) for tensors in zip(*parts))
+                exact, chosen = self._exact_distances(rows, embeddings, centered)
+                of_rows = _nearest(self.distances[rows], self.positions[rows], exact, places[chosen], self.k)
+                distances.append(of_rows[0])
+                nearest.append(of_rows[1])
+        self.distances, self.positions = torch.cat(distances), torch.cat(nearest)
         self.seen += len(block)
 
-    def merge(self, distances, positions):
-        """Joins the neighbors found in another part of the public set: `best` of a search of the same queries."""
-        distances, positions = (torch.from_numpy(np.asarray(x)).to(self.device) for x in (distances, positions))
-        found = _nearest(self.distances, self.positions, distances.double(), positions, self.k)
-        self.distances, self.positions = found
+    def _exact_distances(
+        self, rows: slice, block: torch.Tensor, centered: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(squared distances float64 (r, c), infinite where an embedding is none of the nearest; rows of the block)."""
+        queries = self.queries[rows] - self.center
+        norms = queries.square().sum(dim=1)
+        approximate, chosen = self._candidates(queries, norms, centered, min(self.k + _MORE, len(block)))
+        if not (approximate < _MOST).all():  # nor where it is not a number
+            self._refuse("are so large that their squares overflow float32")
+        wanted = approximate <= self._limit(rows, norms, approximate)[:, None]
+        # They come first in each row, since the candidates are in order.
+        columns = int(wanted.sum(dim=1).max())
+        wanted, chosen = wanted[:, :columns], chosen[:, :columns]
+        exact = _squared_distances(self.queries[rows], block, chosen)
+        return exact.masked_fill_(~wanted, math.inf), chosen
 
-    def result(self):
+    def merge(self, distances: np.ndarray, positions: np.ndarray) -> None:
+        """Joins the neighbors found in another part of the public set: `best` of a search of the same queries."""
+        others = torch.from_numpy(np.asarray(distances)).to(self.device).double()
+        places = torch.from_numpy(np.asarray(positions)).to(self.device)
+        self.distances, self.positions = _nearest(self.distances, self.positions, others, places, self.k)
+
+    def result(self) -> np.ndarray:
         """Positions of the neighbors in the public set, nearest first, int64 (n, k). ValueError if it holds fewer."""
-        found = self.positions.shape[1]
-        if found < self.k:
-            raise ValueError(f"k is {self.k}, but the public set holds only {found} images")
+        images = self.positions.shape[1]
+        if images < self.k:
+            raise ValueError(f"k is {self.k}, but the public set holds only {images} images")
         if 0 < float(self.distances.max()) < _LEAST:
             self._refuse("are so small that their squares are lost in float32")
         return self.positions.cpu().numpy()
 
-    def _refuse(self, what):
+    def _refuse(self, what: str) -> NoReturn:
         raise InputError(f"{self.name} {what}; take an earlier snapshot, or another layer")
 
-    def _candidates(self, queries, norms, block, m):
-        """(squared distances float32 (r, m), rising, rows of the block int64 (r, m)) by float32 products."""
+    def _candidates(
+        self, queries: torch.Tensor, norms: torch.Tensor, block: torch.Tensor, m: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(squared distances float32 (r, m), sorted, rows of the block int64 (r, m)) by float32 products."""
         if self.use_faiss:
             import faiss
 
-            return tuple(map(torch.from_numpy, faiss.knn(queries.numpy(), block.numpy(), m)))
+            distances, rows = faiss.knn(queries.numpy(), block.numpy(), m)
+            return torch.from_numpy(distances), torch.from_numpy(rows)
         squared = torch.addmm(block.square().sum(dim=1), queries, block.T, alpha=-2).add_(norms[:, None])
-        return squared.topk(m, dim=1, largest=False)
+        distances, rows = squared.topk(m, dim=1, largest=False)
+        return distances, rows
 
-    def _limit(self, rows, norms, approximate):
+    def _limit(self, rows: slice, norms: torch.Tensor, approximate: torch.Tensor) -> torch.Tensor:
         """Distances by products, up to which an embedding may be among the k nearest so far, float32 (r,)."""
         kth = approximate[:, min(self.k, approximate.shape[1]) - 1]
         # How far a distance by products is off at most: its terms are of the size of the norms, and their errors, of
@@ -122,17 +147,17 @@ class NeighborSearch:
         return limit + error
 
 
-def candidates_memory(k):
+def candidates_memory(k: int) -> int:
     """Bytes that a search holds for the candidates of some queries, beside what it keeps of all of them."""
     distances = 4 * _DISTANCES_AT_ONCE  # where PyTorch computes them
     return distances + _QUERIES_AT_ONCE * (k + _MORE) * 64
 
 
-def _faiss_is_usable(device):
+def _faiss_is_usable(device: torch.device) -> bool:
     return device.type == "cpu" and sys.platform != "darwin" and importlib.util.find_spec("faiss") is not None
 
 
-def _squared_distances(queries, block, chosen):
+def _squared_distances(queries: torch.Tensor, block: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """|queries[r] - block[chosen[r, c]]|^2, float64 (r, c). queries, block: float32 (., d). chosen: int64 (r, c)."""
     width, candidates = queries.shape[1], max(1, chosen.shape[1])
     on_cpu = queries.device.type == "cpu"
@@ -147,7 +172,13 @@ def _squared_distances(queries, block, chosen):
     return total
 
 
-def _nearest(distances, positions, more_distances, more_positions, k):
+def _nearest(
+    distances: torch.Tensor,
+    positions: torch.Tensor,
+    more_distances: torch.Tensor,
+    more_positions: torch.Tensor,
+    k: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The k nearest of both, nearest first, of equal distances the earlier position; (n, a), (n, a), (n, b), (n, b)."""
     distances, positions = torch.cat([distances, more_distances], 1), torch.cat([positions, more_positions], 1)
     order = positions.argsort(dim=1)

@@ -10,9 +10,9 @@ from helpers import assert_one_line_error, draw_tree, flags, run_here
 from PIL import Image
 
 from dejavu_utils.analysis.attack_files import TopAccuracies
+from dejavu_utils.analysis.attack_output import check_ceilings
 from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.memorization import predict_from_neighbors
-from dejavu_utils.attack.preconditions import check_ceilings
 from dejavu_utils.attack.search import without_itself
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.data import near_copies as duplicates
