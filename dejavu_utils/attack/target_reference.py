@@ -131,7 +131,8 @@ def check_one_model(
             if seen:
                 warnings.append(
                     f"{sources[name]} was trained on {seen} of the {len(public[1])} images of {public[0]}: its "
-                    "neighbors are not those of a model that never saw them; what this does to the score shows on unseen images"
+                    "neighbors are not those of a model that never saw them; what this does to the score shows "
+                    "on unseen images"
                 )
         for judged in comparison.judged(name):
             seen = int(np.isin(sets[judged][1], trained).sum())
