@@ -6,13 +6,11 @@ images guess the object. Writes into OUTPUT_DIR, for each model and attacked set
 {A,B}_attk_{A,B}_neighb_idxs.npy and _neighb_labels.npy (n x k, nearest first), _attk_idxs.npy (n), _labels.npy (n x 1),
 top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (one row an
 example), attack_classes.csv, attack_confidence.csv (accuracies against the fraction of the most confident examples),
-attack_gallery.html (examples to look at) and results.json (accuracies, outcomes and déjà vu score, each with a 95 %
-interval). With --use_supervised_linear 1 _scores.npy (n x classes) takes the place of the neighbor files. With --layers
-all this goes into OUTPUT_DIR/{layer}/. --model_oss_pth tests the only model there is, trained on both sets; classifiers
-of crops take its twin's place (--reference_A_pth, --reference_B_pth; docs/one_model.md).
+attack_gallery.html and results.json. With --use_supervised_linear 1 _scores.npy (n x classes) takes the place of the
+neighbor files. With --layers all this goes into OUTPUT_DIR/{layer}/. --model_oss_pth tests the only model there is;
+classifiers of crops take its twin's place (--reference_A_pth, --reference_B_pth; docs/one_model.md).
 
-Each image is read once for both models and all layers; several processes (--ngpus, --nodes, --world_size) divide the
-images; what is finished is kept in OUTPUT_DIR/unfinished/ until the end; rerun the same command to resume.
+Several processes (--ngpus, --nodes, --world_size) divide the images; rerun the same command to resume.
 
     python label_inference_attack.py --output_dir $LOGGING_FOLDER/vicreg/attack_sweeps/NN_attk_vicreg_300pc_1000ep \\
         --model_A_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
@@ -41,7 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.analysis.attack_files import attacked_layers
+from dejavu_utils.analysis.attack_files import check_one_kind
 from dejavu_utils.analysis.attack_output import (
     Context,
     check_ceilings,
@@ -53,13 +51,12 @@ from dejavu_utils.analysis.attack_output import (
 from dejavu_utils.attack.preconditions import (
     Origin,
     check_alike,
+    check_classes,
     check_disjoint,
     check_models,
-    check_number_of_classes,
     check_training_sets,
     class_warnings,
     copied_elsewhere,
-    numbered_folders,
 )
 from dejavu_utils.attack.search import (
     CEILING,
@@ -67,7 +64,7 @@ from dejavu_utils.attack.search import (
     ceiling_images,
     k_with_self,
     nearest_public,
-    predicted_memory,
+    work_in_words,
 )
 from dejavu_utils.attack.target_reference import ONE, UNSEEN, TargetReference, check_classifier, check_one_model
 from dejavu_utils.cli import (
@@ -224,11 +221,7 @@ def check_args(args):
         raise InputError("--layers: leave --use_backbone and --use_supervised_linear out")
     if args.layers and len(set(args.layers)) < len(args.layers):
         raise InputError("--layers: names a layer twice")
-    layers = [name for name, path in attacked_layers(args.output_dir).items() if path != Path(args.output_dir)]
-    own = attack_path(args.output_dir, "A", "A", "attk_idxs").exists()
-    if own and args.layers or layers and not args.layers:
-        what = "of one layer" if own else f"of the layers {', '.join(sorted(layers))} (--layers)"
-        raise InputError(f"--output_dir {args.output_dir}: holds an attack {what}; remove it or name another folder")
+    check_one_kind(args.output_dir, bool(args.layers))
     for model, scored in (("A", args.use_supervised_linear), ("B", args.use_supervised_linear or args.model_oss_pth)):
         other = "neighb_labels" if scored else "scores"
         if attack_path(args.output_dir, model, "A", other).exists():
@@ -247,7 +240,9 @@ def attack(args):
     first = comparison.models[0]
     networks, warnings = load_networks(args, where, comparison)
     warnings += check_identity(args, networks, where, comparison, sets, public, listing)
-    warnings += check_classes(args, networks, where, comparison, sets, public, listing)
+    with_scores = networks if args.use_supervised_linear else comparison.shown(networks)
+    warnings += check_classes({name: networks[name] for name in with_scores}, where, listing)
+    warnings += [] if args.use_supervised_linear else class_warnings(listing, sets, public)
     layers = layers_of(args, networks[first], where[first])
     of_each = comparison.layers(networks, layers)
     for name, network in networks.items():
@@ -264,7 +259,10 @@ def attack(args):
     key = None if rank() else key_of(args, record, layers, listing, queries.images, public, device)
     pieces = ShardStore(Path(args.output_dir) / "unfinished", key)
     if not rank():
-        announce(args, embedder, layers, queries, public, pieces.start())
+        kept = pieces.start()
+        print(work_in_words(embedder, queries, public, args.k, layers))
+        if kept:
+            print(f"resumes with {kept} pieces of the same attack", flush=True)
     wait_for_all()
     found = nearest_public(embedder, queries.images, public, k_with_self(args.k, len(public)), pieces, progress)
     settings = {**vars(args), "resolution": shown, "device": str(device), "reference": comparison.kind}
@@ -314,14 +312,6 @@ def check_identity(args, networks, where, comparison, sets, public, listing):
     if comparison.classifiers:
         return check_one_model(origins, where, comparison, sets, public, listing)
     return check_models(origins, where) + check_training_sets(origins, where, attacked, public, listing)
-
-
-def check_classes(args, networks, where, comparison, sets, public, listing):
-    """Warnings about classes that cannot be predicted; InputError for scores of other classes than the folder's."""
-    for name, network in networks.items():
-        if args.use_supervised_linear or name not in comparison.models:
-            check_number_of_classes(network, where[name], listing)
-    return numbered_folders(listing) if args.use_supervised_linear else class_warnings(listing, sets, public)
 
 
 def tested(args):
@@ -411,23 +401,6 @@ def key_of(args, record, layers, listing, crops, public, device):
         files=file_fingerprint(listing, np.concatenate([crops.indices, public.indices])),
         settings={**settings, **shown, "device": device.type},
     ).plain()
-
-
-def announce(args, embedder, layers, queries, public, kept):
-    """Prints what is computed where, and the memory it needs."""
-    whole = len(queries.parts[CEILING])
-    images = [f"{len(queries.images) - whole} crops", f"{whole} whole public images for the ceiling"]
-    n_public = 0 if args.use_supervised_linear else len(public)
-    if n_public:
-        images.append(f"{n_public} public images as neighbors")
-    print(
-        f"embedding {', '.join(images)}: {', '.join(layers)}, on {embedder.device} in {args.precision}, "
-        f"{world_size()} process{'es' if world_size() > 1 else ''}"
-    )
-    memory = predicted_memory(embedder, len(queries.images), n_public, k_with_self(args.k, n_public))
-    print(memory.in_words())
-    if kept:
-        print(f"resumes with {kept} pieces of the same attack", flush=True)
 
 
 def progress(total):

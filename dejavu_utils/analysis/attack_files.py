@@ -203,6 +203,15 @@ def attacked_layers(folder: str | Path) -> dict[str, Path]:
     return layers
 
 
+def check_one_kind(folder: str | Path, layers: bool) -> None:
+    """InputError where an attack of several layers (with --layers) and one of a single layer would share a folder."""
+    others = [name for name, path in attacked_layers(folder).items() if path != Path(folder)]
+    own = attack_path(folder, "A", "A", "attk_idxs").exists()
+    if own and layers or others and not layers:
+        what = "of one layer" if own else f"of the layers {', '.join(sorted(others))} (--layers)"
+        raise InputError(f"--output_dir {folder}: holds an attack {what}; remove it or name another folder")
+
+
 def _written_at(folder: Path) -> float:
     path = attack_path(folder, "A", "A", "attk_idxs")
     return path.stat().st_mtime if path.is_file() else 0.0

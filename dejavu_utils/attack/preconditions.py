@@ -101,6 +101,13 @@ def class_warnings(listing: ImageListing, sets: Mapping[str, tuple[str, np.ndarr
     return warnings
 
 
+def check_classes(classifiers: dict[str, Network], sources: dict[str, str], listing: ImageListing) -> list[str]:
+    """Warnings about networks whose class scores are used; InputError for scores of other classes than the folder's."""
+    for name, network in classifiers.items():
+        check_number_of_classes(network, sources[name], listing)
+    return numbered_folders(listing) if classifiers else []
+
+
 def numbered_folders(listing: ImageListing) -> list[str]:
     """A warning where class folders are named by numbers and their order as text is not that of the numbers."""
     names = listing.classes

@@ -264,3 +264,19 @@ def predicted_memory(embedder: Embedder, crops: int, public: int, k: int) -> Mem
         neighbors=neighbors * (len(widths) + 1) + candidates_memory(k),  # the best of all; of one, those after a block
         disk=(crops + waiting) * sum(widths) * 4 + neighbors * len(widths) * world_size(),
     )
+
+
+def work_in_words(embedder: Embedder, queries: Queries, public: ImageSet, k: int, layers: list[str]) -> str:
+    """What is computed where, and the memory it needs, in two lines. k: neighbors that are kept."""
+    whole = len(queries.parts[CEILING])
+    images = [f"{len(queries.images) - whole} crops", f"{whole} whole public images for the ceiling"]
+    streamed = len(public) if len(embedder.scores) < len(embedder.widths) else 0  # logits need no public images
+    if streamed:
+        images.append(f"{streamed} public images as neighbors")
+    processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
+    precision = embedder.inference.precision
+    memory = predicted_memory(embedder, len(queries.images), streamed, k_with_self(k, streamed))
+    return (
+        f"embedding {', '.join(images)}: {', '.join(layers)}, on {embedder.device} in {precision}, {processes}\n"
+        f"{memory.in_words()}"
+    )
