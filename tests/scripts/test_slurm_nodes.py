@@ -1,0 +1,120 @@
+"""A real SLURM of two nodes: every stage gives what it gives here, and a node dies in the midst of a training."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+import torch
+from helpers import run_script
+from test_slurm import CLUSTER, command, data, ended, job, log, started_cluster, submit, tasks, training, wait_for
+from test_slurm import STAGES as OTHERS
+
+pytestmark = pytest.mark.slurm
+__all__ = ["data"]  # a fixture
+STAGES = {**OTHERS, "sslmem.py": "--output_dir"}
+TWO = {"nodes": 2, "world_size": 1, "mem_gb": 1}
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """A SLURM of two nodes on this machine."""
+    with started_cluster(tmp_path_factory.mktemp("nodes"), NODES="2") as folder:
+        yield folder
+
+
+def on_node(folder, action, node):
+    subprocess.run([CLUSTER, action, folder, node], check=True, capture_output=True)
+
+
+def node_of(process):
+    """The name of the node that a task runs on."""
+    words = open(f"/proc/{process}/environ", "rb").read().split(b"\0")
+    return next(word.split(b"=")[1].decode() for word in words if word.startswith(b"SLURMD_NODENAME="))
+
+
+@pytest.fixture(scope="module")
+def jobs(nodes, data):
+    """All stages submitted in one breath, and a training whose second node dies; {name: job's number}."""
+    two = {f"dist__{name}": value for name, value in TWO.items()}
+    found = {"whole": training(data, "vicreg_dssweep_300pc_A", **two)}
+    training(data, "vicreg_dssweep_300pc_B", **two)
+    for script in STAGES:
+        found[script] = submit(*stage(script, data, **TWO))
+    dying = found["dying"] = training(data, "dying", logging__checkpoint_freq=1, **two)
+
+    def held():
+        if "epoch 1/" not in log(dying):
+            return None
+        for process in tasks(dying).values():
+            os.kill(process, signal.SIGSTOP)
+        return tasks(dying)
+
+    second = node_of(wait_for("first epoch", held)[1])
+    on_node(nodes, "kill", second)
+    wait_for("requeue", lambda: job(dying)["Restarts"] == "1")
+    on_node(nodes, "revive", second)
+    for number in found.values():
+        wait_for("end of the jobs", lambda number=number: ended(number))
+    return found
+
+
+def stage(script, data, **changes):
+    """`command`, without the index file of shared images, of which this data set has none."""
+    _, words = command(script, data, **changes)
+    if "--shared_idx_pth" in words:
+        place = words.index("--shared_idx_pth")
+        words = words[:place] + words[place + 2 :]
+    return script, words
+
+
+def folder_of(script, data):
+    words = command(script, data)[1]
+    return words[words.index(STAGES[script]) + 1]
+
+
+def weights(folder):
+    return torch.load(folder / "final_weights.pt", weights_only=True)
+
+
+def test_a_training_on_two_nodes_ends_in_the_weights_of_two_processes_here(jobs, data, tmp_path):
+    assert job(jobs["whole"])["JobState"] == "COMPLETED", log(jobs["whole"], kind="err")
+    script, words = command("train_SSL.py", data, logging__folder=tmp_path, dist__use_submitit=0)
+    result = run_script(script, *words)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = weights(tmp_path), weights(data / "logs" / "vicreg" / "vicreg_dssweep_300pc_A")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_node_that_dies_does_not_change_the_weights(jobs, data):
+    assert job(jobs["dying"])["JobState"] == "COMPLETED", log(jobs["dying"], kind="err")
+    logs = data / "logs" / "vicreg"
+    ours, theirs = weights(logs / "dying"), weights(logs / "vicreg_dssweep_300pc_A")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert "resumes after epoch" in log(jobs["dying"])
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_stage_on_two_nodes_gives_what_two_processes_give_here(jobs, data, tmp_path, script):
+    """Submitted with the trainings: it waited for them without a flag."""
+    about = job(jobs[script])
+    assert about["JobState"] == "COMPLETED", log(jobs[script], kind="err")
+    there = data / folder_of(script, data)
+    name, words = stage(script, data, local=1, **{STAGES[script].strip("-"): tmp_path})
+    result = run_script(name, *words)
+    assert result.returncode == 0, result.stderr
+    if script == "train_RCDM.py":
+        ours, theirs = (torch.load(folder / "model000002.pt", weights_only=True) for folder in (tmp_path, there))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    else:
+        for path in [*tmp_path.glob("*.npy"), *tmp_path.glob("*.csv")]:
+            assert path.read_bytes() == (there / path.name).read_bytes(), path.name
+        ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, there))
+        assert ours["counts"] == theirs["counts"] and ours.get("final") == theirs.get("final")
+
+
+def test_the_jobs_ran_on_both_nodes(jobs):
+    assert job(jobs["whole"])["NumNodes"] == "2"
+    for script in STAGES:
+        assert job(jobs[script])["NumNodes"] == "2"
