@@ -15,7 +15,7 @@ def evaluation_transform(resolution: int | None = None, preprocessing: Preproces
     like = preprocessing.at(resolution)
     return transforms.Compose(
         [
-            _without_far_ends,
+            without_far_ends,
             transforms.Resize(like.resize, transforms.InterpolationMode(like.interpolation)),
             transforms.CenterCrop(like.side),
             transforms.ToTensor(),
@@ -34,7 +34,7 @@ class EachTransform:
         return tuple(transform(image) for transform in self.transforms)
 
 
-def _without_far_ends(image):
+def without_far_ends(image):
     """At most 32 short sides of the middle: a strip of 20 000 x 1 pixels would need 4 GB when it is resized."""
     short = min(image.size)
     left, top = (max(0, (side - 32 * short) // 2) for side in image.size)

@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.utils import make_grid
 
+from dejavu_utils.data.image_dataset import without_far_ends
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import load_image
@@ -19,7 +20,7 @@ from dejavu_utils.reconstruction.rcdm import NEIGHBORS, SAMPLES, conditions, sam
 def image_transform(side):
     """PIL image -> float32 (3, side, side) in [0, 1]: short side to int(256 x side / 224), then the centre."""
     return transforms.Compose(
-        [transforms.Resize(int(256 * side / 224)), transforms.CenterCrop(side), transforms.ToTensor()]
+        [without_far_ends, transforms.Resize(int(256 * side / 224)), transforms.CenterCrop(side), transforms.ToTensor()]
     )
 
 
