@@ -138,7 +138,8 @@ def test_layers_confidence_curve_and_probe_gap(tmp_path):
     worse.chmod(0o644)
     np.save(worse, np.load(worse)[:, ::-1].copy() % 7)
     logits = shutil.copytree(POINT, tmp_path / "attack_sweeps_w_linear_layer_activations" / name)
-    (logits / "results.json").write_text('{"settings": {"layer": "logits"}}')
+    statistics = to_json(attack_statistics(read_attack(POINT)))
+    (logits / "results.json").write_text(json.dumps({**statistics, "settings": {"layer": "logits"}}))
     write_probe_log(tmp_path / "probes" / "lp_vicreg_300pc_50ep", (0.4, 0.7), (0.5, 0.8))
     result = plot(tmp_path, attk_folder_path=tmp_path, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes")
     assert result.returncode == 0, result.stderr
