@@ -121,9 +121,9 @@ class Network(nn.Module):
     """Backbone `net`, `projector` (its children are its layers) and, where there are class scores, `fc` behind them.
 
     arch, mlp, loss: names of what they are, or None, where its checkpoint does not say. preprocessing: how images are
-    shown to it. trained_side: pixels of the images at the end of its training, where its checkpoint says it. notes:
-    what is to be said about where it comes from. about: what its checkpoint says of the training, {name of ABOUT: value
-    or None}. Layers by name: `layer_names`, each also with L2 behind it.
+    shown to it. evaluation_side: side of the images it is shown by default, in pixels, where its checkpoint says it.
+    notes: what is to be said about where it comes from. about: {name of ABOUT: value or None}, what its checkpoint says
+    of the training. Layers by name: `layer_names`, each also with L2 behind it.
     """
 
     net: Any
@@ -133,13 +133,13 @@ class Network(nn.Module):
     mlp: str | None
     loss: str | None
     num_classes: Any  # int, where there are class scores
-    trained_side: int | None
+    evaluation_side: int | None
     inner_layers: tuple[str, ...]
 
     def __init__(self, net: nn.Module, backbone_width: int, projector: nn.Sequential) -> None:
         super().__init__()
         self.net, self.backbone_width, self.projector = net, backbone_width, projector
-        self.arch = self.mlp = self.loss = self.num_classes = self.trained_side = None
+        self.arch = self.mlp = self.loss = self.num_classes = self.evaluation_side = None
         self.preprocessing, self.notes, self.about = Preprocessing(), "", dict.fromkeys(ABOUT)
         self.has_projector = len(projector) > 0
         self.inner_layers = tuple(name for name, _ in net.named_modules() if re.fullmatch(_INNER, name))

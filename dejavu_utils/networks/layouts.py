@@ -241,7 +241,7 @@ def network_of_layout(state: Weights, name: str, prefix: str, projector: str | N
     network.load_state_dict({**weights, **classifier, **projected}, assign=True)
     network.arch, network.preprocessing = arch, layout.preprocessing
     if name == "ijepa":  # others interpolate their tables: published evaluations are at 224
-        network.trained_side = net.patch_embed.img_size[0]
+        network.evaluation_side = net.patch_embed.img_size[0]
     network.loss = layout.loss if layout.loss != "supervised" or network.num_classes else None
     network.mlp = "-".join(map(str, network.layer_widths()[1:])) or None
     network.notes = describe(network, f"taken as {layout.title}", left_out)

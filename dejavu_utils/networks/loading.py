@@ -89,7 +89,7 @@ def load_network(
     and says what is missing.
     """
     network = _loaded(str(model), flag, arch, arch_flag)
-    network.preprocessing = network.preprocessing.at(resolution or network.trained_side)
+    network.preprocessing = network.preprocessing.at(resolution or network.evaluation_side)
     network.notes += f"; images: {network.preprocessing}"
     return network
 
@@ -302,14 +302,28 @@ def network_of(state: dict[str, torch.Tensor], checkpoint: dict) -> SSLNetwork:
     if settings:
         model = Architecture.of_checkpoint(settings)
         network = network_from_settings(model, settings["training.loss"], checkpoint["num_classes"])
-        network.trained_side = settings.get("resolution.max_res")
-        network.notes = f"{network.arch}, trained at {network.trained_side} pixels"
+        trained_side = settings.get("resolution.max_res")
+        network.evaluation_side = _evaluation_side(trained_side)
+        network.notes = f"{network.arch}, trained at {trained_side} pixels"
     else:
         network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
         network.notes = f"{network.arch}, without the settings of its training"
     network.load_state_dict(state)
     network.about = {name: checkpoint.get(name) for name in ABOUT}
     return network.eval()
+
+
+def _evaluation_side(trained_side: int | None) -> int | None:
+    """Side of the images that a network of train_SSL.py is shown, in pixels.
+
+    Random crops enlarge objects, so that a test at up to a third more pixels than the training is common practice
+    (Touvron et al. 2019, arXiv 1906.06423). The published models were trained at 192 and tested at 224; a model of
+    small images is shown images of its own size.
+    """
+    published = Preprocessing().side
+    if trained_side and trained_side <= published <= trained_side * 4 / 3:
+        return published
+    return trained_side
 
 
 def _network_from_shapes(shapes: dict[str, tuple]) -> SSLNetwork:

@@ -5,10 +5,12 @@ import timm
 import torch
 from torch import nn
 
+from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.errors import InputError
-from dejavu_utils.models import Network, pooled
+from dejavu_utils.models import Network, SSLNetwork, pooled
 from dejavu_utils.networks.inference import check_layers
 from dejavu_utils.networks.loading import load_network
+from dejavu_utils.training.settings import Settings
 
 # name in timm, inner layer, its number among timm's intermediates, options
 MEANS = (
@@ -118,3 +120,20 @@ def test_files_with_names_of_another_project_are_described(tmp_path):
         load_network(f"timm:vit_tiny_patch16_224@{tmp_path}/hf.pth")
     with pytest.raises(InputError, match="--model_pth timm:hf-hub:x/y@.*: timm cannot build hf-hub:x/y|names"):
         load_network(f"timm:hf-hub:x/y@{tmp_path}/hf.pth")
+
+
+@pytest.mark.parametrize(
+    "trained, shown", [(32, 32), (64, 64), (160, 160), (192, 224), (224, 224), (288, 288), (None, 224)]
+)
+def test_the_shown_size_follows_the_training(tmp_path, trained, shown):
+    """224, the published size, for the published models, which were trained at 192; small models their own size."""
+    torch.manual_seed(0)
+    network = SSLNetwork("resnet18", "8-8", "simclr")
+    checkpoint = {"epoch": 1, "model": with_prefix(network.state_dict()), "num_classes": 2}
+    if trained:
+        settings = Settings()
+        settings.model.arch, settings.model.mlp, settings.resolution.max_res = "resnet18", "8-8", trained
+        checkpoint["settings"] = settings.flat()
+    save_checkpoint(tmp_path / "model.pth", checkpoint)
+    loaded = load_network(tmp_path / "model.pth", "--model_A_pth")
+    assert loaded.preprocessing.side == shown and f"centre {shown}" in loaded.notes
