@@ -4,6 +4,7 @@ import os
 import re
 
 import pytest
+from helpers import ok
 
 
 def pytest_configure(config):
@@ -28,8 +29,7 @@ def finished_stage(tiny):
     def run(command):
         folder = tiny / "done" / command
         if not folder.exists():
-            result = call(command, settings(command, tiny / "data", tiny / "made", folder))
-            assert result.returncode == 0, result.stderr
+            ok(call(command, settings(command, tiny / "data", tiny / "made", folder)))
         return folder
 
     return run

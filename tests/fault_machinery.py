@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from helpers import draw_tree
+from helpers import draw_tree, load, ok
 from PIL import Image
 from stages import call, settings
 
@@ -125,7 +125,7 @@ def other_data_set(flag):
     def make(case):
         other = draw_tree(case.data / "other", classes=2)
         values = settings("partition", other, other, other / "index")
-        assert call("partition", values).returncode == 0
+        ok(call("partition", values))
         case.flags[flag] = other / "index" / "4_per_class" / "bbox_A.npy"
 
     return make
@@ -164,7 +164,7 @@ def bare_code(path, good):
 
 
 def not_finite(path, good):
-    content = torch.load(good, weights_only=True)
+    content = load(good)
     for name, value in content["model"].items():
         if name.endswith("conv1.weight"):
             value.view(-1)[0] = float("nan")
@@ -183,7 +183,7 @@ def resuming(change, during=contextlib.nullcontext):
 
     def make(case):
         path = case.out / "model.pth"
-        content = {**torch.load(path, weights_only=True), "epoch": 1}
+        content = {**load(path), "epoch": 1}
         path.unlink()
         change(path, content)
         return during()

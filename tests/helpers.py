@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shlex
@@ -61,6 +62,25 @@ def run_here(name, *arguments, **environment):
         sys.argv = argv
         torch.set_num_threads(threads)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def ok(result):
+    """The result of a script or test command that ended well."""
+    assert result.returncode == 0, f"{result.stdout}{result.stderr}"
+    return result
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_log(path):
+    """The records of a log, one JSON object a line."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
 
 
 def documentation():

@@ -1,6 +1,6 @@
 """Every stage on one tiny data set: its script, flags that are all right, and what it is given."""
 
-from helpers import draw_tree, flags, run_here, save_untrained
+from helpers import draw_tree, flags, ok, run_here, save_untrained
 
 TRAINING = {
     "model.arch": "resnet18",
@@ -99,11 +99,11 @@ def make_tiny(root):
     36 images of 3 classes, 24 of them with a box; betons of set A and of the validation set, and two untrained models.
     """
     data, made = draw_tree(root / "data"), root / "made"
-    assert call("partition", settings("partition", data, made, data / "index")).returncode == 0
+    ok(call("partition", settings("partition", data, made, data / "index")))
     made.mkdir()
     for seed, model in enumerate("AB"):
         save_untrained(made / f"{model}.pth", seed)
     for name, index in (("train", "4_per_class/train_A.npy"), ("val", "val_set.npy")):
         values = {**settings("beton", data, made, made), "idx-path": data / "index" / index}
-        assert call("beton", {**values, "write-path": made / f"{name}.beton"}).returncode == 0
+        ok(call("beton", {**values, "write-path": made / f"{name}.beton"}))
     return root

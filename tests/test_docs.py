@@ -1,7 +1,6 @@
 """README and docs/: commands parse, flags exist, links lead somewhere, each page is found from the README."""
 
 import importlib
-import json
 import os
 import re
 import struct
@@ -10,7 +9,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, documentation, documented_commands, flags, run_here, save_untrained
+from helpers import ROOT, documentation, documented_commands, flags, ok, read_json, run_here, save_untrained
 
 STAGES = ["imagenet_partition.py", "train_SSL.py", "label_inference_attack.py", "lin_probe.py"]
 STAGES += ["plot_quant_results.py", "train_RCDM.py"]
@@ -129,8 +128,7 @@ def test_the_table_of_costs_is_what_a_dry_run_says(tmp_path):
     assert len(rows) >= 8
     for command, *documented in rows:
         environment = {**os.environ, **folders, "DRY_RUN": "1"}
-        printed = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert printed.returncode == 0, printed.stderr
+        printed = ok(subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True))
         said = re.search(r"in all: ([\d.]+) GPU hours \(H100\), ([\d.]+) GB", printed.stdout + printed.stderr)
         assert list(said.groups()) == documented, command
 
@@ -164,11 +162,9 @@ def small_demo(tmp_path_factory):
     commands.append(("plot_quant_results.py", plot))
     (folder / "betons").mkdir()
     for script, settings in commands:
-        result = run_here(script, *flags(settings))
-        assert result.returncode == 0, f"{script}: {result.stderr}"
+        ok(run_here(script, *flags(settings)))
     named = [f"{name}={out}" for name, out in zip(("projector", "backbone"), attacks)]
-    table = run_here("bash_examples/summary_table.py", "--save_path", logs / "summary.csv", *named)
-    assert table.returncode == 0, table.stderr
+    table = ok(run_here("bash_examples/summary_table.py", "--save_path", logs / "summary.csv", *named))
     return folder, table.stdout
 
 
@@ -178,8 +174,7 @@ def test_pictures_and_numbers_are_made_from_a_demo(small_demo, tmp_path):
     docs.mkdir()
     page = "<!-- demo: summary -->\nold\n<!-- end -->\nand\n<!-- demo: epochs -->\n<!-- end -->\n"
     (docs / "page.md").write_text(page)
-    result = run_here("docs/make_pictures.py", "--docs", docs, folder)
-    assert result.returncode == 0, result.stderr
+    ok(run_here("docs/make_pictures.py", "--docs", docs, folder))
     pictures = {"crops.png", "augmented_pairs.png", "memorized.png", "demo_accuracy.png"}
     assert pictures <= {path.name for path in docs.glob("*.png")}
     filled = (docs / "page.md").read_text()
@@ -190,7 +185,7 @@ def test_pictures_and_numbers_are_made_from_a_demo(small_demo, tmp_path):
 
 @pytest.mark.skipif(not FIGURES.exists(), reason="python docs/make_pictures.py demo/seed0 writes docs/figures.json")
 def test_numbers_of_the_demo_in_documents_are_those_of_figures_json():
-    numbers = json.loads(FIGURES.read_text(encoding="utf-8"))
+    numbers = read_json(FIGURES)
     make_pictures = importlib.import_module("docs.make_pictures")
     pages = documentation()
     for page, text in pages.items():
@@ -235,7 +230,7 @@ def test_keys_of_results_are_those_of_the_schema(finished_stage, stage, kind):
     for path, kind_of_entry in re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", text, re.MULTILINE):
         below = r"(\..*)?" if kind_of_entry.startswith("any") else ""
         patterns.append(re.escape(path).replace(r"\.\*", r"(\.[^.]+)?") + below)
-    results = json.loads((finished_stage(stage) / "results.json").read_text(encoding="utf-8"))
+    results = read_json(finished_stage(stage) / "results.json")
     waiting = list(results.items())
     while waiting:
         path, value = waiting.pop()

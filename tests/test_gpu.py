@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import draw_tree, flags, run_script, save_untrained
+from helpers import draw_tree, flags, load, ok, read_json, read_log, run_script, save_untrained
 
 import train_SSL
 from dejavu_utils.attack.neighbors import NeighborSearch
@@ -238,13 +238,12 @@ TRAINING = {
 def train(beton, folder, **changes):
     settings = {**TRAINING, "data.train_dataset": beton.path, "data.val_dataset": beton.path, "logging.folder": folder}
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    result = run_script("train_SSL.py", *flags({**settings, **changes}))
-    assert result.returncode == 0, result.stderr
+    result = ok(run_script("train_SSL.py", *flags({**settings, **changes})))
     return result.stdout
 
 
 def weights(folder):
-    return torch.load(folder / "final_weights.pt", weights_only=True)
+    return load(folder / "final_weights.pt")
 
 
 def assert_close_weights(folder, other, tolerance):
@@ -265,10 +264,10 @@ def trained(beton, tmp_path_factory):
 
 
 def test_training_validates_and_is_as_on_the_cpu(beton, trained, tmp_path):
-    records = [json.loads(line) for line in (trained / "log").read_text().splitlines()]
+    records = read_log(trained / "log")
     assert len(records) == 4 and "top_1_val_layer0" in records[-1]
     train(beton, tmp_path, dist__ngpus=0)
-    on_cpu = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    on_cpu = read_log(tmp_path / "log")
     assert records[0]["train_loss"] == pytest.approx(on_cpu[0]["train_loss"], rel=0.02)
 
 
@@ -329,8 +328,7 @@ def on_both(script, settings, folder):
     """Runs a script on the CPU and on a GPU, with TF32 in the environment."""
     for place, changes in (("cpu", {"ngpus": 0}), ("gpu", {})):
         output = {name: str(value).replace("PLACE", place) for name, value in settings.items()}
-        result = run_script(script, *flags({**output, **changes}), **TF32)
-        assert result.returncode == 0, result.stderr
+        ok(run_script(script, *flags({**output, **changes}), **TF32))
     return folder / "cpu", folder / "gpu"
 
 
@@ -359,7 +357,7 @@ def test_probe_as_on_the_cpu(tree, tmp_path):
     settings = {"local": 1, "output_dir": tmp_path / "PLACE", "model_pth": tree / "A.pth", "num_workers": 0}
     settings |= {"train_idx_pth": tree / "A.npy", "val_idx_pth": tree / "public.npy", "resolution": 32}
     settings |= {"imgnet_train_pth": tree / "images", "start_lr": 0.1, "end_lr": 0.01, "epochs": 3, "batch_size": 6}
-    results = [json.loads((x / "results.json").read_text()) for x in on_both("lin_probe.py", settings, tmp_path)]
+    results = [read_json(x / "results.json") for x in on_both("lin_probe.py", settings, tmp_path)]
     losses = [[epoch["loss"] for epoch in result["epochs"]] for result in results]
     np.testing.assert_allclose(*losses, rtol=0.02)
 

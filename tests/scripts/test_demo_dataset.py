@@ -1,13 +1,12 @@
 """The demo's data: the same files for the same seed, boxes that hide the object, known correlation."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import assert_one_line_error, draw_demo, flags, run_here, save_color_reader
+from helpers import assert_one_line_error, draw_demo, flags, ok, read_json, run_here, save_color_reader
 from PIL import Image, ImageChops
 
 from dejavu_utils.crops import CropRule
@@ -33,7 +32,7 @@ def tied_data(tmp_path_factory):
 
 def test_correlation_is_recorded_and_changes_nothing_but_tied_backgrounds(tied_data, tmp_path):
     plain = draw_demo(tmp_path / "plain", seed=SEED, classes=CLASSES, images_per_class=PER_CLASS, unboxed_per_class=60)
-    assert json.loads((tied_data / "demo.json").read_text())["correlation"] == CORRELATION
+    assert read_json(tied_data / "demo.json")["correlation"] == CORRELATION
     assert not (plain / "tied.csv").exists()
     tied = pd.read_csv(tied_data / "tied.csv")
     listing = list_images(tied_data / "images")
@@ -136,12 +135,11 @@ def test_correlation_is_reported_as_correlation_and_not_as_memorization(tied_dat
         "resolution": 32,
         "num_workers": 0,
     }
-    result = run_here("label_inference_attack.py", *flags(settings))
-    assert result.returncode == 0, result.stderr
+    result = ok(run_here("label_inference_attack.py", *flags(settings)))
     tables = pd.concat([pd.read_csv(tmp_path / "attack" / f"attack_{name}.csv") for name in "AB"])
     tied = pd.read_csv(tied_data / "tied.csv")["tied"].to_numpy(bool)[tables["index"]]
     truth = tied.mean() + (1 - tied.mean()) / CLASSES
-    top_1 = json.loads((tmp_path / "attack" / "results.json").read_text())["both"]["top_1"]
+    top_1 = read_json(tmp_path / "attack" / "results.json")["both"]["top_1"]
     for role in ("target", "reference"):
         figure = top_1["accuracy"]["100"][role]
         assert figure["low"] < truth < figure["high"]

@@ -1,7 +1,6 @@
 """Runs the rows of faults_table.py in this process (run_here): exit code and line are those that a shell would see."""
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from fault_machinery import RESUMING, Payload
 from faults_table import ANNOTATIONS, FAULTS, GOOD
-from helpers import ROOT, draw_tree, flags, run_here
+from helpers import ROOT, draw_tree, flags, ok, read_json, run_here
 from stages import SCRIPTS, call, settings
 
 from dejavu_utils.crops import CropRule
@@ -92,9 +91,8 @@ def annotated(tiny, tmp_path_factory):
         path.unlink()
         if content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    result = call("attack", settings("attack", data, tiny / "made", out))
-    assert result.returncode == 0, result.stderr
-    counts = json.loads((out / "results.json").read_text())["counts"]
+    ok(call("attack", settings("attack", data, tiny / "made", out)))
+    counts = read_json(out / "results.json")["counts"]
     counted = {name: counts["A"][name] + counts["B"][name] for name in counts["A"]}
     found = np.concatenate([np.load(out / f"A_attk_{name}_attk_idxs.npy") for name in "AB"])
     return listing, data / "boxes", places, counted, found
@@ -133,25 +131,20 @@ def test_names_with_spaces_quotes_line_breaks_and_other_letters_work_through_all
             for path in (folder / name).iterdir():
                 path.rename(path.with_name(path.name.replace(f"c{number}_", f"{name} ")))
     made, out = root / "made", root / "out"
-    assert call("partition", settings("partition", data, made, data / "index")).returncode == 0
+    ok(call("partition", settings("partition", data, made, data / "index")))
     folders = {"IMAGENET_DATASET_DIR": data / "images", "INDEX_FOLDER": data / "index", "BETONS_FOLDER": made}
     for script in ("gen_betons.sh", "gen_val_betons.sh"):
-        result = subprocess.run(
-            [ROOT / script], env={**os.environ, **folders}, capture_output=True, text=True, cwd=tmp_path
-        )
-        assert result.returncode == 0, result.stderr
+        ok(subprocess.run([ROOT / script], env={**os.environ, **folders}, capture_output=True, text=True, cwd=tmp_path))
     assert len(Beton(made / "val.beton")) == 12
     for model in "AB":
         (made / f"4_per_class_{model}.beton").rename(made / "train.beton")
-        result = call("training", settings("training", data, made, out / model))
-        assert result.returncode == 0, result.stderr
+        ok(call("training", settings("training", data, made, out / model)))
         shutil.move(out / model / "model_ep2.pth", made / f"{model}.pth")
     for command in ("attack", "probe"):
         folder = out / {"attack": "NN_attk_simclr_4pc_2ep", "probe": "lp_simclr_4pc_2ep"}[command]
-        result = call(command, settings(command, data, made, folder))
-        assert result.returncode == 0, result.stderr
+        ok(call(command, settings(command, data, made, folder)))
     words = {"model": "simclr", "k_neighb": 7, "epoch_sweep_dataset": 4, "dataset_sweep_epoch": 2}
     words |= {"attack_fname": "out", "attk_folder_path": out, "lin_probe_folder_path": out, "save_path": out / "plot"}
-    result = run_here("plot_quant_results.py", *flags(words))
-    assert result.returncode == 0 and (out / "plot" / "attk_epochs_acc_top1.png").exists(), result.stderr
+    ok(run_here("plot_quant_results.py", *flags(words)))
+    assert (out / "plot" / "attk_epochs_acc_top1.png").exists()
     assert not [path for path in (tmp_path, ROOT, Path.cwd()) for name in "xy" if (path / name).exists()]

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers import load, read_json
 from PIL import Image
 from stages import SCRIPTS, call, settings
 
@@ -67,7 +68,7 @@ def comparable(value):
 def read(path):
     """What a complete file says; an error for a half one."""
     if path.suffix in (".pth", ".pt"):
-        return comparable(torch.load(path, weights_only=True))
+        return comparable(load(path))
     if path.suffix == ".png":
         with Image.open(path) as picture:
             return np.asarray(picture).tolist()
@@ -79,9 +80,9 @@ def read(path):
     if path.suffix == ".beton":
         return len(Beton(path)), path.read_bytes()
     if path.name == "params.json":
-        return sorted(json.loads(path.read_text()))
+        return sorted(read_json(path))
     if path.suffix == ".json":
-        return comparable(json.loads(path.read_text()))
+        return comparable(read_json(path))
     return path.read_text()
 
 

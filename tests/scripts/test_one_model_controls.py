@@ -5,14 +5,13 @@ colors: on images whose background is tied to the class in a known fraction they
 interval misses the truth in 5 % of all data sets; the seed is one of those in which none does.
 """
 
-import json
 from functools import cache
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import draw_demo, flags, read_colors, run_here, save_color_reader, save_untrained
+from helpers import draw_demo, flags, ok, read_colors, read_json, run_here, save_color_reader, save_untrained
 from torch import nn
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
@@ -114,13 +113,12 @@ class World:
             "resolution": 32,
             "num_workers": 0,
         }
-        result = run_here("label_inference_attack.py", *flags(settings), *words)
-        assert result.returncode == 0, result.stderr
+        ok(run_here("label_inference_attack.py", *flags(settings), *words))
         tables = pd.concat([pd.read_csv(out / f"attack_{name}.csv") for name in "AB"])
         tied = np.zeros(len(self.listing), bool)
         if (self.folder / "data" / "tied.csv").exists():
             tied = pd.read_csv(self.folder / "data" / "tied.csv")["tied"].to_numpy(bool)
-        return json.loads((out / "results.json").read_text(encoding="utf-8"))["both"], tables, tied[tables["index"]]
+        return read_json(out / "results.json")["both"], tables, tied[tables["index"]]
 
 
 @pytest.fixture(scope="module")

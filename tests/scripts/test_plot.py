@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ABSENT, assert_one_line_error, flags, run_here
+from helpers import ABSENT, assert_one_line_error, flags, ok, read_json, run_here
 from PIL import Image
 
 from dejavu_utils.analysis.attack_files import read_attack, read_ceiling, read_probe
@@ -19,7 +19,7 @@ from dejavu_utils.naming import sweep_points
 from dejavu_utils.typed_json import to_json
 
 DATA = Path(__file__).parents[1] / "data"
-TRACES = json.loads((DATA / "attack_traces.json").read_text())
+TRACES = read_json(DATA / "attack_traces.json")
 POINT = DATA / "attack" / "NN_attk_vicreg_300pc_50ep"
 
 
@@ -38,8 +38,7 @@ def plot(tmp_path, **changes):
 
 
 def test_one_published_point_gives_the_published_figures(tmp_path):
-    result = plot(tmp_path)
-    assert result.returncode == 0, result.stderr
+    ok(plot(tmp_path))
     for plural, x, position in (("epochs", "epoch", 50), ("datasets", "dataset", 300)):
         for top_k in (1, 5):
             accuracy = pd.read_csv(tmp_path / "plot" / f"attk_{plural}_acc_top{top_k}.csv")
@@ -87,10 +86,15 @@ def test_sweeps_of_several_points_and_probes_of_both_kinds(tmp_path):
     ours.mkdir()
     figures = {f"top_{k}": {"value": 0.3 + k / 10, "low": 0.2, "high": 0.9} for k in (1, 5)}
     (ours / "results.json").write_text(json.dumps({"final": {"train": figures, "val": figures}}))
-    result = plot(
-        tmp_path, attk_folder_path=tmp_path, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes", k_neighb=50
+    result = ok(
+        plot(
+            tmp_path,
+            attk_folder_path=tmp_path,
+            plot_lin_probe=1,
+            lin_probe_folder_path=tmp_path / "probes",
+            k_neighb=50,
+        )
     )
-    assert result.returncode == 0, result.stderr
     assert "note: left out:" in result.stdout and "NN_attk_vicreg_300pc_250ep" in result.stdout
     epochs = pd.read_csv(tmp_path / "plot" / "attk_epochs_acc_top1.csv")
     assert epochs["epoch"].unique().tolist() == [50, 1000]
@@ -109,13 +113,12 @@ def test_parameter_sweep(tmp_path):
         shutil.copytree(POINT, tmp_path / "attack_sweeps" / f"NN_attk_simclr_p{digits}t_50ep")
         write_probe_log(tmp_path / "probes" / f"lp_simclr_p{digits}t_50ep", (0.4, 0.7), (0.5, 0.8))
     changes = dict(attk_folder_path=tmp_path, sweep_param="simclr.temperature")
-    result = plot(tmp_path, **changes, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes")
-    assert result.returncode == 0, result.stderr
+    ok(plot(tmp_path, **changes, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes"))
     params = pd.read_csv(tmp_path / "plot" / "attk_params_partition_top1.csv")["param"]
     assert params.tolist() == [0.05, 0.075, 0.15, 0.99]
     assert pd.read_csv(tmp_path / "plot" / "lp_param_vals_top1.csv")["param"].tolist() == params.tolist()
     settings = flags({**changes, "dataset_sweep_epoch": 50, "plot_lin_probe": 0, "save_path": tmp_path / "two"})
-    assert run_here("plot_quant_results.py", *settings, "--sweep_values", ".075", ".99").returncode == 0
+    ok(run_here("plot_quant_results.py", *settings, "--sweep_values", ".075", ".99"))
     assert pd.read_csv(tmp_path / "two" / "attk_params_acc_top1.csv")["param"].unique().tolist() == [0.075, 0.99]
 
 
@@ -123,8 +126,7 @@ def test_corner_fractions_have_no_probes_of_their_own(tmp_path):
     for digits in ("20", "35"):
         shutil.copytree(POINT, tmp_path / "attack_sweeps_cropsize" / f"NN_attk_vicreg_crop_p{digits}_50ep")
     changes = dict(attk_folder_path=tmp_path / "attack_sweeps_cropsize", sweep_param="corner_crop_frac")
-    result = plot(tmp_path, **changes, plot_lin_probe=1, lin_probe_folder_path=tmp_path)
-    assert result.returncode == 0, result.stderr
+    ok(plot(tmp_path, **changes, plot_lin_probe=1, lin_probe_folder_path=tmp_path))
     assert pd.read_csv(tmp_path / "plot" / "attk_params_acc_top1.csv")["param"].unique().tolist() == [0.2, 0.35]
 
 
@@ -141,8 +143,7 @@ def test_layers_confidence_curve_and_probe_gap(tmp_path):
     statistics = to_json(attack_statistics(read_attack(POINT)))
     (logits / "results.json").write_text(json.dumps({**statistics, "settings": {"layer": "logits"}}))
     write_probe_log(tmp_path / "probes" / "lp_vicreg_300pc_50ep", (0.4, 0.7), (0.5, 0.8))
-    result = plot(tmp_path, attk_folder_path=tmp_path, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes")
-    assert result.returncode == 0, result.stderr
+    result = ok(plot(tmp_path, attk_folder_path=tmp_path, plot_lin_probe=1, lin_probe_folder_path=tmp_path / "probes"))
     saved = tmp_path / "plot"
     layers = pd.read_csv(saved / "attk_layers_acc_top1.csv")
     assert layers["layer"].unique().tolist() == ["backbone", "projector.0", "projector.1", "projector", "logits"]
@@ -180,8 +181,7 @@ def test_chance_and_ceiling_are_drawn_where_they_are_known(tmp_path):
     assert read_ceiling(attacks / "NN_attk_vicreg_300pc_50ep", 50) is None  # of another vote
     for name, changes in (("with", {}), ("without", {"k_neighb": 50})):
         settings = dict(attk_folder_path=attacks, save_path=tmp_path / name, **changes)
-        result = plot(tmp_path, **settings)
-        assert result.returncode == 0, result.stderr
+        ok(plot(tmp_path, **settings))
     table = pd.read_csv(tmp_path / "with" / "attk_epochs_acc_top1.csv").set_index(["epoch", "pct_confidence"])
     assert table["ceiling"][50, 5] == pytest.approx(0.85) and np.isnan(table["ceiling"][100, 5])
     assert table["ceiling_low"][50, 5] == pytest.approx(0.83)
@@ -197,8 +197,7 @@ def test_a_layer_that_was_asked_for_is_drawn_or_left_out(tmp_path):
     shutil.copytree(POINT, tmp_path / "attack_sweeps" / "NN_attk_vicreg_300pc_50ep" / "backbone")
     shutil.copytree(POINT, tmp_path / "attack_sweeps" / "NN_attk_vicreg_300pc_100ep")
     changes = dict(attk_folder_path=tmp_path, layer="backbone", dataset_sweep_epoch=100)
-    result = plot(tmp_path, **changes)
-    assert result.returncode == 0, result.stderr
+    result = ok(plot(tmp_path, **changes))
     assert "note: left out: --layer backbone: " in result.stdout and "300pc_100ep holds projector" in result.stdout
     assert pd.read_csv(tmp_path / "plot" / "attk_epochs_acc_top1.csv")["epoch"].unique().tolist() == [50]
     assert not (tmp_path / "plot" / "attk_confidence_top1.csv").exists()  # of the point at 100 epochs
@@ -256,5 +255,5 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_an_outcome_without_an_example_has_no_figure_and_no_failure(tmp_path):
-    assert plot(tmp_path, pct_confidences="0.1").returncode == 0
+    ok(plot(tmp_path, pct_confidences="0.1"))
     assert pd.read_csv(tmp_path / "plot" / "attk_epochs_acc_top1.csv")["target_acc"].isna().all()

@@ -1,7 +1,6 @@
 """The chain as a user runs it: the demo in miniature (and whole, slow), and the published commands."""
 
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, run_here
+from helpers import ROOT, ok, read_json, run_here
 from torch.utils.data import DataLoader
 
 import train_SSL
@@ -64,16 +63,14 @@ def test_demo_in_miniature_and_run_again(tmp_path):
     assert Path(gallery).is_file()
     precision = (folder / "seed3_4classes_20pc" / "precision.txt").read_text().strip()
     assert precision in ("fp32", "bf16") and f"precision of the training: {precision}\n" in output
-    params = json.loads((run / "simclr_dssweep_20pc_A" / "params.json").read_text(encoding="utf-8"))
+    params = read_json(run / "simclr_dssweep_20pc_A" / "params.json")
     assert params["training.precision"] == precision and params["dist.world_size"] == 1
     summary = pd.read_csv(run / "summary.csv")
     assert summary["attack"].tolist() == ["projector", "projector", "backbone", "backbone"]
     assert summary["pct_confidence"].tolist() == [100, 20, 100, 20]
     # Of all examples classes are equally frequent; of the most confident they need not be.
     assert summary["chance"][[0, 2]].tolist() == [0.25, 0.25] and (summary["chance"] < 0.5).all()
-    results = json.loads(
-        (run / "attack_sweeps" / "NN_attk_simclr_20pc_12ep" / "results.json").read_text(encoding="utf-8")
-    )
+    results = read_json(run / "attack_sweeps" / "NN_attk_simclr_20pc_12ep" / "results.json")
     assert results["counts"]["A"]["images"] == 72 and results["counts"]["public"] == 232
     table = output[output.index("== Result") :]
     for name, column in (("target", "target"), ("score", "score")):
@@ -113,7 +110,7 @@ def test_demo_killed_and_continued_and_reconstructions(tmp_path):
     demo(folder, "demo_rcdm.sh", STEPS="3", RESPACING="2", **MINIATURE)
     figures = run / "RCDM" / "reconstructions"
     assert (run / "RCDM" / "rcdm_simclr_12ep_20pc_B" / "ema_0.995_000003.pt").is_file()
-    assert json.loads((figures / "visualization_RCDM.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert read_json(figures / "visualization_RCDM.ipynb")["cells"]
     assert (figures / "memorized.png").stat().st_size > 5000
 
 
@@ -169,8 +166,8 @@ def test_every_loss_learns_the_demo(tmp_path, loss):
 
 def test_every_help_shows_its_commands_and_every_script_names_a_missing_flag():
     for path in sorted(ROOT.glob("*.py")):
-        result = run_here(path.name, "--help")
-        assert result.returncode == 0 and f"python {path.name}" in result.stdout, path.name
+        result = ok(run_here(path.name, "--help"))
+        assert f"python {path.name}" in result.stdout, path.name
         result = run_here(path.name)
         assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, path.name
         assert re.search(r"error: .*--", result.stderr), path.name
@@ -193,8 +190,7 @@ def test_training_sweep_prints_its_commands_and_names_what_is_missing(tmp_path):
     finished = tmp_path / "logs" / "vicreg" / "vicreg_dssweep_100pc_B"
     finished.mkdir(parents=True)
     (finished / "final_weights.pt").touch()
-    result = sweep(tmp_path, "--training.epochs", "3", DRY_RUN="1", DATASETS="100", **folders)
-    assert result.returncode == 0, result.stderr
+    result = ok(sweep(tmp_path, "--training.epochs", "3", DRY_RUN="1", DATASETS="100", **folders))
     command, skipped = result.stdout.splitlines()
     words = shlex.split(command)
     assert words[1] == str(ROOT / "train_SSL.py") and words[-2:] == ["--training.epochs", "3"]

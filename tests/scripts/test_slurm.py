@@ -25,6 +25,9 @@ from helpers import (
     documented_command,
     draw_tree,
     flags,
+    load,
+    ok,
+    read_json,
     run_here,
     run_script,
     save_untrained,
@@ -100,8 +103,7 @@ def started_cluster(folder, **environment):
     if missing or os.geteuid() != 0:
         pytest.skip("needs root" if not missing else f"not installed: {', '.join(missing)} (slurm-wlm, munge)")
     command = [CLUSTER, "start", folder, str(os.getpid())]
-    started = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert started.returncode == 0, started.stderr
+    ok(subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         patch.setenv("PATH", "/usr/bin:/usr/sbin", prepend=os.pathsep)
@@ -158,8 +160,7 @@ def command(script, data, **changes):
 
 def submit(script, words, **environment):
     """Submits the command; the job's number, which is the last line."""
-    result = run_here(script, *words, **environment)
-    assert result.returncode == 0, result.stderr
+    result = ok(run_here(script, *words, **environment))
     return result.stdout.splitlines()[-1]
 
 
@@ -272,7 +273,7 @@ def jobs(cluster, data):
 
 
 def weights(data, name):
-    return torch.load(data / "logs" / "vicreg" / name / "final_weights.pt", weights_only=True)
+    return load(data / "logs" / "vicreg" / name / "final_weights.pt")
 
 
 def assert_same_weights(data, name):
@@ -334,13 +335,13 @@ def test_the_later_stages_give_what_they_give_here(jobs, data, tmp_path, script)
     assert job(number)["JobState"] == "COMPLETED", log(number, kind="err")
     there = Path(job_folders[number])
     script, words = command(script, data, local=1, world_size=1, output_dir=tmp_path, num_workers=0)
-    assert run_here(script, *words).returncode == 0
+    ok(run_here(script, *words))
     names = {path.name for path in tmp_path.iterdir()}
     assert "results.json" in names and names <= {path.name for path in there.iterdir()}
     for name in sorted(names):
         if name.endswith(".npy"):
             np.testing.assert_array_equal(np.load(there / name), np.load(tmp_path / name))
-    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, there))
+    ours, theirs = (read_json(folder / "results.json") for folder in (tmp_path, there))
     assert ours["counts"] == theirs["counts"]
 
 
@@ -352,10 +353,9 @@ def test_rcdm_is_finished_and_gives_what_it_gives_here(jobs, data, tmp_path):
     names = {"model000002.pt", "ema_0.9999_000002.pt", "opt000002.pt", "samples000002.png", "params.json", "log"}
     assert {path.name for path in there.iterdir() if path.is_file()} - {".lock"} == names
     script, words = command("train_RCDM.py", data, local=1, out_dir=tmp_path)
-    result = run_script(script, *words)
-    assert result.returncode == 0, result.stderr
+    ok(run_script(script, *words))
     for name in ("model000002.pt", "ema_0.9999_000002.pt"):
-        ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (tmp_path, there))
+        ours, theirs = (load(folder / name) for folder in (tmp_path, there))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
@@ -415,13 +415,12 @@ def test_a_job_starts_as_from_a_login_shell_with_its_cores(binding_cluster, tmp_
     (tmp_path / "report.py").write_text(REPORT)
     words = [*inside, sys.executable, str(tmp_path / "report.py"), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SBATCH_ACCOUNT": "kept", "SUBMITIT_FOLDER": "/another"}
-    result = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    result = ok(subprocess.run(words, env=environment, capture_output=True, text=True))
     number = result.stdout.split()[-1]
     wait_for("end of the job", lambda: ended(number))
     errors = [path.read_text() for path in tmp_path.glob(f"{number}*_log.err")]
     assert job(number)["JobState"] == "COMPLETED", errors
-    found = json.loads((tmp_path / "report.json").read_text())
+    found = read_json(tmp_path / "report.json")
     assert found["cores"] == 2
     assert found["environment"]["SLURM_JOB_ID"] == number and "SLURM_MEM_PER_CPU" not in found["environment"]
     assert job(number)["Account"] == "kept" and job(number)["JobName"] == tmp_path.name

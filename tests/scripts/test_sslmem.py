@@ -1,6 +1,5 @@
 """sslmem.py: values against an independent implementation, planted units, and the script as a user runs it."""
 
-import json
 import os
 import re
 import shutil
@@ -12,16 +11,14 @@ import pandas as pd
 import pytest
 import stages
 import torch
-from helpers import ROOT, assert_one_line_error, flags, run_here
+from helpers import ROOT, assert_one_line_error, flags, ok, read_json, run_here
 from pages import Page, thumbnails
-from PIL import Image
 
 from dejavu_utils.data import augment
 from dejavu_utils.data.augment import FIRST_VIEW, SECOND_VIEW
-from dejavu_utils.imagenet import Preprocessing, load_image
+from dejavu_utils.imagenet import load_image
 from dejavu_utils.label_free import compare as instruments
 from dejavu_utils.label_free import scores as sslmem
-from dejavu_utils.label_free.measure import Views, views_of_training
 from dejavu_utils.naming import SWEEPS
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import load_network
@@ -52,8 +49,7 @@ def settings_of(tiny, out, **changes):
 @pytest.fixture(scope="module")
 def done(tiny, finished_stage, tmp_path_factory):
     out = tmp_path_factory.mktemp("sslmem") / "out"
-    result = run_here("sslmem.py", *settings_of(tiny, out, attack_dir=finished_stage("attack")))
-    assert result.returncode == 0, result.stderr
+    ok(run_here("sslmem.py", *settings_of(tiny, out, attack_dir=finished_stage("attack"))))
     return out
 
 
@@ -89,7 +85,7 @@ def by_hand(tiny, table):
 
 
 def test_values_equal_an_independent_implementation(tiny, done):
-    results = json.loads((done / "results.json").read_text(encoding="utf-8"))
+    results = read_json(done / "results.json")
     for own, other in ("AB", "BA"):
         table = pd.read_csv(done / f"sslmem_{own}.csv")
         indices = np.load(tiny / "data" / "index" / "4_per_class" / f"bbox_{own}.npy")
@@ -123,7 +119,7 @@ def test_values_equal_an_independent_implementation(tiny, done):
 
 
 def test_rank_correlation_with_the_attack_on_the_same_images(done, finished_stage, tiny, tmp_path):
-    results = json.loads((done / "results.json").read_text(encoding="utf-8"))
+    results = read_json(done / "results.json")
     for name in "AB":
         scores = pd.read_csv(done / f"sslmem_{name}.csv").set_index("index")
         attacked = pd.read_csv(finished_stage("attack") / f"attack_{name}.csv").set_index("index")
@@ -156,8 +152,7 @@ def test_swapped_models_give_the_negative_and_one_model_gives_0(tiny, done, tmp_
         ("swapped", {"model_A_pth": made / "B.pth", "model_B_pth": made / "A.pth"}),
         ("same", {"model_B_pth": made / "A.pth"}),
     ):
-        result = run_here("sslmem.py", *settings_of(tiny, tmp_path / name, public_idx_pth=None, **changes))
-        assert result.returncode == 0, result.stderr
+        result = ok(run_here("sslmem.py", *settings_of(tiny, tmp_path / name, public_idx_pth=None, **changes)))
         assert ("is model A's checkpoint too" in result.stdout) == (name == "same")
     column = "projector_sslmem"
     scores = [
@@ -169,13 +164,12 @@ def test_swapped_models_give_the_negative_and_one_model_gives_0(tiny, done, tmp_
 
 def test_two_processes_measure_what_one_measures(tiny, done, finished_stage, tmp_path):
     settings = settings_of(tiny, tmp_path, attack_dir=finished_stage("attack"), ngpus=0, world_size=2)
-    result = run_here("sslmem.py", *settings)
-    assert result.returncode == 0, result.stderr
+    ok(run_here("sslmem.py", *settings))
     files = [path.name for path in done.iterdir() if path.name != "results.json"]
     assert len(files) > 15
     for name in files:
         assert (tmp_path / name).read_bytes() == (done / name).read_bytes(), name
-    one, two = (json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (done, tmp_path))
+    one, two = (read_json(folder / "results.json") for folder in (done, tmp_path))
     assert {**one, "settings": 0} == {**two, "settings": 0}
 
 
@@ -199,7 +193,7 @@ def test_attack_and_plots_read_scores_that_lie_beside_them(tiny, done, tmp_path)
     point = SWEEPS["epochs"].at("1", "simclr", 4)
     attack, beside = tmp_path / point.attack("projector"), tmp_path / point.sslmem
     shutil.copytree(done, beside)
-    assert stages.call("attack", stages.settings("attack", tiny / "data", tiny / "made", attack)).returncode == 0
+    ok(stages.call("attack", stages.settings("attack", tiny / "data", tiny / "made", attack)))
     tables = {name: pd.read_csv(attack / f"attack_{name}.csv") for name in "AB"}
     for name, table in tables.items():
         scores = pd.read_csv(beside / f"sslmem_{name}.csv").set_index("index")
@@ -207,10 +201,9 @@ def test_attack_and_plots_read_scores_that_lie_beside_them(tiny, done, tmp_path)
             assert np.allclose(table[column], scores[column][table["index"]])
     plot = {"model": "simclr", "epoch_sweep_dataset": 4, "dataset_sweep_epoch": 1, "k_neighb": 5, "plot_lin_probe": 0}
     plot |= {"attk_folder_path": tmp_path, "save_path": tmp_path / "plot"}
-    result = run_here("plot_quant_results.py", *flags(plot))
-    assert result.returncode == 0, result.stderr
+    ok(run_here("plot_quant_results.py", *flags(plot)))
     beside_score = pd.read_csv(tmp_path / "plot" / "score_sslmem_top1.csv")
-    both = json.loads((beside / "results.json").read_text(encoding="utf-8"))["both"]
+    both = read_json(beside / "results.json")["both"]
     found = beside_score[beside_score["instrument"] == "sslmem"].set_index("of")["value"]
     assert found.to_dict() == pytest.approx({layer: both[layer]["value"] for layer in LAYERS})
     outcomes = pd.read_csv(tmp_path / "plot" / "attk_sslmem_outcomes_top1.csv").set_index(["layer", "outcome"])
@@ -246,11 +239,12 @@ def test_a_public_network_and_its_twin(tiny, tmp_path, name, layers):
                 value += 0.02 * torch.randn_like(value)
     changes = {f"model_{model}_pth": f"{name}@{tmp_path / model}.pth" for model in "AB"}
     # Of timm's own size, which its positions are of.
-    result = run_here(
-        "sslmem.py",
-        *settings_of(tiny, tmp_path / "out", **changes, layers=layers, resolution=None, public_idx_pth=None),
+    ok(
+        run_here(
+            "sslmem.py",
+            *settings_of(tiny, tmp_path / "out", **changes, layers=layers, resolution=None, public_idx_pth=None),
+        )
     )
-    assert result.returncode == 0, result.stderr
     network = load_network(changes["model_A_pth"], "--model")
     for layer in layers.split(","):
         table = pd.read_csv(tmp_path / "out" / "sslmem_A.csv")
@@ -272,34 +266,10 @@ def test_resumes_after_a_kill_without_measuring_again(tiny, done, finished_stage
     with mock.patch.object(unfinished.ShardStore, "save", killed):
         assert run_here("sslmem.py", *command).returncode == 130
     assert len(list((out / "unfinished").glob("*.npz"))) == 3 and not (out / "results.json").exists()
-    result = run_here("sslmem.py", *command)
-    assert result.returncode == 0 and "resumes with 3 pieces" in result.stdout
+    result = ok(run_here("sslmem.py", *command))
+    assert "resumes with 3 pieces" in result.stdout
     for path in done.glob("*.csv"):
         assert path.read_bytes() == (out / path.name).read_bytes()
-
-
-def test_views_of_an_image_depend_on_seed_and_index_alone():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8))
-    pair, kind = views_of_training(None), Preprocessing().at(32)
-    assert pair == [FIRST_VIEW, SECOND_VIEW]
-    [views] = Views(pair, 4, 0, [kind])(7, image)
-    assert torch.equal(views[:2], Views(pair, 2, 0, [kind])(7, image)[0])
-    assert not torch.equal(views, Views(pair, 4, 0, [kind])(8, image)[0])
-    assert not torch.equal(views, Views(pair, 4, 1, [kind])(7, image)[0])
-    [plain] = Views(pair, 4, 0, [Preprocessing(32, 36, mean=(0, 0, 0), std=(1, 1, 1))])(7, image)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (kind.mean, kind.std))
-    assert torch.allclose((plain - mean) / std, views, atol=1e-5)
-    weaker = views_of_training({"augment.jitter": 0.5, "augment.blur": 0, "training.loss": "simclr"})
-    assert not weaker[0].blur and weaker[0].brightness == 0.2 and weaker[0].area == FIRST_VIEW.area
-
-
-def test_planted_and_constant_units():
-    activations = np.zeros((50, 4))
-    activations[:, 1], activations[17, 0], activations[:, 3] = 0.3, 5, np.arange(50)
-    activations[:, 0] += 1e-3
-    values = sslmem.unitmem(activations.max(0), activations.sum(0), 50)
-    assert values[0] > 0.99 and values[1] < 1e-12 and values[2] == 0
-    assert values[3] == pytest.approx((49 - 24) / (49 + 24))
 
 
 def test_rank_correlation_overall_and_within_groups():
@@ -364,12 +334,9 @@ def test_less_control_takes_away_what_one_model_aligns_better_everywhere():
 def test_the_demo_is_memorized_by_both_instruments(tmp_path):
     for script in ("demo.sh", "demo_sslmem.sh"):
         environment = {**os.environ, "DEMO_DIR": str(tmp_path), "SNAPSHOTS": "1"}
-        result = subprocess.run(
-            ["bash", ROOT / "bash_examples" / script], env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr
+        ok(subprocess.run(["bash", ROOT / "bash_examples" / script], env=environment, capture_output=True, text=True))
     (path,) = tmp_path.glob("seed0/*/sslmem_sweeps/*/results.json")
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_json(path)
     for layer in ("backbone", "projector.0", "projector"):
         assert results["both"][layer]["low"] > 0 and abs(results["control"][layer]["value"]) < 0.02
         for name in "AB":

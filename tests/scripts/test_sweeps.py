@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ABSENT, ROOT, debug_cluster, draw_tree, kept_signals, run_script
+from helpers import ABSENT, ROOT, debug_cluster, draw_tree, kept_signals, ok, read_json, run_script
 
 import label_inference_attack
 import lin_probe
@@ -254,8 +254,7 @@ def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path)
     pytest.importorskip("submitit")
     slurm, logs = tools(tmp_path / "slurm"), tmp_path / "logs"
     size = dict(SWEEP="epochs", EPOCHS="50", TRAIN_FLAGS="--dist.ngpus 1", tools=slurm)
-    result = sweep(folders, logs, **size)
-    assert result.returncode == 0, result.stderr
+    ok(sweep(folders, logs, **size))
     names = ["vicreg_dssweep_300pc_A", "vicreg_dssweep_300pc_B", "NN_attk_vicreg_300pc_50ep", "lp_vicreg_300pc_50ep"]
     submitted = {name: next(logs.rglob(f"{name}.job")).read_text().strip() for name in names}
     assert list(submitted.values()) == ["100", "101", "102", "103"]
@@ -265,8 +264,8 @@ def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path)
     assert "#SBATCH --dependency=afterok:100\n" in jobs[103]
     assert "--dependency=afterany:102:103 " in jobs[104] and "plot_quant_results.py" in jobs[104]
 
-    again = sweep(folders, logs, **size)
-    assert again.returncode == 0 and again.stdout.count("in the queue as job") == 5, again.stdout + again.stderr
+    again = ok(sweep(folders, logs, **size))
+    assert again.stdout.count("in the queue as job") == 5, again.stdout + again.stderr
 
     # Model A is trained, the attack has failed, the probe is still waiting: only the attack is submitted, and the plot.
     folder = logs / "vicreg" / "vicreg_dssweep_300pc_A"
@@ -274,8 +273,7 @@ def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path)
     for name in ("final_weights.pt", "model_ep50.pth"):
         (folder / name).touch()
     (slurm / "queue").write_text("101\n103\n")
-    third = sweep(folders, logs, **size)
-    assert third.returncode == 0, third.stderr
+    third = ok(sweep(folders, logs, **size))
     assert "vicreg_dssweep_300pc_A: there already" in third.stdout and "_B: in the queue as job 101" in third.stdout
     assert "#SBATCH --dependency=afterok:101\n" in (slurm / "job105").read_text()
     assert "afterany:105:103 " in (slurm / "job106").read_text() and not (slurm / "job107").exists()
@@ -304,10 +302,8 @@ def test_the_remedy_for_a_missing_snapshot_of_a_finished_training_is_not_to_trai
     case = dict(DRY_RUN="1", LOCAL="1", SWEEP="epochs")
     result = sweep(folders, tmp_path, **case, EPOCHS="3 4")
     assert result.returncode == 2 and "has 4 epochs and a snapshot every 2; name one of these" in result.stderr
-    result = sweep(folders, tmp_path, **case, EPOCHS="4", STAGES="train attack", TRAIN_FLAGS="--training.epochs 4")
-    assert (
-        result.returncode == 0 and "_A: there already, but made with --training.base_lr 0.4, not 0.2" in result.stdout
-    )
+    result = ok(sweep(folders, tmp_path, **case, EPOCHS="4", STAGES="train attack", TRAIN_FLAGS="--training.epochs 4"))
+    assert "_A: there already, but made with --training.base_lr 0.4, not 0.2" in result.stdout
     words = ["--model_A_pth", str(models / "model_ep3.pth"), "--model_B_pth", "x", "--output_dir", str(tmp_path / "x")]
     public = ["--public_idx_pth", "x", "--imgnet_train_pth", "x"]
     result = run_script("label_inference_attack.py", *words, *public)
@@ -365,14 +361,14 @@ def test_what_the_caller_has_exported_does_not_matter(folders, tmp_path, surroun
         environment[name] = str(tmp_path / value) if name == "BASH_ENV" else value
     environment = {name: value for name, value in environment.items() if value is not None}
     command = ["bash", "bash_examples/sweep.sh"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, umask=0o077)
-    assert result.returncode == 0 and result.stdout == expected, result.stderr
+    result = ok(subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, umask=0o077))
+    assert result.stdout == expected
 
 
 @pytest.mark.parametrize("command", [["bash", "sweep.sh"], ["bash", "demo.sh"], [sys.executable, "sweep_points.py"]])
 def test_help_is_printed(command):
-    result = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT / "bash_examples")
-    assert result.returncode == 0 and len(result.stdout.splitlines()) > 4 and not result.stderr
+    result = ok(subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT / "bash_examples"))
+    assert len(result.stdout.splitlines()) > 4 and not result.stderr
 
 
 def test_a_dry_run_ends_with_what_it_costs(folders, tmp_path):
@@ -407,7 +403,7 @@ def small_data(tmp_path):
         "BETONS_FOLDER": str(tmp_path / "betons"),
     }
     split = ["--imgnet_dir", tmp_path / "images", "--bbox_dir", tmp_path / "boxes", "--save_dir", tmp_path / "index"]
-    assert run_script("imagenet_partition.py", *split, "--per_class", 4, 6).returncode == 0
+    ok(run_script("imagenet_partition.py", *split, "--per_class", 4, 6))
     return folders
 
 
@@ -506,15 +502,14 @@ def test_small_sweeps_of_each_kind_run_here(tmp_path):
         ),
     ]
     for environment, figure, points in kinds:
-        result = sweep(folders, tmp_path / "logs", **small, **environment)
-        assert result.returncode == 0, result.stdout + result.stderr
-        again = sweep(folders, tmp_path / "logs", **small, **environment)
-        assert again.returncode == 0 and "there already" in again.stdout and "epochs are done" not in again.stdout
+        ok(sweep(folders, tmp_path / "logs", **small, **environment))
+        again = ok(sweep(folders, tmp_path / "logs", **small, **environment))
+        assert "there already" in again.stdout and "epochs are done" not in again.stdout
         saved = [line.rsplit(".png")[0] for line in again.stdout.splitlines() if line.endswith(f"{figure}.png")]
         assert saved
         for path in saved:
             assert pd.read_csv(f"{path}.csv").iloc[:, 0].unique().tolist() == points
     layers = pd.read_csv(tmp_path / "logs" / "vicreg" / "plot" / "attk_layers_acc_top1.csv")
     assert layers["layer"].unique().tolist() == ["backbone", "projector"]
-    scores = json.loads(next((tmp_path / "logs" / "supervised").rglob("results.json")).read_text())
+    scores = read_json(next((tmp_path / "logs" / "supervised").rglob("results.json")))
     assert np.isfinite(scores["both"]["top_1"]["accuracy"]["100"]["target"]["value"])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, ok
 
 from dejavu_utils.finished import awaited_jobs, difference, missing_snapshot, queued_job, typed_flags
 
@@ -72,8 +72,8 @@ def test_each_script_leaves_at_once_what_is_finished_or_in_the_queue(tmp_path, s
     (folder / last).write_text(json.dumps(record))
     command = [sys.executable, str(ROOT / script), flag, str(folder), *line.split()]
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0 and "argparse" not in result.stderr and "torch" not in result.stderr, result.stderr
+    result = ok(subprocess.run(command, capture_output=True, text=True, env=environment))
+    assert "argparse" not in result.stderr and "torch" not in result.stderr
     assert result.stdout.startswith(f"{folder}: there already")
     assert ("but made with" in result.stdout) == bool(record)
 

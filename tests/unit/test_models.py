@@ -1,10 +1,10 @@
 """Networks carry the published names and shapes, and a checkpoint rebuilds its own network."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import read_json
 
 from dejavu_utils.attack.preconditions import check_alike
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
@@ -15,7 +15,7 @@ from dejavu_utils.networks.loading import check_typed, load_network
 from dejavu_utils.training.meter import Probes
 from dejavu_utils.training.settings import check_arch
 
-SHAPES = json.loads((Path(__file__).parents[1] / "data" / "state_dict_shapes.json").read_text())
+SHAPES = read_json(Path(__file__).parents[1] / "data" / "state_dict_shapes.json")
 
 
 @pytest.mark.parametrize("key", SHAPES)

@@ -13,8 +13,7 @@ from dejavu_utils.analysis.gallery import Attacked, class_name, save_gallery
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
-from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import list_images, read_class_names
+from dejavu_utils.imagenet import list_images
 
 HOSTILE = ('<script>alert("1")</script>', "a&b 'c' \"d\"", "{{ 7 * 7 }} \u202e</style>", "-->\udcff")
 PER_CLASS, K = 24, 6
@@ -154,19 +153,6 @@ def test_logits_have_no_neighbors_and_classes_may_have_names(attacked, tmp_path)
     assert page.examples[0]["text"].count("<b>tench</b>") == 3  # the class and both guesses
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "largest logit" in text and "entropy" not in text and text.count("No example.") == 2
-
-
-@pytest.mark.parametrize("text", ['{"n1": "tench", "n2": "shark"}', '{"0": ["n1", "tench"], "1": ["n2", "shark"]}'])
-def test_class_names_are_read_in_both_forms(tmp_path, text):
-    (tmp_path / "names.json").write_text(text)
-    assert read_class_names(tmp_path / "names.json", "--flag") == {"n1": "tench", "n2": "shark"}
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"n1": 3}', '{"0": ["n1"]}', '{"n1": ["n1", "tench"], "n2": "shark"}'])
-def test_other_class_names_are_refused(tmp_path, text):
-    (tmp_path / "names.json").write_text(text)
-    with pytest.raises(InputError, match="--flag .*names.json"):
-        read_class_names(tmp_path / "names.json", "--flag")
 
 
 def test_a_browser_shows_every_image_and_asks_for_nothing(attacked, tmp_path):

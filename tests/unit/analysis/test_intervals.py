@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import assert_one_line_error, run_here
+from helpers import assert_one_line_error, ok, run_here
 
 from dejavu_utils.analysis.attack_files import read_attack
 from dejavu_utils.analysis.intervals import Estimate, combine_runs, t_half_width, within
@@ -111,8 +111,7 @@ def test_table_of_attacks_and_of_their_runs(tmp_path):
             del changed["both"]["top_1"]["accuracy"]["100"]["chance"]  # written before chance was
         (folder / "results.json").write_text(json.dumps(changed))
         folders.append(folder)
-    result = summary(tmp_path, *(f"run{number}={folder}" for number, folder in enumerate(folders)))
-    assert result.returncode == 0, result.stderr
+    result = ok(summary(tmp_path, *(f"run{number}={folder}" for number, folder in enumerate(folders))))
     table = pd.read_csv(tmp_path / "table.csv").set_index(["attack", "pct_confidence"])
     figures = statistics["both"]["top_1"]["accuracy"]["20"]
     assert table["chance"]["run0", 20] == pytest.approx(figures["chance"]) and np.isnan(table["chance"]["run1", 100])
@@ -124,8 +123,7 @@ def test_table_of_attacks_and_of_their_runs(tmp_path):
     assert says.startswith("What the table says: Significant memorization in ") and "Holm" in says
     assert "pointwise" in says and gallery.endswith("attack_gallery.html") and following.startswith("Next: ")
 
-    result = summary(tmp_path, "--runs", *folders)
-    assert result.returncode == 0, result.stderr
+    result = ok(summary(tmp_path, "--runs", *folders))
     table = pd.read_csv(tmp_path / "table.csv").set_index(["pct_confidence", "figure"]).loc[100, "score"]
     value = statistics["both"]["top_1"]["accuracy"]["100"]["score"]["value"]
     assert table["runs"] == 3 and table["mean"] == pytest.approx(value + 0.01 / 3, abs=1e-9)
@@ -152,8 +150,7 @@ def test_images_of_a_list_and_the_others_have_rows_of_their_own(tmp_path):
     pd.DataFrame(rows, columns=["path", "tied"]).sample(frac=1, random_state=0).to_csv(
         tmp_path / "tied.csv", index=False
     )
-    result = summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv")
-    assert result.returncode == 0, result.stderr
+    ok(summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv"))
     table = pd.read_csv(tmp_path / "table.csv").set_index(["attack", "pct_confidence"])["score"]
     assert table["a, tied", 100] == pytest.approx(np.mean(expected[1]), abs=1e-9)
     assert table["a, not tied", 100] == pytest.approx(np.mean(expected[0]), abs=1e-9)
@@ -203,8 +200,7 @@ def test_agreement_of_runs_is_written_beside_the_table(tmp_path):
         path = copy / f"{name}_attk_{name}_neighb_labels.npy"
         path.chmod(0o644)
         np.save(path, np.random.default_rng(0).permutation(np.load(path)))
-    result = summary(tmp_path, "--runs", POINT, copy, "--agreement")
-    assert result.returncode == 0, result.stderr
+    result = ok(summary(tmp_path, "--runs", POINT, copy, "--agreement"))
     table = pd.read_csv(tmp_path / "table_agreement.csv")
     same = table["first"] == table["second"]
     assert len(table) == 4 and (table["kappa"][same] == 1).all() and (table["kappa"][~same] < 0.5).all()

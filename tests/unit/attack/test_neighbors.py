@@ -97,17 +97,6 @@ def test_the_cut_into_blocks_changes_nothing(use_faiss):
         assert np.array_equal(search(queries, public, 30, blocks, use_faiss), expected)
 
 
-@pytest.mark.parametrize("use_faiss", BOTH)
-@pytest.mark.parametrize("n", [3, 12])
-def test_a_block_may_hold_nothing_that_is_near(use_faiss, n):
-    """As in a public set that is sorted by class."""
-    rng = np.random.default_rng(0)
-    public = np.repeat(10 * np.arange(8), 50)[:, None] + rng.normal(size=(400, 16))
-    queries, public = (10 + rng.normal(size=(n, 16))).astype(np.float32), public.astype(np.float32)
-    for blocks in (8, 3):
-        assert_nearest(search(queries, public, 20, blocks, use_faiss), queries, public, 20)
-
-
 @pytest.mark.parametrize("scale, what", [(1e19, "overflow"), (1e-22, "are lost")])
 def test_squares_beyond_float32_are_refused(scale, what):
     rng = np.random.default_rng(0)
@@ -125,55 +114,6 @@ def test_equal_embeddings_are_no_error():
     assert found.result().tolist() == [[0, 1]] * 3
 
 
-def test_the_search_computes_in_ieee_float32_whatever_was_set(monkeypatch):
-    seen = []
-    addmm = torch.addmm
-    flags = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731
-    monkeypatch.setattr(torch, "addmm", lambda *args, **kwargs: seen.append(flags()) or addmm(*args, **kwargs))
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        search(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), 2, 1, False)
-        assert seen == [(False, False)] and flags() == (True, True)
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-
-
-def test_a_block_is_copied_to_the_device_once_and_nothing_comes_back(monkeypatch):
-    """Queries and the best so far stay there: what goes over the bus is the block and its positions."""
-    moved, back = [], []
-    from_numpy = torch.from_numpy
-    rng = np.random.default_rng(0)
-    queries, public = (rng.normal(size=(n, 16)).astype(np.float32) for n in (90, 400))
-    found = NeighborSearch(queries.copy(), 10, use_faiss=False)
-    monkeypatch.setattr("dejavu_utils.attack.neighbors._QUERIES_AT_ONCE", 32)  # a block meets the queries in parts
-    monkeypatch.setattr(torch, "from_numpy", lambda array: moved.append(array.nbytes) or from_numpy(array))
-    for name in ("numpy", "cpu", "tolist"):
-        method = getattr(torch.Tensor, name)
-        note = lambda *args, method=method, **kwargs: back.append(method) or method(*args, **kwargs)  # noqa: E731
-        monkeypatch.setattr(torch.Tensor, name, note)
-    for block in np.array_split(public, 4):
-        found.add(block)
-    assert moved == [100 * 8, 100 * 16 * 4] * 4 and not back
-    neighbors = found.result()
-    assert len(back) == 2  # .cpu().numpy()
-    monkeypatch.undo()
-    assert_nearest(neighbors, queries, public, 10)
-
-
 def test_without_faiss_pytorch_searches(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not NeighborSearch(np.zeros((2, 3), np.float32), 1).use_faiss
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_gpu_finds_what_the_cpu_finds():
-    rng = np.random.default_rng(0)
-    queries, public = (rng.normal(size=(n, 64)).astype(np.float32) for n in (500, 3000))
-    found = NeighborSearch(queries.copy(), 10, torch.device("cuda"))
-    for block in np.array_split(public, 4):
-        found.add(block)
-    assert_nearest(found.result(), queries, public, 10)

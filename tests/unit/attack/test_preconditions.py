@@ -1,19 +1,16 @@
 """Which models, sets and images the attack's score is about: errors, warnings, ceiling and placebo."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_one_line_error, draw_tree, flags, run_here
+from helpers import assert_one_line_error, draw_tree, flags, load, read_json, run_here
 from PIL import Image
 
 from dejavu_utils.analysis.attack_files import TopAccuracies
 from dejavu_utils.analysis.attack_output import check_ceilings
 from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.memorization import predict_from_neighbors
-from dejavu_utils.attack.search import without_itself
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.data import near_copies as duplicates
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
@@ -69,7 +66,7 @@ def checkpoint(data, path, trained, seed=0, epoch=9, folder=None, **changes):
 
 def final_weights(path, dtype=torch.float32):
     """The weights of a checkpoint alone, as in final_weights.pt, in a file of another name."""
-    weights = torch.load(path, weights_only=True)["model"]
+    weights = load(path)["model"]
     weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
     torch.save(weights, path.with_name("final_weights.pt"))
     return path.with_name("final_weights.pt")
@@ -94,7 +91,7 @@ def attack(data, tmp_path, model_A, model_B, **changes):
     }
     result = run_here("label_inference_attack.py", *flags(settings))
     path = tmp_path / "attack" / "results.json"
-    return result, json.loads(path.read_text()) if path.is_file() else None
+    return result, read_json(path) if path.is_file() else None
 
 
 def test_images_with_a_near_copy_elsewhere_are_counted_and_left_out(tmp_path):
@@ -243,7 +240,7 @@ def test_seed_folder_and_data_may_differ(data, tmp_path, models):
 
 
 def test_a_published_checkpoint_is_named(data, tmp_path, models):
-    bare = torch.load(models[1], weights_only=True)["model"]
+    bare = load(models[1])["model"]
     torch.save({"epoch": 9, "model": bare}, tmp_path / "published.pth")
     results = attack(data, tmp_path, models[0], tmp_path / "published.pth")[1]
     assert ["does not say which images" in warning for warning in results["warnings"]] == [True]
@@ -288,11 +285,6 @@ def test_the_ceiling_is_the_vote_on_whole_public_images(data, tmp_path, models, 
     estimate = results["ceiling"][model]["top_1"]
     assert estimate["value"] == pytest.approx(expected, abs=1e-9)
     assert estimate["low"] < estimate["value"] < estimate["high"] or expected in (0, 1)
-
-
-def test_a_query_is_not_its_own_neighbor():
-    positions, own = np.array([[3, 1, 2], [0, 4, 3], [5, 6, 7]]), np.array([3, 4, 9])
-    assert without_itself(positions, own, 2).tolist() == [[1, 2], [0, 3], [5, 6]]
 
 
 def test_placebo_attacks_public_images_that_are_not_their_own_neighbors(data, tmp_path, models):

@@ -1,6 +1,5 @@
 """Boxes in the frame of the pixels: what is attacked, and what is counted instead; layouts of box folders."""
 
-import json
 import re
 
 import numpy as np
@@ -143,11 +142,6 @@ def test_boxes_grow_before_the_crop_is_cut(tmp_path, margin, crop):
     assert crops_of(tmp_path, xml(BOX, size=(60, 50)), CropRule(min_px=5, margin=margin))[0] == crop
 
 
-def test_a_grown_box_ends_at_the_image(tmp_path):
-    """Else it would reach beyond the width, which gives no crop."""
-    assert crops_of(tmp_path, xml((40, 5, 58, 45)), CropRule(min_px=5, margin=5))[0] == (0, 0, 35, 50)
-
-
 def test_rules_are_those_of_the_settings():
     settings = {"use_corner_crop": 0, "corner_crop_frac": 0.4, "crop_rule": "exact", "min_px": 32}
     assert CropRule.of(settings) == CropRule("exact", 32)
@@ -215,17 +209,6 @@ def test_where_nothing_fits_a_name_of_each_side_is_shown(tree):
     (tree / "xml" / "c1").rename(tree / "xml" / "n1")
     with pytest.raises(InputError, match="a folder there is .*xml/n0"):
         Annotations(tree / "xml", listing, "--b")
-
-
-def test_rcdm_cuts_the_crops_of_the_attack(tree):
-    from dejavu_utils.reconstruction.rcdm import Attack
-
-    listing = list_images(tree / "images")
-    (tree / "xml" / "c0" / "a.xml").write_text(xml((2, 60, 58, 98), size=(120, 100)))
-    settings = {"use_corner_crop": 0, "crop_rule": "paper", "min_px": 5, "scale_boxes": 1, "box_margin": 3.0}
-    attack = Attack.__new__(Attack)
-    attack.settings, attack.listing, attack.bbox_dir = json.loads(json.dumps(settings)), listing, tree / "xml"
-    np.testing.assert_array_equal(attack.crops([0]), [[32, 0, 60, 50]])
 
 
 @pytest.mark.parametrize(

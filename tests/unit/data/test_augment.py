@@ -97,30 +97,6 @@ def test_flip_gray_solarize(images):
     torch.testing.assert_close(augment.apply(images, p), normalized(expected), rtol=0, atol=1e-5)
 
 
-def test_one_by_one_and_batched_give_the_same_pixels(images):
-    for view in (augment.FIRST_VIEW, augment.SECOND_VIEW):
-        p = augment.draw_parameters(uniforms(0, 0, 0, 0, 6), view)
-        before = images.clone()
-        torch.testing.assert_close(augment.apply(images, p), augment.apply_batched(images, p), rtol=0, atol=1e-6)
-        assert torch.equal(images, before)
-
-
-def test_operations_name_the_rows_that_were_drawn():
-    p = augment.draw_parameters(uniforms(0, 0, 1, 0, 200), augment.SECOND_VIEW)
-    done = {row: [] for row in range(200)}
-    for function, rows, factors in p.operations():
-        assert len(rows) == len(factors) > 0
-        for row, factor in zip(rows, factors):
-            done[row].append((function.__name__, float(factor)))
-    names = ["_brightness", "_contrast", "_saturation", "_hue"]
-    for row in range(200):
-        jitter = [(names[i], float(p.factors[row, i])) for i in p.order[row]] if p.jitter[row] else []
-        others = [name for name, _ in done[row] if name not in names]
-        assert [step for step in done[row] if step[0] in names] == jitter
-        expected = (("_flipped", p.flip), ("_grayed", p.gray), ("_solarized", p.solarize))
-        assert others == [name for name, drawn in expected if drawn[row]]
-
-
 def test_blur_is_5_wide_and_9_high_after_normalization():
     images = torch.zeros(1, 3, 31, 31, dtype=torch.uint8)
     images[:, :, 15, 15] = 255

@@ -10,8 +10,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torchvision.transforms import InterpolationMode, functional
 
 from dejavu_utils.data import augment
 from dejavu_utils.data import beton_loader as loaders
@@ -120,18 +118,6 @@ def test_a_slow_consumer_keeps_its_batches(path, monkeypatch, workers, ahead):
     assert_same(kept, [batch for of_epoch in expected for batch in of_epoch])
 
 
-def test_epochs_and_seeds_differ(path):
-    labels = torch.cat([labels for _, labels in batches(path)])
-    for changes in ({"epoch": 4}, {"seed": 6}):
-        assert not torch.equal(labels, torch.cat([labels for _, labels in batches(path, **changes)]))
-
-
-def test_an_epoch_can_be_entered_at_any_step(path):
-    whole = batches(path)
-    for first_step in (1, 3):
-        assert_same(whole[first_step:], batches(path, first_step=first_step))
-
-
 def test_a_loader_that_is_dropped_ends_at_once(path, way):
     """Not when the garbage collector comes by, which may be in the midst of a thread's start."""
     gc.collect()
@@ -201,19 +187,6 @@ def test_views_are_crop_then_augmentation_of_the_keyed_numbers(path):
         torch.testing.assert_close(views[number], expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("box", [(3, 5, 40, 33), (0, 0, 60, 50), (10, 10, 14, 12)])
-def test_crops_are_torchvisions(mode, box):
-    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
-    xmin, ymin, xmax, ymax = box
-    place = (ymin, xmin, ymax - ymin, xmax - xmin)
-    expected = functional.resized_crop(Image.fromarray(image), *place, [32, 32], InterpolationMode(mode))
-    found = cut_and_resize(image, box, 32, mode).permute(1, 2, 0).numpy()
-    assert (
-        np.abs(found.astype(int) - np.asarray(expected)).max() <= 1
-    )  # PIL and PyTorch round their weights differently
-
-
 def test_evaluation_shows_all_images_in_their_order_each_time(path, way):
     loader = EvaluationLoader(Beton(path), 40, 32, 2, CPU)
     assert loader.in_all == 3
@@ -249,15 +222,6 @@ def test_a_broken_image_is_named(path, tmp_path):
         batches(tmp_path / "x.beton", batch_size=8)
 
 
-def test_too_few_images():
-    class Two:
-        def __len__(self):
-            return 2
-
-    with pytest.raises(ValueError, match="batch size is 4, but there are only 2"):
-        NativeLoader(Two(), 2, VIEWS, 0, 1, CPU, world_size=2)
-
-
 @pytest.mark.skipif(ffcv_is_installed(), reason="FFCV-SSL is installed")
 def test_absent_ffcv_is_named(path):
     with pytest.raises(InputError, match="--data.loader ffcv: FFCV-SSL is not installed"):
@@ -276,13 +240,3 @@ def test_ffcv_loader_shows_the_same_kind_of_views(path):
     assert len(set(torch.cat([labels for _, labels in found]).tolist())) == 80
     resumed = list(loader.epoch(0, 32, first_step=3))
     assert torch.equal(resumed[0][1], found[3][1])  # the order of the images is seeded, the views are not
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_gpu_shows_what_the_cpu_shows(path):
-    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, torch.device("cuda"))
-    for (views, labels), (expected, expected_labels) in zip(loader.epoch(3, 32), batches(path)):
-        assert torch.equal(labels.cpu(), expected_labels)
-        for view, other in zip(views, expected):
-            torch.testing.assert_close(view.cpu(), other, rtol=0, atol=1e-4)

@@ -1,11 +1,10 @@
 """Near-copies: the hash and its search against all pairs, the counts, and the partition that finds and keeps them."""
 
 import io
-import json
 
 import numpy as np
 import pytest
-from helpers import draw_tree, run_here
+from helpers import draw_tree, ok, read_json, run_here
 from PIL import Image, ImageOps
 
 from dejavu_utils.data import near_copies as dup
@@ -145,8 +144,7 @@ def tree(tmp_path):
 def partition(tree, *arguments):
     folders = ["--imgnet_dir", tree / "images", "--bbox_dir", tree / "boxes", "--save_dir", tree / "index"]
     options = ["--per_class", "4", "--num_workers", "1", "--near_duplicates", "1"]
-    result = run_here("imagenet_partition.py", *folders, *options, *arguments)
-    assert result.returncode == 0, result.stderr
+    result = ok(run_here("imagenet_partition.py", *folders, *options, *arguments))
     return result.stdout
 
 
@@ -154,7 +152,7 @@ def test_the_partition_counts_and_keeps_near_copies(tree):
     text = partition(tree)
     assert "images that cannot be read: 1 (c1/c1_09.JPEG)" in text
     assert "4 per class, pairs of near-copies: within A 0, within B 0, A-B 1, A-public 1, B-public 1" in text
-    counts = json.loads((tree / "index" / "partition.json").read_text())["near_copies"]["4_per_class"]
+    counts = read_json(tree / "index" / "partition.json")["near_copies"]["4_per_class"]
     assert counts["A-B"] == 1 and counts["images of bbox_A with a near-copy in train_B or public"] == 1
     listing, folder = list_images(tree / "images"), tree / "index" / "4_per_class"
     copies = dup.load_near_copies(tree / "index" / dup.FILE, listing)

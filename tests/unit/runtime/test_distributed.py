@@ -187,13 +187,6 @@ def test_processes_resume_from_the_same_step_or_not_at_all(tmp_path):
         assert "--out_dir x: the processes read different states of it (300, 0)" in error
 
 
-def test_one_process_needs_no_exchange():
-    x = torch.randn(3, 2)
-    assert gather(x) is x and any_process([True, False], CPU) == [True, False]
-    module = nn.BatchNorm1d(2)
-    assert synchronize_batch_norm(module, CPU) is module
-
-
 def test_teachers_move_and_students_do_not_follow():
     for loss in ("byol", "dino", "mocov3"):
         network = small_network(loss)

@@ -105,14 +105,6 @@ def test_a_shell_of_a_job_is_not_that_job(monkeypatch, tmp_path):
     assert found[0][0] and found[0][2]
 
 
-def test_every_call_leaves_its_process_group(tmp_path):
-    def joined(_):
-        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-
-    ScriptJob(joined, None)()
-    assert not torch.distributed.is_initialized()
-
-
 @pytest.fixture
 def gpus(monkeypatch):
     """gpus(n): as if there were n GPUs, and a group that is only noted; the arguments of its start."""

@@ -1,18 +1,18 @@
 """Losses against the values that the study's method gives (tests/data/losses.json), and against finite differences."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import read_json
 from torch.utils.flop_counter import FlopCounterMode
 
 from dejavu_utils.training import losses
 
 DATA = Path(__file__).parents[2] / "data"
-EXPECTED = json.loads((DATA / "losses.json").read_text())
+EXPECTED = read_json(DATA / "losses.json")
 
 
 @pytest.fixture(scope="module")
