@@ -133,7 +133,7 @@ def test_the_shown_size_follows_the_training(tmp_path, trained, shown):
     if trained:
         settings = Settings()
         settings.model.arch, settings.model.mlp, settings.resolution.max_res = "resnet18", "8-8", trained
-        checkpoint["settings"] = settings.flat()
+        checkpoint["settings"] = settings.to_flat()
     save_checkpoint(tmp_path / "model.pth", checkpoint)
     loaded = load_network(tmp_path / "model.pth", "--model_A_pth")
     assert loaded.preprocessing.side == shown and f"centre {shown}" in loaded.notes
