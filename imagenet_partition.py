@@ -37,6 +37,7 @@ from dejavu_utils.data.near_copies import (
     FILE,
     PASSES,
     Signatures,
+    concatenated,
     find_near_copies,
     load_near_copies,
     pairs_between,
@@ -156,11 +157,10 @@ def near_copies(args, listing):
             else:
                 found = signatures([listing.path(i) for i in piece], args.num_workers, progress.update)
                 pieces.save(f"{start:09d}", **vars(found))
-    parts = [pieces.load(name) for name in pieces.names()]
-    found = Signatures(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-    print_some("images that cannot be read", [listing.paths[index] for index in np.flatnonzero(~found.readable)])
+    images = concatenated([Signatures(**pieces.load(name)) for name in pieces.names()])
+    print_some("images that cannot be read", [listing.paths[index] for index in np.flatnonzero(~images.readable)])
     with Progress(PASSES, "passes over their hashes") as progress:
-        copies = find_near_copies(found, progress.update)
+        copies = find_near_copies(images, progress.update)
     save_near_copies(path, copies, listing, key)
     pieces.remove()
     return copies

@@ -77,7 +77,7 @@ from dejavu_utils.typed_json import to_json
 
 VIEW = augment.SECOND_VIEW
 SETTINGS = ("start_lr", "end_lr", "epochs", "seed", "batch_size", "use_projector")  # in the record
-KEPT = ("epoch", "steps_done", "totals", "records", "val_right")  # of a ProbeRun, in its checkpoint
+KEPT = ("epoch", "steps_done", "totals", "records", "val_right")  # of a ProbeRun, in its checkpoint, by name
 _FEATURE_BYTES = 8 * 2**30  # of validation features that a process keeps on its device; more are computed in each epoch
 _SECONDS_BETWEEN_SAVES = 600
 
@@ -161,10 +161,10 @@ def probe(args):
     kept = [(z.clone(), y) for z, y in state.features(val, "validation images")] if fit else None
     while state.epoch < args.epochs:
         state.train_epoch(train)
-        state.end_epoch(state.count_right(kept if fit else state.features(val, "validation images")))
-    train_right = state.count_right(state.features(train, "training images"))
+        state.end_epoch(state.count_correct(kept if fit else state.features(val, "validation images")))
+    train_correct = state.count_correct(state.features(train, "training images"))
     if rank() == 0:
-        write_results(args, state, train_right)
+        write_results(args, state, train_correct)
 
 
 def saved_checkpoint(path):
@@ -187,9 +187,9 @@ def readable_only(args, listing, indices, device):
     return kept
 
 
-def write_results(args, state, train_right):
+def write_results(args, state, train_correct):
     final = ProbeAccuracies(
-        train=top_accuracies(train_right, len(state.train)), val=top_accuracies(state.val_right, len(state.val))
+        train=top_accuracies(train_correct, len(state.train)), val=top_accuracies(state.val_right, len(state.val))
     )
     counts = {"train": len(state.train), "val": len(state.val), "classes": len(state.listing.classes)}
     settings = {**vars(args), "layer": state.layer, "device": str(state.device), "processes": world_size()}
@@ -203,9 +203,9 @@ def write_results(args, state, train_right):
 class RandomCrops(torch.utils.data.Dataset):
     """Random crops from image files, in an epoch's order: (uint8 (3, resolution, resolution), label) each.
 
-    listing: ImageListing. indices: int64 (n,), the images. view: augment.View, of which the crop
-    is done here (bicubic); the rest is augment.apply's, with the numbers of uniforms(seed, epoch, STREAM,
-    position, ...). An item depends on (seed, epoch, position) alone, not on the number of workers.
+    listing: ImageListing. indices: int64 (n,), the images. view: augment.View; its crop is taken here (bicubic), the
+    rest is augment.apply's, with the numbers of uniforms(seed, epoch, STREAM, position, ...). An item depends on
+    (seed, epoch, position) alone, not on the number of workers.
     """
 
     STREAM = 0
@@ -251,7 +251,8 @@ class ProbeRun:
         self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=args.start_lr, momentum=0.9)
         self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
         self.totals = [0.0] * (1 + len(TOP_KS))  # of this epoch so far: sum of the losses, correct images
-        self.records, self.val_right = [], {}
+        self.records: list[dict[str, float]] = []
+        self.val_right: dict[int, int] = {}  # correct validation images after the last epoch
         self.saved = time.monotonic()
 
     @torch.inference_mode()
@@ -282,7 +283,7 @@ class ProbeRun:
             average_gradients(list(classifier.parameters()))
             self.optimizer.step()
             self.steps_done += 1
-            self.count(self.watch.step(self.place(), loss.detach(), *right_of(logits, labels)))
+            self.count(self.watch.step(self.place(), loss.detach(), *correct_in_top(logits, labels)))
             due, last = time.monotonic() - self.saved > _SECONDS_BETWEEN_SAVES, self.steps_done == steps
             if self.watch.asked or due or last:
                 asked = self.watch.asked
@@ -302,18 +303,18 @@ class ProbeRun:
         if sums:
             self.totals = [total + value for total, value in zip(self.totals, sums)]
 
-    def end_epoch(self, val_right):
-        """Notes the epoch's figures, and saves. val_right: {1: count, 5: count} of the validation images."""
+    def end_epoch(self, val_correct):
+        """Notes the epoch's figures, and saves. val_correct: {1: count, 5: count} of the validation images."""
         n_train, n_val = len(self.train), len(self.val)
         loss, *right = self.totals
         record = {
             "epoch": self.epoch + 1,
             "loss": loss / n_train,
             **{f"train_top_{top_k}": count / n_train for top_k, count in zip(TOP_KS, right)},
-            **{f"val_top_{top_k}": count / n_val for top_k, count in val_right.items()},
+            **{f"val_top_{top_k}": count / n_val for top_k, count in val_correct.items()},
         }
         self.records.append(record)
-        self.epoch, self.steps_done, self.val_right = self.epoch + 1, 0, val_right
+        self.epoch, self.steps_done, self.val_right = self.epoch + 1, 0, val_correct
         self.totals = [0.0] * len(self.totals)
         self.save()
         say(
@@ -360,11 +361,11 @@ class ProbeRun:
                     progress.update(size)
 
     @torch.no_grad()
-    def count_right(self, batches):
+    def count_correct(self, batches):
         """{1: count, 5: count} of the labels among the classifier's first 1 and 5, over all processes."""
         counts = torch.zeros(len(TOP_KS), dtype=torch.float64, device=self.device)
         for z, labels in batches:
-            counts += torch.stack(right_of(self.classifier(z), labels))
+            counts += torch.stack(correct_in_top(self.classifier(z), labels))
         return dict(zip(TOP_KS, map(int, sum_over_processes(counts).tolist())))
 
     def save(self):
@@ -406,8 +407,8 @@ class ProbeRun:
             raise InputError(f"--output_dir: {self.path} was not written by lin_probe.py ({error!r})") from None
 
 
-def right_of(logits, labels):
-    """[labels that are the first guess, labels among the first five], scalars; five or fewer classes are all there."""
+def correct_in_top(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    """How many labels are the first prediction, how many among the first five: scalars, one for each of TOP_KS."""
     top = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return [top[:, :top_k].any(dim=1).sum() for top_k in TOP_KS]
 

@@ -1,14 +1,14 @@
 """Draws an ImageNet-shaped folder of images with a known answer: the background says nothing about the class.
 
 Every image has one object of its class (a badge in the class's hue with a glyph of the DejaVu Sans font) on a
-background of its own, drawn independently of the class. A background crop therefore tells the class only to a model
-that remembers the image: the reference model must sit at chance (1 / classes), and what the target model has above it
-is memorization.
+background of its own, drawn independently of the class. A background crop therefore reveals the class only to a model
+that remembers the image: the reference model is expected at chance (1 / classes), and any target accuracy above it is
+memorization.
 
 --correlation R is the opposite control: it ties the background to the class in a fraction R of the images, drawn at
-random, by giving them the colors and the wave of their class. A model that only reads backgrounds then names the class
-of those, and of the others by chance, whether it saw the image or not: the tied images are correlated, not memorized,
-and the déjà vu score over them must be 0. Trained models still memorize images among the others.
+random, by giving them the colors and the wave of their class. A model that only reads backgrounds then predicts the
+class of those, and of the others by chance, whether it saw the image or not: the tied images are correlated, not
+memorized, and the déjà vu score over them is expected to be 0. Trained models still memorize images among the others.
 
 Writes SAVE_DIR/images/CLASS/ID.JPEG, SAVE_DIR/boxes/Annotation/CLASS/ID.xml (not for the last images of a
 class if --unboxed_per_class is given), SAVE_DIR/demo.json (the arguments and the names of the objects) and, with

@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         empty = action.default in (None, "", argparse.SUPPRESS) or isinstance(action, argparse._StoreTrueAction)
         return action.help if empty else super()._get_help_string(action)
 
@@ -58,7 +58,7 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(130)
 
 
-def _fail(message):
+def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}\n")
     sys.exit(2)
 
@@ -99,7 +99,7 @@ def non_negative_int(text: str) -> int:
     return _whole_number(text, 0)
 
 
-def _whole_number(text, least):
+def _whole_number(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} on")
     return int(text)
@@ -188,7 +188,7 @@ def existing_folder(path: str | Path | None, flag: str) -> Path:
 def add_crop_flags(group: argparse._ArgumentGroup) -> None:
     """The flags of data.annotations.CropRule for background crops; each with dashes or underscores within its name."""
 
-    def add(name, **kwargs):
+    def add(name: str, **kwargs: Any) -> None:
         group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", **kwargs)
 
     add(

@@ -3,7 +3,7 @@
 Boxes and crops are (xmin, ymin, xmax, ymax) in pixels, the origin in the upper left corner, as in Pascal VOC and PIL.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Box = tuple[int, int, int, int]  # xmin, ymin, xmax, ymax
@@ -57,14 +57,14 @@ def corner_crop(width: int, height: int, fraction: float = 0.3) -> Box:
     return 0, height - max(1, int(fraction * height)), max(1, int(fraction * width)), height
 
 
-def _clipped(width, height, boxes):
+def _clipped(width: int, height: int, boxes: Sequence[Box]) -> list[Box]:
     return [
         (min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height))
         for x0, y0, x1, y1 in boxes
     ]
 
 
-def _gaps(height, intervals):
+def _gaps(height: int, intervals: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The y intervals within [0, height] that none of the given (ymin, ymax) covers, from top to bottom."""
     end = 0
     for y0, y1 in sorted(intervals):
@@ -75,7 +75,7 @@ def _gaps(height, intervals):
         yield end, height
 
 
-def _strip_gaps(width, height, boxes):
+def _strip_gaps(width: int, height: int, boxes: Sequence[Box]) -> Iterator[Box]:
     edges = sorted({0, width, *(x for x0, _, x1, _ in boxes for x in (x0, x1))})
     for left, right in zip(edges, edges[1:]):
         over = [(y0, y1) for x0, y0, x1, y1 in boxes if x0 <= left and x1 >= right]
@@ -83,7 +83,7 @@ def _strip_gaps(width, height, boxes):
             yield left, top, right, bottom
 
 
-def _empty_rectangles(width, height, boxes):
+def _empty_rectangles(width: int, height: int, boxes: Sequence[Box]) -> Iterator[Box]:
     """Every maximal empty rectangle is among those spanned by a left edge, a right edge and a gap between them."""
     for left in sorted({0, *(b[2] for b in boxes)}):
         for right in sorted({width, *(b[0] for b in boxes)}):
@@ -116,7 +116,7 @@ class CropRule:
         margin, scale = settings.get("box_margin", 0), bool(settings.get("scale_boxes", 0))
         return cls(settings["crop_rule"], settings["min_px"], margin, scale)
 
-    def __str__(self):
+    def __str__(self) -> str:
         """What is cut out, the same text for the same rule: TrainingImages.crops."""
         if self.name == "corner":
             return f"lower left corner, {self.fraction:g} of each side"

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,7 +43,7 @@ class ImageListing:
         self.passed_over = dict(passed_over)
         self.labels = np.asarray(labels, dtype=np.int64)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
     def path(self, index: int) -> Path:
@@ -82,7 +82,7 @@ class ImageListing:
         }
 
 
-def _digest(paths):
+def _digest(paths: Sequence[str]) -> str:
     text = "\n".join(path.replace("\\", "/") for path in paths)
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names need not be valid UTF-8
 
@@ -98,7 +98,9 @@ def list_images(root: str | Path | None, flag: str = "the image folder") -> Imag
     root = os.path.normpath(root)
     with os.scandir(root) as entries:
         classes = sorted(entry.name for entry in entries if _is_folder(entry))
-    paths, labels, empty, passed_over, seen = [], [], [], Counter(), {}
+    paths: list[str] = []
+    labels: list[int] = []
+    empty, passed_over, seen = [], Counter(), {}
     for label, name in enumerate(classes):
         found = []
         for folder, file_names in _folders_below(root, name, seen, flag):
@@ -119,7 +121,7 @@ def list_images(root: str | Path | None, flag: str = "the image folder") -> Imag
     return ImageListing(root, classes, paths, labels, passed_over)
 
 
-def _folders_below(root, name, seen, flag):
+def _folders_below(root: str, name: str, seen: dict[str, str], flag: str) -> list[tuple[str, list[str]]]:
     """[(folder, its file names)] of a class, in ImageFolder's order; folders relative to root.
 
     seen: {real path of a folder: how it was reached}, of the classes before; grows.
@@ -143,7 +145,7 @@ def _folders_below(root, name, seen, flag):
     return sorted(found)
 
 
-def _is_folder(entry):
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -188,7 +190,7 @@ class Preprocessing:
         side = resolution or self.side
         return replace(self, side=side, resize=int(side * self.resize / self.side))
 
-    def __str__(self):
+    def __str__(self) -> str:
         mean, std = ("/".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"short side {self.resize} pixels ({self.interpolation}), centre {self.side}, mean {mean}, std {std}"
 
@@ -214,7 +216,7 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
 
 
 @contextmanager
-def _opened(path):
+def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image

@@ -24,7 +24,7 @@ class Progress:
         self.terminal = self.stream.isatty()
         self.every = 0.2 if self.terminal else seconds
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
         self.started = self.shown = time.monotonic()
         return self
 
@@ -35,7 +35,7 @@ class Progress:
             self.shown = now
             self._show(now)
 
-    def _show(self, now, last=False):
+    def _show(self, now: float, last: bool = False) -> None:
         rate = self.done / max(now - self.started, 1e-9)
         text = f"{self.done}/{self.total} {self.what}, {rate:.0f}/s"
         if not last and rate > 0:
@@ -47,7 +47,7 @@ class Progress:
             self.stream.write(text + "\n")
         self.stream.flush()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._show(time.monotonic(), last=True)
 
 
@@ -75,7 +75,7 @@ class RunLog:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); is there room?") from None
 
-    def _position(self, line):
+    def _position(self, line: str) -> float:
         try:
             return json.loads(line)[self.key]
         except (ValueError, KeyError, TypeError):

@@ -75,12 +75,9 @@ dejavu_utils/attack/neighbors.py
 dejavu_utils/attack/preconditions.py
 dejavu_utils/attack/search.py
 dejavu_utils/attack/target_reference.py
-dejavu_utils/data/beton_loader.py
 dejavu_utils/label_free/output.py
 dejavu_utils/label_free/sslmem_gallery.html
 label_inference_attack.py
-lin_probe.py
-make_demo_dataset.py
 plot_quant_results.py
 sslmem.py
 tests/faults_table.py

@@ -3,20 +3,24 @@
 import math
 import os
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from dejavu_utils.crops import DEFAULT_CROP_RULE
+from dejavu_utils.crops import DEFAULT_CROP_RULE, CropRule
 from dejavu_utils.errors import InputError
-from dejavu_utils.imagenet import image_frame
+from dejavu_utils.imagenet import ImageListing, image_frame
 
-Box = tuple[float, ...]  # xmin, ymin, xmax, ymax
-Size = tuple[float, ...]  # width, height
+Numbers = tuple[float, ...]  # as an XML states them: xmin, ymin, xmax, ymax of a box; width, height of a size
+Box = tuple[int, ...]  # xmin, ymin, xmax, ymax in the image's pixels
+Size = tuple[int, int]  # width, height in pixels
+XmlNames = dict[str, list[str]]  # {stem: names of its XML files}
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST_XML = 2**20  # bytes; an annotation has some hundred
 _FRACTIONS = 2  # no coordinate above it: fractions of the sides, some a little beyond 1
-_LEVELS = ("Annotation", "Annotations", "ILSVRC", "CLS-LOC", "train")  # folders between the one given and the classes
+_DEEPEST = 4  # folders between the one given and the classes
+_LEVELS = ("Annotation", "Annotations", "ILSVRC", "CLS-LOC", "train")  # their names
 # Why an image is not attacked; the keys of counts in results.json.
 NO_BNDBOX = "object without bndbox in the XML"
 NO_XML, TWO_XML, SHARED_NAME = "no XML", "two XML of its name", "another image of its name"
@@ -39,23 +43,24 @@ class Annotations:
     bbox_dir: see `boxes_root`, which finds root there. flag: what to call bbox_dir in an error.
     """
 
-    def __init__(self, bbox_dir, listing, flag="the folder of boxes"):
+    def __init__(self, bbox_dir: str | Path | None, listing: ImageListing, flag: str = "the folder of boxes") -> None:
         self.root, self.listing = boxes_root(bbox_dir, listing, flag), listing
-        self._classes = {}
+        self._classes: dict[int, tuple[XmlNames, Counter[str]]] = {}
 
-    def of_class(self, label):
+    def of_class(self, label: int) -> tuple[XmlNames, "Counter[str]"]:
         """({stem: names of its XML files}, {stem: number of its images}) of a class, without hidden ones."""
         if label not in self._classes:
             self._classes[label] = _xml_names(self.root, self.listing, label), _image_stems(self.listing, label)
         return self._classes[label]
 
-    def folders_below(self, label):
+    def folders_below(self, label: int) -> list[str]:
         """Names of the folders within a class's folder of XML: an XML there is no image's."""
         folder = self.root / self.listing.classes[label]
-        with os.scandir(folder) if folder.is_dir() else nullcontext(()) as entries:
-            return sorted(f"{folder.name}/{entry.name}" for entry in entries if entry.is_dir())
+        if not folder.is_dir():
+            return []
+        return sorted(f"{folder.name}/{below.name}" for below in folder.iterdir() if below.is_dir())
 
-    def path(self, index):
+    def path(self, index: int) -> Path:
         """The image's XML; raises Unusable where there is none, or not one that is the image's alone."""
         label, stem = int(self.listing.labels[index]), self.listing.stem(index)
         names, images = self.of_class(label)
@@ -67,7 +72,7 @@ class Annotations:
             raise Unusable(SHARED_NAME)
         return self.root / self.listing.classes[label] / names[stem][0]
 
-    def boxes(self, index, rule=DEFAULT_CROP_RULE):
+    def boxes(self, index: int, rule: CropRule = DEFAULT_CROP_RULE) -> tuple[list[Box], Size]:
         """(boxes, size): the image's boxes as int (xmin, ymin, xmax, ymax), scaled and grown by the rule, its size.
 
         Both in pixels of the image as decoded. Raises Unusable with the reason where nothing says that the boxes are in
@@ -75,24 +80,25 @@ class Annotations:
         cannot be read.
         """
         try:
-            boxes, stated = read_annotation(self.path(index))
+            marked, stated = read_annotation(self.path(index))
         except FileNotFoundError:
             raise Unusable(NO_XML) from None
         except ValueError:
             raise Unusable(UNREADABLE_XML) from None
-        if not boxes:
+        if not marked:
             raise Unusable(NO_OBJECT)
-        if any(xmax < xmin or ymax < ymin for xmin, ymin, xmax, ymax in boxes):
-            raise Unusable(REVERSED)
-        if max(map(max, boxes)) <= _FRACTIONS:
+        for xmin, ymin, xmax, ymax in marked:
+            if xmax < xmin or ymax < ymin:
+                raise Unusable(REVERSED)
+        if max(map(max, marked)) <= _FRACTIONS:
             raise Unusable(NO_AREA)
         size, orientation = image_frame(self.listing.path(index))
-        boxes = _in_pixels(boxes, stated, size, orientation, rule.scale)
+        boxes = _in_pixels(marked, stated, size, orientation, rule.scale)
         _check_areas(boxes, size)
         return [_grown(box, size, rule.margin) for box in boxes], size
 
 
-def boxes_root(bbox_dir, listing, flag="the folder of boxes"):
+def boxes_root(bbox_dir: str | Path | None, listing: ImageListing, flag: str = "the folder of boxes") -> Path:
     """The folder of CLASS/ID.xml at or below bbox_dir, whichever level of a known layout is given.
 
     BBOX_DIR/Annotation, BBOX_DIR itself (image-net.org's archive), Kaggle's ILSVRC/Annotations/CLS-LOC/train; the first
@@ -100,20 +106,26 @@ def boxes_root(bbox_dir, listing, flag="the folder of boxes"):
     """
     if not bbox_dir or not Path(bbox_dir).is_dir():
         raise InputError(f"{flag} {bbox_dir or ''}: no such folder")
-    levels, an_xml, a_folder = [[Path(bbox_dir)]], None, None
-    for _ in range(4):
-        levels.append([f / name for f in levels[-1] for name in _LEVELS if (f / name).is_dir()])
-    candidates = [folder for level in levels for folder in level]
-    candidates.sort(key=lambda folder: folder != Path(bbox_dir) / _LEVELS[0])  # the documented one first
+    candidates = [Path(bbox_dir)]
+    for folder in candidates:  # grows
+        below = [folder / name for name in _LEVELS if (folder / name).is_dir()]
+        if len(folder.parts) < len(Path(bbox_dir).parts) + _DEEPEST:
+            candidates += below
+    documented = Path(bbox_dir) / _LEVELS[0]
+    candidates.sort(key=lambda folder: folder != documented)
+    an_xml = None
     for folder in candidates:
         for label, name in enumerate(listing.classes):
             names = _xml_names(folder, listing, label)
             if names and not _image_stems(listing, label).keys().isdisjoint(names):
                 return folder
-            an_xml = an_xml or (folder / name / min(names.values())[0] if names else None)
-    if an_xml is None:
-        a_folder = min((entry.path for entry in os.scandir(candidates[-1]) if entry.is_dir()), default=None)
-    there = f"an XML is {an_xml}" if an_xml else f"a folder there is {a_folder}" if a_folder else "it has no folders"
+            if names and an_xml is None:
+                an_xml = folder / name / min(names.values())[0]
+    folders = [path for path in candidates[-1].iterdir() if path.is_dir()]
+    if an_xml:
+        there = f"an XML is {an_xml}"
+    else:
+        there = f"a folder there is {min(folders)}" if folders else "it has no folders"
     raise InputError(
         f"{flag} {bbox_dir}: no XML there belongs to an image: an image is {listing.path(0)}, so its boxes would be in "
         f"Annotation/{listing.classes[0]}/{listing.stem(0)}.xml or {listing.classes[0]}/{listing.stem(0)}.xml below "
@@ -121,21 +133,22 @@ def boxes_root(bbox_dir, listing, flag="the folder of boxes"):
     )
 
 
-def _xml_names(root, listing, label):
-    """{stem: names of its XML files} of a class."""
-    names, folder = {}, os.path.join(root, listing.classes[label])
-    if os.path.isdir(folder):
+def _xml_names(root: Path, listing: ImageListing, label: int) -> XmlNames:
+    names: XmlNames = {}
+    folder = root / listing.classes[label]
+    if folder.is_dir():
         for name in sorted(os.listdir(folder)):
             if name.lower().endswith(".xml") and not name.startswith("."):
                 names.setdefault(name[:-4], []).append(name)
     return names
 
 
-def _image_stems(listing, label):
+def _image_stems(listing: ImageListing, label: int) -> "Counter[str]":
+    """How many images of a class have each stem."""
     return Counter(listing.stem(index) for index in listing.members(label) if not listing.is_hidden(index))
 
 
-def read_annotation(path: str | Path) -> tuple[list[Box], Size | None]:
+def read_annotation(path: str | Path) -> tuple[list[Numbers], Numbers | None]:
     """(boxes, size) of a Pascal-VOC XML: lists of finite float (xmin, ymin, xmax, ymax), and the <size> in pixels.
 
     boxes is empty where no object is marked; size is (width, height), or None where the XML states none.
@@ -152,7 +165,7 @@ def read_annotation(path: str | Path) -> tuple[list[Box], Size | None]:
     try:
         guard.Parse(data, True)
         root = ElementTree.fromstring(data)
-        boxes = [_numbers(box, "xmin", "ymin", "xmax", "ymax") for box in root.iterfind("./object/bndbox")]
+        boxes = [_numbers(box, *_CORNERS) for box in root.iterfind("./object/bndbox")]
         size = root.find("./size")
         stated = None if size is None else _numbers(size, "width", "height")
         has_unread_objects = any(_is_unread(element, root) for element in root.iter("object"))
@@ -165,13 +178,13 @@ def read_annotation(path: str | Path) -> tuple[list[Box], Size | None]:
 
 def _is_unread(element: ElementTree.Element, root: ElementTree.Element) -> bool:
     """Is an object, or a part of it, where no <bndbox> that is read tells it?"""
-    boxes = [_numbers(box, "xmin", "ymin", "xmax", "ymax") for box in element.iterfind("./bndbox")]
+    boxes = [_numbers(box, *_CORNERS) for box in element.iterfind("./bndbox")]
     if element.find(".//robndbox") is not None:
         return True
     if not boxes or element not in list(root):
         return len(element) > 0  # an empty one marks nothing
     for part in element.iterfind(".//part//bndbox"):
-        xmin, ymin, xmax, ymax = _numbers(part, "xmin", "ymin", "xmax", "ymax")
+        xmin, ymin, xmax, ymax = _numbers(part, *_CORNERS)
         if not any(b[0] <= xmin and b[1] <= ymin and xmax <= b[2] and ymax <= b[3] for b in boxes):
             return True
     return False
@@ -181,14 +194,16 @@ def _refuse_document_type(*_: object) -> None:
     raise ValueError("it has a document type")
 
 
-def _numbers(element: ElementTree.Element, *names: str) -> tuple[float, ...]:
+def _numbers(element: ElementTree.Element, *names: str) -> Numbers:
     numbers = tuple(float(element.findtext(name) or "") for name in names)
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{numbers} are not all numbers")
     return numbers
 
 
-def _in_pixels(boxes, stated, size, orientation, scale):
+def _in_pixels(
+    boxes: Sequence[Numbers], stated: Numbers | None, size: Size, orientation: int, scale: bool
+) -> list[Box]:
     """Boxes of an XML that states a size -> int boxes in the image's pixels, or Unusable.
 
     A turned image's boxes may be those of the image as it is shown. Where turning changes the sides, the stated size
@@ -200,30 +215,39 @@ def _in_pixels(boxes, stated, size, orientation, scale):
         raise Unusable(NO_SIZE)
     if stated is None or stated == size:
         return [tuple(map(int, box)) for box in boxes]
-    if not scale or min(stated) <= 0 or (stated[0] - stated[1]) * (size[0] - size[1]) < 0:  # landscape, not portrait
+    width, height = stated
+    turned = (width - height) * (size[0] - size[1]) < 0  # landscape in the XML, portrait in the file
+    if not scale or min(stated) <= 0 or turned:
         raise Unusable(OTHER_SIZE)
-    x, y = (own / other for own, other in zip(size, stated))
-    return [(math.floor(a * x), math.floor(b * y), math.ceil(c * x), math.ceil(d * y)) for a, b, c, d in boxes]
+    x, y = size[0] / width, size[1] / height
+    scaled = []
+    for xmin, ymin, xmax, ymax in boxes:
+        scaled.append((math.floor(xmin * x), math.floor(ymin * y), math.ceil(xmax * x), math.ceil(ymax * y)))
+    return scaled
 
 
-def _check_areas(boxes, size):
+def _check_areas(boxes: Sequence[Box], size: Size) -> None:
     """Unusable where boxes cannot say where the object is: none has an area, or most of one is outside."""
     areas = [(xmax - xmin) * (ymax - ymin) for xmin, ymin, xmax, ymax in boxes]
     if not any(areas):
         raise Unusable(NO_AREA)
     for (xmin, ymin, xmax, ymax), area in zip(boxes, areas):
-        inside = max(0, min(xmax, size[0]) - max(xmin, 0)) * max(0, min(ymax, size[1]) - max(ymin, 0))
-        if 2 * inside < area:
+        width = max(0, min(xmax, size[0]) - max(xmin, 0))
+        height = max(0, min(ymax, size[1]) - max(ymin, 0))
+        if 2 * width * height < area:
             raise Unusable(OUTSIDE)
 
 
-def _grown(box, size, margin):
+def _grown(box: Box, size: Size, margin: float) -> Box:
     """The box grown on every side, not beyond the image; what is beyond it already stays."""
     if not margin:
         return box
     xmin, ymin, xmax, ymax = box
-    x, y = (margin * (xmax - xmin), margin * (ymax - ymin)) if margin < 1 else (margin, margin)
-    return (
-        *(min(low, max(0, math.floor(low - by))) for low, by in ((xmin, x), (ymin, y))),
-        *(max(high, min(side, math.ceil(high + by))) for high, by, side in ((xmax, x, size[0]), (ymax, y, size[1]))),
-    )
+    left, right = _grown_side(xmin, xmax, size[0], margin)
+    top, bottom = _grown_side(ymin, ymax, size[1], margin)
+    return left, top, right, bottom
+
+
+def _grown_side(low: int, high: int, side: int, margin: float) -> tuple[int, int]:
+    by = margin * (high - low) if margin < 1 else margin
+    return min(low, max(0, math.floor(low - by))), max(high, min(side, math.ceil(high + by)))

@@ -5,12 +5,15 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.crops import DEFAULT_CROP_RULE, background_crop, corner_crop
+from dejavu_utils.crops import DEFAULT_CROP_RULE, Box, CropRule, background_crop, corner_crop
 from dejavu_utils.data.annotations import (
     NO_AREA,
     NO_BNDBOX,
@@ -26,12 +29,14 @@ from dejavu_utils.data.annotations import (
     TWO_XML,
     UNREADABLE_XML,
     WHOLE,
+    Annotations,
     Unusable,
 )
 from dejavu_utils.data.provenance import MADE_FROM, Provenance, first_difference_in_words
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, digest
-from dejavu_utils.imagenet import UNREADABLE, image_size
+from dejavu_utils.imagenet import UNREADABLE, ImageListing, image_size
+from dejavu_utils.log import Progress
 
 _LOOKED_AT, _FEW = 256, 10  # images whose boxes are compared with their pixels; fewer than _FEW show nothing
 REASONS = (
@@ -59,77 +64,90 @@ class CroppedImages:
 
     indices: np.ndarray
     crops: np.ndarray
-    counts: dict
+    counts: dict[str, int]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.indices)
 
 
-def frame_warnings(annotations, sets, rule, where):
+def frame_warnings(
+    annotations: Annotations | None, sets: dict[str, np.ndarray], rule: CropRule, source: str
+) -> list[str]:
     """Warnings (list of str) if boxes seem to be in another coordinate frame, which only many images can show.
 
     Looks at up to 256 images, evenly spread. annotations: of their listing, or None. sets: {set: int64 (n,) image
-    indices}. where: flag and folder of the boxes, for the text.
+    indices}. source: flag and folder of the boxes, for the text.
     """
-    indices = [] if annotations is None else np.concatenate(list(sets.values()))
-    looked, beyond, furthest, sides = 0, 0, 0, []
+    if annotations is None:
+        return []
+    indices = np.concatenate(list(sets.values()))
+    looked, beyond, furthest = 0, 0, 0
+    sides = []
     for index in indices[:: max(1, math.ceil(len(indices) / _LOOKED_AT))]:
         try:
             boxes, size = annotations.boxes(index, replace(rule, margin=0))
         except InputError:  # whoever reads the image says so
             continue
         except Unusable as reason:
-            looked, beyond = looked + (str(reason) == OUTSIDE), beyond + (str(reason) == OUTSIDE)
+            if str(reason) == OUTSIDE:
+                looked += 1
+                beyond += 1
             continue
         right, bottom = (max(box[end] for box in boxes) for end in (2, 3))
-        looked, furthest = looked + 1, max(furthest, right, bottom)
+        looked += 1
+        furthest = max(furthest, right, bottom)
         beyond += right > 1.02 * size[0] + 2 or bottom > 1.02 * size[1] + 2
         sides.append(max(size))
     if looked < _FEW:
         return []
     if 10 * beyond >= looked:
         return [
-            f"{where}: boxes reach beyond the image in {beyond} of {looked} images that were looked at: are they per "
+            f"{source}: boxes reach beyond the image in {beyond} of {looked} images that were looked at: are they per "
             "cent, or of other images? Crops may show the object"
         ]
     if furthest <= 100 and np.median(sides) > 200:
         return [
-            f"{where}: {looked} images that were looked at are {np.median(sides):.0f} pixels long, and no box ends "
+            f"{source}: {looked} images that were looked at are {np.median(sides):.0f} pixels long, and no box ends "
             "beyond 100: are they per cent? Crops may show the object"
         ]
     return []
 
 
-def file_fingerprint(listing, indices, annotations=None):
+def file_fingerprint(listing: ImageListing, indices: np.ndarray | range, annotations: Annotations | None = None) -> str:
     """SHA-256 of the paths of images, and of sizes and times of their files and, with annotations, of their XML."""
 
-    def state(path):
+    def state(path: Path) -> str:
         try:
             stat = os.stat(path)
             return f"{stat.st_size} {stat.st_mtime_ns}"
         except OSError:
             return "absent"
 
-    def xml_state(index):
+    def xml_state(index: int) -> str:
         try:
-            return state(annotations.path(index))
+            return state(annotations.path(index)) if annotations else ""
         except Unusable as reason:
             return str(reason)
 
-    def line(index):
-        xml = xml_state(index) if annotations else ""
+    def line(index: int) -> str:
+        xml = xml_state(index)
         return f"{index} {listing.paths[index]} {state(listing.path(index))} {xml}\n"
 
-    found = hashlib.sha256()
+    contents = hashlib.sha256()
     with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
         for text in pool.map(line, indices):
-            found.update(text.encode(errors="surrogateescape"))
-    return found.hexdigest()
+            contents.update(text.encode(errors="surrogateescape"))
+    return contents.hexdigest()
 
 
 def take_crops(
-    listing, indices, rule=DEFAULT_CROP_RULE, annotations=None, on_progress=lambda count: None, skip_unreadable=False
-):
+    listing: ImageListing,
+    indices: np.ndarray,
+    rule: CropRule = DEFAULT_CROP_RULE,
+    annotations: Annotations | None = None,
+    on_progress: Callable[[int], object] = lambda count: None,
+    skip_unreadable: bool = False,
+) -> CroppedImages:
     """The crops of the images at `indices` that have one, by a CropRule.
 
     Background crops (dejavu_utils.crops) need the listing's Annotations; corners are taken of every image, and no XML
@@ -138,9 +156,9 @@ def take_crops(
     that have a crop.
     """
 
-    def crop_of(index):
+    def crop_of(index: int) -> Box | str:
         try:
-            if rule.name == "corner":
+            if rule.name == "corner" or annotations is None:
                 return corner_crop(*image_size(listing.path(index)), rule.fraction)
             return _background_crop(index, rule, annotations)
         except Unusable as reason:
@@ -154,19 +172,20 @@ def take_crops(
     counts = dict.fromkeys(("images", "attacked", *reasons, UNREADABLE), 0)
     kept, crops = [], []
     with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
-        for index, found in zip(indices, pool.map(crop_of, indices)):
+        for index, crop_or_reason in zip(indices, pool.map(crop_of, indices)):
             counts["images"] += 1
-            if isinstance(found, str):
-                counts[found] += 1
+            if isinstance(crop_or_reason, str):
+                counts[crop_or_reason] += 1
             else:
                 kept.append(index)
-                crops.append(found)
+                crops.append(crop_or_reason)
             on_progress(1)
     counts["attacked"] = len(kept)
     return CroppedImages(np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts)
 
 
-def _background_crop(index, rule, annotations):
+def _background_crop(index: int, rule: CropRule, annotations: Annotations) -> Box:
+    """The crop; Unusable with the reason why there is none."""
     boxes, size = annotations.boxes(index, rule)
     crop = background_crop(*size, boxes, rule.min_px, rule.name)
     if crop is None:
@@ -176,17 +195,25 @@ def _background_crop(index, rule, annotations):
     return crop
 
 
-def in_words(counts):
+def in_words(counts: dict[str, int]) -> str:
     """The counts of what was skipped, the largest first: "3 no XML, 1 reversed box"."""
     skipped = [(n, what) for what, n in counts.items() if n and what not in ("images", "attacked")]
     return ", ".join(f"{n} {what}" for n, what in sorted(skipped, key=lambda pair: -pair[0]))
 
 
-def crops_of(path, listing, sets, rule, annotations=None, skip_unreadable=False, progress=None):
+def crops_of(
+    path: str | Path,
+    listing: ImageListing,
+    sets: dict[str, np.ndarray],
+    rule: CropRule,
+    annotations: Annotations | None = None,
+    skip_unreadable: bool = False,
+    progress: Callable[[int, str], AbstractContextManager] = Progress,
+) -> tuple[dict[str, CroppedImages], bool]:
     """({set: CroppedImages}, do they come from the cache?) of {set: int64 (n,) image indices}.
 
     path: of the cache, which is written if it does not hold them. rule, annotations, skip_unreadable: as
-    boxes.take_crops takes them. progress: (total, text) -> context manager whose `update` is told of images done.
+    `take_crops` takes them. progress: (total, text) -> context manager whose `update` is told of images done.
     """
     record = Provenance(
         images=listing.fingerprint["sha256"],
@@ -206,25 +233,23 @@ def crops_of(path, listing, sets, rule, annotations=None, skip_unreadable=False,
     return cropped, False
 
 
-def load_crops(path, record):
+def load_crops(path: str | Path, record: Provenance) -> dict[str, CroppedImages] | None:
     """{set: CroppedImages} that `save_crops` wrote, or None where they were made from something else."""
     try:
         with np.load(path) as cache:
             there = Provenance.from_plain(json.loads(str(cache[MADE_FROM])))
             if there is None or first_difference_in_words("crops", record, there):
                 return None
-            names = [name.removesuffix("_idxs") for name in cache.files if name.endswith("_idxs")]
-            return {
-                name: CroppedImages(
-                    cache[f"{name}_idxs"], cache[f"{name}_crops"], json.loads(str(cache[f"{name}_counts"]))
-                )
-                for name in names
-            }
+            cropped = {}
+            for name in record.sets:
+                counts = json.loads(str(cache[f"{name}_counts"]))
+                cropped[name] = CroppedImages(cache[f"{name}_idxs"], cache[f"{name}_crops"], counts)
+            return cropped
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def save_crops(path, record, cropped):
+def save_crops(path: str | Path, record: Provenance, cropped: dict[str, CroppedImages]) -> None:
     """Writes {set: CroppedImages} and the Provenance of all that they depend on."""
     arrays = {MADE_FROM: np.array(json.dumps(record.plain()))}
     for name, images in cropped.items():

@@ -7,17 +7,19 @@ page boundary; the allocation table. Source: the format of FFCV (https://github.
 import hashlib
 import shutil
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 
+T = TypeVar("T")
 MODES = ("raw", "jpg", "smart")
 VERSION = 2
 MIN_PAGE_SIZE = 2**21
@@ -28,13 +30,8 @@ _FIRST_IMAGES = 200  # images after which the size of the whole file is estimate
 _DIGEST_BYTES = 2**16  # of an image, that its digest reads
 _LABEL, _IMAGE = 1, 2  # FFCV's type ids
 _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
-_OTHER_FIELDS = {
-    0: "<f8",
-    3: _BYTES,
-    4: "<u8",
-    5: _BYTES,
-    6: "<u8",
-}  # what a record holds of: float, bytes, array, JSON, tensor
+# What a record holds of a float, bytes, an array, JSON, a tensor.
+_OTHER_FIELDS = {0: "<f8", 3: _BYTES, 4: "<u8", 5: _BYTES, 6: "<u8"}
 _JPG, _RAW = 0, 1
 _HEADER = np.dtype(
     {
@@ -44,15 +41,15 @@ _HEADER = np.dtype(
     align=True,
 )
 _FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
+_IMAGE_NAMES = ("mode", "width", "height", "data_ptr")
 _IMAGE_RECORD = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-_RECORD = np.dtype(
-    {
-        "names": [*_IMAGE_RECORD.names, "label"],
-        "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
-        "offsets": [0, 1, 3, 5, 16],
-        "itemsize": 24,
-    }
-)
+_LAYOUT: Any = {
+    "names": [*_IMAGE_NAMES, "label"],
+    "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
+    "offsets": [0, 1, 3, 5, 16],
+    "itemsize": 24,
+}
+_RECORD = np.dtype(_LAYOUT)
 _ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 
@@ -71,17 +68,26 @@ class Encoding:
         if self.mode not in MODES:
             raise ValueError(f"write mode {self.mode!r} is not one of {', '.join(MODES)}")
 
-    def encode(self, image: np.ndarray) -> tuple[bool, np.ndarray | bytes]:
+    def encode(self, image: np.ndarray) -> tuple[bool, memoryview | bytes]:
         """uint8 H x W x 3, of the size in which it is stored -> (raw pixels?, the bytes)."""
         threshold = self.smart_threshold
         raw = self.mode == "raw" or (self.mode == "smart" and (threshold is None or image.nbytes <= threshold))
-        return raw, np.ascontiguousarray(image) if raw else _encode_jpg(image, self.jpeg_quality)
+        return raw, np.ascontiguousarray(image).data if raw else _encode_jpg(image, self.jpeg_quality)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """An image as it is stored. shape: height, width, 3."""
+
+    shape: tuple[int, ...]
+    raw: bool
+    data: memoryview | bytes
 
 
 def write_beton(
     path: str | Path,
     images: Sequence[np.ndarray],
-    labels: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
     encoding: Encoding = Encoding(),
     page_size: int = DEFAULT_PAGE_SIZE,
     num_workers: int = 1,
@@ -101,18 +107,17 @@ def write_beton(
     records = np.zeros(len(images), _RECORD)
     records["label"] = labels
     sizes = np.zeros(len(images), np.int64)
-    skipped = {}
-    first = _HEADER.itemsize + 2 * _FIELD.itemsize
-    position = _next_page(first + records.nbytes, page_size)
+    skipped: dict[int, str] = {}
+    position = _next_page(_HEADER.itemsize + 2 * _FIELD.itemsize + records.nbytes, page_size)
 
-    def encode(index):
+    def encode(index: int) -> _Encoded | InputError:
         try:
             image = shrink(images[index], encoding.max_resolution)
         except InputError as error:
             return error
         if max(image.shape[:2]) > MAX_SIDE:
             return InputError(f"image {index} is larger than {MAX_SIDE} pixels: give a smaller --max-resolution")
-        return image.shape, *encoding.encode(image)
+        return _Encoded(image.shape, *encoding.encode(image))
 
     with complete_file(path) as temporary, open(temporary, "wb") as handle:
         for index, encoded in enumerate(_in_order(encode, len(images), num_workers)):
@@ -124,19 +129,23 @@ def write_beton(
                     raise encoded
                 skipped[index] = str(encoded)
                 continue
-            shape, raw, data = encoded
-            sizes[index] = memoryview(data).nbytes
-            while sizes[index] > page_size:
+            size = memoryview(encoded.data).nbytes
+            while size > page_size:
                 page_size *= 2  # what lies within smaller pages lies within larger ones
-            if position // page_size != (position + sizes[index] - 1) // page_size:
+            if position // page_size != (position + size - 1) // page_size:
                 position = _next_page(position, page_size)
             handle.seek(position)  # what is skipped reads as zeros
-            handle.write(data)
-            records[index] = (_RAW if raw else _JPG, shape[1], shape[0], position, records["label"][index])
-            position += int(sizes[index])
+            handle.write(encoded.data)
+            height, width, _ = encoded.shape
+            mode = _RAW if encoded.raw else _JPG
+            records[index] = (mode, width, height, position, records["label"][index])
+            sizes[index] = size
+            position += size
         kept = np.setdiff1d(np.arange(len(images)), list(skipped))
         table = np.zeros(len(kept), _ALLOCATION)
-        table["sample_id"], table["ptr"], table["size"] = np.arange(len(kept)), records["data_ptr"][kept], sizes[kept]
+        table["sample_id"] = np.arange(len(kept))
+        table["ptr"] = records["data_ptr"][kept]
+        table["size"] = sizes[kept]
         position = _next_page(position, page_size)
         handle.seek(position)
         handle.write(table.tobytes())
@@ -147,7 +156,7 @@ def write_beton(
     return skipped
 
 
-def _check_free_space(path, expected):
+def _check_free_space(path: str | Path, expected: float) -> None:
     free = shutil.disk_usage(Path(path).parent).free
     if expected > 1.02 * free:
         raise InputError(
@@ -156,7 +165,7 @@ def _check_free_space(path, expected):
         )
 
 
-def shrink(image, max_resolution):
+def shrink(image: np.ndarray, max_resolution: int | None) -> np.ndarray:
     """uint8 H x W x 3 -> the same with the longest side at most max_resolution pixels, by area interpolation.
 
     Both sides become int(side x (max_resolution / longest)) in floating point, as published (561 becomes 511 at 512).
@@ -171,21 +180,22 @@ def shrink(image, max_resolution):
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _encode_jpg(image, quality):
+def _encode_jpg(image: np.ndarray, quality: int) -> bytes:
     import cv2  # a sixth faster than PIL, with the same bytes
 
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[
-        1
-    ].tobytes()
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return data.tobytes()
 
 
-def _next_page(position, page_size):
+def _next_page(position: int, page_size: int) -> int:
     return -(-position // page_size) * page_size
 
 
-def _in_order(function, count, num_workers):
+def _in_order(function: Callable[[int], T], count: int, num_workers: int) -> Iterator[T]:
+    """function(0), function(1), ..., computed by threads, a few at a time."""
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        waiting = deque()
+        waiting: deque[Future[T]] = deque()
         try:
             for index in range(count):
                 waiting.append(pool.submit(function, index))
@@ -198,25 +208,26 @@ def _in_order(function, count, num_workers):
                 future.cancel()
 
 
-def _places(fields):
+def _record_type(fields: np.ndarray) -> np.dtype:
     """The dtype of a record from the descriptors of its fields; its fields "image" and "label" are the ones to read.
 
     A record is a C struct of the fields' parts, in their order.
     """
     types = [int(type_id) for type_id in fields["type_id"]]
     names = [bytes(name).rstrip(b"\0").decode(errors="replace") for name in fields["name"]]
-    found = {}
+    parts: list[Any] = []
+    known = {_IMAGE: _IMAGE_RECORD, _LABEL: "<i8", **_OTHER_FIELDS}
+    for place, type_id in enumerate(types):
+        if type_id not in known:
+            raise ValueError(f"its fields are {names}, of types {types}: how large type {type_id} is, is not known")
+        parts.append((f"_{place}", known[type_id]))
     for wanted, type_id in (("image", _IMAGE), ("label", _LABEL)):
-        candidates = [place for place, there in enumerate(types) if there == type_id]
+        candidates = [place for place, other in enumerate(types) if other == type_id]
         named = [place for place in candidates if names[place] == wanted] or candidates
         if len(named) != 1:
             raise ValueError(f"its fields are {names}, of types {types}: expected one {wanted}, or one of that name")
-        found[named[0]] = wanted
-    unknown = set(types) - {_IMAGE, _LABEL, *_OTHER_FIELDS}
-    if unknown:
-        raise ValueError(f"its fields are {names}, of types {types}: how large type {min(unknown)} is, is not known")
-    parts = {_IMAGE: _IMAGE_RECORD, _LABEL: "<i8", **_OTHER_FIELDS}
-    return np.dtype([(found.get(place, f"_{place}"), parts[there]) for place, there in enumerate(types)], align=True)
+        parts[named[0]] = (wanted, known[type_id])
+    return np.dtype(parts, align=True)
 
 
 class Beton:
@@ -230,7 +241,7 @@ class Beton:
     truncated.
     """
 
-    def __init__(self, path, in_memory=False):
+    def __init__(self, path: str | Path, in_memory: bool = False) -> None:
         self.path, self.in_memory = str(path), in_memory
         try:
             self._map()
@@ -240,51 +251,57 @@ class Beton:
                 f"{path}: not a complete .beton of images and labels ({error}); write it again with gen_betons.sh"
             ) from None
 
-    def _map(self):
+    def _map(self) -> None:
         if not Path(self.path).is_file():
             raise OSError("no such file")
+        self._bytes: np.ndarray
         if self.in_memory:
             self._bytes = np.fromfile(self.path, dtype=np.uint8)
         else:
             # Copy-on-write: the file is never written, and PyTorch takes the arrays without a copy or a warning.
             self._bytes = np.memmap(self.path, dtype=np.uint8, mode="c")
 
-    def _read_tables(self):
+    def _read_tables(self) -> None:
         header = self._table(0, _HEADER, 1)[0]
         if header["version"] != VERSION or header["num_fields"] > 64:
             raise ValueError(f"version {header['version']}, expected {VERSION}")
         fields = self._table(_HEADER.itemsize, _FIELD, int(header["num_fields"]))
-        n, places = int(header["num_samples"]), _places(fields)
-        records = self._table(_HEADER.itemsize + fields.nbytes, places, n)
+        n = int(header["num_samples"])
+        records = self._table(_HEADER.itemsize + fields.nbytes, _record_type(fields), n)
         self._records = np.zeros(n, _RECORD)
-        for name in _IMAGE_RECORD.names:
+        for name in _IMAGE_NAMES:
             self._records[name] = records["image"][name]
         self._records["label"] = records["label"]
-        first = int(header["alloc_table_ptr"])
-        entries = max(n, (len(self._bytes) - first) // _ALLOCATION.itemsize)  # other fields have theirs, too
-        table = self._table(first, _ALLOCATION, entries)
-        end = np.uint64(len(self._bytes))
-        if (table["ptr"] > end).any() or (table["size"] > end - table["ptr"]).any():
-            raise ValueError("images lie beyond its end")
-        by_ptr = np.lexsort((table["size"], table["ptr"]))  # what is empty begins where the next begins
-        places = np.searchsorted(table["ptr"], self._records["data_ptr"], side="right", sorter=by_ptr)
-        places = by_ptr[np.maximum(places - 1, 0)] if entries else places
-        self._lengths = table["size"][places].astype(np.int64)
         self.labels = self._records["label"].astype(np.int64)
         self.sizes = np.stack([self._records["height"], self._records["width"]], axis=1).astype(np.int64)
+        self._lengths = self._read_lengths(int(header["alloc_table_ptr"]))
         raw = self._records["mode"] == _RAW
-        if not (raw | (self._records["mode"] == _JPG)).all() or (self.sizes == 0).any():
+        jpg = self._records["mode"] == _JPG
+        if not (raw | jpg).all() or (self.sizes == 0).any():
             raise ValueError("an image is neither raw nor jpg, or has no pixels")
         if n and not 0 <= self.labels.min() <= self.labels.max() < MAX_CLASSES:
             raise ValueError(f"labels from {self.labels.min()} to {self.labels.max()}")
-        if (table["ptr"][places] != self._records["data_ptr"]).any() or (
-            self._lengths[raw] != 3 * self.sizes[raw].prod(axis=1)
-        ).any():
+        if (self._lengths[raw] != 3 * self.sizes[raw].prod(axis=1)).any():
             raise ValueError("its tables disagree")
         self.num_classes = int(self.labels.max()) + 1 if n else 0
         self.fingerprint = hashlib.sha256(self._records.tobytes()).hexdigest()[:16]
 
-    def _table(self, start, dtype, count):
+    def _read_lengths(self, start: int) -> np.ndarray:
+        """Bytes of each image, int64 (n,), from the allocation table that begins at `start`."""
+        n = len(self._records)
+        entries = max(n, (len(self._bytes) - start) // _ALLOCATION.itemsize)  # other fields have theirs, too
+        table = self._table(start, _ALLOCATION, entries)
+        end = np.uint64(len(self._bytes))
+        if (table["ptr"] > end).any() or (table["size"] > end - table["ptr"]).any():
+            raise ValueError("images lie beyond its end")
+        by_ptr = np.lexsort((table["size"], table["ptr"]))  # what is empty begins where the next begins
+        after = np.searchsorted(table["ptr"], self._records["data_ptr"], side="right", sorter=by_ptr)
+        own = table[by_ptr[np.maximum(after - 1, 0)]] if n else table[:0]
+        if (own["ptr"] != self._records["data_ptr"]).any():
+            raise ValueError("its tables disagree")
+        return own["size"].astype(np.int64)
+
+    def _table(self, start: int, dtype: np.dtype, count: int) -> np.ndarray:
         data = self._bytes[start : start + count * dtype.itemsize]
         if len(data) < count * dtype.itemsize:
             raise ValueError("it is truncated")
@@ -296,13 +313,14 @@ class Beton:
         contents = hashlib.sha256(self._records.tobytes())
         for index in np.argsort(self._records["data_ptr"]):  # in the order of the file
             start = int(self._records["data_ptr"][index])
-            contents.update(self._bytes[start : start + min(int(self._lengths[index]), _DIGEST_BYTES)])
+            stop = start + min(int(self._lengths[index]), _DIGEST_BYTES)
+            contents.update(self._bytes[start:stop].data)
         return contents.hexdigest()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index):
+    def read(self, index: int) -> np.ndarray:
         """Image `index` as a uint8 H x W x 3 RGB array (a view of the file, not to be written, for raw ones)."""
         record = self._records[index]
         start = int(record["data_ptr"])
@@ -319,9 +337,9 @@ class Beton:
             raise InputError(f"{self.path}: image {index} cannot be decoded; write the file again with gen_betons.sh")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)  # OpenCV 4.10 decodes to BGR alone
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_bytes"}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, in_memory=False)  # the system keeps one copy of a file for all processes
         self._map()

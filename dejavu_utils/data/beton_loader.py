@@ -32,7 +32,7 @@ _ROWS, _ROWS_GPU = 16, 64  # images per worker item: large enough to amortize th
 class _Prefetcher:
     """Batches that are prefetched until this is closed, or another place is asked for.
 
-    start: place -> generator of the batches from there on, without end. Must not reference the loader: in a reference
+    start: place -> generator of the batches from there on, without end; must not reference the loader: in a reference
     cycle the workers would be shut down by the garbage collector, possibly while a lock they need is held.
     """
 
@@ -91,8 +91,8 @@ class NativeLoader:
         """Yields (views, labels) on the device, from step `first_step` on (those before cost nothing).
 
         resolution: side of the views that have no side of their own, pixels. views: list of normalized float32 (batch,
-        3, side, side). labels: int64 (batch,). Reading goes on into the next epoch: if that has the same resolution,
-        its first batches are there already.
+        3, side, side). labels: int64 (batch,). Prefetching continues into the next epoch: if that has the same
+        resolution, its first batches are ready.
         """
         for step in range(first_step, len(self)):
             following = (resolution, epoch, step + 1) if step + 1 < len(self) else (resolution, epoch + 1, 0)
@@ -149,8 +149,8 @@ class EvaluationLoader:
         self._prefetcher = _Prefetcher(functools.partial(_batches, beton, plans, num_workers, device))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields (crops, labels) on the device: normalized float32 (n, 3, resolution, resolution), int64 (n,). Reading
-        goes on from the start for the next time."""
+        """Yields (crops, labels) on the device: normalized float32 (n, 3, resolution, resolution), int64 (n,).
+        Prefetching continues from the start for the next pass."""
         for step in range(self._steps):
             (crops,), labels = self._prefetcher.next(step, (step + 1) % self._steps)
             yield crops, labels
@@ -166,7 +166,7 @@ def _centre_plans(beton: Beton, batch_size: int, resolution: int, place: tuple[i
 
 
 def _batches(beton: Beton, plans: Callable, num_workers: int, device: torch.device, start: Any) -> Batches:
-    """Yields (views, labels) on the device, read a few batches ahead.
+    """Yields (views, labels) on the device; a few batches are prefetched.
 
     plans: function of `start` that returns an iterator, the same each time, without end, of (image indices, [(side,
     boxes, augment.Parameters or None) of each view]).

@@ -1,11 +1,14 @@
 """FFCV-SSL's loader behind the interface of dejavu_utils.data.beton_loader.NativeLoader."""
 
 import importlib.util
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from dejavu_utils.data import augment
+from dejavu_utils.data.beton import Beton
 from dejavu_utils.errors import InputError
 
 
@@ -17,7 +20,17 @@ class FfcvLoader:
     installed; ValueError if there is not one whole batch, or a view asks for what it does not have.
     """
 
-    def __init__(self, beton, batch_size, views, seed, num_workers, device, rank=0, world_size=1):
+    def __init__(
+        self,
+        beton: Beton,
+        batch_size: int,
+        views: list[augment.View],
+        seed: int,
+        num_workers: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if not ffcv_is_installed():
             raise InputError("--data.loader ffcv: FFCV-SSL is not installed here; install it or take native")
         if len(beton) < batch_size * world_size:
@@ -26,13 +39,15 @@ class FfcvLoader:
             raise ValueError("FFCV-SSL's loader flips every second image and keeps the published aspects")
         self.beton, self.batch_size, self.views, self.seed = beton, batch_size, views, seed
         self.num_workers, self.device, self.rank, self.world_size = num_workers, device, rank, world_size
-        self._compiled = {}  # by resolution
+        self._compiled: dict[int, Any] = {}  # FFCV's loaders by resolution
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self.beton) // (self.batch_size * self.world_size)
 
-    def epoch(self, epoch, resolution, first_step=0):
+    def epoch(
+        self, epoch: int, resolution: int, first_step: int = 0
+    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
         """What NativeLoader.epoch yields; the steps before `first_step` are read and thrown away."""
         if resolution not in self._compiled:
             self._compiled[resolution] = self._compile(resolution)
@@ -45,10 +60,10 @@ class FfcvLoader:
                 named = dict(zip(loader.pipelines, batch))
                 yield [named[name] for name in self._names()], named["label"].flatten().to(self.device)
 
-    def _names(self):
+    def _names(self) -> list[str]:
         return ["image", *(f"image_{number}" for number in range(1, len(self.views)))]
 
-    def _compile(self, resolution):
+    def _compile(self, resolution: int) -> Any:
         from ffcv.fields.basics import IntDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import ToTensor
@@ -68,7 +83,7 @@ class FfcvLoader:
             distributed=self.world_size > 1,
         )
 
-    def _pipeline(self, view, resolution):
+    def _pipeline(self, view: augment.View, resolution: int) -> list[Any]:
         from ffcv import transforms
         from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
         from torchvision.transforms import GaussianBlur
@@ -95,11 +110,11 @@ class FfcvLoader:
 
 
 class _Normalize(torch.nn.Module):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return augment.normalize(images)
 
 
-def ffcv_is_installed():
+def ffcv_is_installed() -> bool:
     """Is FFCV-SSL installed (FFCV itself has no second view and no color jitter)?"""
     return (
         importlib.util.find_spec("ffcv") is not None

@@ -1,11 +1,18 @@
 """Images as a network is shown them: transforms, and data sets of image files."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing, Preprocessing, load_image
+
+if TYPE_CHECKING:
+    import torch
 
 
 def evaluation_transform(resolution: int | None = None, preprocessing: Preprocessing = Preprocessing()) -> Callable:  # noqa: B008 (frozen)
@@ -30,11 +37,11 @@ class EachTransform:
     def __init__(self, *transforms: Callable) -> None:
         self.transforms = transforms
 
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> tuple[torch.Tensor, ...]:
         return tuple(transform(image) for transform in self.transforms)
 
 
-def without_far_ends(image):
+def without_far_ends(image: Image.Image) -> Image.Image:
     """At most 32 short sides of the middle: a strip of 20 000 x 1 pixels would need 4 GB when it is resized."""
     short = min(image.size)
     left, top = (max(0, (side - 32 * short) // 2) for side in image.size)
@@ -59,10 +66,10 @@ class IndexedImages:
         self.listing, self.indices, self.transform, self.crops = listing, indices, transform, crops
         self.skip_unreadable = skip_unreadable
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int] | None:
         index = self.indices[position]
         try:
             image = load_image(self.listing.path(index))

@@ -46,19 +46,19 @@ def load_indices(path: str | Path | None, flag: str, listing: ImageListing) -> n
     return indices
 
 
-def _check_fingerprint(partition_file, listing, what):
+def _check_fingerprint(partition_file: Path, listing: ImageListing, source: str) -> None:
     try:
         recorded = json.loads(partition_file.read_text(encoding="utf-8"))["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{partition_file}: not written by imagenet_partition.py ({error!r}); make it again") from None
-    found = listing.fingerprint
-    if recorded.get("sha256") == found["sha256"]:
+    current = listing.fingerprint
+    if recorded.get("sha256") == current["sha256"]:
         return
-    before, now = recorded.get("by_class", {}), found["by_class"]
+    before, now = recorded.get("by_class", {}), current["by_class"]
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     raise InputError(
-        f"{what}: made for another image folder than {listing.root}: {recorded.get('images')} images then, "
-        f"{found['images']} now; {len(changed)} classes differ, the first is {changed[0] if changed else '?'}; "
+        f"{source}: made for another image folder than {listing.root}: {recorded.get('images')} images then, "
+        f"{current['images']} now; {len(changed)} classes differ, the first is {changed[0] if changed else '?'}; "
         "give the original folder, or run imagenet_partition.py again"
     )
 

@@ -6,8 +6,9 @@ the reference model has then seen the picture, too. Needs NumPy and Pillow alone
 
 import itertools
 import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
-from dejavu_utils.imagenet import load_image
+from dejavu_utils.imagenet import ImageListing, load_image
 
 FILE = "near_duplicates.npz"
 MOST_BITS = 12  # of 128 that differ between near-copies
@@ -51,7 +52,9 @@ class NearCopies:
     pairs: np.ndarray
 
 
-def signatures(paths, num_workers=1, on_progress=lambda count: None):
+def signatures(
+    paths: Sequence[str | Path], num_workers: int = 1, on_progress: Callable[[int], object] = lambda count: None
+) -> Signatures:
     """The Signatures of image files, read by `num_workers` processes. on_progress: called with the images done since.
 
     The hash is a difference hash (Krawetz 2013): is a pixel of the image reduced to 9 x 8 brighter than its left
@@ -60,19 +63,25 @@ def signatures(paths, num_workers=1, on_progress=lambda count: None):
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     if num_workers > 1 and len(chunks) > 1:
         with ProcessPoolExecutor(num_workers) as pool:
-            found = list(_counted(pool.map(_signatures, chunks), on_progress))
-    else:
-        found = list(_counted(map(_signatures, chunks), on_progress))
-    return Signatures(*(np.concatenate(arrays) for arrays in zip(*(found or [_signatures([])]))))
+            return _joined(pool.map(_signatures, chunks), on_progress)
+    return _joined(map(_signatures, chunks), on_progress)
 
 
-def _counted(results, on_progress):
-    for result in results:
-        on_progress(len(result[0]))
-        yield result
+def _joined(parts: Iterable[Signatures], on_progress: Callable[[int], object]) -> Signatures:
+    kept = [_signatures([])]
+    for part in parts:
+        on_progress(len(part.readable))
+        kept.append(part)
+    return concatenated(kept)
 
 
-def _signatures(paths):
+def concatenated(parts: Sequence[Signatures]) -> Signatures:
+    """The Signatures of the images of all parts, in their order."""
+    arrays = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Signatures)}
+    return Signatures(**arrays)
+
+
+def _signatures(paths: Sequence[str | Path]) -> Signatures:
     n = len(paths)
     bits, thumbnails = np.zeros((2, n, 128), bool), np.zeros((n, 8, 8, 3), np.uint8)
     readable = np.zeros(n, bool)
@@ -86,57 +95,61 @@ def _signatures(paths):
         gray = image.convert("L")
         across = np.asarray(gray.resize((9, 8), Image.BILINEAR), np.int16)
         down = np.asarray(gray.resize((8, 9), Image.BILINEAR), np.int16)
-        for view, (a, d) in enumerate(((across, down), (across[:, ::-1], down[:, ::-1]))):
-            bits[view, row] = np.concatenate([(a[:, 1:] > a[:, :-1]).ravel(), (d[1:] > d[:-1]).ravel()])[_ORDER]
+        bits[0, row] = _hash_bits(across, down)
+        bits[1, row] = _hash_bits(across[:, ::-1], down[:, ::-1])
     hashes = np.packbits(bits, axis=2).view(">u8").astype(np.uint64)
-    return hashes[0], hashes[1], thumbnails, readable
+    return Signatures(hashes[0], hashes[1], thumbnails, readable)
 
 
-def find_near_copies(found, on_progress=lambda count: None):
-    """NearCopies of Signatures: hashes at most MOST_BITS apart and thumbnails alike, as they are or one mirrored.
+def _hash_bits(across: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """bool (128,): the difference hash from the gray image reduced to 9 x 8 and to 8 x 9 pixels."""
+    brighter_than_left = across[:, 1:] > across[:, :-1]
+    brighter_than_above = down[1:] > down[:-1]
+    return np.concatenate([brighter_than_left.ravel(), brighter_than_above.ravel()])[_ORDER]
+
+
+def find_near_copies(images: Signatures, on_progress: Callable[[int], object] = lambda count: None) -> NearCopies:
+    """NearCopies of images: hashes at most MOST_BITS apart and thumbnails alike, as they are or one mirrored.
 
     Thumbnails are alike where the root mean square of their difference is at most 3 + 0.15 of their standard
     deviation, in levels of 0 to 255: two pictures of plain sky have one hash. Time is about n log n: pairs are looked
     for among images that agree in two of the hash's blocks (multi-index hashing, Norouzi et al. 2012). on_progress:
     called with 1 for each of PASSES such pairs of blocks.
     """
-    same = np.concatenate([found.hashes.view(np.uint8), found.thumbnails.reshape(len(found.hashes), -1)], axis=1)
-    _, first, groups = np.unique(_rows(same), return_index=True, return_inverse=True)
+    pixels = images.thumbnails.reshape(len(images.readable), -1)
+    rows = np.ascontiguousarray(np.concatenate([images.hashes.view(np.uint8), pixels], axis=1))
+    sortable = rows.view(f"V{rows.shape[1]}").ravel()  # each row as one value
+    _, first, groups = np.unique(sortable, return_index=True, return_inverse=True)
     groups = groups.astype(np.int64)
-    unreadable = np.flatnonzero(~found.readable)
+    unreadable = np.flatnonzero(~images.readable)
     groups[unreadable] = len(first) + np.arange(len(unreadable))  # each alone
-    first = first[found.readable[first]]
-    brightness = found.thumbnails[first].mean(axis=(1, 2, 3))
+    first = first[images.readable[first]]
+    brightness = images.thumbnails[first].mean(axis=(1, 2, 3))
     first = first[np.argsort(brightness, kind="stable")]
     n = len(first)
-    hashes = np.concatenate([found.hashes[first], found.mirrored[first]])
-    pairs = np.empty(0, np.int64)
+    hashes = np.concatenate([images.hashes[first], images.mirrored[first]])
+    codes = np.empty(0, np.int64)  # of pairs, see _verified
     for i, j in itertools.combinations(range(_BLOCKS), 2):
         keys = (_block(hashes, i) << np.uint64(12)) | _block(hashes, j)
-        near = [
-            _verified(candidates, hashes, found.thumbnails, first)
-            for candidates in _agreeing(keys.astype(np.uint32), n)
-        ]
-        pairs = np.unique(np.concatenate([pairs, *near]))
+        near = [codes]
+        for candidates in _agreeing(keys.astype(np.uint32), n):
+            near.append(_verified(candidates, hashes, images.thumbnails, first))
+        codes = np.unique(np.concatenate(near))
         on_progress(1)
-    pairs = np.sort(groups[first[np.stack(np.divmod(pairs, max(n, 1)), axis=1)]], axis=1)
+    both = np.stack(np.divmod(codes, max(n, 1)), axis=1)
+    pairs = np.sort(groups[first[both]], axis=1)
     return NearCopies(groups, pairs[np.lexsort(pairs.T[::-1])])
 
 
-def _rows(bytes_):
-    """Each row as one value that can be sorted."""
-    return np.ascontiguousarray(bytes_).view(f"V{bytes_.shape[1]}").ravel()
-
-
-def _block(hashes, number):
+def _block(hashes: np.ndarray, number: int) -> np.ndarray:
     """The bits of one block, uint64; half of the blocks lie in each word."""
     word, place = divmod(number, _BLOCKS // 2)
-    edges = np.linspace(0, 64, _BLOCKS // 2 + 1).astype(int)
-    width = edges[place + 1] - edges[place]
-    return (hashes[:, word] >> np.uint64(64 - edges[place + 1])) & np.uint64(2**width - 1)
+    bounds = np.linspace(0, 64, _BLOCKS // 2 + 1).astype(int)
+    start, stop = bounds[place : place + 2]
+    return (hashes[:, word] >> np.uint64(64 - stop)) & np.uint64(2 ** (stop - start) - 1)
 
 
-def _agreeing(keys, n):
+def _agreeing(keys: np.ndarray, n: int) -> Iterator[np.ndarray]:
     """Yields int64 (m, 2): rows with one key, the first of them no mirrored one (those are the rows from n on)."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
@@ -147,22 +160,24 @@ def _agreeing(keys, n):
         if not len(places):
             return
         candidates = np.sort(np.stack([order[places], order[places + offset]], axis=1), axis=1)
-        yield candidates[(candidates[:, 0] < n) & (candidates[:, 0] != candidates[:, 1] - n)]
+        low, high = candidates.T
+        yield candidates[(low < n) & (low != high - n)]
 
 
-def _ones(words):
+def _ones(words: np.ndarray) -> np.ndarray:
     """Bits that are 1 in each row of uint64 (m, .)."""
     if hasattr(np, "bitwise_count"):  # NumPy 2
         return np.bitwise_count(words).sum(axis=1)
     return np.unpackbits(words.view(np.uint8), axis=1).sum(axis=1)
 
 
-def _verified(candidates, hashes, thumbnails, first):
+def _verified(candidates: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Codes a * n + b (a < b) of the candidates that are near-copies."""
     n = len(first)
     for word in (hashes[:, :1], hashes):  # the first half of the bits refuses most of them
-        candidates = candidates[_ones(word[candidates[:, 0]] ^ word[candidates[:, 1]]) <= MOST_BITS]
-    one, other = (thumbnails[first[candidates[:, side] % n]].astype(np.float32) for side in (0, 1))
+        low, high = candidates.T
+        candidates = candidates[_ones(word[low] ^ word[high]) <= MOST_BITS]
+    one, other = thumbnails[first[candidates.T % n]].astype(np.float32)
     mirrored = candidates[:, 1] >= n
     other[mirrored] = other[mirrored, :, ::-1]
     difference = np.sqrt(np.mean((one - other) ** 2, axis=(1, 2, 3)))
@@ -171,25 +186,30 @@ def _verified(candidates, hashes, thumbnails, first):
     return low * n + high
 
 
-def pairs_between(copies, first, second=None):
+def pairs_between(copies: NearCopies, first: np.ndarray, second: np.ndarray | None = None) -> int:
     """How many pairs of near-copies have one image in `first` and the other in `second`, which share no image.
 
     second: None counts the pairs within `first`. Sets are int (.,) of image indices.
     """
-    a = np.bincount(copies.groups[first], minlength=copies.groups.max(initial=0) + 1)
+    a = _members(copies, first)
     g, h = copies.pairs.T
     if second is None:
         return int((a * (a - 1) // 2).sum() + (a[g] * a[h]).sum())
-    b = np.bincount(copies.groups[second], minlength=len(a))
+    b = _members(copies, second)
     return int((a * b).sum() + (a[g] * b[h] + a[h] * b[g]).sum())
 
 
-def with_near_copy(copies, images, others):
+def _members(copies: NearCopies, images: np.ndarray) -> np.ndarray:
+    """int64: how many of these images are in each group."""
+    return np.bincount(copies.groups[images], minlength=copies.groups.max(initial=0) + 1)
+
+
+def with_near_copy(copies: NearCopies, images: np.ndarray, others: np.ndarray) -> np.ndarray:
     """bool (n,): has the image a near-copy among `others`? An image that is among them is no copy of itself.
 
     images, others: int (.,), image indices.
     """
-    there = np.bincount(copies.groups[others], minlength=copies.groups.max(initial=0) + 1)
+    there = _members(copies, others)
     reached = there.copy()
     g, h = copies.pairs.T
     np.add.at(reached, g, there[h])
@@ -197,14 +217,13 @@ def with_near_copy(copies, images, others):
     return reached[copies.groups[images]] - np.isin(images, others) > 0
 
 
-def near_copies_beside(index_path, listing):
+def near_copies_beside(index_path: str | Path, listing: ImageListing) -> NearCopies | None:
     """The NearCopies that the partition of an index file kept; None if it looked for none, or at other images."""
     folder = Path(index_path).parent  # {n}_per_class, in the partition's folder
-    found = (load_near_copies(place / FILE, listing) for place in (folder, folder.parent))
-    return next((copies for copies in found if copies is not None), None)
+    return load_near_copies(folder / FILE, listing) or load_near_copies(folder.parent / FILE, listing)
 
 
-def save_near_copies(path, copies, listing, key=""):
+def save_near_copies(path: str | Path, copies: NearCopies, listing: ImageListing, key: str = "") -> None:
     """Writes the npz that `load_near_copies` reads. key: text that says what the images were."""
     with complete_file(path) as temporary:
         np.savez_compressed(
@@ -212,7 +231,7 @@ def save_near_copies(path, copies, listing, key=""):
         )
 
 
-def load_near_copies(path, listing, key=None):
+def load_near_copies(path: str | Path, listing: ImageListing, key: str | None = None) -> NearCopies | None:
     """The NearCopies of an npz; None if there is no such file, it is damaged, or of other images than the listing's.
 
     key: what `save_near_copies` was given, if it must be the same.

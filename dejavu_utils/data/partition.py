@@ -42,21 +42,20 @@ def split(
     """
     order = np.arange(len(labels)) if order is None else order
     bounds = np.searchsorted(labels, np.arange(labels[-1] + 2 if len(labels) else 1))
-    parts = {name: [] for name in ("bbox_A", "bbox_B", "shared", "public", "train_A", "train_B")}
+    of_classes = [Partition(*[np.empty(0, np.int64)] * 6)]
     for start, stop in zip(bounds, bounds[1:]):
         members = order[start:stop]
         members = members if usable is None else members[usable[members]]
         with_box, without = members[boxed[members]], members[~boxed[members]]
         b = min(len(with_box) // 2, per_class)
         first, second, shared = with_box[:b], with_box[b : 2 * b], without[: per_class - b]
-        parts["bbox_A"].append(first)
-        parts["bbox_B"].append(second)
-        parts["shared"].append(shared)
-        parts["public"] += [with_box[2 * b :], without[per_class - b :]]
-        parts["train_A"] += [first, shared]
-        parts["train_B"] += [second, shared]
-    empty = np.empty(0, np.int64)
-    return Partition(**{name: np.concatenate([empty, *arrays]).astype(np.int64) for name, arrays in parts.items()})
+        public = np.concatenate([with_box[2 * b :], without[per_class - b :]])
+        train_A, train_B = np.concatenate([first, shared]), np.concatenate([second, shared])
+        of_classes.append(Partition(first, second, shared, public, train_A, train_B))
+    sets = {}
+    for field in fields(Partition):
+        sets[field.name] = np.concatenate([getattr(part, field.name) for part in of_classes]).astype(np.int64)
+    return Partition(**sets)
 
 
 def largest_with_public(labels: np.ndarray, boxed: np.ndarray, usable: np.ndarray | None = None) -> int:
@@ -76,10 +75,13 @@ def equal_partitions(partitions: dict[int, Partition]) -> dict[int, int]:
     equal: dict[int, int] = {}
     sizes = sorted(partitions)
     for smaller, larger in zip(sizes, sizes[1:]):
-        pairs = zip(partitions[smaller].items(), partitions[larger].items())
-        if all(np.array_equal(one, other) for (_, one), (_, other) in pairs):
+        if _equal(partitions[smaller], partitions[larger]):
             equal[larger] = equal.get(smaller, smaller)
     return equal
+
+
+def _equal(one: Partition, other: Partition) -> bool:
+    return all(np.array_equal(indices, getattr(other, name)) for name, indices in one.items())
 
 
 def shuffled_order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -101,9 +103,11 @@ def equal_classes(public: np.ndarray, labels: np.ndarray) -> np.ndarray:
     least = counts[counts > 0].min(initial=len(labels))
     by_class = public[np.argsort(labels[public], kind="stable")]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    return np.concatenate(
-        [by_class[start : start + least] for start, count in zip(starts, counts) if count] or [public]
-    )
+    chosen = [by_class[:0]]
+    for start, count in zip(starts, counts):
+        if count:
+            chosen.append(by_class[start : start + least])
+    return np.concatenate(chosen)
 
 
 def check(
@@ -114,37 +118,29 @@ def check(
     usable: as in `split`.
     """
     n, classes = len(labels), int(labels.max()) + 1
+    expected = np.ones(n, bool) if usable is None else usable
     results = []
     for per_class, p in sorted(partitions.items()):
+        sizes = f"{per_class} per class"
         times = np.bincount(np.concatenate([p.bbox_A, p.bbox_B, p.shared, p.public]), minlength=n)
-        results.append((f"{per_class} per class: bbox_A, bbox_B, shared and public are disjoint", times.max() <= 1))
-        expected = np.ones(n, bool) if usable is None else usable
-        results.append((f"{per_class} per class: every image is in one of them", np.array_equal(times > 0, expected)))
-        counts = [np.bincount(labels[s], minlength=classes) for s in (p.bbox_A, p.bbox_B, p.train_A, p.train_B)]
-        results.append(
-            (
-                f"{per_class} per class: A and B are equal in each class",
-                np.array_equal(counts[0], counts[1]) and np.array_equal(counts[2], counts[3]),
-            )
+        results.append((f"{sizes}: bbox_A, bbox_B, shared and public are disjoint", bool(times.max() <= 1)))
+        results.append((f"{sizes}: every image is in one of them", np.array_equal(times > 0, expected)))
+        boxed_A, boxed_B, all_A, all_B = (
+            np.bincount(labels[images], minlength=classes) for images in (p.bbox_A, p.bbox_B, p.train_A, p.train_B)
         )
-        joined = [np.sort(np.concatenate([box, p.shared])) for box in (p.bbox_A, p.bbox_B)]
-        results.append(
-            (
-                f"{per_class} per class: train_A and train_B are their boxed images and the shared ones",
-                np.array_equal(joined[0], np.sort(p.train_A)) and np.array_equal(joined[1], np.sort(p.train_B)),
-            )
-        )
-    sizes = sorted(partitions)
-    for smaller, larger in zip(sizes, sizes[1:]):
-        inside = np.zeros(n, dtype=bool)
-        inside[partitions[smaller].public] = True
-        results.append(
-            (
-                f"public of {larger} per class is contained in public of {smaller}",
-                bool(inside[partitions[larger].public].all()),
-            )
-        )
+        balanced = np.array_equal(boxed_A, boxed_B) and np.array_equal(all_A, all_B)
+        results.append((f"{sizes}: A and B are equal in each class", balanced))
+        complete = _is_union(p.train_A, p.bbox_A, p.shared) and _is_union(p.train_B, p.bbox_B, p.shared)
+        results.append((f"{sizes}: train_A and train_B are their boxed images and the shared ones", complete))
+    per_class_sizes = sorted(partitions)
+    for smaller, larger in zip(per_class_sizes, per_class_sizes[1:]):
+        contained = bool(np.isin(partitions[larger].public, partitions[smaller].public).all())
+        results.append((f"public of {larger} per class is contained in public of {smaller}", contained))
     return results
+
+
+def _is_union(images: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
+    return np.array_equal(np.sort(images), np.sort(np.concatenate([one, other])))
 
 
 def linked_twice(listing: ImageListing) -> np.ndarray:
@@ -162,6 +158,7 @@ def linked_twice(listing: ImageListing) -> np.ndarray:
             files[index] = np.iinfo(np.uint64).max, index
     _, first, file_of = np.unique(files, axis=0, return_index=True, return_inverse=True)
     file_of = file_of.ravel()
-    found = (np.bincount(file_of, linked) > 0)[file_of]  # by number alone not: some file systems give one to many files
-    found[first] = False
-    return found
+    # Equal numbers alone do not tell: some file systems give one to many files.
+    is_copy = (np.bincount(file_of, linked) > 0)[file_of]
+    is_copy[first] = False
+    return is_copy

@@ -34,6 +34,7 @@ _SHARED = "/dev/shm"  # through which PyTorch's workers hand over their batches,
 _PREFETCH = 2  # batches that each worker has loaded or loads, PyTorch's default
 _PR_SET_PDEATHSIG = 1  # of prctl, in sys/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+_TO_STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}  # signals that ask a run to stop
 _CPU = torch.device("cpu")
 
 
@@ -91,10 +92,17 @@ def batches(
 def _started(loader: DataLoader, workers: set) -> Iterator:
     """The loader's iterator; its workers are added to `workers`.
 
-    PyTorch's SIGCHLD handler is removed: it can raise at any line, and `next` finds dead workers within seconds.
+    Signals wait while workers are forked: until `_start_worker` runs, a worker has the run's handlers, and a SIGTERM
+    that is to end it would be noted there and lost. PyTorch's SIGCHLD handler is removed: it can raise at any line, and
+    `next` finds dead workers within seconds.
     """
     handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
-    iterator = iter(loader)
+    blocked = _TO_STOP if sys.platform == "linux" else set()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        iterator = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     workers |= set(multiprocessing.active_children()) - others
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
@@ -108,7 +116,7 @@ def _start_worker(parent: int | None, _: int) -> None:
     run has stopped where it is safe. It ends with its parent, at its parent's SIGTERM, and if a thread of it cannot
     hand over a batch: PyTorch would drop that batch, and the run would wait for it forever.
     """
-    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for signum in _TO_STOP - {signal.SIGTERM}:
         signal.signal(signum, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
         lambda error, _: os._exit(_cause(error) or 1)
@@ -121,11 +129,10 @@ def _start_worker(parent: int | None, _: int) -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before that line
             os._exit(1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})  # which the thread receives
     threading.Thread(target=_end_if_parent_terminates, daemon=True).start()
-    if hasattr(
-        libc, "mallopt"
-    ):  # keep freed memory: returning it to the system after each image took a fifth of the time
+    if hasattr(libc, "mallopt"):
+        # Keep freed memory: returning it to the system after each image took a fifth of the time.
         libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
 

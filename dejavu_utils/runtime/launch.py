@@ -10,10 +10,12 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -48,7 +50,7 @@ class ScriptJob:
     ) -> None:
         self.function, self.arguments, self.lock, self.submitted = function, arguments, lock, submitted
 
-    def __call__(self):
+    def __call__(self) -> None:
         if self.submitted:
             import submitit
 
@@ -58,15 +60,15 @@ class ScriptJob:
             self.function(self.arguments)
             disconnect()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         script = str(Path(inspect.getfile(self.function)).resolve())
         return {**vars(self), "function": (script, self.function.__name__)}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         script, name = state["function"]
         vars(self).update(state, function=getattr(_module(script), name))
 
-    def _locked(self):
+    def _locked(self) -> AbstractContextManager[None]:
         if not self.lock or rank_from_environment()[0]:
             return contextlib.nullcontext()
         return locked(
@@ -79,12 +81,15 @@ class ScriptJob:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def _module(script):
+def _module(script: str) -> ModuleType:
     """The module of a script's file: the one that this process has imported from there, or a new one."""
     for module in list(sys.modules.values()):
-        if getattr(module, "__file__", None) and str(Path(module.__file__).resolve()) == script:
+        file = getattr(module, "__file__", None)
+        if file and str(Path(file).resolve()) == script:
             return module
     spec = importlib.util.spec_from_file_location(Path(script).stem, script)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{script} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -205,7 +210,7 @@ def submit(job: ScriptJob, folder: str | Path, resources: Resources, stay_here: 
 
 
 @contextlib.contextmanager
-def _as_from_a_login_shell():
+def _as_from_a_login_shell() -> Iterator[None]:
     """The environment without what another job has set: sbatch hands it on, and srun takes it for flags of its own."""
     gone = {name for name in os.environ if _OF_A_JOB.match(name)} - {*_OF_ANY_CLIENT}
     if "SLURM_JOB_ID" in os.environ:

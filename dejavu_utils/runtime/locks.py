@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import is_alive
@@ -42,7 +43,7 @@ def locked(path: str | Path, flag: str, job: str | None = None, restart: int = 0
             handle.close()
 
 
-def _lock(path, flag, me):
+def _lock(path: Path, flag: str, me: dict[str, Any]) -> TextIO | None:
     """The open lock file; None where there are no locks, or only one of this job's earlier run."""
     deadline = time.monotonic() + 10  # the reading processes of a run that was killed hold its lock a little longer
     while True:
@@ -77,7 +78,7 @@ def _lock(path, flag, me):
         time.sleep(0.1)
 
 
-def _owner(handle):
+def _owner(handle: TextIO) -> dict[str, Any]:
     """What the holder of a lock has written into it; {} if that is nothing yet."""
     handle.seek(0)
     try:
@@ -87,7 +88,7 @@ def _owner(handle):
     return owner if isinstance(owner, dict) else {}
 
 
-def _is_at(handle, path):
+def _is_at(handle: TextIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -61,8 +61,8 @@ def init_distributed(
     return device
 
 
-def rank_from_environment():
-    """(number of this process, how many there are, its number on this machine) from the environment, else (0, 1, 0).
+def rank_from_environment() -> tuple[int, int, int]:
+    """(rank, world size, rank on this machine) from the environment, else (0, 1, 0).
 
     InputError names the variable that is missing or wrong: a shell may have kept some of another program.
     """
@@ -92,7 +92,7 @@ def rank_from_environment():
     return rank, processes, local
 
 
-def _meet(rank, processes, gpu):
+def _meet(rank: int, processes: int, gpu: torch.device | None) -> None:
     """Joins the processes: by NCCL if they have GPUs and exchange much, by gloo where gpu is None."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     _check_name(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
@@ -129,7 +129,7 @@ def _check_name(host: str, port: str) -> None:
         time.sleep(1)
 
 
-def in_submitit_job():
+def in_submitit_job() -> bool:
     """Is this the process that submitit started for a job? (Not a shell or a notebook that runs within one.)"""
     return os.environ.get(JOB_PROCESS) == str(os.getpid())
 
@@ -158,7 +158,7 @@ def start_here(job: Callable[[], None], processes: int) -> None:
         port = free.getsockname()[1]
     context = torch.multiprocessing.spawn(_spawned, args=(job, processes, port), nprocs=processes, join=False)
 
-    def pass_on(signum, _):
+    def pass_on(signum: int, _: object) -> None:
         # Ctrl-C reaches the processes by itself; a second SIGINT would tell them not to save.
         for process in context.processes:
             if process.is_alive():
@@ -173,7 +173,7 @@ def start_here(job: Callable[[], None], processes: int) -> None:
         sys.exit(error.exit_code)  # the process has said why
 
 
-def _spawned(rank, job, processes, port):
+def _spawned(rank: int, job: Callable[[], None], processes: int, port: int) -> None:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ.update({name: str(number) for name, number in {**numbers, "MASTER_PORT": port}.items()})
     os.environ["MASTER_ADDR"] = "localhost"

@@ -21,10 +21,10 @@ class ShardStore:
     alone calls `start` and `remove`, and needs the key.
     """
 
-    def __init__(self, folder, key):
+    def __init__(self, folder: str | Path, key: object) -> None:
         self.folder, self.key = Path(folder), json.loads(json.dumps(key))
 
-    def start(self):
+    def start(self) -> int:
         """Makes the folder ready; returns how many pieces of the same work were found there."""
         try:
             same = json.loads((self.folder / _KEY).read_text(encoding="utf-8")) == self.key
@@ -35,15 +35,15 @@ class ShardStore:
             save_json(self.folder / _KEY, self.key)
         return len(self.names())
 
-    def names(self, start=""):
+    def names(self, start: str = "") -> list[str]:
         """Sorted names of the pieces that begin with `start`."""
         return sorted(path.stem for path in self.folder.glob(f"{start}*.npz"))
 
-    def save(self, name, **arrays):
+    def save(self, name: str, **arrays: np.ndarray) -> None:
         with complete_file(self.folder / f"{name}.npz") as temporary:
             np.savez(temporary, **arrays)
 
-    def load(self, name, *wanted):
+    def load(self, name: str, *wanted: str) -> dict[str, np.ndarray]:
         """{array name: array} of the wanted arrays, or of all. InputError if the piece is missing or damaged."""
         path = self.folder / f"{name}.npz"
         deadline = time.monotonic() + _PATIENCE
@@ -57,10 +57,10 @@ class ShardStore:
                 f"{path}: is missing or damaged ({error}); remove {self.folder} and rerun the same command"
             ) from None
 
-    def drop(self, name):
+    def drop(self, name: str) -> None:
         (self.folder / f"{name}.npz").unlink(missing_ok=True)
 
-    def remove(self):
+    def remove(self) -> None:
         """Removes all pieces, and the folder if nothing else lies in it."""
         for path in [*self.folder.glob("*.npz"), *self.folder.glob(".*.tmp.*"), self.folder / _KEY]:
             path.unlink(missing_ok=True)

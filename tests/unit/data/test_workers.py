@@ -165,6 +165,29 @@ def test_the_end_of_a_failing_script_waits_for_no_reader(tmp_path, where):
     assert (result.returncode, result.stderr) == (2, "fails.py: error: a: is wrong\n")
 
 
+LATE = """
+import os, signal, time
+from dejavu_utils.data.workers import batches
+from test_workers import Numbers, POSITIONS
+
+received = []
+signal.signal(signal.SIGTERM, lambda *_: received.append("noted, to stop where it is safe"))
+delays = iter((0, 3))
+delay = lambda: globals().update(this=next(delays))
+os.register_at_fork(before=delay, after_in_child=lambda: time.sleep(this))
+read = batches(Numbers(), POSITIONS, 2)
+print(next(read)[1].tolist())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
+def test_a_worker_that_starts_late_does_not_outlive_the_run(tmp_path):
+    """Under load the run may be over, and end its workers, before one of them has replaced the run's handlers."""
+    (tmp_path / "late.py").write_text(LATE)
+    result = subprocess.run([sys.executable, tmp_path / "late.py"], env=IMPORTS, capture_output=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"[0, 1, 2]\n", b"")
+
+
 def raising(error):
     def fault():
         raise error
