@@ -11,6 +11,7 @@
 [[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
+[ "${1:-}" != --help ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
 
 boxes=()
 [ "${CROPS:-0}" != 1 ] || boxes=(IMAGENET_BBOX_ANNOTATIONS)

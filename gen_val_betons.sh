@@ -8,6 +8,7 @@
 [[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
+[ "${1:-}" != --help ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
 
 for name in IMAGENET_DATASET_DIR INDEX_FOLDER BETONS_FOLDER; do
   [ -n "${!name:-}" ] || { echo "gen_val_betons.sh: error: the variable $name is not set: export $name=FOLDER" >&2; exit 2; }

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dejavu_utils.analysis.agreement import disagreements
+from dejavu_utils.analysis.agreement import disagreements, foreign_probe
 from dejavu_utils.analysis.attack_files import attacked_layers, read_attack, read_ceiling, read_probe
 from dejavu_utils.analysis.figures import STYLES, figure_style, save_epoch_figures, save_outcome_figures
 from dejavu_utils.analysis.frames import (
@@ -169,7 +169,8 @@ def main():
                 caption = f"{args.model}, {fixed_of(args, 'epoch')}"
                 output.save("score_sslmem_", sslmem_frames(args, attacks, scored["epoch"]), "epoch", caption=caption)
         if args.plot_lin_probe and (not args.sweep_param or sweep_of(args.sweep_param).own_models):
-            probed = plot_probes(args, output, existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path"))
+            probes = existing_folder(args.lin_probe_folder_path, "--lin_probe_folder_path")
+            probed = of_attacked_models(args, attacks, probes, plot_probes(args, output, probes))
             layer = args.layer or "projector"
             utility = utility_frames(scored, probed, args.model, layer, args.dataset_sweep_epoch)
             output.save("score_utility_", utility, caption=f"{args.model}, {layer}, every point with a probe")
@@ -202,6 +203,20 @@ def plot_probes(args, output, folder):
         caption = f"{args.model}, linear probe on the frozen network, {fixed_of(args, x)}"
         probed[x] = output.save(stem, probe_frames(points, x), x, label_of(args, x), caption=caption)
     return probed
+
+
+def of_attacked_models(args, attacks, folder, probed):
+    """The frames of `plot_probes` without the points whose probe is of another model than the attack's; notes them."""
+    kept = dict(probed)
+    for x, template, value in sweeps(args):
+        probes = dict(sweep_points(folder, PROBE_PREFIX + template, value))
+        for position, attack in sweep_points(attacks, ATTACK_PREFIX + template, value):
+            probe, layers = probes.get(position), attacked_layers(attack).values()
+            if x not in kept or probe is None or not any(foreign_probe(layer, probe) for layer in layers):
+                continue
+            print(f"note: {probe} is of another model than {attack}: no score beside this probe")
+            kept[x] = {name: frame[frame[x] != position] for name, frame in kept[x].items()}
+    return {x: frames for x, frames in kept.items() if all(map(len, frames.values()))}
 
 
 def read_sweeps(args, folder, flag, prefix):
@@ -296,11 +311,8 @@ def read_points(args, folder, template, value, x):
     def read(path):
         if not is_attack:
             return read_probe(path)
-        layers = attacked_layers(path)
-        if args.layer and layers and args.layer not in layers:
-            raise InputError(f"--layer {args.layer}: {path} holds {', '.join(sorted(layers, key=place_in_network))}")
-        layer = args.layer or ("projector" if "projector" in layers else next(iter(layers), "projector"))
-        return read_layer(args, layers.get(layer, path), layer)
+        layer, folder = chosen_layer(args, path)
+        return read_layer(args, folder, layer)
 
     points, left_out, folders = [], [], {}
     for position, path in sweep_points(folder, template, value):
@@ -308,8 +320,7 @@ def read_points(args, folder, template, value, x):
             continue
         try:
             points.append((position, read(path)))
-            layers = attacked_layers(path) if is_attack else {}
-            folders[position] = layers.get(args.layer or "projector", path)
+            folders[position] = chosen_layer(args, path)[1] if is_attack else path
         except InputError as error:
             if "--k_neighb" in str(error):
                 raise
@@ -317,10 +328,18 @@ def read_points(args, folder, template, value, x):
             left_out.append(error)
     reader = {"epoch": "epochs", "dataset": "datasets"}.get(x, "params")
     reader = "corner_crop_frac" if args.sweep_param == "corner_crop_frac" else reader
-    for position, words in disagreements(reader, folders).items():
-        if words:
-            print(f"note: {folders[position]} differs from {next(iter(folders.values()))} in {words}")
+    for note in disagreements(reader, folders)[1]:
+        print(f"note: {note}")
     return points, left_out
+
+
+def chosen_layer(args, attack):
+    """(layer, its folder) of an attack's folder: --layer, else the projector, else its first one."""
+    layers = attacked_layers(attack)
+    if args.layer and layers and args.layer not in layers:
+        raise InputError(f"--layer {args.layer}: {attack} holds {', '.join(sorted(layers, key=place_in_network))}")
+    layer = args.layer or ("projector" if "projector" in layers else next(iter(layers), "projector"))
+    return layer, layers.get(layer, attack)
 
 
 def read_layer(args, folder, layer):

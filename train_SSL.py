@@ -114,8 +114,10 @@ def train(settings):
     seed_everything(settings.data.random_seed)
     loader, validation = make_loader(settings, train_set, device), make_validation(settings, val_set, device)
     digest = from_first(train_set.digest if first else "")
-    images = TrainingSet(train_set.fingerprint, digest, load_training_images(train_set))
-    state = TrainingRun(settings, num_classes, device, len(loader), images)
+    images, notes = load_training_images(train_set, digest)
+    for note in notes:
+        tell(settings, 1, note)
+    state = TrainingRun(settings, num_classes, device, len(loader), TrainingSet(train_set.fingerprint, digest, images))
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings.training.train_probes_only:
         return train_probes(settings, state, loader, validation, watch)

@@ -21,11 +21,11 @@ from dejavu_utils.cli import Parser, add_crop_flags, check_crop_flags, expanded,
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import frame_warnings, in_words, take_crops
-from dejavu_utils.data.beton import MODES, Encoding, write_beton
+from dejavu_utils.data.beton import MODES, Beton, Encoding, write_beton
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.provenance import save_training_images
+from dejavu_utils.data.provenance import Provenance, save_training_images
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file
+from dejavu_utils.files import complete_file, digest
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.log import Progress
 
@@ -84,8 +84,8 @@ def main():
             skip_unreadable=args.skip_unreadable,
             on_progress=progress.update,
         )
-    # A reader compares the labels.
-    save_training_images(args.write_path, np.delete(indices, list(skipped)), listing, cut)
+    written = np.delete(indices, list(skipped))
+    save_training_images(args.write_path, written, listing, cut, record_of(args, listing, written, cut))
     side_file = Path(f"{args.write_path}.skipped.txt")
     if skipped:
         with complete_file(side_file) as temporary:
@@ -98,6 +98,17 @@ def main():
     else:
         side_file.unlink(missing_ok=True)  # of an earlier writing
     print(args.write_path)
+
+
+def record_of(args, listing, indices, cut):
+    """The Provenance of the .beton that was written. indices: int64 (n,). cut: how crops were cut out, "" if not."""
+    return Provenance(
+        images=listing.fingerprint["sha256"],
+        sets={"idx_path": digest(indices)},
+        crops={"rule": cut} if cut else None,
+        beton=Beton(args.write_path).digest,
+        settings={name: getattr(args, name) for name in ("write_mode", "max_resolution", "jpeg_quality")},
+    )
 
 
 def background_crops(args, listing, indices):

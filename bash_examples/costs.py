@@ -8,7 +8,7 @@ The formula, with the measured rates of docs/speed.md:
   resolution, on an H100 at 95 TFLOP/s (ResNet-18, -50 and -101: 85 to 106), on a CPU core at 0.1 TFLOP/s;
 * attack, probe, label-free scores: one forward pass an image and model, or as long as reading and cropping the images
   takes, 230 a second and core; whichever is slower; the probe reads its training images once an epoch;
-* disk: snapshots and model.pth hold weights, probes and what the optimizer keeps; an attack its neighbors.
+* disk: snapshots hold weights and probes, model.pth what the optimizer keeps, too; an attack its neighbors.
 """
 
 import os
@@ -175,10 +175,11 @@ def training(flags: Flags, arch: str) -> Cost:
     widths = [int(width) for width in (value_of(flags, "model.mlp") or "2048-512").split("-")]
     projector = sum(before * after for before, after in zip([2048, *widths], widths))
     weights = parameters + projector + CLASSES * (2048 + sum(widths))  # with the online probes
-    copies = 3 if value_of(flags, "training.optimizer") in ("", "adamw") else 2  # with the optimizer's
-    files = 1 + epochs // number("logging.snapshot_freq", 50)
+    optimizers = 2 if value_of(flags, "training.optimizer") in ("", "adamw") else 1  # copies of the weights
+    snapshots = -(-epochs // number("logging.snapshot_freq", 50))  # the last epoch has one, too
+    copies = snapshots + 1 + optimizers
     views = seen / VIEWS_READ * (side / 176) ** 2
-    return Cost(seen * 2 * 3 * (operations + 2 * projector), views, 4 * copies * weights * files)
+    return Cost(seen * 2 * 3 * (operations + 2 * projector), views, 4 * weights * copies)
 
 
 def network(arch: str, side: float) -> tuple[float, float]:

@@ -4,14 +4,13 @@
 #
 #   MODEL_PTH=resnet50_fullckpt.pth NAME=vicreg EPOCH=1000 ./bash_examples/one_model.sh
 #   LOCAL=1 ...    runs here, one after the other      DRY_RUN=1 ...    only prints the commands, and what they cost
-# On SLURM the attack waits for the classifiers, and the figures for the attack; betons are written here. Rerun the same
-# command to submit what is neither finished nor in the queue. Environment:
+# On SLURM each stage waits for the one before; betons are written here. Rerun to submit what is missing. Environment:
 #   MODEL_PTH    the model: a file, or timm:NAME or torchvision:NAME
 #   NAME, EPOCH  as its folder is to have it: NN_attk_{NAME}_{n}pc_{EPOCH}ep     (one_model, 1)
 #   DATASET      300: n of the partition; its bbox_A.npy and bbox_B.npy are attacked
 #   PUBLIC_IDX   the public images: INDEX_FOLDER/500_per_class/public.npy
 #   UNSEEN_IDX   boxed images that the model never saw, for delta; none if empty
-#   SEEDS="0 1 2"   of the classifiers      K=100 neighbors      CLASSIFIER_EPOCHS=90, as in configs/crop_classifier_cfg.yaml
+#   SEEDS="0 1 2"   of the classifiers      K=100 neighbors      CLASSIFIER_EPOCHS=90
 #   LEARNING_CURVE=1   classifiers of half of the crops too: is the reference's accuracy still rising?
 #   CROP_FLAGS   how crops are cut, for betons and attack alike: "--min_px 100 --crop_rule paper"
 #   TRAIN_FLAGS, ATTACK_FLAGS   appended to the commands, for instance ATTACK_FLAGS="--use_backbone 1"

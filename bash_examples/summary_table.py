@@ -80,10 +80,8 @@ def check_joined(args):
     if args.runs:
         args.runs, notes = distinct([existing_folder(folder, "--runs") for folder in args.runs])
         folders = {folder: folder for folder in args.runs}
-    differing = disagreements("runs" if args.runs else "table", folders)
-    first = next(iter(folders))
-    notes += [f"{name}: differs from {first} in {words}" for name, words in differing.items() if words]
-    return notes, differing
+    differing, about_records = disagreements("runs" if args.runs else "table", folders)
+    return notes + about_records, differing
 
 
 def table_of_attacks(args, differing):

@@ -23,20 +23,37 @@ def distinct(folders: Sequence[str | Path]) -> tuple[list[str | Path], list[str]
     return list(names.values()), notes
 
 
-def disagreements(reader: str, folders: Mapping[Key, str | Path]) -> dict[Key, str]:
-    """{key: how a folder was made otherwise than the first that has a record, in words; "" where it was not}.
+def disagreements(reader: str, folders: Mapping[Key, str | Path]) -> tuple[dict[Key, str], list[str]]:
+    """({key: how a folder was made otherwise than the first that has a record, in words; "" where it was not}, notes).
 
-    reader: one of provenance.READERS. folders: of results.json. Those without a record (older, published) agree.
+    reader: one of provenance.READERS. folders: of results.json. Those without a record (older, published) agree; one
+    note counts them.
     """
     words = dict.fromkeys(folders, "")
-    first = None
-    for key, folder in folders.items():
-        record = read_record(Path(folder) / "results.json")
-        if record is None:
-            continue
-        first = first or record
-        words[key] = first_difference_in_words(reader, record, first) or ""
-    return words
+    records = {key: read_record(Path(folder) / "results.json") for key, folder in folders.items()}
+    known = {key: record for key, record in records.items() if record is not None}
+    notes = []
+    for key, record in known.items():
+        first = next(iter(known))
+        words[key] = first_difference_in_words(reader, record, known[first]) or ""
+        if words[key]:
+            notes.append(f"{folders[key]} differs from {folders[first]} in {words[key]}")
+    unknown = [folder for key, folder in folders.items() if key not in known]
+    if unknown:
+        notes.append(
+            f"{len(unknown)} of {len(folders)} folders do not say what they were made from (first: {unknown[0]}): that "
+            "they fit is not checked"
+        )
+    return words, notes
+
+
+def foreign_probe(attack: str | Path, probe: str | Path) -> bool:
+    """Do the records of these folders say that the probed network is none of the attacked ones?"""
+    attacked, probed = (read_record(Path(folder) / "results.json") for folder in (attack, probe))
+    if not (attacked and probed and attacked.models and probed.models):
+        return False
+    weights = {model.weights for model in attacked.models.values()}
+    return None not in weights and all(model.weights not in {None, *weights} for model in probed.models.values())
 
 
 def _contents(folder):

@@ -250,12 +250,13 @@ def _shown(value: Value) -> str:
 class TrainingImages:
     """Images of a training set. indices: int64 (n,), sorted ImageFolder positions. listing: SHA-256 of the paths of the
     image folder that they are positions in (ImageListing.fingerprint). crops: what was cut out of them, as text; ""
-    for whole images. labels: SHA-256 of the labels in the order of the .beton."""
+    for whole images. labels: SHA-256 of the labels in the order of the .beton. beton: Beton.digest, None if unknown."""
 
     indices: np.ndarray
     listing: str
     crops: str = ""
     labels: str = ""
+    beton: str | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -299,10 +300,20 @@ def save_training_images(
         np.savez_compressed(temporary, indices=np.sort(indices).astype(np.int32), about=np.array(text))
 
 
-def load_training_images(beton: Beton) -> TrainingImages | None:
-    """The TrainingImages of a data.beton.Beton; None where no file lies beside it, or one of another .beton."""
+def load_training_images(beton: Beton, contents: str | None = None) -> tuple[TrainingImages | None, list[str]]:
+    """(the TrainingImages of a .beton, notes); None where no file lies beside it, or one of another .beton.
+
+    contents: Beton.digest, which tells apart data sets whose labels are equal; None: labels alone are compared.
+    """
+    path = Path(f"{beton.path}{SUFFIX}")
     images = read_training_images(beton.path)
-    return images if images and images.labels == digest(beton.labels) else None
+    if images is None:
+        state = "cannot be read" if path.exists() else "no such file"
+        return None, [f"{path}: {state}; which images {beton.path} holds is not known"]
+    both_known = contents is not None and images.beton is not None
+    if images.labels != digest(beton.labels) or (both_known and images.beton != contents):
+        return None, [f"warning: {path} lies beside {beton.path} and was written for another .beton; it is not used"]
+    return images, []
 
 
 def read_training_images(path: str | Path) -> TrainingImages | None:
@@ -310,7 +321,8 @@ def read_training_images(path: str | Path) -> TrainingImages | None:
     try:
         with np.load(f"{path}{SUFFIX}") as saved:
             about = json.loads(str(saved["about"]))
-            about.pop(MADE_FROM, None)
-            return TrainingImages(saved["indices"].astype(np.int64), **about)
+            record = Provenance.from_plain(about.pop(MADE_FROM, None))
+            indices = saved["indices"].astype(np.int64)
+            return TrainingImages(indices, **about, beton=record.beton if record else None)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None

@@ -33,6 +33,7 @@ from dejavu_utils.data.provenance import (
 )
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import list_images, read_class_names
+from dejavu_utils.log import say
 from dejavu_utils.naming import TWIN, attack_path
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.reconstruction.diffusion import PIXEL_RANGE, Diffusion
@@ -106,9 +107,9 @@ def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
     record = Provenance.from_plain(settings.get(MADE_FROM))
     encoder = Provenance(models={"encoder": ModelRecord.of(network, settings["ssl_resolution"])})
     sources = {"models.*": f"ssl_model_pth {encoder_path}"}
-    check_same(
-        "reconstruction", encoder, record, f"{weights_path}", sources, "name the encoder that it was trained with"
-    )
+    remedy = "name the encoder that it was trained with"
+    for note in check_same("reconstruction", encoder, record, f"{weights_path}", sources, remedy):
+        say(f"note: {note}")
     settings = {"pixel_range": list(PIXEL_RANGE), **settings, "width": sum(map(network.width, settings["layers"]))}
     unet = build_unet(choose_backend(settings["backend"]), settings, settings["width"])
     try:
@@ -150,7 +151,9 @@ class Attack:
         self.listing = list_images(image_dir, f"image_dir (the attack {folder} was made with this path)")
         there = Provenance(images=self.listing.fingerprint["sha256"])
         sources = {"images": f"image_dir {image_dir}"}
-        check_same("reconstruction", there, self.record, f"the attack {folder}", sources, "name the folder as it was")
+        remedy, made = "name the folder as it was", f"the attack {folder}"
+        for note in check_same("reconstruction", there, self.record, made, sources, remedy):
+            say(f"note: {note}")
         self.sets = read_attack(self.folder, self.settings["k_attk"])
         self.tables = {name: example_table(attacked, self.listing) for name, attacked in self.sets.items()}
 

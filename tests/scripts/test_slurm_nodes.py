@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes: every stage gives what it gives here, and a node dies in the midst of a training."""
+"""A real SLURM of two nodes: every stage gives what it gives here, and a node dies during a training."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def jobs(nodes, data):
 
 
 def stage(script, data, **changes):
-    """`command`, without the index file of shared images, of which this data set has none."""
+    """`command`, without the index file of shared images: this data set has none."""
     _, words = command(script, data, **changes)
     if "--shared_idx_pth" in words:
         place = words.index("--shared_idx_pth")

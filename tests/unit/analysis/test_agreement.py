@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dejavu_utils.analysis.agreement import disagreements, distinct
+from dejavu_utils.analysis.agreement import disagreements, distinct, foreign_probe
 from dejavu_utils.data.provenance import ModelRecord, Provenance
 
 
@@ -42,7 +42,21 @@ def test_points_of_other_attacks_are_named(tmp_path):
         5: replace(record, models={"A": replace(model, shown="short side 73")}),
     }
     folders = {epoch: write(tmp_path / str(epoch), record=of_epoch) for epoch, of_epoch in changes.items()}
-    words = disagreements("epochs", folders)
+    words, notes = disagreements("epochs", folders)
+    assert [str(tmp_path / name) in note for name, note in zip("451", notes)] == [True] * 3 and len(notes) == 3
     assert [words[epoch] for epoch in (1, 2, 3)] == ["", "", ""]
     assert words[4] == "public set (11111111 here, 00000000 there)"
     assert words[5] == "shown of model A (short side 73 here, short side 36 there)"
+
+
+def test_a_probe_of_another_model_than_the_attacks_is_told_apart(tmp_path):
+    models = {name: ModelRecord(name.lower() * 64) for name in "AB"}
+    attack = write(tmp_path / "attack", record=Provenance(models=models))
+    probes = {
+        "of B": Provenance(models={"model": models["B"]}),
+        "of another": Provenance(models={"model": ModelRecord("c" * 64)}),
+        "unknown": Provenance(models={"model": ModelRecord()}),
+        "without a record": None,
+    }
+    foreign = [name for name, record in probes.items() if foreign_probe(attack, write(tmp_path / name, 0, record))]
+    assert foreign == ["of another"]
