@@ -2,14 +2,13 @@
 
 The nearest public images of many crops under several networks at once, each image read and decoded once.
 
-The crops' embeddings are held in memory; the public images' are streamed past them in shards, which several processes
-share, and whose results are kept, so that a killed search can resume. The neighbors depend neither on the number of
-processes nor on where a search was interrupted.
+The crops' embeddings are mapped into memory, once per node; the public images' are streamed past them in shards, which
+several processes share, and whose results are kept, so that a killed search can resume. The neighbors depend neither on
+the number of processes nor on where a search was interrupted.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,19 +19,16 @@ from dejavu_utils.data.background_crops import CroppedImages, take_crops
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.log import Progress
-from dejavu_utils.networks.embedder import SHARD, Embedder, ImageSet, array_key, count_images
+from dejavu_utils.networks.embedder import SHARD, Embedder, ImageSet, Key, array_key
 from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
-from dejavu_utils.runtime.resumable import ShardStore
+from dejavu_utils.runtime.resumable import ProgressOf, Shard, ShardStore, count_images
 
 CEILING = "ceiling"  # the part of whole public images
 _CEILING_IMAGES = 5000  # of the public set, evenly spaced: enough for an interval of at most 0.03
 _BLOCK_IMAGES, _BLOCK_FLOATS = 131072, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
 _SAVING_FRACTION = 1 / 20  # of the time may go into saving the neighbors so far
 
-Key = tuple[str, str]  # (network, layer)
-Shard = tuple[str, int, int]  # (name, start, stop)
 Searches = dict[Key, NeighborSearch]
-ProgressOf = Callable[[int], AbstractContextManager[Progress]]
 
 
 class Queries:
@@ -121,7 +117,7 @@ def nearest_public(
     rows, embeddings = embedder.embed_set(crops, pieces, progress)
     if not len(rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
-    scores = {key: embeddings.pop(key) for key in embedder.scores}
+    scores = {key: np.array(embeddings.pop(key)) for key in embedder.scores}  # not mapped: the files will be removed
     if not embeddings:
         return SearchResult(rows, scores)
     searches = {key: _search_for(embedder, key, queries, k) for key, queries in embeddings.items()}
@@ -174,8 +170,9 @@ def _search_block(embedder: Embedder, public: ImageSet, block: list[Shard], own:
     """Embeds the shards of a block that are not among the pieces, and searches all of them."""
     pieces = own.pieces
     embedded = set(pieces.names(f"{public.name}_"))
-    bar.update(count_images([shard for shard in block if shard[0] in embedded]))
-    embedder.keep(public, [shard for shard in block if shard[0] not in embedded], pieces, bar.update)
+    bar.update(count_images([shard for shard in block if shard.name in embedded]))
+    missing = [shard for shard in block if shard.name not in embedded]
+    pieces.save_each(embedder.shard_arrays(public, missing, bar.update))
     rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in block])
     for key, search in own.searches.items():
         name_of = array_key(key)
@@ -231,8 +228,8 @@ def block_rows(width: int) -> int:
 
 @dataclass
 class Memory:
-    """Upper estimates in bytes. held, streamed and neighbors add up to what a process needs beside its networks and
-    libraries; disk is for the unfinished work of all processes."""
+    """Upper estimates in bytes. held: the crops' embeddings, which the processes of a node share. streamed and
+    neighbors: what each process needs beside its networks and libraries. disk: for the unfinished work of all."""
 
     held: int
     streamed: int
@@ -240,13 +237,12 @@ class Memory:
     disk: int
 
     def in_words(self) -> str:
-        gigabytes = {name: size / 1e9 for name, size in vars(self).items()}
-        disk = gigabytes.pop("disk")
-        parts = ", ".join(f"{name} {size:.2f}" for name, size in gigabytes.items())
-        total = sum(gigabytes.values())
+        held, streamed, neighbors, disk = (size / 1e9 for size in vars(self).values())
+        total = streamed + neighbors
         return (
-            f"estimated memory per process, excluding the networks: at most {total:.2f} GB ({parts}); "
-            f"disk for unfinished work: at most {disk:.2f} GB"
+            f"estimated memory per node, shared by its processes: at most {held:.2f} GB (embeddings of the crops); "
+            f"per process, excluding the networks: at most {total:.2f} GB (streamed {streamed:.2f}, neighbors "
+            f"{neighbors:.2f}); disk for unfinished work: at most {disk:.2f} GB"
         )
 
 
@@ -262,7 +258,7 @@ def predicted_memory(embedder: Embedder, crops: int, public: int, k: int) -> Mem
         held=crops * sum(widths) * 4,
         streamed=(2 * block + shard) * 4,
         neighbors=neighbors * (len(widths) + 1) + candidates_memory(k),  # the best of all; of one, those after a block
-        disk=(crops + waiting) * sum(widths) * 4 + neighbors * len(widths) * world_size(),
+        disk=(2 * crops + waiting) * sum(widths) * 4 + neighbors * len(widths) * world_size(),
     )
 
 

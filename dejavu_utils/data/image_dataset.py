@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -32,7 +32,7 @@ def evaluation_transform(resolution: int | None = None, preprocessing: Preproces
 
 
 class EachTransform:
-    """PIL image -> what each of several transforms makes of it. A class, for processes that read images."""
+    """PIL image -> what each of several transforms makes of it. A class, since workers pickle it."""
 
     def __init__(self, *transforms: Callable) -> None:
         self.transforms = transforms
@@ -53,6 +53,7 @@ class IndexedImages:
 
     indices: int64 (n,). crops: n of (xmin, ymin, xmax, ymax) in pixels. transform: PIL image -> tensor.
     skip_unreadable: give None for an image that cannot be decoded, for `collate_readable`, instead of an InputError.
+    Views that depend on more than the image override `view`.
     """
 
     def __init__(
@@ -69,8 +70,8 @@ class IndexedImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int] | None:
-        index = self.indices[position]
+    def __getitem__(self, position: int) -> tuple[Any, int] | None:
+        index = int(self.indices[position])
         try:
             image = load_image(self.listing.path(index))
         except InputError:
@@ -79,7 +80,11 @@ class IndexedImages:
             raise
         if self.crops is not None:
             image = image.crop(tuple(self.crops[position]))
-        return self.transform(image), int(self.listing.labels[index])
+        return self.view(position, image), int(self.listing.labels[index])
+
+    def view(self, position: int, image: Image.Image) -> Any:
+        """What the network is shown of the image at `position` of the data set."""
+        return self.transform(image)
 
 
 def collate_readable(items: list) -> tuple:

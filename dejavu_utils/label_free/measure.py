@@ -1,12 +1,14 @@
 """Augmented views of images under several networks at once: how far apart an image's views lie, and what units do.
 
 For memorization without labels (SSLMem, UnitMem). Each image is decoded once; its views are the training's, drawn from
-a stream that depends on (seed, image index) alone. Images are cut into shards, which several processes share and whose
-results are kept, so that a killed run can resume.
+a stream that depends on (seed, image index) alone. Images are cut into shards, which several processes share and a
+ShardStore keeps, so that a killed run can resume.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +16,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dejavu_utils.data import augment
+from dejavu_utils.data.augment import View
 from dejavu_utils.data.beton_loader import cut_and_resize
-from dejavu_utils.data.image_dataset import IndexedImages, collate_readable
-from dejavu_utils.data.workers import batches
-from dejavu_utils.networks.embedder import to_host
+from dejavu_utils.data.image_dataset import IndexedImages
+from dejavu_utils.imagenet import Preprocessing
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Key, to_host
 from dejavu_utils.networks.inference import check_finite
 from dejavu_utils.randomness import uniforms
-from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
+from dejavu_utils.runtime.distributed import rank
+from dejavu_utils.runtime.resumable import Arrays, OnProgress, ProgressOf, Shard, ShardStore
 from dejavu_utils.training.methods.method import two_views
 from dejavu_utils.training.settings import Augment
 
@@ -28,7 +32,7 @@ _EPOCH = 2**31  # no training has so many: what is drawn here was not drawn ther
 _PARTS = ("largest", "image", "total")  # of UnitMaxima, in pieces
 
 
-def views_of_training(settings):
+def views_of_training(settings: dict[str, Any] | None) -> list[View]:
     """The training's views 1 and 2, as augment.View, from a checkpoint's flat settings; None: the published ones."""
     names = vars(Augment())
     given = {name: settings[f"augment.{name}"] for name in names if f"augment.{name}" in (settings or {})}
@@ -43,10 +47,10 @@ class Views:
     own (the training draws one for a batch): bit for bit the same views on every device and in any batch.
     """
 
-    def __init__(self, pair, count, seed, kinds):
+    def __init__(self, pair: Sequence[View], count: int, seed: int, kinds: Sequence[Preprocessing]) -> None:
         self.pair, self.count, self.seed, self.kinds = pair, count, seed, kinds
 
-    def __call__(self, index, image):
+    def __call__(self, index: int, image: Image.Image) -> tuple[torch.Tensor, ...]:
         pixels, threads = np.array(image), torch.get_num_threads()
         torch.set_num_threads(1)  # a sum's last bits depend on how many threads share it
         try:
@@ -54,36 +58,28 @@ class Views:
         finally:
             torch.set_num_threads(threads)
 
-    def pictures(self, index, image):
+    def pictures(self, index: int, image: Image.Image) -> list[Image.Image]:
         """The views as PIL images, as the first kind of network is shown them."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.kinds[0].mean, self.kinds[0].std))
         levels = (self(index, image)[0] * std + mean).clamp(0, 1).mul(255).round().byte()
         return [Image.fromarray(view.permute(1, 2, 0).numpy()) for view in levels]
 
-    def _of(self, kind, index, pixels):
-        found = torch.empty((self.count, 3, kind.side, kind.side))
+    def _of(self, kind: Preprocessing, index: int, pixels: np.ndarray) -> torch.Tensor:
+        views = torch.empty((self.count, 3, kind.side, kind.side))
         for number in range(self.count):
             view = self.pair[number % len(self.pair)]
             draws = uniforms(self.seed, _EPOCH, number, index, 1)
             box = augment.crop_boxes(draws, [pixels.shape[:2]], view)[0].tolist()
             crop = cut_and_resize(pixels, box, kind.side, kind.interpolation)
-            augment.apply(crop[None], augment.draw_parameters(draws, view), found[number : number + 1])
-        return augment.renormalize(found, kind)
+            augment.apply(crop[None], augment.draw_parameters(draws, view), views[number : number + 1])
+        return augment.renormalize(views, kind)
 
 
-class _ViewedImages:
-    """A PyTorch data set: (views, label) of the images at `indices`, or None for one that cannot be decoded."""
+class _ViewedImages(IndexedImages):
+    """A PyTorch data set: (views, label) of each image. transform: Views."""
 
-    def __init__(self, listing, indices, views, skip_unreadable):
-        self.listing, self.indices, self.views, self.skip_unreadable = listing, indices, views, skip_unreadable
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, position):
-        index = int(self.indices[position])
-        transform = partial(self.views, index)
-        return IndexedImages(self.listing, [index], transform, skip_unreadable=self.skip_unreadable)[0]
+    def view(self, position: int, image: Image.Image) -> tuple[torch.Tensor, ...]:
+        return self.transform(int(self.indices[position]), image)
 
 
 class UnitMaxima:
@@ -91,21 +87,21 @@ class UnitMaxima:
     active; the first among equals), and the total float64. An image's activation is the mean over its views, after a
     ReLU."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         self.largest, self.image, self.total = np.zeros(width), np.full(width, -1), np.zeros(width)
 
-    def add(self, activations, rows):
+    def add(self, activations: np.ndarray, rows: np.ndarray) -> None:
         """activations: float64 (n, width), 0 or more. rows: int64 (n,)."""
         first = activations.argmax(axis=0)
         self._join(np.take_along_axis(activations, first[None], 0)[0], rows[first])
         self.total += activations.sum(axis=0)
 
-    def merge(self, largest, image, total):
+    def merge(self, largest: np.ndarray, image: np.ndarray, total: np.ndarray) -> None:
         """Those of images that come after."""
         self._join(largest, image)
         self.total += total
 
-    def _join(self, largest, image):
+    def _join(self, largest: np.ndarray, image: np.ndarray) -> None:
         greater = largest > self.largest
         self.largest, self.image = np.where(greater, largest, self.largest), np.where(greater, image, self.image)
 
@@ -117,11 +113,41 @@ class Alignment:
     UnitMaxima}, whose images are positions in the set."""
 
     rows: np.ndarray
-    distances: dict
-    units: dict
+    distances: dict[Key, np.ndarray]
+    units: dict[Key, UnitMaxima]
+
+    @classmethod
+    def empty(cls, widths: dict[Key, int]) -> "Alignment":
+        """Of no image. widths: of each layer."""
+        distances = {key: np.empty(0) for key in widths}
+        units = {key: UnitMaxima(width) for key, width in widths.items()}
+        return cls(np.empty(0, np.int64), distances, units)
+
+    def add(self, rows: np.ndarray, measured: dict[Key, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Adds images that come after. measured: of `ViewDistances.measure`."""
+        self.rows = np.concatenate([self.rows, rows])
+        for key, (distances, activations) in measured.items():
+            self.distances[key] = np.concatenate([self.distances[key], distances])
+            self.units[key].add(activations, rows)
+
+    def arrays(self) -> Arrays:
+        """As a ShardStore keeps it."""
+        arrays = {"rows": self.rows}
+        for key, units in self.units.items():
+            arrays[_word("distance", key)] = self.distances[key]
+            for part in _PARTS:
+                arrays[_word(part, key)] = getattr(units, part)
+        return arrays
+
+    def merge(self, arrays: Arrays) -> None:
+        """Adds the images of another Alignment's `arrays`, which come after."""
+        self.rows = np.concatenate([self.rows, arrays["rows"]])
+        for key, units in self.units.items():
+            self.distances[key] = np.concatenate([self.distances[key], arrays[_word("distance", key)]])
+            units.merge(*(arrays[_word(part, key)] for part in _PARTS))
 
 
-def mean_distance(representations):
+def mean_distance(representations: torch.Tensor) -> torch.Tensor:
     """float (n, views, width) -> float64 (n,): mean L2 distance over all pairs of views, each divided by its length."""
     unit = F.normalize(representations.double(), dim=2)
     views = unit.shape[1]
@@ -129,77 +155,63 @@ def mean_distance(representations):
 
 
 class ViewDistances:
-    """The Alignment of image sets. embedder: attack.search.Embedder, whose batch_size counts images, not views. views:
-    Views of the embedder's kinds. pieces: ShardStore, which keeps the shards."""
+    """The Alignment of image sets. embedder: its batch_size counts images, not views. views: of the embedder's kinds.
+    store: keeps the shards."""
 
-    def __init__(self, embedder, views, pieces):
-        self.embedder, self.views, self.pieces = embedder, views, pieces
+    def __init__(self, embedder: Embedder, views: Views, store: ShardStore) -> None:
+        self.embedder, self.views, self.store = embedder, views, store
 
-    def align(self, images, progress=lambda total: None):
-        """The Alignment of an ImageSet. All processes must call this; each does its share, the first gets the whole,
+    def align(self, images: ImageSet, progress: ProgressOf) -> Alignment | None:
+        """The Alignment of an ImageSet. All processes must call this; each does its part, the first gets the whole,
         the others None. progress: total -> context manager whose `update` is told of each batch."""
-        shards = self.embedder.shards(images)
-        there = set(from_first(self.pieces.names(f"{images.name}_")))
-        missing = [shard for shard in shards if shard[0] not in there][rank() :: world_size()]
-        with progress(sum(stop - start for _, start, stop in missing)) as bar:
-            self._keep(images, missing, bar.update)
-        wait_for_all()
-        return None if rank() else self._collect(shards)
+        pieces = self.store.map(self.embedder.shards(images), partial(self.measure_shards, images), progress)
+        return None if rank() else self._joined(pieces)
 
-    def measure(self, batch):
+    def measure(self, batch: Sequence[torch.Tensor]) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
         """{(model, layer): (mean distance float64 (n,), activations float64 (n, width))}; InputError for values that
         are not finite. batch: for each kind float (n, views, 3, h, w)."""
-        found = self.on_device(batch)
-        host = iter(to_host([tensor for pair in found.values() for tensor in pair]))  # a GPU is waited for once
-        found = {key: (next(host), next(host)) for key in found}
-        for (model, layer), (distances, _) in found.items():  # of a view that is not finite neither is the distance
-            precision = self.embedder.inference.precision
-            check_finite(bool(np.isfinite(distances).all()), self.embedder.where[model], layer, precision)
-        return found
+        tensors: list[torch.Tensor] = []
+        on_device = self.on_device(batch)
+        for pair in on_device.values():
+            tensors += pair
+        host = iter(to_host(tensors))  # one synchronization with a GPU
+        measured = {key: (next(host), next(host)) for key in on_device}
+        for (model, layer), (distances, _) in measured.items():  # of a view that is not finite neither is the distance
+            is_finite = bool(np.isfinite(distances).all())
+            check_finite(is_finite, self.embedder.where[model], layer, self.embedder.inference.precision)
+        return measured
 
     @torch.inference_mode()
-    def on_device(self, batch):
+    def on_device(self, batch: Sequence[torch.Tensor]) -> dict[Key, tuple[torch.Tensor, torch.Tensor]]:
         """What `measure` gives, as tensors on the device, unchecked."""
-        found = {}
-        for key, output in self.embedder.outputs([views.flatten(0, 1) for views in batch]).items():
+        measured = {}
+        shown = [views.flatten(0, 1) for views in batch]
+        for key, output in self.embedder.outputs(shown).items():
             of_images = output.unflatten(0, (-1, self.views.count))
-            found[key] = mean_distance(of_images), of_images.relu().double().mean(dim=1)
-        return found
+            activations = of_images.relu().double().mean(dim=1)
+            measured[key] = mean_distance(of_images), activations
+        return measured
 
-    def _keep(self, images, shards, on_progress):
-        inference, size = self.embedder.inference, self.embedder.batch_size
-        parts = [
-            range(first, min(first + size, stop)) for _, start, stop in shards for first in range(start, stop, size)
-        ]
-        dataset = _ViewedImages(self.embedder.listing, images.indices, self.views, inference.skip_unreadable)
-        loader = batches(dataset, parts, inference.num_workers, inference.device, collate_readable)
-        for name, start, stop in shards:
-            rows, distances = [np.empty(0, np.int64)], {key: [np.empty(0)] for key in self.embedder.widths}
-            units = {key: UnitMaxima(width) for key, width in self.embedder.widths.items()}
-            for first in range(start, stop, size):
-                batch, _, readable = next(loader)
-                rows.append(first + np.flatnonzero(readable.numpy()))
-                for key, (spread, activations) in self.measure(batch).items() if len(rows[-1]) else ():
-                    distances[key].append(spread)
-                    units[key].add(activations, rows[-1])
-                on_progress(len(readable))
-            arrays = {_word("distance", key): np.concatenate(part) for key, part in distances.items()}
-            for part in _PARTS:
-                arrays |= {_word(part, key): getattr(found, part) for key, found in units.items()}
-            self.pieces.save(name, rows=np.concatenate(rows), **arrays)
+    def measure_shards(
+        self, images: ImageSet, shards: Sequence[Shard], on_progress: OnProgress
+    ) -> Iterator[tuple[str, Arrays]]:
+        """Yields (name, {"rows", "distance|model|layer", ...}) of each shard."""
+        embedder = self.embedder
+        skip_unreadable = embedder.inference.skip_unreadable
+        dataset = _ViewedImages(embedder.listing, images.indices, self.views, skip_unreadable=skip_unreadable)
+        for shard, batches in embedder.read_shards(dataset, shards, on_progress):
+            measured = Alignment.empty(embedder.widths)
+            for rows, views in batches:
+                measured.add(rows, self.measure(views))
+            yield shard.name, measured.arrays()
 
-    def _collect(self, shards):
+    def _joined(self, pieces: Iterable[Arrays]) -> Alignment:
         """In the order of the shards, so that no sum depends on which process did what."""
-        rows, distances = [], {key: [] for key in self.embedder.widths}
-        units = {key: UnitMaxima(width) for key, width in self.embedder.widths.items()}
-        for name, _, _ in shards:
-            piece = self.pieces.load(name)
-            rows.append(piece["rows"])
-            for key in units:
-                distances[key].append(piece[_word("distance", key)])
-                units[key].merge(*(piece[_word(part, key)] for part in _PARTS))
-        return Alignment(np.concatenate(rows), {key: np.concatenate(parts) for key, parts in distances.items()}, units)
+        whole = Alignment.empty(self.embedder.widths)
+        for piece in pieces:
+            whole.merge(piece)
+        return whole
 
 
-def _word(part, key):
+def _word(part: str, key: Key) -> str:
     return "|".join((part, *key))

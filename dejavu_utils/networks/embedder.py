@@ -1,25 +1,39 @@
 """Embeddings of image sets under several networks at once, each image read and decoded once.
 
-The images are cut into shards, which several processes share, and whose results are kept, so that a killed run can
-resume.
+The images are cut into shards, which several processes share and a ShardStore keeps, so that a killed run can resume.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from dejavu_utils.data.image_dataset import EachTransform, IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.data.workers import batches
+from dejavu_utils.imagenet import ImageListing
+from dejavu_utils.models import Network
 from dejavu_utils.networks.inference import check_finite
 from dejavu_utils.runtime.devices import autocast, to_device
-from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
+from dejavu_utils.runtime.resumable import (
+    Arrays,
+    OnProgress,
+    ProgressOf,
+    Shard,
+    ShardStore,
+    count_images,
+    shards_of,
+)
 
 LOGITS = "logits"  # a layer's name
 SHARD = 4096  # images at most; a killed process loses two
 _SHARDS = 64  # at least, if the batches allow it, so that many processes have work
+
+Key = tuple[str, str]  # (model, layer)
+Embeddings = dict[Key, np.ndarray]
+Batch = tuple[np.ndarray, Any]  # rows that could be read int64 (m,), and the images that the loader gives of them
 
 
 @dataclass
@@ -33,14 +47,14 @@ class ImageSet:
     crops: np.ndarray | None = None
     shown: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.indices)
 
 
 @dataclass
 class Inference:
-    """How networks are run over images. batch_size: images. num_workers: processes that read images. skip_unreadable:
-    leave out images that cannot be read, instead of an InputError that names the first."""
+    """How networks are run over images. batch_size: images. num_workers: processes that load images.
+    skip_unreadable: leave out images that cannot be read, instead of an InputError that names the first."""
 
     device: torch.device
     precision: str = "fp32"
@@ -58,7 +72,14 @@ class Embedder:
     scores: they are kept, and no neighbors are searched for them.
     """
 
-    def __init__(self, networks, layers, listing, where, inference):
+    def __init__(
+        self,
+        networks: Mapping[str, Network],
+        layers: Mapping[str, list[str]],
+        listing: ImageListing,
+        where: Mapping[str, str],
+        inference: Inference,
+    ) -> None:
         self.networks, self.layers, self.listing, self.where = networks, layers, listing, where
         self.inference, self.device, self.batch_size = inference, inference.device, inference.batch_size
         self.shown = {model: network.preprocessing for model, network in networks.items()}
@@ -67,7 +88,7 @@ class Embedder:
         self.widths = {(model, layer): net.width(layer) for model, net in networks.items() for layer in layers[model]}
         self.scores = [key for key in self.widths if key[1] == LOGITS]
 
-    def without_scores(self):
+    def without_scores(self) -> "Embedder":
         """The Embedder of the networks that public images are embedded with; itself if those are all of them."""
         if not self.scores:
             return self
@@ -75,7 +96,7 @@ class Embedder:
         searched = {model: net for model, net in self.networks.items() if layers[model]}
         return Embedder(searched, layers, self.listing, self.where, self.inference)
 
-    def embed(self, images, chosen=None):
+    def embed(self, images: Sequence[torch.Tensor], chosen: dict[str, np.ndarray] | None = None) -> Embeddings:
         """{key: float32 (n, width) in NumPy}; InputError for values that are not finite.
 
         images: a batch for each of `kinds`, float (n, 3, h, w). chosen: {network: bool (n,), rows that it is shown, and
@@ -84,26 +105,30 @@ class Embedder:
         return self.embed_later(images, chosen)()
 
     @torch.inference_mode()
-    def embed_later(self, images, chosen=None):
+    def embed_later(
+        self, images: Sequence[torch.Tensor], chosen: dict[str, np.ndarray] | None = None
+    ) -> Callable[[], Embeddings]:
         """A function that waits for what `embed` returns and returns it; a GPU is at work on it meanwhile."""
         outputs = self.outputs(images, chosen)
         # One copy for all of them, and for whether they are finite: a GPU is waited for once per batch.
         finite = torch.stack([torch.isfinite(output).all() for output in outputs.values()])
         on_host = to_host_later([finite.float(), *outputs.values()])
 
-        def found():
+        def checked() -> Embeddings:
             finite, *host = on_host()
             for (model, layer), is_finite in zip(outputs, finite):
                 check_finite(is_finite, self.where[model], layer, self.inference.precision)
             return dict(zip(outputs, host))
 
-        return found
+        return checked
 
-    def outputs(self, images, chosen=None):
+    def outputs(
+        self, images: Sequence[torch.Tensor], chosen: dict[str, np.ndarray] | None = None
+    ) -> dict[Key, torch.Tensor]:
         """What `embed` gives, as tensors on the device, unchecked."""
         chosen = {model: rows for model, rows in (chosen or {}).items() if not rows.all()}
         batches = {kind: batch.to(self.device, non_blocking=True) for kind, batch in zip(self.kinds, images)}
-        outputs = {}
+        outputs: dict[Key, torch.Tensor] = {}
         for model, network in self.networks.items():
             batch = batches[self.shown[model]]
             if model in chosen:
@@ -116,95 +141,89 @@ class Embedder:
             outputs |= {(model, layer): output.float() for layer, output in of_layers.items()}
         return outputs
 
-    def shards(self, images):
-        """An ImageSet cut into [(name, start, stop)], of whole batches but for the last."""
-        size = self.batch_size * max(1, min(SHARD, len(images) // _SHARDS) // self.batch_size)
-        starts = range(0, len(images), size)
-        return [(f"{images.name}_{start // size:06d}", start, min(start + size, len(images))) for start in starts]
+    def shards(self, images: ImageSet) -> list[Shard]:
+        """The shards of an image set, of whole batches but for the last."""
+        batches_of_shard = max(1, min(SHARD, len(images) // _SHARDS) // self.batch_size)
+        return shards_of(images.name, len(images), self.batch_size * batches_of_shard)
 
-    def embed_shards(self, images, shards, on_progress=lambda count: None):
+    def read_shards(
+        self, dataset: IndexedImages, shards: Sequence[Shard], on_progress: OnProgress
+    ) -> Iterator[tuple[Shard, Iterator[Batch]]]:
+        """Yields each shard with an iterator over its batches, which must be used up before the next shard.
+
+        Batches do not cross shards: what is computed from a shard depends on nothing else.
+        """
+        positions = []
+        for shard in shards:
+            for first in range(shard.start, shard.stop, self.batch_size):
+                positions.append(range(first, min(first + self.batch_size, shard.stop)))
+        loader = batches(dataset, positions, self.inference.num_workers, self.device, collate_readable)
+        for shard in shards:
+            yield shard, self._batches_of(shard, loader, on_progress)
+
+    def _batches_of(self, shard: Shard, loader: Iterator, on_progress: OnProgress) -> Iterator[Batch]:
+        for first in range(shard.start, shard.stop, self.batch_size):
+            images, _, readable = next(loader)
+            rows = first + np.flatnonzero(readable.numpy())
+            if len(rows):
+                yield rows, images
+            on_progress(len(readable))
+
+    def embed_shards(
+        self, images: ImageSet, shards: Sequence[Shard], on_progress: OnProgress = lambda count: None
+    ) -> Iterator[tuple[str, np.ndarray, Embeddings]]:
         """Yields (name, rows int64 (m,) of `images` that could be read, {key: float32 (m, width)}) of each shard.
 
-        images: ImageSet. shards: those of `shards(images)` that are wanted. on_progress: called with the number of
-        images done since the last call. Batches do not cross shards: a shard's embeddings depend on nothing else. What
-        a network was not shown is NaN.
+        shards: those of `shards(images)` that are wanted. What a network is not shown is NaN.
         """
-        positions = [
-            range(first, min(first + self.batch_size, stop))
-            for _, start, stop in shards
-            for first in range(start, stop, self.batch_size)
-        ]
-        dataset = IndexedImages(
-            self.listing, images.indices, self.transform, images.crops, self.inference.skip_unreadable
-        )
-        workers = self.inference.num_workers
-        loader = batches(dataset, positions, workers, self.device, collate_readable)
-        for name, start, stop in shards:
-            rows = np.empty(stop - start, np.int64)
-            arrays = {key: np.full((stop - start, width), np.nan, np.float32) for key, width in self.widths.items()}
-            filled, under_way = 0, []
-            for first in range(start, stop, self.batch_size):
-                batch, _, readable = next(loader)
-                end = filled + int(readable.sum())
-                if end > filled:
-                    rows[filled:end] = first + np.flatnonzero(readable.numpy())
-                    chosen = {model: of_all[rows[filled:end]] for model, of_all in images.shown.items()}
-                    under_way.append((slice(filled, end), chosen, self.embed_later(batch, chosen)))
-                filled = end
-                if len(under_way) > 1:  # the GPU has the next batch before this one is waited for
-                    _store(arrays, *under_way.pop(0))
-                on_progress(len(readable))
-            for of_batch in under_way:
-                _store(arrays, *of_batch)
-            yield name, rows[:filled], {key: array[:filled] for key, array in arrays.items()}
+        skip_unreadable = self.inference.skip_unreadable
+        dataset = IndexedImages(self.listing, images.indices, self.transform, images.crops, skip_unreadable)
+        for shard, shard_batches in self.read_shards(dataset, shards, on_progress):
+            size, filled = count_images([shard]), 0
+            rows = np.empty(size, np.int64)
+            arrays = {key: np.full((size, width), np.nan, np.float32) for key, width in self.widths.items()}
+            pending: list[tuple] = []
+            for of_batch, batch in shard_batches:
+                place = slice(filled, filled + len(of_batch))
+                filled = place.stop
+                rows[place] = of_batch
+                chosen = {model: of_all[of_batch] for model, of_all in images.shown.items()}
+                pending.append((place, chosen, self.embed_later(batch, chosen)))
+                if len(pending) > 1:  # the GPU has the next batch before this one is waited for
+                    _store(arrays, *pending.pop(0))
+            for batch_outputs in pending:
+                _store(arrays, *batch_outputs)
+            yield shard.name, rows[:filled], {key: array[:filled] for key, array in arrays.items()}
 
-    def embed_set(self, images, pieces, progress=lambda total: None):
+    def embed_set(self, images: ImageSet, store: ShardStore, progress: ProgressOf) -> tuple[np.ndarray, Embeddings]:
         """(rows int64 (m,) that could be read, {key: float32 (m, width)}) of a whole set, in its order.
 
-        pieces: ShardStore, which keeps the shards. progress: total -> context manager whose `update` is told of each
-        batch. All processes must call this; each embeds its share and gets the whole.
+        All processes must call this; each embeds its part and gets the whole, as one copy per node, mapped from files
+        of the store. progress: number of images -> context manager whose `update` is told of each batch.
         """
         shards = self.shards(images)
-        there = set(from_first(pieces.names(f"{images.name}_")))
-        missing = [shard for shard in shards if shard[0] not in there][rank() :: world_size()]
-        with progress(count_images(missing)) as bar:
-            self.keep(images, missing, pieces, bar.update)
-        wait_for_all()
-        rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in shards])
-        whole = {key: np.empty((len(rows), width), np.float32) for key, width in self.widths.items()}
-        filled = 0
-        for name, _, _ in shards:
-            piece = pieces.load(name)
-            end = filled + len(piece["rows"])
-            for key, array in whole.items():
-                array[filled:end] = piece[array_key(key)]
-            filled = end
-        return rows, whole
+        store.map(shards, partial(self.shard_arrays, images), progress)
+        whole = store.joined(images.name, shards)
+        rows = np.array(whole["rows"])
+        return rows, {key: whole[array_key(key)] for key in self.widths}
 
-    def keep(self, images, shards, pieces, on_progress):
-        """Embeds shards and saves them among the pieces, each while the next is embedded."""
-        with ThreadPoolExecutor(1) as thread:
-            saving = None
-            for name, rows, embedded in self.embed_shards(images, shards, on_progress):
-                if saving:
-                    saving.result()
-                arrays = {array_key(key): array for key, array in embedded.items()}
-                saving = thread.submit(pieces.save, name, rows=rows, **arrays)
-            if saving:
-                saving.result()
+    def shard_arrays(
+        self, images: ImageSet, shards: Sequence[Shard], on_progress: OnProgress
+    ) -> Iterator[tuple[str, Arrays]]:
+        """What `embed_shards` gives as a ShardStore keeps it: (name, {"rows", "model|layer", ...}) of each shard."""
+        for name, rows, embedded in self.embed_shards(images, shards, on_progress):
+            arrays = {array_key(key): array for key, array in embedded.items()}
+            yield name, {"rows": rows, **arrays}
 
 
-def _store(arrays, rows, chosen, embedded):
-    """Puts into {key: array} the rows of a batch. chosen, embedded: what Embedder.embed_later took and returned."""
+def _store(arrays: Embeddings, place: slice, chosen: dict[str, np.ndarray], embedded: Callable) -> None:
+    """Puts the rows of a batch into {key: array}. chosen, embedded: what Embedder.embed_later took and returned."""
     for key, values in embedded().items():
-        arrays[key][rows][chosen.get(key[0], slice(None))] = values
+        model, _ = key
+        arrays[key][place][chosen.get(model, slice(None))] = values
 
 
-def count_images(shards):
-    return sum(stop - start for _, start, stop in shards)
-
-
-def array_key(key):
+def array_key(key: Key) -> str:
     return "|".join(key)
 
 
@@ -223,8 +242,9 @@ def to_host_later(tensors: list[torch.Tensor]) -> Callable[[], list[np.ndarray]]
     done.record()
     shapes = [tensor.shape for tensor in tensors]
 
-    def copies():
+    def copies() -> list[np.ndarray]:
         done.synchronize()
-        return [part.view(shape).numpy() for part, shape in zip(host.split([s.numel() for s in shapes]), shapes)]
+        parts = host.split([shape.numel() for shape in shapes])
+        return [part.view(shape).numpy() for part, shape in zip(parts, shapes)]
 
     return copies
