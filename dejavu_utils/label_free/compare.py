@@ -101,7 +101,7 @@ def outcome_means(found: dict[str, pd.DataFrame], sets: dict, top_k: int) -> pd.
     return pd.DataFrame(rows)
 
 
-def _joined(table, others):
+def _joined(table: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     return table.join(others.drop(columns="path"), on="index")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -61,7 +62,7 @@ def save_sslmem_gallery(
     save_page(path, "sslmem_gallery.html", title="Label-free scores: examples", groups=groups, header=header)
 
 
-def _example(row, layer, listing, views_of):
+def _example(row: dict[str, Any], layer: str, listing: ImageListing, views_of: Callable) -> dict[str, Any]:
     image, name = readable_image(listing, row["index"]), row["set"]
     models = (("target", name), ("reference", "B" if name == "A" else "A"))
     return {

@@ -1,12 +1,14 @@
 """The folder of sslmem.py: tables of images and units, results and figures, written at once."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from dejavu_utils.analysis.figures import save_margin_figure, save_score_figure, save_unit_figure
 from dejavu_utils.analysis.report import figure_in_words, models_in_words
@@ -15,24 +17,27 @@ from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.label_free import compare as instruments
 from dejavu_utils.label_free import scores as sslmem
 from dejavu_utils.label_free.gallery import save_sslmem_gallery
+from dejavu_utils.label_free.measure import Alignment
 from dejavu_utils.naming import SETS
 
 CONTROLS = ("shared", "public", "unseen")
 NEITHER = ("public", "unseen")  # sets that neither model trained on
 
+Tables = dict[str, pd.DataFrame]  # {set: as sslmem_{set}.csv holds it}
+
 
 @dataclass
 class Measured:
-    """What was measured. sets: {set: int64 (n,) image indices}, A and B, then those of CONTROLS that were given. found:
-    {set: label_free.measure.Alignment}. layers: names, in the order of the network. margins: of the attack on the same
+    """What was measured. sets: {set: int64 (n,) image indices}, A and B, then those of CONTROLS that were given.
+    alignments: of each set. layers: names, in the order of the network. margins: of the attack on the same
     images, as instruments.read_margins gives them, or None. views_of: image index -> the views as PIL images."""
 
     listing: ImageListing
-    sets: dict
-    found: dict
-    layers: list
-    margins: dict | None
-    views_of: Any
+    sets: dict[str, np.ndarray]
+    alignments: dict[str, Alignment]
+    layers: list[str]
+    margins: dict[str, pd.DataFrame] | None
+    views_of: Callable[..., list[Image.Image]]
 
 
 def write_folder(folder: str | Path, measured: Measured, about: dict) -> dict:
@@ -84,9 +89,9 @@ def write_folder(folder: str | Path, measured: Measured, about: dict) -> dict:
     return results
 
 
-def _table_of(name, measured):
+def _table_of(name: str, measured: Measured) -> pd.DataFrame:
     """One row an image that could be read, as sslmem_{set}.csv holds them. The target is model B on set B, else A."""
-    alignment, listing = measured.found[name], measured.listing
+    alignment, listing = measured.alignments[name], measured.listing
     indices = measured.sets[name][alignment.rows]
     columns = {"index": indices, "path": [listing.text(i) for i in indices], "label": listing.labels[indices]}
     target, reference = ("B", "A") if name == "B" else ("A", "B")
@@ -100,13 +105,15 @@ def _table_of(name, measured):
     return instruments.with_margins(table, measured.margins[name]) if measured.margins and name in SETS else table
 
 
-def _statistics(name, tables, layers):
-    """{layer: mean score, the same less that of the control, its change from the layer before, both distances, fraction
-    of scores above 0}."""
-    found, before, table = {}, None, tables[name]
+def _statistics(name: str, tables: Tables, layers: list[str]) -> dict[str, dict]:
+    """{layer: mean score, the same minus that of the control, its change from the layer before, both distances,
+    fraction of scores above 0}."""
+    table = tables[name]
+    statistics: dict[str, dict] = {}
+    before = None
     for layer in layers:
         scores, control = instruments.scores(table, layer), _control(tables, layer)
-        found[layer] = {
+        statistics[layer] = {
             "score": sslmem.mean_estimate(scores),
             "normalized": sslmem.mean_estimate(table[f"{layer}_normalized"].to_numpy()),
             "above_0": sslmem.fraction_above_0(scores),
@@ -114,36 +121,39 @@ def _statistics(name, tables, layers):
             "reference": sslmem.mean_estimate(table[f"{layer}_reference"].to_numpy()),
         }
         if len(control) and name not in NEITHER:  # whose scores have model A as the target
-            found[layer]["less_control"] = sslmem.weighted_means((1, scores), (1 if name == "B" else -1, control))
+            statistics[layer]["less_control"] = sslmem.weighted_means((1, scores), (1 if name == "B" else -1, control))
         if before is not None:  # delta LayerMem
-            found[layer]["delta"] = sslmem.mean_estimate(scores - before)
+            statistics[layer]["delta"] = sslmem.mean_estimate(scores - before)
         before = scores
-    return found
+    return statistics
 
 
-def _control(tables, layer):
+def _control(tables: Tables, layer: str) -> np.ndarray:
     """Scores of all images that neither model trained on, model A as the target."""
-    return np.concatenate(
-        [np.empty(0), *(instruments.scores(tables[name], layer) for name in NEITHER if name in tables)]
-    )
+    scores = [np.empty(0)]
+    for name in NEITHER:
+        if name in tables:
+            scores.append(instruments.scores(tables[name], layer))
+    return np.concatenate(scores)
 
 
-def _directions(tables, layers):
+def _directions(tables: Tables, layers: list[str]) -> dict[str, dict]:
     """{"both": {layer: mean score of both directions}, "control": the same of images that neither trained on, every
     second in the place of set A, the others in that of set B}: what one model aligns better everywhere is gone."""
-    found = {"both": {}, "control": {}}
+    both, control = {}, {}
     for layer in layers:
-        scores, control = [instruments.scores(tables[name], layer) for name in SETS], _control(tables, layer)
-        found["both"][layer] = sslmem.weighted_means(*((0.5, of_set) for of_set in scores))
-        if len(control):
-            found["control"][layer] = sslmem.weighted_means((0.5, control[::2]), (-0.5, control[1::2]))
-    return found
+        halves = [(0.5, instruments.scores(tables[name], layer)) for name in SETS]
+        both[layer] = sslmem.weighted_means(*halves)
+        of_neither = _control(tables, layer)
+        if len(of_neither):
+            control[layer] = sslmem.weighted_means((0.5, of_neither[::2]), (-0.5, of_neither[1::2]))
+    return {"both": both, "control": control}
 
 
-def _units_of(measured):
+def _units_of(measured: Measured) -> tuple[dict[tuple[str, str, str], np.ndarray], pd.DataFrame]:
     """({(model, set, layer): UnitMem float64 (width,)}, their summary as unitmem.csv holds it)."""
     units, rows = {}, []
-    for name, alignment in measured.found.items():
+    for name, alignment in measured.alignments.items():
         for model in SETS:
             for layer in measured.layers:
                 part = alignment.units[model, layer]
@@ -169,7 +179,7 @@ def _units_of(measured):
     return units, pd.DataFrame(rows)
 
 
-def _without_nan(value):
+def _without_nan(value: Any) -> Any:
     """The same with None for numbers that are not defined: JSON has no NaN."""
     if isinstance(value, dict):
         return {name: _without_nan(part) for name, part in value.items()}

@@ -101,7 +101,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, groups: np.ndarray | None = N
     return found
 
 
-def _ranks(values):
+def _ranks(values: np.ndarray) -> np.ndarray:
     """From 1; equal values have their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

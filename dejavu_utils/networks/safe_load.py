@@ -1,5 +1,8 @@
 """Reading files of other projects: harmless types beside the weights, and safetensors."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
 # What published checkpoints hold beside their weights. Each is read as an empty placeholder: nothing of it is ever run.
@@ -13,7 +16,7 @@ HARMLESS = (
 )
 
 
-def read_weights(path):
+def read_weights(path: str | Path) -> Any:
     """What a file of weights holds, whoever wrote it, for checkpoint.load_checkpoint. Nothing of it is run."""
     if str(path).endswith(".safetensors"):
         return _safetensors(path)
@@ -21,7 +24,7 @@ def read_weights(path):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _safetensors(path):
+def _safetensors(path: str | Path) -> Any:
     try:
         from safetensors.torch import load_file
     except ImportError:
@@ -29,7 +32,7 @@ def _safetensors(path):
     return load_file(path)
 
 
-def _placeholder(name):
+def _placeholder(name: str) -> type:
     """A class that takes the place of what a file calls `name`, whatever is done with it while the file is read."""
     module, _, last = name.rpartition(".")
     return type(

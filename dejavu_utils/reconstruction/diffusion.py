@@ -7,14 +7,17 @@ the two backends differ in the U-Net alone.
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dejavu_utils.runtime.devices import to_device
 
+UNet = Callable[..., Tensor]  # as reconstruction.unets builds it
 PIXEL_RANGE = (0.0, 1.0)  # of the training images, as published; stored with every model
 NOISE_SCHEDULES = ("linear", "cosine")
 
@@ -28,7 +31,7 @@ class Diffusion:
     (3, side, side).
     """
 
-    def __init__(self, flags, respacing=""):
+    def __init__(self, flags: Mapping[str, Any], respacing: str = "") -> None:
         steps = flags["diffusion_steps"]
         self.learn_sigma, self.predict_xstart = flags["learn_sigma"], flags["predict_xstart"]
         self.use_kl, self.rescale_learned_sigmas = flags["use_kl"], flags["rescale_learned_sigmas"]
@@ -53,33 +56,35 @@ class Diffusion:
         self._tables = {torch.device("cpu"): {name: torch.from_numpy(values).float() for name, values in table.items()}}
         self._tables[torch.device("cpu")]["timesteps"] = self.timesteps
 
-    def __len__(self):
+    def __len__(self) -> int:
         """How many steps there are, after respacing."""
         return len(self.timesteps)
 
-    def _at(self, name, t):
+    def _at(self, name: str, t: Tensor) -> Tensor:
         """The schedule's value at each step of t, float32 (n, 1, 1, 1)."""
         return self._on(t.device)[name][t].view(-1, 1, 1, 1)
 
-    def _on(self, device):
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
         """The tables on a device, copied there once: a GPU would be waited for."""
         if device not in self._tables:
             cpu = self._tables[torch.device("cpu")]
             self._tables[device] = {name: values.to(device) for name, values in cpu.items()}
         return self._tables[device]
 
-    def noised(self, start, t, noise):
+    def noised(self, start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t given x_0. start, noise: float (n, 3, s, s); t: int64 (n,), positions among the kept steps."""
         return self._at("signal", t) * start + self._at("noise", t) * noise
 
-    def output(self, unet, x, t, representation):
+    def output(self, unet: UNet, x: Tensor, t: Tensor, representation: Tensor) -> Tensor:
         """The U-Net's raw output, float32 (n, 3 or 6, s, s)."""
         steps = self._on(t.device)["timesteps"][t]
         if self.time_scale is not None:
             steps = steps.float() * self.time_scale
         return unet(x, steps, feat=representation).float()
 
-    def reverse(self, output, x, t, pixel_range=None):
+    def reverse(
+        self, output: Tensor, x: Tensor, t: Tensor, pixel_range: tuple[float, float] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(x_0 as predicted, mean and log variance of p(x_{t-1} | x_t)), float (n, 3, s, s) each.
 
         pixel_range: (low, high) that the predicted x_0 is clipped to, if given.
@@ -96,7 +101,7 @@ class Diffusion:
             start = start.clamp(*pixel_range)
         return start, self._at("mean_start", t) * start + self._at("mean_now", t) * x, log_variance
 
-    def losses(self, unet, start, t, noise, representation):
+    def losses(self, unet: UNet, start: Tensor, t: Tensor, noise: Tensor, representation: Tensor) -> dict[str, Tensor]:
         """{"loss", "mse", "vb"} of each image, float32 (n,).
 
         vb: the step's term of the variational bound in bits per dimension, through the variance alone (the mean is
@@ -117,7 +122,7 @@ class Diffusion:
             vb = vb * (len(self) / 1000.0)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
 
-    def _bound(self, output, start, x, t):
+    def _bound(self, output: Tensor, start: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """KL(q(x_{t-1} | x_t, x_0) || p) in bits per dimension, the decoder's code length at the first step; (n,)."""
         _, mean, log_variance = self.reverse(output, x, t)
         true_mean = self._at("mean_start", t) * start + self._at("mean_now", t) * x
@@ -128,7 +133,15 @@ class Diffusion:
         return nats / math.log(2.0)
 
     @torch.no_grad()
-    def sample(self, unet, representation, side, seeds, pixel_range=PIXEL_RANGE, on_progress=lambda count: None):
+    def sample(
+        self,
+        unet: UNet,
+        representation: Tensor,
+        side: int,
+        seeds: Sequence[int],
+        pixel_range: tuple[float, float] = PIXEL_RANGE,
+        on_progress: Callable[[int], object] = lambda count: None,
+    ) -> Tensor:
         """Images in pixel_range, float32 (n, 3, side, side), by DDPM, or DDIM where the respacing says so.
 
         representation: float (n, width). seeds: n int; an image's noise depends on its own seed alone, and so neither
@@ -137,8 +150,9 @@ class Diffusion:
         device = representation.device
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
-        def draw():
-            return to_device(torch.stack([torch.randn(3, side, side, generator=g) for g in generators]), device)
+        def draw() -> Tensor:
+            noise = [torch.randn(3, side, side, generator=generator) for generator in generators]
+            return to_device(torch.stack(noise), device)
 
         x = draw()
         for step in reversed(range(len(self))):
@@ -160,15 +174,15 @@ class Diffusion:
 class Losses(nn.Module):
     """The diffusion's losses as a module, so that DistributedDataParallel sees the forward pass."""
 
-    def __init__(self, unet, process):
+    def __init__(self, unet: nn.Module, process: Diffusion) -> None:
         super().__init__()
         self.unet, self.process = unet, process
 
-    def forward(self, images, t, noise, representations):
+    def forward(self, images: Tensor, t: Tensor, noise: Tensor, representations: Tensor) -> dict[str, Tensor]:
         return self.process.losses(self.unet, images, t, noise, representations)
 
 
-def betas(name, steps):
+def betas(name: str, steps: int) -> np.ndarray:
     """Variances of the forward process, float64 (steps,); name: linear (Ho et al.) or cosine (Nichol & Dhariwal)."""
     if name == "linear":
         return np.linspace(0.1 / steps, 20.0 / steps, steps)  # 1e-4 to 0.02 at 1000 steps
@@ -176,7 +190,7 @@ def betas(name, steps):
     return np.minimum(1 - kept[1:] / kept[:-1], 0.999)
 
 
-def kept_steps(steps, respacing):
+def kept_steps(steps: int, respacing: str) -> list[int]:
     """The steps that a respaced schedule keeps, a rising list of int below `steps`.
 
     "" keeps all; "ddim50": 50 at a constant whole stride from 0 on; "100": 100 evenly spread from the first to the
@@ -189,7 +203,8 @@ def kept_steps(steps, respacing):
                 return list(range(0, steps, stride))
         raise ValueError(f"no whole stride takes {count} of {steps} steps")
     counts = [int(part) for part in respacing.split(",")] if respacing else [steps]
-    kept, start = [], 0
+    kept: list[int] = []
+    start = 0
     for section, count in enumerate(counts):
         size = steps // len(counts) + (section < steps % len(counts))
         if not 1 <= count <= size:
@@ -200,7 +215,7 @@ def kept_steps(steps, respacing):
     return kept
 
 
-def _code_length(start, mean, log_scale):
+def _code_length(start: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Minus the log-probability (nats, mean over an image) of 8-bit pixels under a discretized Gaussian; (n,).
 
     Bins are those of pixels in [-1, 1], half of 2 / 255 to each side, with open ends (Ho et al. 2020, equation 13), and
@@ -213,27 +228,27 @@ def _code_length(start, mean, log_scale):
     return -torch.log(probability.clamp(min=1e-12)).flatten(1).mean(1)
 
 
-def _normal_cdf(x):
+def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 class UniformSteps:
     """Draws training steps uniformly; every loss has weight 1."""
 
-    def __init__(self, steps, device):
+    def __init__(self, steps: int, device: torch.device) -> None:
         self.steps, self.device = steps, device
 
-    def sample(self, n):
+    def sample(self, n: int) -> tuple[Tensor, Tensor]:
         """(t int64 (n,), weights float32 (n,)) on the device, from PyTorch's global generator on the CPU."""
         return to_device(torch.randint(self.steps, (n,)), self.device), torch.ones(n, device=self.device)
 
-    def update(self, t, losses):
+    def update(self, t: Tensor, losses: Tensor) -> None:
         """Records the losses (n,) at steps t, of all processes."""
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         pass
 
 
@@ -246,12 +261,12 @@ class LossSecondMomentSteps(UniformSteps):
 
     HISTORY, UNIFORM_SHARE = 10, 0.001
 
-    def __init__(self, steps, device):
+    def __init__(self, steps: int, device: torch.device) -> None:
         super().__init__(steps, device)
         self.history = torch.zeros(steps, self.HISTORY, dtype=torch.float64, device=device)  # rings
         self.counts = torch.zeros(steps, dtype=torch.int64, device=device)  # losses ever seen
 
-    def sample(self, n):
+    def sample(self, n: int) -> tuple[Tensor, Tensor]:
         moment = self.history.square().mean(dim=1).sqrt()
         share = (1 - self.UNIFORM_SHARE) * moment / moment.sum() + self.UNIFORM_SHARE / self.steps
         share = torch.where((self.counts >= self.HISTORY).all(), share, 1 / self.steps)
@@ -260,7 +275,7 @@ class LossSecondMomentSteps(UniformSteps):
         t = torch.searchsorted(ends, drawn, right=True).clamp_(max=self.steps - 1)
         return t, (1 / (self.steps * share[t])).float()
 
-    def update(self, t, losses):
+    def update(self, t: Tensor, losses: Tensor) -> None:
         same = t[:, None] == t
         before, after = same.tril(-1).sum(dim=1), same.triu(1).sum(dim=1)
         # Those that ten later ones of the same step push out again are written into a column that is dropped: of two
@@ -269,10 +284,10 @@ class LossSecondMomentSteps(UniformSteps):
         self.history = F.pad(self.history, (0, 1)).index_put_((t, place), losses.double())[:, :-1]
         self.counts = self.counts.index_add(0, t, torch.ones_like(t))
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Tensor]:
         return {"history": self.history.clone(), "counts": self.counts}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.history, self.counts = (state[name].to(self.device, copy=True) for name in ("history", "counts"))
 
 

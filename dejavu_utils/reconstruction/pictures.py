@@ -1,9 +1,12 @@
 """Reconstructions as pictures: rows and tiles."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -13,11 +16,11 @@ from torchvision.utils import make_grid
 from dejavu_utils.data.image_dataset import without_far_ends
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
-from dejavu_utils.imagenet import load_image
-from dejavu_utils.reconstruction.rcdm import NEIGHBORS, SAMPLES, conditions, sample_seeds
+from dejavu_utils.imagenet import ImageListing, load_image
+from dejavu_utils.reconstruction.rcdm import NEIGHBORS, SAMPLES, Attack, Source, conditions, sample_seeds
 
 
-def image_transform(side):
+def image_transform(side: int) -> transforms.Compose:
     """PIL image -> float32 (3, side, side) in [0, 1]: short side to int(256 x side / 224), then the centre."""
     return transforms.Compose(
         [without_far_ends, transforms.Resize(int(256 * side / 224)), transforms.CenterCrop(side), transforms.ToTensor()]
@@ -32,23 +35,29 @@ class Reconstructions:
     samples: {source name: (n, samples, ...)}. tiles: {source name: what files call it}.
     """
 
-    rows: object
+    rows: pd.DataFrame
     images: torch.Tensor
     crops: torch.Tensor
-    neighbors: dict = field(default_factory=dict)
-    samples: dict = field(default_factory=dict)
-    tiles: dict = field(default_factory=dict)
+    neighbors: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    samples: dict[str, torch.Tensor] = field(default_factory=dict)
+    tiles: dict[str, str] = field(default_factory=dict)
 
-    def head(self, count):
+    def head(self, count: int) -> "Reconstructions":
         """The first `count` of them."""
-        parts = {
-            name: {source: None if x is None else x[:count] for source, x in getattr(self, name).items()}
-            for name in ("neighbors", "samples")
-        }
-        return Reconstructions(self.rows[:count], self.images[:count], self.crops[:count], **parts, tiles=self.tiles)
+        neighbors = {source: None if x is None else x[:count] for source, x in self.neighbors.items()}
+        samples = {source: x[:count] for source, x in self.samples.items()}
+        images, crops = self.images[:count], self.crops[:count]
+        return Reconstructions(self.rows[:count], images, crops, neighbors, samples, self.tiles)
 
 
-def reconstruct(sources, attacked, rows, samples=SAMPLES, respacing="", seed=0):
+def reconstruct(
+    sources: Sequence[Source],
+    attacked: str,
+    rows: pd.DataFrame,
+    samples: int = SAMPLES,
+    respacing: str = "",
+    seed: int = 0,
+) -> Reconstructions:
     """Reconstructions of the images in `rows` (of Attack.tables[attacked]) by every Source.
 
     Both models start from the same noise. respacing: steps, as dejavu_utils.diffusion.Diffusion takes them.
@@ -65,25 +74,25 @@ def reconstruct(sources, attacked, rows, samples=SAMPLES, respacing="", seed=0):
         images = source.rcdm.sample(condition.repeat_interleave(samples, dim=0), seeds, respacing)
         shown.samples[source.name] = images.unflatten(0, (len(indices), samples))
         shown.tiles[source.name] = source.tile
+        shown.neighbors[source.name] = None
         if neighbors is not None:
             pictures = _pictures(listing, neighbors.ravel(), source.rcdm.side)
-            neighbors = pictures.unflatten(0, neighbors.shape)
-        shown.neighbors[source.name] = neighbors
+            shown.neighbors[source.name] = pictures.unflatten(0, neighbors.shape)
     return shown
 
 
-def _pictures(listing, indices, side):
+def _pictures(listing: ImageListing, indices: np.ndarray, side: int) -> torch.Tensor:
     transform = image_transform(side)
     return torch.stack([transform(load_image(listing.path(index))) for index in indices])
 
 
-def _crops(listing, indices, attack, side):
+def _crops(listing: ImageListing, indices: np.ndarray, attack: Attack, side: int) -> torch.Tensor:
     transform = image_transform(side)
     boxes = attack.crops(indices)
     return torch.stack([transform(load_image(listing.path(i)).crop(tuple(box))) for i, box in zip(indices, boxes)])
 
 
-def draw_rows(shown, names, title=""):
+def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> Figure:
     """Figure: for each example its image and crop, and a line per model: nearest public images and samples.
 
     names: of the classes, one per label.
@@ -99,10 +108,10 @@ def draw_rows(shown, names, title=""):
     height = head + len(shown.rows) * (block + gap) - gap + edge
     figure = Figure(figsize=(width, height), dpi=160)
 
-    def write(x, y, words, size=7, **place):
+    def write(x: float, y: float, words: str, size: int = 7, **place: Any) -> None:
         figure.text(x / width, 1 - y / height, words, fontsize=size, **place)
 
-    def put(picture, x, y):
+    def put(picture: torch.Tensor, x: float, y: float) -> None:
         """x, y: inches from the left and the top."""
         pad, side = 0.02, cell - 0.04
         axes = figure.add_axes(
@@ -130,33 +139,35 @@ def draw_rows(shown, names, title=""):
         for number, source in enumerate(sources):
             y = top + number * cell
             write(first - 0.08, y + cell / 2, source, ha="right", va="center")
-            if shown.neighbors[source] is not None:
-                for column, picture in enumerate(shown.neighbors[source][example]):
+            nearest = shown.neighbors[source]
+            if nearest is not None:
+                for column, picture in enumerate(nearest[example]):
                     put(picture, first + column * cell, y)
             for column, picture in enumerate(shown.samples[source][example]):
                 put(picture, second + column * cell, y)
     return figure
 
 
-def save_tiles(folder, shown):
+def save_tiles(folder: str | Path, shown: Reconstructions) -> None:
     """Writes samps_patches.png (images beside crops), NNs_{tile}.png and recon_{tile}.png, a line per example."""
     folder = Path(folder)
     save_grid(folder / "samps_patches.png", torch.stack([shown.images, shown.crops], dim=1).flatten(0, 1), 2)
     for source, samples in shown.samples.items():
         tile = shown.tiles[source]
         save_grid(folder / f"recon_{tile}.png", samples.flatten(0, 1), samples.shape[1])
-        if shown.neighbors[source] is not None:
-            save_grid(folder / f"NNs_{tile}.png", shown.neighbors[source].flatten(0, 1), NEIGHBORS)
+        nearest = shown.neighbors[source]
+        if nearest is not None:
+            save_grid(folder / f"NNs_{tile}.png", nearest.flatten(0, 1), NEIGHBORS)
 
 
-def save_grid(path, images, columns):
+def save_grid(path: str | Path, images: torch.Tensor, columns: int) -> None:
     """A png of images in [0, 1], float (n, 3, s, s), so many to a line."""
     grid = make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=1.0)
     with complete_file(path) as temporary:
         Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy()).save(temporary)
 
 
-def save_figure(path, figure):
+def save_figure(path: str | Path, figure: Figure) -> None:
     """Writes a figure as the file type that the path's suffix names."""
     with complete_file(path) as temporary:
         figure.savefig(temporary)

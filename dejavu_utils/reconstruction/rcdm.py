@@ -7,12 +7,14 @@ al. 2023, section 5; RCDM: Bordes et al. 2021).
 
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from torch.utils.data import DataLoader
 
 from dejavu_utils.analysis.attack_files import load_array, read_attack, read_results
 from dejavu_utils.analysis.tables import class_table, example_table
@@ -21,7 +23,6 @@ from dejavu_utils.cli import existing_folder
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
-from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
 from dejavu_utils.data.provenance import (
     MADE_FROM,
     ModelRecord,
@@ -32,17 +33,21 @@ from dejavu_utils.data.provenance import (
     read_training_images,
 )
 from dejavu_utils.errors import InputError, one_line
-from dejavu_utils.imagenet import list_images, read_class_names
+from dejavu_utils.imagenet import ImageListing, list_images, read_class_names
 from dejavu_utils.log import say
+from dejavu_utils.models import Network
 from dejavu_utils.naming import TWIN, attack_path
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.reconstruction.diffusion import PIXEL_RANGE, Diffusion
 from dejavu_utils.reconstruction.training import TRAINED_ON
 from dejavu_utils.reconstruction.unets import build_unet, choose_backend
 from dejavu_utils.runtime.devices import choose_device
+from dejavu_utils.runtime.resumable import Shard
 
 NEIGHBORS, SAMPLES = 5, 4  # published
 _AT_ONCE = 64  # images that are embedded or sampled together
+_ENCODER = "encoder"
 
 
 class Rcdm:
@@ -53,25 +58,38 @@ class Rcdm:
     """
 
     record: Provenance | None = None  # what it was made from
+    source = "ssl_model_pth"  # of the encoder, for errors: its flag and path
     trained_on: TrainingImages | None = None
 
-    def __init__(self, unet, network, settings, device):
+    def __init__(self, unet: torch.nn.Module, network: Network, settings: dict[str, Any], device: torch.device) -> None:
         self.unet, self.network, self.device = unet.to(device).eval(), network.to(device), device
         self.settings, self.layers = settings, settings["layers"]
         self.side, self.resolution = settings["image_size"], settings["ssl_resolution"]
+        network.preprocessing = network.preprocessing.at(self.resolution)
 
-    @torch.no_grad()
-    def embed(self, listing, indices, crops=None):
+    def embed(
+        self, listing: ImageListing, indices: np.ndarray, crops: np.ndarray | None = None
+    ) -> dict[str, torch.Tensor]:
         """The encoder's outputs for images (or their crops): {layer: float32 (n, width)} on the CPU.
 
         layers: backbone and projector, or logits. indices: int (n,). crops: n of (xmin, ymin, xmax, ymax).
         """
-        transform = evaluation_transform(self.resolution, self.network.preprocessing)
-        images = IndexedImages(listing, indices, transform, crops)
-        batches = [self.network.embed_layers(x.to(self.device), self.layers) for x, _ in DataLoader(images, _AT_ONCE)]
-        return {layer: torch.cat([batch[layer].float().cpu() for batch in batches]) for layer in self.layers}
+        inference = Inference(self.device, batch_size=_AT_ONCE)
+        embedder = Embedder(
+            {_ENCODER: self.network}, {_ENCODER: self.layers}, listing, {_ENCODER: self.source}, inference
+        )
+        images = ImageSet("images", np.asarray(indices), crops)
+        whole = [Shard(images.name, 0, len(images))]
+        [(_, _, embedded)] = embedder.embed_shards(images, whole)
+        return {layer: torch.from_numpy(array) for (_, layer), array in embedded.items()}
 
-    def sample(self, conditions, seeds, respacing="", on_progress=lambda count: None):
+    def sample(
+        self,
+        conditions: torch.Tensor,
+        seeds: Sequence[int],
+        respacing: str = "",
+        on_progress: Callable[[int], object] = lambda count: None,
+    ) -> torch.Tensor:
         """Images in [0, 1], float32 (n, 3, side, side) on the CPU. conditions: float (n, width). seeds: n int.
 
         respacing: steps, as dejavu_utils.diffusion.Diffusion takes them. on_progress: called with n after each step.
@@ -87,7 +105,12 @@ class Rcdm:
         return torch.cat(parts)
 
 
-def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
+def load_rcdm(
+    path: str | Path,
+    ssl_model_pth: str | None = None,
+    settings: dict[str, Any] | None = None,
+    device: torch.device | None = None,
+) -> Rcdm:
     """The Rcdm of a folder of train_RCDM.py (its last average), or of one of its model*.pt and ema_*.pt files.
 
     ssl_model_pth: the encoder, if it has moved since the training. settings: of the U-Net, for
@@ -119,16 +142,20 @@ def load_rcdm(path, ssl_model_pth=None, settings=None, device=None):
         raise InputError(f"{weights_path}: not the U-Net that its params.json describes: {reason}") from None
     rcdm = Rcdm(unet, network, settings, device or choose_device())
     rcdm.record = record or encoder
+    rcdm.source = f"ssl_model_pth {encoder_path}"
     rcdm.trained_on = read_training_images(weights_path.parent / TRAINED_ON)
     return rcdm
 
 
-def _last_average(folder):
-    found = [(re.fullmatch(r"ema_(.+)_(\d+)\.pt", path.name), path) for path in folder.glob("ema_*.pt")]
-    found = [(int(match[2]), -float(match[1]), path) for match, path in found if match]
-    if not found:
+def _last_average(folder: Path) -> Path:
+    averages = []
+    for path in folder.glob("ema_*.pt"):
+        match = re.fullmatch(r"ema_(.+)_(\d+)\.pt", path.name)
+        if match:
+            averages.append((int(match[2]), -float(match[1]), path))
+    if not averages:
         raise InputError(f"{folder}: holds no ema_*.pt; train_RCDM.py writes it")
-    return max(found)[2]
+    return max(averages)[2]
 
 
 class Attack:
@@ -139,9 +166,16 @@ class Attack:
     there is no such file; min_px and crop_rule are for folders without one.
     """
 
-    def __init__(self, folder, image_dir=None, bbox_dir=None, min_px=100, crop_rule="paper"):
+    def __init__(
+        self,
+        folder: str | Path,
+        image_dir: str | None = None,
+        bbox_dir: str | None = None,
+        min_px: int = 100,
+        crop_rule: str = "paper",
+    ) -> None:
         self.folder = existing_folder(folder, "the attack")
-        self.settings = {"min_px": min_px, "crop_rule": crop_rule, "use_corner_crop": 0, "k_attk": 0}
+        self.settings: dict[str, Any] = {"min_px": min_px, "crop_rule": crop_rule, "use_corner_crop": 0, "k_attk": 0}
         results = read_results(self.folder)
         if results:
             self.settings.update(results.settings)
@@ -157,11 +191,11 @@ class Attack:
         self.sets = read_attack(self.folder, self.settings["k_attk"])
         self.tables = {name: example_table(attacked, self.listing) for name, attacked in self.sets.items()}
 
-    def class_table(self, attacked, class_names):
+    def class_table(self, attacked: str, class_names: Sequence[str]) -> pd.DataFrame:
         """results.class_table of one attacked set, "A" or "B". class_names: one per label."""
         return class_table({attacked: self.sets[attacked]}, class_names)
 
-    def crops(self, indices):
+    def crops(self, indices: np.ndarray) -> np.ndarray:
         """int64 (n, 4): xmin, ymin, xmax, ymax of each image's crop. InputError for an image without one."""
         rule = CropRule.of(self.settings)
         annotations = None if rule.name == "corner" else Annotations(self.bbox_dir, self.listing, "the attack's boxes")
@@ -171,45 +205,45 @@ class Attack:
             raise InputError(f"{self.bbox_dir}: {self.listing.paths[absent[0]]} has no background crop: not attacked")
         return found.crops
 
-    def neighbors(self, model, attacked, indices, count=NEIGHBORS):
+    def neighbors(self, model: str, attacked: str, indices: np.ndarray, count: int = NEIGHBORS) -> np.ndarray:
         """Image indices of the nearest public images of each crop, int64 (n, count), nearest first.
 
         model, attacked: "A" or "B". InputError for images that were not attacked, or an attack without neighbors.
         """
-        files = {
-            what: load_array(attack_path(self.folder, model, attacked, what)) for what in ("attk_idxs", "neighb_idxs")
-        }
-        row_of = {int(index): row for row, index in enumerate(files["attk_idxs"].ravel())}
+        attacked_indices = load_array(attack_path(self.folder, model, attacked, "attk_idxs"))
+        nearest = load_array(attack_path(self.folder, model, attacked, "neighb_idxs"))
+        row_of = {int(index): row for row, index in enumerate(attacked_indices.ravel())}
         absent = [index for index in indices if int(index) not in row_of]
         if absent:
             raise InputError(f"image {absent[0]} is not among the attacked images of set {attacked} in {self.folder}")
-        if files["neighb_idxs"].shape[1] < count:
-            raise InputError(f"{self.folder}: holds only {files['neighb_idxs'].shape[1]} neighbors, {count} are needed")
-        return files["neighb_idxs"][[row_of[int(index)] for index in indices], :count].astype(np.int64)
+        if nearest.shape[1] < count:
+            raise InputError(f"{self.folder}: holds only {nearest.shape[1]} neighbors, {count} are needed")
+        rows = [row_of[int(index)] for index in indices]
+        return nearest[rows, :count].astype(np.int64)
 
 
-def most_confident(table, label, count=40):
+def most_confident(table: pd.DataFrame, label: int, count: int = 40) -> pd.DataFrame:
     """Rows of a class that the target model is most confident of, the most confident first."""
     return table[table["label"] == label].sort_values("target_confidence", ascending=False, kind="stable").head(count)
 
 
-def most_memorized(table, count):
+def most_memorized(table: pd.DataFrame, count: int) -> pd.DataFrame:
     """Rows that only the target model names correctly, the largest lead in confidence first."""
     lead = table["target_confidence"] - table["reference_confidence"]
     return _first(table, "memorized", lead, count)
 
 
-def most_correlated(table, count):
+def most_correlated(table: pd.DataFrame, count: int) -> pd.DataFrame:
     """Rows that both models name correctly, sorted by the smaller of the two confidences, the largest first."""
     return _first(table, "correlated", table[["target_confidence", "reference_confidence"]].min(axis=1), count)
 
 
-def _first(table, outcome, values, count):
+def _first(table: pd.DataFrame, outcome: str, values: pd.Series, count: int) -> pd.DataFrame:
     order = values[table["share"] == outcome].sort_values(ascending=False, kind="stable").index
     return table.loc[order[:count]]
 
 
-def picked(table, indices):
+def picked(table: pd.DataFrame, indices: Sequence[int]) -> pd.DataFrame:
     """Rows of the images with these indices, in their order. InputError for one that was not attacked."""
     rows = table.set_index("index", drop=False)
     absent = [index for index in indices if index not in rows.index]
@@ -218,7 +252,7 @@ def picked(table, indices):
     return rows.loc[list(indices)]
 
 
-def class_names(listing, path=None):
+def class_names(listing: ImageListing, path: str | None = None) -> list[str]:
     """Names to show, one per label: those of a json (imagenet.read_class_names), else the folder names."""
     names = read_class_names(path, "the class names") if path else {}
     return [names.get(folder, folder) for folder in listing.classes]
@@ -238,7 +272,7 @@ class Source:
     tile: str
 
 
-def check_rcdms(attack, rcdms):
+def check_rcdms(attack: Attack, rcdms: Mapping[str, Rcdm]) -> list[str]:
     """Warnings; InputError unless each RCDM's encoder is the attack's model and their images lie in one folder.
 
     rcdms: {"A": Rcdm, "B": ...} of the attack's models.
@@ -262,7 +296,14 @@ def check_rcdms(attack, rcdms):
     return warnings
 
 
-def sources_of(attack, attacked, rcdm_A, rcdm_B, rcdm_supervised=None, attack_supervised=None):
+def sources_of(
+    attack: Attack,
+    attacked: str,
+    rcdm_A: Rcdm,
+    rcdm_B: Rcdm,
+    rcdm_supervised: Rcdm | None = None,
+    attack_supervised: Attack | None = None,
+) -> list[Source]:
     """[target, reference] for an attacked set, "A" or "B", and the supervised model if its RCDM is given.
 
     attack_supervised: the Attack of the supervised models; its model is the one that was trained on the attacked set.
@@ -279,7 +320,7 @@ def sources_of(attack, attacked, rcdm_A, rcdm_B, rcdm_supervised=None, attack_su
     return sources
 
 
-def conditions(source, attacked, indices):
+def conditions(source: Source, attacked: str, indices: np.ndarray) -> tuple[torch.Tensor, np.ndarray | None]:
     """What an RCDM is given for each attacked image, float32 (n, width), and the neighbors int64 (n, 5), or None.
 
     Of an RCDM of logits: the crop's logits, without neighbors.
@@ -295,7 +336,11 @@ def conditions(source, attacked, indices):
     return torch.cat([mean, *projected], dim=1), neighbors
 
 
-def sample_seeds(indices, samples, seed=0):
+def sample_seeds(indices: Sequence[int] | np.ndarray, samples: int, seed: int = 0) -> list[int]:
     """n x samples seeds, image after image, that depend on (seed, image, sample) alone."""
-    words = ([seed, int(index), sample] for index in indices for sample in range(samples))
-    return [int(np.random.SeedSequence(word).generate_state(1, np.uint64)[0] >> np.uint64(1)) for word in words]
+    seeds = []
+    for index in indices:
+        for sample in range(samples):
+            sequence = np.random.SeedSequence([seed, int(index), sample])
+            seeds.append(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    return seeds

@@ -1,19 +1,26 @@
 """What the training of an RCDM is made of beside its loop: flags of the model, order of images, files of a step."""
 
+import argparse
 import itertools
 import math
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from dejavu_utils.cli import positive_int, zero_or_one
 from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, TrainingImages, check_same
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest
+from dejavu_utils.imagenet import ImageListing
+from dejavu_utils.models import Network
 from dejavu_utils.randomness import epoch_order
-from dejavu_utils.reconstruction.diffusion import NOISE_SCHEDULES
+from dejavu_utils.reconstruction.diffusion import NOISE_SCHEDULES, Diffusion
 from dejavu_utils.runtime.distributed import any_process, rank, sum_over_processes, world_size
+from dejavu_utils.runtime.processes import StopSignal
 
 # What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name -> (default, type, help).
 MODEL_FLAGS = {
@@ -44,7 +51,7 @@ SAME_WHEN_RESUMED += ("images", "schedule_sampler")
 TRAINED_ON = "train"  # in a folder: the file before whose SUFFIX data.provenance says which images were trained on
 
 
-def add_model_flags(group):
+def add_model_flags(group: argparse._ArgumentGroup) -> None:
     """Adds a flag for each of MODEL_FLAGS to a parser's group."""
     for name, (default, kind, text) in MODEL_FLAGS.items():
         choices = kind if isinstance(kind, tuple) else None
@@ -52,7 +59,7 @@ def add_model_flags(group):
         group.add_argument(f"--{name}", type=kind, choices=choices, default=default, help=text)
 
 
-def ema_rates(text, flag):
+def ema_rates(text: str, flag: str) -> list[float]:
     """ "0.999,0.9999" -> [0.999, 0.9999], fractions of the old average that an update keeps; InputError names flag."""
     try:
         rates = [float(rate) for rate in text.split(",")]
@@ -63,13 +70,18 @@ def ema_rates(text, flag):
     return rates
 
 
-def same_when_resumed(settings):
+def same_when_resumed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """SAME_WHEN_RESUMED of {name: value} of a run, as `Provenance.settings`."""
-    found = {name: settings.get(name) for name in SAME_WHEN_RESUMED}
-    return {name: str(value) if isinstance(value, list) else value for name, value in found.items()}
+    same = {}
+    for name in SAME_WHEN_RESUMED:
+        value = settings.get(name)
+        same[name] = str(value) if isinstance(value, list) else value
+    return same
 
 
-def record_of(encoder, listing, indices, settings):
+def record_of(
+    encoder: "Encoder", listing: ImageListing, indices: np.ndarray, settings: Mapping[str, Any]
+) -> Provenance:
     """The Provenance of an RCDM. encoder: Encoder. listing, indices: its images. settings: {name: value} of the run."""
     return Provenance(
         models={"encoder": encoder.record},
@@ -79,7 +91,9 @@ def record_of(encoder, listing, indices, settings):
     )
 
 
-def check_resumed(record, training, folder, settings):
+def check_resumed(
+    record: Provenance, training: Mapping[str, Any], folder: str | Path, settings: Mapping[str, Any]
+) -> list[str]:
     """Notes; InputError for the first thing that `folder` was made from and this run, of this record, is not.
 
     training: what its opt{step}.pt says. settings: {name: value} of this run.
@@ -99,15 +113,15 @@ class Encoder:
     layers: whose outputs, side by side, are the representation. resolution: r, pixels.
     """
 
-    def __init__(self, network, layers, resolution, device):
+    def __init__(self, network: Network, layers: list[str], resolution: int, device: torch.device) -> None:
         self.layers, self.record = layers, ModelRecord.of(network, resolution)
         self.network, self.width = network.to(device), sum(map(network.width, layers))
 
     @torch.no_grad()
-    def __call__(self, images):
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return torch.cat(list(self.network.embed_layers(images, self.layers).values()), dim=1).float()
 
-    def trained_on(self, listing, indices, source):
+    def trained_on(self, listing: ImageListing, indices: np.ndarray, source: str) -> list[str]:
         """Warnings (list of str) about images that it was trained on: an RCDM must not see what it may reveal.
 
         listing, indices: the RCDM's images. source: flag and path of the encoder.
@@ -123,7 +137,9 @@ class Encoder:
 
 
 @torch.no_grad()
-def update_averages(averages, network, skipped=None):
+def update_averages(
+    averages: dict[float, dict[str, torch.Tensor]], network: torch.nn.Module, skipped: torch.Tensor | None = None
+) -> None:
     """Moves {rate: state dict} towards the network's weights, in place; skipped: a scalar, where it is 1 by nothing."""
     weights = network.state_dict()
     for rate, average in averages.items():
@@ -138,11 +154,11 @@ class Batches:
     them for every process.
     """
 
-    def __init__(self, n, batch_size, seed, step):
+    def __init__(self, n: int, batch_size: int, seed: int, step: int) -> None:
         self.n, self.batch_size, self.seed, self.step = n, batch_size, seed, step
 
-    def __iter__(self):
-        epoch, order = None, None
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, np.empty(0, np.int64)
         for step in itertools.count(self.step):
             start = (step * world_size() + rank()) * self.batch_size
             batch = []
@@ -157,22 +173,22 @@ class Batches:
 class StepFiles:
     """The files of the steps of a training in `folder`."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def model(self, step):
+    def model(self, step: int) -> Path:
         return self.folder / f"model{step:06d}.pt"
 
-    def average(self, rate, step):
+    def average(self, rate: float, step: int) -> Path:
         return self.folder / f"ema_{rate}_{step:06d}.pt"
 
-    def optimizer(self, step):
+    def optimizer(self, step: int) -> Path:
         return self.folder / f"opt{step:06d}.pt"
 
-    def samples(self, step):
+    def samples(self, step: int) -> Path:
         return self.folder / f"samples{step:06d}.png"
 
-    def last_complete(self, rates, flag):
+    def last_complete(self, rates: Sequence[float], flag: str) -> int | None:
         """The last step that has all its files, or None. InputError, naming the flag of the averages' rates, if all
         steps lack the same averages."""
         matches = (re.fullmatch(r"opt(\d+)\.pt", path.name) for path in self.folder.glob("opt*.pt"))
@@ -188,7 +204,7 @@ class StepFiles:
             )
         return None
 
-    def refuse_others(self, step, flag):
+    def refuse_others(self, step: int, flag: str) -> None:
         """InputError, naming the flag of the folder, for files of later steps there that no run of ours has written."""
         if (self.folder / "params.json").is_file():  # written before the first step is
             return
@@ -201,7 +217,7 @@ class StepFiles:
                 )
 
     @staticmethod
-    def step_of(path):
+    def step_of(path: str | Path) -> int:
         """The step in the name of model012345.pt; 0 where there is none, as for weights somebody published."""
         match = re.fullmatch(r"model(\d+)\.pt", Path(path).name)
         return int(match[1]) if match else 0
@@ -211,14 +227,16 @@ class _Stopped(Exception):
     """Raised between two steps of sampling, when this process was asked to stop."""
 
 
-def shared_samples(process, unet, representations, side, stop):
+def shared_samples(
+    process: Diffusion, unet: torch.nn.Module, representations: torch.Tensor, side: int, stop: StopSignal
+) -> torch.Tensor | None:
     """One sample from each representation, float32 (n, 3, side, side) on the CPU; the processes share the work.
 
     process: Diffusion. representations: float (n, width), the same in all processes. The noise of sample i has seed i.
-    stop: launch.StopSignal; None is returned if any process was asked to stop meanwhile.
+    None is returned if any process was asked to stop meanwhile.
     """
 
-    def go_on(_):
+    def check_stop(count: int) -> None:
         if stop.received is not None:
             raise _Stopped
 
@@ -226,7 +244,7 @@ def shared_samples(process, unet, representations, side, stop):
     own, samples = list(range(n)[rank() :: world_size()]), torch.zeros(n, 3, side, side, device=device)
     try:
         if own:  # there may be more processes than samples
-            samples[own] = process.sample(unet, representations[own], side, own, on_progress=go_on)
+            samples[own] = process.sample(unet, representations[own], side, own, on_progress=check_stop)
     except _Stopped:
         pass  # the others may not know yet: all ask below
     if any_process([stop.received is not None], device)[0]:

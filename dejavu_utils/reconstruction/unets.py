@@ -1,17 +1,20 @@
 """The two U-Nets of RCDM: the published package's, and one like it of diffusers."""
 
 import importlib.util
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from dejavu_utils.errors import InputError
 
+Flags = Mapping[str, Any]  # the model flags of the command line, {name: value}
 BACKENDS = ("rcdm", "diffusers")
 _DEFAULT_MULTIPLIERS = {64: "1,2,3,4", 128: "1,1,2,3,4", 256: "1,1,2,2,4,4"}
 
 
-def choose_backend(name):
+def choose_backend(name: str) -> str:
     """rcdm or diffusers; auto is rcdm where the package can be imported, else diffusers. InputError if it is absent."""
     packages = {"rcdm": "guided_diffusion_rcdm", "diffusers": "diffusers"}
     if name == "auto":
@@ -25,7 +28,7 @@ def choose_backend(name):
     return name
 
 
-def channel_multipliers(flags):
+def channel_multipliers(flags: Flags) -> list[int]:
     """[1, 1, 2, 3, 4] of --channel_mult, or the package's default for the image side. InputError if neither fits."""
     side = flags["image_size"]
     text = flags["channel_mult"] or _DEFAULT_MULTIPLIERS.get(side)
@@ -37,17 +40,16 @@ def channel_multipliers(flags):
     return multipliers
 
 
-def attention_levels(flags):
+def attention_levels(flags: Flags) -> list[int]:
     """Levels of the U-Net (0: full resolution) that have attention. InputError for what is no list of sides."""
     sides = [flags["image_size"] >> level for level in range(len(channel_multipliers(flags)))]
     text = flags["attention_resolutions"]
     # Published flags name more sides than a smaller model has; those have no effect, as in the package.
-    return [
-        sides.index(side) for side in (_whole_numbers("attention_resolutions", text) if text else []) if side in sides
-    ]
+    named = _whole_numbers("attention_resolutions", text) if text else []
+    return [sides.index(side) for side in named if side in sides]
 
 
-def _whole_numbers(flag, text):
+def _whole_numbers(flag: str, text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
@@ -57,10 +59,10 @@ def _whole_numbers(flag, text):
     return numbers
 
 
-def build_unet(backend, flags, width):
+def build_unet(backend: str, flags: Flags, width: int) -> nn.Module:
     """The U-Net, called as unet(x (n, 3, s, s), steps (n,), feat=representation (n, width)) -> (n, 3 or 6, s, s).
 
-    backend: one of BACKENDS. flags: the model flags of the command line, as a dict. Weights are float32 (mixed
+    backend: one of BACKENDS. Weights are float32 (mixed
     precision is autocast's work), drawn from PyTorch's global generator. InputError for flags that do not fit together.
     """
     multipliers = channel_multipliers(flags)
@@ -73,11 +75,10 @@ def build_unet(backend, flags, width):
         ) from None
 
 
-def _rcdm_unet(flags, multipliers, width):
-    if not hasattr(
-        torch._C, "has_mkldnn"
-    ):  # the package imports the name, which PyTorch 2.1 dropped, and never uses it
-        torch._C.has_mkldnn = torch.backends.mkldnn.is_available()
+def _rcdm_unet(flags: Flags, multipliers: list[int], width: int) -> nn.Module:
+    # The package imports this name, which PyTorch 2.1 dropped, and never uses it.
+    if not hasattr(torch._C, "has_mkldnn"):
+        setattr(torch._C, "has_mkldnn", torch.backends.mkldnn.is_available())  # noqa: B010 (mypy knows no such name)
     from guided_diffusion_rcdm.script_util import create_model
 
     if flags["num_channels"] % 32:
@@ -99,7 +100,7 @@ def _rcdm_unet(flags, multipliers, width):
 class _DiffusersUNet(nn.Module):
     """diffusers' UNet2DModel as ADM has it: scale-shift normalization, zero at the end of every residual branch."""
 
-    def __init__(self, flags, multipliers, width):
+    def __init__(self, flags: Flags, multipliers: list[int], width: int) -> None:
         super().__init__()
         from diffusers import UNet2DModel
         from diffusers.models.attention_processor import Attention
@@ -113,7 +114,7 @@ class _DiffusersUNet(nn.Module):
         updown = flags["resblock_updown"]
         plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if updown else ("DownBlock2D", "UpBlock2D")
         levels = range(len(multipliers))
-        self.unet = UNet2DModel(
+        self.unet: Any = UNet2DModel(
             sample_size=flags["image_size"],
             out_channels=6 if flags["learn_sigma"] else 3,
             down_block_types=tuple("AttnDownBlock2D" if i in attention else plain[0] for i in levels),
@@ -139,11 +140,11 @@ class _DiffusersUNet(nn.Module):
                 _zero(module.conv2)
         _zero(self.unet.conv_out)
 
-    def forward(self, x, steps, feat):
+    def forward(self, x: torch.Tensor, steps: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
         return self.unet(x, steps, class_labels=self.embedding(feat), return_dict=False)[0]
 
 
-def _set_heads(attention, flags, upsampling):
+def _set_heads(attention: Any, flags: Flags, upsampling: bool) -> None:
     """As many heads as the flags say. ValueError if they do not share the channels evenly."""
     if flags["num_head_channels"] > 0:
         heads, rest = divmod(attention.inner_dim, flags["num_head_channels"])
@@ -156,6 +157,6 @@ def _set_heads(attention, flags, upsampling):
     attention.scale = (attention.inner_dim // heads) ** -0.5
 
 
-def _zero(layer):
+def _zero(layer: Any) -> None:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
