@@ -8,6 +8,7 @@ folder of that attack, as A=FOLDER or B=FOLDER; prints the table and writes it t
         A=demo/seed0/simclr_600epochs/one_model_sweeps/NN_attk_simclr_50pc_600ep_A
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from dejavu_utils.analysis.intervals import Estimate, mean_of_estimates
 from dejavu_utils.analysis.one_model import spread_of, widened
 from dejavu_utils.analysis.report import figure_in_words
 from dejavu_utils.analysis.tables import bounds, part_statistics
+from dejavu_utils.attack.target_reference import ONE
 from dejavu_utils.cli import Parser, existing_file, expanded, run
+from dejavu_utils.data.provenance import Provenance, first_difference_in_words
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
 from dejavu_utils.log import print_table
@@ -29,7 +32,7 @@ COLUMNS = ("two_models", "one_model", "one_minus_two", "delta", "score_minus_del
 HEADS = dict(zip((*COLUMNS, "tied"), ("two models", "one model", "one - two", "delta", "score - delta", "tied images")))
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("attacks", nargs="+", metavar="MODEL=FOLDER", help="attacks with --model_oss_pth, by model")
     parser.add_argument("--two_models", type=expanded, required=True, help="folder of the attack on both models")
@@ -38,13 +41,13 @@ def parse_args(argv=None):
         "--tied",
         type=expanded,
         help="tied.csv of make_demo_dataset.py --correlation: the known accuracy is that of a model that reads "
-        "backgrounds, and the score of the tied images, which must be 0, is another column",
+        "backgrounds, and the score of the tied images, expected to be 0, is another column",
     )
     parser.add_argument("--save_path", type=expanded, required=True, help="csv of the same figures, unrounded")
     return parser.parse_args(argv)
 
 
-def main():
+def main() -> None:
     args = parse_args()
     two_models = Path(args.two_models)
     rows = {}
@@ -77,12 +80,15 @@ def compared(
 ) -> dict[str, Estimate]:
     """{name of COLUMNS, "tied" and "truth": estimate} of a model; the truth is what it knows beyond its backgrounds.
 
-    tied: file that says whose backgrounds tell the class; of the others they tell nothing.
+    tied: file of the images whose background predicts the class; the other backgrounds carry no information.
     """
     two, one = results_of(two_models), results_of(one_model)
     figures = one.both.one_model
     if figures is None or figures.delta is None or figures.score_minus_delta is None:
         raise InputError(f"{one_model}: holds no delta; attack with --unseen_idx_pth")
+    difference = difference_of_attacks(model, two, one)
+    if difference:
+        raise InputError(f"{one_model}: {difference}: other than --two_models {two_models}; attack again with the same")
     twins = two.of(model).top_1.accuracy["100"]
     row = {
         "two_models": twins.score,
@@ -103,6 +109,16 @@ def results_of(folder: Path) -> AttackResults:
     if results is None:
         raise InputError(f"{folder / RESULTS}: no such file; label_inference_attack.py writes it")
     return results
+
+
+def difference_of_attacks(model: str, two: AttackResults, one: AttackResults) -> str | None:
+    """The first difference of what the two attacks were made from, beside the images attacked, in words; None where
+    they agree, or where one has no record."""
+    of_two, of_one = Provenance.from_plain(two.made_from), Provenance.from_plain(one.made_from)
+    if of_two is None or of_one is None:
+        return None
+    same_name = of_one.of_model(ONE, model), of_two.of_model(model, model)
+    return first_difference_in_words("one_model", *same_name)
 
 
 def paired_difference(model: str, two_models: Path, one_model: Path, results: AttackResults) -> Estimate:

@@ -49,6 +49,7 @@ NOT_NOTICED = {
     "params": {"model"},
     "corner_crop_frac": {"model", "crop rule"},
     "runs": {"model", "index file", "public set"},
+    "one_model": {"index file"},
     "table": {"model", "index file"},
 }
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 class LevelResults:
     """Accuracies among the most confident examples, mean of the attacked sets."""
 
-    target: Estimate = entry("accuracy of the model that was trained on the attacked set; null where no example is")
+    target: Estimate = entry("accuracy of the model that was trained on the attacked set; null without examples")
     reference: Estimate = entry("accuracy of the model that was not, or of the classifiers in its place")
     score: Estimate = entry("déjà vu score: target - reference accuracy")
     chance: float = entry("mean reference accuracy of the same predictions under permuted labels", default=math.nan)

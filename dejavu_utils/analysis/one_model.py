@@ -1,7 +1,7 @@
 """The test of one model: score against reference classifiers, beside the same on images that the model never saw.
 
 Method: Kokhlikyan et al. 2024 (arXiv 2504.05651). The score is the model's accuracy minus that of classifiers that
-guess the object from the background crop; delta is the same difference on images that the model never saw, where
+predict the object from the background crop; delta is the same difference on images that the model never saw, where
 nothing can be memorized: what the two readers of one background differ by. Score - delta is free of it.
 """
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import MemorizationConfidence, OneModelResults
-from dejavu_utils.analysis.intervals import Estimate, difference, t_half_width
+from dejavu_utils.analysis.intervals import Estimate, difference, fraction_of, t_half_width
 from dejavu_utils.naming import SETS
 
 LEAST_SEEDS = 3  # from which a spread is taken
@@ -57,7 +57,7 @@ def entropy_of_votes(probabilities: np.ndarray, votes: int, points: int = 8192) 
 
     probabilities: float (n, classes). A class of probability p adds the mean of -v log v over v = Binomial(votes, p) /
     votes, a polynomial in p, which is tabulated in sqrt(p) at `points` places. A histogram of few votes over many
-    classes has less entropy than what it is drawn from: that alone is no memory.
+    classes has less entropy than what it is drawn from, without any memorization.
     """
     grid = np.linspace(0, 1, points) ** 2
     inside = grid[1:-1]  # a class of probability 0 or 1 adds no entropy; nor do all votes, or none
@@ -130,15 +130,20 @@ class _Comparison:
         return widened(difference(self.estimate, other.estimate), spreads, -2.0, 2.0)
 
 
+def _row_means(values: np.ndarray) -> np.ndarray:
+    """float64 (classifiers,) of (classifiers, n); NaN for n = 0."""
+    return fraction_of(values.sum(axis=1), values.shape[1])
+
+
 def _by_accuracy(sets: Sequence[ClassifierComparison]) -> _Comparison:
     score = mem.summarize([judged.attack for judged in sets], 1).score
-    return _Comparison(score, [judged.correct.mean(axis=1) for judged in sets])
+    return _Comparison(score, [_row_means(judged.correct) for judged in sets])
 
 
 def _by_margin(sets: Sequence[ClassifierComparison]) -> _Comparison:
     votes = mem.summarize_votes([judged.attack for judged in sets])
     assert votes is not None  # classifiers have probabilities, and the model's vote shares were asked for
-    return _Comparison(votes.margin, [judged.shares.mean(axis=1) for judged in sets])
+    return _Comparison(votes.margin, [_row_means(judged.shares) for judged in sets])
 
 
 def one_model_statistics(

@@ -2,9 +2,9 @@
 
 Only the queries, one block and the k best so far are held, so that the public set never has to be in memory.
 
-float32 matrix products find candidates, k and some more per block; the distances of all that may be among the k
-nearest are then computed from the differences of the coordinates, in float64. The products alone, |q|^2 + |x|^2 - 2 qx,
-lose the distances within a cluster that is small beside its distance from the mean.
+float32 matrix products find candidates, k and some more per block. The distances of the candidates that can be among
+the k nearest are then computed from the differences of the coordinates, in float64. The products alone, |q|^2 + |x|^2 -
+2 qx, lose the distances within a cluster that is small beside its distance from the mean.
 """
 
 import importlib.util

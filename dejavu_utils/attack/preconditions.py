@@ -3,7 +3,7 @@ for what may."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,13 @@ from dejavu_utils.networks.embedder import LOGITS
 # Settings in which the two trainings may differ: they do not change what a model could learn.
 MAY_DIFFER = ("data.", "logging.", "dist.", "validation.", "training.eval_", "training.train_probes_only")
 MAY_DIFFER += ("training.compile",)
+
+
+class IndexSet(NamedTuple):
+    """A set of images, and the flag that named it. indices: int64 (n,), positions in the ImageListing."""
+
+    flag: str
+    indices: np.ndarray
 
 
 @dataclass
@@ -40,7 +47,7 @@ class Origin:
         return cls(weights, about["epoch"], about["settings"], images)
 
 
-def check_disjoint(sets: Mapping[str, tuple[str, np.ndarray]], public: tuple[str, np.ndarray]) -> None:
+def check_disjoint(sets: Mapping[str, IndexSet], public: IndexSet) -> None:
     """InputError unless the sets of images are disjoint, and hold any. sets: {set: (flag that named it, int64 (n,))}.
     public: (flag, indices)."""
     listed = [*sets.values(), public]
@@ -82,7 +89,7 @@ def check_number_of_classes(network: Network, source: str, listing: ImageListing
         )
 
 
-def class_warnings(listing: ImageListing, sets: Mapping[str, tuple[str, np.ndarray]], public: np.ndarray) -> list[str]:
+def class_warnings(listing: ImageListing, sets: Mapping[str, IndexSet], public: np.ndarray) -> list[str]:
     """Warnings about classes that no neighbor can have, and about folders named by numbers that sort as text.
 
     sets: {set: (flag, int64 (n,) image indices)}. public: int64 (p,).
@@ -137,7 +144,7 @@ def check_models(origins: dict[str, Origin], sources: dict[str, str]) -> list[st
     """
     a, b = origins["A"], origins["B"]
     if len({text.partition(" ")[2] for text in sources.values()}) == 1:  # on purpose: a check, or a look at one model
-        return [f"{sources['B']}: is model A's checkpoint too: the score must be 0, whatever the model memorized"]
+        return [f"{sources['B']}: is model A's checkpoint too: the score is 0, whatever the model memorized"]
     if a.weights == b.weights:
         raise InputError(f"{sources['B']}: holds the same weights as {sources['A']}; name the two models' checkpoints")
     if a.images and b.images and a.images.digest == b.images.digest:
@@ -164,8 +171,8 @@ def check_models(origins: dict[str, Origin], sources: dict[str, str]) -> list[st
 def check_training_sets(
     origins: dict[str, Origin],
     sources: dict[str, str],
-    sets: Mapping[str, tuple[str, np.ndarray]],
-    public: tuple[str, np.ndarray],
+    sets: Mapping[str, IndexSet],
+    public: IndexSet,
     listing: ImageListing,
 ) -> list[str]:
     """Warnings; InputError if an attacked or public image was, or was not, trained on against what the test needs.
@@ -208,7 +215,7 @@ def copied_elsewhere(
     index_path: str | None,
     networks: dict[str, Network],
     reference: dict[str, list[str]],
-    sets: Mapping[str, tuple[str, np.ndarray]],
+    sets: Mapping[str, IndexSet],
     public: np.ndarray,
     listing: ImageListing,
 ) -> dict[str, np.ndarray] | None:

@@ -9,7 +9,7 @@ the number of processes nor on where a search was interrupted.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -99,11 +99,12 @@ def ceiling_images(listing: ImageListing, public: np.ndarray, skip_unreadable: b
 @dataclass
 class SearchResult:
     """What a search gives. rows: int64 (m,), the crops that could be read. arrays: {key: neighbors int64 (m, k),
-    positions in the public set; or scores float32 (m, classes)}. unreadable: public images that could not be read."""
+    positions in the public set; or scores float32 (m, classes)}. unreadable: positions of the public images that could
+    not be read, sorted."""
 
     rows: np.ndarray
     arrays: dict[Key, np.ndarray]
-    unreadable: int = 0
+    unreadable: list[int] = field(default_factory=list)
 
 
 def nearest_public(
@@ -142,11 +143,11 @@ def nearest_public(
         own.join(name)
     if sorted(own.shards) != [name for name, _, _ in shards]:
         raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and rerun the attack")
-    readable = len(public) - own.unreadable
+    readable = len(public) - len(own.unreadable)
     if readable < k:
         raise InputError(f"--k {k}: only {readable} images of the public set could be read")
     neighbors = {key: search.result() for key, search in searches.items()}
-    return SearchResult(rows, {**neighbors, **scores}, own.unreadable)
+    return SearchResult(rows, {**neighbors, **scores}, sorted(own.unreadable))
 
 
 def _search_for(embedder: Embedder, key: Key, queries: np.ndarray, k: int) -> NeighborSearch:
@@ -178,32 +179,34 @@ def _search_block(embedder: Embedder, public: ImageSet, block: list[Shard], own:
         name_of = array_key(key)
         embeddings = [pieces.load(name, name_of)[name_of] for name, _, _ in block]
         search.add(np.concatenate(embeddings), rows)
-    own.add(block, len(rows))
+    own.add(block, rows)
 
 
 class _SavedBest:
     """The nearest so far of all searches, with the shards that they come from, saved among the pieces as `name`.
 
-    Saving takes at most _SAVING_FRACTION of the time. shards: names. unreadable: images of them that could not be read.
+    Saving takes at most _SAVING_FRACTION of the time. shards: names. unreadable: positions
+    of their images that could not be read.
     """
 
     def __init__(self, pieces: ShardStore, searches: Searches, name: str) -> None:
         self.pieces, self.searches, self.name = pieces, searches, name
         self.shards: list[str] = []
-        self.unreadable = 0
+        self.unreadable: list[int] = []
         self._saved_at, self._duration = time.monotonic(), 0.0
 
-    def add(self, block: list[Shard], readable: int) -> None:
-        """Shards that were searched."""
+    def add(self, block: list[Shard], readable: np.ndarray) -> None:
+        """Shards that were searched. readable: int64 (m,), positions of their images that could be read."""
         self.shards += [name for name, _, _ in block]
-        self.unreadable += count_images(block) - readable
+        positions = np.concatenate([np.arange(start, stop) for _, start, stop in block])
+        self.unreadable += np.setdiff1d(positions, readable).tolist()
         if time.monotonic() - self._saved_at > self._duration / _SAVING_FRACTION:
             self.save()
 
     def save(self) -> None:
         """Saves the neighbors, then removes the embeddings that they stand for."""
         started = time.monotonic()
-        arrays = {"shards": np.array(self.shards, str), "unreadable": np.array(self.unreadable)}
+        arrays = {"shards": np.array(self.shards, str), "unreadable": np.array(self.unreadable, np.int64)}
         for key, search in self.searches.items():
             arrays[f"{array_key(key)}|distances"], arrays[f"{array_key(key)}|positions"] = search.best
         self.pieces.save(self.name, **arrays)
@@ -218,7 +221,15 @@ class _SavedBest:
         for key, search in self.searches.items():
             search.merge(piece[f"{array_key(key)}|distances"], piece[f"{array_key(key)}|positions"])
         self.shards += piece["shards"].tolist()
-        self.unreadable += int(piece["unreadable"])
+        self.unreadable += piece["unreadable"].tolist()
+
+
+def unreadable_in_words(listing: ImageListing, indices: np.ndarray) -> str:
+    """Names of public images that --skip_unreadable left out, at most ten. indices: int64 (n,), n > 0."""
+    names = [listing.text(index) for index in indices[:10]]
+    if len(indices) > len(names):
+        names.append("...")
+    return f"{len(indices)} public images could not be read and were left out: {', '.join(names)}"
 
 
 def block_rows(width: int) -> int:

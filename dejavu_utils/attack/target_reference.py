@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dejavu_utils.attack.preconditions import Origin, of_another_folder, without_record
+from dejavu_utils.attack.preconditions import IndexSet, Origin, of_another_folder, without_record
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
@@ -23,8 +23,9 @@ UNSEEN = {"A": "unseen_A", "B": "unseen_B"}  # images that the only model never 
 
 @dataclass
 class TargetReference:
-    """The networks by their part. target: {set: name of the network}. reference, half: {set: names}, of a twin, or of
-    classifiers of which each was trained with another seed; half: on half of the crops. classifiers: are they such?"""
+    """The networks by their part. target: {set: name of the network}. reference: {set: names}, of a twin, or of
+    classifiers that were trained with different seeds. half: {set: names} of such on half of the crops. classifiers:
+    are the references classifiers?"""
 
     target: dict[str, str]
     reference: dict[str, list[str]]
@@ -106,8 +107,8 @@ def check_one_model(
     origins: dict[str, Origin],
     sources: dict[str, str],
     comparison: TargetReference,
-    sets: Mapping[str, tuple[str, np.ndarray]],
-    public: tuple[str, np.ndarray],
+    sets: Mapping[str, IndexSet],
+    public: IndexSet,
     listing: ImageListing,
 ) -> list[str]:
     """Warnings about what the only model and the classifiers were trained on; InputError where it spoils the test.
@@ -116,6 +117,7 @@ def check_one_model(
     listing: that all are positions in.
     """
     warnings = []
+    _check_distinct(origins, sources, comparison)
     for name, origin in origins.items():
         if origin.images is None:
             if name == ONE:
@@ -145,7 +147,20 @@ def check_one_model(
     return warnings
 
 
-def _check_seen(trained: np.ndarray, source: str, sets: Mapping[str, tuple[str, np.ndarray]]) -> None:
+def _check_distinct(origins: dict[str, Origin], sources: dict[str, str], comparison: TargetReference) -> None:
+    """InputError where two classifiers that judge a set are the same one: their spread would be too small."""
+    for name in SETS:
+        names = [*comparison.reference[name], *comparison.half.get(name, [])]
+        first_with: dict[str, str] = {}
+        for classifier in names:
+            first = first_with.setdefault(origins[classifier].weights, classifier)
+            if first != classifier:
+                raise InputError(
+                    f"{sources[classifier]}: holds the same weights as {sources[first]}; name each classifier once"
+                )
+
+
+def _check_seen(trained: np.ndarray, source: str, sets: Mapping[str, IndexSet]) -> None:
     """The only model must have seen the attacked images, and none of the unseen ones."""
     for name, (flag, indices) in sets.items():
         seen = int(np.isin(indices, trained).sum())

@@ -49,6 +49,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "params": _OTHER_MODELS,
     "corner_crop_frac": (*_OTHER_MODELS, "crops.*"),
     "runs": (*_OTHER_MODELS, *_OTHER_SETS, "public"),
+    "one_model": ("sets.*", "crops.digest", "files"),  # of one of an attack's models against the test of it alone
     "table": (*_OTHER_MODELS, *_OTHER_SETS, "votes.layer"),
 }
 _WORDS = {"images": "image folder", "public": "public set", "files": "image files", "formats": "version of the formats"}

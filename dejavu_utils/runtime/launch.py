@@ -141,16 +141,37 @@ class Resources:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def launch(function: Callable, args: argparse.Namespace, folder: tuple[str, str], cores: int, logs: str = "") -> None:
+@dataclass(frozen=True)
+class GpuChoice:
+    """Which GPU `init_from_args` takes: the flags of cli.add_launch_flags of the same names."""
+
+    ngpus: int
+    local: int
+    local_gpu: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "GpuChoice":
+        return cls(args.ngpus, args.local, args.local_gpu)
+
+
+def launch(
+    function: Callable,
+    args: argparse.Namespace,
+    folder: tuple[str, str],
+    cores: int,
+    logs: str = "",
+    given: object = None,
+) -> None:
     """Calls a script's function(args) here with --local 1, else submits it as a job and prints the job's id.
 
     The function is called in each of several processes if that is asked for, and finds the others with
     `init_from_args`. args:
     the Namespace of a parser with cli.add_launch_flags. folder: (its path, the flag that names it); this run alone
-    writes into it. cores: per process. logs: the folder below it for submitit's files.
+    writes into it. cores: per process. logs: the folder below it for submitit's files. given: what the function is
+    called with instead of args.
     """
     path, flag = Path(folder[0]), folder[1]
-    job = ScriptJob(function, args, (path / LOCK_FILE, flag))
+    job = ScriptJob(function, args if given is None else given, (path / LOCK_FILE, flag))
     if args.local:
         return start_here(job, min(args.ngpus, torch.cuda.device_count()) or max(1, args.world_size))
     resources = Resources.of(args, cores)
@@ -158,7 +179,7 @@ def launch(function: Callable, args: argparse.Namespace, folder: tuple[str, str]
     print(submit(job, path, resources, "--local 1", logs))
 
 
-def init_from_args(args: argparse.Namespace, port: int = 0, long_waits: bool = False) -> torch.device:
+def init_from_args(args: argparse.Namespace | GpuChoice, port: int = 0, long_waits: bool = False) -> torch.device:
     """`init_distributed` for a function that was called with cli.add_launch_flags' args; this process's device."""
     gpu = None if not args.ngpus else args.local_gpu if args.local else 0
     return init_distributed(port, gpu, long_waits, "--local_gpu")

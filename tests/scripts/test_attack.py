@@ -11,6 +11,7 @@ from helpers import ABSENT, assert_one_line_error, draw_tree, flags, ok, read_js
 from PIL import Image
 from torchvision import transforms
 
+import label_inference_attack
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import read_attack
 from dejavu_utils.attack import search
@@ -23,7 +24,7 @@ from dejavu_utils.networks.embedder import Embedder
 from dejavu_utils.runtime import resumable as unfinished
 from dejavu_utils.runtime.devices import set_ieee_fp32
 
-# Planted answers: embeddings that tell the class in a known share of the examples.
+# Planted answers: embeddings that predict the class in a known share of the examples.
 
 
 def planted_sets(rng, n, classes, memorized, correlated, width=16, k=20):
@@ -173,6 +174,14 @@ def test_files_hold_the_nearest_public_images(data, tmp_path, layer, attacked):
             np.testing.assert_array_equal(saved["neighb_labels"], listing.labels[expected])
 
 
+@pytest.mark.parametrize(
+    "words, votes", [([], 100), (["--k", "10"], 10), (["--k", "200"], 100), (["--k_attk", "0"], 0)]
+)
+def test_as_many_neighbors_vote_as_there_are(words, votes):
+    needed = ["--output_dir", "x", "--public_idx_pth", "x", "--imgnet_train_pth", "x"]
+    assert label_inference_attack.parse_args([*needed, *words]).k_attk == votes
+
+
 def test_results_and_tables_agree_with_the_files(data, tmp_path):
     result = ok(attack(data, tmp_path))
     results = read_json(tmp_path / "results.json")
@@ -182,7 +191,7 @@ def test_results_and_tables_agree_with_the_files(data, tmp_path):
     summary = mem.summarize([sets["A"].attack, sets["B"].attack], 1)
     top_1 = results["both"]["top_1"]
     for name in ("target", "reference", "score"):
-        assert top_1["accuracy"]["100"][name] == summary[name]
+        assert top_1["accuracy"]["100"][name] == vars(getattr(summary, name))
         assert set(top_1["accuracy"]) == {"5", "20", "100"}
     assert top_1["accuracy"]["5"]["target"]["value"] is None  # 5 % of 12 examples are none
     assert top_1["accuracy"]["100"]["chance"] == summary["chance"]
@@ -213,7 +222,7 @@ def test_one_model_twice_is_refused_or_named(data, tmp_path):
     results = read_json(tmp_path / "results.json")
     score = results["both"]["top_1"]["accuracy"]["100"]["score"]
     assert score["value"] == 0 and score["low"] < 0 < score["high"]
-    assert "the score must be 0" in results["warnings"][0]
+    assert "the score is 0" in results["warnings"][0]
 
 
 @pytest.mark.parametrize("switch", ["", "1"])
@@ -247,7 +256,8 @@ def test_supervised_logits_are_the_scores(data, tmp_path):
     [
         ({"model_A_pth": f"{ABSENT}.pth"}, [f"--model_A_pth {ABSENT}.pth: no such file"]),
         ({"model_A_pth": "A.npy"}, ["--model_A_pth", "not a checkpoint"]),
-        ({"imgnet_bbox_pth": None}, ["--imgnet_bbox_pth is needed"]),
+        ({"imgnet_bbox_pth": None}, ["--imgnet_bbox_pth is needed", "--use_corner_crop 1"]),
+        ({"imgnet_bbox_pth": "images"}, ["--imgnet_bbox_pth", "no XML", "without boxes, give --use_corner_crop 1"]),
         ({"mlp": "64-32"}, ["--mlp 64-32", "A.pth holds 32-16"]),
         ({"loss": "barlow"}, ["--loss barlow", "A.pth holds"]),
         ({"resnet50": ""}, ["--resnet50", "A.pth holds resnet18"]),
@@ -419,6 +429,7 @@ def test_unreadable_images_are_named_or_left_out(data, tmp_path):
     result = attack(data, tmp_path / "out", **changes)
     assert_one_line_error(result, listing.paths[attacked[2]], "--skip_unreadable")
     result = ok(attack(data, tmp_path / "out", skip_unreadable="", **changes))
+    assert f"1 public images could not be read and were left out: {listing.paths[public[3]]}" in result.stdout
     counts = read_json(tmp_path / "out" / "results.json")["counts"]
     assert (counts["public"], counts["public, unreadable image"]) == (11, 1)
     assert (counts["A"]["attacked"], counts["A"]["unreadable image"], counts["B"]["attacked"]) == (11, 1, 12)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import textwrap
 from unittest import mock
@@ -219,6 +220,16 @@ def test_without_a_record_it_is_said(data, tmp_path):
     assert "was trained on other crops (background, paper rule, above 10 px, boxes grown by 2)" in result.stdout
 
 
+def test_a_classifier_named_twice_is_refused(data, tmp_path):
+    """By contents: a copy of the file under another name, also among those of half of the crops."""
+    folder = data[0]
+    copy = shutil.copy(folder / "A0.pth", folder / "A_copy.pth")
+    same = [f"{copy}: holds the same weights as --reference_A_pth", "A0.pth", "name each classifier once"]
+    assert_one_line_error(attack(data, tmp_path, ("A0", "A_copy", "B0")), "--reference_A_pth", *same)
+    halves = {"half_reference_A_pth": copy, "half_reference_B_pth": folder / "B1.pth"}
+    assert_one_line_error(attack(data, tmp_path, ("A0", "B0"), **halves), "--half_reference_A_pth", *same)
+
+
 @pytest.mark.parametrize(
     "changes, texts",
     [
@@ -260,7 +271,7 @@ def planted(rng, n, target, reference, seeds=3, spread=0.0):
     top = np.full((n, 5), -1)
     top[:, 0] = guesses(target)
     model = Predictions(top, np.zeros(n), (top[:, 0] == labels).astype(float))
-    base = guesses(reference)  # classifiers of one recipe make much the same guesses
+    base = guesses(reference)  # classifiers of one recipe predict much the same
     logits = [
         3.0 * (np.where(rng.random(n) < spread, guesses(reference), base)[:, None] == np.arange(5))
         for _ in range(seeds)

@@ -137,7 +137,7 @@ def test_chance_is_the_mean_over_permuted_labels():
         above, tied = attack.reference.confidence > level, attack.reference.confidence == level
         part = above + tied * (int(0.6 * pct) - above.sum()) / tied.sum()
         guesses = attack.reference.top[:, :top_k]
-        # All pairs of an example's guess and another's label, each as much as both are chosen.
+        # All pairs of an example's prediction and another's label, each as much as both are chosen.
         hit = (guesses[:, None, :] == labels[None, :, None]).any(axis=2)
         expected = part @ hit @ part / part.sum() ** 2
         assert mem.summarize([attack], top_k, pct)["chance"] == pytest.approx(expected, abs=1e-12)
