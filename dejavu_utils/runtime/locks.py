@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ def locked(path: str | Path, flag: str, job: str | None = None, restart: int = 0
     if it is one. The lock is flock's, which ends with its process however that dies, on network file systems too;
     where those have no locks, nothing is locked. The file says who holds it. A requeued job does not wait for the lock
     of its own earlier run (a server may take minutes to see that a machine is gone). InputError if another run holds
-    it.
+    it. An unexpected exception in the block says where the finished pieces are.
     """
     path = Path(path)
     me = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "restart": restart}
@@ -37,6 +38,11 @@ def locked(path: str | Path, flag: str, job: str | None = None, restart: int = 0
         raise InputError(f"{flag} {path.parent}: cannot be written into ({error.strerror or error})") from None
     try:
         yield
+    except (InputError, OSError):  # cli.run has one line for these
+        raise
+    except Exception:  # its traceback follows
+        sys.stderr.write(f"{flag} {path.parent}: keeps what was saved; the same command resumes from it\n")
+        raise
     finally:
         if handle is not None:
             path.unlink(missing_ok=True)  # while it is held: `_lock` looks whether it got the file of this name

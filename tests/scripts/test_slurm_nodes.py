@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slurm
 __all__ = ["data"]  # a fixture
 STAGES = {**OTHERS, "sslmem.py": "--output_dir"}
 TWO = {"nodes": 2, "world_size": 1, "mem_gb": 1}
+OF_TRAINING = {f"dist__{name}": value for name, value in TWO.items()}
 
 
 @pytest.fixture(scope="module")
@@ -35,29 +36,39 @@ def node_of(process):
 
 
 @pytest.fixture(scope="module")
-def jobs(nodes, data):
-    """All stages submitted in one breath, and a training whose second node dies; {name: job's number}."""
-    two = {f"dist__{name}": value for name, value in TWO.items()}
-    found = {"whole": training(data, "vicreg_dssweep_300pc_A", **two)}
-    training(data, "vicreg_dssweep_300pc_B", **two)
-    for script in STAGES:
-        found[script] = submit(*stage(script, data, **TWO))
-    dying = found["dying"] = training(data, "dying", logging__checkpoint_freq=1, **two)
+def trainings(nodes, data):
+    """The numbers of two submitted trainings, of A and B."""
+    names = [f"vicreg_dssweep_300pc_{side}" for side in "AB"]
+    return [training(data, name, **OF_TRAINING) for name in names]
+
+
+@pytest.fixture(scope="module")
+def stages(trainings, data):
+    """All other stages, submitted while the trainings are in the queue; {script: number of the job that has ended}."""
+    numbers = {script: submit(*stage(script, data, **TWO)) for script in STAGES}
+    for number in numbers.values():
+        wait_for("end of the stages", lambda number=number: ended(number))
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def dying(nodes, data):
+    """The number of a training whose second node dies after the first epoch; it has ended."""
+    number = training(data, "dying", logging__checkpoint_freq=1, **OF_TRAINING)
 
     def held():
-        if "epoch 1/" not in log(dying):
+        if "epoch 1/" not in log(number):
             return None
-        for process in tasks(dying).values():
+        for process in tasks(number).values():
             os.kill(process, signal.SIGSTOP)
-        return tasks(dying)
+        return tasks(number)
 
     second = node_of(wait_for("first epoch", held)[1])
     on_node(nodes, "kill", second)
-    wait_for("requeue", lambda: job(dying)["Restarts"] == "1")
+    wait_for("requeue", lambda: job(number)["Restarts"] == "1")
     on_node(nodes, "revive", second)
-    for number in found.values():
-        wait_for("end of the jobs", lambda number=number: ended(number))
-    return found
+    wait_for("end of the training", lambda: ended(number))
+    return number
 
 
 def stage(script, data, **changes):
@@ -78,28 +89,11 @@ def weights(folder):
     return torch.load(folder / "final_weights.pt", weights_only=True)
 
 
-def test_a_training_on_two_nodes_ends_in_the_weights_of_two_processes_here(jobs, data, tmp_path):
-    assert job(jobs["whole"])["JobState"] == "COMPLETED", log(jobs["whole"], kind="err")
-    script, words = command("train_SSL.py", data, logging__folder=tmp_path, dist__use_submitit=0)
-    result = run_script(script, *words)
-    assert result.returncode == 0, result.stderr
-    ours, theirs = weights(tmp_path), weights(data / "logs" / "vicreg" / "vicreg_dssweep_300pc_A")
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def test_a_node_that_dies_does_not_change_the_weights(jobs, data):
-    assert job(jobs["dying"])["JobState"] == "COMPLETED", log(jobs["dying"], kind="err")
-    logs = data / "logs" / "vicreg"
-    ours, theirs = weights(logs / "dying"), weights(logs / "vicreg_dssweep_300pc_A")
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert "resumes after epoch" in log(jobs["dying"])
-
-
 @pytest.mark.parametrize("script", STAGES)
-def test_a_stage_on_two_nodes_gives_what_two_processes_give_here(jobs, data, tmp_path, script):
+def test_a_stage_on_two_nodes_gives_what_two_processes_give_here(stages, data, tmp_path, script):
     """Submitted with the trainings: it waited for them without a flag."""
-    about = job(jobs[script])
-    assert about["JobState"] == "COMPLETED", log(jobs[script], kind="err")
+    about = job(stages[script])
+    assert about["JobState"] == "COMPLETED" and about["NumNodes"] == "2"
     there = data / folder_of(script, data)
     name, words = stage(script, data, local=1, **{STAGES[script].strip("-"): tmp_path})
     result = run_script(name, *words)
@@ -114,7 +108,22 @@ def test_a_stage_on_two_nodes_gives_what_two_processes_give_here(jobs, data, tmp
         assert ours["counts"] == theirs["counts"] and ours.get("final") == theirs.get("final")
 
 
-def test_the_jobs_ran_on_both_nodes(jobs):
-    assert job(jobs["whole"])["NumNodes"] == "2"
-    for script in STAGES:
-        assert job(jobs[script])["NumNodes"] == "2"
+def test_a_training_on_two_nodes_ends_in_the_weights_of_two_processes_here(trainings, data, tmp_path):
+    whole = trainings[0]
+    wait_for("end of the training", lambda: ended(whole))
+    about = job(whole)
+    assert about["JobState"] == "COMPLETED" and about["NumNodes"] == "2", log(whole, kind="err")
+    script, words = command("train_SSL.py", data, logging__folder=tmp_path, dist__use_submitit=0)
+    result = run_script(script, *words)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = weights(tmp_path), weights(data / "logs" / "vicreg" / "vicreg_dssweep_300pc_A")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_node_that_dies_does_not_change_the_weights(trainings, dying, data):
+    assert job(dying)["JobState"] == "COMPLETED", log(dying, kind="err")
+    wait_for("end of the training", lambda: ended(trainings[0]))
+    logs = data / "logs" / "vicreg"
+    ours, theirs = weights(logs / "dying"), weights(logs / "vicreg_dssweep_300pc_A")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert "resumes after epoch" in log(dying)

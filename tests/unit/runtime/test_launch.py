@@ -14,6 +14,7 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.runtime import processes
 from dejavu_utils.runtime.devices import gpu_problem
 from dejavu_utils.runtime.launch import Resources, ScriptJob, submit
+from dejavu_utils.runtime.locks import locked
 from dejavu_utils.runtime.processes import StopSignal, init_distributed, start_here
 
 CPU = torch.device("cpu")
@@ -226,3 +227,15 @@ def test_a_host_name_that_does_not_resolve_is_named_at_once(monkeypatch):
     monkeypatch.setattr(processes, "_NAME_PATIENCE", 0)
     with pytest.raises(InputError, match=r"host name n1\.invalid of the first process \(port 29512\).*/etc/hosts"):
         processes._meet(1, 2, None)
+
+
+@pytest.mark.parametrize("error, said", [
+    (ZeroDivisionError, "--output_dir {}: keeps what was saved; the same command resumes from it\n"),
+    (InputError, ""),
+    (FileNotFoundError, ""),
+])  # fmt: skip
+def test_an_unexpected_exception_says_where_the_finished_pieces_are(tmp_path, capsys, error, said):
+    with pytest.raises(error), locked(tmp_path / ".lock", "--output_dir"):
+        raise error
+    assert capsys.readouterr().err == said.format(tmp_path)
+    assert not (tmp_path / ".lock").exists()
