@@ -5,6 +5,7 @@ Boxes and crops are (xmin, ymin, xmax, ymax) in pixels, the origin in the upper 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Box = tuple[int, int, int, int]  # xmin, ymin, xmax, ymax
 RULES = ("paper", "exact")
@@ -109,7 +110,7 @@ class CropRule:
     fraction: float = 0.3
 
     @classmethod
-    def of(cls, settings):
+    def of(cls, settings: dict[str, Any]) -> "CropRule":
         """The rule of an attack's settings, as in its results.json; older ones have no box_margin and scale_boxes."""
         if settings["use_corner_crop"]:
             return cls("corner", fraction=settings["corner_crop_frac"])

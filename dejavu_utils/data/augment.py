@@ -6,17 +6,22 @@ every image of a batch has its own parameters. Drawing is NumPy on the CPU, appl
 
 import functools
 import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dejavu_utils.imagenet import MEAN, STD
+from dejavu_utils.imagenet import MEAN, STD, Preprocessing
 from dejavu_utils.runtime.devices import to_device
 
 _CROP_TRIES = 10
 _ORDERS = np.array(list(itertools.permutations(range(4))))
+Drawn = tuple  # of one image: flip, jitter, order, factors, gray, solarize, sigma; as Parameters has them
+Factor = Any  # a number, or float (n, 1, 1, 1)
+Operation = Callable[..., torch.Tensor]  # images, factors -> images
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class View:
     """What is done to an image for one view. area: range of the crop's fraction of the image. side: of the crop after
     resizing, pixels; None: the resolution of the epoch."""
 
-    area: tuple = (0.08, 1.0)
-    aspect: tuple = (3 / 4, 4 / 3)
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     jitter: float = 0.8
     brightness: float = 0.4
@@ -43,36 +48,42 @@ SECOND_VIEW = View(solarize=0.2)
 SMALL_VIEW = View(area=(0.05, 0.4), side=96)  # DINO's local crops
 
 
-def crop_boxes(draws, sizes, view):
+def crop_boxes(draws: np.ndarray, sizes: Sequence[Sequence[int]] | np.ndarray, view: View) -> np.ndarray:
     """Random resized crops as torchvision draws them: int64 (n, 4) of xmin, ymin, xmax, ymax in pixels.
 
     draws: float64 (n, >= 22) in [0, 1). sizes: int (n, 2), height and width in pixels. The first of ten tries (area,
     log-uniform aspect) that fits is taken, else the largest centre crop within the aspect range.
     """
-    height, width = (np.asarray(sizes)[:, i, None].astype(np.float64) for i in (0, 1))
+    height, width = np.asarray(sizes).astype(np.float64).T[:, :, None]
     low, high = view.area
+    narrow, wide = view.aspect
     area = height * width * (low + (high - low) * draws[:, 0:_CROP_TRIES])
-    aspect = np.exp(np.log(view.aspect[0]) + np.log(view.aspect[1] / view.aspect[0]) * draws[:, _CROP_TRIES:20])
-    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    aspect = np.exp(np.log(narrow) + np.log(wide / narrow) * draws[:, _CROP_TRIES:20])
+    w = np.rint(np.sqrt(area * aspect))
+    h = np.rint(np.sqrt(area / aspect))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.argmax(axis=1)[:, None]
-    w, h = np.take_along_axis(w, first, 1), np.take_along_axis(h, first, 1)
-    x, y = np.floor(draws[:, 20:21] * (width - w + 1)), np.floor(draws[:, 21:22] * (height - h + 1))
+    w = np.take_along_axis(w, first, 1)
+    h = np.take_along_axis(h, first, 1)
+    x = np.floor(draws[:, 20:21] * (width - w + 1))
+    y = np.floor(draws[:, 21:22] * (height - h + 1))
     ratio = width / height
-    whole_w = np.where(ratio > view.aspect[1], np.rint(height * view.aspect[1]), width)
-    whole_h = np.where(ratio < view.aspect[0], np.rint(width / view.aspect[0]), height)
+    whole_w = np.where(ratio > wide, np.rint(height * wide), width)
+    whole_h = np.where(ratio < narrow, np.rint(width / narrow), height)
     none = ~fits.any(axis=1, keepdims=True)
-    w, h = np.where(none, whole_w, w), np.where(none, whole_h, h)
+    w = np.where(none, whole_w, w)
+    h = np.where(none, whole_h, h)
     x = np.where(none, (width - w) // 2, x)
     y = np.where(none, (height - h) // 2, y)
     return np.concatenate([x, y, x + w, y + h], axis=1).astype(np.int64)
 
 
-def center_boxes(sizes):
+def center_boxes(sizes: np.ndarray) -> np.ndarray:
     """Evaluation crops: the centred square of 224 / 256 of the short side, int64 (n, 4)."""
     sizes = np.asarray(sizes)
     side = np.maximum(1, (sizes.min(axis=1) * 224) // 256)
-    y, x = (sizes[:, 0] - side) // 2, (sizes[:, 1] - side) // 2
+    y = (sizes[:, 0] - side) // 2
+    x = (sizes[:, 1] - side) // 2
     return np.stack([x, y, x + side, y + side], axis=1).astype(np.int64)
 
 
@@ -90,34 +101,41 @@ class Parameters:
     solarize: torch.Tensor
     sigma: float | None
 
-    def __getitem__(self, rows):
+    def __getitem__(self, rows: slice) -> "Parameters":
         """The parameters of these rows of the batch; the blur stays the batch's."""
-        chosen = {name: value[rows] if torch.is_tensor(value) else value for name, value in vars(self).items()}
-        return Parameters(**chosen)
+        of_images = (self.flip, self.jitter, self.factors, self.order, self.gray, self.solarize)
+        return Parameters(*(values[rows] for values in of_images), self.sigma)
 
-    def rows(self):
+    def rows(self) -> Iterator[Drawn]:
         """Yields of each image (flip, jitter, order, factors, gray, solarize, sigma), as Python's numbers."""
         of_images = (self.flip, self.jitter, self.order, self.factors, self.gray, self.solarize)
         return zip(*(values.tolist() for values in of_images), itertools.repeat(self.sigma))
 
-    def operations(self):
+    def operations(self) -> list[tuple[Operation, np.ndarray, np.ndarray]]:
         """What is to be done before the normalization, in order: [(function, rows, factors)].
 
         function: of images and factors, float32 (m, 3, h, w) and (m, 1, 1, 1); it may overwrite the images. rows: int64
         (m,), the images it was drawn for, never none. factors: float32 (m,). NumPy, so that no device has to be asked
         which images were drawn.
         """
-        flip, jitter, order, factors = (v.numpy() for v in (self.flip, self.jitter, self.order, self.factors))
-        drawn = [(_flipped, np.flatnonzero(flip), 0)]
+        factors, order, jitter = self.factors.numpy(), self.order.numpy(), self.jitter.numpy()
+        operations: list[tuple[Operation, np.ndarray, np.ndarray]] = []
+
+        def add(function: Operation, mask: np.ndarray, index: int = 0) -> None:
+            rows = np.flatnonzero(mask)
+            if len(rows):
+                operations.append((function, rows, factors[rows, index]))
+
+        add(_flipped, self.flip.numpy())
         for place in range(4):
             for index, adjust in enumerate(_ADJUST):
-                drawn.append((adjust, np.flatnonzero(jitter & (order[:, place] == index)), index))
-        drawn += [(_grayed, np.flatnonzero(self.gray.numpy()), 0)]
-        drawn += [(_solarized, np.flatnonzero(self.solarize.numpy()), 0)]
-        return [(function, rows, factors[rows, index]) for function, rows, index in drawn if len(rows)]
+                add(adjust, jitter & (order[:, place] == index), index)
+        add(_grayed, self.gray.numpy())
+        add(_solarized, self.solarize.numpy())
+        return operations
 
 
-def draw_parameters(draws, view):
+def draw_parameters(draws: np.ndarray, view: View) -> Parameters:
     """Parameters of everything that follows the crop. draws: float64 (n, 64) in [0, 1), of which 22 to 32 are used."""
     u = draws[:, 22:]
     strength = np.array([view.brightness, view.contrast, view.saturation, view.hue])
@@ -135,7 +153,7 @@ def draw_parameters(draws, view):
     )
 
 
-def apply(images, parameters, out=None):
+def apply(images: torch.Tensor, parameters: Parameters, out: torch.Tensor | None = None) -> torch.Tensor:
     """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), augmented and normalized with ImageNet's mean and deviation.
 
     out: where to write the result. On a CPU the images are done one by one, so that each stays in the cache; on other
@@ -149,7 +167,7 @@ def apply(images, parameters, out=None):
     return out
 
 
-def apply_to_one(image, drawn, out):
+def apply_to_one(image: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
     """`apply` for one image on a CPU, with only the operations that it was drawn.
 
     image: uint8 (1, 3, h, w). drawn: of it, from `Parameters.rows`. out: float32 (1, 3, h, w), where the result goes.
@@ -172,7 +190,7 @@ def apply_to_one(image, drawn, out):
         _blur(_normalize(x, x), *weights, out)
 
 
-def apply_batched(images, parameters):
+def apply_batched(images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
     """What `apply` does, with every operation on all images of the batch that it was drawn for at once.
 
     Nothing here waits for the device: which rows an operation takes is known on the CPU.
@@ -180,25 +198,26 @@ def apply_batched(images, parameters):
     x = images.float().div_(255)
     operations = parameters.operations()
     if operations:
-        counts = [len(rows) for _, rows, _ in operations]
-        rows, factors = (
-            to_device(torch.from_numpy(np.concatenate(parts)), x.device).split(counts)
-            for parts in zip(*(operation[1:] for operation in operations))
-        )
-        for (function, _, _), chosen, factor in zip(operations, rows, factors):
-            x.index_copy_(0, chosen, function(x.index_select(0, chosen), factor.view(-1, 1, 1, 1)))
+        functions, rows, factors = zip(*operations)
+        counts = [len(chosen) for chosen in rows]
+        # One copy to the device for all operations.
+        all_rows = to_device(torch.from_numpy(np.concatenate(rows)), x.device).split(counts)
+        all_factors = to_device(torch.from_numpy(np.concatenate(factors)), x.device).split(counts)
+        for function, chosen, factor in zip(functions, all_rows, all_factors):
+            changed = function(x.index_select(0, chosen), factor.view(-1, 1, 1, 1))
+            x.index_copy_(0, chosen, changed)
     _normalize(x, x)
     weights = _blur_weights(parameters.sigma)
     return x if weights is None else _blur(x, *weights, torch.empty_like(x))
 
 
-def normalize(images, out=None):
+def normalize(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), normalized with ImageNet's mean and deviation. out: where to."""
     x = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     return _normalize(x, x if out is None else out)
 
 
-def renormalize(images, preprocessing):
+def renormalize(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """What `apply` gives, normalized with the mean and deviation of an imagenet.Preprocessing instead of ImageNet's."""
     if (preprocessing.mean, preprocessing.std) == (MEAN, STD):
         return images
@@ -207,15 +226,17 @@ def renormalize(images, preprocessing):
 
 
 @functools.lru_cache(maxsize=32)
-def own_constants(device, means, stds):
+def own_constants(
+    device: torch.device, means: tuple[float, ...], stds: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(scale, shift) on a device, float32 (3, 1, 1), from ImageNet's normalization to another; made once, as below."""
     scale = [std / own for std, own in zip(STD, stds)]
     shift = [(mean - own_mean) / own for mean, own_mean, own in zip(MEAN, means, stds)]
-    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (scale, shift))
+    return torch.tensor(scale, device=device).view(3, 1, 1), torch.tensor(shift, device=device).view(3, 1, 1)
 
 
 @functools.lru_cache(maxsize=32)
-def constants(device, height, width):
+def constants(device: torch.device, height: int, width: int) -> tuple[torch.Tensor, ...]:
     """(scale, shift, opposite hues) on a device, float32 that broadcasts over (n, 3, height, width).
 
     Made once, since each is a copy that a GPU would have to be waited for. `height` and `width` are 1 except on CPUs,
@@ -226,17 +247,18 @@ def constants(device, height, width):
     return values[0].expand(3, height, width).contiguous(), *values[1:]
 
 
-def _constants_for(x):
-    return constants(x.device, *(x.shape[2:] if x.device.type == "cpu" else (1, 1)))
+def _constants_for(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    height, width = x.shape[2:] if x.device.type == "cpu" else (1, 1)
+    return constants(x.device, height, width)
 
 
-def _normalize(x, out):
+def _normalize(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     scale, shift, _ = _constants_for(x)
     return torch.addcmul(shift, x, scale, out=out)
 
 
 @functools.lru_cache(maxsize=32)
-def _blur_weights(sigma):
+def _blur_weights(sigma: float | None) -> list[list[float]] | None:
     """(five weights across, nine down) of a Gaussian with `sigma` pixels; None for None."""
     if sigma is None:
         return None
@@ -244,7 +266,7 @@ def _blur_weights(sigma):
     return [(kernel / kernel.sum()).tolist() for kernel in kernels]
 
 
-def _blur(x, across, down, out):
+def _blur(x: torch.Tensor, across: list[float], down: list[float], out: torch.Tensor) -> torch.Tensor:
     """Separable convolution with reflected borders: sums of shifted images, much faster on CPUs than a convolution."""
     pair = torch.empty_like(out)
     for weights, dim in ((across, 3), (down, 2)):
@@ -258,39 +280,39 @@ def _blur(x, across, down, out):
     return x
 
 
-def _flipped(x, factor=None):
+def _flipped(x: torch.Tensor, factor: object = None) -> torch.Tensor:
     return x.flip(-1)
 
 
-def _solarized(x, factor=None):
+def _solarized(x: torch.Tensor, factor: object = None) -> torch.Tensor:
     inverted = _mask(torch.ge, x, torch.full((), 128 / 255, device=x.device))
     change = torch.rsub(x, 1, alpha=2)
     return torch.addcmul(x, inverted, change, out=change)
 
 
-def _grayed(x, factor=None):
+def _grayed(x: torch.Tensor, factor: object = None) -> torch.Tensor:
     return x.copy_(_gray(x).expand_as(x))
 
 
-def _gray(x):
+def _gray(x: torch.Tensor) -> torch.Tensor:
     gray = x[:, 0:1] * 0.2989
     return gray.add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:3], alpha=0.114)
 
 
-def _brightness(x, factor):
+def _brightness(x: torch.Tensor, factor: Factor) -> torch.Tensor:
     return x.mul_(factor).clamp_(0, 1)
 
 
-def _contrast(x, factor):
+def _contrast(x: torch.Tensor, factor: Factor) -> torch.Tensor:
     mean = _gray(x).mean(dim=(1, 2, 3), keepdim=True).expand_as(x).contiguous()  # CPUs are slow with a single number
     return torch.lerp(mean, x, factor, out=mean).clamp_(0, 1)
 
 
-def _saturation(x, factor):
+def _saturation(x: torch.Tensor, factor: Factor) -> torch.Tensor:
     return torch.lerp(_gray(x), x, factor, out=x).clamp_(0, 1)
 
 
-def _hue(x, shift):
+def _hue(x: torch.Tensor, shift: Factor) -> torch.Tensor:
     """Turns the hue of the hexcone model by `shift` circles."""
     r, g, b = x[:, 0:1], x[:, 1:2], x[:, 2:3]
     value = x.amax(1, keepdim=True)
@@ -309,7 +331,7 @@ def _hue(x, shift):
     return torch.addcmul(value, k, chroma, value=-1, out=k)
 
 
-def _mask(compare, x, y):
+def _mask(compare: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """1.0 where compare(x, y), else 0.0; on CPUs arithmetic with such masks is ten times as fast as torch.where."""
     return compare(x, y, out=torch.empty_like(x))
 

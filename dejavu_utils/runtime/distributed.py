@@ -77,14 +77,14 @@ def gather(x: torch.Tensor) -> torch.Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.rows = len(x)
         parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         start = rank() * ctx.rows
         return gradient[start : start + ctx.rows] * world_size()
 
@@ -147,13 +147,10 @@ class LateSums:
         """The sums of the values of the last call; None at the first. values: numbers, or scalars on the device."""
         scalars = []
         for value in values:
-            # full, not tensor: a number is filled in on the GPU, a tensor made of it would be copied there
-            full = (
-                value
-                if isinstance(value, torch.Tensor)
-                else torch.full((), float(value), dtype=torch.float64, device=self.device)
-            )
-            scalars.append(full.double())
+            if not isinstance(value, torch.Tensor):
+                # full, not tensor: a number is filled in on the GPU, a tensor made of it would be copied there
+                value = torch.full((), float(value), dtype=torch.float64, device=self.device)
+            scalars.append(value.double())
         sums = sum_over_processes(torch.stack(scalars))
         if not self.late:
             return sums.tolist()

@@ -71,16 +71,17 @@ def rank_from_environment() -> tuple[int, int, int]:
     if "RANK" not in given and given.get("WORLD_SIZE", "1") == "1":
         return 0, 1, 0
 
-    def checked(name, numbers=None):
+    # One of `numbers`, if given; else only that it is set.
+    def checked(name: str, numbers: range | None = None) -> int:
         text = given.get(name)
         if text is None or numbers and not (text.isdecimal() and int(text) in numbers):
-            wrong = f"is {text}, not a number from {numbers[0]} to {numbers[-1]}" if text else "is not set"
+            wrong = f"is {text}, not a number from {numbers[0]} to {numbers[-1]}" if numbers and text else "is not set"
             others = ", ".join(f"{other} is {value}" for other, value in given.items() if other != name)
             raise InputError(
                 f"{name} {wrong}, and in the environment {others}: unset RANK and WORLD_SIZE to run one process, or "
                 "start all of them with torchrun"
             )
-        return int(text) if numbers else text
+        return int(text) if numbers else 0
 
     processes = checked("WORLD_SIZE", range(1, 10**6 + 1))
     rank, local = checked("RANK", range(processes)), 0

@@ -51,7 +51,7 @@ def setting(
     return dataclasses.field(default=default, metadata={"option": Option(text, kind, choices)})
 
 
-def _number(kind, least, above, most):
+def _number(kind: type, least: float, above: float, most: float) -> Callable[[str], float]:
     """argparse type: a finite number of a kind, int or float, within limits."""
 
     def parse(text: str) -> float:

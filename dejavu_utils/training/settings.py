@@ -1,5 +1,6 @@
 """The settings of a training, and what can be said of them before anything is read or written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -211,7 +212,7 @@ MAY_DIFFER = (
 )
 
 
-def check_settings(settings):
+def check_settings(settings: Settings) -> None:
     """Raises an InputError for values that cannot work, before anything is read or written."""
     existing_file(settings.data.train_dataset, "--data.train_dataset")
     existing_file(settings.data.val_dataset, "--data.val_dataset")
@@ -233,7 +234,7 @@ def check_settings(settings):
         raise InputError("--augment.min_area: must be above 0 and at most --augment.max_area, which is at most 1")
 
 
-def first_difference(before, now):
+def first_difference(before: Settings, now: Settings) -> tuple[str, object, object] | None:
     """("section.name", value before, value now) of the first setting that makes `now` another run; None: the same one.
 
     before, now: Settings.
@@ -246,7 +247,7 @@ def first_difference(before, now):
 
 
 @torch.no_grad()
-def check_arch(arch, sides):
+def check_arch(arch: str, sides: Sequence[int]) -> None:
     """InputError unless a backbone of this name can be built, and takes square images of these sides (pixels)."""
     with torch.device("meta"):  # shapes only
         try:
