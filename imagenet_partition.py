@@ -15,8 +15,11 @@ it resumes.
 """
 
 import os
+from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +39,7 @@ from dejavu_utils.data.index_files import PARTITION_FILE, UNFINISHED_FILE, save_
 from dejavu_utils.data.near_copies import (
     FILE,
     PASSES,
+    NearCopies,
     Signatures,
     concatenated,
     find_near_copies,
@@ -46,6 +50,7 @@ from dejavu_utils.data.near_copies import (
     with_near_copy,
 )
 from dejavu_utils.data.partition import (
+    Partition,
     check,
     equal_classes,
     equal_partitions,
@@ -56,15 +61,16 @@ from dejavu_utils.data.partition import (
 )
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, write_npy
-from dejavu_utils.imagenet import list_images
+from dejavu_utils.imagenet import ImageListing, list_images
 from dejavu_utils.log import Progress
 from dejavu_utils.runtime.locks import locked
 from dejavu_utils.runtime.resumable import ShardStore
 
+Partitions = dict[int, Partition]  # by images per class
 PIECE = 8192  # images that are looked at for near-copies between two savings
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--imgnet_dir", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
     parser.add_argument(
@@ -93,7 +99,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main():
+def main() -> None:
     args = parse_args()
     print(f"listing {args.imgnet_dir}", flush=True)
     listing = list_images(args.imgnet_dir, "--imgnet_dir")
@@ -119,13 +125,13 @@ def main():
         write(args, listing, partitions, left_out, copies)
 
 
-def without_boxes(listing):
+def without_boxes(listing: ImageListing) -> np.ndarray:
     """bool (n,): images that bbox_A and bbox_B are taken from where no image has a box: all."""
     print("without --bbox_dir: bbox_A and bbox_B hold images without boxes, for --use_corner_crop 1 and sslmem.py")
     return np.ones(len(listing), bool)
 
 
-def refuse_without_public(partitions, listing, boxed, usable):
+def refuse_without_public(partitions: Partitions, listing: ImageListing, boxed: np.ndarray, usable: np.ndarray) -> None:
     """InputError if no size leaves a public image, else what is said about those that do not."""
     too_large = [str(n) for n, partition in partitions.items() if not len(partition.public)]
     if too_large:
@@ -137,7 +143,7 @@ def refuse_without_public(partitions, listing, boxed, usable):
         print(f"warning: {text}")
 
 
-def near_copies(args, listing):
+def near_copies(args: Namespace, listing: ImageListing) -> NearCopies:
     """The NearCopies of the listing: those of an earlier run if no image has changed since, else found and written."""
     path, everything = Path(args.save_dir) / FILE, range(len(listing))
     key = file_fingerprint(listing, everything)
@@ -155,8 +161,8 @@ def near_copies(args, listing):
             if f"{start:09d}" in done:
                 progress.update(len(piece))
             else:
-                found = signatures([listing.path(i) for i in piece], args.num_workers, progress.update)
-                pieces.save(f"{start:09d}", **vars(found))
+                of_piece = signatures([listing.path(i) for i in piece], args.num_workers, progress.update)
+                pieces.save(f"{start:09d}", **vars(of_piece))
     images = concatenated([Signatures(**pieces.load(name)) for name in pieces.names()])
     print_some("images that cannot be read", [listing.paths[index] for index in np.flatnonzero(~images.readable)])
     with Progress(PASSES, "passes over their hashes") as progress:
@@ -166,7 +172,13 @@ def near_copies(args, listing):
     return copies
 
 
-def write(args, listing, partitions, left_out, copies):
+def write(
+    args: Namespace,
+    listing: ImageListing,
+    partitions: Partitions,
+    left_out: dict[str, int],
+    copies: NearCopies | None,
+) -> None:
     """Writes all files; while they are renamed, a mark makes later stages refuse the folder."""
     folder = Path(args.save_dir)
     largest = max(n for n, partition in partitions.items() if len(partition.public))
@@ -190,10 +202,10 @@ def write(args, listing, partitions, left_out, copies):
     (folder / UNFINISHED_FILE).unlink()
 
 
-def refuse_other_partitions(save_dir, partitions):
+def refuse_other_partitions(save_dir: str, partitions: Partitions) -> None:
     """Folders of an earlier run with other numbers would share val_set.npy and partition.json with this one."""
-    found = {path.name.removesuffix("_per_class") for path in Path(save_dir).glob("*_per_class")}
-    others = sorted(found - {str(n) for n in partitions})
+    sizes = {path.name.removesuffix("_per_class") for path in Path(save_dir).glob("*_per_class")}
+    others = sorted(sizes - {str(n) for n in partitions})
     if others:
         raise InputError(
             f"--save_dir {save_dir}: holds partitions of {', '.join(others)} per class, which this run does not "
@@ -201,7 +213,7 @@ def refuse_other_partitions(save_dir, partitions):
         )
 
 
-def find_usable(listing):
+def find_usable(listing: ImageListing) -> tuple[np.ndarray, dict[str, int]]:
     """(bool (n,): may the image be in a set?, {reason: how many may not}); indices stay those of ImageFolder."""
     left_out = {
         "hidden (a name that begins with a dot)": np.array([listing.is_hidden(i) for i in range(len(listing))]),
@@ -215,7 +227,7 @@ def find_usable(listing):
     return ~np.any(list(left_out.values()), axis=0), {what: int(images.sum()) for what, images in left_out.items()}
 
 
-def find_boxed(listing, bbox_dir):
+def find_boxed(listing: ImageListing, bbox_dir: str) -> np.ndarray:
     """bool (n,): does the image have an XML of its own? Reads each class's folder once; reports what has no partner."""
     annotations = Annotations(bbox_dir, listing, "--bbox_dir")
     boxed = np.zeros(len(listing), dtype=bool)
@@ -236,7 +248,7 @@ def find_boxed(listing, bbox_dir):
             progress.update()
     with os.scandir(annotations.root) as entries:
         unknown = sorted({entry.name for entry in entries if entry.is_dir()} - set(listing.classes))
-    print(f"{int(boxed.sum())} images have a box; {without_image} XML belong to no image")
+    print(f"{int(boxed.sum())} images have a box; {without_image} XML files without an image")
     print_some("images that share their name (and so an XML) with another of their class: taken as unboxed", shared)
     print_some("images with two XML of their name: taken as unboxed", two_xml)
     print_some("classes without XML", without_xml)
@@ -245,18 +257,18 @@ def find_boxed(listing, bbox_dir):
     return boxed
 
 
-def print_some(what, names):
+def print_some(what: str, names: Sequence[str]) -> None:
     if names:
         print(f"{what}: {len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
 
 
-def report(n, partition, listing):
+def report(n: int, partition: Partition, listing: ImageListing) -> None:
     print(f"{n} per class: " + ", ".join(f"{name} {len(indices)}" for name, indices in partition.items()))
     counts = np.bincount(listing.labels[partition.train_A], minlength=len(listing.classes))
     print_some(f"{n} per class: classes too small for it", [listing.classes[c] for c in np.flatnonzero(counts < n)])
 
 
-def count_copies(n, partition, copies):
+def count_copies(n: int, partition: Partition, copies: NearCopies) -> dict[str, int]:
     """{where: pairs of near-copies}; A-B are pairs of an image that only one of the sets has and one of the other."""
     own, shared = {"A": partition.bbox_A, "B": partition.bbox_B}, partition.shared
     across = [(own["A"], own["B"]), (own["A"], shared), (own["B"], shared)]
@@ -276,7 +288,7 @@ def count_copies(n, partition, copies):
     return pairs
 
 
-def record(args, partitions, val_set, listing):
+def record(args: Namespace, partitions: Partitions, val_set: np.ndarray, listing: ImageListing) -> dict[str, Any]:
     """What partition.json says beside the fingerprint: sizes of all sets and their smallest class."""
     sizes = {}
     for n, partition in partitions.items():

@@ -25,8 +25,11 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
     leave_if_finished()
 
 import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -56,9 +59,9 @@ from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, che
 from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
-from dejavu_utils.imagenet import list_images, load_image
+from dejavu_utils.imagenet import ImageListing, list_images, load_image
 from dejavu_utils.log import Progress, say
-from dejavu_utils.models import LOSSES
+from dejavu_utils.models import LOSSES, Network
 from dejavu_utils.networks.inference import check_finite, check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
@@ -82,7 +85,7 @@ _FEATURE_BYTES = 8 * 2**30  # of validation features that a process keeps on its
 _SECONDS_BETWEEN_SAVES = 600
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--output_dir", type=expanded, required=True, help="where results.json is written")
     group = parser.add_argument_group("model")
@@ -115,7 +118,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main():
+def main() -> None:
     args = parse_args()
     existing_model(args.model_pth, "--model_pth", args)
     for name in ("train_idx_pth", "val_idx_pth"):
@@ -126,7 +129,7 @@ def main():
     launch(probe, args, (args.output_dir, "--output_dir"), args.num_workers)
 
 
-def probe(args):
+def probe(args: Namespace) -> None:
     device = init_from_args(args)
     network = load_network(args.model_pth, "--model_pth", args.arch, resolution=args.resolution)
     check_typed(network, f"--model_pth {args.model_pth}", args.mlp, args.loss, args.resnet50)
@@ -167,19 +170,19 @@ def probe(args):
         write_results(args, state, train_correct)
 
 
-def saved_checkpoint(path):
+def saved_checkpoint(path: Path) -> dict[str, Any] | None:
     """What probe.pth holds, the same in all processes; None if there is none."""
 
-    def read():
+    def read() -> dict[str, Any] | None:
         return load_checkpoint(path, "--output_dir") if path.is_file() else None
 
-    def place(checkpoint):
+    def place(checkpoint: dict[str, Any] | None) -> str:
         return f"epoch {checkpoint.get('epoch')} step {checkpoint.get('steps_done')}" if checkpoint else "none"
 
     return agreed(read, place, f"--output_dir {path}")
 
 
-def readable_only(args, listing, indices, device):
+def readable_only(args: Namespace, listing: ImageListing, indices: np.ndarray, device: torch.device) -> np.ndarray:
     with Progress(len(indices), "images checked for being readable") if rank() == 0 else nullcontext() as bar:
         on_progress = (lambda count: bar.update(count * world_size())) if bar else lambda count: None
         kept = without_unreadable(listing, indices, device, args.num_workers, on_progress)
@@ -187,7 +190,7 @@ def readable_only(args, listing, indices, device):
     return kept
 
 
-def write_results(args, state, train_correct):
+def write_results(args: Namespace, state: "ProbeRun", train_correct: dict[int, int]) -> None:
     final = ProbeAccuracies(
         train=top_accuracies(train_correct, len(state.train)), val=top_accuracies(state.val_right, len(state.val))
     )
@@ -210,14 +213,16 @@ class RandomCrops(torch.utils.data.Dataset):
 
     STREAM = 0
 
-    def __init__(self, listing, indices, view, resolution, seed, epoch):
+    def __init__(
+        self, listing: ImageListing, indices: np.ndarray, view: augment.View, resolution: int, seed: int, epoch: int
+    ) -> None:
         self.listing, self.view, self.resolution, self.seed, self.epoch = listing, view, resolution, seed, epoch
         self.indices = indices[epoch_order(seed, epoch, len(indices))]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
         index = self.indices[position]
         image = np.array(load_image(self.listing.path(index)))
         draws = uniforms(self.seed, self.epoch, self.STREAM, position, 1)
@@ -231,7 +236,17 @@ class ProbeRun:
     Every process has the same classifier, and its own part of each batch.
     """
 
-    def __init__(self, args, network, layer, listing, train, val, device, stop):
+    def __init__(
+        self,
+        args: Namespace,
+        network: Network,
+        layer: str,
+        listing: ImageListing,
+        train: np.ndarray,
+        val: np.ndarray,
+        device: torch.device,
+        stop: StopSignal,
+    ) -> None:
         self.args, self.layer, self.device = args, layer, device
         self.watch = StepWatch(stop, device, "a smaller --start_lr")
         self.listing, self.train, self.val = listing, train, val
@@ -256,14 +271,14 @@ class ProbeRun:
         self.saved = time.monotonic()
 
     @torch.inference_mode()
-    def embed(self, images):
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
         """float (n, 3, h, w) on the device -> float32 (n, width)."""
         if not len(images):
             return torch.empty(0, self.width, device=self.device)
         with autocast(self.device, self.args.precision):
             return self.network.embed(images, self.layer).float()
 
-    def train_epoch(self, indices):
+    def train_epoch(self, indices: np.ndarray) -> None:
         """The rest of one pass over the augmented training images."""
         args, classifier = self.args, self.classifier
         crops_of_epoch = RandomCrops(self.listing, indices, VIEW, args.resolution, args.seed, self.epoch)
@@ -294,16 +309,16 @@ class ProbeRun:
                 if due:
                     self.save()
 
-    def place(self):
+    def place(self) -> str:
         """Where the run is, in words."""
         return f"at epoch {self.epoch + 1}, step {self.steps_done}"
 
-    def count(self, sums):
+    def count(self, sums: Sequence[float]) -> None:
         """Adds a step's sums over all processes: of the loss, and of the correct images."""
         if sums:
             self.totals = [total + value for total, value in zip(self.totals, sums)]
 
-    def end_epoch(self, val_correct):
+    def end_epoch(self, val_correct: dict[int, int]) -> None:
         """Notes the epoch's figures, and saves. val_correct: {1: count, 5: count} of the validation images."""
         n_train, n_val = len(self.train), len(self.val)
         loss, *right = self.totals
@@ -323,12 +338,12 @@ class ProbeRun:
             f"{record['val_top_5']:.4f}"
         )
 
-    def features(self, indices, what):
+    def features(self, indices: np.ndarray, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields (float32 (n, width), labels int64 (n,)) on the device: this process's images, test transform."""
         transform = evaluation_transform(preprocessing=self.network.preprocessing)
         images = IndexedImages(self.listing, indices, transform)
 
-        def check(sums):
+        def check(sums: Sequence[float]) -> None:
             check_finite(not any(sums), f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
             if self.watch.asked:
                 self.save_and_leave()
@@ -339,7 +354,9 @@ class ProbeRun:
             yield z, labels
         check(self.watch.finish(what))
 
-    def shares(self, dataset, what, first_step=0):
+    def shares(
+        self, dataset: torch.utils.data.Dataset | IndexedImages, what: str, first_step: int = 0
+    ) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
         """Yields this process's part of each batch from `first_step` on: (first, size, images, labels).
 
         first: position in the data set of the part's first image. size: images of the whole batch. images, labels: of
@@ -361,14 +378,14 @@ class ProbeRun:
                     progress.update(size)
 
     @torch.no_grad()
-    def count_correct(self, batches):
+    def count_correct(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, int]:
         """{1: count, 5: count} of the labels among the classifier's first 1 and 5, over all processes."""
         counts = torch.zeros(len(TOP_KS), dtype=torch.float64, device=self.device)
         for z, labels in batches:
             counts += torch.stack(correct_in_top(self.classifier(z), labels))
         return dict(zip(TOP_KS, map(int, sum_over_processes(counts).tolist())))
 
-    def save(self):
+    def save(self) -> None:
         if rank() == 0:
             save_checkpoint(
                 self.path,
@@ -381,12 +398,12 @@ class ProbeRun:
             )
         self.saved = time.monotonic()
 
-    def save_and_leave(self):
+    def save_and_leave(self) -> NoReturn:
         """Saves the place in the epoch, too, and ends this process when all have come to this place."""
         self.save()
         self.watch.leave(f"epoch {self.epoch}, step {self.steps_done}")
 
-    def restore(self, checkpoint):
+    def restore(self, checkpoint: dict[str, Any]) -> None:
         """Takes over a checkpoint of the same probe; InputError names the first flag that is not the same.
 
         Starting again instead would throw away hours because of a mistyped flag.

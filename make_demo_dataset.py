@@ -21,6 +21,8 @@ class if --unboxed_per_class is given), SAVE_DIR/demo.json (the arguments and th
 
 import colorsys
 import shutil
+from argparse import Namespace
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.font_manager import FontProperties, findfont
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
 from dejavu_utils.cli import Parser, expanded, non_negative_int, positive_int, run
@@ -59,7 +62,7 @@ OBJECTS = (
 )
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--save_dir", type=expanded, required=True, help="folder for images/, boxes/ and demo.json")
     parser.add_argument("--classes", type=positive_int, default=5, help="number of classes")
@@ -75,7 +78,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main():
+def main() -> None:
     args = parse_args()
     if args.unboxed_per_class < 0 or args.unboxed_per_class > args.images_per_class:
         raise InputError("--unboxed_per_class must lie between 0 and --images_per_class")
@@ -109,12 +112,12 @@ def main():
     print(f"{len(numbers)} images of {args.classes} classes in {save_dir / 'images'}, boxes in {save_dir / 'boxes'}")
 
 
-def class_name(label):
+def class_name(label: int) -> str:
     """A folder name whose order is that of the labels; classes beyond the list of objects repeat it in other hues."""
     return f"{label:03d}_{OBJECTS[label % len(OBJECTS)][0]}"
 
 
-def draw_and_save(args, folder, number):
+def draw_and_save(args: Namespace, folder: Path, number: int) -> tuple[str, int]:
     """Draws image `number`: its class is number // images_per_class; all randomness comes from (seed, number).
 
     Returns (its path below images/, 1 if its background is tied to the class, else 0).
@@ -136,7 +139,7 @@ def draw_and_save(args, folder, number):
     return path.as_posix(), int(tied)
 
 
-def class_background(rng, label, classes):
+def class_background(rng: Generator, label: int, classes: int) -> tuple[np.ndarray, float, float]:
     """(colors, frequency, angle) for draw_background: three shades of the class's hue, and the class's wave."""
     hue = label / classes + 0.5 + rng.normal(0, 0.05 / classes)  # opposite to that of the class's object
     shades = ((0.9, 0.35), (0.8, 0.65), (0.5, 0.9))  # saturation, value
@@ -144,7 +147,13 @@ def class_background(rng, label, classes):
     return 255 * np.array(colors), 3 + 9 * label / classes, np.pi * label / classes + rng.normal(0, 0.05)
 
 
-def draw_background(rng, side, colors=None, frequency=None, angle=None):
+def draw_background(
+    rng: Generator,
+    side: int,
+    colors: np.ndarray | None = None,
+    frequency: float | None = None,
+    angle: float | None = None,
+) -> Image.Image:
     """A stationary texture: 1/f noise mapped through three colors, and a faint wave; any crop identifies it.
 
     colors: float (3, 3), RGB from 0 to 255; frequency: waves per image; angle: radians. Random where not given.
@@ -158,12 +167,12 @@ def draw_background(rng, side, colors=None, frequency=None, angle=None):
     level = 1 + 0.55 * height + rng.uniform(0.1, 0.45) * wave  # 0, 1, 2 are the three colors
     level = np.clip(level, 0, 2)
     first = np.minimum(level.astype(np.int64), 1)
-    share = (level - first)[..., None]
-    pixels = colors[first] * (1 - share) + colors[first + 1] * share
+    weight = (level - first)[..., None]
+    pixels = colors[first] * (1 - weight) + colors[first + 1] * weight
     return Image.fromarray(np.clip(pixels + rng.normal(0, 3, pixels.shape), 0, 255).astype(np.uint8))
 
 
-def fractal_noise(rng, side, exponent):
+def fractal_noise(rng: Generator, side: int, exponent: float) -> np.ndarray:
     """float (side, side) noise with amplitude ~ 1 / frequency**exponent above 3 waves per image, mean 0, deviation
     1."""
     fy, fx = np.fft.fftfreq(side, 1 / side)[:, None], np.fft.rfftfreq(side, 1 / side)[None]
@@ -174,7 +183,9 @@ def fractal_noise(rng, side, exponent):
     return (noise - noise.mean()) / noise.std()
 
 
-def paste_object(image, rng, label, classes, object_size):
+def paste_object(
+    image: Image.Image, rng: Generator, label: int, classes: int, object_size: float
+) -> tuple[int, int, int, int]:
     """Draws a badge (a disc in the class's hue, the class's glyph in white on it) and returns its box.
 
     The box is (xmin, ymin, xmax, ymax) counted from 0, xmax and ymax just outside: the attack reads boxes this way, as
@@ -198,7 +209,7 @@ def paste_object(image, rng, label, classes, object_size):
     return xmin, ymin, xmin + diameter, ymin + diameter
 
 
-def glyph(code, longest, degrees):
+def glyph(code: int, longest: int, degrees: float) -> Image.Image:
     """The character as an "L" mask cut to its ink, the longer side `longest` pixels."""
     font = ImageFont.truetype(findfont(FontProperties(family="DejaVu Sans")), longest)
     left, top, right, bottom = font.getbbox(chr(code))
@@ -210,7 +221,7 @@ def glyph(code, longest, degrees):
     return mask.resize([max(1, round(extent * scale)) for extent in mask.size], Image.BILINEAR)
 
 
-def voc_xml(class_folder, stem, side, box):
+def voc_xml(class_folder: str, stem: str, side: int, box: tuple[int, int, int, int]) -> str:
     xmin, ymin, xmax, ymax = box
     return f"""<annotation>
  <folder>{class_folder}</folder>

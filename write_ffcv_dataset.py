@@ -13,6 +13,8 @@ predicts an object from its background, the reference of the test of one model (
         --write-path /tmp/val.beton --write-mode jpg --num-workers 2
 """
 
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +28,11 @@ from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import Provenance, save_training_images
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, digest
-from dejavu_utils.imagenet import list_images, load_image
+from dejavu_utils.imagenet import ImageListing, list_images, load_image
 from dejavu_utils.log import Progress
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--imgnet-path", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
     parser.add_argument("--idx-path", type=expanded, required=True, help=".npy of the indices to write")
@@ -63,7 +65,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main():
+def main() -> None:
     args = parse_args()
     if args.jpeg_quality > 100:
         raise InputError(f"--jpeg-quality {args.jpeg_quality}: must be between 1 and 100")
@@ -100,7 +102,7 @@ def main():
     print(args.write_path)
 
 
-def record_of(args, listing, indices, cut):
+def record_of(args: Namespace, listing: ImageListing, indices: np.ndarray, cut: str) -> Provenance:
     """The Provenance of the .beton that was written. indices: int64 (n,). cut: how crops were cut out, "" if not."""
     return Provenance(
         images=listing.fingerprint["sha256"],
@@ -111,20 +113,20 @@ def record_of(args, listing, indices, cut):
     )
 
 
-def background_crops(args, listing, indices):
+def background_crops(args: Namespace, listing: ImageListing, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
     """(indices of the images that have a background crop, int64 (n, 4) the crops, how they were cut, as text)."""
     check_crop_flags(args)
     rule = CropRule(args.crop_rule, args.min_px, args.box_margin, bool(args.scale_boxes))
     annotations = Annotations(args.bbox_path, listing, "--bbox-path")
     with Progress(len(indices), "images searched for a crop") as progress:
-        found = take_crops(listing, indices, rule, annotations, progress.update, args.skip_unreadable)
-    skipped = in_words(found.counts)
-    print(f"{len(found)} of {len(indices)} images have a crop" + (f" ({skipped})" if skipped else ""))
+        cropped = take_crops(listing, indices, rule, annotations, progress.update, args.skip_unreadable)
+    skipped = in_words(cropped.counts)
+    print(f"{len(cropped)} of {len(indices)} images have a crop" + (f" ({skipped})" if skipped else ""))
     for text in frame_warnings(annotations, {"": indices}, rule, f"--bbox-path {args.bbox_path}"):
         print(f"warning: {text}")
-    if not len(found):
+    if not len(cropped):
         raise InputError(f"--bbox-path {args.bbox_path}: no image has a crop: {skipped}; see --min-px {args.min_px}")
-    return found.indices, found.crops, str(rule)
+    return cropped.indices, cropped.crops, str(rule)
 
 
 class Images:
@@ -133,13 +135,13 @@ class Images:
     crops: n of (xmin, ymin, xmax, ymax) in pixels, to be cut out of them; None: whole images.
     """
 
-    def __init__(self, listing, indices, crops=None):
+    def __init__(self, listing: ImageListing, indices: np.ndarray, crops: np.ndarray | None = None) -> None:
         self.listing, self.indices, self.crops = listing, indices, crops
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> np.ndarray:
         image = load_image(self.listing.path(self.indices[position]))
         return np.asarray(image if self.crops is None else image.crop(tuple(self.crops[position])))
 

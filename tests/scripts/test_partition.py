@@ -91,7 +91,7 @@ def test_script_writes_the_sets_and_reports(tree):
     result = ok(partition(tree, "--per_class", "2", "4"))
     for text in (
         "21 images of 3 classes",
-        "8 images have a box; 1 XML belong to no image",
+        "8 images have a box; 1 XML files without an image",
         "classes without XML: 1 (n03)",
         "folders of XML without a class of images: 1 (n77)",
         "ok       public of 4 per class is contained in public of 2",
@@ -180,7 +180,7 @@ def test_what_is_no_image_of_its_own_is_in_no_set_and_counted(tree):
         "images in no set, hidden (a name that begins with a dot): 2 (n01/._n01_0.JPEG, n02/.thumbs/n02_0.JPEG)",
         "images in no set, links to a file that is listed before: 2 (n03/hard.JPEG, n03/linked.JPEG)",
         "no index: 1 .GIF, 1 .JPG2, 1 .gif, 1 no extension",
-        "8 images have a box; 1 XML belong to no image",
+        "8 images have a box; 1 XML files without an image",
     ):
         assert text in result.stdout.replace("and so without an index", "no index"), text
     listing, folder = list_images(images), ImageFolder(images)
@@ -200,7 +200,7 @@ def test_images_that_share_an_xml_are_taken_as_unboxed(tree):
     (tree / "boxes" / "Annotation" / "n02" / "n02_0.XML").write_text("<annotation/>")
     (tree / "boxes" / "Annotation" / "n02" / "more").mkdir()
     result = ok(partition(tree, "--per_class", "2"))
-    assert "5 images have a box; 1 XML belong to no image" in result.stdout
+    assert "5 images have a box; 1 XML files without an image" in result.stdout
     assert (
         "images that share their name (and so an XML) with another of their class: taken as unboxed: 4" in result.stdout
     )
