@@ -220,7 +220,7 @@ def _in_pixels(
     if not scale or min(stated) <= 0 or turned:
         raise Unusable(OTHER_SIZE)
     x, y = size[0] / width, size[1] / height
-    scaled = []
+    scaled: list[Box] = []
     for xmin, ymin, xmax, ymax in boxes:
         scaled.append((math.floor(xmin * x), math.floor(ymin * y), math.ceil(xmax * x), math.ceil(ymax * y)))
     return scaled

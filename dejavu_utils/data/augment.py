@@ -103,8 +103,15 @@ class Parameters:
 
     def __getitem__(self, rows: slice) -> "Parameters":
         """The parameters of these rows of the batch; the blur stays the batch's."""
-        of_images = (self.flip, self.jitter, self.factors, self.order, self.gray, self.solarize)
-        return Parameters(*(values[rows] for values in of_images), self.sigma)
+        return Parameters(
+            self.flip[rows],
+            self.jitter[rows],
+            self.factors[rows],
+            self.order[rows],
+            self.gray[rows],
+            self.solarize[rows],
+            self.sigma,
+        )
 
     def rows(self) -> Iterator[Drawn]:
         """Yields of each image (flip, jitter, order, factors, gray, solarize, sigma), as Python's numbers."""
@@ -258,12 +265,17 @@ def _normalize(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _blur_weights(sigma: float | None) -> list[list[float]] | None:
+def _blur_weights(sigma: float | None) -> tuple[list[float], list[float]] | None:
     """(five weights across, nine down) of a Gaussian with `sigma` pixels; None for None."""
     if sigma is None:
         return None
-    kernels = [np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2) for half in (2, 4)]
-    return [(kernel / kernel.sum()).tolist() for kernel in kernels]
+    return _gaussian(sigma, 2), _gaussian(sigma, 4)
+
+
+def _gaussian(sigma: float, half: int) -> list[float]:
+    """2 x half + 1 weights whose sum is 1."""
+    kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+    return (kernel / kernel.sum()).tolist()
 
 
 def _blur(x: torch.Tensor, across: list[float], down: list[float], out: torch.Tensor) -> torch.Tensor:

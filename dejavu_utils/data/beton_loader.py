@@ -118,7 +118,7 @@ def _plans(
         for step in range(first_step if number == epoch else 0, len(beton) // everybody):
             first = step * everybody
             chosen = order[first : first + everybody][mine]
-            parts = []
+            parts: list[tuple[int, np.ndarray, augment.Parameters | None]] = []
             for position, view in enumerate(views):
                 draws = uniforms(seed, number, position, first, everybody)
                 boxes = augment.crop_boxes(draws[mine], beton.sizes[chosen], view)

@@ -91,10 +91,10 @@ def _signatures(paths: Sequence[str | Path]) -> Signatures:
         except InputError:
             continue
         readable[row] = True
-        thumbnails[row] = np.asarray(image.resize((8, 8), Image.BILINEAR))
+        thumbnails[row] = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
         gray = image.convert("L")
-        across = np.asarray(gray.resize((9, 8), Image.BILINEAR), np.int16)
-        down = np.asarray(gray.resize((8, 9), Image.BILINEAR), np.int16)
+        across = np.asarray(gray.resize((9, 8), Image.Resampling.BILINEAR), np.int16)
+        down = np.asarray(gray.resize((8, 9), Image.Resampling.BILINEAR), np.int16)
         bits[0, row] = _hash_bits(across, down)
         bits[1, row] = _hash_bits(across[:, ::-1], down[:, ::-1])
     hashes = np.packbits(bits, axis=2).view(">u8").astype(np.uint64)
