@@ -66,14 +66,7 @@ from dejavu_utils.networks.inference import check_finite, check_layers, prepared
 from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runtime.devices import autocast
-from dejavu_utils.runtime.distributed import (
-    agreed,
-    average_gradients,
-    from_each,
-    rank,
-    sum_over_processes,
-    world_size,
-)
+from dejavu_utils.runtime.distributed import agreed, average_gradients, from_each, rank, sum_over_processes, world_size
 from dejavu_utils.runtime.launch import init_from_args, launch
 from dejavu_utils.runtime.processes import StepWatch, StopSignal
 from dejavu_utils.typed_json import to_json
@@ -101,18 +94,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     group.add_argument("--loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
     group.add_argument("--resnet50", action="store_true", help="must match the checkpoint if given: the backbone")
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--train_idx_pth", type=expanded, required=True, help=".npy of the images to train the classifier on"
-    )
+    group.add_argument("--train_idx_pth", type=expanded, required=True, help=".npy of the training images")
     group.add_argument("--val_idx_pth", type=expanded, required=True, help=".npy of the validation images")
     group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
     group = parser.add_argument_group("training of the classifier")
     group.add_argument("--start_lr", type=float, default=10.0, help="learning rate of the first step")
     group.add_argument("--end_lr", type=float, default=1.0, help="learning rate after the last step")
     group.add_argument("--epochs", type=positive_int, default=2, help="passes over the training images")
-    group.add_argument(
-        "--seed", type=non_negative_int, default=0, help="of the classifier, the order of images and the views"
-    )
+    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of the classifier, image order and views")
     add_inference_flags(parser, batch_size=64)
     add_launch_flags(parser, timeout=1440, mem_gb=100)
     return parser.parse_args(argv)
@@ -387,15 +376,9 @@ class ProbeRun:
 
     def save(self) -> None:
         if rank() == 0:
-            save_checkpoint(
-                self.path,
-                {
-                    **{name: getattr(self, name) for name in KEPT},
-                    MADE_FROM: self.made_from.plain(),
-                    "classifier": self.classifier.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                },
-            )
+            kept = {name: getattr(self, name) for name in KEPT}
+            states = {"classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict()}
+            save_checkpoint(self.path, {**kept, MADE_FROM: self.made_from.plain(), **states})
         self.saved = time.monotonic()
 
     def save_and_leave(self) -> NoReturn:
