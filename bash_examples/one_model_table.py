@@ -1,7 +1,7 @@
 """A table of the test of one model beside that of two, on the same images: scores, delta, and the planted truth.
 
 Reads the folder of the attack on models A and B, and for each model that was also tested as if it were the only one the
-folder of that attack, as A=FOLDER or B=FOLDER; prints the table and writes it to --save_path.
+folder of that attack, as A=FOLDER or B=FOLDER; prints the table, writes it to --save_path and draws it beside.
 
     python bash_examples/one_model_table.py --chance 0.2 --save_path /tmp/one_model.csv \\
         --two_models demo/seed0/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep \\
@@ -16,6 +16,7 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import RESULTS, AttackResults, read_results, read_split
+from dejavu_utils.analysis.figures import figure_style, save_one_against_two_figure
 from dejavu_utils.analysis.intervals import Estimate, mean_of_estimates
 from dejavu_utils.analysis.one_model import spread_of, widened
 from dejavu_utils.analysis.report import figure_in_words
@@ -59,7 +60,12 @@ def main() -> None:
     columns = [*COLUMNS, *(["tied"] if args.tied else [])]
     if len(rows) > 1:  # of independent images, and other classifiers
         rows["both"] = {name: mean([row[name] for row in rows.values()]) for name in (*columns, "truth")}
-    save_csv(args.save_path, pd.DataFrame([csv_row(model, row) for model, row in rows.items()]))
+    table = pd.DataFrame([csv_row(model, row) for model, row in rows.items()])
+    save_csv(args.save_path, table)
+    figure = Path(args.save_path).with_suffix("")
+    with figure_style("plain"):
+        save_one_against_two_figure(figure, table, "score of the test of one model and of two, the same images")
+    print(f"{figure}_legend.png")
     lines = [("model", *(HEADS[name] for name in columns), "planted truth")]
     for model, row in rows.items():
         lines.append((model, *(figure_in_words(row[name]) for name in columns), f"{row['truth'].value:.3f}"))

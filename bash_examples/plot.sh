@@ -22,3 +22,21 @@ while read -r point; do
     --plot_lin_probe "$lin_probe" ${probes:+--lin_probe_folder_path "$folder/$probes"} \
     ${PLOT_FLAGS:-} "$@"
 done <<<"$lines"
+
+# Several losses: also side by side, in the figures criteria_* and score_utility_*.
+models=() attacks_of=() probes_of=() every=''
+while read -r point; do
+  eval "$point"
+  [ "$kind:$param" = projector: ] || continue
+  models+=("$model") attacks_of+=("$LOGGING_FOLDER/$model/$attacks")
+  [ -z "$probes" ] || probes_of+=("$LOGGING_FOLDER/$model/$probes")
+  for point in $folders; do every="$every $model/$point"; done
+done <<<"$lines"
+if [ "${#models[@]}" -gt 1 ]; then
+  lin_probe=0
+  [ "${#models[@]}" != "${#probes_of[@]}" ] || lin_probe=1
+  figures "$LOGGING_FOLDER" "$every" plot_criteria --model "${models[@]}" --k_neighb "${K:-100}" \
+    --epoch_sweep_dataset "${DATASET:-300}" --dataset_sweep_epoch "${EPOCH:-1000}" \
+    --attk_folder_path "${attacks_of[@]}" --save_path "$LOGGING_FOLDER/plot_criteria" \
+    --plot_lin_probe "$lin_probe" ${probes_of[@]:+--lin_probe_folder_path "${probes_of[@]}"} ${PLOT_FLAGS:-} "$@"
+fi

@@ -14,6 +14,7 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.intervals import Estimate
+from dejavu_utils.analysis.membership import Membership
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.naming import ATTACKED_LAYER, LAYERS_BESIDE, SETS, TWIN, attack_path
 from dejavu_utils.typed_json import entry, from_json
@@ -132,6 +133,9 @@ class AttackResults:
     made_from: dict[str, Any] | None = entry("the record of data.provenance", absent=True, default=None)
     near_copies: NearCopies | None = entry("if the partition looked for near-copies", absent=True, default=None)
     probe_accuracy: float | None = entry("of training's own linear probe, if it is known", absent=True, default=None)
+    membership: Membership | None = entry(
+        "of set A against set B for model A, by the margin of votes; not of one model", absent=True, default=None
+    )
     conclusion: str | None = entry("name of the concluding sentence", absent=True, default=None)
     conclusion_in_words: str | None = entry("the concluding sentence", absent=True, default=None)
 
@@ -378,6 +382,21 @@ def read_split(path: str | Path, flag: str) -> dict[str, set[str]]:
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{flag} {path}: not a csv of path and a column of 0 and 1 ({one_line(error)})") from None
     return {name: kinds[1], f"not {name}": kinds[0]}
+
+
+def read_confidences(folder: str | Path) -> pd.DataFrame:
+    """Memorization confidence of the memorized images of the test of one model, nats: columns set, index, published,
+    corrected. Empty where attack_{A,B}.csv has none."""
+    tables = []
+    for name in SETS:
+        path = Path(folder) / f"attack_{name}.csv"
+        table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+        if "memorization_confidence" not in table:
+            return pd.DataFrame()
+        memorized = table[table["share"] == "memorized"].assign(set=name)
+        names = {"memorization_confidence": "published", "memorization_confidence_corrected": "corrected"}
+        tables.append(memorized.rename(columns=names)[["set", "index", "published", "corrected"]])
+    return pd.concat(tables, ignore_index=True)
 
 
 def read_ceiling(folder: str | Path, k_attk: int = 0) -> TopAccuracies | None:

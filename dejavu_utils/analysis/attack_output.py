@@ -19,8 +19,10 @@ from dejavu_utils.analysis.attack_files import (
     read_attack,
 )
 from dejavu_utils.analysis.gallery import Attacked, save_gallery
+from dejavu_utils.analysis.membership import SAME_DRAW, margin_scores, membership, membership_in_words
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.one_model import ClassifierComparison
+from dejavu_utils.analysis.online_probe import online_probes
 from dejavu_utils.analysis.report import (
     chance_in_words,
     conclusion,
@@ -35,6 +37,7 @@ from dejavu_utils.analysis.tables import (
     ceiling,
     class_table,
     confidence_curve,
+    directions,
     example_table,
     set_statistics,
 )
@@ -215,8 +218,12 @@ def write_layer(
     results.settings, results.made_from = context.settings, context.made_from
     if result.copied is not None:
         results.near_copies = _near_copies(sets, tables, result.copied)
+    probes = online_probes(context.settings, context.made_from)
+    results.probe_accuracy = probes.get(context.settings.get("layer", ""), {}).get(1)
     if result.judged:
         _add_one_model(results, tables, result)
+    elif scores := margin_scores(directions(sets)):
+        results.membership = membership(*scores)
     for name in UNSEEN.values():
         if name in result.judged:
             unseen = AttackedSet(result.indices[name], result.judged[name].attack)
@@ -350,4 +357,6 @@ def summary_lines(layer: str, results: AttackResults) -> list[str]:
     else:
         margin = figure_in_words(results.both.vote_share["margin"])
         sentences = [f"margin of the true label's share of the votes, target - reference: {margin}"]
+    if results.membership:
+        sentences.append(f"membership by that margin: {membership_in_words(results.membership)}. {SAME_DRAW}")
     return lines + [f"  {sentence}" for sentence in [*sentences, *verdict(results)]]

@@ -164,26 +164,148 @@ def save_layer_figures(path: str | Path, frame: pd.DataFrame, top_k: int, captio
     """
     pct = frame["pct_confidence"].max()
     rows = frame[frame["pct_confidence"] == pct]
-    places = np.arange(len(rows))
+    label = f"top-{top_k} accuracy" + ("" if pct == 100 else f",\n{_who(pct)}")
+    names = XAxis("layer that is attacked", np.arange(len(rows)), rows["layer"].tolist())
+    _save_above_score(path, rows, names, {"target": "target_acc", "reference": "reference_acc"}, label, caption)
+
+
+def save_criteria_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
+    """Target, reference and probe accuracy of each training criterion; in a panel below the déjà vu score.
+
+    frame: columns loss, setting, value, {target,reference,probe_val,score} and _low and _high of each, chance, ceiling,
+    and drawn: only rows with a 1 are.
+    """
+    rows = frame[frame["drawn"] == 1]
+    names = rows["loss"].where(rows["setting"] != "param", rows["loss"] + " " + rows["value"].astype(str))
+    columns = ["target", "reference"] + ["probe_val"] * bool(rows["probe_val"].notna().any())
+    axis = XAxis("training criterion", np.arange(len(rows)), names.tolist())
+    _save_above_score(path, rows, axis, dict(zip(columns, columns)), f"top-{top_k} accuracy", caption)
+
+
+def save_layer_utility_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
+    """Accuracy of training's linear probe at each layer; in a panel below the déjà vu score.
+
+    frame: columns layer, probe_val, and score, score_{low,high}.
+    """
+    rows = frame.assign(probe_val_low=frame["probe_val"], probe_val_high=frame["probe_val"])
+    names = XAxis("layer that is attacked", np.arange(len(rows)), rows["layer"].tolist())
+    _save_above_score(path, rows, names, {"probe_val": "probe_val"}, f"top-{top_k} accuracy", caption)
+
+
+def _save_above_score(
+    path: str | Path, rows: pd.DataFrame, x: XAxis, columns: dict[str, str], y_label: str, caption: str
+) -> None:
+    """Accuracies of each row side by side, in a panel below the déjà vu score. columns: {name: column of its value},
+    names with columns {name}_low and {name}_high."""
+    places = np.asarray(x.positions, float)
 
     def draw(axes: Axes, below: Axes) -> None:
-        for number, name in enumerate(("target", "reference")):
-            _bars(axes, places + 0.18 * (number - 0.5), rows, f"{name}_acc", name, number, name == "target")
+        for number, (name, column) in enumerate(columns.items()):
+            shift = 0.18 * (number - (len(columns) - 1) / 2)
+            _bars(axes, places + shift, rows, column, name, number, name != "reference")
         for name in _known(rows):
             look = {"linestyle": LIMITS[name], "color": "0.45", "linewidth": 1}
             axes.hlines(rows[name], places - 0.4, places + 0.4, **look)
         _hatch(axes, places, rows)
-        axes.set_ylabel(f"top-{top_k} accuracy" + ("" if pct == 100 else f",\n{_who(pct)}"))
-        _bars(below, places, rows, "score", "score", 2, True)
+        axes.set_ylabel(y_label)
+        _bars(below, places, rows, "score", "score", len(columns), True)
         _hatch(below, places, rows)
         _zero(below)
         below.set_ylabel("déjà vu score")
         below.set_xlim(-0.5, len(rows) - 0.5)
 
-    handles = _legend(("target", "reference", "déjà vu score"), ["none"] * 3)
-    handles[1].set_markerfacecolor("white")
-    handles += _limit_legend(rows)
-    save_figure(path, draw, XAxis("layer that is attacked", places, rows["layer"].tolist()), handles, caption, panels=2)
+    words = {"probe_val": "linear probe,\nvalidation"}
+    handles = _legend([words.get(name, name) for name in [*columns, "déjà vu score"]], ["none"] * (len(columns) + 1))
+    if "reference" in columns:
+        handles[1].set_markerfacecolor("white")
+    save_figure(path, draw, x, handles + _limit_legend(rows), caption, panels=2)
+
+
+def save_grid_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
+    """Heat map of the déjà vu score over data set sizes and epochs. frame: columns dataset, epoch, score."""
+    matrix = frame.pivot(index="dataset", columns="epoch", values="score")
+    _save_matrix(path, matrix, (X_LABELS["epoch"], X_LABELS["dataset"]), f"{caption}: déjà vu score, top-{top_k}")
+
+
+def save_grid_line_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
+    """The déjà vu score against epochs, a color for each data set size. frame: columns dataset, epoch, score,
+    score_{low,high}, interpretable."""
+    groups = list(frame.groupby("dataset", sort=True))
+    positions, axis = _positions(frame, "epoch", None)
+
+    def draw(axes: Axes) -> None:
+        for number, (_, rows) in enumerate(groups):
+            line = LINES[number % len(LINES)]
+            _band(axes, positions[rows.index], rows, "score", None, number, linestyle=line)
+        _zero(axes)
+        _hatch(axes, positions, frame)
+        axes.set_ylabel(f"déjà vu score, top-{top_k}")
+
+    names = [f"{dataset:g} per class" for dataset, _ in groups]
+    save_figure(path, draw, axis, _legend(names, LINES * len(names)), caption)
+
+
+def save_roc_figure(path: str | Path, frame: pd.DataFrame, caption: str = "") -> None:
+    """True-positive against false-positive rate of each score, both axes logarithmic: what counts is the left end.
+
+    frame: columns score (a name), false_positive_rate, true_positive_rate.
+    """
+    groups = list(frame.groupby("score", sort=False))
+    positive = frame[["false_positive_rate", "true_positive_rate"]].to_numpy(float)
+    least = 10.0 ** np.floor(np.log10(positive[positive > 0].min()))
+
+    def draw(axes: Axes) -> None:
+        axes.plot([least, 1], [least, 1], linestyle=LIMITS["chance"], color="0.45", linewidth=1)
+        for number, (_, rows) in enumerate(groups):
+            look = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number % len(LINES)], "linewidth": 1.3}
+            axes.plot(rows["false_positive_rate"], rows["true_positive_rate"], **look)
+        axes.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1), ylabel="true-positive rate")
+
+    handles = [_line(name, number, linestyle=LINES[number % 4], marker="") for number, (name, _) in enumerate(groups)]
+    handles.append(_line("chance", 0, linestyle=LIMITS["chance"], color="0.45", marker="", linewidth=1))
+    ticks = 10.0 ** np.arange(np.log10(least), 0.5)
+    words = [f"{tick:g}" for tick in ticks]
+    save_figure(path, draw, XAxis("false-positive rate", ticks, words), handles, caption, scaled=False)
+
+
+def save_entropy_figure(path: str | Path, frame: pd.DataFrame, caption: str = "") -> None:
+    """How many memorized images have which memorization confidence. frame: columns published and corrected, nats."""
+    definitions = [name for name in ("published", "corrected") if frame[name].notna().any()]
+    values = frame[definitions].to_numpy(float)
+    low, high = min(0.0, np.nanmin(values)), max(0.0, np.nanmax(values))
+
+    def draw(axes: Axes) -> None:
+        bins = np.linspace(low, high, 31)
+        for number, name in enumerate(definitions):
+            axes.hist(frame[name].dropna(), bins, histtype="step", color=COLORS[number], linestyle=LINES[number])
+        axes.axvline(0, color="0.6", linewidth=0.7, zorder=0)
+        axes.set_ylabel("memorized images")
+
+    handles = [_line(name, number, linestyle=LINES[number], marker="") for number, name in enumerate(definitions)]
+    ticks = np.round(MaxNLocator(6).tick_values(low, high), 6)
+    save_figure(path, draw, XAxis("memorization confidence, nats", ticks), handles, caption)
+
+
+def save_one_against_two_figure(path: str | Path, frame: pd.DataFrame, caption: str = "") -> None:
+    """The score of the test of one model beside that of two. frame: columns model, and for two_models, one_model, delta
+    and score_minus_delta value, _low and _high."""
+    names = {
+        "two_models": "two models",
+        "one_model": "one model",
+        "delta": "delta",
+        "score_minus_delta": "score - delta",
+    }
+    places = np.arange(len(frame))
+
+    def draw(axes: Axes) -> None:
+        for number, name in enumerate(names):
+            _bars(axes, places + 0.15 * (number - 1.5), frame, name, name, number, True)
+        _zero(axes)
+        axes.set_xlim(-0.5, len(frame) - 0.5)
+        axes.set_ylabel("difference in top-1 accuracy")
+
+    handles = _legend(list(names.values()), ["none"] * len(names))
+    save_figure(path, draw, XAxis("model", places, frame["model"].tolist()), handles, caption)
 
 
 def save_confidence_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
@@ -335,20 +457,23 @@ def save_class_figures(path: str | Path, frame: pd.DataFrame, top_k: int, captio
 
 
 def save_utility_figures(path: str | Path, frame: pd.DataFrame, top_k: int, caption: str = "") -> None:
-    """Déjà vu score against the linear probe's validation accuracy; joined: the points that no other beats in both.
+    """Déjà vu score against the linear probe's validation accuracy, a color for each model; joined: the points that no
+    other beats in both.
 
-    frame: columns score, score_low, score_high, probe_val, on_front.
+    frame: columns model, score, score_low, score_high, probe_val, on_front.
     """
+    groups = list(frame.groupby("model", sort=False))
 
     def draw(axes: Axes) -> None:
-        _bars(axes, frame["probe_val"].to_numpy(float), frame, "score", "score", 0, False)
+        for number, (_, rows) in enumerate(groups):
+            _bars(axes, rows["probe_val"].to_numpy(float), rows, "score", "score", number, True)
         front = frame[frame["on_front"] == 1].sort_values("probe_val")
-        look = {"color": COLORS[0], "marker": MARKERS[0], "markersize": 4, "linewidth": 1, "zorder": 3}
-        axes.plot(front["probe_val"], front["score"], **look)
+        axes.plot(front["probe_val"], front["score"], color="0.45", linewidth=1, linestyle="--", zorder=1)
         _zero(axes)
         axes.set_ylabel(f"déjà vu score, top-{top_k}")
 
-    handles = [_line("on the Pareto front", 0), _line("other points", 0, linestyle="none", **_face(0, False))]
+    handles = _legend([str(name) for name, _ in groups], ["none"] * len(groups))
+    handles.append(_line("Pareto front", 0, linestyle="--", color="0.45", marker="", linewidth=1))
     ticks = MaxNLocator(5).tick_values(frame["probe_val"].min(), frame["probe_val"].max())
     save_figure(path, draw, XAxis(f"linear probe, top-{top_k} accuracy", ticks), handles, caption)
 

@@ -12,13 +12,17 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from dejavu_utils.analysis.attack_files import AttackedSet, TopAccuracies
+from dejavu_utils.analysis.attack_files import AttackedSet, ProbeAccuracies, TopAccuracies
 from dejavu_utils.analysis.figures import (
     save_accuracy_figures,
     save_class_figures,
     save_confidence_figures,
+    save_criteria_figures,
     save_gap_figures,
+    save_grid_figures,
+    save_grid_line_figures,
     save_layer_figures,
+    save_layer_utility_figures,
     save_partition_figures,
     save_probe_figures,
     save_utility_figures,
@@ -26,6 +30,7 @@ from dejavu_utils.analysis.figures import (
 )
 from dejavu_utils.analysis.intervals import Z95, Estimate, difference
 from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, Summary, summarize_classes, summarize_levels
+from dejavu_utils.analysis.online_probe import Accuracies
 from dejavu_utils.analysis.report import clear_of_chance
 from dejavu_utils.analysis.tables import accuracy_columns, bounds, confidence_curve, directions
 
@@ -34,6 +39,9 @@ CURVE = range(10, 101, 2)  # per cents of the confidence curve
 VOTES = (1, 2, 5, 10, 20, 50, 100, 200)  # neighbors that vote, of the figure of votes
 LEAST_OF_CLASS = 5  # attacked images from which a class has an interval
 PERMUTATIONS = 1000
+
+_SHORT = {"target_acc": "target", "reference_acc": "reference"}
+_UNKNOWN = Estimate(np.nan, np.nan, np.nan)
 
 Frames = Iterator[tuple[str, Any, pd.DataFrame, int]]
 
@@ -114,7 +122,7 @@ def vote_frames(read: Callable[[int], Attack], most: int) -> Frames:
         for k, attack in attacks.items():
             (summary,) = summarize_levels(directions(attack.sets), top_k, [100])
             rows.append({"k": k, **accuracy_columns(summary)})
-        frame = pd.DataFrame(rows).rename(columns={"target_acc": "target", "reference_acc": "reference"})
+        frame = pd.DataFrame(rows).rename(columns=_SHORT)
         yield "", save_vote_figures, frame, top_k
 
 
@@ -156,25 +164,79 @@ def _class_rows(summary: Any, gains: np.ndarray) -> list[dict[str, float]]:
     return rows
 
 
-def utility_frames(scored: dict, probed: dict, model: str, layer: str, epoch: int) -> Frames:
+@dataclass(frozen=True)
+class ScoredPoint:
+    """One point of a model's sweeps. setting, value: the column of the axis and its value there. dataset: images per
+    class, None where the sweep does not say. probe: the linear probe, None without one."""
+
+    model: str
+    setting: str
+    value: float | str
+    epoch: int
+    dataset: int | None
+    attack: Attack
+    probe: ProbeAccuracies | None
+
+    def row(self, top_k: int) -> dict[str, Any]:
+        """What the point adds to the accuracies: whose they are, and the probe's validation accuracy."""
+        ((columns, _),) = columns_at(self.attack, [100], top_k)
+        columns = {_SHORT.get(name, name): value for name, value in columns.items() if name != "pct_confidence"}
+        probe = self.probe["val"][f"top_{top_k}"] if self.probe else _UNKNOWN
+        about = {"setting": self.setting, "value": self.value, "epoch": self.epoch, "dataset": self.dataset}
+        return {**about, "layer": self.attack.layer, **columns, "probe_val": probe.value, **bounds("probe_val", probe)}
+
+
+def criteria_frames(points: Sequence[ScoredPoint], dataset: int, epoch: int) -> Frames:
+    """Yields target, reference, score and probe of each training criterion, a row for each of its points.
+
+    drawn: 1 for the points at this epoch and so many images per class, and for all of a sweep of a parameter.
+    """
+    first = ["loss", "epoch", "dataset", "layer", "target", "reference", "score", "probe_val"]
+    for top_k in TOP_KS:
+        frame = pd.DataFrame([{"loss": point.model, **point.row(top_k)} for point in points])
+        frame = frame[[*first, *frame.columns.difference(first, sort=False)]]
+        drawn = (frame["epoch"] == epoch) & (frame["dataset"].eq(dataset) | (frame["setting"] == "param"))
+        yield "", save_criteria_figures, frame.assign(drawn=drawn.astype(int)), top_k
+
+
+def utility_frames(points: Sequence[ScoredPoint]) -> Frames:
     """Yields the déjà vu score against the probe's validation accuracy of every point that has both.
 
-    scored, probed: {column: frames, as `Output.save` returns them}. epoch: of the points that do not differ in it.
     on_front: 1 where no other point has both a smaller score and a larger probe accuracy.
     """
+    columns = ["model", "setting", "value", "epoch", "layer", "score", "probe_val"]
+    probed = [point for point in points if point.probe]
+    for top_k in TOP_KS if probed else ():
+        frame = pd.DataFrame([{"model": point.model, **point.row(top_k)} for point in probed])
+        frame = frame[[*columns, "score_low", "score_high"]]
+        yield "", save_utility_figures, frame.assign(on_front=on_front(frame["score"], frame["probe_val"])), top_k
+
+
+def layer_utility_frames(attacks: dict[str, Attack], probes: Accuracies) -> Frames:
+    """Yields the déjà vu score of each layer beside training's own probe on it, of the layers that have both.
+
+    attacks: {layer: Attack}, in the network's order. probes: of `online_probes`.
+    """
+    layers = [layer for layer in attacks if layer in probes]
+    for top_k in TOP_KS if len(layers) > 1 else ():
+        rows = []
+        for layer in layers:
+            ((columns, _),) = columns_at(attacks[layer], [100], top_k)
+            score = {name: columns[name] for name in ("score", "score_low", "score_high", "interpretable")}
+            rows.append({"layer": layer, "probe_val": probes[layer][top_k], **score})
+        yield "", save_layer_utility_figures, pd.DataFrame(rows), top_k
+
+
+def grid_frames(points: dict[tuple[int, int], Attack]) -> Frames:
+    """Yields the frames of all data set sizes at all epochs. points: {(images per class, epoch): Attack}."""
     for top_k in TOP_KS:
         rows = []
-        for x in sorted(scored.keys() & probed.keys()):
-            scores, probes = scored[x]["acc_", top_k], probed[x]["", top_k].set_index(x)["val_acc"]
-            for row in scores[scores["pct_confidence"] == scores["pct_confidence"].max()].to_dict("records"):
-                if row[x] in probes.index:
-                    name = {"model": model, "setting": x, "value": row[x], "layer": layer}
-                    name["epoch"] = row[x] if x == "epoch" else epoch
-                    ends = {part: row[part] for part in ("score_low", "score_high")}
-                    rows.append({**name, "score": row["score"], "probe_val": probes[row[x]], **ends})
-        if rows:
-            frame = pd.DataFrame(rows)
-            yield "", save_utility_figures, frame.assign(on_front=on_front(frame["score"], frame["probe_val"])), top_k
+        for (dataset, epoch), attack in points.items():
+            ((columns, _),) = columns_at(attack, [100], top_k)
+            rows.append({"dataset": dataset, "epoch": epoch, **columns})
+        frame = pd.DataFrame(rows).rename(columns=_SHORT).drop(columns="pct_confidence")
+        yield "", save_grid_figures, frame, top_k
+        yield "lines_", save_grid_line_figures, frame, top_k
 
 
 def on_front(scores: Sequence[float], utilities: Sequence[float]) -> np.ndarray:

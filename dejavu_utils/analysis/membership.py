@@ -4,27 +4,32 @@ AUC with DeLong's interval, and the true-positive rate at a low false-positive r
 arXiv 2112.03570). Members and non-members must be two halves of one draw, or the score may tell the draws apart.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.stats import beta, rankdata
 
 from dejavu_utils.analysis.intervals import Z95, Estimate
+from dejavu_utils.analysis.memorization import DirectedAttack
+from dejavu_utils.typed_json import entry
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
-SAME_DRAW = "Members and non-members must be two halves of one draw (bbox_A, bbox_B of a partition with --seed)."
+SAME_DRAW = "Members and non-members: set A, set B. They must be of the same draw: partition with --seed."
 
 
 @dataclass(frozen=True)
 class Membership:
-    """auc: chance that a member has the greater score, ties count half. tpr_at_1_percent, tpr_at_01_percent: fraction
-    of members above the threshold that 1 % or 0.1 % of the non-members exceed; None where there are too few."""
+    """How well a score tells members, on which a model was trained, from non-members."""
 
-    auc: Estimate
-    tpr_at_1_percent: Estimate | None
-    tpr_at_01_percent: Estimate | None
-    members: int
-    non_members: int
+    auc: Estimate = entry("chance that a member has the greater score; ties count half")
+    tpr_at_1_percent: Estimate | None = entry(
+        "fraction of members above the threshold that 1 % of the non-members exceed; null below 100 non-members"
+    )
+    tpr_at_01_percent: Estimate | None = entry("the same for 0.1 %; null below 1000 non-members")
+    members: int = entry("images")
+    non_members: int = entry("images")
 
 
 def membership(members: np.ndarray, non_members: np.ndarray) -> Membership:
@@ -69,3 +74,39 @@ def roc_curve(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray,
         above = len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")
         rates.append(np.concatenate([[0.0], above / len(scores)]))
     return rates[0], rates[1]
+
+
+def roc_table(scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    """Columns score (its name), false_positive_rate, true_positive_rate. scores: {name: (of members, of others)}."""
+    parts = []
+    for name, (members, non_members) in scores.items():
+        false_positives, true_positives = roc_curve(members, non_members)
+        columns = {"score": name, "false_positive_rate": false_positives, "true_positive_rate": true_positives}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def margin_scores(attacks: Sequence[DirectedAttack]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(members', non-members') scores for model A: its share of the votes for the true label - model B's, of the images
+    of set A and of set B. attacks: of both sets. None without votes, or where a set is empty."""
+    margins = []
+    for attack in attacks:
+        target, reference = attack.target.vote_share, attack.reference.vote_share
+        if target is None or reference is None or not len(target):
+            return None
+        margins.append(target - reference)
+    of_A, of_B = margins
+    return of_A, -of_B  # on set B model A is the reference
+
+
+def membership_in_words(found: Membership) -> str:
+    """AUC and true-positive rates in a line."""
+    parts = [f"AUC {_in_words(found.auc)}"]
+    for rate, estimate in zip(("1 %", "0.1 %"), (found.tpr_at_1_percent, found.tpr_at_01_percent)):
+        if estimate is not None:
+            parts.append(f"true-positive rate {_in_words(estimate)} at {rate} false positives")
+    return ", ".join(parts)
+
+
+def _in_words(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -10,15 +10,19 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dejavu_utils.analysis.figures import save_margin_figure, save_score_figure, save_unit_figure
+from dejavu_utils.analysis.figures import save_margin_figure, save_roc_figure, save_score_figure, save_unit_figure
+from dejavu_utils.analysis.membership import SAME_DRAW, Membership, membership_in_words, roc_table
 from dejavu_utils.analysis.report import figure_in_words, models_in_words
+from dejavu_utils.data.provenance import MADE_FROM
 from dejavu_utils.files import save_csv, save_json, save_npy
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.label_free import compare as instruments
 from dejavu_utils.label_free import scores as sslmem
 from dejavu_utils.label_free.gallery import save_sslmem_gallery
 from dejavu_utils.label_free.measure import Alignment
+from dejavu_utils.label_free.members import member_scores, memberships
 from dejavu_utils.naming import SETS
+from dejavu_utils.typed_json import from_json, to_json
 
 CONTROLS = ("shared", "public", "unseen")
 NEITHER = ("public", "unseen")  # sets that neither model trained on
@@ -62,7 +66,7 @@ def write_folder(folder: str | Path, measured: Measured, about: dict) -> dict:
         results["attack"] = {name: instruments.correlations(tables[name], layers) for name in SETS}
         for layer in layers:
             points = {name: instruments.margins_and_scores(tables[name], layer) for name in SETS}
-            save_margin_figure(folder / f"sslmem_margin_{layer}", points, layer)
+            save_margin_figure(folder / f"sslmem_margin_{layer}", points, layer, caption_of(layer, measured, about))
     for name, table in tables.items():
         save_csv(folder / f"sslmem_{name}.csv", table)
     units, summary = _units_of(measured)
@@ -73,12 +77,19 @@ def write_folder(folder: str | Path, measured: Measured, about: dict) -> dict:
     means = {
         name: {layer: part["layers"][layer]["score"] for layer in layers} for name, part in results["sets"].items()
     }
-    save_score_figure(folder / "sslmem_layers", means, layers)
+    save_score_figure(folder / "sslmem_layers", means, layers, caption_of(", ".join(layers), measured, about))
     for layer in layers:
         own, others = (np.concatenate([units[a, b, layer] for a, b in pairs]) for pairs in (("AA", "BB"), ("AB", "BA")))
-        save_unit_figure(folder / f"unitmem_{layer}", own, others, layer)
+        save_unit_figure(folder / f"unitmem_{layer}", own, others, layer, caption_of(layer, measured, about))
+    results["membership"] = {}
+    for layer in layers:
+        members = member_scores(tables, layer)
+        results["membership"][layer] = to_json(memberships(members))
+        curves = roc_table(members)
+        save_csv(folder / f"sslmem_membership_{layer}.csv", curves)
+        save_roc_figure(folder / f"sslmem_membership_{layer}", curves, caption_of(layer, measured, about))
     trained = {name: tables[name] for name in SETS}
-    header = models_in_words(about.get("made_from"))
+    header = models_in_words(about.get(MADE_FROM))
     for layer in layers:
         header.append(f"Mean SSLMem of both directions, {layer}: {figure_in_words(results['both'][layer])}.")
     page = folder / "sslmem_gallery.html"
@@ -87,6 +98,13 @@ def write_folder(folder: str | Path, measured: Measured, about: dict) -> dict:
     results = _without_nan({**results, **about})
     save_json(folder / "results.json", results)
     return results
+
+
+def caption_of(layer: str, measured: Measured, about: dict) -> str:
+    """Models, layer and attacked images."""
+    n = " + ".join(str(len(measured.alignments[name].rows)) for name in SETS)
+    models = " ".join(models_in_words(about.get(MADE_FROM)))
+    return f"{models}\n{layer}, n = {n} images of sets A and B".strip()
 
 
 def _table_of(name: str, measured: Measured) -> pd.DataFrame:
@@ -202,6 +220,10 @@ def sslmem_in_words(results: dict) -> list[str]:
             f"; of the control's halves {figure_in_words(results['control'][layer])}" if results["control"] else ""
         )
         lines.append(f"  both directions, {layer}: {figure_in_words(figure)}{control}")
+    for layer, figures in results["membership"].items():
+        for who, found in figures.items():
+            lines.append(f"  membership, {layer}, {who}: {membership_in_words(from_json(Membership, found))}")
+    lines.append(f"  {SAME_DRAW}")
     for name, figures in results.get("attack", {}).items():
         for layer, found in figures.items():
             overall, within = (figure_in_words(found[which]) for which in ("overall", "within_classes"))

@@ -1,12 +1,24 @@
 """The numbers of the figures of classes, votes and utility, against planted truth."""
 
+import json
+
 import numpy as np
-import pandas as pd
-import pytest
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import AttackedSet
-from dejavu_utils.analysis.frames import Attack, class_frames, on_front, utility_frames, vote_frames
+from dejavu_utils.analysis.attack_files import AttackedSet, ProbeAccuracies, TopAccuracies
+from dejavu_utils.analysis.frames import (
+    Attack,
+    ScoredPoint,
+    class_frames,
+    criteria_frames,
+    grid_frames,
+    layer_utility_frames,
+    on_front,
+    utility_frames,
+    vote_frames,
+)
+from dejavu_utils.analysis.intervals import Estimate
+from dejavu_utils.analysis.online_probe import online_probes, read_probes
 
 CLASSES, OF_CLASS, K = 24, 60, 20
 
@@ -51,13 +63,58 @@ def test_votes_equal_the_single_runs():
         assert frame["target"][k] == summary.target.value and frame["score"][k] == summary.score.value
 
 
+def point(model, epoch, memorized, probe):
+    accuracies = TopAccuracies(Estimate(probe, probe, probe), Estimate(probe, probe, probe)) if probe else None
+    probes = ProbeAccuracies(accuracies, accuracies) if probe else None
+    return ScoredPoint(model, "epoch", epoch, epoch, 300, attack_of(np.full(CLASSES, memorized)), probes)
+
+
 def test_utility_has_the_points_with_a_probe_and_their_front():
     assert on_front([0.1, 0.3, 0.2, 0.3], [0.5, 0.6, 0.4, 0.7]).tolist() == [1, 0, 0, 1]
-    scores = pd.DataFrame({"epoch": [50, 100, 300], "pct_confidence": 100, "score": [0.1, 0.2, 0.3]})
-    scores = scores.assign(score_low=0.0, score_high=0.4)
-    probes = pd.DataFrame({"epoch": [50, 300], "val_acc": [0.5, 0.7]})
-    scored = {"epoch": {("acc_", top_k): scores for top_k in (1, 5)}}
-    probed = {"epoch": {("", top_k): probes for top_k in (1, 5)}}
-    _, _, frame, _ = next(iter(utility_frames(scored, probed, "vicreg", "projector", 1000)))
-    assert frame[["epoch", "score", "probe_val", "on_front"]].values.tolist() == [[50, 0.1, 0.5, 1], [300, 0.3, 0.7, 1]]
-    assert frame["layer"].tolist() == ["projector"] * 2 and frame["probe_val"].tolist() == pytest.approx([0.5, 0.7])
+    points = [point("vicreg", 50, 0.1, 0.5), point("vicreg", 100, 0.2, None), point("simclr", 50, 0.3, 0.7)]
+    _, _, frame, _ = next(iter(utility_frames([*points, point("byol", 50, 0.4, 0.6)])))
+    assert frame[["model", "epoch", "probe_val", "on_front"]].values.tolist() == [
+        ["vicreg", 50, 0.5, 1],
+        ["simclr", 50, 0.7, 1],
+        ["byol", 50, 0.6, 0],
+    ]
+    summary = mem.summarize([of_set.attack for of_set in points[2].attack.sets.values()], 1)
+    assert frame["score"][1] == summary.score.value and frame["layer"].tolist() == ["projector"] * 3
+
+
+def test_criteria_equal_the_single_runs_and_the_shared_point_is_drawn():
+    points = [point("vicreg", 50, 0.1, None), point("vicreg", 100, 0.2, 0.5), point("simclr", 100, 0.3, 0.6)]
+    _, _, frame, _ = next(iter(criteria_frames(points, 300, 100)))
+    first = ["loss", "epoch", "dataset", "layer", "target", "reference", "score", "probe_val"]
+    assert list(frame.columns[:8]) == first and frame["drawn"].tolist() == [0, 1, 1]
+    for row, one in zip(frame.to_dict("records"), points):
+        summary = mem.summarize([of_set.attack for of_set in one.attack.sets.values()], 1)
+        assert (row["target"], row["score"]) == (summary.target.value, summary.score.value)
+
+
+def test_utility_of_layers_is_that_of_the_training_log(tmp_path):
+    log = tmp_path / "log"
+    rows = [{"epoch": 50, "top_1_val_layer0": 0.1}, {"epoch": 100}]
+    for number in range(3):
+        rows[1] |= {f"top_1_val_layer{number}": 0.5 - number / 10, f"top_5_val_layer{number}": 0.9}
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    probes = read_probes(log, 100)
+    assert [probes[layer][1] for layer in ("backbone", "projector.0", "projector.1", "projector")] == [
+        0.5,
+        0.4,
+        0.3,
+        0.3,
+    ]
+    settings = {f"model_{name}_pth": str(tmp_path / "model_ep100.pth") for name in "AB"}
+    made_from = {"models": {name: {"epoch": 100} for name in "AB"}}
+    assert online_probes(settings, made_from) == probes and online_probes(settings, None) == {}
+    attack = attack_of(np.full(CLASSES, 0.4))
+    _, _, frame, _ = next(iter(layer_utility_frames({"backbone": attack, "projector": attack}, probes)))
+    assert frame["probe_val"].tolist() == [0.5, 0.3] and list(frame.columns[:3]) == ["layer", "probe_val", "score"]
+
+
+def test_the_grid_has_every_point():
+    attack = attack_of(np.full(CLASSES, 0.4))
+    points = {(n, epoch): attack for n in (100, 300) for epoch in (50, 1000)}
+    frame = next(iter(grid_frames(points)))[2]
+    assert frame[["dataset", "epoch"]].values.tolist() == [list(key) for key in points]

@@ -5,8 +5,17 @@ import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
 
-from dejavu_utils.analysis.membership import auc, membership, roc_curve, true_positive_rate
+from dejavu_utils.analysis.membership import (
+    auc,
+    margin_scores,
+    membership,
+    roc_curve,
+    roc_table,
+    true_positive_rate,
+)
+from dejavu_utils.analysis.memorization import DirectedAttack, Predictions
 from dejavu_utils.analysis.runs import agreement, agreement_in_words, agreement_table, short_names
+from dejavu_utils.label_free.members import member_scores, memberships
 
 
 def test_auc_is_mann_whitney_s_and_swapping_gives_one_minus_it():
@@ -63,3 +72,39 @@ def test_table_of_runs_and_its_sentence():
     assert table["above_chance"].tolist() == pytest.approx([0.6] * 4) and table["kappa"].tolist() == [1.0] * 4
     assert agreement_in_words(table).startswith("Of the images memorized in one run, the fraction memorized in another")
     assert short_names(["demo/seed0/attack", "demo/seed1/attack"]) == ["seed0", "seed1"]
+
+
+def test_votes_tell_members_of_a_model_that_memorizes_and_not_of_others():
+    rng, labels = np.random.default_rng(4), np.zeros(1500, dtype=int)
+
+    def attack(memorized):
+        shares = rng.random((2, 1500))
+        shares[0, : int(memorized * 1500)] += 1
+        target, reference = (Predictions(labels[:, None], share, share) for share in shares)
+        return DirectedAttack(target, reference, labels)
+
+    found = membership(*margin_scores([attack(0.4), attack(0.4)]))
+    assert found.auc.low > 0.6 and found.tpr_at_1_percent.low > 0.01 and found.tpr_at_01_percent is not None
+    nothing = membership(*margin_scores([attack(0), attack(0)]))
+    assert nothing.auc.low < 0.5 < nothing.auc.high
+    without_votes = DirectedAttack(Predictions(labels[:, None], labels), Predictions(labels[:, None], labels), labels)
+    assert margin_scores([without_votes] * 2) is None
+
+
+def test_distances_of_one_model_and_of_twins():
+    rng = np.random.default_rng(5)
+
+    def table(gain):
+        target, reference = rng.normal(1 - gain, 0.2, 400), rng.normal(1, 0.2, 400)
+        columns = {"projector_target": target, "projector_reference": reference}
+        return pd.DataFrame({**columns, "projector_sslmem": reference - target})
+
+    tables = {"A": table(0.2), "B": table(0.2), "public": table(0), "unseen": table(0)}
+    found = memberships(member_scores(tables, "projector"))
+    assert all(found[name].auc.low > 0.6 for name in ("model A", "model B", "twins"))
+    assert found["public against unseen"].auc.low < 0.5 < found["public against unseen"].auc.high
+    assert found["twins"].tpr_at_01_percent is None  # fewer than 1000 non-members
+    swapped = memberships(member_scores({"A": tables["B"], "B": tables["A"]}, "projector"))
+    assert swapped["model A"].auc.value == found["model B"].auc.value
+    table_of_curves = roc_table(member_scores(tables, "projector"))
+    assert table_of_curves["score"].nunique() == 4 and table_of_curves.iloc[0, 1:].tolist() == [0, 0]
