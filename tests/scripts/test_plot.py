@@ -12,7 +12,7 @@ from helpers import ABSENT, assert_one_line_error, flags, ok, read_json, run_her
 from PIL import Image
 
 from dejavu_utils.analysis.attack_files import read_attack, read_ceiling, read_probe
-from dejavu_utils.analysis.intervals import difference
+from dejavu_utils.analysis.intervals import Estimate, difference
 from dejavu_utils.analysis.memorization import summarize
 from dejavu_utils.analysis.tables import attack_statistics
 from dejavu_utils.naming import sweep_points
@@ -223,7 +223,7 @@ def test_science_style_or_how_to_get_it(tmp_path):
 
 
 def test_difference_of_estimates():
-    first, second = ({"value": v, "low": v - 0.03, "high": v + 0.04} for v in (0.7, 0.6))
+    first, second = (Estimate(value, value - 0.03, value + 0.04) for value in (0.7, 0.6))
     found = difference(first, second)
     assert [found[name] for name in ("value", "low", "high")] == pytest.approx([0.1, 0.05, 0.15])
 
