@@ -109,7 +109,7 @@ FAULTS = [
     fault("classes of one image", "partition", classes_of_one_image, "classes too small for it: 3", code=0),
     fault("class without boxes", "partition", class_without_boxes, "classes without XML: 1 (c1)", code=0),
     fault("no boxes", "partition", no_boxes, "--bbox_dir", "no XML there belongs to an image"),
-    fault("no boxes", "attack", no_boxes, "--imgnet_bbox_pth", "no XML there belongs to an image"),
+    fault("no boxes", "attack", no_boxes, "--imgnet_bbox_pth", "no XML there belongs", "give --use_corner_crop 1"),
     # Index files.
     fault("index of another data set", "beton", other_data_set("idx-path"), IDX, "made for another image folder"),
     fault("index of another data set", "attack", other_data_set("bbox_A_idx_pth"), "--bbox_A_idx_pth",

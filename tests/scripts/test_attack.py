@@ -257,7 +257,6 @@ def test_supervised_logits_are_the_scores(data, tmp_path):
         ({"model_A_pth": f"{ABSENT}.pth"}, [f"--model_A_pth {ABSENT}.pth: no such file"]),
         ({"model_A_pth": "A.npy"}, ["--model_A_pth", "not a checkpoint"]),
         ({"imgnet_bbox_pth": None}, ["--imgnet_bbox_pth is needed", "--use_corner_crop 1"]),
-        ({"imgnet_bbox_pth": "images"}, ["--imgnet_bbox_pth", "no XML", "without boxes, give --use_corner_crop 1"]),
         ({"mlp": "64-32"}, ["--mlp 64-32", "A.pth holds 32-16"]),
         ({"loss": "barlow"}, ["--loss barlow", "A.pth holds"]),
         ({"resnet50": ""}, ["--resnet50", "A.pth holds resnet18"]),
@@ -375,8 +374,8 @@ def test_another_number_of_processes_resumes(data, tmp_path, undisturbed, monkey
     with monkeypatch.context() as patch:
         for name, value in (("rank", 1), ("world_size", 2)):
             patch.setattr(search, name, lambda value=value: value)
-        with pytest.raises(AttributeError):  # only the first process has the whole to write
-            attack(data, tmp_path, **held(data, "crops"))
+        ok(attack(data, tmp_path, **held(data, "crops")))
+    assert not (tmp_path / "results.json").exists()  # only the first process has the whole to write
     pieces = sorted(path.stem for path in (tmp_path / "unfinished").glob("*.npz"))
     assert "best_000001" in pieces and "best_000000" not in pieces
     with np.load(tmp_path / "unfinished" / "best_000001.npz") as piece:

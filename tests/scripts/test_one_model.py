@@ -258,7 +258,7 @@ def test_half_of_the_crops_gives_a_learning_curve(data, tmp_path):
     result = ok(attack(data, tmp_path, ("A0", "B0"), **halves))
     results = read_json(tmp_path / "results.json")
     assert results["both"]["one_model"]["rise"] is not None
-    assert "reference accuracy with all crops - with half of them" in result.stdout
+    assert "reference accuracy with all crops - with half: " in result.stdout
 
 
 def planted(rng, n, target, reference, seeds=3, spread=0.0):
@@ -390,8 +390,10 @@ def test_the_table_sets_one_model_beside_two(data, attacked, tmp_path):
     two.mkdir()
     twin.sample(frac=1, random_state=0).to_csv(two / "attack_A.csv", index=False)
     estimate = {"value": 0.4, "low": 0.3, "high": 0.5}
-    accuracy = {"target": estimate, "score": estimate}
-    (two / "results.json").write_text(json.dumps({"A": {"top_1": {"accuracy": {"100": accuracy}}}}), encoding="utf-8")
+    accuracy = {"target": estimate, "reference": estimate, "score": estimate}
+    of_set = {"n": len(judged), "top_1": {"accuracy": {"100": accuracy}}}
+    written = {"both": of_set, "A": of_set, "B": of_set}
+    (two / "results.json").write_text(json.dumps(written), encoding="utf-8")
     words = ["--two_models", two, "--chance", "0.25", "--save_path", tmp_path / "table.csv", f"A={out}"]
     result = ok(run_here("bash_examples/one_model_table.py", *words))
     row = pd.read_csv(tmp_path / "table.csv").iloc[0]
@@ -416,6 +418,12 @@ def test_the_table_sets_one_model_beside_two(data, attacked, tmp_path):
     tied[1:].to_csv(tmp_path / "tied.csv", index=False)
     result = run_here("bash_examples/one_model_table.py", *words, "--tied", tmp_path / "tied.csv")
     assert_one_line_error(result, "--tied", "does not hold the images of")
+    record = read_json(out / "results.json")["made_from"]
+    record["models"] = {"A": {**record["models"]["M"], "weights": "0" * 64}}
+    (two / "results.json").write_text(json.dumps({**written, "made_from": record}), encoding="utf-8")
+    result = run_here("bash_examples/one_model_table.py", *words)
+    assert_one_line_error(result, f"{out}: weights of model A", f"other than --two_models {two}")
+    (two / "results.json").write_text(json.dumps(written), encoding="utf-8")
     twin[1:].to_csv(two / "attack_A.csv", index=False)
     assert_one_line_error(run_here("bash_examples/one_model_table.py", *words), "attacks other images than set A")
 
