@@ -35,6 +35,7 @@ COMPARED = {
     "layers": "figures of several layers",
     "runs": "`summary_table.py --runs`",
     "table": "`summary_table.py`",
+    "one_model": "one of an attack's models against the test of it alone",
 }
 
 

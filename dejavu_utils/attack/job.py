@@ -144,10 +144,8 @@ class ImageSets:
             why = f" ({in_words(images.counts)})" if len(images) < images.counts["images"] else ""
             print(f"set {name}: {len(images)} of {images.counts['images']} images attacked{why}")
         if not any(map(len, parts.values())):
-            raise InputError(
-                f"{BOXES} {self.boxes}: no image has a crop: {in_words(skipped)}; see --min_px {rule.min_px} and "
-                f"--scale_boxes {int(rule.scale)}, or give --use_corner_crop 1"
-            )
+            remedy = f"see --min_px {rule.min_px}, or give --use_corner_crop 1"
+            raise InputError(f"{BOXES} {self.boxes}: no image has a crop: {in_words(skipped)}; {remedy}")
         return parts, warnings
 
 
