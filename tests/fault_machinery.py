@@ -51,15 +51,15 @@ def cut(path):
 
 
 def class_gone(case):
-    shutil.rmtree(case.data / "images" / "c1")
+    shutil.rmtree(case.data / "images/c1")
 
 
 def class_added(case):
-    shutil.copytree(case.data / "images" / "c0", case.data / "images" / "c00")
+    shutil.copytree(case.data / "images/c0", case.data / "images/c00")
 
 
 def class_empty(case):
-    (case.data / "images" / "c9").mkdir()
+    (case.data / "images/c9").mkdir()
 
 
 def no_class(case):
@@ -74,18 +74,18 @@ def classes_of_one_image(case):
 
 
 def class_without_boxes(case):
-    shutil.rmtree(case.data / "boxes" / "Annotation" / "c1")
+    shutil.rmtree(case.data / "boxes/Annotation/c1")
 
 
 def no_boxes(case):
-    shutil.rmtree(case.data / "boxes" / "Annotation")
+    shutil.rmtree(case.data / "boxes/Annotation")
 
 
 def index(flag, content):
     """The index file of a flag holds this array, these bytes, or what a function of its path writes."""
 
     def make(case):
-        path = case.data / "other index" / "x.npy"  # no partition.json beside it: an index file made by others
+        path = case.data / "other index/x.npy"  # no partition.json beside it: an index file made by others
         path.parent.mkdir()
         if isinstance(content, bytes):
             path.write_bytes(content)
@@ -126,13 +126,13 @@ def other_data_set(flag):
         other = draw_tree(case.data / "other", classes=2)
         values = settings("partition", other, other, other / "index")
         ok(call("partition", values))
-        case.flags[flag] = other / "index" / "4_per_class" / "bbox_A.npy"
+        case.flags[flag] = other / "index/4_per_class/bbox_A.npy"
 
     return make
 
 
 def unfinished_partition(case):
-    (case.data / "index" / "partition.unfinished").touch()
+    (case.data / "index/partition.unfinished").touch()
 
 
 def changed(**values):

@@ -65,8 +65,7 @@ FAULTS = [
         for what, content in (("unreadable", b"no image"), ("empty", b""))
         for command in ("beton", "attack", "probe")
     ),
-    *(fault("cut image", command, image("c0/c0_00.JPEG", cut), BAD_IMAGE, "truncated")
-      for command in ("beton", "attack", "probe")),
+    fault("cut image", "attack", image("c0/c0_00.JPEG", cut), BAD_IMAGE, "truncated"),
     fault("unreadable public image", "rcdm", image("c0/c0_08.JPEG", b"no image"), "c0_08.JPEG: cannot be read"),
     fault("cut public image", "attack", image("c0/c0_08.JPEG", cut), "c0_08.JPEG: cannot be read as an image"),
     *(
@@ -76,7 +75,7 @@ FAULTS = [
     ),
     *(
         fault(f"image of {size[0]} x {size[1]}", command, image(name, drawn(size)), text, code=0)
-        for size in ((1, 1), (20000, 1), (1, 20000))
+        for size in ((1, 1), (20000, 1))
         for command, name, text in (
             ("beton", "c0/c0_00.JPEG", "x.beton"),
             ("attack", "c0/c0_00.JPEG", "set A: 11 of 12 images attacked (1 box outside the image)"),
@@ -101,7 +100,7 @@ FAULTS = [
     *(
         fault(f"class {what}", command, make, "made for another image folder", text)
         for what, make, text in (("missing", class_gone, "first is c1"), ("added", class_added, "first is c00"))
-        for command in ("beton", "attack", "probe")
+        for command in ("beton", "attack")
     ),
     *(fault("class without images", command, class_empty, "no image in c9")
       for command in ("partition", "beton", "attack", "probe")),
@@ -151,24 +150,24 @@ FAULTS = [
     fault("k larger than the public set", "attack", changed(k=13), "--k 13", "only 12 images"),
     # Checkpoints.
     *(
-        fault(f"checkpoint {what}", command, checkpoint(flag, content), f"--{flag}", *texts)
-        for command, flag in (("attack", "model_B_pth"), ("probe", "model_pth"))
+        fault(f"checkpoint {what}", "attack", checkpoint("model_B_pth", content), "--model_B_pth", *texts)
         for what, content, texts in (
             ("without bytes", b"", ["not a checkpoint"]),
             ("of other content", b"epoch 1", ["not a checkpoint"]),
-            *((f"cut to {share:.0%}", cut_to(share), ["not a checkpoint"]) for share in (0.001, 0.37, 0.9, 0.999)),
+            *((f"cut to {share:.0%}", cut_to(share), ["not a checkpoint"]) for share in (0.001, 0.9)),
             ("with code", with_code, ["not a checkpoint", "never run"]),
             ("of bare code", bare_code, ["not a checkpoint", "never run"]),
             ("of odd types", of_odd_types, ["does not hold the network"]),
         )
     ),
+    fault("checkpoint cut", "probe", checkpoint("model_pth", cut_to(0.9)), "--model_pth", "not a checkpoint"),
     fault("checkpoint missing", "rcdm", changed(ssl_model_pth=ABSENT), f"--ssl_model_pth {ABSENT}: no such file"),
     fault("checkpoint cut to 90%", "rcdm", checkpoint("ssl_model_pth", cut_to(0.9)), "--ssl_model_pth",
           "not a checkpoint"),
     fault("checkpoint with NaN", "attack", checkpoint("model_A_pth", not_finite), "--model_A_pth", "not finite"),
     fault("checkpoint with NaN", "probe", checkpoint("model_pth", not_finite), "--model_pth", "not finite"),
     *(fault(f"model.pth cut to {share:.0%}", "training", resuming(resume_cut(share)), "model.pth", "not a checkpoint")
-      for share in (0.0, 0.2, 0.77, 0.9999)),
+      for share in (0.0, 0.77)),
     *(fault(f"model.pth without {key}", "training", resuming(resume_without(key)), "model.pth", text)
       for key, text in (("settings", "not written by this program"), ("optimizer", "does not hold the run"),
                         ("train_set", "does not hold the run"))),
@@ -176,7 +175,7 @@ FAULTS = [
     fault("model.pth with NaN", "training", resuming(resume_not_finite), "the loss is nan", "checkpoint is kept"),
     # Betons.
     *(fault(f"beton cut to {share:.1%}", "training", beton(cut_at(share)), "bad.beton: not a complete .beton")
-      for share in (0, 0.0001, 0.01, 0.3, 0.5, 0.9, 0.99999)),
+      for share in (0, 0.01, 0.99999)),
     *(
         fault(f"beton with {what}", "training", beton(change), "bad.beton: not a complete .beton", text)
         for what, change, text in (

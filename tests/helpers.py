@@ -20,6 +20,7 @@ from PIL import Image
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.cli import run
+from dejavu_utils.imagenet import list_images
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.runtime import processes
 from dejavu_utils.runtime.processes import StopSignal
@@ -162,6 +163,30 @@ def flags(settings):
     return words
 
 
+def cases(text):
+    """[({flag: value}, [parts of the message])] of a table: `--k 13 -min_px -> --k 13 ;; only 12 images` a line.
+
+    `-NAME` takes a flag away, `--NAME` alone is a switch, `NAME=VALUE` a variable; ABSENT is a path without a file.
+    """
+    rows = []
+    for line in text.replace("ABSENT", str(ABSENT)).strip().splitlines():
+        words, _, message = line.partition(" -> ")
+        changes, name = {}, None
+        for word in shlex.split(words):
+            if word.startswith("--"):
+                name = word.removeprefix("--")
+                changes[name] = ""
+            elif name:
+                changes[name], name = word, None
+            elif word.startswith("-"):
+                changes[word.removeprefix("-")] = None
+            else:
+                variable, _, value = word.partition("=")
+                changes[variable] = value
+        rows.append((changes, [part.strip() for part in message.split(";;")]))
+    return rows
+
+
 def assert_one_line_error(result, *texts):
     assert result.returncode == 2, result.stderr
     errors = [line for line in result.stderr.splitlines() if "error:" in line]
@@ -182,13 +207,22 @@ def draw_tree(folder, classes=3, per_class=12, boxed=8, seed=0):
             coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize(size, Image.BILINEAR).save(path)
             if rank < boxed:
-                xml = folder / "boxes" / "Annotation" / name / f"{name}_{rank:02d}.xml"
+                xml = folder / "boxes/Annotation" / name / f"{name}_{rank:02d}.xml"
                 xml.parent.mkdir(parents=True, exist_ok=True)
                 xmin, ymin = rng.integers(1, 20, 2)
                 sides = {"xmin": xmin, "ymin": ymin, "xmax": xmin + 20, "ymax": ymin + 20}
                 box = "".join(f"<{side}>{value}</{side}>" for side, value in sides.items())
                 xml.write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
     return folder
+
+
+def save_sets(folder, per_class, **bounds):
+    """Index files NAME.npy of the images whose number in their class lies within the bounds; returns the listing."""
+    listing = list_images(folder / "images")
+    rank = np.arange(len(listing)) % per_class
+    for name, (first, last) in bounds.items():
+        np.save(folder / f"{name}.npy", np.flatnonzero((first <= rank) & (rank < last)))
+    return listing
 
 
 def save_untrained(path, seed=0, loss="simclr", mlp="32-16", classes=3):

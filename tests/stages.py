@@ -16,6 +16,7 @@ TRAINING = {
     "training.warmup_epochs": 1,
     "logging.log_level": 1,
 }
+SMALL_ATTACK = {"k": 7, "k_attk": 5, "min_px": 10, "resolution": 32, "num_workers": 0, "local": 1}
 SCRIPTS = {
     "partition": ("imagenet_partition.py", "save_dir"),
     "beton": ("write_ffcv_dataset.py", "write-path"),
@@ -28,7 +29,7 @@ SCRIPTS = {
 
 def settings(command, data, made, out):
     """The flags of a command that is all right. data: images, boxes and index; made: betons and checkpoints."""
-    index = data / "index" / "4_per_class"
+    index = data / "index/4_per_class"
     pictures = {"imgnet_train_pth": data / "images", "resolution": 32, "num_workers": 0, "local": 1}
     return {
         "partition": {"imgnet_dir": data / "images", "bbox_dir": data / "boxes", "per_class": 4, "save_dir": out},
@@ -46,22 +47,28 @@ def settings(command, data, made, out):
         },
         "attack": {
             **pictures,
-            "model_A_pth": made / "A.pth",
-            "model_B_pth": made / "B.pth",
+            **SMALL_ATTACK,
+            **{f"model_{model}_pth": made / f"{model}.pth" for model in "AB"},
             "imgnet_bbox_pth": data / "boxes",
             **{f"bbox_{name}_idx_pth": index / f"bbox_{name}.npy" for name in "AB"},
             "public_idx_pth": index / "public.npy",
-            "k": 7,
-            "k_attk": 5,
-            "min_px": 10,
             "output_dir": out,
         },
         "probe": {
             **pictures,
             "model_pth": made / "A.pth",
             "train_idx_pth": index / "train_A.npy",
-            "val_idx_pth": data / "index" / "val_set.npy",
+            "val_idx_pth": data / "index/val_set.npy",
             "epochs": 1,
+            "output_dir": out,
+        },
+        "sslmem": {
+            **pictures,
+            **{f"model_{model}_pth": made / f"{model}.pth" for model in "AB"},
+            **{f"bbox_{name}_idx_pth": index / f"bbox_{name}.npy" for name in "AB"},
+            "public_idx_pth": index / "public.npy",
+            "views": 3,
+            "batch_size": 9,
             "output_dir": out,
         },
         "rcdm": {

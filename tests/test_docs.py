@@ -15,7 +15,7 @@ STAGES = ["imagenet_partition.py", "train_SSL.py", "label_inference_attack.py", 
 STAGES += ["plot_quant_results.py", "train_RCDM.py"]
 FOLDERS = ["IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS", "INDEX_FOLDER", "BETONS_FOLDER", "LOGGING_FOLDER"]
 COMMANDS = list(documented_commands())
-FIGURES = ROOT / "docs" / "figures.json"
+FIGURES = ROOT / "docs/figures.json"
 TABLES = ("summary", "epochs", "seeds")
 
 
@@ -92,7 +92,7 @@ def test_hooks_have_the_versions_of_the_requirements():
 def test_files_contain_what_the_documentation_says():
     """`name` (`path.py`), and `name` in `path.py`: the file is there and has the name."""
     pages = documentation()
-    for page in (ROOT / "docs" / "how_it_works.md", ROOT / "CONTRIBUTING.md"):
+    for page in (ROOT / "docs/how_it_works.md", ROOT / "CONTRIBUTING.md"):
         text = " ".join(pages[page].split())
         for path in re.findall(r"`(dejavu_utils/[\w/]*(?:\.py)?)`", text):
             assert (ROOT / path).exists() or "toy" in path, f"{page.name}: {path}"
@@ -107,23 +107,23 @@ def imagenet_without_images(folder):
     for name in ("images", "boxes", "betons", "logs"):
         (folder / name).mkdir()
     for n, attacked in boxed.items():
-        index = folder / "index" / f"{n}_per_class"
+        index = folder / f"index/{n}_per_class"
         index.mkdir(parents=True)
         np.save(index / "public.npy", np.zeros(500_000, np.int8))
         for side in "AB":
             np.save(index / f"bbox_{side}.npy", np.zeros(attacked, np.int8))
             np.save(index / f"train_{side}.npy", np.zeros(1000 * n, np.int8))
             header = struct.pack("<HHIQQ", 2, 2, 8 << 20, 1000 * n, 0)
-            (folder / "betons" / f"{n}_per_class_{side}.beton").write_bytes(header)
-    np.save(folder / "index" / "val_set.npy", np.zeros(150_000, np.int8))
-    (folder / "betons" / "val.beton").write_bytes(struct.pack("<HHIQQ", 2, 2, 8 << 20, 150_000, 0))
+            (folder / f"betons/{n}_per_class_{side}.beton").write_bytes(header)
+    np.save(folder / "index/val_set.npy", np.zeros(150_000, np.int8))
+    (folder / "betons/val.beton").write_bytes(struct.pack("<HHIQQ", 2, 2, 8 << 20, 150_000, 0))
     names = ("images", "boxes", "index", "betons", "logs")
     return dict(zip(FOLDERS, (str(folder / name) for name in names)))
 
 
 def test_the_table_of_costs_is_what_a_dry_run_says(tmp_path):
     folders = imagenet_without_images(tmp_path)
-    page = documentation()[ROOT / "docs" / "costs.md"]
+    page = documentation()[ROOT / "docs/costs.md"]
     rows = re.findall(r"^\|[^|]*\| `([^`]*/sweep\.sh)` \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
     assert len(rows) >= 8
     for command, *documented in rows:
@@ -137,10 +137,10 @@ def test_the_table_of_costs_is_what_a_dry_run_says(tmp_path):
 def small_demo(tmp_path_factory):
     """The folders of bash_examples/demo.sh with untrained models, one snapshot and few images."""
     folder = tmp_path_factory.mktemp("demo") / "seed0"
-    data, index, logs = folder / "data", folder / "index" / "4_per_class", folder / "simclr_1epochs"
+    data, index, logs = folder / "data", folder / "index/4_per_class", folder / "simclr_1epochs"
     attacks = [
-        logs / "attack_sweeps" / "NN_attk_simclr_4pc_1ep",
-        logs / "attack_sweeps_backbone" / "NN_attk_simclr_4pc_1ep",
+        logs / "attack_sweeps/NN_attk_simclr_4pc_1ep",
+        logs / "attack_sweeps_backbone/NN_attk_simclr_4pc_1ep",
     ]
     images, boxes = data / "images", data / "boxes"
     commands = [
@@ -148,7 +148,7 @@ def small_demo(tmp_path_factory):
         ("imagenet_partition.py", {"imgnet_dir": images, "bbox_dir": boxes, "save_dir": index.parent, "per_class": 4}),
     ]
     beton = {"imgnet-path": images, "idx-path": index / "train_A.npy", "num-workers": 1}
-    commands.append(("write_ffcv_dataset.py", {**beton, "write-path": folder / "betons" / "4_per_class_A.beton"}))
+    commands.append(("write_ffcv_dataset.py", {**beton, "write-path": folder / "betons/4_per_class_A.beton"}))
     models = {f"model_{side}_pth": folder / f"{side}.pth" for side in "AB"}
     for seed, path in enumerate(models.values()):
         save_untrained(path, seed)
@@ -179,19 +179,19 @@ def test_pictures_and_numbers_are_made_from_a_demo(small_demo, tmp_path):
     assert pictures <= {path.name for path in docs.glob("*.png")}
     filled = (docs / "page.md").read_text()
     assert printed.strip() in filled and "old" not in filled  # the table as the demo's last stage prints it
-    summary = pd.read_csv(folder / "simclr_1epochs" / "summary.csv")
+    summary = pd.read_csv(folder / "simclr_1epochs/summary.csv")
     assert f"| 1 | {summary['target'][0]:.3f} [" in filled
 
 
 @pytest.mark.skipif(not FIGURES.exists(), reason="python docs/make_pictures.py demo/seed0 writes docs/figures.json")
-def test_numbers_of_the_demo_in_documents_are_those_of_figures_json():
+def test_numbers_of_the_demo_are_those_of_figures_json():
     numbers = read_json(FIGURES)
     make_pictures = importlib.import_module("docs.make_pictures")
     pages = documentation()
     for page, text in pages.items():
         assert text == make_pictures.fill_blocks(text, numbers), f"{page.name}: run docs/make_pictures.py again"
     known = make_pictures.fill_blocks("".join(f"<!-- demo: {name} -->\n<!-- end -->" for name in TABLES), numbers)
-    for page in (ROOT / "README.md", ROOT / "docs" / "demo.md"):
+    for page in (ROOT / "README.md", ROOT / "docs/demo.md"):
         for estimate in re.findall(r"-?\d\.\d+ \[[^]]*\]", pages[page]):
             assert estimate in known, f"{page.name}: {estimate} is not in docs/figures.json"
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import flags
+from parts import CLASSES, PARTS, training_run, training_settings
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -22,19 +23,13 @@ import train_RCDM
 import train_SSL
 from dejavu_utils.data import augment
 from dejavu_utils.imagenet import Preprocessing
-from dejavu_utils.label_free.measure import ViewDistances
 from dejavu_utils.models import LOSSES, SSLNetwork, network_from_settings
-from dejavu_utils.networks.embedder import Embedder, Inference
 from dejavu_utils.randomness import uniforms
-from dejavu_utils.reconstruction import diffusion, unets
-from dejavu_utils.reconstruction.training import MODEL_FLAGS
+from dejavu_utils.reconstruction import diffusion
 from dejavu_utils.runtime import processes
 from dejavu_utils.training.meter import Meter
-from dejavu_utils.training.methods import METHODS
-from dejavu_utils.training.settings import Settings
 
 CUDA = torch.device("cuda", 0)
-CLASSES = 5
 
 
 class Waits(TorchDispatchMode):
@@ -130,10 +125,6 @@ def moved(module, device=None, memory_format=None):
     return module
 
 
-def images(*shape):
-    return torch.empty(shape, dtype=torch.uint8, device=CUDA)
-
-
 def test_the_proofs_notice_what_waits():
     with fake():
         x = torch.empty(4, device=CUDA)
@@ -149,104 +140,72 @@ def test_the_proofs_notice_what_waits():
                 wait()
 
 
-@pytest.mark.parametrize("view", [augment.FIRST_VIEW, augment.SECOND_VIEW])
-def test_augmentation(view):
-    p = augment.draw_parameters(uniforms(0, 0, 0, 0, 16), view)
-    operations = p.operations()  # made of what lies on the CPU, whose data must be real
-    assert len(operations) > 16
-    with fake(), mock.patch.object(augment.Parameters, "operations", lambda parameters: operations):
-        augment.apply(images(16, 3, 32, 32), p)  # makes the constants
-        other = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # of some of timm's models
-        augment.renormalize(torch.empty(3, 3, 32, 32, device=CUDA), other)
-        with without_waits():
-            out = augment.apply(images(16, 3, 32, 32), p)
-            assert out.device == CUDA and out.shape == (16, 3, 32, 32) and out.dtype == torch.float32
-            assert augment.normalize(images(3, 3, 32, 32)).device == CUDA
-            assert augment.renormalize(out, other).device == CUDA
-
-
-def training_run(loss, **changes):
-    values = {
-        "model.arch": "resnet18",
-        "model.mlp": "64-32",
-        "training.loss": loss,
-        "training.batch_size": 8,
-        "training.precision": "fp32",
-        **changes,
-    }
-    if METHODS[loss].small_views:
-        values["training.num_small_crops"] = 2
-    settings = Settings.from_flat(values)
-    # deepcopy, of which the teachers are made, would read the data of the storages, and fake ones have none.
-    twin = mock.patch(
-        "copy.deepcopy", lambda _: moved(network_from_settings(settings.model, settings.training.loss, CLASSES), CUDA)
-    )
-    with twin:
-        state = train_SSL.TrainingRun(settings, CLASSES, CUDA, 100)
-    state.network.train()
-    sides = [view.side or 32 for view in METHODS[loss].views(settings)]
-    views = [torch.empty(8, 3, side, side, device=CUDA) for side in sides]
-    return state, views, torch.zeros(8, dtype=torch.int64, device=CUDA)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_step_of_every_loss(loss):
-    """Forward, loss, update by LARS, teacher, probes and meter; then the figures on their way to the host."""
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_waits_for_nothing(name):
     with fake():
-        state, views, labels = training_run(loss, **{"training.optimizer": "lars"})
+        run = PARTS[name](CUDA)
+        run()  # makes the constants
+        with without_waits():
+            found = run()
+        assert {value.device for value in found.values()} == {CUDA}
+        assert {value.dtype for value in found.values()} <= {torch.float32, torch.float64}
+
+
+def test_other_normalizations_wait_for_nothing():
+    other = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # of some of timm's models
+    with fake():
+        views = torch.empty(3, 3, 32, 32, device=CUDA)
+        augment.renormalize(views, other)
+        with without_waits():
+            assert augment.renormalize(views, other).device == CUDA
+
+
+def fake_training_run(loss, **changes):
+    """TrainingRun, views, labels, to be called within fake()."""
+    settings = training_settings(loss, **changes)
+
+    def twin(_):
+        """deepcopy, of which the teachers are made, would read the data of the storages, and fake ones have none."""
+        return moved(network_from_settings(settings.model, settings.training.loss, CLASSES), CUDA)
+
+    # The scaler switches itself off where there is no GPU, and fake tensors know no autocast.
+    always = mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    with mock.patch("copy.deepcopy", twin), always:
+        state, views, labels = training_run(settings, CUDA)
+    assert state.scaler.is_enabled() == (settings.training.precision == "fp16")
+    state.precision = "fp32"
+    return state, views, labels
+
+
+STEPS = [(loss, {}) for loss in LOSSES]
+for optimizer in ("lars", "sgd", "adamw"):
+    for clip in (0.0, 1.0):
+        changes = {"training.optimizer": optimizer, "training.clip_grad": clip}
+        STEPS += [("vicreg", {**changes, "training.precision": precision}) for precision in ("fp32", "fp16")]
+
+
+@pytest.mark.parametrize("loss, changes", STEPS)
+def test_a_step_waits_for_nothing(loss, changes):
+    """Forward, loss, update, teacher, probes and meter; the scaler does not look whether a step is to be skipped."""
+    with fake():
+        state, views, labels = fake_training_run(loss, **changes)
         with gradients(lambda: [*state.network.parameters(), *state.probes.parameters()]):
             state.step(views, labels, 0.1, 0)  # makes the optimizers' states
             with without_waits():
                 value = state.step(views, labels, 0.1, 1)
-            assert value.device == CUDA and value.dtype == torch.float32
+        assert value.device == CUDA and value.dtype == torch.float32
         assert all(p.device == CUDA for p in state.network.parameters())
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_other_optimizers_and_clipping(optimizer):
-    with fake():
-        state, views, labels = training_run("simclr", **{"training.optimizer": optimizer, "training.clip_grad": 1.0})
-        with gradients(lambda: [*state.network.parameters(), *state.probes.parameters()]):
-            state.step(views, labels, 0.1, 0)
-            with without_waits():
-                state.step(views, labels, 0.1, 1)
-
-
-@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_the_scaler_of_fp16(optimizer, clip):
-    """It does not look whether a step is to be skipped: the optimizers do, on the device."""
-    changes = {"training.optimizer": optimizer, "training.clip_grad": clip, "training.precision": "fp16"}
-    # It switches itself off where there is no GPU, and fake tensors know no autocast.
-    with fake(), mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False):
-        state, views, labels = training_run("vicreg", **changes)
-        assert state.scaler.is_enabled()
-        state.precision = "fp32"
-        with gradients(lambda: [*state.network.parameters(), *state.probes.parameters()]):
-            state.step(views, labels, 0.1, 0)
-            with without_waits():
-                state.step(views, labels, 0.1, 1)
 
 
 def test_validation():
     with fake():
-        state, views, labels = training_run("vicreg")
+        state, views, labels = fake_training_run("vicreg")
         state.network.eval()
         with without_waits(), torch.no_grad():
             logits = state.probes(state.network(views[0]))
             meter = Meter()
             meter.add(torch.zeros((), device=CUDA), logits, [z.sum() for z in logits], labels)
             assert meter.sums.device == CUDA and all(z.dtype == torch.float32 for z in logits)
-
-
-def test_embedding_of_the_attack():
-    with fake():
-        networks = {model: SSLNetwork("resnet18", "64-32", "vicreg").eval().to(CUDA) for model in "AB"}
-        embedder = Embedder(networks, dict.fromkeys("AB", ["backbone", "projector"]), None, {}, Inference(CUDA))
-        batch = [torch.empty(6, 3, 64, 64)] * len(embedder.kinds)
-        with without_waits(), torch.inference_mode():
-            outputs = embedder.outputs(batch)
-            assert len(outputs) == 4 and all(z.device == CUDA and z.dtype == torch.float32 for z in outputs.values())
 
 
 def test_a_step_of_the_linear_probe():
@@ -266,11 +225,12 @@ def test_a_step_of_the_linear_probe():
     args = lin_probe.parse_args(flags({name: "x" for name in ("output_dir", "model_pth", "train_idx_pth")})
                                 + flags({"val_idx_pth": "x", "imgnet_train_pth": "x", "batch_size": 4}))  # fmt: skip
     args.resolution = 32
-    listing = SimpleNamespace(classes=["a", "b"], labels=np.zeros(8, np.int64))
+    listing = SimpleNamespace(classes=["a", "b"], labels=np.zeros(8, np.int64), fingerprint={"sha256": ""})
     operations = augment.draw_parameters(uniforms(0, 0, 0, 0, 4), lin_probe.VIEW).operations()
     with (
         fake(),
         mock.patch.object(lin_probe, "digest", lambda *parts: ""),
+        mock.patch.object(lin_probe.ModelRecord, "of", lambda *_: None),  # of weights, and fake ones have none
         mock.patch.object(lin_probe, "prepared_for_inference", lambda network: network),
         mock.patch.object(processes, "LateSums", Sums),
         mock.patch.object(augment.Parameters, "operations", lambda parameters: operations),
@@ -278,7 +238,8 @@ def test_a_step_of_the_linear_probe():
         network, stop = SSLNetwork("resnet18", "64-32", "vicreg").eval(), SimpleNamespace(received=None)
         probe = lin_probe.ProbeRun(args, network, "backbone", listing, np.arange(8), np.arange(8), CUDA, stop)
         labels = torch.zeros(4, dtype=torch.int64, device=CUDA)
-        probe.shares = lambda *_: ((first, 4, images(4, 3, 32, 32), labels) for first in (0, 4))
+        pixels = torch.empty(4, 3, 32, 32, dtype=torch.uint8, device=CUDA)
+        probe.shares = lambda *_: ((first, 4, pixels, labels) for first in (0, 4))
         with gradients(probe.classifier.parameters):
             probe.train_epoch(np.arange(8))  # makes the optimizer's state
             probe.steps_done = 0
@@ -291,34 +252,6 @@ def test_a_step_of_the_linear_probe():
             assert [z.shape for z, _ in probe.features(np.arange(8), "x")] == [(4, 512)] * 2
 
 
-def test_views_of_label_free_scores():
-    with fake():
-        networks = {model: SSLNetwork("resnet18", "64-32", "vicreg").eval().to(CUDA) for model in "AB"}
-        embedder = Embedder(networks, dict.fromkeys("AB", ["backbone", "projector"]), None, {}, Inference(CUDA))
-        aligner = ViewDistances(embedder, SimpleNamespace(count=3), None)
-        batch = [torch.empty(2, 3, 3, 64, 64)] * len(embedder.kinds)
-        with without_waits():
-            for distances, activations in aligner.on_device(batch).values():
-                assert distances.shape == (2,) and activations.shape[0] == 2 and activations.device == CUDA
-
-
-@pytest.mark.parametrize("changes", [{}, {"learn_sigma": True}, {"learn_sigma": True, "use_kl": True}])
-@pytest.mark.parametrize("respacing", ["10", "ddim10"])
-def test_diffusion(changes, respacing):
-    flags = dict(diffusion_steps=100, noise_schedule="linear", learn_sigma=False, predict_xstart=False, use_kl=False)
-    flags |= dict(rescale_timesteps=True, rescale_learned_sigmas=False, **changes)
-    process, sampler = diffusion.Diffusion(flags), diffusion.Diffusion(flags, respacing)
-    unet = lambda x, steps, feat: torch.cat([x, x], 1) if flags["learn_sigma"] else x  # noqa: E731
-    with fake():
-        start, representation = torch.empty(4, 3, 32, 32, device=CUDA), torch.empty(4, 16, device=CUDA)
-        process._on(CUDA), sampler._on(CUDA)
-        with without_waits():
-            t, weights = diffusion.UniformSteps(100, CUDA).sample(4)
-            assert process.losses(unet, start, t, start, representation)["loss"].device == CUDA
-            sample = sampler.sample(unet, representation, 32, range(4))
-            assert sample.device == CUDA and weights.device == CUDA
-
-
 def test_steps_by_their_losses():
     with fake():
         steps = diffusion.LossSecondMomentSteps(100, CUDA)
@@ -326,17 +259,6 @@ def test_steps_by_their_losses():
             t, weights = steps.sample(6)
             steps.update(t, weights)
         assert t.device == weights.device == steps.history.device == steps.counts.device == CUDA
-
-
-def test_unet():
-    flags = SimpleNamespace(**{name: default for name, (default, *_) in MODEL_FLAGS.items()})
-    flags.image_size, flags.channel_mult, flags.num_channels, flags.attention_resolutions = 32, "1,2", 32, "16"
-    with fake():
-        unet = unets.build_unet("diffusers", vars(flags), 16).to(CUDA)
-        x, representation = torch.empty(2, 3, 32, 32, device=CUDA), torch.empty(2, 16, device=CUDA)
-        unet(x, torch.zeros(2, dtype=torch.int64, device=CUDA), feat=representation)
-        with without_waits():
-            unet(x, torch.zeros(2, dtype=torch.int64, device=CUDA), feat=representation)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -351,13 +273,15 @@ def test_a_step_of_rcdm(tmp_path, precision):
     given |= {"image_size": 32, "num_channels": 32, "channel_mult": "1,2", "attention_resolutions": 16}
     given |= {"schedule_sampler": "loss-second-moment", "microbatch": 2, "backend": "diffusers"}
     args = train_RCDM.parse_args(flags({**given, "precision": precision}))
+    listing = SimpleNamespace(fingerprint={"sha256": ""})
     process = diffusion.Diffusion(vars(args))  # whose tables are made by NumPy
     with (
         fake(),
         mock.patch.object(diffusion, "Diffusion", lambda _: process),
+        mock.patch.object(train_RCDM, "record_of", lambda *_: None),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
     ):
-        state = train_RCDM.RcdmRun(args, Encoder(), [], CUDA)
+        state = train_RCDM.RcdmRun(args, Encoder(), listing, np.arange(4), CUDA)
         assert state.scaler.is_enabled() == (precision == "fp16")
         state.precision = "fp32"  # of the scaler's it has the rest; fake tensors know no autocast
         images, as_encoded = (torch.empty(4, 3, side, side, device=CUDA) for side in (32, 24))
@@ -370,16 +294,7 @@ def test_a_step_of_rcdm(tmp_path, precision):
 
 def test_kernels_of_a_published_step():
     """ResNet-101, VICReg, LARS: 4728 kernels a step when parameters were updated one by one."""
-    settings = Settings.from_flat(
-        {
-            "model.arch": "resnet101",
-            "model.mlp": "64-64-64",
-            "training.loss": "vicreg",
-            "training.batch_size": 2,
-            "training.optimizer": "lars",
-            "training.precision": "fp32",
-        }
-    )
+    settings = training_settings("vicreg", **{"model.arch": "resnet101", "model.mlp": "64-64-64"})
     state = train_SSL.TrainingRun(settings, CLASSES, torch.device("cpu"), 100)
     state.network.train()
     views, labels = [torch.randn(2, 3, 32, 32) for _ in range(2)], torch.tensor([0, 1])

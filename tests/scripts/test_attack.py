@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ABSENT, assert_one_line_error, draw_tree, flags, ok, read_json, run_here, save_untrained
+from helpers import assert_one_line_error, cases, draw_tree, flags, ok, read_json, run_here, save_sets, save_untrained
 from PIL import Image
+from stages import SMALL_ATTACK
 from torchvision import transforms
 
 import label_inference_attack
@@ -46,7 +47,7 @@ def planted_sets(rng, n, classes, memorized, correlated, width=16, k=20):
     return mem.DirectedAttack(*predictions, labels)
 
 
-def test_planted_embeddings_are_measured_at_their_rate_within_the_intervals():
+def test_planted_embeddings_are_measured_at_their_rate():
     """Over a grid of memorized and correlated shares; of 95 % intervals a few may miss, but none by far."""
     rng = np.random.default_rng(5)
     covered = []
@@ -87,11 +88,11 @@ def few_whole_images():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = draw_tree(tmp_path_factory.mktemp("data"))
-    listing = list_images(folder / "images")
-    rank = np.arange(len(listing)) % 12
-    for name, chosen in (("A", rank < 4), ("B", (rank >= 4) & (rank < 8)), ("public", rank >= 8)):
-        np.save(folder / f"{name}.npy", np.flatnonzero(chosen)[::-1])
-        np.save(folder / f"few_{name}.npy", np.flatnonzero(chosen)[:5])
+    save_sets(folder, 12, A=(0, 4), B=(4, 8), public=(8, 12))
+    for name in ("A", "B", "public"):
+        indices = np.load(folder / f"{name}.npy")
+        np.save(folder / f"{name}.npy", indices[::-1])
+        np.save(folder / f"few_{name}.npy", indices[:5])
     networks = {model: save_untrained(folder / f"{model}.pth", seed) for seed, model in enumerate("AB")}
     for seed, model in enumerate("AB"):
         save_untrained(folder / f"{model}_supervised.pth", seed, "supervised")
@@ -101,7 +102,6 @@ def data(tmp_path_factory):
 def attack(data, output_dir, **changes):
     folder = data[0]
     settings = {
-        "local": 1,
         "output_dir": output_dir,
         "model_A_pth": folder / "A.pth",
         "model_B_pth": folder / "B.pth",
@@ -110,11 +110,7 @@ def attack(data, output_dir, **changes):
         "public_idx_pth": folder / "public.npy",
         "imgnet_train_pth": folder / "images",
         "imgnet_bbox_pth": folder / "boxes",
-        "k": 7,
-        "k_attk": 5,
-        "min_px": 10,
-        "resolution": 32,
-        "num_workers": 0,
+        **SMALL_ATTACK,
         **changes,
     }
     return run_here("label_inference_attack.py", *flags(settings), PATH=str(Path(sys.executable).parent))  # no srun
@@ -253,29 +249,31 @@ def test_supervised_logits_are_the_scores(data, tmp_path):
 
 @pytest.mark.parametrize(
     "changes, texts",
-    [
-        ({"model_A_pth": f"{ABSENT}.pth"}, [f"--model_A_pth {ABSENT}.pth: no such file"]),
-        ({"model_A_pth": "A.npy"}, ["--model_A_pth", "not a checkpoint"]),
-        ({"imgnet_bbox_pth": None}, ["--imgnet_bbox_pth is needed", "--use_corner_crop 1"]),
-        ({"mlp": "64-32"}, ["--mlp 64-32", "A.pth holds 32-16"]),
-        ({"loss": "barlow"}, ["--loss barlow", "A.pth holds"]),
-        ({"resnet50": ""}, ["--resnet50", "A.pth holds resnet18"]),
-        ({"use_supervised_linear": 1}, ["--use_supervised_linear 1", "no supervised head"]),
-        ({"model_B_pth": "B_supervised.pth"}, ["--model_B_pth", "trained the same way"]),
-        ({"k": 13, "k_attk": 0}, ["--k 13", "only 12 images"]),
-        ({"k_attk": 8}, ["--k_attk 8", "--k 7"]),
-        ({"bbox_B_idx_pth": "A.npy"}, ["--bbox_B_idx_pth", "12 images"]),
-        ({"public_idx_pth": "A.npy"}, ["--public_idx_pth", "12 images"]),
-        ({"min_px": 1000}, ["--min_px 1000"]),
-        ({"local": 0}, ["srun", "--local 1"]),
-        ({"use_backbone": "yes"}, ["--use_backbone"]),
-        ({"layers": "projector.2"}, ["--layers projector.2", "backbone, projector.0, projector.1, projector"]),
-        ({"layers": "backbone", "use_backbone": 1}, ["--layers", "--use_backbone"]),
-    ],
+    cases("""
+    --model_A_pth ABSENT.pth           -> --model_A_pth ABSENT.pth: no such file
+    --model_A_pth A.npy                -> --model_A_pth ;; not a checkpoint
+    -imgnet_bbox_pth                   -> --imgnet_bbox_pth is needed ;; --use_corner_crop 1
+    --mlp 64-32                        -> --mlp 64-32 ;; A.pth holds 32-16
+    --loss barlow                      -> --loss barlow ;; A.pth holds
+    --resnet50                         -> --resnet50 ;; A.pth holds resnet18
+    --use_supervised_linear 1          -> --use_supervised_linear 1 ;; no supervised head
+    --model_B_pth B_supervised.pth     -> --model_B_pth ;; trained the same way
+    --k 13 --k_attk 0                  -> --k 13 ;; only 12 images
+    --k_attk 8                         -> --k_attk 8 ;; --k 7
+    --bbox_B_idx_pth A.npy             -> --bbox_B_idx_pth ;; 12 images
+    --public_idx_pth A.npy             -> --public_idx_pth ;; 12 images
+    --min_px 1000                      -> --min_px 1000
+    --local 0                          -> srun ;; --local 1
+    --use_backbone yes                 -> --use_backbone
+    --layers projector.2               -> --layers projector.2 ;; backbone, projector.0, projector.1, projector
+    --layers backbone --use_backbone 1 -> --layers ;; --use_backbone
+"""),
 )
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     changes = {
-        name: data[0] / value if str(value).endswith((".npy", "A.pth", "d.pth")) and "/" not in value else value
+        name: data[0] / value
+        if str(value).endswith((".npy", "A.pth", "d.pth", "images")) and "/" not in value
+        else value
         for name, value in changes.items()
     }
     result = attack(data, tmp_path / "out", **changes)
@@ -298,11 +296,11 @@ def test_layers_of_one_run_are_those_of_single_runs(data, tmp_path):
         "projector",
         "projector.0",
     ]
-    assert not (tmp_path / "layers" / "results.json").exists()
+    assert not (tmp_path / "layers/results.json").exists()
     for layer, use_backbone in (("backbone", 1), ("projector", 0)):
         ok(attack(data, tmp_path / layer, use_backbone=use_backbone))
         assert outputs(tmp_path / "layers" / layer) == outputs(tmp_path / layer)
-    between = read_json(tmp_path / "layers" / "projector.0" / "results.json")
+    between = read_json(tmp_path / "layers/projector.0/results.json")
     assert between["settings"]["layer"] == "projector.0"
 
 
@@ -378,7 +376,7 @@ def test_another_number_of_processes_resumes(data, tmp_path, undisturbed, monkey
     assert not (tmp_path / "results.json").exists()  # only the first process has the whole to write
     pieces = sorted(path.stem for path in (tmp_path / "unfinished").glob("*.npz"))
     assert "best_000001" in pieces and "best_000000" not in pieces
-    with np.load(tmp_path / "unfinished" / "best_000001.npz") as piece:
+    with np.load(tmp_path / "unfinished/best_000001.npz") as piece:
         assert len(piece["shards"]) == 3  # of six
     result = ok(attack(data, tmp_path, **held(data, "crops")))
     assert "resumes with" in result.stdout
@@ -429,12 +427,12 @@ def test_unreadable_images_are_named_or_left_out(data, tmp_path):
     assert_one_line_error(result, listing.paths[attacked[2]], "--skip_unreadable")
     result = ok(attack(data, tmp_path / "out", skip_unreadable="", **changes))
     assert f"1 public images could not be read and were left out: {listing.paths[public[3]]}" in result.stdout
-    counts = read_json(tmp_path / "out" / "results.json")["counts"]
+    counts = read_json(tmp_path / "out/results.json")["counts"]
     assert (counts["public"], counts["public, unreadable image"]) == (11, 1)
     assert (counts["A"]["attacked"], counts["A"]["unreadable image"], counts["B"]["attacked"]) == (11, 1, 12)
     for model in "AB":
-        assert attacked[2] not in np.load(tmp_path / "out" / f"{model}_attk_A_attk_idxs.npy")
-        assert public[3] not in np.load(tmp_path / "out" / f"{model}_attk_A_neighb_idxs.npy")
+        assert attacked[2] not in np.load(tmp_path / f"out/{model}_attk_A_attk_idxs.npy")
+        assert public[3] not in np.load(tmp_path / f"out/{model}_attk_A_neighb_idxs.npy")
     result = attack(data, tmp_path / "out12", skip_unreadable="", k=12, **changes)
     assert_one_line_error(result, "--k 12", "only 11 images")
 
@@ -449,7 +447,7 @@ def test_crops_are_computed_once_until_the_boxes_change(data, tmp_path):
     assert "crops of" not in attack(data, tmp_path / "first", **changes).stdout
     assert f"crops of {tmp_path / 'crops.npz'}" in attack(data, tmp_path / "second", **changes).stdout
     assert outputs(tmp_path / "first") == outputs(tmp_path / "second")
-    (folder / "boxes" / "Annotation" / "c0" / "c0_00.xml").unlink()
+    (folder / "boxes/Annotation/c0/c0_00.xml").unlink()
     assert "1 no XML" in attack(data, tmp_path / "third", **changes).stdout
 
 

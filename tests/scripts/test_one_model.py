@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, assert_one_line_error, draw_tree, flags, ok, read_json, run_here
+from helpers import ROOT, assert_one_line_error, cases, draw_tree, flags, ok, read_json, run_here, save_sets
+from stages import SMALL_ATTACK
 
 from dejavu_utils.analysis.attack_files import read_attack
 from dejavu_utils.analysis.intervals import Estimate
@@ -54,11 +55,7 @@ SETTINGS = {
 def data(tmp_path_factory):
     """An image folder whose images are all boxed, index files of its sets, the only model and two seeds a side."""
     folder = draw_tree(tmp_path_factory.mktemp("data"), per_class=20, boxed=20)
-    listing = list_images(folder / "images")
-    rank = np.arange(len(listing)) % 20
-    bounds = {"A": (0, 4), "B": (4, 8), "unseen": (8, 13), "public": (13, 20)}
-    for name, (first, last) in bounds.items():
-        np.save(folder / f"{name}.npy", np.flatnonzero((rank >= first) & (rank < last)))
+    listing = save_sets(folder, 20, A=(0, 4), B=(4, 8), unseen=(8, 13), public=(13, 20))
     save(folder, listing, "model", "AB", 0, loss="simclr", crops="")
     for number, side in enumerate("AABB"):
         save(folder, listing, f"{side}{number % 2}", [side], number + 1)
@@ -81,7 +78,6 @@ def attack(data, out, references=("A0", "A1", "B0", "B1"), **changes):
     folder = data[0]
     of_side = {side: [folder / f"{name}.pth" for name in references if name.startswith(side)] for side in "AB"}
     settings = {
-        "local": 1,
         "output_dir": out,
         "model_oss_pth": folder / "model.pth",
         "test_idx_pth": folder / "A.npy",
@@ -90,11 +86,7 @@ def attack(data, out, references=("A0", "A1", "B0", "B1"), **changes):
         "unseen_idx_pth": folder / "unseen.npy",
         "imgnet_train_pth": folder / "images",
         "imgnet_bbox_pth": folder / "boxes",
-        "k": 7,
-        "k_attk": 5,
-        "min_px": 10,
-        "resolution": 32,
-        "num_workers": 0,
+        **SMALL_ATTACK,
         **changes,
     }
     several = [word for side in "AB" for word in (f"--reference_{side}_pth", *of_side[side]) if of_side[side]]
@@ -165,7 +157,7 @@ def test_what_is_printed_stands_side_by_side(attacked):
 
 
 @pytest.mark.parametrize("public", [40, 10])  # past either set
-def test_classifiers_are_shown_what_they_judge_and_images_are_decoded_once(data, tmp_path, monkeypatch, public):
+def test_classifiers_see_what_they_judge_decoded_once(data, tmp_path, monkeypatch, public):
     seen, forward = [], SSLNetwork.embed_layers
     monkeypatch.setattr(
         SSLNetwork, "embed_layers", lambda net, x, layers: seen.append((net.loss, len(x))) or forward(net, x, layers)
@@ -193,10 +185,10 @@ def test_a_classifier_that_saw_what_it_judges_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize(
     "kind, texts",
-    [
-        ({"crops": ""}, ["--reference_B_pth", "was trained on whole images", "CROPS=1"]),
-        ({"loss": "simclr"}, ["--reference_B_pth", "has no classifier"]),
-    ],
+    cases("""
+    --crops       -> --reference_B_pth ;; was trained on whole images ;; CROPS=1
+    --loss simclr -> --reference_B_pth ;; has no classifier
+"""),
 )
 def test_what_is_no_classifier_of_crops_is_refused(data, tmp_path, kind, texts):
     save(*data, "B_other", "B", 5, **kind)
@@ -232,14 +224,14 @@ def test_a_classifier_named_twice_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize(
     "changes, texts",
-    [
-        ({"test_idx_pth": "unseen", "unseen_idx_pth": None}, ["--bbox_A_idx_pth: 15 of its 15", "--model_oss_pth"]),
-        ({"unseen_idx_pth": "A", "test_idx_pth": "unseen"}, ["15 of its 15 images were not trained on"]),
-        ({"model_A_pth": "model"}, ["--model_A_pth: give", "or --model_oss_pth"]),
-        ({"model_oss_pth": None}, ["--reference_A_pth: give --model_A_pth"]),
-        ({"half_reference_A_pth": "A0"}, ["--half_reference_B_pth is needed"]),
-        ({"placebo": ""}, ["--placebo", "--unseen_idx_pth"]),
-    ],
+    cases("""
+    --test_idx_pth unseen -unseen_idx_pth    -> --bbox_A_idx_pth: 15 of its 15 ;; --model_oss_pth
+    --unseen_idx_pth A --test_idx_pth unseen -> 15 of its 15 images were not trained on
+    --model_A_pth model                      -> --model_A_pth: give ;; or --model_oss_pth
+    -model_oss_pth                           -> --reference_A_pth: give --model_A_pth
+    --half_reference_A_pth A0                -> --half_reference_B_pth is needed
+    --placebo                                -> --placebo ;; --unseen_idx_pth
+"""),
 )
 def test_what_does_not_go_together_is_refused(data, tmp_path, changes, texts):
     files = {name: data[0] / f"{value}.{'npy' if 'idx' in name else 'pth'}" for name, value in changes.items() if value}
@@ -312,7 +304,7 @@ def covered(truth, estimates):
     return np.mean([one["low"] <= truth <= one["high"] for one in estimates])
 
 
-def test_a_bad_encoder_scores_below_zero_and_score_minus_delta_does_not():
+def test_a_bad_encoder_has_a_score_below_0_without_delta_0():
     """A model that learned nothing reads backgrounds at chance, the classifiers better: on any images alike."""
     rng = np.random.default_rng(1)
     runs = [
@@ -341,7 +333,7 @@ def test_memory_is_seen_and_covered():
     assert covered(0.0, [run["delta"] for run in runs]) >= 0.9
 
 
-def test_mean_of_probabilities_takes_classifiers_of_fewer_classes():
+def test_mean_of_probabilities_takes_fewer_classes():
     logits = [np.array([[0.0, 1.0, 2.0]]), np.array([[1.0, 1.0]])]
     softmax = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
     expected = np.log((softmax + [0.5, 0.5, 0]) / 2)
@@ -429,14 +421,14 @@ def test_the_table_sets_one_model_beside_two(data, attacked, tmp_path):
 
 
 def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
-    index = tmp_path / "index" / "300_per_class"
+    index = tmp_path / "index/300_per_class"
     index.mkdir(parents=True)
     for path in (index / "bbox_A.npy", index / "bbox_B.npy", tmp_path / "public.npy"):
         np.save(path, np.arange(3))
     names = ("LOGGING_FOLDER", "BETONS_FOLDER", "IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS")
     folders = {name: str(tmp_path / name.lower()) for name in names}
     own = {"INDEX_FOLDER": str(index.parent), "PUBLIC_IDX": str(tmp_path / "public.npy"), "MODEL_PTH": "model.pth"}
-    script = [ROOT / "bash_examples" / "one_model.sh"]
+    script = [ROOT / "bash_examples/one_model.sh"]
     environment = {**os.environ, **folders, **own, "DRY_RUN": "1", "LOCAL": "1", "NAME": "vicreg", "EPOCH": "1000"}
     result = ok(subprocess.run(script, env=environment, capture_output=True, text=True))
     scripts = [line.split()[1].rpartition("/")[2] for line in result.stdout.splitlines()]
@@ -459,7 +451,7 @@ def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
     for part, count in (("train", 12), ("val", 6)):
         draw_tree(tmp_path / part, per_class=count, boxed=count)
         for image in (tmp_path / part / "images").glob("*/*"):
-            xml = tmp_path / part / "boxes" / "Annotation" / image.parent.name / f"{image.stem}.xml"
+            xml = tmp_path / part / "boxes/Annotation" / image.parent.name / f"{image.stem}.xml"
             name = f"{part}_{image.stem}"
             for source, copy in (
                 (image, tmp_path / "imagenet" / part / image.parent.name / f"{name}.JPEG"),
@@ -467,26 +459,24 @@ def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
             ):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(copy)
-    page = (ROOT / "docs" / "one_model.md").read_text(encoding="utf-8").partition("### ImageNet")[2]
+    page = (ROOT / "docs/one_model.md").read_text(encoding="utf-8").partition("### ImageNet")[2]
     links, sets = (
         textwrap.dedent(block).replace("/data", str(tmp_path))
         for block in re.findall(r"```python\n(.*?)```", page, re.S)
     )
     exec(links, {})
-    folders = {
-        name: tmp_path / "linked" / f"{kind}" for name, kind in (("imgnet_dir", "images"), ("bbox_dir", "boxes"))
-    }
+    folders = {name: tmp_path / f"linked/{kind}" for name, kind in (("imgnet_dir", "images"), ("bbox_dir", "boxes"))}
     settings = {**folders, "save_dir": tmp_path / "index", "per_class": 4}
     ok(run_here("imagenet_partition.py", *flags(settings)))
     exec(sets, {})
-    listing = list_images(tmp_path / "linked" / "images")
+    listing = list_images(tmp_path / "linked/images")
     assert len(listing) == 3 * 18
     sets = {path.stem: np.load(path) for path in (tmp_path / "index").rglob("*.npy")}
     val = {index for index, path in enumerate(listing.paths) if "/val/" in path}
     assert set(sets["unseen"]) | set(sets["public_val"]) == val and len(sets["unseen"]) == len(sets["public_val"]) == 9
     assert not val & set(np.concatenate([sets["bbox_A"], sets["bbox_B"], sets["train_A"], sets["public"]]))
     assert len(sets["bbox_A"]) and len(sets["bbox_B"])
-    annotations = Annotations(tmp_path / "linked" / "boxes", listing)
+    annotations = Annotations(tmp_path / "linked/boxes", listing)
     assert len(take_crops(listing, sets["unseen"], CropRule(min_px=10), annotations)) == 9
 
 

@@ -73,11 +73,11 @@ def tree(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8)).save(path)
             if rank < 4 and name != "n03":
-                xml = tmp_path / "boxes" / "Annotation" / name / f"{name}_{rank}.xml"
+                xml = tmp_path / "boxes/Annotation" / name / f"{name}_{rank}.xml"
                 xml.parent.mkdir(parents=True, exist_ok=True)
                 xml.write_text("<annotation/>")
-    (tmp_path / "boxes" / "Annotation" / "n02" / "n02_99.xml").write_text("<annotation/>")
-    (tmp_path / "boxes" / "Annotation" / "n77").mkdir()
+    (tmp_path / "boxes/Annotation/n02/n02_99.xml").write_text("<annotation/>")
+    (tmp_path / "boxes/Annotation/n77").mkdir()
     return tmp_path
 
 
@@ -99,14 +99,14 @@ def test_script_writes_the_sets_and_reports(tree):
     ):
         assert text in result.stdout
     names = {"bbox_A", "bbox_B", "shared", "public", "train_A", "train_B"}
-    assert {p.stem for p in (tree / "index" / "4_per_class").iterdir()} == names
+    assert {p.stem for p in (tree / "index/4_per_class").iterdir()} == names
     listing = list_images(tree / "images")
-    train = load_indices(tree / "index" / "2_per_class" / "train_A.npy", "--x", listing)
+    train = load_indices(tree / "index/2_per_class/train_A.npy", "--x", listing)
     assert train.tolist() == [0, 1, 7, 8, 15, 16]
-    record = read_json(tree / "index" / "partition.json")
+    record = read_json(tree / "index/partition.json")
     assert record["sets"]["2_per_class"]["train_A"] == {"images": 6, "smallest_class": 2} and record["seed"] is None
     ok(partition(tree, "--per_class", "2", "4", "--seed", "4"))
-    assert load_indices(tree / "index" / "2_per_class" / "train_A.npy", "--x", listing).tolist() != train.tolist()
+    assert load_indices(tree / "index/2_per_class/train_A.npy", "--x", listing).tolist() != train.tolist()
 
 
 def test_a_class_too_small_is_reported(tree):
@@ -115,7 +115,7 @@ def test_a_class_too_small_is_reported(tree):
     assert "9_per_class" in {path.name for path in (tree / "index").iterdir()}
 
 
-def test_partitions_of_an_earlier_run_are_not_left_beside_new_ones(tree):
+def test_partitions_of_an_earlier_run_are_not_left(tree):
     ok(partition(tree, "--per_class", "2", "4"))
     before = {path: path.read_bytes() for path in (tree / "index").rglob("*") if path.is_file()}
     result = partition(tree, "--per_class", "2")
@@ -140,9 +140,9 @@ def test_bad_input_is_one_line_and_writes_nothing(tree, arguments, message):
 
 
 def test_listing_is_that_of_image_folder(tree):
-    (tree / "images" / "n01" / "deeper").mkdir()
-    Image.new("RGB", (8, 8)).save(tree / "images" / "n01" / "deeper" / "a.png")
-    (tree / "images" / "n01" / "notes.txt").write_text("not an image")
+    (tree / "images/n01/deeper").mkdir()
+    Image.new("RGB", (8, 8)).save(tree / "images/n01/deeper/a.png")
+    (tree / "images/n01/notes.txt").write_text("not an image")
     listing, folder = list_images(tree / "images"), ImageFolder(tree / "images")
     assert [str(listing.path(i)) for i in range(len(listing))] == [path for path, _ in folder.samples]
     assert listing.labels.tolist() == folder.targets and listing.classes == folder.classes
@@ -156,14 +156,6 @@ def test_folders_that_are_reached_twice_are_refused(tree, link, target):
         list_images(tree / "images", "--imgnet_dir")
 
 
-def test_links_to_folders_and_files_elsewhere_are_followed(tree):
-    (tree / "images" / "n02").rename(tree / "elsewhere")
-    (tree / "images" / "n02").symlink_to(tree / "elsewhere")
-    (tree / "images" / "n01" / "itself.JPEG").symlink_to("itself.JPEG")  # in ImageFolder's listing, too
-    listing, folder = list_images(tree / "images"), ImageFolder(tree / "images")
-    assert [str(listing.path(i)) for i in range(len(listing))] == [path for path, _ in folder.samples]
-
-
 def test_what_is_no_image_of_its_own_is_in_no_set_and_counted(tree):
     images = tree / "images"
     for name in ("n01/._n01_0.JPEG", "n02/.thumbs/n02_0.JPEG"):
@@ -171,9 +163,9 @@ def test_what_is_no_image_of_its_own_is_in_no_set_and_counted(tree):
         (images / name).write_bytes(b"\0\5\26\7Mac OS X")
     for name in ("n01/x.gif", "n01/y.GIF", "n02/z.JPG2", "n02/no_extension", "n02/.DS_Store"):
         (images / name).write_bytes(b"x")
-    (images / "n03" / "linked.JPEG").symlink_to(images / "n02" / "n02_3.JPEG")
-    (images / "n03" / "hard.JPEG").hardlink_to(images / "n01" / "n01_1.JPEG")
-    (tree / "boxes" / "Annotation" / "n01" / "._n01_0.xml").write_bytes(b"x")
+    (images / "n03/linked.JPEG").symlink_to(images / "n02/n02_3.JPEG")
+    (images / "n03/hard.JPEG").hardlink_to(images / "n01/n01_1.JPEG")
+    (tree / "boxes/Annotation/n01/._n01_0.xml").write_bytes(b"x")
     result = ok(partition(tree, "--per_class", "2"))
     for text in (
         "25 images of 3 classes",
@@ -185,31 +177,16 @@ def test_what_is_no_image_of_its_own_is_in_no_set_and_counted(tree):
         assert text in result.stdout.replace("and so without an index", "no index"), text
     listing, folder = list_images(images), ImageFolder(images)
     assert [str(listing.path(i)) for i in range(len(listing))] == [path for path, _ in folder.samples]
-    p = {path.stem: np.load(path) for path in (tree / "index" / "2_per_class").glob("*.npy")}
+    p = {path.stem: np.load(path) for path in (tree / "index/2_per_class").glob("*.npy")}
     members = np.concatenate([p[name] for name in ("bbox_A", "bbox_B", "shared", "public")])
     names = {listing.paths[index] for index in members}
     assert len(members) == len(names) == 21 and not [n for n in names if "/." in n or n.endswith(("d.JPEG",))]
-    record = read_json(tree / "index" / "partition.json")
+    record = read_json(tree / "index/partition.json")
     assert sorted(record["left_out"].values()) == [2, 2] and record["passed_over"][".JPG2"] == 1
 
 
-def test_images_that_share_an_xml_are_taken_as_unboxed(tree):
-    (tree / "images" / "n01" / "more").mkdir()
-    for name in ("more/n01_0.JPEG", "n01_1.png"):
-        Image.new("RGB", (8, 8)).save(tree / "images" / "n01" / name)
-    (tree / "boxes" / "Annotation" / "n02" / "n02_0.XML").write_text("<annotation/>")
-    (tree / "boxes" / "Annotation" / "n02" / "more").mkdir()
-    result = ok(partition(tree, "--per_class", "2"))
-    assert "5 images have a box; 1 XML files without an image" in result.stdout
-    assert (
-        "images that share their name (and so an XML) with another of their class: taken as unboxed: 4" in result.stdout
-    )
-    assert "images with two XML of their name: taken as unboxed: 1 (n02/n02_0.JPEG)" in result.stdout
-    assert "folders below a class's XML, which are not looked into: 1 (n02/more)" in result.stdout
-
-
 def test_a_class_of_other_files_alone_says_so(tree):
-    for path in (tree / "images" / "n03").iterdir():
+    for path in (tree / "images/n03").iterdir():
         path.rename(path.with_suffix(".gif"))
     with pytest.raises(InputError, match=r"no image in n03 \(but .gif; images are .jpg"):
         list_images(tree / "images")
@@ -279,31 +256,16 @@ def test_class_names_are_read_as_kaggle_writes_them(tmp_path):
 
 def test_index_files_are_refused_for_another_image_folder(tree):
     ok(partition(tree, "--per_class", "2"))
-    (tree / "images" / "n02" / "n02_3.JPEG").unlink()
+    (tree / "images/n02/n02_3.JPEG").unlink()
     listing = list_images(tree / "images")
     for path in ("2_per_class/public.npy", "val_set.npy"):
         with pytest.raises(InputError, match="21 images then, 20 now; 1 classes differ, the first is n02"):
             load_indices(tree / "index" / path, "--idx", listing)
-    (tree / "index" / "partition.json").unlink()  # index files made by others have none
-    assert len(load_indices(tree / "index" / "val_set.npy", "--idx", listing)) == 9
+    (tree / "index/partition.json").unlink()  # index files made by others have none
+    assert len(load_indices(tree / "index/val_set.npy", "--idx", listing)) == 9
 
 
-@pytest.mark.parametrize(
-    "array, message",
-    [
-        (np.array([0, 21]), "indices from 0 to 21"),
-        (np.array([-1, 2]), "indices from -1 to 2"),
-        (np.array([0.5]), "float64"),
-        (np.zeros((2, 2), int), "expected a row"),
-    ],
-)
-def test_bad_index_files_are_named(tree, array, message):
-    np.save(tree / "x.npy", array)
-    with pytest.raises(InputError, match=f"--idx .*x.npy: .*{message}"):
-        load_indices(tree / "x.npy", "--idx", list_images(tree / "images"))
-
-
-def test_sizes_without_a_public_image_are_refused_and_equal_ones_written_once(tmp_path):
+def test_sizes_without_public_images_are_refused(tmp_path):
     tree = draw_tree(tmp_path)
     result = partition(tree)  # 100 to 500 of each class, of which there are 12
     assert_one_line_error(result, "leaves no image for the public set", "give --per_class 7")
@@ -320,7 +282,7 @@ def test_image_folders_without_boxes(tmp_path):
     flags = {"imgnet_dir": tree / "images", "save_dir": tree / "index", "per_class": 4}
     result = ok(run_here("imagenet_partition.py", *helpers_flags(flags)))
     assert "without --bbox_dir" in result.stdout
-    folder = tree / "index" / "4_per_class"
+    folder = tree / "index/4_per_class"
     sets = {name: np.load(folder / f"{name}.npy") for name in ("bbox_A", "bbox_B", "shared", "train_A", "public")}
     assert [len(sets[name]) for name in sets] == [12, 12, 0, 12, 12]
     assert not np.intersect1d(sets["bbox_A"], sets["bbox_B"]).size

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ABSENT, assert_one_line_error, draw_tree, flags, ok, read_json, run_here, run_script, save_untrained
+from helpers import (
+    assert_one_line_error,
+    cases,
+    draw_tree,
+    flags,
+    ok,
+    read_json,
+    run_here,
+    run_script,
+    save_sets,
+    save_untrained,
+)
 
 import lin_probe
 from dejavu_utils.analysis.intervals import wilson_interval
@@ -22,10 +33,8 @@ from dejavu_utils.runtime.processes import StopSignal
 @pytest.fixture(scope="module")
 def data(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    (folder / "images").symlink_to(tiny / "data" / "images")
-    rank = np.arange(36) % 12
-    np.save(folder / "train.npy", np.flatnonzero(rank < 9))
-    np.save(folder / "val.npy", np.flatnonzero(rank >= 9))
+    (folder / "images").symlink_to(tiny / "data/images")
+    save_sets(folder, 12, train=(0, 9), val=(9, 12))
     return folder, save_untrained(folder / "model.pth")
 
 
@@ -94,7 +103,7 @@ def test_results_and_closing_words(undisturbed):
     assert f"top-1 {results['final']['train']['top_1']['value']:.3f}" in training
 
 
-def test_workers_processes_and_kept_features_change_nothing_seed_and_layer_do(data, tmp_path, monkeypatch, undisturbed):
+def test_workers_processes_and_kept_features_change_nothing(data, tmp_path, monkeypatch, undisturbed):
     ok(probe(data, tmp_path / "workers", num_workers=2))
     assert figures(tmp_path / "workers") == figures(undisturbed[0])
     monkeypatch.setattr(lin_probe, "_FEATURE_BYTES", 0)  # too many to be kept
@@ -108,7 +117,7 @@ def test_workers_processes_and_kept_features_change_nothing_seed_and_layer_do(da
     for name, changes in (("seed", {"seed": 1}), ("projector", {"use_projector": ""})):
         lin_probe.probe(lin_probe.parse_args(flags(settings_of(data, tmp_path / name, **changes))))
         assert figures(tmp_path / name)["epochs"] != figures(undisturbed[0])["epochs"]
-    assert read_json(tmp_path / "projector" / "results.json")["settings"]["layer"] == "projector"
+    assert read_json(tmp_path / "projector/results.json")["settings"]["layer"] == "projector"
 
 
 class Asked(StopSignal):
@@ -148,24 +157,24 @@ def test_learns_what_is_linear(data, tmp_path):
 
     for label, color in enumerate(((200, 40, 40), (40, 200, 40), (40, 40, 200))):
         for rank in range(12):
-            path = tmp_path / "images" / f"c{label}" / f"{rank:02d}.png"
+            path = tmp_path / f"images/c{label}/{rank:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 40), color).save(path)
     ok(probe(data, tmp_path / "out", imgnet_train_pth=tmp_path / "images", epochs=20, start_lr=1))
-    final = read_json(tmp_path / "out" / "results.json")["final"]
+    final = read_json(tmp_path / "out/results.json")["final"]
     assert final["train"]["top_1"]["value"] == final["val"]["top_1"]["value"] == 1
 
 
 @pytest.mark.parametrize(
     "changes, texts",
-    [
-        ({"model_pth": f"{ABSENT}.pth"}, [f"--model_pth {ABSENT}.pth: no such file"]),
-        ({"train_idx_pth": f"{ABSENT}.npy"}, [f"--train_idx_pth {ABSENT}.npy: no such file"]),
-        ({"loss": "supervised"}, ["--loss supervised", "model.pth holds"]),
-        ({"epochs": 0}, ["--epochs"]),
-        ({"local": 0}, ["srun", "--local 1"]),
-        ({"start_lr": 1e38}, ["a smaller --start_lr", "the loss is"]),
-    ],
+    cases("""
+    --model_pth ABSENT.pth     -> --model_pth ABSENT.pth: no such file
+    --train_idx_pth ABSENT.npy -> --train_idx_pth ABSENT.npy: no such file
+    --loss supervised          -> --loss supervised ;; model.pth holds
+    --epochs 0                 -> --epochs
+    --local 0                  -> srun ;; --local 1
+    --start_lr 1e+38           -> a smaller --start_lr ;; the loss is
+"""),
 )
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     assert_one_line_error(probe(data, tmp_path, **changes), *texts)
@@ -182,7 +191,7 @@ def test_unreadable_images_are_named_or_left_out(data, tmp_path):
     assert_one_line_error(probe(data, tmp_path / "out", **changes), listing.paths[broken[1]], "--skip_unreadable")
     result = ok(probe(data, tmp_path / "out", skip_unreadable="", **changes))
     assert "1 of 27 images cannot be read" in result.stdout
-    results = read_json(tmp_path / "out" / "results.json")
+    results = read_json(tmp_path / "out/results.json")
     assert results["counts"] == {"train": 26, "val": 8, "classes": 3}
 
 

@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 import torch
 from helpers import (
-    ABSENT,
     ROOT,
     assert_one_line_error,
+    cases,
     debug_cluster,
     flags,
     load,
@@ -26,9 +26,11 @@ from helpers import (
     read_log,
     run_here,
     run_script,
+    save_sets,
     save_untrained,
 )
 from PIL import Image
+from stages import SMALL_ATTACK
 from torch.distributions import Normal, kl_divergence
 
 import train_RCDM
@@ -39,10 +41,6 @@ from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction import rcdm as rec
 from dejavu_utils.reconstruction import training as rcdm_training
 from dejavu_utils.reconstruction.diffusion import Diffusion
-
-rcdm_package = pytest.mark.skipif(
-    not importlib.util.find_spec("guided_diffusion_rcdm"), reason="the guided_diffusion_rcdm package is not installed"
-)
 
 # The study's own command, word by word; $ROOT stands for its environment variables.
 MODEL_FLAGS_128 = (
@@ -87,9 +85,7 @@ def data(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for name in ("images", "boxes"):
         (folder / name).symlink_to(tiny / "data" / name)
-    rank = np.arange(36) % 12
-    for name, chosen in (("bbox_A", rank < 4), ("bbox_B", (rank >= 4) & (rank < 8)), ("public", rank >= 8)):
-        np.save(folder / f"{name}.npy", np.flatnonzero(chosen))
+    save_sets(folder, 12, bbox_A=(0, 4), bbox_B=(4, 8), public=(8, 12))
     for seed, side in enumerate("AB"):
         save_untrained(folder / f"vicreg_dssweep_300pc_{side}.pth", seed=seed)
     return folder
@@ -106,7 +102,7 @@ def trained(data):
 @pytest.fixture(scope="module")
 def attacked(data):
     folder = data / "NN_attk_vicreg_300pc_1000ep"
-    settings = {"local": 1, "output_dir": folder, "resolution": 32, "min_px": 10, "k": 8, "k_attk": 8, "num_workers": 0}
+    settings = {**SMALL_ATTACK, "output_dir": folder, "k": 8, "k_attk": 8}
     for side in "AB":
         settings[f"model_{side}_pth"] = data / f"vicreg_dssweep_300pc_{side}.pth"
         settings[f"bbox_{side}_idx_pth"] = data / f"bbox_{side}.npy"
@@ -152,7 +148,7 @@ class Fixed(torch.nn.Module):
         return self.output
 
 
-def test_learned_variance_loss_is_mse_and_the_bound_with_the_mean_detached():
+def test_learned_variance_loss_is_mse_and_the_detached_bound():
     process = Diffusion({**PLAIN, "learn_sigma": True})
     torch.manual_seed(0)
     t = torch.tensor([0, 1, 300, 999])
@@ -259,7 +255,7 @@ def test_heads_of_the_attention_are_those_of_the_flags():
         heads(num_head_channels=24)
 
 
-def test_steps_with_large_losses_are_drawn_more_often_and_weighed_back():
+def test_steps_with_large_losses_are_drawn_more_often():
     sampler = diffusion.LossSecondMomentSteps(4, torch.device("cpu"))
     torch.manual_seed(0)
     assert (sampler.sample(100)[1] == 1).all()
@@ -270,16 +266,6 @@ def test_steps_with_large_losses_are_drawn_more_often_and_weighed_back():
     assert share == pytest.approx(5 / 8, abs=0.03)
     assert weights[t == 3][0].item() == pytest.approx(1 / (4 * 5 / 8), rel=0.01)
     assert weights.mean().item() == pytest.approx(1, abs=0.05)
-
-
-@pytest.mark.parametrize("skipped", [0.0, 1.0])
-def test_averages_stay_where_a_step_was_skipped(skipped):
-    network = torch.nn.Linear(2, 3)
-    averages = {rate: {k: torch.zeros_like(v) for k, v in network.state_dict().items()} for rate in (0.5, 0.9)}
-    rcdm_training.update_averages(averages, network, torch.tensor(skipped))
-    for rate, average in averages.items():
-        expected = (1 - rate) * (1 - skipped) * network.weight.detach()
-        torch.testing.assert_close(average["weight"], expected)
 
 
 # Training, as a user runs it.
@@ -319,12 +305,9 @@ def test_published_commands_write_the_published_files(data, trained):
 
 def interrupted(arguments, signum, line):
     """Starts a training and sends the signal at the line; (exit code, output)."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train_RCDM.py"), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command = [sys.executable, str(ROOT / "train_RCDM.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     output = ""
     for text in process.stdout:
         output += text
@@ -381,7 +364,7 @@ def test_two_processes_microbatches_samplers_and_another_start(data, trained, tm
     assert 0 < moved < 1e-3
 
 
-def test_every_image_comes_once_per_epoch_whatever_the_processes(monkeypatch):
+def test_every_image_comes_once_per_epoch(monkeypatch):
     orders = []
     for processes in (1, 2):
         monkeypatch.setattr(rcdm_training, "world_size", lambda: processes)  # noqa: B023
@@ -422,45 +405,36 @@ def test_a_job_gets_the_nodes_and_gpus_of_the_flags(data, monkeypatch, capsys):
         run(ssl_model_pth=awaited)
 
 
-@pytest.mark.parametrize("given, steps, found", [(None, 1000, "100"), (None, 50, ""), ("", 1000, ""), ("7", 50, "7")])
-def test_sample_grids_take_100_steps_unless_told_otherwise(data, given, steps, found):
-    words = published(data, timestep_respacing=None, diffusion_steps=steps)
-    words += [] if given is None else ["--timestep_respacing", given]
-    args = train_RCDM.parse_args(words)
-    train_RCDM.check_args(args)
-    assert args.timestep_respacing == found
-
-
 @pytest.mark.parametrize(
-    "changes, text",
-    [
-        ({"ssl_model_pth": f"{ABSENT}.pth"}, f"--ssl_model_pth {ABSENT}.pth: no such file"),
-        ({"data_dir": f"{ABSENT}"}, f"--data_dir {ABSENT}: no such folder"),
-        ({"dataset_indices": f"{ABSENT}.npy"}, f"--dataset_indices {ABSENT}.npy: no such file"),
-        ({"resume_checkpoint": f"{ABSENT}.pt"}, f"--resume_checkpoint {ABSENT}.pt: no such file"),
-        ({"ssl_from_ckpt": "False"}, "--ssl_from_ckpt False"),
-        ({"class_cond": "True"}, "--class_cond True"),
-        ({"image_size": 16}, "--image_size 16: must be 32 to 256"),
-        ({"channel_mult": None}, "--image_size 32: needs --channel_mult"),
-        ({"channel_mult": "1,x"}, "--channel_mult 1,x: expected"),
-        ({"channel_mult": "1,1,1,1,1,1,1"}, "7 levels cannot halve --image_size 32"),
-        ({"ema_rate": "1.5"}, "--ema_rate 1.5"),
-        ({"timestep_respacing": "2000"}, "--timestep_respacing 2000"),
-        ({"lr": "0"}, "--lr must be positive"),
-    ],
+    "changes, texts",
+    cases("""
+    --ssl_model_pth ABSENT.pth    -> --ssl_model_pth ABSENT.pth: no such file
+    --data_dir ABSENT             -> --data_dir ABSENT: no such folder
+    --dataset_indices ABSENT.npy  -> --dataset_indices ABSENT.npy: no such file
+    --resume_checkpoint ABSENT.pt -> --resume_checkpoint ABSENT.pt: no such file
+    --ssl_from_ckpt False         -> --ssl_from_ckpt False
+    --class_cond True             -> --class_cond True
+    --image_size 16               -> --image_size 16: must be 32 to 256
+    -channel_mult                 -> --image_size 32: needs --channel_mult
+    --channel_mult 1,x            -> --channel_mult 1,x: expected
+    --channel_mult 1,1,1,1,1,1,1  -> 7 levels cannot halve --image_size 32
+    --ema_rate 1.5                -> --ema_rate 1.5
+    --timestep_respacing 2000     -> --timestep_respacing 2000
+    --lr 0                        -> --lr must be positive
+"""),
 )
-def test_bad_flags_are_named_before_anything_is_read(data, changes, text):
+def test_bad_flags_are_named_before_anything_is_read(data, changes, texts):
     with pytest.raises(InputError) as error:
         train_RCDM.check_args(train_RCDM.parse_args(published(data, **changes)))
-    assert text in str(error.value)
+    assert texts[0] in str(error.value)
 
 
 @pytest.mark.parametrize(
     "changes, texts",
-    [
-        ({"local": 0}, ["srun", "--local 1"]),
-        ({"ssl_arch": "resnet101"}, ["--ssl_arch resnet101", "holds resnet18"]),
-    ],
+    cases("""
+    --local 0            -> srun ;; --local 1
+    --ssl_arch resnet101 -> --ssl_arch resnet101 ;; holds resnet18
+"""),
 )
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     path = os.path.dirname(sys.executable)  # without srun
@@ -489,7 +463,7 @@ def test_the_absent_package_is_named_and_auto_does_without():
 # Reconstruction.
 
 
-def test_condition_is_the_neighbors_backbone_and_the_crops_projector(data, trained, attacked):
+def test_condition_is_neighbors_backbone_and_crops_projector(data, trained, attacked):
     attack = rec.Attack(attacked)
     rcdm = rec.load_rcdm(trained["B"])
     source = rec.sources_of(attack, "A", None, rcdm)[1]  # the reference on set A: model B
@@ -528,12 +502,6 @@ def test_choosing_examples():
     assert rec.picked(table, [13, 10])["label"].tolist() == [1, 0]
     with pytest.raises(InputError, match="image 99 is not among"):
         rec.picked(table, [99])
-
-
-def test_class_names(data, tmp_path):
-    listing = rec.list_images(data / "images")
-    (tmp_path / "names.json").write_text(json.dumps({"c0": "tench", "c2": "shark"}))
-    assert rec.class_names(listing, tmp_path / "names.json") == ["tench", "c1", "shark"]
 
 
 def test_the_notebook_runs_and_saves_its_tiles(trained, attacked, tmp_path, monkeypatch):
@@ -598,7 +566,7 @@ def test_reconstructions_show_what_the_target_remembers(tmp_path):
                 ["bash", str(ROOT / "bash_examples" / script)], env=environment, capture_output=True, text=True
             )
         )
-    folder = tmp_path / "seed7" / "simclr_600epochs" / "RCDM" / "reconstructions"
+    folder = tmp_path / "seed7/simclr_600epochs/RCDM/reconstructions"
     judged = read_json(folder / "judged.json")
     assert judged["real images"]["value"] >= 0.95, result.stdout
     for figure in judged["samples from whole images"].values():
@@ -606,45 +574,3 @@ def test_reconstructions_show_what_the_target_remembers(tmp_path):
     crops = judged["samples from crops"]
     assert crops["all"]["score"]["low"] > 0 and crops["memorized"]["score"]["low"] > 0, result.stdout
     assert (folder / "visualization_RCDM.ipynb").is_file() and (folder / "memorized.png").is_file()
-
-
-# The package itself, where it is installed.
-
-
-def package_model(model_flags, width):
-    unets.build_unet("rcdm", model_flags, width)  # sets the name that the package imports
-    from guided_diffusion_rcdm.script_util import create_model_and_diffusion, model_and_diffusion_defaults
-
-    known = {
-        **model_and_diffusion_defaults(),
-        **{k: v for k, v in model_flags.items() if k in model_and_diffusion_defaults()},
-    }
-    return create_model_and_diffusion(**known, G_shared=True, feat_cond=True, ssl_dim=width)
-
-
-TINY = {**PLAIN, "image_size": 32, "num_channels": 32, "channel_mult": "1,2", "num_res_blocks": 1}
-TINY |= {"attention_resolutions": "16", "learn_sigma": True, "resblock_updown": True}
-
-
-@pytest.mark.rcdm
-@rcdm_package
-def test_checkpoints_go_both_ways(data, tmp_path):
-    arguments = published(data, out_dir=tmp_path, backend="auto", lr_anneal_steps=3)
-    result = ok(run_script("train_RCDM.py", *arguments))
-    assert "rcdm U-Net" in result.stdout
-    params = read_json(tmp_path / "params.json")
-    theirs, _ = package_model(params, params["width"])
-    for name in ("model000003.pt", "ema_0.9999_000003.pt"):
-        theirs.load_state_dict(load(tmp_path / name), strict=True)
-    optimizer = torch.optim.AdamW(theirs.parameters())
-    optimizer.load_state_dict(load(tmp_path / "opt000003.pt"))
-    assert len(optimizer.state) == len(list(theirs.parameters()))
-    # And back: what the package saves (plain state dicts) is gone on from.
-    other = tmp_path / "theirs"
-    other.mkdir()
-    torch.save(theirs.state_dict(), other / "model000003.pt")
-    torch.save(theirs.state_dict(), other / "ema_0.9999_000003.pt")
-    torch.save(optimizer.state_dict(), other / "opt000003.pt")
-    result = ok(run_script("train_RCDM.py", *published(data, out_dir=other, backend="rcdm", lr_anneal_steps=4)))
-    assert "resumes after step 3" in result.stdout
-    assert rec.load_rcdm(other / "model000003.pt", settings=params).side == 32

@@ -12,7 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ABSENT, ROOT, debug_cluster, kept_signals, load, ok, read_json, read_log, run_here
+from helpers import (
+    ROOT,
+    assert_one_line_error,
+    cases,
+    debug_cluster,
+    flags,
+    kept_signals,
+    load,
+    ok,
+    read_json,
+    read_log,
+    run_here,
+)
 
 import train_SSL
 from dejavu_utils.data.beton import Beton, write_beton
@@ -57,14 +69,9 @@ def command(betons, folder, **changes):
         "data.train_dataset": betons / "train.beton",
         "data.val_dataset": betons / "val.beton",
         "logging.folder": folder,
-        **{name.replace("__", "."): value for name, value in changes.items()},
+        **{name.replace("__", "."): str(value) for name, value in changes.items()},
     }
-    return [
-        sys.executable,
-        str(ROOT / "train_SSL.py"),
-        *(str(x) for k, v in settings.items() for x in (f"--{k}", v)),
-        "0",
-    ]
+    return [sys.executable, str(ROOT / "train_SSL.py"), *flags(settings), "0"]
 
 
 def run(arguments):
@@ -77,8 +84,16 @@ def run_apart(arguments, **options):
     return subprocess.run(arguments, capture_output=True, text=True, env=environment, **options)
 
 
-def weights(folder):
-    return load(folder / "final_weights.pt")
+def assert_same_weights(folder, other):
+    weights, expected = (load(place / "final_weights.pt") for place in (folder, other))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+
+
+def untimed(folder):
+    """The log's records without what differs from run to run."""
+    times = ("timestamp", "relative_time", "time", "images_per_second")
+    return [{name: value for name, value in record.items() if name not in times} for record in read_log(folder / "log")]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +125,7 @@ def test_files_and_log(whole_run):
 def test_checkpoint_rebuilds_the_network(whole_run):
     network = load_network(whole_run / "model_ep4.pth")
     assert (network.arch, network.mlp, network.loss, network.num_classes) == ("resnet18", "32-16", "vicreg", 6)
-    final = weights(whole_run)
+    final = load(whole_run / "final_weights.pt")
     assert all(torch.equal(final[f"module.{k}"], v) for k, v in network.state_dict().items())
     checkpoint = load(whole_run / "model.pth")
     assert checkpoint["epoch"] == 4 and "module.probes.2.weight" in checkpoint["probes"]
@@ -118,22 +133,20 @@ def test_checkpoint_rebuilds_the_network(whole_run):
 
 def test_number_of_workers_and_a_second_run_change_nothing(betons, whole_run, tmp_path):
     ok(run(command(betons, tmp_path, data__num_workers=1, data__in_memory=1)))
-    expected = weights(whole_run)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    assert_same_weights(tmp_path, whole_run)
     again = ok(run(command(betons, tmp_path)))
     assert "4 epochs are done" in again.stdout
     assert len((tmp_path / "log").read_text().splitlines()) == 4
 
 
+def started(arguments, **options):
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+
+
 def interrupted_run(arguments, signum, lines):
     """Starts the command and sends the signal after so many lines that tell of progress; (exit code, all output)."""
-    process = subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = started(arguments)
     output = []
     for line in process.stdout:
         output.append(line)
@@ -146,7 +159,7 @@ def interrupted_run(arguments, signum, lines):
 
 @pytest.mark.kills
 @pytest.mark.parametrize("loss, epochs", [*((loss, 4) for loss in LOSSES), ("vicreg", 14)])
-def test_stopped_by_signals_within_epochs_and_continued_equals_uninterrupted(betons, tmp_path, loss, epochs):
+def test_stopped_by_signals_and_continued_equals_uninterrupted(betons, tmp_path, loss, epochs):
     """Again and again, at whatever step the signal comes; the log's figures are those of one run, too."""
     settings = dict(training__loss=loss, training__epochs=epochs, training__batch_size=4, logging__checkpoint_freq=100)
     settings |= {"training__num_small_crops": 2, "resolution__min_res": 64} if loss == "dino" else {}
@@ -160,21 +173,8 @@ def test_stopped_by_signals_within_epochs_and_continued_equals_uninterrupted(bet
         assert code == 128 + signum and "stopped after epoch" in output, output
         stopped += 1
     assert stopped >= (10 if epochs > 10 else 2)
-    expected = weights(tmp_path / "whole")
-    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "parts").items())
-    logs = [read_log(tmp_path / n / "log") for n in ("whole", "parts")]
-    times = {"timestamp", "relative_time", "time", "images_per_second"}
-    assert [{k: v for k, v in r.items() if k not in times} for r in logs[0]] == [
-        {k: v for k, v in r.items() if k not in times} for r in logs[1]
-    ]
-
-
-@pytest.mark.parametrize("loss", ["barlow", "byol", "dino", "supervised", "mocov3"])
-def test_checkpoints_of_other_losses_load_and_resume(betons, tmp_path, loss):
-    ok(run(command(betons, tmp_path, training__loss=loss, training__epochs=2)))
-    assert load_network(tmp_path / "model_ep2.pth").loss == loss
-    kept = load(tmp_path / "model.pth")["objective"]
-    assert set(kept) == {"byol": {"teacher"}, "mocov3": {"teacher"}, "dino": {"teacher", "center"}}.get(loss, set())
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
 
 
 def train_here(settings):
@@ -224,11 +224,10 @@ def test_an_older_checkpoint_is_resumed_and_attacked(betons, whole_run, tmp_path
     torch.save(before, path)
     assert load_network(path).loss == "vicreg"
     train_here(settings)
-    expected = weights(whole_run)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    assert_same_weights(tmp_path, whole_run)
 
 
-def test_snapshots_hold_the_network_and_model_pth_what_resuming_needs(betons, whole_run, tmp_path):
+def test_snapshots_hold_the_network_alone(betons, whole_run, tmp_path):
     whole, snapshot = (load(whole_run / f"{name}.pth") for name in ("model", "model_ep4"))
     assert whole.keys() == snapshot.keys() and whole["optimizer"]["state"] and not snapshot["optimizer"]
     assert all(torch.equal(value, snapshot["model"][name]) for name, value in whole["model"].items())
@@ -246,11 +245,11 @@ def test_the_backbone_starts_from_a_public_checkpoint(betons, whole_run, tmp_pat
     settings = dict(model__weights=public, model__mlp="24-8", training__epochs=1, training__warmup_epochs=0)
     ok(run(command(betons, tmp_path / "a", **settings, training__base_lr=0)))
     backbone = load_network(public).net.state_dict()
-    started = load_network(tmp_path / "a" / "model_ep1.pth")
+    started = load_network(tmp_path / "a/model_ep1.pth")
     trained = dict(started.net.named_parameters())
     assert all(torch.equal(value, backbone[name]) for name, value in trained.items())  # at a learning rate of 0
     assert started.mlp == "24-8"
-    params = read_json(tmp_path / "a" / "params.json")
+    params = read_json(tmp_path / "a/params.json")
     assert params["model.weights"] == str(public) and len(params["made_from"]["models"]["start"]["weights"]) == 64
     result = run(command(betons, tmp_path / "b", **settings, model__arch="resnet34"))
     assert result.returncode == 2 and "give --model.arch resnet18" in result.stderr
@@ -296,9 +295,8 @@ def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
                 stopped_after_a_step(settings, patch)
             assert METHODS["agree"] is Agree
         train_here(settings)
-    assert load_network(tmp_path / "parts" / "model_ep2.pth").agreement.out_features == 16
-    expected = weights(tmp_path / "whole")
-    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "parts").items())
+    assert load_network(tmp_path / "parts/model_ep2.pth").agreement.out_features == 16
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
     states = [load(tmp_path / n / "model.pth")["objective"] for n in ("whole", "parts")]
     assert torch.equal(states[0]["place"], states[1]["place"])
 
@@ -327,20 +325,13 @@ def test_two_processes_here(betons, tmp_path):
     code, output = interrupted_run(command(betons, tmp_path / "x", **settings), signal.SIGTERM, 2)
     assert code == 128 + signal.SIGTERM and output.count("stopped after epoch") == 1
     ok(run_apart(command(betons, tmp_path / "x", **settings)))
-    expected = weights(tmp_path)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "x").items())
-    process = subprocess.Popen(  # Ctrl-C: the terminal sends it to every process
-        command(betons, tmp_path / "z", **settings, training__epochs=60),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    assert_same_weights(tmp_path / "x", tmp_path)
+    # Ctrl-C: the terminal sends it to every process.
+    process = started(command(betons, tmp_path / "z", **settings, training__epochs=60), start_new_session=True)
     for line in process.stdout:
         if line.startswith("epoch 2/"):
             os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() > 128 and (tmp_path / "z" / "model.pth").exists()
+    assert process.wait() > 128 and (tmp_path / "z/model.pth").exists()
     assert not list((tmp_path / "z").glob(".*tmp*"))
     result = run_apart(command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1}))
     assert result.returncode == 2 and "2 processes, and so another global batch" in result.stderr
@@ -384,47 +375,39 @@ def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"data__train_dataset": f"{ABSENT}.beton"}, f"--data.train_dataset {ABSENT}.beton: no such file"),
-        ({"training__warmup_epochs": 4}, "--training.warmup_epochs 4: must be fewer than --training.epochs 4"),
-        ({"training__batch_size": 21}, "there are only 20 images"),
-        ({"model__mlp": "32x16"}, "--model.mlp '32x16'"),
-        ({"training__unknown": 1}, "unknown flag --training.unknown"),
-        ({"training__batch_size": 1}, "--training.batch_size: 1 must be at least 2"),
-        ({"logging__snapshot_freq": 0}, "--logging.snapshot_freq: 0 must be at least 1"),
-        ({"model__arch": "resnet19"}, "model.arch resnet19"),
-        ({"model__arch": "squeezenet1_0"}, "no linear classifier"),
-        ({"model__arch": "vit_b_16"}, "does not take images of 32 pixels"),
-        ({"training__loss": "byol", "model__remove_head": 1}, "--model.remove_head 1"),
-        ({"training__num_small_crops": 2}, "vicreg has no small crops"),
-    ],
+    "changes, texts",
+    cases("""
+    --data.train_dataset ABSENT.beton          -> --data.train_dataset ABSENT.beton: no such file
+    --training.warmup_epochs 4                 -> --training.warmup_epochs 4: must be fewer than --training.epochs 4
+    --training.batch_size 21                   -> there are only 20 images
+    --model.mlp 32x16                          -> --model.mlp '32x16'
+    --training.unknown 1                       -> unknown flag --training.unknown
+    --training.batch_size 1                    -> --training.batch_size: 1 must be at least 2
+    --logging.snapshot_freq 0                  -> --logging.snapshot_freq: 0 must be at least 1
+    --model.arch resnet19                      -> model.arch resnet19
+    --model.arch squeezenet1_0                 -> no linear classifier
+    --model.arch vit_b_16                      -> does not take images of 32 pixels
+    --training.loss byol --model.remove_head 1 -> --model.remove_head 1
+    --training.num_small_crops 2               -> vicreg has no small crops
+"""),
 )
-def test_bad_settings_are_one_line(betons, tmp_path, changes, message):
-    result = run(command(betons, tmp_path, **changes))
-    assert result.returncode == 2
-    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+def test_bad_settings_are_one_line(betons, tmp_path, changes, texts):
+    assert_one_line_error(run(command(betons, tmp_path, **changes)), *texts)
 
 
-def test_other_settings_in_the_same_folder_are_refused(betons, whole_run):
-    result = run(command(betons, whole_run, training__base_lr=1.0))
-    assert result.returncode == 2
-    assert "--training.base_lr 1.0" in result.stderr and "another --logging.folder" in result.stderr
-
-
-@pytest.mark.parametrize("name", ["vicreg", "simclr", "barlow", "byol", "dino", "supervised", "mocov3", "demo"])
+@pytest.mark.parametrize("name", [*LOSSES, "demo"])
 def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name):
-    arguments = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0, training__loss=name)
-    if name == "demo":
-        arguments = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0)
-    ok(run([*arguments[:2], "--config-file", str(ROOT / "configs" / f"{name}_cfg.yaml"), *arguments[2:]]))
+    loss = {} if name == "demo" else {"training__loss": name}
+    arguments = command(betons, tmp_path, training__epochs=2, **loss)
+    ok(run([*arguments[:2], "--config-file", str(ROOT / f"configs/{name}_cfg.yaml"), *arguments[2:]]))
     params = read_json(tmp_path / "params.json")
-    assert params["model.arch"] == "resnet18" and params["training.epochs"] == 1
-    if name == "vicreg":
-        assert params["training.weight_decay"] == 1e-6 and params["training.base_lr"] == 0.2
+    assert params["model.arch"] == "resnet18" and params["training.epochs"] == 2
+    assert load_network(tmp_path / "model_ep2.pth").loss == params["training.loss"]
+    kept = {"byol": {"teacher"}, "mocov3": {"teacher"}, "dino": {"teacher", "center"}}
+    assert set(load(tmp_path / "model.pth")["objective"]) == kept.get(name, set())
 
 
-def test_a_signal_is_obeyed_within_validation_and_the_next_run_validates(betons, whole_run, tmp_path, monkeypatch):
+def test_a_signal_is_obeyed_within_validation(betons, whole_run, tmp_path, monkeypatch):
     """A validation can take longer than the two minutes between a cluster's signal and its end."""
     loader, seen = train_SSL.EvaluationLoader, []
 
@@ -438,26 +421,15 @@ def test_a_signal_is_obeyed_within_validation_and_the_next_run_validates(betons,
     arguments = command(betons, tmp_path, validation__batch_size=2)[2:]
     settings = Settings.from_flat(train_SSL.read_settings(arguments)[0])
     monkeypatch.setattr(train_SSL, "EvaluationLoader", Signalled)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the whole run
-    try:
-        with kept_signals():
-            with pytest.raises(SystemExit) as end:
-                train_SSL.train(settings)
-            assert end.value.code == 128 + signal.SIGUSR2 and len(seen) == 1  # of five batches
-            stopped = load(tmp_path / "model.pth")
-            assert (stopped["epoch"], stopped["steps_done"]) == (1, 2)  # all of the second epoch, but it is not over
-            monkeypatch.setattr(train_SSL, "EvaluationLoader", loader)
-            train_SSL.train(settings)
-    finally:
-        torch.set_num_threads(threads)
-    expected = weights(whole_run)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
-    times = {"timestamp", "relative_time", "time", "images_per_second"}
-    logs = [read_log(f / "log") for f in (whole_run, tmp_path)]
-    whole, parts = ([{k: v for k, v in record.items() if k not in times} for record in log] for log in logs)
-    assert [record.keys() for record in whole] == [record.keys() for record in parts]
-    for ours, theirs in zip(whole, parts):
+    with pytest.raises(SystemExit) as end:
+        train_here(settings)
+    assert end.value.code == 128 + signal.SIGUSR2 and len(seen) == 1  # of five batches
+    stopped = load(tmp_path / "model.pth")
+    assert (stopped["epoch"], stopped["steps_done"]) == (1, 2)  # all of the second epoch, but it is not over
+    monkeypatch.setattr(train_SSL, "EvaluationLoader", loader)
+    train_here(settings)
+    assert_same_weights(tmp_path, whole_run)
+    for ours, theirs in zip(untimed(whole_run), untimed(tmp_path), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)  # other batches of validation, other rounding
 
 
@@ -550,31 +522,18 @@ OWN = {
 
 
 def published_command(loss, betons, folder):
-    return [
-        "--config-file",
-        str(ROOT / "configs" / f"{loss}_cfg.yaml"),
-        "--dist.use_submitit",
-        "1",
-        "--data.train_dataset",
-        str(betons / "train.beton"),
-        "--data.val_dataset",
-        str(betons / "val.beton"),
-        "--logging.folder",
-        str(folder),
-        "0",
-    ]
-
-
-@pytest.mark.parametrize("loss", OWN)
-def test_published_commands_have_the_published_settings(betons, tmp_path, loss):
-    settings, notices = train_SSL.read_settings(published_command(loss, betons, tmp_path))
-    expected = {**SHARED, **OWN[loss], "training.loss": loss, "dist.use_submitit": 1}
-    assert {key: settings[key] for key in expected} == expected and not notices
+    words = (
+        f"--config-file {ROOT}/configs/{loss}_cfg.yaml --dist.use_submitit 1 --data.train_dataset {betons}/train.beton"
+    )
+    return [*words.split(), *f"--data.val_dataset {betons}/val.beton --logging.folder {folder} 0".split()]
 
 
 @pytest.mark.parametrize("loss", OWN)
 def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatch, loss):
-    """submitit's debug executor in place of SLURM; only flags of size are appended."""
+    """With the published settings; submitit's debug executor in place of SLURM; only flags of size are appended."""
+    settings, notices = train_SSL.read_settings(published_command(loss, betons, tmp_path))
+    expected = {**SHARED, **OWN[loss], "training.loss": loss, "dist.use_submitit": 1}
+    assert {key: settings[key] for key in expected} == expected and not notices
     submitted = debug_cluster(monkeypatch, tmp_path)
     small = {**SMALL, "training.loss": loss, "training.epochs": 2, "dist.nodes": 2}
     size = [word for key, value in small.items() for word in (f"--{key}", str(value))]
@@ -585,10 +544,10 @@ def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatc
     assert asked["tasks_per_node"] == asked["gpus_per_node"] == 8 and asked["nodes"] == 2
     assert asked["slurm_setup"][0] == f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
     assert asked["timeout_min"] == 2800 and asked["mem_gb"] == 480 and asked["slurm_signal_delay_s"] == 120
-    assert not (tmp_path / "run" / "model.pth").exists()
+    assert not (tmp_path / "run/model.pth").exists()
     with kept_signals():
         submitted["jobs"][-1].result()
-    assert load_network(tmp_path / "run" / "model_ep2.pth").arch == "resnet18"
+    assert load_network(tmp_path / "run/model_ep2.pth").arch == "resnet18"
 
 
 def test_auto_resumes_on_a_device_of_another_precision(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from helpers import read_json
 
 from dejavu_utils.crops import background_crop, corner_crop
 
-CASES = read_json(Path(__file__).parents[1] / "data" / "crops.json")
+CASES = read_json(Path(__file__).parents[1] / "data/crops.json")
 
 
 def short_side(crop):

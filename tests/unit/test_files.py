@@ -15,7 +15,7 @@ from dejavu_utils.runtime.locks import locked
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
-    path = tmp_path / "new" / "x.txt"
+    path = tmp_path / "new/x.txt"
     for content in ("first", "second"):
         with complete_file(path) as temporary:
             temporary.write_text(content)
@@ -37,12 +37,12 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path):
 
 
 def test_a_folder_has_one_writer(tmp_path):
-    lock = tmp_path / "run" / ".lock"
+    lock = tmp_path / "run/.lock"
     with locked(lock, "--output_dir"):
         with pytest.raises(InputError, match=rf"--output_dir .*run: process {os.getpid()} on .* writes there now"):
             with locked(lock, "--output_dir"):
                 raise AssertionError
-        with locked(tmp_path / "run" / ".other", "--output_dir"):  # another part of the folder
+        with locked(tmp_path / "run/.other", "--output_dir"):  # another part of the folder
             pass
     assert not list((tmp_path / "run").iterdir())
     lock.write_text('{"host": "gone", "pid": 1}')  # of a process that was killed
@@ -50,7 +50,7 @@ def test_a_folder_has_one_writer(tmp_path):
         pass
 
 
-def test_a_holder_that_has_not_yet_written_its_name_is_named_when_it_has(tmp_path):
+def test_a_holder_is_named_once_it_has_written_its_name(tmp_path):
     lock = tmp_path / ".lock"
     with open(lock, "a+", encoding="utf-8") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)

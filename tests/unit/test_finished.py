@@ -41,7 +41,7 @@ def test_flags_of_a_yaml_file_come_before_typed_ones(tmp_path):
 
 def queue_of(folder, *numbers):
     """A squeue that lists these jobs."""
-    squeue = folder / "bin" / "squeue"
+    squeue = folder / "bin/squeue"
     squeue.parent.mkdir(exist_ok=True)
     squeue.write_text("#!/bin/sh\necho " + " ".join(numbers) + "\n")
     squeue.chmod(0o755)
@@ -65,7 +65,7 @@ SCRIPTS = [
 
 
 @pytest.mark.parametrize("script, line, flag, last, record", SCRIPTS)
-def test_each_script_leaves_at_once_what_is_finished_or_in_the_queue(tmp_path, script, line, flag, last, record):
+def test_scripts_leave_what_is_finished_or_queued(tmp_path, script, line, flag, last, record):
     folder = tmp_path / "a run"
     (folder / last).parent.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(record))
@@ -92,7 +92,7 @@ def test_a_missing_checkpoint_waits_for_the_job_that_writes_it(tmp_path, monkeyp
     paths = [str(tmp_path / name / "model_ep2.pth") for name in "ABCD"]
     assert awaited_jobs([*paths, None, 3]) == ["5", "12"] and not queued_job(tmp_path / "C")
     (tmp_path / "A").mkdir()
-    (tmp_path / "A" / "model_ep2.pth").touch()
+    (tmp_path / "A/model_ep2.pth").touch()
     assert awaited_jobs(paths) == ["5"]
 
 
@@ -102,4 +102,4 @@ def test_a_snapshot_that_no_training_writes_is_named(tmp_path):
     for epoch, never in ((50, False), (1000, False), (1500, True), (75, True)):
         assert bool(missing_snapshot(tmp_path / f"model_ep{epoch}.pth")) == never
     assert re.search("1000 epochs and a snapshot every 50", missing_snapshot(tmp_path / "model_ep1500.pth"))
-    assert not missing_snapshot(tmp_path / "other.pth") and not missing_snapshot(tmp_path / "x" / "model_ep7.pth")
+    assert not missing_snapshot(tmp_path / "other.pth") and not missing_snapshot(tmp_path / "x/model_ep7.pth")

@@ -15,7 +15,7 @@ from dejavu_utils.networks.loading import check_typed, load_network
 from dejavu_utils.training.meter import Probes
 from dejavu_utils.training.settings import check_arch
 
-SHAPES = read_json(Path(__file__).parents[1] / "data" / "state_dict_shapes.json")
+SHAPES = read_json(Path(__file__).parents[1] / "data/state_dict_shapes.json")
 
 
 @pytest.mark.parametrize("key", SHAPES)
@@ -55,7 +55,7 @@ def test_probes_have_the_published_names():
 
 @pytest.mark.parametrize("loss, classes", [("vicreg", None), ("barlow", None), ("byol", None), ("supervised", 7)])
 @pytest.mark.parametrize("bare", [False, True])
-def test_published_checkpoints_are_rebuilt_from_names_and_shapes(tmp_path, loss, classes, bare):
+def test_published_checkpoints_are_rebuilt_from_shapes(tmp_path, loss, classes, bare):
     network = SSLNetwork("resnet18", "64-48-32", loss, classes).eval()
     state = with_prefix(network.state_dict())
     save_checkpoint(tmp_path / "model.pth", state if bare else {"epoch": 3, "model": state})
@@ -102,29 +102,6 @@ def test_probes_send_no_gradient_to_the_network():
     output = torch.randn(4, 8, requires_grad=True)
     Probes([8], 3)([output])[0].sum().backward()
     assert output.grad is None
-
-
-@pytest.mark.parametrize(
-    "content, reason",
-    [
-        (b"not a checkpoint", "not a checkpoint that can be read"),
-        ({"model": {"module.net.conv1.weight": torch.zeros(1)}}, "expected one torchvision resnet or vgg"),
-        ([1, 2], "holds a list"),
-    ],
-)
-def test_other_files_are_named_with_the_reason(tmp_path, content, reason):
-    path = tmp_path / "model.pth"
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(InputError, match=f"--model_A_pth {path}.*{reason}"):
-        load_network(path, "--model_A_pth")
-
-
-def test_weights_are_loaded_strictly(tmp_path):
-    state = with_prefix(SSLNetwork("resnet18", "32-16", "vicreg").state_dict())
-    del state["module.projector.0.0.bias"]
-    torch.save({"model": state}, tmp_path / "model.pth")
-    with pytest.raises(InputError, match="projector.0.0.bias"):
-        load_network(tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "vgg11_bn"])

@@ -9,7 +9,7 @@ from helpers import ROOT
 from dejavu_utils.naming import ATTACK_PREFIX, SWEEPS, fraction_digits, sslmem_beside, sweep_points
 
 
-def test_the_shell_scripts_read_points_without_loading_torch_or_pandas():
+def test_points_are_read_without_torch_or_pandas():
     modules = "dejavu_utils.naming, dejavu_utils.cli"
     code = f"import sys, {modules}; print({{'torch', 'pandas', 'numpy'}} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

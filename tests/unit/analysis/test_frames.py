@@ -36,7 +36,7 @@ def attack_of(memorized_of_class, k=K):
     return Attack("projector", sets, None)
 
 
-def test_a_class_that_is_memorized_more_is_outside_of_what_chance_spreads():
+def test_a_class_memorized_more_is_outside_of_chance():
     memorized = np.full(CLASSES, 0.1)
     memorized[7] = 0.9
     frames = {top_k: frame for _, _, frame, top_k in class_frames(attack_of(memorized))}

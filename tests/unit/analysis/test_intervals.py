@@ -10,31 +10,12 @@ import pytest
 from helpers import assert_one_line_error, ok, run_here
 
 from dejavu_utils.analysis.attack_files import read_attack
-from dejavu_utils.analysis.intervals import Estimate, combine_runs, t_half_width, within
+from dejavu_utils.analysis.intervals import Estimate, combine_runs, within
 from dejavu_utils.analysis.tables import attack_statistics
 from dejavu_utils.typed_json import to_json
 
-POINT = Path(__file__).parents[2] / "data" / "attack" / "NN_attk_vicreg_300pc_50ep"
+POINT = Path(__file__).parents[2] / "data/attack/NN_attk_vicreg_300pc_50ep"
 Z95 = 1.959963984540054
-
-
-@pytest.mark.parametrize(
-    "degrees, quantile",  # 97.5 %
-    [
-        (1, 12.706204736),
-        (2, 4.302652730),
-        (3, 3.182446305),
-        (4, 2.776445105),
-        (9, 2.262157163),
-        (30, 2.042272456),
-        (120, 1.979930405),
-    ],
-)
-def test_half_widths_are_those_of_tables_of_student(degrees, quantile):
-    values = np.random.default_rng(degrees).normal(size=degrees + 1)
-    expected = quantile * values.std(ddof=1) / np.sqrt(degrees + 1)
-    assert t_half_width(values) == pytest.approx(expected, rel=2e-9)
-    assert np.isnan(t_half_width([0.5]))
 
 
 def runs_of(values, deviations):
@@ -60,11 +41,6 @@ def test_runs_that_differ_have_the_tau_of_paule_and_mandel():
     assert found.high - found.mean == pytest.approx(3.182446305 / np.sqrt(weights.sum()), rel=1e-6)
     equal = combine_runs(runs_of(values, [0.01] * 4))
     assert equal.tau == pytest.approx(np.sqrt(values.var(ddof=1) - 0.01**2), abs=1e-9)
-
-
-def test_one_run_is_refused():
-    with pytest.raises(ValueError, match="at least two"):
-        combine_runs(runs_of([0.1], [0.01]))
 
 
 def test_the_mean_of_runs_that_differ_stays_a_proportion():

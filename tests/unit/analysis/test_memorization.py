@@ -11,7 +11,7 @@ from dejavu_utils.typed_json import to_json
 
 DATA = Path(__file__).parents[2] / "data"
 TRACES = read_json(DATA / "attack_traces.json")
-FOLDER = DATA / "attack" / "NN_attk_vicreg_300pc_50ep"
+FOLDER = DATA / "attack/NN_attk_vicreg_300pc_50ep"
 
 
 def load_direction(target, attacked):
@@ -60,20 +60,6 @@ def test_predictions_against_a_literal_reading():
             expected, entropy = brute_force_prediction(row)
             assert list(top[top >= 0]) == expected
             assert confidence == pytest.approx(entropy, abs=1e-10)
-
-
-def test_only_the_first_k_attk_neighbors_vote():
-    labels = np.array([[3, 3, 1, 1, 1]])
-    assert mem.predict_from_neighbors(labels, 2).top[0, 0] == 3
-    assert mem.predict_from_neighbors(labels).top[0, 0] == 1
-    with pytest.raises(ValueError, match="6"):
-        mem.predict_from_neighbors(labels, 6)
-
-
-def test_absent_classes_are_never_predicted():
-    predictions = mem.predict_from_neighbors(np.array([[2, 2, 2, 7, 7]]))
-    assert predictions.top.tolist() == [[2, 7, -1, -1, -1]]
-    assert not predictions.correct(np.array([0]), 5)[0]
 
 
 def test_scores_take_the_place_of_neighbors():
@@ -197,31 +183,6 @@ def test_alignment_refuses_other_images():
         mem.align_rows(np.array([1, 1]), np.array([1, 1]))
 
 
-def planted_attack(rng, n, classes, memorized, correlated, k=50):
-    """Neighbor labels of a target that knows memorized + correlated of the labels and a reference that knows the
-    correlated ones; on all other examples both vote uniformly over the wrong classes."""
-    labels = rng.integers(0, classes, n)
-    kind = rng.choice(3, n, p=[memorized, correlated, 1 - memorized - correlated])
-    neighbors = {}
-    for model, known in (("target", kind < 2), ("reference", kind == 1)):
-        wrong = (labels[:, None] + rng.integers(1, classes, (n, 1))) % classes
-        votes = np.where(known[:, None], labels[:, None], wrong) * np.ones((1, k), dtype=np.int64)
-        noise = rng.random((n, k)) < 0.3
-        neighbors[model] = np.where(noise, rng.integers(0, classes, (n, k)), votes)
-    target, reference = (mem.predict_from_neighbors(neighbors[m]) for m in ("target", "reference"))
-    return mem.DirectedAttack(target, reference, labels)
-
-
-@pytest.mark.parametrize("memorized, correlated", [(0.3, 0.2), (0.0, 0.4), (0.1, 0.0), (0.0, 0.0)])
-def test_planted_rates_are_measured(memorized, correlated):
-    rng = np.random.default_rng(1)
-    summary = mem.summarize([planted_attack(rng, 4000, 20, memorized, correlated) for _ in range(2)], 1)
-    for name, truth in (("score", memorized), ("memorized", memorized), ("correlated", correlated)):
-        estimate = summary[name]
-        assert abs(estimate["value"] - truth) < 0.02
-        assert estimate["low"] - 1e-9 <= estimate["value"] <= estimate["high"] + 1e-9
-
-
 def test_random_neighbors_are_at_chance():
     rng = np.random.default_rng(2)
     attacks = [
@@ -246,12 +207,6 @@ def test_wilson_interval_against_published_values():
         (1, 29, 0.0061, 0.1718),
     ):
         assert wilson_interval(hits, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_empty_selection_gives_no_figure_and_no_failure():
-    attack = planted_attack(np.random.default_rng(3), 4, 3, 0.5, 0.1)
-    summary = mem.summarize([attack], 1, pct_confidence=5)
-    assert np.isnan(summary["target"]["value"])
 
 
 def test_the_edge_of_the_most_confident_is_in_the_intervals():
@@ -302,19 +257,6 @@ def pool_of_rates(rng, rates, dependent, gap):
     return mem.DirectedAttack(*models, labels)
 
 
-def pool_of_votes(rng, classes, k):
-    """Votes of k neighbors: the true label's share is high in some examples, and by half the same in both models."""
-    labels = rng.integers(0, classes, POOL)
-    common = rng.beta(0.5, 1.5, POOL)
-    models = []
-    for scale in (1, 0.6):
-        share = scale * np.where(rng.random(POOL) < 0.5, common, rng.beta(0.5, 1.5, POOL))
-        votes = rng.integers(0, classes, (POOL, k), dtype=np.int32)
-        votes = np.where(rng.random((POOL, k), dtype=np.float32) < share[:, None], labels[:, None], votes)
-        models.append(mem.predict_from_neighbors(votes, labels=labels))
-    return mem.DirectedAttack(*models, labels)
-
-
 def sample_of(pool, rng, n):
     rows = rng.integers(0, POOL, n)
     models = []
@@ -329,16 +271,11 @@ def coverage(pool, rng, n, sets=1, draws=1000, most=8000):
     times, so that chance does not decide."""
     truths = mem.summarize_levels([pool], 1, PCTS)
     truth = {(pct, name): one[name]["value"] for pct, one in zip(PCTS, truths) for name in ("target", "score")}
-    margins = mem.summarize_votes([pool])
-    if margins:
-        truth[100, "margin"] = margins["margin"]["value"]
     covered, done = dict.fromkeys(truth, 0), 0
     while done < most:
         for _ in range(draws):
             attacks = [sample_of(pool, rng, n) for _ in range(sets)]
             found = dict(zip(PCTS, mem.summarize_levels(attacks, 1, PCTS)))
-            votes = mem.summarize_votes(attacks)
-            found[100] = {**vars(found[100]), **(vars(votes) if votes else {})}
             for (pct, name), value in truth.items():
                 interval = found[pct][name]
                 covered[pct, name] += interval["low"] - 1e-12 <= value <= interval["high"] + 1e-12
@@ -367,16 +304,6 @@ def test_intervals_cover_the_truth(rates, dependent, gap):
         what = f"rates {rates}, {'dependent' if dependent else 'independent'}, confidence gap {gap}, n {n}"
         check_coverage(coverage(pool, rng, n), what)
     check_coverage(coverage(pool, rng, 200, sets=2), what.replace("5000", "2 x 200"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("k", [10, 100])
-@pytest.mark.parametrize("classes", [5, 100, 1000])
-def test_intervals_of_votes_cover_the_truth(classes, k):
-    rng = np.random.default_rng(12)
-    pool = pool_of_votes(rng, classes, k)
-    for n in (50, 200, 1000, 5000):
-        check_coverage(coverage(pool, rng, n), f"{classes} classes, k {k}, n {n}")
 
 
 @pytest.mark.slow

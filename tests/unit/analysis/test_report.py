@@ -134,7 +134,7 @@ def test_every_conclusion_is_reached(branch):
 
 
 @pytest.mark.parametrize("branch", WARNINGS, ids=lambda branch: branch.name)
-def test_every_warning_is_reached_and_absent_from_a_plain_result(branch):
+def test_every_warning_is_reached_and_absent_elsewhere(branch):
     results, words = WARNED[branch.name]
     assert any(words in text for text in results.warnings)
     assert any(text.startswith("warning: ") and words in text for text in verdict(results))
@@ -310,7 +310,7 @@ def test_the_concluding_sentence_is_true_in_95_of_100_runs(sizes, separates, loo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("memorized", [0.0, 0.25])
-def test_sets_that_do_not_differ_are_called_different_in_5_of_100_runs(memorized):
+def test_equal_sets_are_called_different_in_5_of_100_runs(memorized):
     rng, runs, alarms = np.random.default_rng(7), 600, 0
     for _ in range(runs):
         warnings = statistical_warnings(simulated(rng, (225, 225), memorized, 0.6))

@@ -1,11 +1,14 @@
 """Which models, sets and images the attack's score is about: errors, warnings, ceiling and placebo."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_one_line_error, draw_tree, flags, load, read_json, run_here
+from helpers import assert_one_line_error, draw_tree, flags, load, read_json, run_here, save_sets
 from PIL import Image
+from stages import SMALL_ATTACK
 
 from dejavu_utils.analysis.attack_files import TopAccuracies
 from dejavu_utils.analysis.attack_output import check_ceilings
@@ -15,7 +18,6 @@ from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.data import near_copies as duplicates
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
 from dejavu_utils.data.provenance import TrainingImages
-from dejavu_utils.imagenet import list_images
 from dejavu_utils.models import SSLNetwork
 
 SETTINGS = {
@@ -34,15 +36,13 @@ SETTINGS = {
 }
 
 
+SETS = {"A": (0, 4), "B": (4, 8), "shared": (8, 10), "public": (10, 16)}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = draw_tree(tmp_path_factory.mktemp("data"), per_class=16, boxed=16)
-    listing = list_images(folder / "images")
-    rank = np.arange(len(listing)) % 16
-    sets = {"A": rank < 4, "B": (rank >= 4) & (rank < 8), "shared": (rank >= 8) & (rank < 10), "public": rank >= 10}
-    for name, chosen in sets.items():
-        np.save(folder / f"{name}.npy", np.flatnonzero(chosen))
-    return folder, listing
+    return folder, save_sets(folder, 16, **SETS)
 
 
 def checkpoint(data, path, trained, seed=0, epoch=9, folder=None, **changes):
@@ -64,17 +64,8 @@ def checkpoint(data, path, trained, seed=0, epoch=9, folder=None, **changes):
     return path
 
 
-def final_weights(path, dtype=torch.float32):
-    """The weights of a checkpoint alone, as in final_weights.pt, in a file of another name."""
-    weights = load(path)["model"]
-    weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
-    torch.save(weights, path.with_name("final_weights.pt"))
-    return path.with_name("final_weights.pt")
-
-
 def attack(data, tmp_path, model_A, model_B, **changes):
     settings = {
-        "local": 1,
         "output_dir": tmp_path / "attack",
         "model_A_pth": model_A,
         "model_B_pth": model_B,
@@ -82,34 +73,25 @@ def attack(data, tmp_path, model_A, model_B, **changes):
         "public_idx_pth": data[0] / "public.npy",
         "imgnet_train_pth": data[0] / "images",
         "imgnet_bbox_pth": data[0] / "boxes",
-        "k": 7,
-        "k_attk": 5,
-        "min_px": 10,
-        "resolution": 32,
-        "num_workers": 0,
+        **SMALL_ATTACK,
         **changes,
     }
     result = run_here("label_inference_attack.py", *flags(settings))
-    path = tmp_path / "attack" / "results.json"
+    path = tmp_path / "attack/results.json"
     return result, read_json(path) if path.is_file() else None
 
 
-def test_images_with_a_near_copy_elsewhere_are_counted_and_left_out(tmp_path):
+def test_images_with_a_near_copy_are_counted_and_left_out(tmp_path):
     """Half of set A lies in B's training set too, mirrored and in other files; one image of B is public."""
     folder = draw_tree(tmp_path / "data", per_class=16, boxed=16)
-    listing = list_images(folder / "images")
-    rank = np.arange(len(listing)) % 16
-    sets = {"A": rank < 4, "B": (rank >= 4) & (rank < 8), "shared": (rank >= 8) & (rank < 10), "public": rank >= 10}
-    sets = {name: np.flatnonzero(chosen) for name, chosen in sets.items()}
+    listing = save_sets(folder, 16, **SETS)
+    sets = {name: np.load(folder / f"{name}.npy") for name in SETS}
     copied = {"A": sets["A"][::2], "B": sets["B"][:1]}
     places = {"A": np.concatenate([sets["B"][1:5], sets["shared"][:2]]), "B": sets["public"][:1]}  # of the copies
     for name in "AB":
         for index, place in zip(copied[name], places[name]):
             image = Image.open(listing.path(index)).convert("RGB")
             image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(listing.path(place), quality=85)
-    (folder / "index").mkdir()
-    for name, indices in sets.items():
-        np.save(folder / f"{name}.npy", indices)
     data = folder, listing
     pair = [
         checkpoint(data, tmp_path / "A.pth", ["A", "shared"]),
@@ -122,11 +104,11 @@ def test_images_with_a_near_copy_elsewhere_are_counted_and_left_out(tmp_path):
 
     result, results = attack(data, tmp_path, *pair)
     assert result.returncode == 0 and "near_copies" not in results and "near-copy" not in result.stdout
-    (tmp_path / "attack" / "results.json").unlink()
+    (tmp_path / "attack/results.json").unlink()
     duplicates.save_near_copies(folder / duplicates.FILE, found, listing)
     result, results = attack(data, tmp_path, *pair)
     assert result.returncode == 0, result.stderr
-    tables = {name: pd.read_csv(tmp_path / "attack" / f"attack_{name}.csv") for name in "AB"}
+    tables = {name: pd.read_csv(tmp_path / f"attack/attack_{name}.csv") for name in "AB"}
     near = {name: set(table.loc[table["near_copy_elsewhere"] == 1, "index"]) for name, table in tables.items()}
     assert near["A"] == set(copied["A"]) and near["B"] == {*copied["B"], *places["A"][:4]}
     assert results["near_copies"]["A"] == 6 and results["near_copies"]["B"] == 5
@@ -158,46 +140,30 @@ def test_models_of_the_partition_are_attacked_without_a_warning(data, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "make, texts",
+    "of_A, of_B, changes, text",
     [
-        (
-            lambda d, t: (checkpoint(d, t / "a", ["A"]), checkpoint(d, t / "b", ["A"])),
-            ["--model_B_pth", "same weights"],
-        ),
-        (
-            lambda d, t: (checkpoint(d, t / "a", ["A"]), checkpoint(d, t / "b", ["A"], seed=1)),
-            ["--model_B_pth", "same 12 images"],
-        ),
-        (  # two epochs of one training
-            lambda d, t: (checkpoint(d, t / "a", ["A"]), checkpoint(d, t / "b", ["A"], seed=2, epoch=5)),
-            ["--model_B_pth", "same 12 images"],
-        ),
-        (
-            lambda d, t: (checkpoint(d, t / "a", ["A"]), final_weights(checkpoint(d, t / "b", ["A"]))),
-            ["--model_B_pth", "same weights"],
-        ),
-        (
-            lambda d, t: (checkpoint(d, t / "a", ["A"]), final_weights(checkpoint(d, t / "b", ["A"]), torch.float16)),
-            ["--model_B_pth", "same weights"],
-        ),
-        (
-            lambda d, t: (checkpoint(d, t / "a", ["B"]), checkpoint(d, t / "b", ["A"], seed=1)),
-            ["--bbox_A_idx_pth", "not trained on", "swapped?"],
-        ),
-        (
-            lambda d, t: (checkpoint(d, t / "a", ["A"]), checkpoint(d, t / "b", ["A", "B"], seed=1)),
-            ["--bbox_A_idx_pth", "the reference on set A, was trained on 12 of its 12"],
-        ),
-        (
-            lambda d, t: (checkpoint(d, t / "a", ["A", "public"]), checkpoint(d, t / "b", ["B"], seed=1)),
-            ["--public_idx_pth", "was trained on 18 of its 18"],
-        ),
+        (["A"], ["A"], {}, "same weights"),
+        (["A"], ["A"], {"seed": 1}, "same 12 images"),
+        (["A"], ["A"], {"seed": 2, "epoch": 5}, "same 12 images"),  # two epochs of one training
+        (["B"], ["A"], {"seed": 1}, "--bbox_A_idx_pth.*not trained on.*swapped?"),
+        (["A"], ["A", "B"], {"seed": 1}, "--bbox_A_idx_pth.*the reference on set A, was trained on 12 of its 12"),
+        (["A", "public"], ["B"], {"seed": 1}, "--public_idx_pth.*was trained on 18 of its 18"),
     ],
 )
-def test_models_that_cannot_give_a_score_are_refused(data, tmp_path, make, texts):
-    result, results = attack(data, tmp_path, *make(data, tmp_path))
-    assert_one_line_error(result, *texts)
-    assert results is None
+def test_models_that_cannot_give_a_score_are_refused(data, tmp_path, of_A, of_B, changes, text):
+    models = checkpoint(data, tmp_path / "a", of_A), checkpoint(data, tmp_path / "b", of_B, **changes)
+    result, results = attack(data, tmp_path, *models)
+    assert_one_line_error(result)
+    assert re.search(text, result.stderr) and results is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_final_weights_of_the_same_model_are_refused(data, tmp_path, dtype):
+    weights = load(checkpoint(data, tmp_path / "a", ["A"]))["model"]
+    weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+    torch.save(weights, tmp_path / "final_weights.pt")
+    result, _ = attack(data, tmp_path, tmp_path / "a", tmp_path / "final_weights.pt")
+    assert_one_line_error(result, "--model_B_pth", "same weights")
 
 
 @pytest.mark.parametrize(
@@ -287,14 +253,14 @@ def test_the_ceiling_is_the_vote_on_whole_public_images(data, tmp_path, models, 
     assert estimate["low"] < estimate["value"] < estimate["high"] or expected in (0, 1)
 
 
-def test_placebo_attacks_public_images_that_are_not_their_own_neighbors(data, tmp_path, models):
+def test_placebo_attacks_public_images(data, tmp_path, models):
     result, results = attack(data, tmp_path, *models, placebo="", bbox_A_idx_pth=None, bbox_B_idx_pth=None)
     assert result.returncode == 0, result.stderr
     public = np.load(data[0] / "public.npy")
     found = []
     for name in "AB":
-        idxs = np.load(tmp_path / "attack" / f"A_attk_{name}_attk_idxs.npy")
-        neighbors = np.load(tmp_path / "attack" / f"A_attk_{name}_neighb_idxs.npy")
+        idxs = np.load(tmp_path / f"attack/A_attk_{name}_attk_idxs.npy")
+        neighbors = np.load(tmp_path / f"attack/A_attk_{name}_neighb_idxs.npy")
         assert neighbors.shape == (len(idxs), 7) and not (neighbors == idxs[:, None]).any()
         assert np.isin(neighbors, public).all()
         found.append(idxs)

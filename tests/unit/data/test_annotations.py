@@ -47,8 +47,8 @@ def crops_of(folder, annotation, rule=FIVE, size=(60, 50), orientation=None, nam
     if orientation:
         exif[274] = orientation
     Image.new("RGB", size).save(path, exif=exif)
-    (folder / "boxes" / "Annotation" / "c0").mkdir(parents=True, exist_ok=True)
-    (folder / "boxes" / "Annotation" / "c0" / "a.xml").write_text(annotation)
+    (folder / "boxes/Annotation/c0").mkdir(parents=True, exist_ok=True)
+    (folder / "boxes/Annotation/c0/a.xml").write_text(annotation)
     listing = list_images(folder / "images")
     found = take_crops(listing, [0], rule, Annotations(folder / "boxes", listing))
     return tuple(found.crops[0].tolist()) if len(found) else None, found.counts
@@ -61,22 +61,16 @@ BOX = (5, 5, 25, 25)
     "annotation, settings, reason",
     [
         (xml(BOX), {}, None),
-        (xml(BOX, size=(60, 50)), {}, None),
         (xml(BOX, size=("60.0", "50")), {}, None),
-        (xml(BOX, size=(120, 100)), {}, OTHER_SIZE),
         (xml(BOX, size=(50, 60)), {}, OTHER_SIZE),
         (xml(BOX, size=(0, 0)), {}, OTHER_SIZE),
-        (xml((0.1, 0.1, 0.9, 0.9)), {}, NO_AREA),
         (xml((0.0, 0.0, 1.0, 1.0), size=(60, 50)), {}, NO_AREA),
         (xml((-0.02, 0.0, 1.01, 1.02), (0.2, 0.3, 0.4, 0.5)), {}, NO_AREA),
-        (xml((10, 10, 10, 40), (3, 3, 3, 3)), {}, NO_AREA),
         (xml((10, 60, 40, 98)), {}, OUTSIDE),  # per cent: 6..24 x 30..49
-        (xml(BOX, (10, 30, 50, 98)), {}, OUTSIDE),
         (xml((10, 20, 20, 55)), {}, None),  # beyond the height a little: clipped, as published
         (xml((10, 10, 62, 30)), {}, TOO_SMALL),  # beyond the width: no crop, as published
         # Turned by EXIF: of the right-angled turns the stated size tells whose frame it is.
         (xml(BOX, size=(60, 50)), {"orientation": 6}, None),
-        (xml(BOX, size=(60, 50)), {"orientation": 1}, None),
         (xml(BOX, size=(50, 60)), {"orientation": 6}, TURNED),
         (xml(BOX), {"orientation": 8}, TURNED),
         *((xml(BOX, size=(60, 50)), {"orientation": way}, TURNED) for way in (2, 3, 4)),
@@ -84,7 +78,6 @@ BOX = (5, 5, 25, 25)
         *((xml(BOX), {"orientation": 6, "name": f"c0/a.{kind}"}, TURNED) for kind in ("png", "webp")),
         (xml(BOX, size=(60, 50)), {"orientation": 6, "name": "c0/a.tif"}, OTHER_SIZE),  # Pillow turns it: 50 x 60
         (xml(BOX, size=(50, 60)), {"orientation": 6, "name": "c0/a.tif"}, None),
-        (xml(BOX, size=(50, 50)), {"orientation": 6, "size": (50, 50)}, TURNED),
     ],
 )
 def test_images_whose_boxes_may_be_in_another_frame_are_counted(tmp_path, annotation, settings, reason):
@@ -107,7 +100,7 @@ def test_images_whose_boxes_may_be_in_another_frame_are_counted(tmp_path, annota
 )
 def test_many_boxes_tell_that_they_are_per_cent(tmp_path, box, side, words):
     for number in range(12):
-        paths = tmp_path / "images" / "c0" / f"{number}.png", tmp_path / "boxes" / "c0" / f"{number}.xml"
+        paths = tmp_path / f"images/c0/{number}.png", tmp_path / f"boxes/c0/{number}.xml"
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (60 * side, 50 * side)).save(paths[0])
@@ -170,7 +163,7 @@ def test_an_xml_is_that_of_one_image(tree):
     counts = take_crops(listing, range(len(listing)), FIVE, Annotations(tree / "xml", listing)).counts
     expected = {"images": 7, "attacked": 2, SHARED_NAME: 4, TWO_XML: 1}
     assert {what: n for what, n in counts.items() if n} == expected
-    (tree / "xml" / "c0" / "a.xml").unlink()
+    (tree / "xml/c0/a.xml").unlink()
     annotations = Annotations(tree / "xml", listing)
     assert take_crops(listing, [0], FIVE, annotations).counts[NO_XML] == 1
 
@@ -195,18 +188,18 @@ def test_every_level_of_known_layouts_is_taken(tree, place, given):
         for folder in list((tree / "xml").iterdir()):
             folder.rename(tree / "boxes" / folder.name)
     listing = list_images(tree / "images")
-    assert Annotations(tree / "boxes" / given, listing).path(0) == tree / "boxes" / place / "c0" / "a.xml"
+    assert Annotations(tree / "boxes" / given, listing).path(0) == tree / "boxes" / place / "c0/a.xml"
 
 
 def test_where_nothing_fits_a_name_of_each_side_is_shown(tree):
     listing = list_images(tree / "images")
-    (tree / "xml" / "c0" / "._a.xml").unlink()
+    (tree / "xml/c0/._a.xml").unlink()
     for path in list((tree / "xml").rglob("*.[xX]*")):
         path.rename(path.with_name(f"n_{path.name}"))
     with pytest.raises(InputError, match=r"--b .*xml: no XML .*c0/a.JPEG, .*/c0/a.xml .* an XML is .*c0/n_a.xml"):
         Annotations(tree / "xml", listing, "--b")
-    (tree / "xml" / "c0").rename(tree / "xml" / "n0")
-    (tree / "xml" / "c1").rename(tree / "xml" / "n1")
+    (tree / "xml/c0").rename(tree / "xml/n0")
+    (tree / "xml/c1").rename(tree / "xml/n1")
     with pytest.raises(InputError, match="a folder there is .*xml/n0"):
         Annotations(tree / "xml", listing, "--b")
 

@@ -17,7 +17,7 @@ from dejavu_utils.data.beton import Beton, Encoding, shrink, write_beton
 from dejavu_utils.errors import InputError
 
 ROOT = Path(__file__).parents[3]
-DATA = Path(__file__).parents[2] / "data" / "beton"
+DATA = Path(__file__).parents[2] / "data/beton"
 MODES = {"raw": {}, "jpg": {}, "smart": {"smart_threshold": 20000}}
 
 
@@ -187,14 +187,14 @@ def test_ffcv_reads_what_is_written_here(source, tmp_path):
 def folders(tmp_path):
     rng = np.random.default_rng(0)
     for index in range(6):
-        path = tmp_path / "images" / f"class_{index % 2}" / f"{index}.JPEG"
+        path = tmp_path / f"images/class_{index % 2}/{index}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
     for n in (1, 2):
-        (tmp_path / "index" / f"{n}_per_class").mkdir(parents=True)
-        np.save(tmp_path / "index" / f"{n}_per_class" / "train_A.npy", np.array([0, 5])[:n])
-        np.save(tmp_path / "index" / f"{n}_per_class" / "train_B.npy", np.array([1, 3])[:n])
-    np.save(tmp_path / "index" / "val_set.npy", np.array([2, 4]))
+        (tmp_path / f"index/{n}_per_class").mkdir(parents=True)
+        np.save(tmp_path / f"index/{n}_per_class/train_A.npy", np.array([0, 5])[:n])
+        np.save(tmp_path / f"index/{n}_per_class/train_B.npy", np.array([1, 3])[:n])
+    np.save(tmp_path / "index/val_set.npy", np.array([2, 4]))
     return tmp_path
 
 
@@ -215,31 +215,31 @@ def test_gen_scripts_write_what_is_missing(folders):
     assert {p.name for p in (folders / "betons").iterdir()} == {
         f"2_per_class_{side}.beton{ending}" for side in "AB" for ending in ("", ".images.npz")
     }
-    assert Beton(folders / "betons" / "2_per_class_A.beton").labels.tolist() == [0, 1]
-    before = (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns
+    assert Beton(folders / "betons/2_per_class_A.beton").labels.tolist() == [0, 1]
+    before = (folders / "betons/2_per_class_A.beton").stat().st_mtime_ns
     result = ok(run(folders, "gen_betons.sh", "--write-mode", "jpg"))
     assert "there already" in result.stdout
-    assert (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns == before
-    assert (folders / "betons" / "1_per_class_B.beton").exists()
+    assert (folders / "betons/2_per_class_A.beton").stat().st_mtime_ns == before
+    assert (folders / "betons/1_per_class_B.beton").exists()
     ok(run(folders, "gen_betons.sh", FORCE="1"))
-    assert (folders / "betons" / "2_per_class_A.beton").stat().st_mtime_ns > before
+    assert (folders / "betons/2_per_class_A.beton").stat().st_mtime_ns > before
     ok(run(folders, "gen_val_betons.sh"))
-    val = Beton(folders / "betons" / "val.beton")
-    with Image.open(folders / "images" / "class_0" / "4.JPEG") as image:
+    val = Beton(folders / "betons/val.beton")
+    with Image.open(folders / "images/class_0/4.JPEG") as image:
         np.testing.assert_array_equal(val.read(0), np.asarray(image))
 
 
 def test_crops_are_written_beside_the_training_sets(folders):
     draw_tree(folders / "boxed", classes=2, per_class=4, boxed=4)
     for side, indices in (("A", [0, 5]), ("B", [1, 6])):
-        np.save(folders / "index" / "1_per_class" / f"bbox_{side}.npy", np.array(indices))
-    variables = {"CROPS": "1", "DATASETS": "1", "IMAGENET_DATASET_DIR": str(folders / "boxed" / "images")}
+        np.save(folders / f"index/1_per_class/bbox_{side}.npy", np.array(indices))
+    variables = {"CROPS": "1", "DATASETS": "1", "IMAGENET_DATASET_DIR": str(folders / "boxed/images")}
     result = run(folders, "gen_betons.sh", **variables, IMAGENET_BBOX_ANNOTATIONS="")
     assert result.returncode == 2 and "the variable IMAGENET_BBOX_ANNOTATIONS is not set" in result.stderr
-    variables["IMAGENET_BBOX_ANNOTATIONS"] = str(folders / "boxed" / "boxes")
+    variables["IMAGENET_BBOX_ANNOTATIONS"] = str(folders / "boxed/boxes")
     result = ok(run(folders, "gen_betons.sh", "--min-px", "8", **variables))
     assert {p.name for p in (folders / "betons").glob("*.beton")} == {f"1_per_class_{s}_crops.beton" for s in "AB"}
-    assert Beton(folders / "betons" / "1_per_class_B_crops.beton").labels.tolist() == [0, 1]
+    assert Beton(folders / "betons/1_per_class_B_crops.beton").labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -257,13 +257,13 @@ def test_gen_scripts_name_what_is_missing(folders, script, variables, message):
 
 
 def test_unreadable_images_can_be_left_out(folders):
-    (folders / "images" / "class_0" / "0.JPEG").write_bytes(b"not an image")
+    (folders / "images/class_0/0.JPEG").write_bytes(b"not an image")
     result = ok(run(folders, "gen_betons.sh", "--skip-unreadable", DATASETS="2"))
-    beton = Beton(folders / "betons" / "2_per_class_A.beton")
+    beton = Beton(folders / "betons/2_per_class_A.beton")
     assert beton.labels.tolist() == [1]
-    with Image.open(folders / "images" / "class_1" / "5.JPEG") as image:
+    with Image.open(folders / "images/class_1/5.JPEG") as image:
         np.testing.assert_array_equal(beton.read(0), np.asarray(image))
-    side_file = folders / "betons" / "2_per_class_A.beton.skipped.txt"
+    side_file = folders / "betons/2_per_class_A.beton.skipped.txt"
     index, reason = side_file.read_text().rstrip().split("\t")
     assert index == "0" and "class_0/0.JPEG: cannot be read as an image" in reason
     assert "1 images cannot be read" in result.stdout and not list(side_file.parent.glob("*B.beton.skipped.txt"))

@@ -145,7 +145,7 @@ def evaluation(path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_signals_that_ask_a_run_to_stop_leave_its_workers_loading(path, signum):
+def test_signals_leave_workers_loading(path, signum):
     """As from SLURM, which sends them to all processes of a job, or by Ctrl-C: the step can be ended and saved."""
     others = set(multiprocessing.active_children())
     loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)

@@ -99,7 +99,7 @@ def terminated_by_another():
     subprocess.run(["sh", "-c", f"kill -TERM {os.getpid()}"], check=True)
 
 
-def test_a_signal_that_asks_the_run_to_stop_does_not_stop_its_workers():
+def test_a_signal_to_the_run_does_not_stop_its_workers():
     """SLURM and Ctrl-C reach every process of a run; the one that trains ends where it is safe."""
     assert read(Numbers(terminated_by_another), 2) == [[0, 1, 2], [3, 4, 5], [6]]
 
@@ -224,7 +224,7 @@ def test_less_is_read_ahead_where_shared_memory_is_small(monkeypatch, capsys, ro
     assert all("note: /dev/shm is too small for what 3 workers prefetch (--num_workers)" in line for line in lines)
 
 
-def test_too_few_open_files_are_not_taken_for_an_unreadable_image(tmp_path, monkeypatch):
+def test_too_few_open_files_is_no_unreadable_image(tmp_path, monkeypatch):
     listing = list_images(draw_tree(tmp_path, classes=1, per_class=3) / "images")
     assert readable(listing, np.arange(3), num_workers=1).all()
 

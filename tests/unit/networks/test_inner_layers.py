@@ -41,7 +41,7 @@ def network_around(name, options):
 
 @pytest.mark.parametrize("name, layer, number, options", MEANS)
 @torch.no_grad()
-def test_a_layer_without_a_class_token_is_its_mean_over_positions(name, layer, number, options):
+def test_a_layer_without_class_token_is_its_mean(name, layer, number, options):
     network, images = network_around(name, options)
     (maps,) = network.net.forward_intermediates(images, indices=[number], intermediates_only=True, output_fmt="NCHW")
     torch.testing.assert_close(network.embed(images, layer), maps.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
@@ -58,13 +58,13 @@ def test_a_layer_with_a_class_token_is_that_token(name, layer, options):
 
 
 @pytest.mark.parametrize("name, layer", [("mvitv2_tiny", "stages.1"), ("twins_svt_small", "blocks.1")])
-def test_layers_without_one_output_per_image_are_refused_before_any_image_is_read(name, layer):
+def test_layers_without_one_output_per_image_are_refused(name, layer):
     network, _ = network_around(name, {})
     with pytest.raises(InputError, match=f"--model_A_pth x.pth: layer {layer}: .*name another layer"):
         check_layers(network, [layer], "--model_A_pth x.pth")
 
 
-def test_maps_as_large_as_they_are_wide_are_read_as_the_network_says():
+def test_square_maps_are_read_as_the_network_says():
     maps, net = torch.randn(1, 4, 4, 4), nn.Identity()
     torch.testing.assert_close(pooled(maps, net, "x"), maps.mean(dim=(2, 3)))
     net.output_fmt = "NHWC"

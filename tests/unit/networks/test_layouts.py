@@ -11,7 +11,8 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import assert_one_line_error, draw_tree, flags, ok, read_json, run_here
+from helpers import assert_one_line_error, ok, read_json
+from stages import call, settings
 from torch import nn
 
 from dejavu_utils.attack.preconditions import Origin, check_models
@@ -21,8 +22,7 @@ from dejavu_utils.data.image_dataset import evaluation_transform
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import MEAN, STD, Preprocessing, list_images, load_image
 from dejavu_utils.models import SSLNetwork
-from dejavu_utils.networks.backbones import ResNet, resnet_of_shapes, timms_names, vit_of_shapes
-from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
+from dejavu_utils.networks.backbones import resnet_of_shapes, timms_names, vit_of_shapes
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.layouts import LAYOUTS
 from dejavu_utils.networks.loading import load_network
@@ -414,18 +414,6 @@ def test_published_transformers_have_their_heads(name):
     assert [block.attn.num_heads for block in net.blocks] == [block.attn.num_heads for block in given.blocks]
 
 
-@pytest.mark.parametrize("name", ["resnet50x2", "resnet200x2", "resnet50x4", "resnet50x5"])
-def test_wide_resnets_at_their_own_sizes(name):
-    times, blocks = int(name[-1]), (3, 24, 36, 3) if "200" in name else (3, 4, 6, 3)
-    with torch.device("meta"):
-        given = ResNet(torchvision.models.resnet.Bottleneck, blocks, times)
-        shapes = {key: tuple(value.shape) for key, value in given.state_dict().items()}
-        net, arch = resnet_of_shapes(shapes)
-    assert arch == name and net.num_features == 2048 * times
-    assert shapes["conv1.weight"] == (64 * times, 3, 7, 7) and shapes["layer4.0.conv3.weight"][0] == 2048 * times
-    assert {key: tuple(value.shape) for key, value in net.state_dict().items()} == shapes
-
-
 @torch.no_grad()
 def test_supervised_files_of_torchvision(tmp_path):
     """The classifier gives the logits; the images are those of the version whose file name it is."""
@@ -439,7 +427,7 @@ def test_supervised_files_of_torchvision(tmp_path):
 
 
 @torch.no_grad()
-def test_resnets_of_other_versions_and_names_are_shown_images_as_their_version(tmp_path):
+def test_resnets_are_shown_images_as_their_version(tmp_path):
     net = torchvision.models.resnet50()
     path = save(net.state_dict(), tmp_path / "resnet50-11ad3fa6.pth")
     for model in (f"torchvision:resnet50@{path}", path):
@@ -450,7 +438,7 @@ def test_resnets_of_other_versions_and_names_are_shown_images_as_their_version(t
 
 @pytest.mark.parametrize("wrap", ["mocov3", "mae"])
 @torch.no_grad()
-def test_fixed_positions_384_wide_are_refused_unless_the_project_is_named(tmp_path, wrap):
+def test_fixed_positions_384_wide_need_the_projects_name(tmp_path, wrap):
     """Every name and shape of MoCo v3's ViT-S fits 6 heads; with these the outputs would be wrong."""
     net = randomized(Vit(width=384, heads=12 if wrap == "mocov3" else 6, depth=1))
     net.pos_embed.data[:, 0] = 0
@@ -565,12 +553,9 @@ def test_networks_of_timm(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """36 images of 3 classes, index files, DINO's checkpoints for A and B, and a converted SimCLR backbone."""
-    folder = draw_tree(tmp_path_factory.mktemp("data"))
-    rank = np.arange(36) % 12
-    for name, chosen in (("bbox_A", rank < 4), ("bbox_B", (rank >= 4) & (rank < 8)), ("public", rank >= 8)):
-        np.save(folder / f"{name}.npy", np.flatnonzero(chosen))
+def public(tmp_path_factory):
+    """A folder with DINO's checkpoints for A and B, and a converted SimCLR backbone."""
+    folder = tmp_path_factory.mktemp("public")
     for seed, model in enumerate("AB"):
         torch.manual_seed(seed)
         checkpoint, *_ = dino_full()
@@ -586,17 +571,15 @@ def shown(network, listing, indices, resolution, cut=lambda image: image):
     return torch.stack([transform(cut(load_image(listing.path(index)))) for index in indices])
 
 
-def test_attack_of_public_checkpoints(data, tmp_path):
+def test_attack_of_public_checkpoints(tiny, public, tmp_path):
     """Of a projector's output divided by its length, and of a block: neighbors as found by hand."""
-    settings = {"local": 1, "output_dir": tmp_path / "attack", "k": 5, "k_attk": 5, "resolution": 64, "num_workers": 0}
-    settings |= {f"model_{model}_pth": data / f"dino_{model}.pth" for model in "AB"}
-    settings |= {f"bbox_{name}_idx_pth": data / f"bbox_{name}.npy" for name in "AB"}
-    settings |= {"public_idx_pth": data / "public.npy", "imgnet_train_pth": data / "images", "use_corner_crop": ""}
-    result = ok(run_here("label_inference_attack.py", *flags({**settings, "layers": "projector:l2,blocks.0"})))
+    values = settings("attack", tiny / "data", tiny / "made", tmp_path / "attack")
+    values |= {"use_corner_crop": "", "resolution": 64, "layers": "projector:l2,blocks.0"}
+    values |= {f"model_{model}_pth": public / f"dino_{model}.pth" for model in "AB"}
+    result = ok(call("attack", values))
     assert "weights under teacher, taken as DINO" in result.stdout and "(bicubic)" in result.stdout
-    listing = list_images(data / "images")
-    network = load_network(str(data / "dino_A.pth"))
-    attacked, public = np.load(data / "bbox_B.npy"), np.load(data / "public.npy")
+    listing, network = list_images(tiny / "data/images"), load_network(str(public / "dino_A.pth"))
+    attacked, public_set = (np.load(values[f"{name}_idx_pth"]) for name in ("bbox_B", "public"))
 
     def corner(image):
         return image.crop(corner_crop(*image.size, 0.3))
@@ -604,51 +587,25 @@ def test_attack_of_public_checkpoints(data, tmp_path):
     for layer in ("projector:l2", "blocks.0"):
         with torch.no_grad():
             queries = network.embed(shown(network, listing, attacked, 64, corner), layer)
-            gallery = network.embed(shown(network, listing, public, 64), layer)
-        nearest = torch.cdist(queries, gallery).argsort(dim=1)[:, :5].numpy()
-        found = np.load(tmp_path / "attack" / layer / "A_attk_B_neighb_idxs.npy")
-        assert (found == public[nearest]).mean() > 0.95  # ties within rounding
-    settings |= {"model_A_pth": data / "simclr.pth", "model_B_pth": data / "simclr.pth"}
-    result = run_here("label_inference_attack.py", *flags({**settings, "output_dir": tmp_path / "other"}))
+            gallery = network.embed(shown(network, listing, public_set, 64), layer)
+        nearest = torch.cdist(queries, gallery).argsort(dim=1)[:, : values["k"]].numpy()
+        found = np.load(tmp_path / f"attack/{layer}/A_attk_B_neighb_idxs.npy")
+        assert (found == public_set[nearest]).mean() > 0.95  # ties within rounding
+    values |= {f"model_{model}_pth": public / "simclr.pth" for model in "AB"}
+    result = call("attack", values | {"output_dir": tmp_path / "other"})
     assert_one_line_error(result, "projector", "simclr.pth has backbone, layer1", "--use_backbone 1")
 
 
-def test_networks_with_different_preprocessing_share_one_decoding(data, monkeypatch):
-    networks = {name: load_network(str(data / f"{name}.pth"), resolution=64) for name in ("dino_A", "simclr")}
-    listing, indices = list_images(data / "images"), np.arange(6)
-    decoded = mock.Mock(side_effect=load_image)
-    monkeypatch.setattr("dejavu_utils.data.image_dataset.load_image", decoded)
-    embedder = Embedder(
-        networks,
-        dict.fromkeys(networks, ["backbone"]),
-        listing,
-        dict.fromkeys(networks, ""),
-        Inference(torch.device("cpu")),
-    )
-    images = ImageSet("images", indices)
-    ((_, rows, embedded),) = embedder.embed_shards(images, embedder.shards(images))
-    assert decoded.call_count == len(rows) == 6
-    for name, network in networks.items():
-        with torch.no_grad():
-            expected = network.embed(shown(network, listing, indices, 64), "backbone")
-        torch.testing.assert_close(torch.from_numpy(embedded[name, "backbone"]), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_probe_and_rcdm_of_a_backbone(data, tmp_path):
+def test_probe_and_rcdm_of_a_backbone(tiny, public, tmp_path):
     """Without a projector the representation is the backbone's output alone."""
-    settings = {"local": 1, "model_pth": data / "simclr.pth", "imgnet_train_pth": data / "images", "resolution": 64}
-    settings |= {"train_idx_pth": data / "bbox_A.npy", "val_idx_pth": data / "bbox_B.npy", "num_workers": 0}
-    settings |= {"output_dir": tmp_path / "probe", "epochs": 1, "start_lr": 0.1, "end_lr": 0.01}
-    result = ok(run_here("lin_probe.py", *flags(settings)))
-    assert "taken as SimCLR, converted" in result.stdout
-    assert_one_line_error(run_here("lin_probe.py", *flags({**settings, "use_projector": ""})), "has no projector")
-    settings = {"local": 1, "feat_cond": "", "data_dir": data / "images", "dataset_indices": data / "public.npy"}
-    settings |= {"out_dir": tmp_path / "rcdm", "ssl_model_pth": data / "simclr.pth", "ssl_resolution": 64}
-    settings |= {"image_size": 32, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1, "workers": 0}
-    settings |= {"attention_resolutions": 16, "batch_size": 4, "lr_anneal_steps": 1, "timestep_respacing": 2}
-    result = ok(run_here("train_RCDM.py", *flags({**settings, "learn_sigma": "True"})))
-    assert "representation: backbone, 128 wide" in result.stdout
-    assert read_json(tmp_path / "rcdm" / "params.json")["layers"] == ["backbone"]
+    values = settings("probe", tiny / "data", tiny / "made", tmp_path / "probe")
+    values |= {"model_pth": public / "simclr.pth", "resolution": 64, "start_lr": 0.1, "end_lr": 0.01}
+    assert "taken as SimCLR, converted" in ok(call("probe", values)).stdout
+    assert_one_line_error(call("probe", values | {"use_projector": ""}), "has no projector")
+    values = settings("rcdm", tiny / "data", tiny / "made", tmp_path / "rcdm")
+    values |= {"ssl_model_pth": public / "simclr.pth", "ssl_resolution": 64, "learn_sigma": "True"}
+    assert "representation: backbone, 128 wide" in ok(call("rcdm", values)).stdout
+    assert read_json(tmp_path / "rcdm/params.json")["layers"] == ["backbone"]
 
 
 def test_views_are_normalized_for_the_network():
@@ -658,7 +615,7 @@ def test_views_are_normalized_for_the_network():
     assert augment.renormalize(images, Preprocessing()) is images
 
 
-def test_one_file_for_both_models_is_said_and_equal_files_are_refused():
+def test_one_file_twice_is_said_equal_files_are_refused():
     """A public checkpoint is often tried on itself; two files with the same weights are a mistake."""
     origins = dict.fromkeys("AB", Origin("digest"))
     (warning,) = check_models(origins, {"A": "--model_A_pth x.pth", "B": "--model_B_pth x.pth"})

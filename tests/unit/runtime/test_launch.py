@@ -143,7 +143,7 @@ def test_a_process_without_a_gpu_is_named(monkeypatch, gpus):
         init_distributed()
 
 
-def test_a_job_without_the_gpus_that_it_asked_for_ends_elsewhere_the_cpu_takes_their_place(monkeypatch, gpus):
+def test_a_job_without_its_gpus_ends_elsewhere_a_cpu_is_used(monkeypatch, gpus):
     gpus(0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
 

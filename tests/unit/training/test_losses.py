@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import read_json
-from torch.utils.flop_counter import FlopCounterMode
 
 from dejavu_utils.training import losses
 
@@ -47,19 +46,6 @@ def test_losses_are_symmetric_and_float32_under_autocast(embeddings, loss):
         assert loss(z1.bfloat16(), z2.bfloat16()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("loss", [losses.vicreg, losses.simclr])
-def test_gradients_equal_finite_differences(loss):
-    torch.manual_seed(0)
-    z1, z2 = (torch.randn(6, 4, requires_grad=True) for _ in range(2))
-    value = loss(z1, z2)
-    value.backward()
-    direction = torch.randn(6, 4)
-    step = 1e-2
-    with torch.no_grad():
-        change = (loss(z1 + step * direction, z2) - loss(z1 - step * direction, z2)) / (2 * step)
-    assert (z1.grad * direction).sum().item() == pytest.approx(change.item(), rel=2e-2)
-
-
 def naive(name, z1, z2):
     """The definitions by the d x d matrices, in the precision of what is given."""
     n, d = z1.shape
@@ -90,22 +76,6 @@ def test_few_rows_and_few_columns_give_the_same(name, shape):
     for z, twin in zip(found, expected):
         scale = twin.grad.abs().max()
         assert (z.grad.double() - twin.grad).abs().max() < 1e-5 * scale
-
-
-def products(n, d, name):
-    """Multiplications and additions of a loss's matrix products, forward and backward."""
-    z1, z2 = (torch.randn(n, d, requires_grad=True) for _ in range(2))
-    with FlopCounterMode(display=False) as counter:
-        getattr(losses, name)(z1, z2).backward()
-    return counter.get_total_flops()
-
-
-@pytest.mark.parametrize("name", ["vicreg", "barlow"])
-def test_wide_embeddings_need_no_products_of_their_width(name):
-    n, d = 16, 256
-    # Forward a Gram matrix a view; backward two products of it and the embeddings a view.
-    assert products(n, d, name) <= 2 * 3 * 2 * n * n * d
-    assert products(d, n, name) <= 2 * 3 * 2 * n * n * d
 
 
 def test_byol_equals_the_reference():
