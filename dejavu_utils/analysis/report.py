@@ -188,7 +188,7 @@ WARNINGS = (
         "two models; the interval of score(A) - score(B) does not include 0",
         "the scores of set A, {score_A}, and set B, {score_B}, differ by {difference}: were the two models trained the "
         "same way?",
-        lambda evidence: not evidence.one_model and bool(side(difference(evidence.sets["A"], evidence.sets["B"]))),
+        lambda evidence: _sets_differ(evidence),
     ),
     Branch(
         "baseline differs",
@@ -261,6 +261,7 @@ def verdict(results: AttackResults) -> list[str]:
     evidence = Evidence.of(results)
     words = evidence.words()
     score = points(results.score())
+    memorized, misrepresented = _counts(results)
     sentences = [
         f"Target accuracy {words['target']}, reference accuracy {words['reference']}: déjà vu score {score}.",
         f"Reference accuracy (background only): {words['reference']}. Chance level of the same predictions (permuted "
@@ -268,7 +269,7 @@ def verdict(results: AttackResults) -> list[str]:
     ]
     if evidence.ceiling:
         sentences.append(f"Ceiling (k-NN accuracy on whole, uncropped images): {words['ceiling']}.")
-    sentences.append(memorized_by_chance(*_counts(results), results.both.n))
+    sentences.append(memorized_by_chance(memorized, misrepresented, results.both.n))
     sentences += [f"warning: {text}" for text in results.warnings]
     return [*sentences, concluding]
 
@@ -438,6 +439,11 @@ def _near_copies(results: AttackResults) -> list[str]:
         f"{copies.A + copies.B} of the {n} attacked images have a near-copy among those that the reference was trained "
         f"on, or among the public ones: {without}"
     ]
+
+
+def _sets_differ(evidence: Evidence) -> bool:
+    """Does the interval of score(A) - score(B) exclude 0?"""
+    return evidence.sets is not None and bool(side(difference(evidence.sets["A"], evidence.sets["B"])))
 
 
 def _counts(results: AttackResults) -> list[int]:

@@ -214,7 +214,7 @@ def _in_pixels(
     if stated is None and scale:
         raise Unusable(NO_SIZE)
     if stated is None or stated == size:
-        return [tuple(map(int, box)) for box in boxes]
+        return [(int(xmin), int(ymin), int(xmax), int(ymax)) for xmin, ymin, xmax, ymax in boxes]
     width, height = stated
     turned = (width - height) * (size[0] - size[1]) < 0  # landscape in the XML, portrait in the file
     if not scale or min(stated) <= 0 or turned:

@@ -241,7 +241,7 @@ def load_crops(path: str | Path, record: Provenance) -> dict[str, CroppedImages]
             if there is None or first_difference_in_words("crops", record, there):
                 return None
             cropped = {}
-            for name in record.sets:
+            for name in record.sets or ():
                 counts = json.loads(str(cache[f"{name}_counts"]))
                 cropped[name] = CroppedImages(cache[f"{name}_idxs"], cache[f"{name}_crops"], counts)
             return cropped
@@ -256,4 +256,4 @@ def save_crops(path: str | Path, record: Provenance, cropped: dict[str, CroppedI
         arrays |= {f"{name}_idxs": images.indices, f"{name}_crops": images.crops}
         arrays[f"{name}_counts"] = np.array(json.dumps(images.counts))
     with complete_file(path) as temporary:
-        np.savez(temporary, **arrays)
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]

@@ -34,9 +34,11 @@ _PARTS = ("largest", "image", "total")  # of UnitMaxima, in pieces
 
 def views_of_training(settings: dict[str, Any] | None) -> list[View]:
     """The training's views 1 and 2, as augment.View, from a checkpoint's flat settings; None: the published ones."""
-    names = vars(Augment())
-    given = {name: settings[f"augment.{name}"] for name in names if f"augment.{name}" in (settings or {})}
-    return two_views(Augment(**given))
+    augment_settings, settings = Augment(), settings or {}
+    for name in vars(augment_settings):
+        if f"augment.{name}" in settings:
+            setattr(augment_settings, name, settings[f"augment.{name}"])
+    return two_views(augment_settings)
 
 
 class Views:

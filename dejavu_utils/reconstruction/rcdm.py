@@ -280,9 +280,9 @@ def check_rcdms(attack: Attack, rcdms: Mapping[str, Rcdm]) -> list[str]:
     warnings = []
     for name, rcdm in rcdms.items():
         source, remedy = f"the RCDM of model {name}", "name the RCDM of the attacked model"
-        there = attack.record and attack.record.of_model(name)
+        there = attack.record.of_model(name) if attack.record else None
         made = f"the attack {attack.folder}"
-        warnings += check_same("reconstruction", rcdm.record, there, made, {"*": source}, remedy)
+        warnings += check_same("reconstruction", rcdm.record or Provenance(), there, made, {"*": source}, remedy)
         if rcdm.trained_on is None:
             warnings.append(f"{source} does not say which images it was trained on")
             continue

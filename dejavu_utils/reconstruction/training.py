@@ -23,7 +23,7 @@ from dejavu_utils.runtime.distributed import any_process, rank, sum_over_process
 from dejavu_utils.runtime.processes import StopSignal
 
 # What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name -> (default, type, help).
-MODEL_FLAGS = {
+MODEL_FLAGS: dict[str, tuple[Any, Any, str]] = {  # default, type or choices, help
     "image_size": (64, positive_int, "side of the generated images, pixels, 32 to 256"),
     "num_channels": (128, positive_int, "channels of the U-Net's first level"),
     "num_res_blocks": (2, positive_int, "residual blocks a level"),
