@@ -8,12 +8,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from dejavu_utils.crops import DEFAULT_CROP_RULE, CropRule
+from dejavu_utils.crops import DEFAULT_CROP_RULE, Box, CropRule
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing, image_frame
 
 Numbers = tuple[float, ...]  # as an XML states them: xmin, ymin, xmax, ymax of a box; width, height of a size
-Box = tuple[int, ...]  # xmin, ymin, xmax, ymax in the image's pixels
 Size = tuple[int, int]  # width, height in pixels
 XmlNames = dict[str, list[str]]  # {stem: names of its XML files}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
