@@ -574,3 +574,104 @@ def test_reconstructions_show_what_the_target_remembers(tmp_path):
     crops = judged["samples from crops"]
     assert crops["all"]["score"]["low"] > 0 and crops["memorized"]["score"]["low"] > 0, result.stdout
     assert (folder / "visualization_RCDM.ipynb").is_file() and (folder / "memorized.png").is_file()
+
+
+# The package itself, where it is installed.
+rcdm_package = pytest.mark.skipif(
+    not importlib.util.find_spec("guided_diffusion_rcdm"), reason="the guided_diffusion_rcdm package is not installed"
+)
+
+
+def package_model(model_flags, width):
+    unets.build_unet("rcdm", model_flags, width)  # sets the name that the package imports
+    from guided_diffusion_rcdm.script_util import create_model_and_diffusion, model_and_diffusion_defaults
+
+    known = {
+        **model_and_diffusion_defaults(),
+        **{k: v for k, v in model_flags.items() if k in model_and_diffusion_defaults()},
+    }
+    return create_model_and_diffusion(**known, G_shared=True, feat_cond=True, ssl_dim=width)
+
+
+TINY = {**PLAIN, "image_size": 32, "num_channels": 32, "channel_mult": "1,2", "num_res_blocks": 1}
+TINY |= {"attention_resolutions": "16", "learn_sigma": True, "resblock_updown": True}
+
+
+@pytest.mark.rcdm
+@rcdm_package
+def test_checkpoints_go_both_ways(data, tmp_path):
+    arguments = published(data, out_dir=tmp_path, backend="auto", lr_anneal_steps=3)
+    result = ok(run_script("train_RCDM.py", *arguments))
+    assert "rcdm U-Net" in result.stdout
+    params = read_json(tmp_path / "params.json")
+    theirs, _ = package_model(params, params["width"])
+    for name in ("model000003.pt", "ema_0.9999_000003.pt"):
+        theirs.load_state_dict(load(tmp_path / name), strict=True)
+    optimizer = torch.optim.AdamW(theirs.parameters())
+    optimizer.load_state_dict(load(tmp_path / "opt000003.pt"))
+    assert len(optimizer.state) == len(list(theirs.parameters()))
+    # And back: what the package saves (plain state dicts) is gone on from.
+    other = tmp_path / "theirs"
+    other.mkdir()
+    torch.save(theirs.state_dict(), other / "model000003.pt")
+    torch.save(theirs.state_dict(), other / "ema_0.9999_000003.pt")
+    torch.save(optimizer.state_dict(), other / "opt000003.pt")
+    result = ok(run_script("train_RCDM.py", *published(data, out_dir=other, backend="rcdm", lr_anneal_steps=4)))
+    assert "resumes after step 3" in result.stdout
+    assert rec.load_rcdm(other / "model000003.pt", settings=params).side == 32
+
+
+@pytest.mark.rcdm
+@rcdm_package
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"noise_schedule": "cosine", "rescale_learned_sigmas": True, "diffusion_steps": 200},
+        {"learn_sigma": False, "rescale_timesteps": True, "diffusion_steps": 400},
+        {"use_kl": True, "predict_xstart": True},
+    ],
+)
+def test_losses_and_steps_are_the_packages(changes):
+    model_flags = {**TINY, **changes}
+    torch.manual_seed(0)
+    unet, theirs = package_model(model_flags, 7)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.03)
+    ours = Diffusion(model_flags)
+    start, noise, feat = torch.rand(5, 3, 32, 32), torch.randn(5, 3, 32, 32), torch.randn(5, 7)
+    t = torch.tensor([0, 1, 40, 120, len(ours) - 1])
+    expected = theirs.training_losses(unet, start, t, model_kwargs={"feat": feat}, noise=noise)
+    found = ours.losses(unet, start, t, noise, feat)
+    assert found.keys() >= expected.keys()
+    for name, values in expected.items():
+        # With use_kl the last steps are differences of nearly equal numbers, times 1000.
+        atol = 1e-3 if changes.get("use_kl") else 1e-5
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=atol)
+    x = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        theirs_now = theirs.p_mean_variance(unet, x, t, clip_denoised=True, model_kwargs={"feat": feat})
+        x0, mean, log_variance = ours.reverse(ours.output(unet, x, t, feat), x, t, (-1, 1))
+    for a, b in ((x0, "pred_xstart"), (mean, "mean"), (log_variance, "log_variance")):
+        torch.testing.assert_close(a, theirs_now[b], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.rcdm
+@rcdm_package
+@pytest.mark.parametrize("respacing", ["", "7", "ddim25", "10,5,4"])
+def test_respaced_schedules_and_ddim_are_the_packages(respacing):
+    model_flags = {**TINY, "timestep_respacing": respacing}
+    torch.manual_seed(0)
+    unet, theirs = package_model(model_flags, 7)
+    ours = Diffusion(model_flags, respacing)
+    assert theirs.timestep_map == ours.timesteps.tolist()
+    if respacing.startswith("ddim"):
+        for parameter in unet.parameters():
+            torch.nn.init.normal_(parameter, std=0.03)
+        feat, noise = torch.randn(1, 7), torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(4))
+        with torch.no_grad():
+            expected = theirs.ddim_sample_loop(
+                unet, (1, 3, 32, 32), noise=noise[None], model_kwargs={"feat": feat}, device="cpu"
+            )
+        found = ours.sample(unet, feat, 32, [4], (-1, 1))
+        torch.testing.assert_close(found, expected.clamp(-1, 1), rtol=1e-3, atol=1e-3)
