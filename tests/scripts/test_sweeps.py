@@ -102,14 +102,14 @@ def published(result, logs):
     found = {}
     for script, words in commands(result):
         if script == "train_SSL.py":
-            folder = train_SSL.read_settings(words)[0]["logging.folder"]
+            named = [train_SSL.read_settings(words)[0]["logging.folder"]]
         elif script == "label_inference_attack.py":
-            folder = label_inference_attack.parse_args(words).output_dir
+            named = [label_inference_attack.parse_args(words).output_dir]
         elif script == "lin_probe.py":
-            folder = lin_probe.parse_args(words).output_dir
+            named = [lin_probe.parse_args(words).output_dir]
         else:
-            folder = plot_quant_results.parse_args(words).attk_folder_path
-        found.setdefault(script, []).append(str(Path(folder).relative_to(logs)))
+            named = plot_quant_results.parse_args(words).attk_folder_path  # of every model
+        found.setdefault(script, []).extend(str(Path(folder).relative_to(logs)) for folder in named)
     return found
 
 
@@ -313,7 +313,8 @@ def test_a_missing_snapshot_is_not_to_be_trained_again(folders, tmp_path):
     result = sweep(folders, tmp_path, **case, EPOCHS="3 4")
     assert result.returncode == 2 and "has 4 epochs and a snapshot every 2; name one of these" in result.stderr
     result = ok(sweep(folders, tmp_path, **case, EPOCHS="4", STAGES="train attack", TRAIN_FLAGS="--training.epochs 4"))
-    assert "_A: there already, but made with --training.base_lr 0.4, not 0.2" in result.stdout
+    said = "there already (4 epochs are done), but made with --training.base_lr 0.4, not 0.2"
+    assert f"_A: {said}" in result.stdout and f"_B: {said}" in result.stdout
     words = ["--model_A_pth", str(models / "model_ep3.pth"), "--model_B_pth", "x", "--output_dir", str(tmp_path / "x")]
     public = ["--public_idx_pth", "x", "--imgnet_train_pth", "x"]
     result = run_script("label_inference_attack.py", *words, *public)
@@ -346,6 +347,11 @@ def test_any_setting_several_losses_and_the_grid(folders, tmp_path):
         for side in "AB"
     ]
     assert found["label_inference_attack.py"][-1] == "simclr/attack_sweeps/NN_attk_simclr_archtimm:convnext_atto_1000ep"
+    folders_of_both = ["vicreg/attack_sweeps", "simclr/attack_sweeps"]
+    assert found["plot_quant_results.py"] == folders_of_both  # of a setting each loss has its own figures
+    losses = dict(SWEEP="epochs", LOSS="vicreg simclr")
+    found = published(sweep(folders, tmp_path, **case, **losses), tmp_path)
+    assert found["plot_quant_results.py"] == folders_of_both * 2  # and both in one command, side by side
     grid = dict(SWEEP="grid", LOSS="supervised", ATTACKS="logits")
     found = published(sweep(folders, tmp_path, **case, **grid), tmp_path)
     assert len(set(found["label_inference_attack.py"])) == 30 and len(found["train_SSL.py"]) == 10
