@@ -8,18 +8,16 @@
 # IMAGENET_DATASET_DIR and IMAGENET_VAL_DIR hold CLASS/ID.JPEG, IMAGENET_BBOX_ANNOTATIONS CLASS/ID.xml, IMAGENET_VAL_BBOX
 # ID.xml; the links, index files and results go to INDEX_FOLDER, BETONS_FOLDER and LOGGING_FOLDER. PER_CLASS ("100 200 300
 # 400 500") are the partition's sizes. The other variables are one_model.sh's.
-set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-fail() { echo "one_model_imagenet.sh: error: $*" >&2; exit 2; }
-for name in IMAGENET_DATASET_DIR IMAGENET_VAL_DIR IMAGENET_BBOX_ANNOTATIONS IMAGENET_VAL_BBOX; do
-  [ -d "${!name:-}" ] || fail "the variable $name names no folder: export $name=..."
-done
-[ -n "${INDEX_FOLDER:-}" ] || fail "the variable INDEX_FOLDER is not set: export INDEX_FOLDER=..."
+[[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
+# shellcheck source=bash_examples/sweep_settings.sh
+source "$(dirname -- "$0")/sweep_settings.sh"
+need LOGGING_FOLDER BETONS_FOLDER INDEX_FOLDER
+need IMAGENET_DATASET_DIR IMAGENET_VAL_DIR IMAGENET_BBOX_ANNOTATIONS IMAGENET_VAL_BBOX
+[ -n "${MODEL_PTH:-}" ] || fail "the variable MODEL_PTH is not set: export MODEL_PTH=..."
 
-python=${PYTHON:-python}
 linked=$INDEX_FOLDER/linked
 mkdir -p "$linked"
-[ -e "$linked/complete" ] || "$python" - "$linked" <<'PY'
+[ -e "$linked/complete" ] || "$PYTHON" - "$linked" <<'PY'
 import os
 import sys
 from pathlib import Path
@@ -54,9 +52,10 @@ PY
 export IMAGENET_DATASET_DIR=$linked/images IMAGENET_BBOX_ANNOTATIONS=$linked/boxes
 if [ ! -e "$INDEX_FOLDER/public_val.npy" ]; then
   read -r -a per_class <<<"${PER_CLASS:-100 200 300 400 500}"
-  "$python" "$root/imagenet_partition.py" --imgnet_dir "$IMAGENET_DATASET_DIR" \
-    --bbox_dir "$IMAGENET_BBOX_ANNOTATIONS" --save_dir "$INDEX_FOLDER" --per_class "${per_class[@]}"
-  PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$python" - "$IMAGENET_DATASET_DIR" "$INDEX_FOLDER" <<'PY'
+  # Not to stdout, which is for the commands of a dry run.
+  "$PYTHON" "$root/imagenet_partition.py" --imgnet_dir "$IMAGENET_DATASET_DIR" \
+    --bbox_dir "$IMAGENET_BBOX_ANNOTATIONS" --save_dir "$INDEX_FOLDER" --per_class "${per_class[@]}" >&2
+  "$PYTHON" - "$IMAGENET_DATASET_DIR" "$INDEX_FOLDER" <<'PY'
 import sys
 from pathlib import Path
 

@@ -304,7 +304,7 @@ def network_of(state: dict[str, torch.Tensor], checkpoint: dict) -> SSLNetwork:
         network = network_from_settings(model, settings["training.loss"], checkpoint["num_classes"])
         trained_side = settings.get("resolution.max_res")
         network.evaluation_side = _evaluation_side(trained_side)
-        network.notes = f"{network.arch}, trained at {trained_side} pixels"
+        network.notes = f"{network.arch}, trained at {trained_side} pixels" if trained_side else str(network.arch)
     else:
         network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
         network.notes = f"{network.arch}, without the settings of its training"

@@ -3,10 +3,9 @@
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
-import textwrap
+import sys
 from unittest import mock
 
 import numpy as np
@@ -134,6 +133,7 @@ def test_files_have_the_names_that_plots_and_gallery_read(data, attacked):
 
 def test_what_is_printed_stands_side_by_side(attacked):
     out, printed, results = attacked
+    assert "model.pth: resnet18; images: short side" in printed  # these settings do not tell the size of training
     both = results["both"]["one_model"]
     assert both["score"]["value"] == pytest.approx(results["both"]["top_1"]["accuracy"]["100"]["score"]["value"])
     unseen = pd.concat([pd.read_csv(out / f"attack_unseen_{name}.csv") for name in "AB"])
@@ -150,7 +150,7 @@ def test_what_is_printed_stands_side_by_side(attacked):
     assert (both["margin"]["value"], both["margin_delta"]["value"]) == pytest.approx(tuple(margins))
     assert both["margin_minus_delta"]["value"] == pytest.approx(margins[0] - margins[1])
     assert f"margin - that {both['margin_minus_delta']['value']:.3f} [" in printed
-    assert "that takes 3 of each" in printed  # two seeds of each side
+    assert "do not include the classifiers' training: give three or more" in printed  # two seeds of each side
     table = pd.read_csv(out / "attack_A.csv")
     assert {"memorization_confidence", "memorization_confidence_corrected"} <= set(table.columns)
     assert (table.memorization_confidence >= table.memorization_confidence_corrected).all()
@@ -169,8 +169,9 @@ def test_classifiers_see_what_they_judge_decoded_once(data, tmp_path, monkeypatc
     result = ok(attack(data, out, references, public_idx_pth=tmp_path / "public.npy", unseen_idx_pth=None))
     n = len(np.load(tmp_path / "public.npy"))
     images = {loss: sum(count for of, count in seen if of == loss) for loss in ("simclr", "supervised")}
-    assert images == {"simclr": 24 + 2 * n, "supervised": 4 * 12}  # crops, ceiling, public
-    assert decoded.call_count == 24 + 2 * n
+    blank = {"simclr": 1, "supervised": 4}  # each network's check, before any image is read
+    assert images == {"simclr": blank["simclr"] + 24 + 2 * n, "supervised": blank["supervised"] + 4 * 12}
+    assert decoded.call_count == 24 + 2 * n  # crops, ceiling, public
     assert "delta is missing" in result.stdout
 
 
@@ -427,6 +428,8 @@ def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
         np.save(path, np.arange(3))
     names = ("LOGGING_FOLDER", "BETONS_FOLDER", "IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS")
     folders = {name: str(tmp_path / name.lower()) for name in names}
+    for name in names[2:]:
+        (tmp_path / name.lower()).mkdir()
     own = {"INDEX_FOLDER": str(index.parent), "PUBLIC_IDX": str(tmp_path / "public.npy"), "MODEL_PTH": "model.pth"}
     script = [ROOT / "bash_examples/one_model.sh"]
     environment = {**os.environ, **folders, **own, "DRY_RUN": "1", "LOCAL": "1", "NAME": "vicreg", "EPOCH": "1000"}
@@ -447,7 +450,7 @@ def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
 
 
 def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
-    """The page's own lines, on a folder like ImageNet: 12 images of a class for training, 6 for validation."""
+    """The script, on a folder like ImageNet: 12 images of a class for training, 6 for validation."""
     for part, count in (("train", 12), ("val", 6)):
         draw_tree(tmp_path / part, per_class=count, boxed=count)
         for image in (tmp_path / part / "images").glob("*/*"):
@@ -459,24 +462,31 @@ def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
             ):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(copy)
-    page = (ROOT / "docs/one_model.md").read_text(encoding="utf-8").partition("### ImageNet")[2]
-    links, sets = (
-        textwrap.dedent(block).replace("/data", str(tmp_path))
-        for block in re.findall(r"```python\n(.*?)```", page, re.S)
-    )
-    exec(links, {})
-    folders = {name: tmp_path / f"linked/{kind}" for name, kind in (("imgnet_dir", "images"), ("bbox_dir", "boxes"))}
-    settings = {**folders, "save_dir": tmp_path / "index", "per_class": 4}
-    ok(run_here("imagenet_partition.py", *flags(settings)))
-    exec(sets, {})
-    listing = list_images(tmp_path / "linked/images")
+    names = {
+        "IMAGENET_DATASET_DIR": "imagenet/train",
+        "IMAGENET_VAL_DIR": "imagenet/val",
+        "IMAGENET_BBOX_ANNOTATIONS": "bbox_train",
+        "IMAGENET_VAL_BBOX": "bbox_val",
+        "INDEX_FOLDER": "index",
+        "BETONS_FOLDER": "betons",
+        "LOGGING_FOLDER": "logs",
+    }
+    folders = {variable: str(tmp_path / name) for variable, name in names.items()}
+    size = {"PER_CLASS": "4", "DATASET": "4", "MODEL_PTH": "model.pth", "DRY_RUN": "1", "LOCAL": "1"}
+    command = ["bash", "bash_examples/one_model_imagenet.sh"]
+    environment = {**os.environ, "PYTHON": sys.executable, "CDPATH": ".", **folders, **size}
+    results = [ok(subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)) for _ in range(2)]
+    assert results[0].stdout == results[1].stdout  # the sets are made once
+    for flag, name in (("public", "public_val"), ("unseen", "unseen")):
+        assert f"--{flag}_idx_pth {tmp_path}/index/{name}.npy" in results[0].stdout
+    listing = list_images(tmp_path / "index/linked/images")
     assert len(listing) == 3 * 18
     sets = {path.stem: np.load(path) for path in (tmp_path / "index").rglob("*.npy")}
     val = {index for index, path in enumerate(listing.paths) if "/val/" in path}
     assert set(sets["unseen"]) | set(sets["public_val"]) == val and len(sets["unseen"]) == len(sets["public_val"]) == 9
     assert not val & set(np.concatenate([sets["bbox_A"], sets["bbox_B"], sets["train_A"], sets["public"]]))
     assert len(sets["bbox_A"]) and len(sets["bbox_B"])
-    annotations = Annotations(tmp_path / "linked/boxes", listing)
+    annotations = Annotations(tmp_path / "index/linked/boxes", listing)
     assert len(take_crops(listing, sets["unseen"], CropRule(min_px=10), annotations)) == 9
 
 
