@@ -59,6 +59,8 @@ def run(main: Callable[[], object]) -> None:
 
 
 def _fail(message: str) -> NoReturn:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the exit code stays 2 while libraries shut down
     sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}\n")
     sys.exit(2)
 
