@@ -42,7 +42,7 @@ from dejavu_utils.data.annotations import Annotations, read_annotation
 from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
 from dejavu_utils.files import save_npy
-from dejavu_utils.imagenet import list_images, load_image
+from dejavu_utils.imagenet import ImageListing, list_images, load_image
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.naming import attack_path
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
@@ -385,7 +385,7 @@ def whole_attack(folder):
     class_table(sets, [str(label) for label in range(1000)])
     confidence_curve(sets)
     examples = max(len(attacked.idxs) for attacked in sets.values())
-    listing = argparse.Namespace(paths=["class/image.JPEG"] * examples)
+    listing = ImageListing("images", ["class"], ["class/image.JPEG"] * examples, np.zeros(examples))
     for attacked in sets.values():
         example_table(attacked, listing)
     return time.perf_counter() - start, peak_memory("cpu")

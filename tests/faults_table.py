@@ -169,8 +169,8 @@ FAULTS = [
     *(fault(f"model.pth cut to {share:.0%}", "training", resuming(resume_cut(share)), "model.pth", "not a checkpoint")
       for share in (0.0, 0.77)),
     *(fault(f"model.pth without {key}", "training", resuming(resume_without(key)), "model.pth", text)
-      for key, text in (("settings", "not written by this program"), ("optimizer", "does not hold the run"),
-                        ("train_set", "does not hold the run"))),
+      for key, text in (("settings", "not written by this program"), ("optimizer", "resumed from it (no optimizer)"),
+                        ("train_set", "resumed from it (no train_set)"))),
     fault("model.pth with code", "training", resuming(resume_code), "model.pth", "never run"),
     fault("model.pth with NaN", "training", resuming(resume_not_finite), "the loss is nan", "checkpoint is kept"),
     # Betons.

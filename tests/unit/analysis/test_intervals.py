@@ -160,7 +160,7 @@ def test_a_list_that_is_not_the_attacks_is_refused(tmp_path, rows, message):
 
 def test_bad_input_is_one_line(tmp_path):
     assert_one_line_error(summary(tmp_path), "LABEL=FOLDER", "--runs")
-    assert_one_line_error(summary(tmp_path, "--runs", POINT), "--runs: name at least two")
+    assert_one_line_error(summary(tmp_path, "--runs", POINT), f"--runs {POINT}: name at least two runs")
     assert_one_line_error(summary(tmp_path, "--runs", POINT, "/nowhere"), "--runs /nowhere: no such folder")
     assert_one_line_error(
         summary(tmp_path, f"a={POINT}", "--pct_confidences", "7"), "--pct_confidences 7", "5, 20, 100"
