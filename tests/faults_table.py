@@ -1,4 +1,4 @@
-"""Faults and hostile input, one table: what is wrong, which command meets it, and what must come of it.
+"""Faults and hostile input, one table: what is wrong, which command meets it, and how it must end.
 
 Every row ends in one clear line that names the file or flag, with exit code 2, and with everything that was there
 before untouched; or, where that is what a user wants, in a reported count (code 0). test_faults.py runs the rows.

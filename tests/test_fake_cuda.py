@@ -165,7 +165,7 @@ def fake_training_run(loss, **changes):
     settings = training_settings(loss, **changes)
 
     def twin(_):
-        """deepcopy, of which the teachers are made, would read the data of the storages, and fake ones have none."""
+        """In place of deepcopy, which makes the teachers: it would read storages, and fake ones hold no data."""
         return moved(network_from_settings(settings.model, settings.training.loss, CLASSES), CUDA)
 
     # The scaler switches itself off where there is no GPU, and fake tensors know no autocast.

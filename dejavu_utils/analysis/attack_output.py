@@ -242,7 +242,7 @@ def write_layer(
 
 
 def check_ceilings(ceilings: dict[str, TopAccuracies], chance: float) -> list[str]:
-    """Warnings about two models that tell the classes of whole public images unequally well.
+    """Warnings about two models that classify whole public images unequally well.
 
     ceilings: of one model or two. chance: accuracy of guessing.
     """
@@ -254,7 +254,7 @@ def check_ceilings(ceilings: dict[str, TopAccuracies], chance: float) -> list[st
     if high.value - low.value <= 0.1 * (1 - chance) or low.high >= high.low:
         return []
     return [
-        f"model {worse} names the class of {100 * low.value:.1f} % of whole public images, the other of "
+        f"model {worse} classifies {100 * low.value:.1f} % of whole public images correctly, the other "
         f"{100 * high.value:.1f} %: unequal encoders, so the score is not memorization alone"
     ]
 

@@ -57,7 +57,7 @@ _GROUPS = (
 class Attacked:
     """The attacked images of both sets, in any order. indices: int64 (n,), theirs. crops: int (n, 4) of xmin, ymin,
     xmax, ymax in pixels. neighbors: {"A", "B"} -> image indices of that model's nearest public images, int64 (n, k),
-    nearest first, -1 where its guess is made from class scores; None where all are."""
+    nearest first, -1 where it predicts from class scores; None where all are."""
 
     indices: np.ndarray
     crops: np.ndarray
@@ -187,15 +187,15 @@ class _Page:
         }
 
     def model(self, role, model, predictions, row, label, attacked_row):
-        guess = int(predictions.top[row, 0])
+        predicted = int(predictions.top[row, 0])
         neighbors = self.attacked.neighbors
         nearest = [] if neighbors is None else neighbors[model][attacked_row][:NEIGHBORS]
         nearest = [index for index in nearest if index >= 0]
         return {
             "role": role,
             "model": model,
-            "guess": self.name(guess),
-            "correct": guess == label,
+            "prediction": self.name(predicted),
+            "correct": predicted == label,
             "confidence": float(predictions.confidence[row]) + 0.0,  # no minus zero
             "neighbors": [self.neighbor(int(index), label) for index in nearest],
         }

@@ -29,7 +29,7 @@ LABELS = {
 }
 LAYERS = ("backbone", "projector", "logits")
 PLURALS = {"epoch": "epochs", "dataset": "datasets", "param": "params"}  # in the names of figures
-TOP_5_CLASSES = 20  # with fewer, five guesses are correct too often by chance
+TOP_5_CLASSES = 20  # with fewer, five predictions are correct too often by chance
 
 Sweeps = dict[str, list[tuple]]  # {column of the axis: [(value, Attack or ProbeAccuracies)]}
 

@@ -213,12 +213,12 @@ def sslmem_in_words(results: dict) -> list[str]:
         who = f"set {name}" if name in SETS else f"{name} (control)"
         for layer, figures in part["layers"].items():
             above = f"{100 * figures['above_0']['value']:.0f} % of {part['images']} images above 0"
-            less = f"; less control {figure_in_words(figures['less_control'])}" if "less_control" in figures else ""
+            less = f"; minus control {figure_in_words(figures['less_control'])}" if "less_control" in figures else ""
             lines.append(f"  {who}, {layer}: {figure_in_words(figures['score'])}{less}; {above}")
     for layer, figure in results["both"].items():
-        control = (
-            f"; of the control's halves {figure_in_words(results['control'][layer])}" if results["control"] else ""
-        )
+        control = ""
+        if results["control"]:
+            control = f"; placebo (control split in two) {figure_in_words(results['control'][layer])}"
         lines.append(f"  both directions, {layer}: {figure_in_words(figure)}{control}")
     for layer, figures in results["membership"].items():
         for who, found in figures.items():

@@ -166,7 +166,7 @@ def test_classifiers_of_permuted_labels_are_at_chance(plain, tmp_path):
 
 
 def test_a_perfect_reader_has_no_score(tied, tmp_path):
-    """Colors tell the class of every tied image, and of the others nothing."""
+    """Colors determine the class of every tied image and say nothing about the others."""
     model = tied.folder / "reader.pth"
     save_color_reader(model, 0, CLASSES, train_images=tied.record("AB"))
     both, tables, is_tied = tied.attack(model, tmp_path)

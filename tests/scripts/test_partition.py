@@ -267,7 +267,7 @@ def test_index_files_are_refused_for_another_image_folder(tree):
 
 def test_sizes_without_public_images_are_refused(tmp_path):
     tree = draw_tree(tmp_path)
-    result = partition(tree)  # 100 to 500 of each class, of which there are 12
+    result = partition(tree)  # 100 to 500 of each class; a class has 12
     assert_one_line_error(result, "leaves no image for the public set", "give --per_class 7")
     assert not (tree / "index").exists()
     ok(partition(tree, "--per_class", "7"))
@@ -277,7 +277,7 @@ def test_sizes_without_public_images_are_refused(tmp_path):
 
 
 def test_image_folders_without_boxes(tmp_path):
-    """A and B then differ in all images; the attack of background crops says what it lacks."""
+    """A and B then differ in all images; the attack of background crops names the missing flag."""
     tree = draw_tree(tmp_path)
     flags = {"imgnet_dir": tree / "images", "save_dir": tree / "index", "per_class": 4}
     result = ok(run_here("imagenet_partition.py", *helpers_flags(flags)))

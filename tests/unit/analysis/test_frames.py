@@ -24,7 +24,7 @@ CLASSES, OF_CLASS, K = 24, 60, 20
 
 
 def attack_of(memorized_of_class, k=K):
-    """The target knows this fraction of each class's images; else both models guess."""
+    """The target knows this fraction of each class's images; else both models predict at random."""
     rng, sets = np.random.default_rng(0), {}
     for name in "AB":
         labels = np.repeat(np.arange(CLASSES), OF_CLASS // 2)

@@ -140,6 +140,6 @@ def test_logits_have_no_neighbors_and_classes_may_have_names(attacked, tmp_path)
     page = Page(tmp_path / "page.html")
     assert [example["group"] for example in page.examples] == ["correlated"] * 12  # both models are always right
     assert all(example["images"] == 2 and "confidence\n 3.50" in example["text"] for example in page.examples)
-    assert page.examples[0]["text"].count("<b>tench</b>") == 3  # the class and both guesses
+    assert page.examples[0]["text"].count("<b>tench</b>") == 3  # the class and both predictions
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "largest logit" in text and "entropy" not in text and text.count("No example.") == 2

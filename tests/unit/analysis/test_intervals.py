@@ -71,7 +71,7 @@ def summary(tmp_path, *arguments):
 
 
 def test_table_of_attacks_and_of_their_runs(tmp_path):
-    """One run from its neighbor files, two from results.json, of which one says its ceiling."""
+    """One run from its neighbor files, two from results.json; one of them has a ceiling."""
     statistics = to_json(attack_statistics(read_attack(POINT)))
     folders = [POINT]
     for number, shift in enumerate((0.02, -0.01)):

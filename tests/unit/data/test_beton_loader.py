@@ -119,7 +119,7 @@ def test_a_slow_consumer_keeps_its_batches(path, monkeypatch, workers, ahead):
 
 
 def test_a_loader_that_is_dropped_ends_at_once(path, way):
-    """Not when the garbage collector comes by, which may be in the midst of a thread's start."""
+    """Not when the garbage collector comes by, which may be during a thread's start."""
     gc.collect()
     gc.disable()
     try:
