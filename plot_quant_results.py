@@ -149,9 +149,10 @@ def main():
     series = series_of(args)
     with figure_style(args.style):
         if len(series) > 1:
-            compare_models(args, series)
+            output = compare_models(args, series)
         else:
-            plot_model(args, series[0])
+            output = plot_model(args, series[0])
+    output.print_note()
     print(POINTWISE)
 
 
@@ -180,7 +181,7 @@ def series_of(args):
 
 
 def plot_model(args, series):
-    """Draws all figures of one model."""
+    """Draws all figures of one model; the Output that has them."""
     attacks = series.read_attacks()
     first = next(of_sweep[0][1] for of_sweep in attacks.values())
     output, scored, probed = Output(Path(args.save_path), first.classes), {}, {}
@@ -212,10 +213,11 @@ def plot_model(args, series):
         of_own = [position for position, _ in own_probes[x]]
         probed[x] = {name: frame[frame[x].isin(of_own)] for name, frame in probed[x].items()}
         output.save(stem, gap_frames(scored[x], probed[x], x), x, series.label(x), caption=caption)
+    return output
 
 
 def compare_models(args, every):
-    """Draws the figures of several models: criteria side by side, and score against utility."""
+    """Draws the figures of several models, criteria side by side, and score against utility; the Output."""
     points = []
     for series in every:
         attacks = series.read_attacks()
@@ -226,6 +228,7 @@ def compare_models(args, every):
     criteria = criteria_frames(points, args.epoch_sweep_dataset, args.dataset_sweep_epoch)
     output.save("criteria_", criteria, caption=caption)
     output.save("score_utility_", utility_frames(points), caption=f"every point with a probe,\n{votes}")
+    return output
 
 
 def plot_point(args, output, series):

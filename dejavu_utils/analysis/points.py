@@ -1,7 +1,7 @@
 """The points of a model's sweeps: which there are, what they hold, and how their figures are saved."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +221,12 @@ def probes_of(layers: dict[str, Path]) -> Accuracies:
 
 @dataclass(frozen=True)
 class Output:
-    """Where figures and their numbers go. classes: None where they are not known."""
+    """Where figures and their numbers go. classes: None where they are not known. csv_only: names of the tables that
+    have no figure, since top-5 of few classes is mostly chance."""
 
     folder: Path
     classes: int | None = None
+    csv_only: list[str] = field(default_factory=list)
 
     def save(self, stem: str, frames: Iterable[tuple], *how: Any, caption: str = "") -> dict:
         """Draws and writes each frame: (part of the file name, function that draws, DataFrame, top_k).
@@ -237,7 +239,7 @@ class Output:
             save_csv(f"{path}.csv", frame)
             saved[name, top_k] = frame
             if top_k > 1 and self.classes is not None and self.classes < TOP_5_CLASSES:
-                print(f"note: {path}.csv has no figure: top-{top_k} of {self.classes} classes is mostly chance")
+                self.csv_only.append(f"{path.name}.csv")
                 continue
             draw(path, frame, *how[:1], top_k, *how[1:], caption=caption)
             print(f"{path}_legend.png")
@@ -249,3 +251,9 @@ class Output:
             save_csv(self.folder / f"{name}.csv", frame)
             draw(self.folder / name, frame, caption=caption)
             print(f"{self.folder / name}_legend.png")
+
+    def print_note(self) -> None:
+        """Names the tables without a figure, if there are any, in one line."""
+        if self.csv_only:
+            tables = ", ".join(self.csv_only)
+            print(f"note: without a figure, since top-5 of {self.classes} classes is mostly chance: {tables}")
