@@ -93,8 +93,10 @@ def parse_args(argv=None):
     group.add_argument("--unseen_idx_pth", type=expanded, help="control: .npy of others that neither trained on")
     group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
     group = parser.add_argument_group("scores")
-    group.add_argument("--views", type=positive_int, default=10, help="of an image; all pairs of them are compared")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="of the views")
+    group.add_argument(
+        "--views", type=positive_int, default=10, help="augmented views of an image; all pairs of them are compared"
+    )
+    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of the augmented views")
     group.add_argument(
         "--attack_dir",
         type=expanded,
