@@ -7,6 +7,7 @@
 #
 # MODEL_PTH is a file, timm:NAME or torchvision:NAME (torchvision:resnet18); ATTACK_FLAGS choose its layer
 # ("--use_backbone 1"); PUBLIC_DIR is the folder for everything (demo/public_checkpoint). docs/one_model.md explains the output.
+[[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=bash_examples/environment.sh
