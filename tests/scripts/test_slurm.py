@@ -313,6 +313,7 @@ def test_rcdm_is_finished_and_gives_what_it_gives_here(jobs, data, tmp_path):
     assert "(2 processes)" in log(number) and "2 steps are done" in log(number)
     there = data / f"logs/RCDM/vicreg/rcdm_vicreg_{EPOCHS}ep_300pc_A"
     names = {"model000002.pt", "ema_0.9999_000002.pt", "opt000002.pt", "samples000002.png", "params.json", "log"}
+    names.add("train.images.npz")
     assert {path.name for path in there.iterdir() if path.is_file()} - {".lock"} == names
     script, words = command("train_RCDM.py", data, local=1, out_dir=tmp_path)
     ok(run_script(script, *words))
@@ -342,10 +343,11 @@ def test_what_slurm_cannot_do_is_one_line(cluster, data, tmp_path, changes, mess
 REPORT = """
 import json, os, sys
 from pathlib import Path
-from dejavu_utils.runtime.launch import Resources, ScriptJob, connect, submit
+from dejavu_utils.runtime.launch import Resources, ScriptJob, submit
+from dejavu_utils.runtime.processes import init_distributed
 
 def report(folder):
-    connect(gpu=None)
+    init_distributed(gpu=None)
     found = {"cores": len(os.sched_getaffinity(0)), "environment": dict(os.environ)}
     (Path(folder) / "report.json").write_text(json.dumps(found))
 
