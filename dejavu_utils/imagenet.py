@@ -208,7 +208,7 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
         signed = 2 in tags.get(_FORMAT, ()) or image.mode == "I" and image.format not in ("PNG", "PPM")
         if image.mode == "F" or signed:
             kind = "floating-point" if image.mode == "F" else "32-bit or signed"
-            raise ValueError(f"its pixels are {kind} numbers, of which none is white: convert them to 8 or 16 bits")
+            raise ValueError(f"its pixels are {kind} numbers without a defined white: convert them to 8 or 16 bits")
         if image.mode.startswith("I"):
             pixels = (np.asarray(image) >> tags.get(_BITS, (16,))[0] - 8).astype(np.uint8)
             image = Image.fromarray(255 - pixels if tags.get(_PHOTOMETRIC) == 0 else pixels)  # 0 is white

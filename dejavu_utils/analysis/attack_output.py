@@ -176,7 +176,7 @@ def counts_of(
 ) -> dict[str, Any]:
     """{set: how many images were attacked, and skipped for what; "public", ...}, without images that cannot be read.
 
-    public: how many public images there are, of which `unreadable` could not be read. classes: how many there are.
+    public: number of public images. unreadable: number of these that could not be read. classes: number of classes.
     """
     counts: dict[str, Any] = {name: dict(part.counts) for name, part in parts.items() if name != CEILING}
     for name in counts:

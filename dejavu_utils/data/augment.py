@@ -143,7 +143,7 @@ class Parameters:
 
 
 def draw_parameters(draws: np.ndarray, view: View) -> Parameters:
-    """Parameters of everything that follows the crop. draws: float64 (n, 64) in [0, 1), of which 22 to 32 are used."""
+    """Parameters of everything that follows the crop. draws: float64 (n, 64) in [0, 1); columns 22 to 32 are used."""
     u = draws[:, 22:]
     strength = np.array([view.brightness, view.contrast, view.saturation, view.hue])
     center = np.array([1.0, 1.0, 1.0, 0.0])
