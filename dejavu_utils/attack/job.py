@@ -20,7 +20,7 @@ from dejavu_utils.attack.preconditions import (
 from dejavu_utils.attack.search import CEILING, ceiling_images
 from dejavu_utils.attack.target_reference import UNSEEN, TargetReference, check_classifier, check_one_model
 from dejavu_utils.crops import CropRule
-from dejavu_utils.data.annotations import Annotations
+from dejavu_utils.data.annotations import OTHER_SIZE, Annotations
 from dejavu_utils.data.background_crops import CroppedImages, crops_of, file_fingerprint, frame_warnings, in_words
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import ModelRecord, Provenance, Value, crops_record, sets_record
@@ -145,6 +145,8 @@ class ImageSets:
             print(f"set {name}: {len(images)} of {images.counts['images']} images attacked{why}")
         if not any(map(len, parts.values())):
             remedy = f"see --min_px {rule.min_px}, or give --use_corner_crop 1"
+            if skipped[OTHER_SIZE] and not rule.scale:
+                remedy += "; --scale_boxes 1 scales boxes of images that were resized"
             raise InputError(f"{BOXES} {self.boxes}: no image has a crop: {in_words(skipped)}; {remedy}")
         return parts, warnings
 

@@ -281,6 +281,20 @@ def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     assert not list((tmp_path / "out").glob("*.npy"))
 
 
+def test_scaling_boxes_is_named_where_it_would_help_alone(data, tmp_path):
+    """Images that were resized after their boxes were drawn; not images whose crops are only small."""
+    for path in (data[0] / "boxes").rglob("*.xml"):
+        resized = tmp_path / path.relative_to(data[0])
+        resized.parent.mkdir(parents=True, exist_ok=True)
+        size = "<annotation><size><width>600</width><height>500</height></size>"
+        resized.write_text(path.read_text().replace("<annotation>", size))
+    result = attack(data, tmp_path / "out", imgnet_bbox_pth=tmp_path / "boxes")
+    assert_one_line_error(result, "no image has a crop", "size in the XML is not the image's", "--scale_boxes 1")
+    small = attack(data, tmp_path / "small", min_px=1000)
+    assert_one_line_error(small, "no image has a crop", "--min_px 1000")
+    assert "--scale_boxes" not in small.stderr
+
+
 def outputs(folder):
     """{file name: content} of all results in a folder; the settings of results.json left out."""
     files = {path.name: path.read_bytes() for path in Path(folder).glob("*.*") if path.suffix in (".npy", ".csv")}
