@@ -16,10 +16,12 @@ from pathlib import Path
 
 from dejavu_utils.errors import InputError
 
-# Flags that say where and how fast a script runs, not what it computes.
+# Flags that say where and how fast a script runs, not what it computes. The number of a training's processes is not
+# among them: it makes the global batch.
 _WITHOUT_EFFECT = re.compile(
-    r"dist\..*|data\.num_workers|logging\.(folder|log_level)|config_file|(output|out)_dir|local(_gpu)?|ngpus|nodes"
-    r"|world_size|timeout|partition|mem_gb|dependency|comment|port|(num_)?workers|class_names|crop_cache"
+    r"dist\.(?!world_size|ngpus|nodes).*|data\.num_workers|logging\.(folder|log_level)|config_file|(output|out)_dir"
+    r"|local(_gpu)?|ngpus|nodes|world_size|timeout|partition|mem_gb|dependency|comment|port|(num_)?workers|class_names"
+    r"|crop_cache"
 )
 _OTHER_WORK = ("training.eval_only", "training.train_probes_only")  # of a finished training
 Flags = dict[str, list[str]]

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import AutoLocator, MaxNLocator
 
 from dejavu_utils.analysis.memorization import OUTCOMES
 from dejavu_utils.errors import InputError
@@ -248,11 +248,12 @@ def save_grid_line_figures(path: str | Path, frame: pd.DataFrame, top_k: int, ca
 def save_roc_figure(path: str | Path, frame: pd.DataFrame, caption: str = "") -> None:
     """True-positive against false-positive rate of each score, both axes logarithmic: what counts is the left end.
 
-    frame: columns score (a name), false_positive_rate, true_positive_rate.
+    frame: columns score (a name), false_positive_rate, true_positive_rate. The axes begin at one non-member: lower
+    rates cannot be told apart.
     """
     groups = list(frame.groupby("score", sort=False))
-    positive = frame[["false_positive_rate", "true_positive_rate"]].to_numpy(float)
-    least = 10.0 ** np.floor(np.log10(positive[positive > 0].min()))
+    rates = frame["false_positive_rate"].to_numpy(float)
+    least = rates[rates > 0].min()
 
     def draw(axes: Axes) -> None:
         axes.plot([least, 1], [least, 1], linestyle=LIMITS["chance"], color="0.45", linewidth=1)
@@ -263,7 +264,7 @@ def save_roc_figure(path: str | Path, frame: pd.DataFrame, caption: str = "") ->
 
     handles = [_line(name, number, linestyle=LINES[number % 4], marker="") for number, (name, _) in enumerate(groups)]
     handles.append(_line("chance", 0, linestyle=LIMITS["chance"], color="0.45", marker="", linewidth=1))
-    ticks = 10.0 ** np.arange(np.log10(least), 0.5)
+    ticks = 10.0 ** np.arange(np.ceil(np.log10(least)), 0.5)
     words = [f"{tick:g}" for tick in ticks]
     save_figure(path, draw, XAxis("false-positive rate", ticks, words), handles, caption, scaled=False)
 
@@ -447,10 +448,12 @@ def save_class_figures(path: str | Path, frame: pd.DataFrame, top_k: int, captio
         axes.hist(frame["score"][apart], bins, color=COLORS[0])
         axes.axvspan(typical["chance_low"], typical["chance_high"], color="0.85", zorder=0)
         axes.axvline(0, color="0.6", linewidth=0.7, zorder=0)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_ylabel("classes")
 
     handles: list[Any] = [Patch(facecolor="none", edgecolor=COLORS[0], label="classes")]
-    handles += [Patch(facecolor=COLORS[0], label="outside chance\n(simultaneous)"), Patch(color="0.85", label="chance")]
+    handles.append(Patch(facecolor=COLORS[0], label="outside the spread\n(simultaneous)"))
+    handles.append(Patch(color="0.85", label="spread by chance\naround the mean"))
     ticks = MaxNLocator(5).tick_values(min(-0.2, frame["score"].min()), max(0.2, frame["score"].max()))
     axis = XAxis(f"déjà vu score of a class, top-{top_k}", np.round(ticks, 6))
     save_figure(path, draw, axis, handles, caption)
@@ -546,7 +549,8 @@ def _finish(axes: Axes) -> None:
         room = 0.04 * (max(high, 0) - min(low, 0))
         axes.set_ylim(min(0, low - room), max(0, high + room) or 1)
     axes.margins(x=0.04)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if isinstance(axes.yaxis.get_major_locator(), AutoLocator):  # matplotlib's own: the figure has set none
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", top=False, right=False)

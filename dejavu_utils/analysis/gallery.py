@@ -33,21 +33,21 @@ SMALL = 80, 3_000
 _GROUPS = (
     (
         "memorized",
-        "Only the target, the model that was trained on the image, names its class from the crop.",
-        "the target’s confidence, of equals the least confident reference first",
+        "Only the target, the model that was trained on the image, predicts its class from the crop.",
+        "the target’s confidence; among ties, the least confident reference first",
         lambda target, reference: (target, -reference),
     ),
     (
         "correlated",
-        "Both models name the class: the background tells it, no memory is needed.",
-        "the smaller of the two models’ confidences, of equals by the larger",
+        "Both models predict the class: the background is enough, without memorization.",
+        "the smaller of the two models’ confidences; among ties, by the larger",
         lambda target, reference: (np.minimum(target, reference), np.maximum(target, reference)),
     ),
     (
         "misrepresented",
-        "Only the reference, the model that never saw the image, names its class. Chance does this too: it is what "
-        "memorized has to be held against.",
-        "the reference’s confidence, of equals the least confident target first",
+        "Only the reference, the model that never saw the image, predicts its class. This happens by chance; about "
+        "as many of the memorized images are chance, too.",
+        "the reference’s confidence; among ties, the least confident target first",
         lambda target, reference: (reference, -target),
     ),
 )
