@@ -116,7 +116,7 @@ def record_of(args: Namespace, listing: ImageListing, indices: np.ndarray, cut: 
 def background_crops(args: Namespace, listing: ImageListing, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
     """(indices of the images that have a background crop, int64 (n, 4) the crops, how they were cut, as text)."""
     check_crop_flags(args)
-    rule = CropRule(args.crop_rule, args.min_px, args.box_margin, bool(args.scale_boxes))
+    rule = CropRule.of(vars(args))
     annotations = Annotations(args.bbox_path, listing, "--bbox-path")
     with Progress(len(indices), "images searched for a crop") as progress:
         cropped = take_crops(listing, indices, rule, annotations, progress.update, args.skip_unreadable)

@@ -1,4 +1,4 @@
-"""Pure geometry of the crops that the attack embeds: background crop (two rules) and corner crop.
+"""Pure geometry of the crops that the attack embeds: background crop (two rules), corner crop and whole image.
 
 Boxes and crops are (xmin, ymin, xmax, ymax) in pixels, the origin in the upper left corner, as in Pascal VOC and PIL.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Box = tuple[int, int, int, int]  # xmin, ymin, xmax, ymax
-RULES = ("paper", "exact")
+RULES = ("paper", "exact")  # of background crops
 
 
 def background_crop(
@@ -98,9 +98,10 @@ def _empty_rectangles(width: int, height: int, boxes: Sequence[Box]) -> Iterator
 class CropRule:
     """How the attack's crops are taken.
 
-    name: paper or exact (dejavu_utils.crops.RULES), or corner. min_px: a background crop's shorter side is longer, in
-    pixels. margin: boxes grow by it on every side before the crop is cut: below 1 a fraction of the box's side, else
-    pixels. scale: scale boxes from the <size> in the XML to the image's. fraction: side of the corner / of the image.
+    name: paper or exact (background crops, `background_crop`), corner or whole. min_px: a background crop's shorter
+    side is longer, in pixels. margin: boxes grow by it on every side before the crop is cut: below 1 a fraction of the
+    box's side, else pixels. scale: scale boxes from the <size> in the XML to the image's. fraction: side of the corner
+    / of the image.
     """
 
     name: str = "paper"
@@ -111,14 +112,29 @@ class CropRule:
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "CropRule":
-        """The rule of an attack's settings, as in its results.json; older ones have no box_margin and scale_boxes."""
-        if settings["use_corner_crop"]:
+        """The rule of a script's flags, or of an attack's results.json; older ones lack box_margin and scale_boxes."""
+        if settings.get("use_corner_crop"):
             return cls("corner", fraction=settings["corner_crop_frac"])
         margin, scale = settings.get("box_margin", 0), bool(settings.get("scale_boxes", 0))
         return cls(settings["crop_rule"], settings["min_px"], margin, scale)
 
+    @property
+    def reads_boxes(self) -> bool:
+        """Does the crop depend on the image's boxes? Then not every image has one."""
+        return self.name in RULES
+
+    def crop(self, size: tuple[int, int], boxes: Sequence[Box] = ()) -> Box | None:
+        """The crop of an image of (width, height) pixels; None where no background is large enough."""
+        if self.name == "whole":
+            return 0, 0, *size
+        if self.name == "corner":
+            return corner_crop(*size, self.fraction)
+        return background_crop(*size, boxes, self.min_px, self.name)
+
     def __str__(self) -> str:
-        """What is cut out, the same text for the same rule: TrainingImages.crops."""
+        """What is cut out, the same text for the same rule: TrainingImages.crops; "" for whole images."""
+        if self.name == "whole":
+            return ""
         if self.name == "corner":
             return f"lower left corner, {self.fraction:g} of each side"
         grown = f", boxes grown by {self.margin:g}" if self.margin else ""
@@ -126,3 +142,4 @@ class CropRule:
 
 
 DEFAULT_CROP_RULE = CropRule()  # the published one
+WHOLE_IMAGE = CropRule("whole")

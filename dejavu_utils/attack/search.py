@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dejavu_utils.attack.neighbors import NeighborSearch, candidates_memory
-from dejavu_utils.crops import CropRule
+from dejavu_utils.crops import WHOLE_IMAGE
 from dejavu_utils.data.background_crops import CroppedImages, take_crops
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
@@ -92,8 +92,7 @@ def ceiling_images(listing: ImageListing, public: np.ndarray, skip_unreadable: b
     """Whole public images, evenly spaced over the public set."""
     count = min(_CEILING_IMAGES, len(public))
     places = np.linspace(0, len(public) - 1, count).round().astype(np.int64)
-    whole = CropRule("corner", fraction=1.0)
-    return take_crops(listing, public[places], whole, skip_unreadable=skip_unreadable)
+    return take_crops(listing, public[places], WHOLE_IMAGE, skip_unreadable=skip_unreadable)
 
 
 @dataclass

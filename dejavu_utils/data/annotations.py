@@ -28,6 +28,22 @@ OTHER_SIZE, NO_SIZE = "size in the XML is not the image's", "no size in the XML 
 TURNED = "turned by EXIF, and the boxes may be upright"
 NO_AREA, OUTSIDE = "boxes without area", "box outside the image"
 WHOLE, TOO_SMALL = "crop is the whole image", "no crop larger than min_px"
+REASONS = (
+    TOO_SMALL,
+    NO_XML,
+    UNREADABLE_XML,
+    NO_OBJECT,
+    NO_BNDBOX,
+    REVERSED,
+    TWO_XML,
+    SHARED_NAME,
+    OTHER_SIZE,
+    NO_SIZE,
+    TURNED,
+    NO_AREA,
+    OUTSIDE,
+    WHOLE,
+)
 
 
 class Unusable(Exception):

@@ -13,25 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.crops import DEFAULT_CROP_RULE, Box, CropRule, background_crop, corner_crop
-from dejavu_utils.data.annotations import (
-    NO_AREA,
-    NO_BNDBOX,
-    NO_OBJECT,
-    NO_SIZE,
-    NO_XML,
-    OTHER_SIZE,
-    OUTSIDE,
-    REVERSED,
-    SHARED_NAME,
-    TOO_SMALL,
-    TURNED,
-    TWO_XML,
-    UNREADABLE_XML,
-    WHOLE,
-    Annotations,
-    Unusable,
-)
+from dejavu_utils.crops import DEFAULT_CROP_RULE, Box, CropRule
+from dejavu_utils.data.annotations import OUTSIDE, REASONS, TOO_SMALL, WHOLE, Annotations, Unusable
 from dejavu_utils.data.provenance import MADE_FROM, Provenance, first_difference_in_words
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, digest
@@ -39,22 +22,6 @@ from dejavu_utils.imagenet import UNREADABLE, ImageListing, image_size
 from dejavu_utils.log import Progress
 
 _LOOKED_AT, _FEW = 256, 10  # images whose boxes are compared with their pixels; fewer than _FEW show nothing
-REASONS = (
-    TOO_SMALL,
-    NO_XML,
-    UNREADABLE_XML,
-    NO_OBJECT,
-    NO_BNDBOX,
-    REVERSED,
-    TWO_XML,
-    SHARED_NAME,
-    OTHER_SIZE,
-    NO_SIZE,
-    TURNED,
-    NO_AREA,
-    OUTSIDE,
-    WHOLE,
-)
 
 
 @dataclass
@@ -116,28 +83,26 @@ def frame_warnings(
 def file_fingerprint(listing: ImageListing, indices: np.ndarray | range, annotations: Annotations | None = None) -> str:
     """SHA-256 of the paths of images, and of sizes and times of their files and, with annotations, of their XML."""
 
-    def state(path: Path) -> str:
-        try:
-            stat = os.stat(path)
-            return f"{stat.st_size} {stat.st_mtime_ns}"
-        except OSError:
-            return "absent"
-
-    def xml_state(index: int) -> str:
-        try:
-            return state(annotations.path(index)) if annotations else ""
-        except Unusable as reason:
-            return str(reason)
-
     def line(index: int) -> str:
-        xml = xml_state(index)
-        return f"{index} {listing.paths[index]} {state(listing.path(index))} {xml}\n"
+        try:
+            xml = _file_state(annotations.path(index)) if annotations else ""
+        except Unusable as reason:
+            xml = str(reason)
+        return f"{index} {listing.paths[index]} {_file_state(listing.path(index))} {xml}\n"
 
     contents = hashlib.sha256()
     with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
         for text in pool.map(line, indices):
             contents.update(text.encode(errors="surrogateescape"))
     return contents.hexdigest()
+
+
+def _file_state(path: Path) -> str:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return "absent"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def take_crops(
@@ -150,17 +115,14 @@ def take_crops(
 ) -> CroppedImages:
     """The crops of the images at `indices` that have one, by a CropRule.
 
-    Background crops (dejavu_utils.crops) need the listing's Annotations; corners are taken of every image, and no XML
-    is read. Sizes come from the images' headers. on_progress: called with the number of images done since the last
-    call. skip_unreadable: count images that cannot be read instead of raising an InputError. Returns the CroppedImages
-    that have a crop.
+    annotations: the listing's, for rules that read boxes. Sizes come from the images' headers. on_progress: called with
+    the number of images done since the last call. skip_unreadable: count images that cannot be read instead of raising
+    an InputError. Returns the CroppedImages that have a crop.
     """
 
     def crop_of(index: int) -> Box | str:
         try:
-            if rule.name == "corner" or annotations is None:
-                return corner_crop(*image_size(listing.path(index)), rule.fraction)
-            return _background_crop(index, rule, annotations)
+            return _crop_of(listing, index, rule, annotations)
         except Unusable as reason:
             return str(reason)
         except InputError:
@@ -168,7 +130,7 @@ def take_crops(
                 return UNREADABLE
             raise
 
-    reasons = () if rule.name == "corner" else REASONS
+    reasons = REASONS if rule.reads_boxes else ()
     counts = dict.fromkeys(("images", "attacked", *reasons, UNREADABLE), 0)
     kept, crops = [], []
     with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
@@ -184,13 +146,16 @@ def take_crops(
     return CroppedImages(np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts)
 
 
-def _background_crop(index: int, rule: CropRule, annotations: Annotations) -> Box:
+def _crop_of(listing: ImageListing, index: int, rule: CropRule, annotations: Annotations | None) -> Box:
     """The crop; Unusable with the reason why there is none."""
-    boxes, size = annotations.boxes(index, rule)
-    crop = background_crop(*size, boxes, rule.min_px, rule.name)
+    if rule.reads_boxes and annotations:
+        boxes, size = annotations.boxes(index, rule)
+    else:
+        boxes, size = [], image_size(listing.path(index))
+    crop = rule.crop(size, boxes)
     if crop is None:
         raise Unusable(TOO_SMALL)
-    if crop == (0, 0, *size):
+    if rule.reads_boxes and crop == (0, 0, *size):
         raise Unusable(WHOLE)
     return crop
 

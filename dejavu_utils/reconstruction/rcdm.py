@@ -198,7 +198,7 @@ class Attack:
     def crops(self, indices: np.ndarray) -> np.ndarray:
         """int64 (n, 4): xmin, ymin, xmax, ymax of each image's crop. InputError for an image without one."""
         rule = CropRule.of(self.settings)
-        annotations = None if rule.name == "corner" else Annotations(self.bbox_dir, self.listing, "the attack's boxes")
+        annotations = Annotations(self.bbox_dir, self.listing, "the attack's boxes") if rule.reads_boxes else None
         found = take_crops(self.listing, indices, rule, annotations)
         absent = np.setdiff1d(indices, found.indices)
         if len(absent):
