@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from dejavu_utils.cli import default_workers, run
 from dejavu_utils.data.beton import Beton
-from dejavu_utils.data.beton_loader import EvaluationLoader, NativeLoader
+from dejavu_utils.data.beton_loader import Batching, EvaluationLoader, NativeLoader
 from dejavu_utils.data.ffcv import FfcvLoader
 from dejavu_utils.data.provenance import MADE_FROM, Provenance, load_training_images
 from dejavu_utils.errors import InputError, one_line
@@ -200,22 +200,21 @@ def make_loader(settings, train_set, device):
     try:
         return kind(
             train_set,
-            settings.training.batch_size,
+            batching(settings, settings.training.batch_size, device),
             METHODS[settings.training.loss].views(settings),
             settings.data.random_seed,
-            default_workers(settings.data.num_workers),
-            device,
-            rank(),
-            world_size(),
         )
     except ValueError as error:
         raise InputError(f"--training.batch_size, --data.train_dataset {train_set.path}: {error}") from None
 
 
 def make_validation(settings, val_set, device):
-    size, resolution = settings.validation.batch_size, settings.validation.resolution
-    workers = default_workers(settings.data.num_workers)
-    return EvaluationLoader(val_set, size, resolution, workers, device, rank(), world_size())
+    own = batching(settings, settings.validation.batch_size, device)
+    return EvaluationLoader(val_set, own, settings.validation.resolution)
+
+
+def batching(settings, batch_size, device):
+    return Batching(batch_size, default_workers(settings.data.num_workers), device, rank(), world_size())
 
 
 class TrainingRun:

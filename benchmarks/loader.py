@@ -17,7 +17,7 @@ from harness import alternate, natural_images
 
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton, Encoding, write_beton
-from dejavu_utils.data.beton_loader import NativeLoader
+from dejavu_utils.data.beton_loader import Batching, NativeLoader
 from dejavu_utils.data.ffcv import FfcvLoader, ffcv_is_installed
 from dejavu_utils.randomness import uniforms
 
@@ -64,7 +64,8 @@ def compare(args, path, part):
 
 def loader_side(kind, args, path, views):
     """A function that goes through some epochs and returns images per second; says how long the first batch took."""
-    loader = kind(Beton(path), args.batch_size, views, 0, args.num_workers, torch.device(args.device))
+    batching = Batching(args.batch_size, args.num_workers, torch.device(args.device))
+    loader = kind(Beton(path), batching, views, 0)
     epochs = iter(range(10**6))
 
     def run():

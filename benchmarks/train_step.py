@@ -24,7 +24,7 @@ from harness import alternate, natural_images
 import train_SSL
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton, write_beton
-from dejavu_utils.data.beton_loader import NativeLoader
+from dejavu_utils.data.beton_loader import Batching, NativeLoader
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.runtime.devices import autocast, choose_precision
 from dejavu_utils.training import losses
@@ -66,7 +66,7 @@ def compare(args, beton):
     views = [torch.randn(shape, device=device).to(memory_format=layout) for _ in range(2)]
     labels = torch.randint(0, CLASSES, (args.batch_size,), device=device)
     ours = our_step(args, device, precision)
-    loader = NativeLoader(beton, args.batch_size, VIEWS, 0, args.num_workers, device)
+    loader = NativeLoader(beton, Batching(args.batch_size, args.num_workers, device), VIEWS, 0)
     batches = endless(loader, args.resolution)
     sides = {
         "train_SSL.py": lambda: ours(views, labels),

@@ -27,7 +27,7 @@ from dejavu_utils.data import augment
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.data.beton import Beton
-from dejavu_utils.data.beton_loader import NativeLoader
+from dejavu_utils.data.beton_loader import Batching, NativeLoader
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import list_images, load_image
@@ -211,7 +211,7 @@ def draw_crops(listing, indices, bbox_dir):
 def draw_pairs(beton):
     """The two published views of each of some images, at the size of the images."""
     views = [augment.FIRST_VIEW, augment.SECOND_VIEW]
-    pairs, _ = next(NativeLoader(beton, COLUMNS, views, 3, 1, torch.device("cpu")).epoch(0, 128))
+    pairs, _ = next(NativeLoader(beton, Batching(COLUMNS, 1, torch.device("cpu")), views, 3).epoch(0, 128))
     figure, axes = grid(2)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (augment.MEAN, augment.STD))
     for row, view in enumerate(pairs):

@@ -20,7 +20,7 @@ import train_SSL
 from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton, write_beton
-from dejavu_utils.data.beton_loader import NativeLoader
+from dejavu_utils.data.beton_loader import Batching, NativeLoader
 from dejavu_utils.models import LOSSES
 from dejavu_utils.runtime.devices import set_ieee_fp32
 
@@ -112,7 +112,7 @@ def beton(tmp_path_factory):
 def test_many_batches_of_the_loader_as_on_the_cpu(beton):
     """The buffers are used again while a slow consumer still works on earlier batches."""
     views = [augment.FIRST_VIEW, augment.SECOND_VIEW]
-    loaders = [NativeLoader(beton, 20, views, 5, 4, device) for device in (GPU, CPU)]
+    loaders = [NativeLoader(beton, Batching(20, 4, device), views, 5) for device in (GPU, CPU)]
     for epoch in range(6):
         busy, found = torch.randn(2048, 2048, device=GPU), []
         for batch_views, _ in loaders[0].epoch(epoch, 64):

@@ -7,10 +7,12 @@ with each other and with the one that starts the GPU's kernels: two are little f
 
 import functools
 import itertools
+import math
 import operator
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,29 @@ from dejavu_utils.runtime.devices import to_device
 Plan = tuple[np.ndarray, list[tuple[int, np.ndarray, augment.Parameters | None]]]
 Batches = Generator[tuple[list[torch.Tensor], torch.Tensor], None, None]  # of views and labels
 _ROWS, _ROWS_GPU = 16, 64  # images per worker item: large enough to amortize the transfer
+
+
+@dataclass(frozen=True)
+class Batching:
+    """The part of the batches that a process loads. batch_size: images of this process. num_workers: workers; 0: this
+    process loads. device: where batches go. rank, world_size: this process and how many there are; they share every
+    global batch of batch_size x world_size images without overlap."""
+
+    batch_size: int
+    num_workers: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        return self.batch_size * self.world_size
+
+    def steps(self, beton: Beton) -> int:
+        """Whole global batches in an epoch; ValueError if there is not one."""
+        if len(beton) < self.global_batch:
+            raise ValueError(f"the batch size is {self.global_batch}, but there are only {len(beton)} images")
+        return len(beton) // self.global_batch
 
 
 class _Prefetcher:
@@ -60,28 +85,14 @@ class _Prefetcher:
 class NativeLoader:
     """Random views of the images of a .beton, in an order drawn anew for each epoch.
 
-    beton: dejavu_utils.data.beton.Beton. batch_size: images of this process. views: list of augment.View. num_workers:
-    workers; 0: this process loads. rank, world_size: this process and how many there are; they share every global
-    batch of batch_size x world_size images without overlap. Batches depend on (seed, epoch, position in the epoch's
-    order) alone, not on num_workers; an incomplete last batch is dropped. ValueError if there is not one whole batch.
+    Batches depend on (seed, epoch, position in the epoch's order) alone, not on num_workers; an incomplete last batch
+    is dropped. ValueError if there is not one whole batch.
     """
 
-    def __init__(
-        self,
-        beton: Beton,
-        batch_size: int,
-        views: list[augment.View],
-        seed: int,
-        num_workers: int,
-        device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if len(beton) < batch_size * world_size:
-            raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
-        self._steps = len(beton) // (batch_size * world_size)
-        plans = functools.partial(_plans, beton, batch_size, views, seed, (rank, world_size))
-        self._prefetcher = _Prefetcher(functools.partial(_batches, beton, plans, num_workers, device))
+    def __init__(self, beton: Beton, batching: Batching, views: list[augment.View], seed: int) -> None:
+        self._steps = batching.steps(beton)
+        plans = functools.partial(_random_plans, beton, batching, views, seed)
+        self._prefetcher = _Prefetcher(functools.partial(_batches, beton, batching, plans))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -103,24 +114,20 @@ class NativeLoader:
         self._prefetcher.close()
 
 
-def _plans(
-    beton: Beton, batch_size: int, views: list[augment.View], seed: int, place: tuple[int, int], start: tuple
+def _random_plans(
+    beton: Beton, batching: Batching, views: list[augment.View], seed: int, start: tuple[int, int, int]
 ) -> Iterator[Plan]:
-    """Yields the plans of the batches from a step of an epoch on, without end.
-
-    place: (rank, world_size). start: (resolution, epoch, step).
-    """
-    (rank, world_size), (resolution, epoch, first_step) = place, start
-    everybody = batch_size * world_size
-    mine = slice(rank * batch_size, (rank + 1) * batch_size)
+    """Yields the plans of the batches from a step of an epoch on, without end. start: (resolution, epoch, step)."""
+    resolution, epoch, first_step = start
+    mine = slice(batching.rank * batching.batch_size, (batching.rank + 1) * batching.batch_size)
     for number in itertools.count(epoch):
         order = epoch_order(seed, number, len(beton))
-        for step in range(first_step if number == epoch else 0, len(beton) // everybody):
-            first = step * everybody
-            chosen = order[first : first + everybody][mine]
+        for step in range(first_step if number == epoch else 0, batching.steps(beton)):
+            first = step * batching.global_batch
+            chosen = order[first : first + batching.global_batch][mine]
             parts: list[tuple[int, np.ndarray, augment.Parameters | None]] = []
             for position, view in enumerate(views):
-                draws = uniforms(seed, number, position, first, everybody)
+                draws = uniforms(seed, number, position, first, batching.global_batch)
                 boxes = augment.crop_boxes(draws[mine], beton.sizes[chosen], view)
                 parts.append((view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine]))
             yield chosen, parts
@@ -129,24 +136,17 @@ def _plans(
 class EvaluationLoader:
     """Centre crops of all images of a .beton in their order, of every world_size-th batch; to be gone through often.
 
-    Crops: the centred 224 / 256 of the short side. batch_size: images. resolution: side, pixels. num_workers, device,
-    rank, world_size: as NativeLoader's. in_all: number of batches that every process has.
+    Crops: the centred 224 / 256 of the short side. resolution: side, pixels. in_all: number of batches that every
+    process has.
     """
 
-    def __init__(
-        self,
-        beton: Beton,
-        batch_size: int,
-        resolution: int,
-        num_workers: int,
-        device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._steps = len(range(rank, -(-len(beton) // batch_size), world_size))
-        self.in_all = -(-len(beton) // batch_size) // world_size
-        plans = functools.partial(_centre_plans, beton, batch_size, resolution, (rank, world_size))
-        self._prefetcher = _Prefetcher(functools.partial(_batches, beton, plans, num_workers, device))
+    def __init__(self, beton: Beton, batching: Batching, resolution: int) -> None:
+        batch_count = math.ceil(len(beton) / batching.batch_size)
+        self.in_all = batch_count // batching.world_size
+        own = range(batching.rank, batch_count, batching.world_size)
+        self._steps = len(own)
+        plans = functools.partial(_centre_plans, beton, batching.batch_size, resolution, own)
+        self._prefetcher = _Prefetcher(functools.partial(_batches, beton, batching, plans))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields (crops, labels) on the device: normalized float32 (n, 3, resolution, resolution), int64 (n,).
@@ -156,23 +156,24 @@ class EvaluationLoader:
             yield crops, labels
 
 
-def _centre_plans(beton: Beton, batch_size: int, resolution: int, place: tuple[int, int], start: int) -> Iterator[Plan]:
-    """Yields the plans of the evaluation's batches from the start-th of this process on, round and round."""
-    rank, world_size = place
-    own = range(rank, -(-len(beton) // batch_size), world_size)
+def _centre_plans(beton: Beton, batch_size: int, resolution: int, own: range, start: int) -> Iterator[Plan]:
+    """Yields the plans of the evaluation's batches from the start-th of this process on, round and round.
+
+    own: numbers of this process's batches.
+    """
     for step in itertools.chain(own[start:], itertools.cycle(own)):
         chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
         yield chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
 
 
-def _batches(beton: Beton, plans: Callable, num_workers: int, device: torch.device, start: Any) -> Batches:
+def _batches(beton: Beton, batching: Batching, plans: Callable, start: Any) -> Batches:
     """Yields (views, labels) on the device; a few batches are prefetched.
 
     plans: function of `start` that returns an iterator, the same each time, without end, of (image indices, [(side,
     boxes, augment.Parameters or None) of each view]).
     """
-    plans = functools.partial(plans, start)
-    yield from (_for_a_cpu if device.type == "cpu" else _for_a_gpu)(beton, plans, num_workers, device)
+    load = _for_a_cpu if batching.device.type == "cpu" else _for_a_gpu
+    yield from load(beton, functools.partial(plans, start), batching.num_workers, batching.device)
 
 
 def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.device) -> Batches:

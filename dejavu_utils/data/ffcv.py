@@ -1,7 +1,6 @@
 """FFCV-SSL's loader behind the interface of dejavu_utils.data.beton_loader.NativeLoader."""
 
 import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton
+from dejavu_utils.data.beton_loader import Batches, Batching
 from dejavu_utils.errors import InputError
 
 
@@ -20,34 +20,20 @@ class FfcvLoader:
     installed; ValueError if there is not one whole batch, or a view asks for what it does not have.
     """
 
-    def __init__(
-        self,
-        beton: Beton,
-        batch_size: int,
-        views: list[augment.View],
-        seed: int,
-        num_workers: int,
-        device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    def __init__(self, beton: Beton, batching: Batching, views: list[augment.View], seed: int) -> None:
         if not ffcv_is_installed():
             raise InputError("--data.loader ffcv: FFCV-SSL is not installed here; install it or take native")
-        if len(beton) < batch_size * world_size:
-            raise ValueError(f"the batch size is {batch_size * world_size}, but there are only {len(beton)} images")
         if any((view.flip, view.aspect) != (0.5, (3 / 4, 4 / 3)) for view in views):
             raise ValueError("FFCV-SSL's loader flips every second image and keeps the published aspects")
-        self.beton, self.batch_size, self.views, self.seed = beton, batch_size, views, seed
-        self.num_workers, self.device, self.rank, self.world_size = num_workers, device, rank, world_size
+        self._steps = batching.steps(beton)
+        self.beton, self.batching, self.views, self.seed = beton, batching, views, seed
         self._compiled: dict[int, Any] = {}  # FFCV's loaders by resolution
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self.beton) // (self.batch_size * self.world_size)
+        return self._steps
 
-    def epoch(
-        self, epoch: int, resolution: int, first_step: int = 0
-    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    def epoch(self, epoch: int, resolution: int, first_step: int = 0) -> Batches:
         """What NativeLoader.epoch yields; the steps before `first_step` are read and thrown away."""
         if resolution not in self._compiled:
             self._compiled[resolution] = self._compile(resolution)
@@ -58,7 +44,7 @@ class FfcvLoader:
                 break
             if step >= first_step:
                 named = dict(zip(loader.pipelines, batch))
-                yield [named[name] for name in self._names()], named["label"].flatten().to(self.device)
+                yield [named[name] for name in self._names()], named["label"].flatten().to(self.batching.device)
 
     def _names(self) -> list[str]:
         return ["image", *(f"image_{number}" for number in range(1, len(self.views)))]
@@ -72,15 +58,15 @@ class FfcvLoader:
         pipelines = {name: self._pipeline(view, resolution) for name, view in zip(names, self.views)}
         return Loader(
             self.beton.path,
-            batch_size=self.batch_size,
-            num_workers=max(1, self.num_workers),
+            batch_size=self.batching.batch_size,
+            num_workers=max(1, self.batching.num_workers),
             order=OrderOption.RANDOM,
             os_cache=True,
             drop_last=True,
             seed=self.seed,
             pipelines={**pipelines, "label": [IntDecoder(), ToTensor()]},
             custom_field_mapper=dict.fromkeys(names[1:], "image") or None,
-            distributed=self.world_size > 1,
+            distributed=self.batching.world_size > 1,
         )
 
     def _pipeline(self, view: augment.View, resolution: int) -> list[Any]:
@@ -97,7 +83,7 @@ class FfcvLoader:
         ]
         if view.solarize:
             steps.append(transforms.RandomSolarization(view.solarize, 128))
-        if self.device.type == "cpu":  # on a GPU it would need CuPy
+        if self.batching.device.type == "cpu":  # on a GPU it would need CuPy
             mean, std = (255 * np.array(values) for values in (augment.MEAN, augment.STD))
             steps += [
                 transforms.NormalizeImage(mean, std, np.float32),
@@ -105,7 +91,12 @@ class FfcvLoader:
                 transforms.ToTorchImage(),
             ]
         else:
-            steps += [transforms.ToTensor(), transforms.ToDevice(self.device), transforms.ToTorchImage(), _Normalize()]
+            steps += [
+                transforms.ToTensor(),
+                transforms.ToDevice(self.batching.device),
+                transforms.ToTorchImage(),
+                _Normalize(),
+            ]
         return [*steps, GaussianBlur((5, 9), (0.1, 2.0))] if view.blur else steps
 
 

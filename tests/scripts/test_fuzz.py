@@ -20,7 +20,7 @@ from dejavu_utils.crops import background_crop
 from dejavu_utils.data.annotations import read_annotation
 from dejavu_utils.data.augment import View
 from dejavu_utils.data.beton import Beton, Encoding, write_beton
-from dejavu_utils.data.beton_loader import EvaluationLoader, NativeLoader
+from dejavu_utils.data.beton_loader import Batching, EvaluationLoader, NativeLoader
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import load_image
 from dejavu_utils.networks.loading import load_network
@@ -190,10 +190,11 @@ def use(path):
         image = found.read(index)
         assert image.dtype == np.uint8 and image.shape == (*found.sizes[index], 3)
     if len(found) >= 2:
-        loader = NativeLoader(found, 2, [View()], seed=0, num_workers=0, device=torch.device("cpu"))
+        batching = Batching(2, 0, torch.device("cpu"))
+        loader = NativeLoader(found, batching, [View()], seed=0)
         assert sum(len(labels) for _, labels in loader.epoch(0, 8)) == 2 * (len(found) // 2)
         loader.close()  # it would read on while the next example is written over the file
-        assert sum(len(labels) for _, labels in EvaluationLoader(found, 2, 8, 0, torch.device("cpu"))) == len(found)
+        assert sum(len(labels) for _, labels in EvaluationLoader(found, batching, 8)) == len(found)
 
 
 @tries(150)

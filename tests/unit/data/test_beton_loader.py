@@ -14,7 +14,7 @@ import torch
 from dejavu_utils.data import augment
 from dejavu_utils.data import beton_loader as loaders
 from dejavu_utils.data.beton import Beton, Encoding, write_beton
-from dejavu_utils.data.beton_loader import EvaluationLoader, NativeLoader, cut_and_resize
+from dejavu_utils.data.beton_loader import Batching, EvaluationLoader, NativeLoader, cut_and_resize
 from dejavu_utils.data.ffcv import FfcvLoader, ffcv_is_installed
 from dejavu_utils.errors import InputError
 from dejavu_utils.randomness import epoch_order, uniforms
@@ -34,7 +34,7 @@ def path(tmp_path_factory):
 
 def batches(path, batch_size=20, views=VIEWS, seed=5, num_workers=2, epoch=3, resolution=32, first_step=0, **changes):
     beton = Beton(path, in_memory=changes.pop("in_memory", False))
-    loader = NativeLoader(beton, batch_size, views, seed, num_workers, CPU, **changes)
+    loader = NativeLoader(beton, Batching(batch_size, num_workers, CPU, **changes), views, seed)
     return list(loader.epoch(epoch, resolution, first_step))
 
 
@@ -91,7 +91,7 @@ def test_the_number_of_threads_changes_nothing(path):
 
 
 def test_epochs_run_on_and_any_place_can_be_entered(path, way):
-    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)
+    loader = NativeLoader(Beton(path), Batching(20, 2, CPU), VIEWS, 5)
     for epoch, resolution, first_step in [(0, 32, 0), (1, 32, 0), (2, 48, 1), (3, 48, 0), (3, 48, 3), (0, 32, 2)]:
         found = list(loader.epoch(epoch, resolution, first_step))
         assert_same(found, batches(path, epoch=epoch, resolution=resolution, first_step=first_step))
@@ -104,7 +104,7 @@ def test_epochs_run_on_and_any_place_can_be_entered(path, way):
 def test_a_slow_consumer_keeps_its_batches(path, monkeypatch, workers, ahead):
     """The memory that processes write into is used again, at any depth of reading ahead."""
     monkeypatch.setattr(loaders, "workers_that_fit_shared_memory", lambda *_: (workers, ahead))
-    loader = NativeLoader(Beton(path), 36, VIEWS, 5, 3, CPU)  # pieces of 16, 16 and 4 images
+    loader = NativeLoader(Beton(path), Batching(36, 3, CPU), VIEWS, 5)  # pieces of 16, 16 and 4 images
     kept = []
     for epoch in range(6):
         for batch in loader.epoch(epoch, 16):
@@ -135,12 +135,12 @@ def test_a_loader_that_is_dropped_ends_at_once(path, way):
 
 
 def training(path):
-    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)
+    loader = NativeLoader(Beton(path), Batching(20, 2, CPU), VIEWS, 5)
     return loader, loader.epoch(0, 32)
 
 
 def evaluation(path):
-    loader = EvaluationLoader(Beton(path), 20, 32, 2, CPU)
+    loader = EvaluationLoader(Beton(path), Batching(20, 2, CPU), 32)
     return loader, iter(loader)
 
 
@@ -148,7 +148,7 @@ def evaluation(path):
 def test_signals_leave_workers_loading(path, signum):
     """As from SLURM, which sends them to all processes of a job, or by Ctrl-C: the step can be ended and saved."""
     others = set(multiprocessing.active_children())
-    loader = NativeLoader(Beton(path), 20, VIEWS, 5, 2, CPU)
+    loader = NativeLoader(Beton(path), Batching(20, 2, CPU), VIEWS, 5)
     found = []
     for batch in loader.epoch(3, 32):
         workers = set(multiprocessing.active_children()) - others
@@ -188,7 +188,7 @@ def test_views_are_crop_then_augmentation_of_the_keyed_numbers(path):
 
 
 def test_evaluation_shows_all_images_in_their_order_each_time(path, way):
-    loader = EvaluationLoader(Beton(path), 40, 32, 2, CPU)
+    loader = EvaluationLoader(Beton(path), Batching(40, 2, CPU), 32)
     assert loader.in_all == 3
     beton = Beton(path)
     crop = cut_and_resize(beton.read(50), augment.center_boxes(beton.sizes[50:51])[0], 32)
@@ -204,12 +204,12 @@ def test_evaluation_shows_all_images_in_their_order_each_time(path, way):
 
 
 def test_processes_share_the_evaluation(path):
-    parts = [EvaluationLoader(Beton(path), 20, 32, 0, CPU, rank, 3) for rank in range(3)]
+    parts = [EvaluationLoader(Beton(path), Batching(20, 0, CPU, rank, 3), 32) for rank in range(3)]
     assert [part.in_all for part in parts] == [1, 1, 1]
     shares = [[labels.tolist() for _, labels in part] for part in parts]
     batch = [list(range(first, min(first + 20, 90))) for first in range(0, 90, 20)]
     assert shares == [[batch[0], batch[3]], [batch[1], batch[4]], [batch[2]]]
-    assert not list(EvaluationLoader(Beton(path), 50, 32, 0, CPU, rank=2, world_size=3))
+    assert not list(EvaluationLoader(Beton(path), Batching(50, 0, CPU, rank=2, world_size=3), 32))
 
 
 def test_a_broken_image_is_named(path, tmp_path):
@@ -225,13 +225,13 @@ def test_a_broken_image_is_named(path, tmp_path):
 @pytest.mark.skipif(ffcv_is_installed(), reason="FFCV-SSL is installed")
 def test_absent_ffcv_is_named(path):
     with pytest.raises(InputError, match="--data.loader ffcv: FFCV-SSL is not installed"):
-        FfcvLoader(Beton(path), 4, VIEWS, 0, 1, CPU)
+        FfcvLoader(Beton(path), Batching(4, 1, CPU), VIEWS, 0)
 
 
 @pytest.mark.ffcv
 @pytest.mark.skipif(not ffcv_is_installed(), reason="FFCV-SSL is not installed")
 def test_ffcv_loader_shows_the_same_kind_of_views(path):
-    loader = FfcvLoader(Beton(path), 20, VIEWS, 0, 2, CPU)
+    loader = FfcvLoader(Beton(path), Batching(20, 2, CPU), VIEWS, 0)
     found = list(loader.epoch(0, 32))
     assert len(found) == len(loader) == 4
     for views, labels in found:
