@@ -38,8 +38,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dejavu_utils.analysis.attack_files import check_one_kind
 from dejavu_utils.analysis.attack_output import (
     Context,
@@ -50,7 +48,7 @@ from dejavu_utils.analysis.attack_output import (
     write_layer,
 )
 from dejavu_utils.attack.job import BOXES, ImageSets, Job, ModelFiles
-from dejavu_utils.attack.preconditions import copied_elsewhere
+from dejavu_utils.attack.preconditions import Origin, copied_elsewhere
 from dejavu_utils.attack.search import Queries, k_with_self, nearest_public, unreadable_in_words, work_in_words
 from dejavu_utils.attack.target_reference import ONE
 from dejavu_utils.cli import (
@@ -74,11 +72,11 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files
 from dejavu_utils.imagenet import list_images, read_class_names
 from dejavu_utils.log import Progress
-from dejavu_utils.models import LOSSES
+from dejavu_utils.models import L2, LOSSES
 from dejavu_utils.naming import SETS, attack_path
 from dejavu_utils.networks.embedder import LOGITS, Embedder, ImageSet, Inference
-from dejavu_utils.networks.inference import check_layers, prepared_for_inference
-from dejavu_utils.networks.loading import ARCH_HELP, existing_model
+from dejavu_utils.networks.inference import prepared_for_inference
+from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
 from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.runtime.launch import GpuChoice, init_from_args, launch
 from dejavu_utils.runtime.resumable import ShardStore
@@ -186,8 +184,8 @@ def check_args(args: Namespace) -> None:
             raise InputError(f"--{name}: give --model_A_pth and --model_B_pth, or --model_oss_pth with its own flags")
     if args.model_oss_pth and args.placebo:
         raise InputError("--placebo: of one model --unseen_idx_pth is the test whose score is expected to be 0")
-    for flag, path in checkpoints(args).values():
-        existing_model(path, flag, args)
+    for file in model_files(args).values():
+        existing_model(file.path, file.flag, args)
     files = [] if args.placebo else ["bbox_A_idx_pth", "bbox_B_idx_pth"]
     for name in [*files, "public_idx_pth", *(["unseen_idx_pth"] if args.unseen_idx_pth else [])]:
         existing_file(getattr(args, name), f"--{name}")
@@ -209,6 +207,8 @@ def check_args(args: Namespace) -> None:
         raise InputError("--layers: leave --use_backbone and --use_supervised_linear out")
     if args.layers and len(set(args.layers)) < len(args.layers):
         raise InputError("--layers: names a layer twice")
+    if args.layers and LOGITS in [layer.removesuffix(L2) for layer in args.layers]:
+        raise InputError(f"--layers {LOGITS}: give --use_supervised_linear 1 instead")
     check_one_kind(args.output_dir, bool(args.layers))
     for model, scored in (("A", args.use_supervised_linear), ("B", args.use_supervised_linear or args.model_oss_pth)):
         other = "neighb_labels" if scored else "scores"
@@ -218,19 +218,23 @@ def check_args(args: Namespace) -> None:
             )
 
 
-def checkpoints(args: Namespace) -> dict[str, tuple[str, str]]:
-    """{name: (flag, path)}: models A and B, or the only one and the classifiers in place of its twin."""
+def model_files(args: Namespace) -> dict[str, ModelFile]:
+    """{name: ModelFile}: models A and B, or the only one and the classifiers in place of its twin."""
+
+    def tested(flag: str, path: str) -> ModelFile:
+        return ModelFile(flag, path, args.arch, args.resolution, args.mlp, args.loss, args.resnet50)
+
     if not args.model_oss_pth:
-        return {model: (f"--model_{model}_pth", getattr(args, f"model_{model}_pth")) for model in SETS}
-    files = {ONE: ("--model_oss_pth", args.model_oss_pth)}
+        return {"A": tested("--model_A_pth", args.model_A_pth), "B": tested("--model_B_pth", args.model_B_pth)}
+    files = {ONE: tested("--model_oss_pth", args.model_oss_pth)}
     kinds = ["reference"]
     if args.half_reference_A_pth or args.half_reference_B_pth:
         kinds.append("half_reference")
     for kind in kinds:
         for name in SETS:
-            flag = f"{kind}_{name}_pth"
-            for number, path in enumerate(getattr(args, flag) or [None], 1):
-                files[f"{kind}_{name}_{number}"] = (f"--{flag}", path)
+            paths = getattr(args, f"{kind}_{name}_pth") or [None]
+            for number, path in enumerate(paths, 1):
+                files[f"{kind}_{name}_{number}"] = ModelFile(f"--{kind}_{name}_pth", path, resolution=args.resolution)
     return files
 
 
@@ -239,17 +243,6 @@ def job_of(args: Namespace) -> Job:
     layers = args.layers
     if not layers:
         layers = [LOGITS if args.use_supervised_linear else "backbone" if args.use_backbone else "projector"]
-    models = ModelFiles(
-        files=checkpoints(args),
-        layers=layers,
-        chosen=bool(args.layers),
-        scores=bool(args.use_supervised_linear),
-        arch=args.arch,
-        mlp=args.mlp,
-        loss=args.loss,
-        resnet50=args.resnet50,
-        resolution=args.resolution,
-    )
     images = ImageSets(
         folder=args.imgnet_train_pth,
         boxes=None if args.use_corner_crop else args.imgnet_bbox_pth,
@@ -258,15 +251,14 @@ def job_of(args: Namespace) -> Job:
         unseen=args.unseen_idx_pth,
         crop_cache=args.crop_cache or f"{args.output_dir}/crops.npz",
     )
-    cpu = torch.device("cpu")  # until the process has its own
     return Job(
         folder=Path(args.output_dir),
-        models=models,
+        models=ModelFiles(model_files(args), layers, bool(args.layers), bool(args.use_supervised_linear)),
         images=images,
         rule=CropRule.of(vars(args)),
         k=args.k,
         k_attk=args.k_attk,
-        inference=Inference(cpu, args.precision, args.batch_size, args.num_workers, args.skip_unreadable),
+        inference=Inference.of(args),
         class_names=args.class_names,
         settings=vars(args),
     )
@@ -276,25 +268,24 @@ def attack(given: tuple[Job, GpuChoice]) -> None:
     job, gpus = given
     device = init_from_args(gpus, long_waits=True)
     job = replace(job, inference=replace(job.inference, device=device))
-    comparison, sources, layers = job.comparison, job.models.sources, job.models.layers
+    comparison, layers = job.comparison, job.models.layers
     listing = list_images(job.images.folder, "--imgnet_train_pth")
     public_indices = load_indices(job.images.public, "--public_idx_pth", listing)
     sets = job.images.load(listing, public_indices)
     networks, warnings = job.models.load(comparison, job.rule)
-    warnings += job.check(networks, sets, public_indices, listing)
+    origins = {name: Origin.of(network) for name, network in networks.items()}
+    warnings += job.check(networks, origins, sets, public_indices, listing)
+    shown = networks[comparison.models[0]].preprocessing.side
+    records = {} if rank() else {name: ModelRecord.of(network) for name, network in networks.items()}
     of_each = comparison.layers(networks, layers)
     for name, network in networks.items():
-        check_layers(network, of_each[name], sources[name])
-    shown = networks[comparison.models[0]].preprocessing.side
-    records = {}
-    if not rank():
-        records = {name: ModelRecord.of(network, job.models.resolution) for name, network in networks.items()}
-    networks = {name: prepared_for_inference(net, of_each[name]).to(device) for name, net in networks.items()}
+        networks[name] = prepared_for_inference(network, of_each[name]).to(device)
     annotations = None if rank() else job.images.annotations(listing)
-    parts = from_first({} if rank() else job.parts(listing, annotations, sets, public_indices, warnings))
+    parts, of_boxes = from_first(({}, []) if rank() else job.parts(listing, annotations, sets, public_indices))
+    warnings += of_boxes
     queries = Queries(parts, public_indices, comparison.shown(networks))
     public = ImageSet("public", public_indices)
-    embedder = Embedder(networks, of_each, listing, sources, job.inference)
+    embedder = Embedder(networks, of_each, listing, job.inference)
     record = job.record(records, listing, sets, queries.images, public_indices)
     pieces = ShardStore(
         job.folder / "unfinished", None if rank() else job.key(record, listing, queries.images, public_indices)
@@ -309,7 +300,7 @@ def attack(given: tuple[Job, GpuChoice]) -> None:
     if searched and not rank():
         settings = {**job.settings, "resolution": shown, "device": str(device), "reference": comparison.kind}
         beside = job.images.attacked.get("A")
-        copied = copied_elsewhere(beside, networks, comparison.reference, sets, public_indices, listing)
+        copied = copied_elsewhere(beside, origins, comparison.reference, sets, public_indices, listing)
         for layer in layers:
             result = layer_result(layer, listing, queries, public, searched, (job.k, job.k_attk), comparison)
             result.copied = copied

@@ -63,7 +63,7 @@ from dejavu_utils.imagenet import ImageListing, list_images, load_image
 from dejavu_utils.log import Progress, say
 from dejavu_utils.models import LOSSES, Network
 from dejavu_utils.networks.inference import check_finite, check_layers, prepared_for_inference
-from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network
+from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runtime.devices import autocast
 from dejavu_utils.runtime.distributed import agreed, average_gradients, from_each, rank, sum_over_processes, world_size
@@ -120,13 +120,12 @@ def main() -> None:
 
 def probe(args: Namespace) -> None:
     device = init_from_args(args)
-    network = load_network(args.model_pth, "--model_pth", args.arch, resolution=args.resolution)
-    check_typed(network, f"--model_pth {args.model_pth}", args.mlp, args.loss, args.resnet50)
-    say(f"--model_pth {args.model_pth}: {network.notes}")
+    model = ModelFile("--model_pth", args.model_pth, args.arch, args.resolution, args.mlp, args.loss, args.resnet50)
+    network = model.load()
     if args.use_projector and not network.has_projector:
         raise InputError(f"--use_projector: --model_pth {args.model_pth} has no projector; leave the flag out")
     layer = "projector" if args.use_projector else "backbone"
-    check_layers(network, [layer], f"--model_pth {args.model_pth}")
+    check_layers(network, [layer])
     args.resolution = network.preprocessing.side
     listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
     train = load_indices(args.train_idx_pth, "--train_idx_pth", listing)
@@ -333,7 +332,7 @@ class ProbeRun:
         images = IndexedImages(self.listing, indices, transform)
 
         def check(sums: Sequence[float]) -> None:
-            check_finite(not any(sums), f"--model_pth {self.args.model_pth}", self.layer, self.args.precision)
+            check_finite(not any(sums), self.network, self.layer, self.args.precision)
             if self.watch.asked:
                 self.save_and_leave()
 

@@ -26,12 +26,22 @@ from dejavu_utils.finished import leave_if_finished
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     leave_if_finished()
 
-from dataclasses import replace
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from dejavu_utils.attack.preconditions import Origin, check_alike, check_models, check_training_sets
+from dejavu_utils.attack.preconditions import (
+    IndexSet,
+    Origin,
+    check_alike,
+    check_disjoint,
+    check_models,
+    check_training_set,
+)
 from dejavu_utils.cli import (
     Parser,
     add_inference_flags,
@@ -49,30 +59,32 @@ from dejavu_utils.data.provenance import (
     MADE_FROM,
     ModelRecord,
     Provenance,
+    Value,
     check_same,
     read_record,
     sets_record,
 )
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files
-from dejavu_utils.imagenet import list_images
+from dejavu_utils.imagenet import ImageListing, list_images
 from dejavu_utils.label_free.compare import about_other_images, read_margins
 from dejavu_utils.label_free.measure import ViewDistances, Views, views_of_training
 from dejavu_utils.label_free.output import CONTROLS, Measured, sslmem_in_words, write_folder
 from dejavu_utils.log import Progress, say
-from dejavu_utils.models import L2
+from dejavu_utils.models import Network
 from dejavu_utils.naming import SETS
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import check_layers, prepared_for_inference
-from dejavu_utils.networks.loading import ARCH_HELP, existing_model, load_network
+from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
 from dejavu_utils.runtime.distributed import rank, wait_for_all, world_size
-from dejavu_utils.runtime.launch import init_from_args, launch
-from dejavu_utils.runtime.resumable import ShardStore
+from dejavu_utils.runtime.launch import GpuChoice, init_from_args, launch
+from dejavu_utils.runtime.resumable import ProgressOf, ShardStore
 
-FLAGS = {**{name: f"bbox_{name}_idx_pth" for name in SETS}, **{name: f"{name}_idx_pth" for name in CONTROLS}}
+FLAGS = {"A": "--bbox_A_idx_pth", "B": "--bbox_B_idx_pth"}  # of the sets
+FLAGS |= {name: f"--{name}_idx_pth" for name in CONTROLS}
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--output_dir", type=expanded, required=True, help="where everything is written")
     group = parser.add_argument_group("models")
@@ -107,175 +119,196 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main():
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured. models: "A" and "B". layers: None: the backbone and, if there is one, the projector.
+    sets: {set: (flag, path of its index file)}, A and B, then the controls that are given. views: of each image, drawn
+    with `seed`. attack: folder of an attack to compare with, or None. settings: the flags, for results.json."""
+
+    folder: str
+    models: Mapping[str, ModelFile]
+    layers: list[str] | None
+    image_folder: str
+    sets: Mapping[str, tuple[str, str]]
+    views: int
+    seed: int
+    attack: str | None
+    inference: Inference
+    settings: Mapping[str, object]
+
+    @classmethod
+    def of(cls, args: Namespace) -> "Job":
+        models, sets = {}, {}
+        for name in SETS:
+            models[name] = ModelFile(
+                f"--model_{name}_pth", getattr(args, f"model_{name}_pth"), args.arch, args.resolution
+            )
+        for name, flag in FLAGS.items():
+            path = getattr(args, flag.strip("-"))
+            if path:
+                sets[name] = flag, path
+        return cls(
+            folder=args.output_dir,
+            models=models,
+            layers=args.layers,
+            image_folder=args.imgnet_train_pth,
+            sets=sets,
+            views=args.views,
+            seed=args.seed,
+            attack=args.attack_dir,
+            inference=Inference.of(args),
+            settings=vars(args),
+        )
+
+
+def main() -> None:
     args = parse_args()
-    check_args(args)
-    launch(measure, args, (args.output_dir, "--output_dir"), args.num_workers)
+    job = Job.of(args)
+    check(job, args)
+    launch(measure, args, (args.output_dir, "--output_dir"), args.num_workers, given=(job, GpuChoice.of(args)))
 
 
-def check_args(args):
+def check(job: Job, args: Namespace) -> None:
     """Raises an InputError for what cannot work, before anything is computed or submitted."""
-    for model in SETS:
-        existing_model(getattr(args, f"model_{model}_pth"), f"--model_{model}_pth", args)
-    for name, flag in FLAGS.items():
-        if name in SETS or getattr(args, flag):
-            existing_file(getattr(args, flag), f"--{flag}")
-    existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
-    if args.views < 2:
+    for model in job.models.values():
+        existing_model(model.path, model.flag, args)
+    for flag, path in job.sets.values():
+        existing_file(path, flag)
+    existing_folder(job.image_folder, "--imgnet_train_pth")
+    if job.views < 2:
         raise InputError("--views 1: a distance needs two views")
-    if args.layers and len(set(args.layers)) < len(args.layers):
+    if job.layers and len(set(job.layers)) < len(job.layers):
         raise InputError("--layers: names a layer twice")
-    if args.attack_dir:
-        read_margins(args.attack_dir, "--attack_dir")
+    if job.attack:
+        read_margins(job.attack, "--attack_dir")
 
 
-def measure(args):
-    device = init_from_args(args, long_waits=True)
-    listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
-    sets = load_sets(args, listing)
-    margins = load_margins(args, listing, sets) if args.attack_dir else None
-    where = {model: f"--model_{model}_pth {getattr(args, f'model_{model}_pth')}" for model in SETS}
-    networks = load_networks(args, where)
-    warnings = check_identity(args, networks, where, sets, listing)
-    layers = layers_of(args, networks, where)
-    settings = next((found for n in networks.values() if (found := n.about["settings"])), None)
-    record = record_of(args, networks, listing, sets)
-    if args.attack_dir:
-        warnings += check_attack(args, record)
-    networks = {model: prepared_for_inference(network, layers).to(device) for model, network in networks.items()}
-    args.resolution = networks["A"].preprocessing.side
-    size = max(1, args.batch_size // args.views)  # the networks see so many views at once
-    inference = Inference(device, args.precision, size, args.num_workers, args.skip_unreadable)
-    embedder = Embedder(networks, dict.fromkeys(SETS, layers), listing, where, inference)
-    views = Views(views_of_training(settings), args.views, args.seed, embedder.kinds)
-    key = None if rank() else key_of(args, record, embedder, views, sets)
-    pieces = ShardStore(Path(args.output_dir) / "unfinished", key)
+def measure(given: tuple[Job, GpuChoice]) -> None:
+    job, gpus = given
+    device = init_from_args(gpus, long_waits=True)
+    listing = list_images(job.image_folder, "--imgnet_train_pth")
+    sets = load_sets(job, listing)
+    margins = load_margins(job.attack, listing, sets) if job.attack else None
+    networks = {name: model.load() for name, model in job.models.items()}
+    warnings = check_twins(networks, sets, listing)
+    layers = job.layers or ["backbone", *(["projector"] if networks["A"].has_projector else [])]
+    for network in networks.values():
+        check_layers(network, layers)
+    record = record_of(job, networks, listing, sets)
+    if job.attack:
+        warnings += check_attack(job.attack, record)
+    augmented = networks["A"].about["settings"] or networks["B"].about["settings"]
+    resolution = networks["A"].preprocessing.side
+    networks = {name: prepared_for_inference(network, layers).to(device) for name, network in networks.items()}
+    size = max(1, job.inference.batch_size // job.views)  # the networks see so many views at once
+    inference = replace(job.inference, device=device, batch_size=size)
+    embedder = Embedder(networks, dict.fromkeys(SETS, layers), listing, inference)
+    views = Views(views_of_training(augmented), job.views, job.seed, embedder.kinds)
+    pieces = ShardStore(Path(job.folder) / "unfinished", None if rank() else key_of(job, record, embedder, views, sets))
     kept = None if rank() else pieces.start()
+    images = sum(len(of_set.indices) for of_set in sets.values())
     say(
-        f"{args.views} views each of {sum(map(len, sets.values()))} images: {', '.join(layers)}, on {device} in "
-        f"{args.precision}, {world_size()} process{'es' if world_size() > 1 else ''}"
+        f"{job.views} views each of {images} images: {', '.join(layers)}, on {device} in {inference.precision}, "
+        f"{world_size()} process{'es' if world_size() > 1 else ''}"
         + (f"; resumes with {kept} pieces of the same work" if kept else "")
     )
     wait_for_all()
-    aligner = ViewDistances(embedder, views, pieces)
-    found = {name: aligner.align(ImageSet(name, indices), progress_of(name)) for name, indices in sets.items()}
+    distances = ViewDistances(embedder, views, pieces)
+    alignments = {}
+    for name, of_set in sets.items():
+        alignments[name] = distances.align(ImageSet(name, of_set.indices), progress_of(name))
     if not rank():
-        measured = Measured(listing, sets, found, layers, margins, views.pictures)
+        indices = {name: of_set.indices for name, of_set in sets.items()}
+        measured = Measured(listing, indices, alignments, layers, margins, views.pictures)
         about = {
             "warnings": warnings,
-            "settings": {**vars(args), "layers": layers, "device": str(device)},
+            "settings": {**job.settings, "resolution": resolution, "layers": layers, "device": str(device)},
             "views": {"pairs": "all", "taking turns": [vars(view) for view in views.pair]},
             MADE_FROM: record.plain(),
         }
-        with complete_files(args.output_dir, last="results.json") as new:
+        with complete_files(job.folder, last="results.json") as new:
             results = write_folder(new, measured, about)
-        print("\n".join(["", *sslmem_in_words(results), f"  {args.output_dir}"]), flush=True)
+        print("\n".join(["", *sslmem_in_words(results), f"  {job.folder}"]), flush=True)
         pieces.remove()
     wait_for_all()
 
 
-def load_sets(args, listing):
-    """{name: int64 (n,)} of the sets that are given, A and B first; InputError if one is too small or two overlap."""
-    sets = {}
-    for name, flag in FLAGS.items():
-        if getattr(args, flag):
-            sets[name] = load_indices(getattr(args, flag), f"--{flag}", listing)
-            if name not in SETS and not len(sets[name]):
-                say(f"note: --{flag} {getattr(args, flag)} holds no image: this control is left out")
-                del sets[name]
-                continue
-            if len(sets[name]) < 2:
-                raise InputError(f"--{flag} {getattr(args, flag)}: holds {len(sets[name])} images, two are needed")
-            for other in list(sets)[:-1]:
-                both = np.intersect1d(sets[name], sets[other])
-                if len(both):
-                    raise InputError(
-                        f"--{flag}: shares {len(both)} images with --{FLAGS[other]}; the sets must be disjoint"
-                    )
+def load_sets(job: Job, listing: ImageListing) -> dict[str, IndexSet]:
+    """The sets that are given, A and B first; InputError if one is too small or two overlap."""
+    sets: dict[str, IndexSet] = {}
+    for name, (flag, path) in job.sets.items():
+        indices = load_indices(path, flag, listing)
+        if name not in SETS and not len(indices):
+            say(f"note: {flag} {path} holds no image: this control is left out")
+            continue
+        if len(indices) < 2:
+            raise InputError(f"{flag} {path}: holds {len(indices)} images, two are needed")
+        sets[name] = IndexSet(flag, indices)
+    check_disjoint(sets.values())
     return sets
 
 
-def load_margins(args, listing, sets):
+def load_margins(folder: str, listing: ImageListing, sets: dict[str, IndexSet]) -> dict[str, pd.DataFrame]:
     """What read_margins gives of --attack_dir; InputError if that is about other images than the sets."""
-    margins = read_margins(args.attack_dir, "--attack_dir")
+    margins = read_margins(folder, "--attack_dir")
     for name, table in margins.items():
-        if about_other_images({index: listing.text(index) for index in sets[name].tolist()}, table):
-            raise InputError(f"--attack_dir {args.attack_dir}: attack_{name}.csv is about other images than set {name}")
+        paths = {index: listing.text(index) for index in sets[name].indices.tolist()}
+        if about_other_images(paths, table):
+            raise InputError(f"--attack_dir {folder}: attack_{name}.csv is about other images than set {name}")
     return margins
 
 
-def load_networks(args, where):
-    """{"A": network, "B": network} in eval mode on the CPU."""
-    networks = {}
-    for model in SETS:
-        path, flag = getattr(args, f"model_{model}_pth"), f"--model_{model}_pth"
-        networks[model] = load_network(path, flag, args.arch, resolution=args.resolution)
-        say(f"{where[model]}: {networks[model].notes}")
-    check_alike(networks, where)
-    return networks
-
-
-def check_identity(args, networks, where, sets, listing):
+def check_twins(networks: dict[str, Network], sets: dict[str, IndexSet], listing: ImageListing) -> list[str]:
     """Warnings about models and sets that the scores may not be about; InputError where they would mean nothing."""
-    origins = {model: Origin.of(network) for model, network in networks.items()}
-    warnings = check_models(origins, where)
+    check_alike(networks)
+    origins = {name: Origin.of(network) for name, network in networks.items()}
+    warnings = check_models(origins)
     if origins["A"].weights == origins["B"].weights:  # one model, on purpose: every score is 0
         return warnings
-    own = {name: (f"--{FLAGS[name]}", sets[name]) for name in SETS}
-    unknown = np.empty(0, np.int64)
-    for name in ("public", "unseen"):
-        found = check_training_sets(origins, where, own, (f"--{FLAGS[name]}", sets.get(name, unknown)), listing)
     for model, origin in origins.items():
-        if "shared" in sets and origin.images is not None and origin.images.is_of(listing):
-            missing = int((~np.isin(sets["shared"], origin.images.indices)).sum())
-            if missing:
-                raise InputError(
-                    f"--shared_idx_pth {args.shared_idx_pth}: {missing} of its {len(sets['shared'])} images were not "
-                    f"trained on by {where[model]}"
-                )
-    return warnings + found
+        trained = [images for name, images in sets.items() if name in (model, "shared")]
+        unseen = [images for name, images in sets.items() if name not in (model, "shared")]
+        warnings += check_training_set(origin, listing, trained, unseen)
+    return warnings
 
 
-def layers_of(args, networks, where):
-    """The layers to measure; those typed must be both networks'."""
-    layers = args.layers or ["backbone", *(["projector"] if networks["A"].has_projector else [])]
-    for model, network in networks.items():
-        for layer in layers:
-            if layer.removesuffix(L2) not in network.layer_names():
-                raise InputError(f"--layers {layer}: {where[model]} has {', '.join(network.layer_names())}")
-        check_layers(network, layers, where[model])
-    return layers
-
-
-def record_of(args, networks, listing, sets):
-    """The Provenance of the scores. networks: {"A": Network, "B": ...}. sets: {set: int64 (n,)}."""
+def record_of(job: Job, networks: dict[str, Network], listing: ImageListing, sets: dict[str, IndexSet]) -> Provenance:
+    """The Provenance of the scores."""
     return Provenance(
-        models={name: ModelRecord.of(network, args.resolution) for name, network in networks.items()},
+        models={name: ModelRecord.of(network) for name, network in networks.items()},
         images=listing.fingerprint["sha256"],
-        sets=sets_record({name: (FLAGS[name], indices) for name, indices in sets.items()}),
-        precision=args.precision,
-        resolution=args.resolution,
-        settings={"views": args.views, "seed": args.seed},
+        sets=sets_record(sets),
+        precision=job.inference.precision,
+        resolution=job.inference.resolution,
+        settings={"views": job.views, "seed": job.seed},
     )
 
 
-def check_attack(args, record):
+def check_attack(folder: str, record: Provenance) -> list[str]:
     """Notes; InputError unless --attack_dir attacked the same models and images."""
-    results = Path(args.attack_dir) / "results.json"
-    sources = {"*": f"--attack_dir {args.attack_dir}"}
+    results = Path(folder) / "results.json"
+    sources = {"*": f"--attack_dir {folder}"}
     remedy = "give the attack on these models and sets, or leave --attack_dir out"
     return check_same("attack_dir", record, read_record(results), str(results), sources, remedy)
 
 
-def key_of(args, record, embedder, views, sets):
+def key_of(job: Job, record: Provenance, embedder: Embedder, views: Views, sets: dict[str, IndexSet]) -> dict:
     """The record of all that the distances depend on, plain: pieces of another one are not used."""
-    settings = {name: getattr(args, name) for name in ("views", "seed", "batch_size", "skip_unreadable")}
-    settings |= {"layers": str(embedder.layers), "pair": str(list(map(str, views.pair)))}
-    files = file_fingerprint(embedder.listing, np.concatenate(list(sets.values())))
-    return replace(record, files=files, settings={**settings, "device": embedder.device.type}).plain()
+    inference = job.inference
+    settings: dict[str, Value] = {
+        "views": job.views,
+        "seed": job.seed,
+        "batch_size": inference.batch_size,
+        "skip_unreadable": inference.skip_unreadable,
+        "layers": str(embedder.layers),
+        "pair": str(list(map(str, views.pair))),
+        "device": embedder.device.type,
+    }
+    files = file_fingerprint(embedder.listing, np.concatenate([images.indices for images in sets.values()]))
+    return replace(record, files=files, settings=settings).plain()
 
 
-def progress_of(name):
+def progress_of(name: str) -> ProgressOf:
     who = f" by process {rank()}" if world_size() > 1 else ""
     return lambda total: Progress(total, f"images of set {name} measured{who}")
 

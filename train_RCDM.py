@@ -54,7 +54,7 @@ from dejavu_utils.imagenet import list_images
 from dejavu_utils.log import RunLog, say
 from dejavu_utils.models import LOSSES
 from dejavu_utils.networks.inference import check_layers
-from dejavu_utils.networks.loading import ARCH_HELP, check_typed, existing_model, load_network, resolved
+from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model, resolved
 from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.pictures import image_transform, save_grid
@@ -251,16 +251,22 @@ def train(args):
 
 def load_encoder(args, device):
     """The Encoder of --ssl_model_pth."""
-    where = f"--ssl_model_pth {args.ssl_model_pth}"
-    network = load_network(args.ssl_model_pth, "--ssl_model_pth", args.ssl_arch, "--ssl_arch", args.ssl_resolution)
-    check_typed(network, where, args.mlp, args.ssl_loss, prefix="ssl_")
-    say(f"{where}: {network.notes}")
+    model = ModelFile(
+        "--ssl_model_pth",
+        args.ssl_model_pth,
+        args.ssl_arch,
+        args.ssl_resolution,
+        args.mlp,
+        args.ssl_loss,
+        prefix="ssl_",
+    )
+    network = model.load()
     if args.use_supervised_activations and network.loss != "supervised":
-        raise InputError(f"--use_supervised_activations 1: {where} has no supervised head; give 0")
+        raise InputError(f"--use_supervised_activations 1: {network.source} has no supervised head; give 0")
     args.ssl_resolution = network.preprocessing.side
     layers = ["backbone", *(["projector"] if network.has_projector else [])]
     layers = ["logits"] if args.use_supervised_activations else layers
-    check_layers(network, layers, where)
+    check_layers(network, layers)
     return Encoder(network, layers, args.ssl_resolution, device)
 
 

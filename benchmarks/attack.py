@@ -179,8 +179,8 @@ def network(args):
         def ours(precision):
             def work():
                 inference = Inference(device, precision, args.batch_size, args.num_workers)
-                layers, where = dict.fromkeys(SETS, ["projector"]), {model: model for model in SETS}
-                embedder = Embedder(prepared, layers, images.listing, where, inference)
+                layers = dict.fromkeys(SETS, ["projector"])
+                embedder = Embedder(prepared, layers, images.listing, inference)
                 with tempfile.TemporaryDirectory() as unfinished, contextlib.redirect_stderr(io.StringIO()):
                     pieces = ShardStore(unfinished, {})
                     pieces.start()

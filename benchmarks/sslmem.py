@@ -60,7 +60,7 @@ def main():
 def compare(args, networks, listing, device):
     size = max(1, args.batch_size // args.views)
     inference = Inference(device, args.precision, size, args.num_workers)
-    embedder = Embedder(networks, dict.fromkeys(SETS, LAYERS), listing, {model: model for model in SETS}, inference)
+    embedder = Embedder(networks, dict.fromkeys(SETS, LAYERS), listing, inference)
     views = Views(views_of_training(None), args.views, 0, embedder.kinds)
     images = ImageSet("images", np.arange(len(listing)))
     random = torch.randn(args.views, 3, args.resolution, args.resolution)

@@ -122,8 +122,9 @@ class Network(nn.Module):
 
     arch, mlp, loss: names of what they are, or None, where its checkpoint does not say. preprocessing: how images are
     shown to it. evaluation_side: side of the images it is shown by default, in pixels, where its checkpoint says it.
-    notes: what is to be said about where it comes from. about: {name of ABOUT: value or None}, what its checkpoint says
-    of the training. Layers by name: `layer_names`, each also with L2 behind it.
+    source: flag and path of its checkpoint, for messages. notes: what is to be said about where it comes from. about:
+    {name of ABOUT: value or None}, what its checkpoint says of the training. Layers by name: `layer_names`, each also
+    with L2 behind it.
     """
 
     net: Any
@@ -140,7 +141,8 @@ class Network(nn.Module):
         super().__init__()
         self.net, self.backbone_width, self.projector = net, backbone_width, projector
         self.arch = self.mlp = self.loss = self.num_classes = self.evaluation_side = None
-        self.preprocessing, self.notes, self.about = Preprocessing(), "", dict.fromkeys(ABOUT)
+        self.preprocessing, self.about = Preprocessing(), dict.fromkeys(ABOUT)
+        self.source, self.notes = "the network", ""
         self.has_projector = len(projector) > 0
         self.inner_layers = tuple(name for name, _ in net.named_modules() if re.fullmatch(_INNER, name))
 

@@ -62,7 +62,7 @@ def embedder_of_two(device):
     torch.manual_seed(0)
     networks = {model: SSLNetwork("resnet18", "64-32", "vicreg").eval().to(device) for model in "AB"}
     layers = dict.fromkeys("AB", ["backbone", "projector"])
-    return Embedder(networks, layers, None, dict.fromkeys("AB", "x"), Inference(device))
+    return Embedder(networks, layers, None, Inference(device))
 
 
 def embedding(device):

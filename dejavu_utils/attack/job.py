@@ -11,11 +11,12 @@ from dejavu_utils.attack.preconditions import (
     IndexSet,
     Origin,
     check_alike,
-    check_classes,
     check_disjoint,
     check_models,
-    check_training_sets,
+    check_number_of_classes,
+    check_training_set,
     class_warnings,
+    numbered_folders,
 )
 from dejavu_utils.attack.search import CEILING, ceiling_images
 from dejavu_utils.attack.target_reference import UNSEEN, TargetReference, check_classifier, check_one_model
@@ -27,65 +28,41 @@ from dejavu_utils.data.provenance import ModelRecord, Provenance, Value, crops_r
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest
 from dejavu_utils.imagenet import ImageListing
-from dejavu_utils.log import Progress, say
-from dejavu_utils.models import L2, Network
+from dejavu_utils.log import Progress
+from dejavu_utils.models import Network
 from dejavu_utils.naming import SETS
-from dejavu_utils.networks.embedder import LOGITS, ImageSet, Inference
-from dejavu_utils.networks.loading import check_typed, load_network
+from dejavu_utils.networks.embedder import ImageSet, Inference
+from dejavu_utils.networks.inference import check_layers
+from dejavu_utils.networks.loading import ModelFile
 
 BOXES = "--imgnet_bbox_pth"
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The checkpoints. files: {name: (flag, path)}, named as TargetReference.of takes them. layers: those to attack;
-    chosen: by --layers. scores: do the class scores of a supervised model take the place of neighbors? arch, mlp, loss,
-    resnet50: as typed. resolution: side of the networks' input in pixels; None: each network's own."""
+    """The models. files: by name, as TargetReference.of takes them. layers: those to attack; chosen: by --layers.
+    scores: do the class scores of a supervised model take the place of neighbors?"""
 
-    files: Mapping[str, tuple[str, str]]
+    files: Mapping[str, ModelFile]
     layers: list[str]
     chosen: bool = False
     scores: bool = False
-    arch: str | None = None
-    mlp: str | None = None
-    loss: str | None = None
-    resnet50: bool = False
-    resolution: int | None = None
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """{name: flag and path}, for messages."""
-        return {name: f"{flag} {path}" for name, (flag, path) in self.files.items()}
 
     def load(self, comparison: TargetReference, rule: CropRule) -> tuple[dict[str, Network], list[str]]:
         """({name: network} in eval mode on the CPU, warnings)."""
         networks, warnings = {}, []
-        for name, (flag, path) in self.files.items():
-            is_tested = name in comparison.models
-            source = self.sources[name]
-            network = load_network(path, flag, self.arch if is_tested else None, resolution=self.resolution)
-            networks[name] = network
-            say(f"{source}: {network.notes}")
-            if not is_tested:
-                warnings += check_classifier(network, source, str(rule))
-                continue
-            check_typed(network, source, self.mlp, self.loss, self.resnet50)
-            if self.scores and network.loss != "supervised":
-                raise InputError(f"--use_supervised_linear 1: {source} has no supervised head")
+        for name, file in self.files.items():
+            network = networks[name] = file.load()
+            if name not in comparison.models:
+                warnings += check_classifier(network, str(rule))
+            elif self.scores and network.loss != "supervised":
+                raise InputError(f"--use_supervised_linear 1: {network.source} has no supervised head")
         if not comparison.classifiers:
-            check_alike(networks, self.sources)
+            check_alike(networks)
+        remedy = "name one with --layers" + ("" if self.chosen else " or give --use_backbone 1")
+        for name, layers in comparison.layers(networks, self.layers).items():
+            check_layers(networks[name], layers, remedy)
         return networks, warnings
-
-    def check_layers_exist(self, network: Network, source: str) -> None:
-        """InputError for a layer that the network does not have. source: flag and path of its checkpoint."""
-        names = [name for name in network.layer_names() if name != LOGITS or self.scores]
-        for layer in self.layers:
-            if layer.removesuffix(L2) in names:
-                continue
-            what, remedy = f"--layers {layer}", ""
-            if not self.chosen:
-                what, remedy = f"the {layer} is attacked by default", " or give --use_backbone 1"
-            raise InputError(f"{what}: {source} has {', '.join(names)}; name one with --layers{remedy}")
 
 
 @dataclass(frozen=True)
@@ -168,11 +145,12 @@ class Job:
 
     @property
     def comparison(self) -> TargetReference:
-        return TargetReference.of(self.models.sources, bool(self.images.unseen))
+        return TargetReference.of(self.models.files, bool(self.images.unseen))
 
     def check(
         self,
         networks: dict[str, Network],
+        origins: dict[str, Origin],
         sets: dict[str, IndexSet],
         public: np.ndarray,
         listing: ImageListing,
@@ -182,19 +160,23 @@ class Job:
         if not self.models.scores and self.k > len(public) - placebo:
             raise InputError(f"--k {self.k}: the public set of --public_idx_pth has only {len(public)} images")
         attacked, of_public = {} if placebo else sets, IndexSet("--public_idx_pth", public)
-        check_disjoint(attacked, of_public)
-        comparison, sources = self.comparison, self.models.sources
-        origins = {name: Origin.of(network) for name, network in networks.items()}
+        check_disjoint([*attacked.values(), of_public])
+        comparison = self.comparison
         if comparison.classifiers:
-            warnings = check_one_model(origins, sources, comparison, sets, of_public, listing)
+            warnings = check_one_model(origins, comparison, sets, of_public, listing)
         else:
-            warnings = check_models(origins, sources)
-            warnings += check_training_sets(origins, sources, attacked, of_public, listing)
-        with_scores = list(networks) if self.models.scores else comparison.shown(networks)
-        warnings += check_classes({name: networks[name] for name in with_scores}, sources, listing)
+            warnings = check_models(origins)
+            for model, origin in origins.items():
+                trained = [images for name, images in attacked.items() if name == model]
+                others = [images for name, images in attacked.items() if name != model]
+                warnings += check_training_set(origin, listing, trained, [*others, of_public])
+        with_scores = list(networks) if self.models.scores else list(comparison.shown(networks))
+        for name in with_scores:
+            check_number_of_classes(networks[name], listing)
+        if with_scores:
+            warnings += numbered_folders(listing)
         if not self.models.scores:
             warnings += class_warnings(listing, sets, public)
-        self.models.check_layers_exist(networks[comparison.models[0]], sources[comparison.models[0]])
         return warnings
 
     def parts(
@@ -203,13 +185,12 @@ class Job:
         annotations: Annotations | None,
         sets: dict[str, IndexSet],
         public: np.ndarray,
-        warnings: list[str],
-    ) -> dict[str, CroppedImages]:
-        """{set: images and their crops, ..., CEILING: ...}: the queries in order; `warnings` get those of the boxes."""
+    ) -> tuple[dict[str, CroppedImages], list[str]]:
+        """({set: images and their crops, ..., CEILING: ...}, the queries in order; warnings about the boxes)."""
         skip = self.inference.skip_unreadable
-        parts, of_boxes = self.images.crops(listing, self.rule, sets, annotations, skip)
-        warnings += of_boxes
-        return {**parts, CEILING: ceiling_images(listing, public, skip)}
+        parts, warnings = self.images.crops(listing, self.rule, sets, annotations, skip)
+        parts[CEILING] = ceiling_images(listing, public, skip)
+        return parts, warnings
 
     def record(
         self,
@@ -228,7 +209,7 @@ class Job:
             crops=crops_record(self.rule, queries.indices, queries.crops),
             public=digest(public),
             precision=self.inference.precision,
-            resolution=self.models.resolution,
+            resolution=self.inference.resolution,
             settings={"use_supervised_linear": int(self.models.scores)},
         )
 

@@ -152,8 +152,8 @@ def nearest_public(
 def _search_for(embedder: Embedder, key: Key, queries: np.ndarray, k: int) -> NeighborSearch:
     """A NeighborSearch for embeddings of a key, float32 (n, width)."""
     model, layer = key
-    source = embedder.where.get(model, model)
-    return NeighborSearch(queries, k, embedder.device, name=f"{source}: its {layer} outputs")
+    name = f"{embedder.networks[model].source}: its {layer} outputs"
+    return NeighborSearch(queries, k, embedder.device, name=name)
 
 
 def _own_blocks(embedder: Embedder, shards: list[Shard], done: set[str]) -> list[list[Shard]]:

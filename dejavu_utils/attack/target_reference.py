@@ -7,9 +7,7 @@ images (Kokhlikyan et al. 2024, arXiv 2504.05651). It takes the twin's place onl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from dejavu_utils.attack.preconditions import IndexSet, Origin, of_another_folder, without_record
+from dejavu_utils.attack.preconditions import IndexSet, Origin, check_training_set
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
@@ -33,20 +31,20 @@ class TargetReference:
     classifiers: bool
 
     @classmethod
-    def of(cls, names: Mapping[str, str], unseen: bool = False) -> "TargetReference":
-        """Of {name: ...}: A and B, or ONE with reference_{A,B}_{1, 2, ...} and half_reference_{A,B}_{1, 2, ...}, where
-        the letter is the set that a classifier was trained on: those of B judge set A. unseen: are there such images?
+    def of(cls, names: Iterable[str], unseen: bool = False) -> "TargetReference":
+        """Of names: A and B, or ONE with reference_{A,B}_{1, 2, ...} and half_reference_{A,B}_{1, 2, ...}, where the
+        letter is the set that a classifier was trained on: those of B judge set A. unseen: are there such images?
         """
+        names = list(names)
         if ONE not in names:
             return cls({name: name for name in SETS}, {name: [TWIN[name]] for name in SETS}, {}, False)
-
-        def trained_on_the_other_set(kind: str) -> dict[str, list[str]]:
-            return {name: [one for one in names if one.startswith(f"{kind}_{TWIN[name]}_")] for name in SETS}
-
-        reference = trained_on_the_other_set("reference")
-        half = trained_on_the_other_set("half_reference")
+        reference, half = {}, {}
+        for name in SETS:
+            reference[name] = [one for one in names if one.startswith(f"reference_{TWIN[name]}_")]
+            half[name] = [one for one in names if one.startswith(f"half_reference_{TWIN[name]}_")]
         if unseen:
-            reference |= {UNSEEN[name]: reference[name] for name in SETS}
+            for name in SETS:
+                reference[UNSEEN[name]] = reference[name]
         return cls(dict.fromkeys(reference, ONE), reference, half if all(half.values()) else {}, True)
 
     @property
@@ -73,14 +71,19 @@ class TargetReference:
 
     def judged(self, name: str) -> list[str]:
         """Sets on which a classifier is the reference."""
-        return [of for parts in (self.reference, self.half) for of, names in parts.items() if name in names]
+        judged = []
+        for of, names in [*self.reference.items(), *self.half.items()]:
+            if name in names:
+                judged.append(of)
+        return judged
 
 
-def check_classifier(network: Network, source: str, crops: str) -> list[str]:
+def check_classifier(network: Network, crops: str) -> list[str]:
     """InputError unless a network is a classifier that train_SSL.py trained, from random weights, on crops; warnings.
 
-    source: flag and path of its checkpoint. crops: how the attack cuts them, as text (str of a CropRule).
+    crops: how the attack cuts them, as text (str of a CropRule).
     """
+    source = network.source
     if not isinstance(network, SSLNetwork):
         raise InputError(
             f"{source}: is a public network: pretrained weights have seen the tested images; train a classifier on "
@@ -92,20 +95,15 @@ def check_classifier(network: Network, source: str, crops: str) -> list[str]:
             "supervised)"
         )
     images = TrainingImages.of_plain(network.about["train_images"])
-    if images is None:
-        return [
-            f"{source} does not say which images it was trained on: that it never saw those it judges is not checked"
-        ]
-    if not images.crops:
+    if images is not None and not images.crops:
         raise InputError(f"{source}: was trained on whole images; write a beton of crops (CROPS=1 ./gen_betons.sh)")
-    if images.crops != crops:
+    if images is not None and images.crops != crops:
         return [f"{source} was trained on other crops ({images.crops}) than those it judges ({crops})"]
     return []
 
 
 def check_one_model(
-    origins: dict[str, Origin],
-    sources: dict[str, str],
+    origins: Mapping[str, Origin],
     comparison: TargetReference,
     sets: Mapping[str, IndexSet],
     public: IndexSet,
@@ -113,61 +111,38 @@ def check_one_model(
 ) -> list[str]:
     """Warnings about what the only model and the classifiers were trained on; InputError where it spoils the test.
 
-    origins, sources (flag and path): by name. sets: {set: (flag, int64 (n,) image indices)}. public: (flag, indices).
-    listing: that all are positions in.
+    origins: by name. listing: that all indices are positions in.
     """
+    _check_distinct(origins, comparison)
     warnings = []
-    _check_distinct(origins, sources, comparison)
     for name, origin in origins.items():
-        if origin.images is None:
-            if name == ONE:
-                warnings.append(without_record(sources[name]))
-            continue  # of classifiers check_classifier has said it
-        if not origin.images.is_of(listing):
-            warnings.append(of_another_folder(sources[name], listing))
-            continue
-        trained = origin.images.indices
+        trained, unseen = [], []
         if name == ONE:
-            _check_seen(trained, sources[name], sets)
-            seen = int(np.isin(public[1], trained).sum())
+            for of, images in sets.items():
+                (trained if of in SETS else unseen).append(images)
+        else:
+            unseen = [sets[judged] for judged in comparison.judged(name)]
+        unknown = check_training_set(origin, listing, trained, unseen)
+        warnings += unknown
+        if name == ONE and not unknown and origin.images:
+            seen = origin.images.seen(public.indices)
             if seen:
                 warnings.append(
-                    f"{sources[name]} was trained on {seen} of the {len(public[1])} images of {public[0]}: its "
-                    "neighbors are not those of a model that never saw them; what this does to the score shows "
-                    "on unseen images"
-                )
-        for judged in comparison.judged(name):
-            seen = int(np.isin(sets[judged][1], trained).sum())
-            if seen:
-                what = f"set {judged}" if judged in SETS else sets[judged][0]
-                raise InputError(
-                    f"{sources[name]} was trained on {seen} images of {what}, which it is to judge: give a classifier "
-                    "that never saw them"
+                    f"{origin.source} was trained on {seen} of the {len(public.indices)} images of {public.flag}: its "
+                    "neighbors are not those of a model that never saw them; what this does to the score shows on "
+                    "unseen images"
                 )
     return warnings
 
 
-def _check_distinct(origins: dict[str, Origin], sources: dict[str, str], comparison: TargetReference) -> None:
+def _check_distinct(origins: Mapping[str, Origin], comparison: TargetReference) -> None:
     """InputError where two classifiers that judge a set are the same one: their spread would be too small."""
     for name in SETS:
-        names = [*comparison.reference[name], *comparison.half.get(name, [])]
-        first_with: dict[str, str] = {}
-        for classifier in names:
-            first = first_with.setdefault(origins[classifier].weights, classifier)
-            if first != classifier:
+        first_with: dict[str, Origin] = {}
+        for classifier in [*comparison.reference[name], *comparison.half.get(name, [])]:
+            origin = origins[classifier]
+            first = first_with.setdefault(origin.weights, origin)
+            if first is not origin:
                 raise InputError(
-                    f"{sources[classifier]}: holds the same weights as {sources[first]}; name each classifier once"
+                    f"{origin.source}: holds the same weights as {first.source}; name each classifier once"
                 )
-
-
-def _check_seen(trained: np.ndarray, source: str, sets: Mapping[str, IndexSet]) -> None:
-    """The only model must have seen the attacked images, and none of the unseen ones."""
-    for name, (flag, indices) in sets.items():
-        seen = int(np.isin(indices, trained).sum())
-        if name in SETS and seen < len(indices):
-            raise InputError(
-                f"{flag}: {len(indices) - seen} of its {len(indices)} images were not trained on by {source}; give "
-                "images of its training set"
-            )
-        if name not in SETS and seen:
-            raise InputError(f"{flag}: {source} was trained on {seen} of its images; give images that it never saw")

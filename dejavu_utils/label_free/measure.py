@@ -180,7 +180,7 @@ class ViewDistances:
         measured = {key: (next(host), next(host)) for key in on_device}
         for (model, layer), (distances, _) in measured.items():  # of a view that is not finite neither is the distance
             is_finite = bool(np.isfinite(distances).all())
-            check_finite(is_finite, self.embedder.where[model], layer, self.embedder.inference.precision)
+            check_finite(is_finite, self.embedder.networks[model], layer, self.embedder.inference.precision)
         return measured
 
     @torch.inference_mode()

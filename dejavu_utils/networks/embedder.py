@@ -3,8 +3,9 @@
 The images are cut into shards, which several processes share and a ShardStore keeps, so that a killed run can resume.
 """
 
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -54,22 +55,30 @@ class ImageSet:
 @dataclass
 class Inference:
     """How networks are run over images. batch_size: images. num_workers: processes that load images.
-    skip_unreadable: leave out images that cannot be read, instead of an InputError that names the first."""
+    skip_unreadable: leave out images that cannot be read, instead of an InputError that names the first. resolution:
+    side of the networks' input in pixels, as typed; None: each network's own."""
 
     device: torch.device
     precision: str = "fp32"
     batch_size: int = 256
     num_workers: int = 0
     skip_unreadable: bool = False
+    resolution: int | None = None
+
+    @classmethod
+    def of(cls, args: Namespace) -> "Inference":
+        """From the flags of cli.add_inference_flags; on the CPU until the process has its device."""
+        names = [entry.name for entry in fields(cls) if entry.name != "device"]
+        return cls(torch.device("cpu"), **{name: getattr(args, name) for name in names})
 
 
 class Embedder:
     """Embeddings of image sets under several networks.
 
-    networks: {model: Network} in eval mode on the device. layers: {model: names of its layers}. where: {model: flag and
-    path of its checkpoint}, for errors. inference: Inference. Keys of embeddings are (model, layer). Each image is
-    decoded once, and shown to every network as that one's preprocessing says. Outputs of the layer LOGITS are class
-    scores: they are kept, and no neighbors are searched for them.
+    networks: {model: Network} in eval mode on the device. layers: {model: names of its layers}. inference: Inference.
+    Keys of embeddings are (model, layer). Each image is decoded once, and shown to every network as that one's
+    preprocessing says. Outputs of the layer LOGITS are class scores: they are kept, and no neighbors are searched for
+    them.
     """
 
     def __init__(
@@ -77,68 +86,79 @@ class Embedder:
         networks: Mapping[str, Network],
         layers: Mapping[str, list[str]],
         listing: ImageListing,
-        where: Mapping[str, str],
         inference: Inference,
     ) -> None:
-        self.networks, self.layers, self.listing, self.where = networks, layers, listing, where
+        self.networks, self.layers, self.listing = networks, layers, listing
         self.inference, self.device, self.batch_size = inference, inference.device, inference.batch_size
         self.shown = {model: network.preprocessing for model, network in networks.items()}
         self.kinds = list(dict.fromkeys(self.shown.values()))
         self.transform = EachTransform(*(evaluation_transform(preprocessing=kind) for kind in self.kinds))
-        self.widths = {(model, layer): net.width(layer) for model, net in networks.items() for layer in layers[model]}
+        self.widths: dict[Key, int] = {}
+        for model, network in networks.items():
+            for layer in layers[model]:
+                self.widths[model, layer] = network.width(layer)
         self.scores = [key for key in self.widths if key[1] == LOGITS]
 
     def without_scores(self) -> "Embedder":
         """The Embedder of the networks that public images are embedded with; itself if those are all of them."""
         if not self.scores:
             return self
-        layers = {model: [layer for layer in of_model if layer != LOGITS] for model, of_model in self.layers.items()}
-        searched = {model: net for model, net in self.networks.items() if layers[model]}
-        return Embedder(searched, layers, self.listing, self.where, self.inference)
-
-    def embed(self, images: Sequence[torch.Tensor], chosen: dict[str, np.ndarray] | None = None) -> Embeddings:
-        """{key: float32 (n, width) in NumPy}; InputError for values that are not finite.
-
-        images: a batch for each of `kinds`, float (n, 3, h, w). chosen: {network: bool (n,), rows that it is shown, and
-        has outputs for}; others are shown all, and one that is shown none is not in what is returned.
-        """
-        return self.embed_later(images, chosen)()
+        layers: dict[str, list[str]] = {}
+        for model, layer in self.widths:
+            if layer != LOGITS:
+                layers.setdefault(model, []).append(layer)
+        networks = {model: self.networks[model] for model in layers}
+        return Embedder(networks, layers, self.listing, self.inference)
 
     @torch.inference_mode()
     def embed_later(
         self, images: Sequence[torch.Tensor], chosen: dict[str, np.ndarray] | None = None
     ) -> Callable[[], Embeddings]:
-        """A function that waits for what `embed` returns and returns it; a GPU is at work on it meanwhile."""
+        """A function that waits for {key: float32 (n, width) in NumPy} and returns it; a GPU works on it meanwhile.
+
+        images: a batch for each of `kinds`, float (n, 3, h, w). chosen: {network: bool (n,), rows that it is shown};
+        others are shown all. What a network is not shown is NaN. The function raises an InputError for other values
+        that are not finite.
+        """
+        chosen = chosen or {}
         outputs = self.outputs(images, chosen)
         # One copy for all of them, and for whether they are finite: a GPU is waited for once per batch.
         finite = torch.stack([torch.isfinite(output).all() for output in outputs.values()])
-        on_host = to_host_later([finite.float(), *outputs.values()])
+        copies = to_host_later([finite.float(), *outputs.values()])
 
         def checked() -> Embeddings:
-            finite, *host = on_host()
+            finite, *host = copies()
+            embeddings = dict(zip(outputs, host))
             for (model, layer), is_finite in zip(outputs, finite):
-                check_finite(is_finite, self.where[model], layer, self.inference.precision)
-            return dict(zip(outputs, host))
+                check_finite(is_finite, self.networks[model], layer, self.inference.precision)
+            for key, width in self.widths.items():
+                rows = chosen.get(key[0])
+                if rows is not None:
+                    whole = np.full((len(rows), width), np.nan, np.float32)
+                    whole[rows] = embeddings.get(key, np.nan)
+                    embeddings[key] = whole
+            return embeddings
 
         return checked
 
     def outputs(
-        self, images: Sequence[torch.Tensor], chosen: dict[str, np.ndarray] | None = None
+        self, images: Sequence[torch.Tensor], chosen: Mapping[str, np.ndarray] | None = None
     ) -> dict[Key, torch.Tensor]:
-        """What `embed` gives, as tensors on the device, unchecked."""
-        chosen = {model: rows for model, rows in (chosen or {}).items() if not rows.all()}
+        """Outputs on the device, unchecked: {key: float32 (m, width)} of the m rows that a network is shown, if any."""
         batches = {kind: batch.to(self.device, non_blocking=True) for kind, batch in zip(self.kinds, images)}
         outputs: dict[Key, torch.Tensor] = {}
         for model, network in self.networks.items():
             batch = batches[self.shown[model]]
-            if model in chosen:
-                if not chosen[model].any():
+            rows = None if chosen is None else chosen.get(model)
+            if rows is not None and not rows.all():
+                if not rows.any():
                     continue
-                rows = torch.from_numpy(np.flatnonzero(chosen[model]))
-                batch = batch.index_select(0, to_device(rows, self.device))
+                places = torch.from_numpy(np.flatnonzero(rows))
+                batch = batch.index_select(0, to_device(places, self.device))
             with autocast(self.device, self.inference.precision):
                 of_layers = network.embed_layers(batch, self.layers[model])
-            outputs |= {(model, layer): output.float() for layer, output in of_layers.items()}
+            for layer, output in of_layers.items():
+                outputs[model, layer] = output.float()
         return outputs
 
     def shards(self, images: ImageSet) -> list[Shard]:
@@ -155,19 +175,23 @@ class Embedder:
         """
         positions = []
         for shard in shards:
-            for first in range(shard.start, shard.stop, self.batch_size):
-                positions.append(range(first, min(first + self.batch_size, shard.stop)))
+            positions += self._positions(shard)
         loader = batches(dataset, positions, self.inference.num_workers, self.device, collate_readable)
         for shard in shards:
             yield shard, self._batches_of(shard, loader, on_progress)
 
+    def _positions(self, shard: Shard) -> list[range]:
+        """Positions of the images of each batch."""
+        starts = range(shard.start, shard.stop, self.batch_size)
+        return [range(start, min(start + self.batch_size, shard.stop)) for start in starts]
+
     def _batches_of(self, shard: Shard, loader: Iterator, on_progress: OnProgress) -> Iterator[Batch]:
-        for first in range(shard.start, shard.stop, self.batch_size):
+        for positions in self._positions(shard):
             images, _, readable = next(loader)
-            rows = first + np.flatnonzero(readable.numpy())
+            rows = positions.start + np.flatnonzero(readable.numpy())
             if len(rows):
                 yield rows, images
-            on_progress(len(readable))
+            on_progress(len(positions))
 
     def embed_shards(
         self, images: ImageSet, shards: Sequence[Shard], on_progress: OnProgress = lambda count: None
@@ -179,21 +203,29 @@ class Embedder:
         skip_unreadable = self.inference.skip_unreadable
         dataset = IndexedImages(self.listing, images.indices, self.transform, images.crops, skip_unreadable)
         for shard, shard_batches in self.read_shards(dataset, shards, on_progress):
-            size, filled = count_images([shard]), 0
+            size = count_images([shard])
             rows = np.empty(size, np.int64)
-            arrays = {key: np.full((size, width), np.nan, np.float32) for key, width in self.widths.items()}
-            pending: list[tuple] = []
-            for of_batch, batch in shard_batches:
+            arrays = {key: np.empty((size, width), np.float32) for key, width in self.widths.items()}
+            filled = 0
+            for of_batch, embeddings in self._embedded(images, shard_batches):
                 place = slice(filled, filled + len(of_batch))
-                filled = place.stop
                 rows[place] = of_batch
-                chosen = {model: of_all[of_batch] for model, of_all in images.shown.items()}
-                pending.append((place, chosen, self.embed_later(batch, chosen)))
-                if len(pending) > 1:  # the GPU has the next batch before this one is waited for
-                    _store(arrays, *pending.pop(0))
-            for batch_outputs in pending:
-                _store(arrays, *batch_outputs)
+                for key, values in embeddings.items():
+                    arrays[key][place] = values
+                filled = place.stop
             yield shard.name, rows[:filled], {key: array[:filled] for key, array in arrays.items()}
+
+    def _embedded(self, images: ImageSet, batches: Iterator[Batch]) -> Iterator[tuple[np.ndarray, Embeddings]]:
+        """Yields (rows, embeddings) of each batch; the GPU has the next batch before it is waited for."""
+        before: tuple[np.ndarray, Callable[[], Embeddings]] | None = None
+        for rows, batch in batches:
+            chosen = {model: is_shown[rows] for model, is_shown in images.shown.items()}
+            later = self.embed_later(batch, chosen)
+            if before:
+                yield before[0], before[1]()
+            before = rows, later
+        if before:
+            yield before[0], before[1]()
 
     def embed_set(self, images: ImageSet, store: ShardStore, progress: ProgressOf) -> tuple[np.ndarray, Embeddings]:
         """(rows int64 (m,) that could be read, {key: float32 (m, width)}) of a whole set, in its order.
@@ -214,13 +246,6 @@ class Embedder:
         for name, rows, embedded in self.embed_shards(images, shards, on_progress):
             arrays = {array_key(key): array for key, array in embedded.items()}
             yield name, {"rows": rows, **arrays}
-
-
-def _store(arrays: Embeddings, place: slice, chosen: dict[str, np.ndarray], embedded: Callable) -> None:
-    """Puts the rows of a batch into {key: array}. chosen, embedded: what Embedder.embed_later took and returned."""
-    for key, values in embedded().items():
-        model, _ = key
-        arrays[key][place][chosen.get(model, slice(None))] = values
 
 
 def array_key(key: Key) -> str:

@@ -26,11 +26,15 @@ def prepared_for_inference(network: Network, layers: Sequence[str] = ()) -> Netw
 
 
 @torch.inference_mode()
-def check_layers(network: Network, layers: Sequence[str], source: str) -> None:
-    """Runs one blank image of its size through the network: InputError unless each layer gives one vector of its width.
+def check_layers(network: Network, layers: Sequence[str], remedy: str = "name one with --layers") -> None:
+    """InputError unless the network has these layers (with a remedy), and each gives one vector of its width.
 
-    source: flag and path of the checkpoint. To be called before any image is read.
+    Runs one blank image of its size through the network. To be called before any image is read.
     """
+    source, names = network.source, network.layer_names()
+    for layer in layers:
+        if layer.removesuffix(L2) not in names:
+            raise InputError(f"{source} has no layer {layer} but {', '.join(names)}; {remedy}")
     side = network.preprocessing.side
     try:
         outputs = network.embed_layers(network.blank_image(), layers)
@@ -45,10 +49,8 @@ def check_layers(network: Network, layers: Sequence[str], source: str) -> None:
             raise InputError(f"{source}: layer {layer}: its output is of shape {shape}, expected (1, {width})")
 
 
-def check_finite(is_finite: bool, source: str, layer: str, precision: str) -> None:
-    """InputError unless the output of a layer of the checkpoint `source` (flag and path) is finite."""
+def check_finite(is_finite: bool, network: Network, layer: str, precision: str) -> None:
+    """InputError unless the output of a network's layer is finite."""
     if not is_finite:
-        raise InputError(
-            f"{source}: its {layer} output is not finite; take an earlier snapshot"
-            + ("" if precision == "fp32" else " or --precision fp32")
-        )
+        remedy = "" if precision == "fp32" else " or --precision fp32"
+        raise InputError(f"{network.source}: its {layer} output is not finite; take an earlier snapshot{remedy}")

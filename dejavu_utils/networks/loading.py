@@ -18,6 +18,7 @@ from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.cli import existing_or_awaited_file
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import Preprocessing
+from dejavu_utils.log import say
 from dejavu_utils.models import (
     ABOUT,
     Architecture,
@@ -73,6 +74,47 @@ def existing_model(model: str, flag: str, args: argparse.Namespace) -> None:
         existing_or_awaited_file(file_of(model), flag, args)
 
 
+@dataclass(frozen=True)
+class ModelFile:
+    """A model as a flag names it. path: as load_network takes it. arch: where the file does not tell. resolution: side
+    of its images in pixels; None: its own. mlp, loss, resnet50: what the user says that it is, where typed. prefix: of
+    the flags of arch and loss ("ssl_")."""
+
+    flag: str
+    path: str
+    arch: str | None = None
+    resolution: int | None = None
+    mlp: str | None = None
+    loss: str | None = None
+    resnet50: bool = False
+    prefix: str = ""
+
+    def load(self) -> Network:
+        """The network in eval mode on the CPU, after a line about it; InputError where the user says something else."""
+        network = load_network(self.path, self.flag, self.arch, f"--{self.prefix}arch", self.resolution)
+        self.check(network)
+        say(f"{network.source}: {network.notes}")
+        return network
+
+    def check(self, network: Network) -> None:
+        """InputError if a flag that the user typed contradicts the network.
+
+        Of a checkpoint without settings any loss is taken that trains such a network.
+        """
+        losses = network.losses()
+        if self.mlp:
+            widths = "-".join(map(str, mlp_widths(self.mlp, "--mlp")))
+            self._check(f"--mlp {widths}", network.source, widths, network.mlp)
+        if self.loss and self.loss not in losses:
+            self._check(f"--{self.prefix}loss {self.loss}", network.source, self.loss, " or ".join(losses))
+        if self.resnet50:
+            self._check("--resnet50", network.source, "resnet50", network.arch)
+
+    def _check(self, flag: str, source: str, typed: str, held: str | None) -> None:
+        if typed != held:
+            raise InputError(f"{flag}: {source} holds {held or 'none'}; leave the flag out or name another checkpoint")
+
+
 def load_network(
     model: str | Path,
     flag: str = "--model_pth",
@@ -89,6 +131,7 @@ def load_network(
     and says what is missing.
     """
     network = _loaded(str(model), flag, arch, arch_flag)
+    network.source = f"{flag} {model}"
     network.preprocessing = network.preprocessing.at(resolution or network.evaluation_side)
     network.notes += f"; images: {network.preprocessing}"
     return network
@@ -96,13 +139,14 @@ def load_network(
 
 def _loaded(model: str, flag: str, arch: str | None, arch_flag: str) -> Network:
     source = f"{flag} {model}"
+    file = file_of(model)
     if is_named(model):
         if arch:
             raise InputError(f"{source}: names its network; leave {arch_flag} out")
         arch = model.partition("@")[0]
-        if file_of(model) is None:
+        if file is None:
             return _pretrained(arch, source)
-    path = Path(file_of(model) or "")
+    path = Path(file or "")
     checkpoint = load_checkpoint(path, flag, read_weights)
     try:
         return _from_file(checkpoint, arch, source, path.name)
@@ -111,31 +155,6 @@ def _loaded(model: str, flag: str, arch: str | None, arch_flag: str) -> Network:
         if type(error) is not ValueError:
             reason = f"does not hold the network it describes: {reason}"
         raise InputError(f"{source}: {reason.replace('--arch', arch_flag)}") from None
-
-
-def check_typed(
-    network: Network,
-    source: str,
-    mlp: str | None = None,
-    loss: str | None = None,
-    resnet50: bool = False,
-    prefix: str = "",
-) -> None:
-    """InputError if a flag that the user typed contradicts the network of the checkpoint `source` (flag and path).
-
-    Of a checkpoint without settings any loss is taken that trains such a network. prefix: of the flag of the loss
-    ("ssl_").
-    """
-    losses = network.losses()
-    known = loss if loss in losses else " or ".join(losses)
-    same_mlp = "-".join(map(str, mlp_widths(mlp, "--mlp"))) if mlp else None
-    for flag, typed, held in (
-        (f"--mlp {same_mlp}", same_mlp, network.mlp),
-        (f"--{prefix}loss {loss}", loss, known),
-        ("--resnet50", "resnet50" if resnet50 else None, network.arch),
-    ):
-        if typed and typed != held:
-            raise InputError(f"{flag}: {source} holds {held or 'none'}; leave the flag out or name another checkpoint")
 
 
 def _from_file(checkpoint: Any, arch: str | None, source: str, file_name: str) -> Network:

@@ -58,7 +58,6 @@ class Rcdm:
     """
 
     record: Provenance | None = None  # what it was made from
-    source = "ssl_model_pth"  # of the encoder, for errors: its flag and path
     trained_on: TrainingImages | None = None
 
     def __init__(self, unet: torch.nn.Module, network: Network, settings: dict[str, Any], device: torch.device) -> None:
@@ -75,9 +74,7 @@ class Rcdm:
         layers: backbone and projector, or logits. indices: int (n,). crops: n of (xmin, ymin, xmax, ymax).
         """
         inference = Inference(self.device, batch_size=_AT_ONCE)
-        embedder = Embedder(
-            {_ENCODER: self.network}, {_ENCODER: self.layers}, listing, {_ENCODER: self.source}, inference
-        )
+        embedder = Embedder({_ENCODER: self.network}, {_ENCODER: self.layers}, listing, inference)
         images = ImageSet("images", np.asarray(indices), crops)
         whole = [Shard(images.name, 0, len(images))]
         [(_, _, embedded)] = embedder.embed_shards(images, whole)
@@ -142,7 +139,6 @@ def load_rcdm(
         raise InputError(f"{weights_path}: not the U-Net that its params.json describes: {reason}") from None
     rcdm = Rcdm(unet, network, settings, device or choose_device())
     rcdm.record = record or encoder
-    rcdm.source = f"ssl_model_pth {encoder_path}"
     rcdm.trained_on = read_training_images(weights_path.parent / TRAINED_ON)
     return rcdm
 

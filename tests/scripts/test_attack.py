@@ -265,7 +265,7 @@ def test_supervised_logits_are_the_scores(data, tmp_path):
     --min_px 1000                      -> --min_px 1000
     --local 0                          -> srun ;; --local 1
     --use_backbone yes                 -> --use_backbone
-    --layers projector.2               -> --layers projector.2 ;; backbone, projector.0, projector.1, projector
+    --layers projector.2               -> has no layer projector.2 ;; backbone, projector.0, projector.1, projector
     --layers backbone --use_backbone 1 -> --layers ;; --use_backbone
 """),
 )

@@ -178,10 +178,10 @@ def test_classifiers_see_what_they_judge_decoded_once(data, tmp_path, monkeypatc
 def test_a_classifier_that_saw_what_it_judges_is_refused(data, tmp_path):
     leaking = save(*data, "B_leaks", "BA", 5)
     result = attack(data, tmp_path, ("A0", "B0", "B_leaks"))
-    assert_one_line_error(result, f"--reference_B_pth {leaking} was trained on 12 images of set A")
+    assert_one_line_error(result, f"--bbox_A_idx_pth: --reference_B_pth {leaking} was trained on 12 of its")
     save(*data, "A_unseen", ["A", "unseen"], 5)
     result = attack(data, tmp_path, ("A_unseen", "B0"))
-    assert_one_line_error(result, "--reference_A_pth", "was trained on 7 images of --unseen_idx_pth")
+    assert_one_line_error(result, "--unseen_idx_pth: --reference_A_pth", "was trained on 7 of its 7")
 
 
 @pytest.mark.parametrize(

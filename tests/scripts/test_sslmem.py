@@ -264,7 +264,7 @@ def test_rank_correlation_overall_and_within_groups():
     "changes, texts",
     cases("""
     --views 1                   -> --views 1
-    --layers backbone,nothing   -> --layers nothing ;; projector
+    --layers backbone,nothing   -> has no layer nothing ;; projector
     --model_A_pth absent.pth    -> --model_A_pth absent.pth ;; no such file
     --shared_idx_pth absent.npy -> --shared_idx_pth absent.npy
 """),

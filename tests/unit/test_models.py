@@ -11,7 +11,7 @@ from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.errors import InputError
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.inference import prepared_for_inference
-from dejavu_utils.networks.loading import check_typed, load_network
+from dejavu_utils.networks.loading import ModelFile, load_network
 from dejavu_utils.training.meter import Probes
 from dejavu_utils.training.settings import check_arch
 
@@ -77,13 +77,14 @@ def test_networks_of_several_losses_are_taken_as_any_of_them(tmp_path):
         bare = load_network(tmp_path / f"{loss}.pth")
         assert bare.losses() == others and network.losses() == (loss,)
         for typed in others:
-            check_typed(bare, "x.pth", loss=typed)
-        with pytest.raises(InputError, match=f"--loss barlow: x.pth holds {' or '.join(others)};"):
-            check_typed(bare, "x.pth", loss="barlow")
-        check_alike({"A": network, "B": bare}, {"A": "--a a.pth", "B": "--b b.pth"})
+            ModelFile("--model_pth", "x.pth", loss=typed).check(bare)
+        with pytest.raises(InputError, match=f"--loss barlow: .*{loss}.pth holds {' or '.join(others)};"):
+            ModelFile("--model_pth", "x.pth", loss="barlow").check(bare)
+        check_alike({"A": network, "B": bare})
         third = SSLNetwork("resnet18", "32-16", "barlow").eval()
+        bare.source, third.source = "--a a.pth", "--b b.pth"
         with pytest.raises(InputError, match="--b b.pth: its training is barlow, that of --a is "):
-            check_alike({"A": bare, "B": third}, {"A": "--a a.pth", "B": "--b b.pth"})
+            check_alike({"A": bare, "B": third})
 
 
 @pytest.mark.parametrize(

@@ -593,7 +593,9 @@ def test_attack_of_public_checkpoints(tiny, public, tmp_path):
         assert (found == public_set[nearest]).mean() > 0.95  # ties within rounding
     values |= {f"model_{model}_pth": public / "simclr.pth" for model in "AB"}
     result = call("attack", values | {"output_dir": tmp_path / "other", "layers": None})
-    assert_one_line_error(result, "projector", "simclr.pth has backbone, layer1", "--use_backbone 1")
+    assert_one_line_error(
+        result, "projector", "simclr.pth has no layer projector but backbone, layer1", "--use_backbone 1"
+    )
 
 
 def test_probe_and_rcdm_of_a_backbone(tiny, public, tmp_path):
@@ -617,8 +619,10 @@ def test_views_are_normalized_for_the_network():
 
 def test_one_file_twice_is_said_equal_files_are_refused():
     """A public checkpoint is often tried on itself; two files with the same weights are a mistake."""
-    origins = dict.fromkeys("AB", Origin("digest"))
-    (warning,) = check_models(origins, {"A": "--model_A_pth x.pth", "B": "--model_B_pth x.pth"})
+    first, same, other = (
+        Origin(source, "digest") for source in ("--model_A_pth x.pth", "--model_B_pth x.pth", "--model_B_pth y.pth")
+    )
+    (warning,) = check_models({"A": first, "B": same})
     assert "the score is 0" in warning
     with pytest.raises(InputError, match="y.pth: holds the same weights"):
-        check_models(origins, {"A": "--model_A_pth x.pth", "B": "--model_B_pth y.pth"})
+        check_models({"A": first, "B": other})
