@@ -39,14 +39,14 @@ from dejavu_utils.data.index_files import PARTITION_FILE, UNFINISHED_FILE, save_
 from dejavu_utils.data.near_copies import (
     FILE,
     PASSES,
+    SHARD,
     NearCopies,
-    Signatures,
     concatenated,
     find_near_copies,
     load_near_copies,
     pairs_between,
     save_near_copies,
-    signatures,
+    signature_shards,
     with_near_copy,
 )
 from dejavu_utils.data.partition import (
@@ -64,10 +64,9 @@ from dejavu_utils.files import complete_file, write_npy
 from dejavu_utils.imagenet import ImageListing, list_images
 from dejavu_utils.log import Progress
 from dejavu_utils.runtime.locks import locked
-from dejavu_utils.runtime.resumable import ShardStore
+from dejavu_utils.runtime.resumable import ShardStore, shards_of
 
 Partitions = dict[int, Partition]  # by images per class
-PIECE = 8192  # images that are looked at for near-copies between two savings
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
@@ -145,30 +144,24 @@ def refuse_without_public(partitions: Partitions, listing: ImageListing, boxed: 
 
 def near_copies(args: Namespace, listing: ImageListing) -> NearCopies:
     """The NearCopies of the listing: those of an earlier run if no image has changed since, else found and written."""
-    path, everything = Path(args.save_dir) / FILE, range(len(listing))
-    key = file_fingerprint(listing, everything)
+    path = Path(args.save_dir) / FILE
+    key = file_fingerprint(listing, range(len(listing)))
     copies = load_near_copies(path, listing, key)
     if copies is not None:
         print(f"near-copies of {path}")
         return copies
-    pieces = ShardStore(Path(args.save_dir) / "unfinished", key)
-    if pieces.start():
-        print(f"resumes after {len(pieces.names()) * PIECE} images looked at for near-copies", flush=True)
-    done = set(pieces.names())
-    with Progress(len(listing), "images looked at for near-copies") as progress:
-        for start in everything[::PIECE]:
-            piece = everything[start : start + PIECE]
-            if f"{start:09d}" in done:
-                progress.update(len(piece))
-            else:
-                of_piece = signatures([listing.path(i) for i in piece], args.num_workers, progress.update)
-                pieces.save(f"{start:09d}", **vars(of_piece))
-    images = concatenated([Signatures(**pieces.load(name)) for name in pieces.names()])
+    store = ShardStore(Path(args.save_dir) / "unfinished", key)
+    saved = store.start()
+    if saved:
+        print(f"resumes after {saved * SHARD} images looked at for near-copies", flush=True)
+    shards = shards_of("images", len(listing), SHARD)
+    compute = signature_shards(listing, args.num_workers)
+    images = concatenated(store.map(shards, compute, lambda count: Progress(count, "images looked at for near-copies")))
     print_some("images that cannot be read", [listing.paths[index] for index in np.flatnonzero(~images.readable)])
     with Progress(PASSES, "passes over their hashes") as progress:
         copies = find_near_copies(images, progress.update)
     save_near_copies(path, copies, listing, key)
-    pieces.remove()
+    store.remove()
     return copies
 
 

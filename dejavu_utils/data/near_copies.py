@@ -6,9 +6,9 @@ the reference model has then seen the picture, too. Needs NumPy and Pillow alone
 
 import itertools
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from PIL import Image
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 from dejavu_utils.imagenet import ImageListing, load_image
+from dejavu_utils.runtime.resumable import Arrays, Compute, OnProgress, Shard
 
 FILE = "near_duplicates.npz"
 MOST_BITS = 12  # of 128 that differ between near-copies
-_CHUNK = 256  # images a worker gets at once
+SHARD = 2048  # images that a worker gets at once, and that are saved together
 _RUN = 1000  # images alike in a part of the hash that are compared with each
 _BLOCKS = MOST_BITS + 2  # of two hashes that differ in at most MOST_BITS bits, two blocks at least agree
 PASSES = _BLOCKS * (_BLOCKS - 1) // 2
@@ -52,42 +53,38 @@ class NearCopies:
     pairs: np.ndarray
 
 
-def signatures(
-    paths: Sequence[str | Path], num_workers: int = 1, on_progress: Callable[[int], object] = lambda count: None
-) -> Signatures:
-    """The Signatures of image files, read by `num_workers` processes. on_progress: called with the images done since.
+def signature_shards(listing: ImageListing, num_workers: int) -> Compute:
+    """What ShardStore.map takes: the Signatures of the listing's images, read by `num_workers` processes."""
+
+    def compute(shards: Sequence[Shard], on_progress: OnProgress) -> Iterator[tuple[str, Arrays]]:
+        chunks = [listing.paths[shard.start : shard.stop] for shard in shards]
+        with ProcessPoolExecutor(num_workers) as pool:
+            read = pool.map if num_workers > 1 else map
+            for shard, images in zip(shards, read(signatures, chunks, itertools.repeat(listing.root))):
+                on_progress(shard.stop - shard.start)
+                yield shard.name, vars(images)
+
+    return compute
+
+
+def concatenated(parts: Iterable[Arrays]) -> Signatures:
+    """The Signatures of all shards, in their order."""
+    kept = [vars(signatures([])), *parts]
+    return Signatures(**{name: np.concatenate([part[name] for part in kept]) for name in kept[0]})
+
+
+def signatures(paths: Sequence[str | Path], root: str | Path = "") -> Signatures:
+    """The Signatures of image files, whose paths are relative to root.
 
     The hash is a difference hash (Krawetz 2013): is a pixel of the image reduced to 9 x 8 brighter than its left
     neighbor, is one of 8 x 9 brighter than its upper one?
     """
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    if num_workers > 1 and len(chunks) > 1:
-        with ProcessPoolExecutor(num_workers) as pool:
-            return _joined(pool.map(_signatures, chunks), on_progress)
-    return _joined(map(_signatures, chunks), on_progress)
-
-
-def _joined(parts: Iterable[Signatures], on_progress: Callable[[int], object]) -> Signatures:
-    kept = [_signatures([])]
-    for part in parts:
-        on_progress(len(part.readable))
-        kept.append(part)
-    return concatenated(kept)
-
-
-def concatenated(parts: Sequence[Signatures]) -> Signatures:
-    """The Signatures of the images of all parts, in their order."""
-    arrays = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Signatures)}
-    return Signatures(**arrays)
-
-
-def _signatures(paths: Sequence[str | Path]) -> Signatures:
     n = len(paths)
     bits, thumbnails = np.zeros((2, n, 128), bool), np.zeros((n, 8, 8, 3), np.uint8)
     readable = np.zeros(n, bool)
     for row, path in enumerate(paths):
         try:
-            image = load_image(path, at_least=64)
+            image = load_image(Path(root, path), at_least=64)
         except InputError:
             continue
         readable[row] = True
@@ -108,7 +105,7 @@ def _hash_bits(across: np.ndarray, down: np.ndarray) -> np.ndarray:
     return np.concatenate([brighter_than_left.ravel(), brighter_than_above.ravel()])[_ORDER]
 
 
-def find_near_copies(images: Signatures, on_progress: Callable[[int], object] = lambda count: None) -> NearCopies:
+def find_near_copies(images: Signatures, on_progress: OnProgress = lambda count: None) -> NearCopies:
     """NearCopies of images: hashes at most MOST_BITS apart and thumbnails alike, as they are or one mirrored.
 
     Thumbnails are alike where the root mean square of their difference is at most 3 + 0.15 of their standard

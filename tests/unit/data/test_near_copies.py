@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from dejavu_utils.data import near_copies as dup
 from dejavu_utils.imagenet import list_images
-from dejavu_utils.runtime.resumable import ShardStore
+from dejavu_utils.runtime.resumable import ShardStore, shards_of
 
 
 def textures(count, side=128, seed=0):
@@ -53,13 +53,16 @@ def test_changed_images_are_found_and_others_are_not(tmp_path, change):
 
 
 def test_many_workers_give_the_same(tmp_path):
-    paths = []
-    for number, image in enumerate(textures(6, side=32)):
-        image.save(tmp_path / f"{number}.png")
-        paths.append(tmp_path / f"{number}.png")
-    paths *= 100
-    one, two = dup.signatures(paths), dup.signatures(paths, num_workers=2)
-    for name, values in vars(one).items():
+    (tmp_path / "c").mkdir()
+    for number, image in enumerate(textures(30, side=32)):
+        image.save(tmp_path / f"c/{number}.png")
+    listing = list_images(tmp_path)
+    shards, seen = shards_of("images", 30, 7), []
+    read = [list(dup.signature_shards(listing, workers)(shards, seen.append)) for workers in (1, 2)]
+    assert [name for name, _ in read[0]] == [shard.name for shard in shards] and seen == 2 * [7, 7, 7, 7, 2]
+    one, two = (dup.concatenated(arrays for _, arrays in of_shards) for of_shards in read)
+    for name, values in vars(dup.signatures(listing.paths, listing.root)).items():
+        np.testing.assert_array_equal(values, getattr(one, name))
         np.testing.assert_array_equal(values, getattr(two, name))
 
 
@@ -156,8 +159,8 @@ def test_the_partition_counts_and_keeps_near_copies(tree):
 
 def test_a_killed_search_resumes(tree, monkeypatch):
     read, save = [], ShardStore.save
-    original = dup._signatures
-    monkeypatch.setattr(dup, "_signatures", lambda paths: read.extend(paths) or original(paths))
+    original = dup.signatures
+    monkeypatch.setattr(dup, "signatures", lambda paths, root="": read.extend(paths) or original(paths, root))
 
     def save_one_and_die(self, name, **arrays):
         save(self, name, **arrays)
