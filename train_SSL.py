@@ -53,6 +53,7 @@ from dejavu_utils.training.checkpoint import (
     SAME_OR_ANOTHER,
     TrainingCheckpoint,
     TrainingSet,
+    check_room,
     check_same_start,
     not_this_run,
     start_from,
@@ -131,6 +132,7 @@ def train(settings):
         record = {"epoch": state.epoch, **state.validate(validation)}
         return tell(settings, 0, json.dumps(record))
     if first:
+        check_room(state.checkpoint(), settings)
         save_json(folder / "params.json", {**settings.to_flat(), MADE_FROM: state.record.plain()})
         log.trim(state.epoch)
     effective = settings.training.batch_size * world_size()

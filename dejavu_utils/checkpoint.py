@@ -4,6 +4,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,15 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
             torch.save(checkpoint, temporary)
         except RuntimeError:  # PyTorch's error on a full disk
             raise InputError(f"{path}: cannot be written; is the disk full?") from None
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in a checkpoint or a part of it."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(tensor_bytes, value.values()))
+    return sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def load_checkpoint(path: str | Path, flag: str, read: Callable | None = None) -> dict:

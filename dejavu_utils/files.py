@@ -66,6 +66,21 @@ def complete_files(folder: str | Path, last: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def check_free_space(folder: str | Path, needed: float, remedy: str) -> None:
+    """InputError, with the remedy, if the disk of a folder, which need not exist yet, has fewer bytes free than needed.
+
+    Asked before hours of computing; a disk that fills up later is named by `complete_file`.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: needs about {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there; {remedy}"
+        )
+
+
 def digest(*arrays: Any) -> str:
     """SHA-256 of the contents of NumPy arrays or PyTorch tensors, wherever they are."""
     found = hashlib.sha256()

@@ -5,7 +5,6 @@ page boundary; the allocation table. Source: the format of FFCV (https://github.
 """
 
 import hashlib
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file
+from dejavu_utils.files import check_free_space, complete_file
 
 T = TypeVar("T")
 MODES = ("raw", "jpg", "smart")
@@ -27,6 +26,7 @@ DEFAULT_PAGE_SIZE = 2**23
 MAX_CLASSES = 2**20  # a larger label is no label
 MAX_SIDE = 2**16 - 1  # of an image, pixels
 _FIRST_IMAGES = 200  # images after which the size of the whole file is estimated
+_MORE_ROOM = "make room, or write jpg images (--write-mode jpg)"
 _DIGEST_BYTES = 2**16  # of an image, that its digest reads
 _LABEL, _IMAGE = 1, 2  # FFCV's type ids
 _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
@@ -122,7 +122,7 @@ def write_beton(
     with complete_file(path) as temporary, open(temporary, "wb") as handle:
         for index, encoded in enumerate(_in_order(encode, len(images), num_workers)):
             if index == _FIRST_IMAGES:
-                _check_free_space(path, position * len(images) // index)
+                check_free_space(path, 0.98 * position * len(images) / index, _MORE_ROOM)
             on_progress(1)
             if isinstance(encoded, InputError):
                 if not skip_unreadable:
@@ -154,15 +154,6 @@ def write_beton(
         handle.write(np.array([(_IMAGE, b"image", b""), (_LABEL, b"label", b"")], _FIELD).tobytes())
         handle.write(records.view(f"V{_RECORD.itemsize}")[kept].tobytes())  # bytes: the padding stays zero
     return skipped
-
-
-def _check_free_space(path: str | Path, expected: float) -> None:
-    free = shutil.disk_usage(Path(path).parent).free
-    if expected > 1.02 * free:
-        raise InputError(
-            f"{path}: needs about {expected / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there; make room, or "
-            "write jpg images (--write-mode jpg)"
-        )
 
 
 def shrink(image: np.ndarray, max_resolution: int | None) -> np.ndarray:

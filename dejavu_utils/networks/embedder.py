@@ -14,10 +14,12 @@ import torch
 
 from dejavu_utils.data.image_dataset import EachTransform, IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.data.workers import batches
+from dejavu_utils.files import check_free_space
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.models import Network
 from dejavu_utils.networks.inference import check_finite
 from dejavu_utils.runtime.devices import autocast, to_device
+from dejavu_utils.runtime.distributed import rank
 from dejavu_utils.runtime.resumable import (
     Arrays,
     OnProgress,
@@ -234,6 +236,13 @@ class Embedder:
         of the store. progress: number of images -> context manager whose `update` is told of each batch.
         """
         shards = self.shards(images)
+        if rank() == 0:
+            saved = store.names()
+            missing = count_images(shard for shard in shards if shard.name not in saved)
+            row_bytes = 4 * sum(self.widths.values())  # once in the shards, and once joined
+            check_free_space(
+                store.folder, row_bytes * (missing + len(images)), "make room, or give another --output_dir"
+            )
         store.map(shards, partial(self.shard_arrays, images), progress)
         whole = store.joined(images.name, shards)
         rows = np.array(whole["rows"])

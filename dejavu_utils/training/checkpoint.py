@@ -3,9 +3,10 @@
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
-from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
+from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, tensor_bytes
 from dejavu_utils.data.provenance import ModelRecord, Provenance, TrainingImages, check_same
 from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.files import check_free_space
 from dejavu_utils.log import say
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.loading import load_network
@@ -92,6 +93,21 @@ def check_same_start(
     sources = {"beton": source, "models.*": f"--model.weights {settings.model.weights}"}
     saved = Provenance.from_plain(checkpoint.made_from)
     return check_same("training", record, saved, str(path), sources, SAME_OR_ANOTHER)
+
+
+def check_room(checkpoint: TrainingCheckpoint, settings: Settings) -> None:
+    """InputError if the disk has no room for what a training will save: snapshots, model.pth, final weights.
+
+    checkpoint: of the start, without the optimizer's state, which is at least as large as the weights.
+    """
+    folder, every = Path(settings.logging.folder), settings.logging.snapshot_freq
+    coming = range(checkpoint.epoch + 1, settings.training.epochs + 1)
+    snapshots = sum(epoch % every == 0 or epoch == settings.training.epochs for epoch in coming)
+    weights = tensor_bytes(checkpoint.model)
+    needed = snapshots * tensor_bytes(vars(checkpoint.snapshot())) + weights
+    if not (folder / "model.pth").exists():
+        needed += tensor_bytes(vars(checkpoint)) + weights
+    check_free_space(folder, needed, "make room, name another --logging.folder, or raise --logging.snapshot_freq")
 
 
 def start_from(model: Model, network: SSLNetwork) -> dict[str, ModelRecord]:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -407,6 +408,12 @@ def test_a_lost_piece_is_noticed(data, tmp_path, monkeypatch, few_whole_images):
     monkeypatch.setattr(unfinished.ShardStore, "save", lose_one)
     monkeypatch.setattr(unfinished, "_PATIENCE", 0)
     assert_one_line_error(attack(data, tmp_path, **held(data, "crops")), "crops_000001.npz: is missing")
+
+
+def test_a_disk_without_room_is_named_before_images_are_embedded(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(Embedder, "outputs", None)  # which would be called
+    assert_one_line_error(attack(data, tmp_path), "unfinished: needs about 0.0 GB", "give another --output_dir")
 
 
 def test_networks_compute_in_ieee_float32_whatever_was_set(data, tmp_path, monkeypatch):

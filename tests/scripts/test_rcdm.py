@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -439,6 +440,15 @@ def test_bad_flags_are_named_before_anything_is_read(data, changes, texts):
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     path = os.path.dirname(sys.executable)  # without srun
     assert_one_line_error(run_here("train_RCDM.py", *published(data, out_dir=tmp_path, **changes), PATH=path), *texts)
+    assert not files(tmp_path)
+
+
+def test_a_disk_without_room_for_the_saves_is_named_first(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    result = run_here("train_RCDM.py", *published(data, out_dir=tmp_path), PATH=os.path.dirname(sys.executable))
+    assert_one_line_error(
+        result, f"{tmp_path}: needs about", "make room, name another --out_dir, or raise --save_interval"
+    )
     assert not files(tmp_path)
 
 

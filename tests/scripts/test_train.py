@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from helpers import (
 
 import train_SSL
 from dejavu_utils.data.beton import Beton, write_beton
+from dejavu_utils.errors import InputError
 from dejavu_utils.models import HEADS, LOSSES
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.runtime.processes import StopSignal
@@ -405,6 +407,19 @@ def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name
     assert load_network(tmp_path / "model_ep2.pth").loss == params["training.loss"]
     kept = {"byol": {"teacher"}, "mocov3": {"teacher"}, "dino": {"teacher", "center"}}
     assert set(load(tmp_path / "model.pth")["objective"]) == kept.get(name, set())
+
+
+@pytest.mark.parametrize("free, fits", [(3.9, False), (5, True)])
+def test_a_disk_without_room_for_the_snapshots_is_named_first(betons, whole_run, tmp_path, monkeypatch, free, fits):
+    """A snapshot, the final weights, and model.pth with the state of the optimizer: four times the weights."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=int(free * weights.stat().st_size)))
+    monkeypatch.setattr(train_SSL.TrainingRun, "train_epoch", lambda *_: 1 / 0)
+    weights = whole_run / "final_weights.pt"
+    settings = Settings.from_flat(train_SSL.read_settings(command(betons, tmp_path)[2:])[0])
+    remedy = f"{tmp_path}: needs about .* name another --logging.folder, or raise --logging.snapshot_freq"
+    with pytest.raises(ZeroDivisionError if fits else InputError, match=None if fits else remedy):
+        train_here(settings)
+    assert not (tmp_path / "params.json").exists() or fits
 
 
 def test_a_signal_is_obeyed_within_validation(betons, whole_run, tmp_path, monkeypatch):

@@ -5,12 +5,13 @@ import json
 import os
 import socket
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file, save_npy
+from dejavu_utils.files import check_free_space, complete_file, save_npy
 from dejavu_utils.runtime.locks import locked
 
 
@@ -34,6 +35,15 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path):
     save_npy(tmp_path / "x.npy", np.arange(3))
     assert not (tmp_path / f".{host}.{dead}.tmp.x.npy").exists()
     assert len(list(tmp_path.glob(".*"))) == 2  # a living process's and another machine's
+
+
+def test_room_is_asked_of_the_disk_of_a_folder_that_is_not_there_yet(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=2 * 10**9))
+    check_free_space(tmp_path / "a/b", 2 * 10**9, "remedy")
+    with pytest.raises(InputError, match=r"/a/b: needs about 3.5 GB, but only 2.0 GB are free there; make room$"):
+        check_free_space(tmp_path / "a/b", 3.5 * 10**9, "make room")
+    assert asked == 2 * [tmp_path]
 
 
 def test_a_folder_has_one_writer(tmp_path):
