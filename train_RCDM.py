@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, tensor_bytes
+from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.cli import (
     Parser,
     add_launch_flags,
@@ -49,7 +49,7 @@ from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import MADE_FROM, save_training_images
 from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError, one_line
-from dejavu_utils.files import check_free_space, save_json
+from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.log import RunLog, say
 from dejavu_utils.models import LOSSES
@@ -65,6 +65,7 @@ from dejavu_utils.reconstruction.training import (
     StepFiles,
     add_model_flags,
     check_resumed,
+    check_room,
     ema_rates,
     record_of,
     shared_samples,
@@ -217,7 +218,7 @@ def train(args):
     state.resume()
     if rank() == 0:
         state.files.refuse_others(state.step, "--out_dir")
-        state.check_room()
+        check_room(state.files.folder, state.unet, len(state.rates), state.step, args)
         save_json(Path(args.out_dir) / "params.json", {**state.settings, MADE_FROM: state.record.plain()})
         save_training_images(Path(args.out_dir) / TRAINED_ON, indices, listing)
         state.log_file.trim(state.step)
@@ -369,13 +370,6 @@ class RcdmRun:
         total = f"/{self.args.lr_anneal_steps}" if self.args.lr_anneal_steps else ""
         losses = ", ".join(f"{name} {record[name]:.4f}" for name in names)
         say(f"step {self.step}{total}: {losses}, {record['images_per_second']:.1f} images/s")
-
-    def check_room(self):
-        """InputError if the disk has no room for the files of all saves to come; of the next one in an endless run."""
-        left = max(0, self.args.lr_anneal_steps - self.step) if self.args.lr_anneal_steps else 1
-        files = 1 + len(self.rates) + 2  # weights, averages, and AdamW's two moments
-        needed = math.ceil(left / self.args.save_interval) * files * tensor_bytes(self.unet.state_dict())
-        check_free_space(self.files.folder, needed, "make room, name another --out_dir, or raise --save_interval")
 
     def save(self):
         """Writes the files of this step; opt{step}.pt last, so that a step that has it is complete."""

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from dejavu_utils.checkpoint import tensor_bytes
 from dejavu_utils.cli import positive_int, zero_or_one
 from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, TrainingImages, check_same
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import digest
+from dejavu_utils.files import check_free_space, digest
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.models import Network
 from dejavu_utils.randomness import epoch_order
@@ -105,6 +106,15 @@ def check_resumed(
     there = Provenance.from_plain(training.get(MADE_FROM))
     notes = check_same("rcdm", record, there, str(folder), sources, remedy)
     return notes + check_same("rcdm", record, of_settings, str(folder), sources, remedy)
+
+
+def check_room(folder: Path, unet: torch.nn.Module, averages: int, step: int, args: argparse.Namespace) -> None:
+    """InputError if the disk has no room for the files of all saves after a step; of the next one in an endless run."""
+    steps_left = max(0, args.lr_anneal_steps - step) if args.lr_anneal_steps else 1
+    saves = math.ceil(steps_left / args.save_interval)
+    copies = 1 + averages + 2  # the weights, their averages, and AdamW's two moments
+    needed = saves * copies * tensor_bytes(unet.state_dict())
+    check_free_space(folder, needed, "make room, name another --out_dir, or raise --save_interval")
 
 
 class Encoder:
