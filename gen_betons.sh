@@ -11,20 +11,22 @@
 [[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
-[ "${1:-}" != --help ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
+# shellcheck source=bash_examples/environment.sh
+source "$root/bash_examples/environment.sh"
+choice FORCE 0 1
+choice CROPS 0 1
 
 boxes=()
 [ "${CROPS:-0}" != 1 ] || boxes=(IMAGENET_BBOX_ANNOTATIONS)
 for name in IMAGENET_DATASET_DIR INDEX_FOLDER BETONS_FOLDER ${boxes[@]+"${boxes[@]}"}; do
-  [ -n "${!name:-}" ] || { echo "gen_betons.sh: error: the variable $name is not set: export $name=FOLDER" >&2; exit 2; }
+  [ -n "${!name:-}" ] || fail "the variable $name is not set: export $name=FOLDER"
 done
 for name in IMAGENET_DATASET_DIR INDEX_FOLDER ${boxes[@]+"${boxes[@]}"}; do
-  [ -d "${!name}" ] || { echo "gen_betons.sh: error: $name ${!name}: no such folder" >&2; exit 2; }
+  [ -d "${!name}" ] || fail "$name ${!name}: no such folder"
 done
 if [ -z "${DATASETS:-}" ]; then
   DATASETS=$(find -L "$INDEX_FOLDER" -maxdepth 1 -name '*_per_class' -type d -exec basename {} _per_class \; | sort -n)
-  [ -n "$DATASETS" ] || { echo "gen_betons.sh: error: INDEX_FOLDER $INDEX_FOLDER holds no {n}_per_class folder:" \
-    "run imagenet_partition.py first" >&2; exit 2; }
+  [ -n "$DATASETS" ] || fail "INDEX_FOLDER $INDEX_FOLDER holds no {n}_per_class folder: run imagenet_partition.py first"
 fi
 images=train suffix='' own=()
 [ "${CROPS:-0}" != 1 ] || { images=bbox suffix=_crops own=(--bbox-path "$IMAGENET_BBOX_ANNOTATIONS"); }

@@ -8,13 +8,15 @@
 [[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
-[ "${1:-}" != --help ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit; }
+# shellcheck source=bash_examples/environment.sh
+source "$root/bash_examples/environment.sh"
+choice FORCE 0 1
 
 for name in IMAGENET_DATASET_DIR INDEX_FOLDER BETONS_FOLDER; do
-  [ -n "${!name:-}" ] || { echo "gen_val_betons.sh: error: the variable $name is not set: export $name=FOLDER" >&2; exit 2; }
+  [ -n "${!name:-}" ] || fail "the variable $name is not set: export $name=FOLDER"
 done
 for name in IMAGENET_DATASET_DIR INDEX_FOLDER; do
-  [ -d "${!name}" ] || { echo "gen_val_betons.sh: error: $name ${!name}: no such folder" >&2; exit 2; }
+  [ -d "${!name}" ] || fail "$name ${!name}: no such folder"
 done
 mkdir -p "$BETONS_FOLDER"
 

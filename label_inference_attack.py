@@ -201,6 +201,8 @@ def check_args(args: Namespace) -> None:
     if not 0 < args.corner_crop_frac <= 1:
         raise InputError(f"--corner_crop_frac {args.corner_crop_frac}: must be above 0 and at most 1")
     check_crop_flags(args)
+    if args.crop_cache and not args.crop_cache.endswith(".npz"):
+        raise InputError(f"--crop_cache {args.crop_cache}: the name must end in .npz")
     if args.use_supervised_linear and args.use_backbone:
         raise InputError("--use_supervised_linear 1: scores are the logits; leave --use_backbone out")
     if args.layers and (args.use_backbone or args.use_supervised_linear):

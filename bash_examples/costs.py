@@ -1,5 +1,7 @@
 """What the commands of a sweep cost: reads them, checks that their files are there, prints them and the sum.
 
+With --check it only checks.
+
     DRY_RUN=1 ./bash_examples/sweep.sh
 
 The formula, with the measured rates of docs/speed.md:
@@ -54,12 +56,14 @@ NETWORKS = {
     "timm:vit_small_patch16_224": (9.2, 0.022),
     "timm:vit_base_patch16_224": (35.0, 0.086),
 }
+COLLECTIONS = ("timm:", "torchvision:")  # names in place of files
 CLASSES = 1000  # where a file does not tell how many images it has: n_per_class times this
 REMEDIES = {
     "data.train_dataset": "run gen_betons.sh, or narrow the sweep (DATASETS)",
     "data.val_dataset": "run gen_val_betons.sh",
     "config_file": "LOSS names configs/{LOSS}_cfg.yaml, CONFIG another file",
     "imgnet_train_pth": "IMAGENET_DATASET_DIR names the image folder",
+    "model_oss_pth": "MODEL_PTH names the model: a file, timm:NAME or torchvision:NAME",
     "public_idx_pth": "run imagenet_partition.py, or name another set with PUBLIC",
 }
 
@@ -83,7 +87,9 @@ class Cost:
 
 
 def main():
-    Parser(description=__doc__).parse_args()
+    parser = Parser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="print nothing but what is missing")
+    args = parser.parse_args()
     lines, written, trained, rows = [], set(), {}, {}
     for line in sys.stdin.read().splitlines():
         words = shlex.split(line)
@@ -101,16 +107,21 @@ def main():
         written.add(folder)
         trained[folder] = arch
         lines.append(said or line)
-    print("\n".join(lines), flush=True)
-    print("\n".join(sums(rows)), file=sys.stderr)  # the commands alone can be saved, or run
+    if not args.check:
+        print("\n".join(lines), flush=True)
+        print("\n".join(sums(rows)), file=sys.stderr)  # the commands alone can be saved, or run
 
 
 def check_inputs(flags: Flags, folder: str, written: set[str]) -> None:
     """InputError for a file that is missing, unless an earlier command or a job in the queue writes it."""
     for name, values in flags.items():
         for path in values if name != folder else ():
+            if path.startswith(COLLECTIONS):
+                check_named(path, f"--{name} {path}")
+                path = path.partition("@")[2]
             parent = str(Path(path).parent)
-            if "/" not in path or os.path.exists(path) or path.startswith("timm:"):
+            is_path = path and ("/" in path or name.endswith("_pth"))
+            if not is_path or os.path.exists(path):
                 continue
             never = missing_snapshot(path)
             if not never and ({path, parent} & written or queued_job(parent)):
@@ -118,6 +129,13 @@ def check_inputs(flags: Flags, folder: str, written: set[str]) -> None:
             trained = path.endswith(".pth")
             remedy = "train the model (STAGES=train), or narrow the sweep" if trained else "run imagenet_partition.py"
             raise InputError(f"--{name} {path}: no such file; {never or REMEDIES.get(name, remedy)}")
+
+
+def check_named(model: str, source: str) -> None:
+    """InputError for a name that timm or torchvision does not have."""
+    from dejavu_utils.networks.loading import check_known  # takes seconds
+
+    check_known(model, source)
 
 
 def arch_of(flags: Flags, trained: dict[str, str]) -> str:

@@ -12,8 +12,12 @@ source "$root/bash_examples/environment.sh"
 use_environment "$root"
 export SNAPSHOTS=${SNAPSHOTS:-1}
 
+losses=${LOSSES:-simclr vicreg barlow supervised byol dino mocov3}
+# shellcheck source=bash_examples/demo_settings.sh
+for LOSS in $losses; do source "$root/bash_examples/demo_settings.sh"; done # refuses wrong values before the first demo
+
 rows=()
-for loss in ${LOSSES:-simclr vicreg barlow supervised byol dino mocov3}; do
+for loss in $losses; do
   LOSS=$loss bash "$root/bash_examples/demo.sh"
   # shellcheck disable=SC2016 # it is the other shell that expands
   row=$(LOSS=$loss "$BASH" -pc 'root=$1; source "$root/bash_examples/demo_settings.sh"

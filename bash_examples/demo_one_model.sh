@@ -18,6 +18,8 @@ use_environment "$root"
 
 # shellcheck source=bash_examples/demo_settings.sh
 source "$root/bash_examples/demo_settings.sh"
+choice MODELS A B "A B"
+whole 1 CLASSIFIERS CLASSIFIER_EPOCHS
 MODELS=${MODELS:-A}
 CLASSIFIERS=${CLASSIFIERS:-3}
 CLASSIFIER_EPOCHS=${CLASSIFIER_EPOCHS:-60}
@@ -25,8 +27,7 @@ CLASSIFIER_EPOCHS=${CLASSIFIER_EPOCHS:-60}
 eval "$(points projector "$EPOCHS")" # training attack
 two=$attack
 for file in "$LOGGING_FOLDER/${training}_"{A,B}"/model_ep$EPOCHS.pth" "$LOGGING_FOLDER/$two/results.json"; do
-  [ -e "$file" ] || { echo "demo_one_model.sh: error: $file: no such file; run bash_examples/demo.sh with the same" \
-    "variables first" >&2; exit 2; }
+  [ -e "$file" ] || fail "$file: no such file; run bash_examples/demo.sh with the same variables first"
 done
 cd "$root"
 started=$SECONDS

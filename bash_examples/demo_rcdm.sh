@@ -14,6 +14,8 @@ use_environment "$root"
 # shellcheck source=bash_examples/demo_settings.sh
 source "$root/bash_examples/demo_settings.sh"
 
+whole 1 STEPS
+choice JUDGE 0 1
 STEPS=${STEPS:-1500}                    # of each RCDM's training
 RESPACING=${RESPACING:-50}              # steps of the sampling; ddim25: DDIM
 JUDGE=${JUDGE:-0}                       # 1: train a judge of the classes and let it judge one sample per attacked image
@@ -24,13 +26,10 @@ attack=$LOGGING_FOLDER/$attack rcdm=$LOGGING_FOLDER/$rcdm
 public=$INDEX_FOLDER/${PER_CLASS}_per_class/public.npy
 cd "$root"
 started=$SECONDS
-if [ ! -e "$attack/results.json" ]; then
-  echo "demo_rcdm.sh: error: $attack/results.json: no such file; run bash_examples/demo.sh with the same variables first" >&2
-  exit 2
-fi
+[ -e "$attack/results.json" ] || fail "$attack/results.json: no such file; run bash_examples/demo.sh with the same variables first"
 for module in diffusers nbclient ipykernel; do
   python -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" ||
-    { echo "demo_rcdm.sh: error: $module is not installed: pip install -r requirements.txt" >&2; exit 2; }
+    fail "$module is not installed: pip install -r requirements.txt"
 done
 
 say "1/2 training of RCDM for model A and model B, both at once: $LOGGING_FOLDER/RCDM"

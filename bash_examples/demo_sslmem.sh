@@ -20,11 +20,8 @@ cd "$root"
 
 while read -r point <&3; do
   eval "$point" # epoch training attack sslmem
-  if [ ! -e "$LOGGING_FOLDER/$attack/results.json" ]; then
-    echo "demo_sslmem.sh: error: $LOGGING_FOLDER/$attack/results.json: no such file; run bash_examples/demo.sh with the" \
-      "same variables first" >&2
-    exit 2
-  fi
+  [ -e "$LOGGING_FOLDER/$attack/results.json" ] ||
+    fail "$LOGGING_FOLDER/$attack/results.json: no such file; run bash_examples/demo.sh with the same variables first"
   say "label-free scores at epoch $epoch: $LOGGING_FOLDER/$sslmem"
   if [ -e "$LOGGING_FOLDER/$sslmem/results.json" ]; then
     echo "there already"

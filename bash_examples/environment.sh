@@ -1,7 +1,30 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and tests/run.sh: uses the active virtual or conda environment, or makes .venv beside the code.
+# Sourced by the scripts here and by tests/run.sh: --help, checks of variables, and the environment: the active virtual
+# or conda environment, or .venv beside the code, which it makes.
 
 [ "${1:-}" != --help ] || { sed -n '2,/^[^#]/{/^# shellcheck/d; s/^# \{0,1\}//p;}' "$0"; exit; }
+
+fail() { echo "${SWEEP_SCRIPT:-${0##*/}}: error: $*" >&2; exit 2; }
+
+whole() { # whole LEAST VARIABLE...: a whole number from LEAST on (several, if the name ends in +), or not set
+  local least=$1 name number most
+  for name in "${@:2}"; do
+    case $name in *+) most=1000 name=${name%+} ;; *) most=1 ;; esac
+    # shellcheck disable=SC2086
+    set -- ${!name:-}
+    [ $# -le "$most" ] || fail "$name: one number is needed, not '${!name}'"
+    for number; do
+      [[ $number =~ ^(0|[1-9][0-9]{0,8})$ && $number -ge $least ]] ||
+        fail "$name: $number is not a whole number from $least on"
+    done
+  done
+}
+
+choice() { # choice VARIABLE WORD...: one of these words, or not set
+  local name=$1
+  shift
+  case " $* " in *" ${!name:-$1} "*) ;; *) fail "$name: ${!name} is not one of $*" ;; esac
+}
 
 use_environment() {
   local root=$1 python

@@ -21,6 +21,9 @@
 source "$(dirname -- "$0")/sweep_settings.sh"
 need LOGGING_FOLDER BETONS_FOLDER INDEX_FOLDER IMAGENET_DATASET_DIR IMAGENET_BBOX_ANNOTATIONS
 [ -n "${MODEL_PTH:-}" ] || fail "the variable MODEL_PTH is not set: export MODEL_PTH=..."
+whole 1 EPOCH DATASET CLASSIFIER_EPOCHS
+choice LEARNING_CURVE 0 1
+whole 0 SEEDS+
 NAME=${NAME:-one_model} EPOCH=${EPOCH:-1} n=${DATASET:-300} epochs=${CLASSIFIER_EPOCHS:-90} index=$INDEX_FOLDER/${DATASET:-300}_per_class
 
 train_on() { # train_on PART INDEX_FILE FLAG: a beton of these crops, and a classifier of each seed, which FLAG names

@@ -14,6 +14,8 @@ source "$(dirname -- "$0")/sweep_settings.sh"
 need LOGGING_FOLDER BETONS_FOLDER INDEX_FOLDER
 need IMAGENET_DATASET_DIR IMAGENET_VAL_DIR IMAGENET_BBOX_ANNOTATIONS IMAGENET_VAL_BBOX
 [ -n "${MODEL_PTH:-}" ] || fail "the variable MODEL_PTH is not set: export MODEL_PTH=..."
+case $MODEL_PTH in timm:* | torchvision:*) ;; *) [ -f "$MODEL_PTH" ] || fail "MODEL_PTH $MODEL_PTH: no such file" ;; esac
+whole 1 EPOCH DATASET PER_CLASS+
 
 linked=$INDEX_FOLDER/linked
 mkdir -p "$linked"

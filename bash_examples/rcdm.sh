@@ -14,6 +14,9 @@
 # shellcheck source=bash_examples/sweep_settings.sh
 source "$(dirname -- "$0")/sweep_settings.sh"
 need IMAGENET_DATASET_DIR INDEX_FOLDER LOGGING_FOLDER
+whole 1 EPOCH DATASET
+choice SUPERVISED 1 0
+whole 32 SIDES+
 
 rcdm() { # rcdm LOSS SIDE FLAGS...: an RCDM for each of this loss's models
   local point set suffix='' batch=8

@@ -4,9 +4,11 @@ set -euo pipefail -f
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 export SWEEP_SCRIPT=${SWEEP_SCRIPT:-${0##*/}} LOCAL=${LOCAL:-0} DRY_RUN=${DRY_RUN:-0} PYTHON=${PYTHON:-python}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-[ "${1:-}" != --help ] || { sed -n '2,/^[^#]/{/^# shellcheck/d; s/^# \{0,1\}//p;}' "$0"; exit; }
-
-fail() { echo "$SWEEP_SCRIPT: error: $*" >&2; exit 2; }
+# shellcheck source=bash_examples/environment.sh
+source "$root/bash_examples/environment.sh"
+choice LOCAL 0 1
+choice DRY_RUN 0 1
+whole 1 K NODES
 
 need() { # need VARIABLE...: folders
   local name
@@ -49,8 +51,10 @@ figures() { # figures FOLDER "POINT..." NAME FLAGS...: draws them now, or in a j
   fi
 }
 
-# A dry run checks the commands, prints them, and adds up what they cost.
-if [ "$DRY_RUN" = 1 ] && [ -z "${IN_DRY_RUN:-}" ]; then
-  commands=$(IN_DRY_RUN=1 "$BASH" -p "$0" "$@") || exit $?
-  exec "$PYTHON" "$root/bash_examples/costs.py" <<<"$commands"
+# All commands are checked before the first is run. A dry run prints them, and adds up what they cost.
+if [ -z "${CHECKED:-}" ]; then
+  export CHECKED=1
+  commands=$(DRY_RUN=1 "$BASH" -p "$0" "$@") || exit $?
+  [ "$DRY_RUN" = 0 ] || exec "$PYTHON" "$root/bash_examples/costs.py" <<<"$commands"
+  "$PYTHON" "$root/bash_examples/costs.py" --check <<<"$commands" || exit $?
 fi

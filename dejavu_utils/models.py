@@ -52,12 +52,19 @@ def backbone_named(arch: str, fc: bool) -> tuple[nn.Module, int]:
     return (nn.Sequential(net, nn.Linear(width, 256)), 256) if fc else (net, width)
 
 
-def timm_network(arch: str, what: str, **options: Any) -> nn.Module:
-    """timm's network of this name. what: flag and value, for errors. options: of timm.create_model."""
+def check_timm_name(arch: str, what: str) -> None:
+    """InputError for a name that timm does not have. what: flag and value."""
     import timm  # takes a second
 
     if ":" not in arch and not timm.is_model(arch):  # with one it is a place that timm knows: hf-hub:, local-dir:
         raise InputError(f"{what}: neither torchvision nor timm has it")
+
+
+def timm_network(arch: str, what: str, **options: Any) -> nn.Module:
+    """timm's network of this name. what: flag and value, for errors. options: of timm.create_model."""
+    import timm
+
+    check_timm_name(arch, what)
     # Crops grow during training: a transformer must take images of any size.
     sizes: dict[str, Any] = {"dynamic_img_size": True} if arch.startswith(("vit_", "deit", "eva")) else {}
     return timm.create_model(arch, **sizes, **options)

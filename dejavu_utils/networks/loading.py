@@ -24,6 +24,7 @@ from dejavu_utils.models import (
     Architecture,
     Network,
     SSLNetwork,
+    check_timm_name,
     classifier_name,
     mlp_widths,
     network_from_settings,
@@ -69,7 +70,9 @@ def resolved(model: str) -> str:
 
 
 def existing_model(model: str, flag: str, args: argparse.Namespace) -> None:
-    """InputError unless this model's file is there, or may be by the time a submitted job runs."""
+    """InputError unless this model's name is known, and its file there or awaited from a job."""
+    if is_named(model):
+        check_known(model, f"{flag} {model}")
     if file_of(model) or not is_named(model):
         existing_or_awaited_file(file_of(model), flag, args)
 
@@ -113,6 +116,15 @@ class ModelFile:
     def _check(self, flag: str, source: str, typed: str, held: str | None) -> None:
         if typed != held:
             raise InputError(f"{flag}: {source} holds {held or 'none'}; leave the flag out or name another checkpoint")
+
+
+def check_known(model: str, source: str) -> None:
+    """InputError for a name ("timm:NAME@FILE", with or without the file) that its collection does not have."""
+    kind, _, name = model.partition("@")[0].partition(":")
+    if kind == "timm":
+        check_timm_name(name, source)
+    elif name not in torchvision.models.list_models(module=torchvision.models):
+        raise InputError(f"{source}: torchvision has no classifier {name}")
 
 
 def load_network(
@@ -280,8 +292,7 @@ def _collected(arch: str, source: str, file_name: str | None = None) -> _Collect
             return _Collected.of_timm(timm_network(name, source))
         except (OSError, RuntimeError, ValueError) as error:  # hf-hub: its configuration is downloaded
             raise InputError(f"{source}: timm cannot build {name} ({one_line(error, 150)})") from None
-    if name not in known:
-        raise InputError(f"{source}: torchvision has no classifier {name}")
+    check_known(f"torchvision:{name}", source)
     if name in ("googlenet", "inception_v3"):
         raise InputError(f"{source}: gives several outputs, and cannot be a backbone here")
     net = getattr(torchvision.models, name)(weights=None)

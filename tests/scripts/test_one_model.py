@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -430,7 +431,7 @@ def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
     folders = {name: str(tmp_path / name.lower()) for name in names}
     for name in names[2:]:
         (tmp_path / name.lower()).mkdir()
-    own = {"INDEX_FOLDER": str(index.parent), "PUBLIC_IDX": str(tmp_path / "public.npy"), "MODEL_PTH": "model.pth"}
+    own = {"INDEX_FOLDER": str(index.parent), "PUBLIC_IDX": str(tmp_path / "public.npy"), "MODEL_PTH": "timm:resnet18"}
     script = [ROOT / "bash_examples/one_model.sh"]
     environment = {**os.environ, **folders, **own, "DRY_RUN": "1", "LOCAL": "1", "NAME": "vicreg", "EPOCH": "1000"}
     result = ok(subprocess.run(script, env=environment, capture_output=True, text=True))
@@ -444,9 +445,20 @@ def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
     lines = result.stdout.splitlines()
     assert len(lines) == 4 + 12 + 2 and "half_bbox_A.npy" in result.stdout
     assert lines[-2].count("/crop_classifiers/300pc_half_B_seed") == 3 and "--half_reference_B_pth" in lines[-2]
-    environment["MODEL_PTH"] = ""
-    result = subprocess.run(script, env=environment, capture_output=True, text=True)
-    assert result.returncode == 2 and "the variable MODEL_PTH is not set" in result.stderr
+    for change, texts in cases("""
+        MODEL_PTH=                    -> the variable MODEL_PTH is not set
+        MODEL_PTH=absent.pth          -> --model_oss_pth absent.pth: no such file
+        MODEL_PTH=timm:resnet18@ABSENT -> --model_oss_pth ABSENT: no such file
+        MODEL_PTH=timm:absent         -> --model_oss_pth timm:absent
+        MODEL_PTH=torchvision:absent  -> --model_oss_pth torchvision:absent
+        UNSEEN_IDX=ABSENT             -> --unseen_idx_pth ABSENT: no such file
+        SEEDS="0 one"                 -> SEEDS: one is not a whole number from 0 on
+        DATASET="100 200"             -> DATASET: one number is needed, not '100 200'
+        CLASSIFIER_EPOCHS=0           -> CLASSIFIER_EPOCHS: 0 is not a whole number from 1 on
+    """):
+        result = subprocess.run(script, env={**environment, "DRY_RUN": "0", **change}, capture_output=True, text=True)
+        assert_one_line_error(result, *texts)
+        assert not result.stdout and not Path(folders["BETONS_FOLDER"]).exists()
 
 
 def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
@@ -472,7 +484,7 @@ def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
         "LOGGING_FOLDER": "logs",
     }
     folders = {variable: str(tmp_path / name) for variable, name in names.items()}
-    size = {"PER_CLASS": "4", "DATASET": "4", "MODEL_PTH": "model.pth", "DRY_RUN": "1", "LOCAL": "1"}
+    size = {"PER_CLASS": "4", "DATASET": "4", "MODEL_PTH": "timm:resnet18", "DRY_RUN": "1", "LOCAL": "1"}
     command = ["bash", "bash_examples/one_model_imagenet.sh"]
     environment = {**os.environ, "PYTHON": sys.executable, "CDPATH": ".", **folders, **size}
     results = [ok(subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)) for _ in range(2)]

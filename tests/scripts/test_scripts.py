@@ -77,6 +77,26 @@ def test_demo_in_miniature_and_run_again(tmp_path):
     assert "run bash_examples/demo.sh with the same variables first" in output
 
 
+@pytest.mark.parametrize(
+    "script, variable, value",
+    [
+        ("demo.sh", "EPOCHS", "abc"),
+        ("demo.sh", "PER_CLASS", "40 50"),
+        ("demo.sh", "LOSS", "simclrr"),
+        ("demo.sh", "K", "0"),
+        ("demo.sh", "PRECISION", "fp8"),
+        ("demo_losses.sh", "LOSSES", "simclr simclrr"),
+        ("demo_one_model.sh", "MODELS", "C"),
+        ("demo_rcdm.sh", "STEPS", "1e3"),
+        ("demo_sslmem.sh", "SNAPSHOTS", "0"),
+    ],
+)
+def test_a_wrong_variable_is_named_before_anything_is_done(tmp_path, script, variable, value):
+    output = demo(tmp_path / "demo", script, code=2, **{variable: value})
+    assert len(output.splitlines()) == 1 and f"{script}: error: {variable.removesuffix('ES')}" in output
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.kills
 def test_demo_killed_and_continued_and_reconstructions(tmp_path):
     folder, run = folder_and_run(tmp_path, 2)

@@ -232,12 +232,21 @@ def test_entry_scripts_are_single_stages(folders, tmp_path, loss):
     SWEEP=momentum                 -> SWEEP: momentum is not one of
     STAGES="train plots"           -> STAGES: plots is not one of
     ARCH=vit                       -> ARCH=vit
+    K=ten                          -> K: ten is not a whole number from 1 on
+    LOCAL=yes                      -> LOCAL: yes is not one of 0 1
+    SWEEP=nothing                  -> SWEEP: nothing is not one of
 """),
 )
 def test_what_is_missing_is_named_before_anything_is_printed(folders, tmp_path, environment, texts):
-    result = sweep({**folders, **environment}, tmp_path, DRY_RUN="1", LOCAL="1")
+    result = sweep({**folders, "DRY_RUN": "1", "LOCAL": "1", **environment}, tmp_path)
     assert not result.stdout
     assert_one_line_error(result, *texts)
+
+
+def test_what_a_later_stage_lacks_is_named_before_the_first_begins(folders, tmp_path):
+    result = sweep(folders, tmp_path, LOCAL="1", SWEEP="epochs", EPOCHS="50", PUBLIC="600")
+    assert_one_line_error(result, "600_per_class/public.npy: no such file")
+    assert not result.stdout and not list(tmp_path.iterdir())
 
 
 def tools(folder):
