@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.font_manager import FontProperties, findfont
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
@@ -211,6 +210,8 @@ def paste_object(
 
 def glyph(code: int, longest: int, degrees: float) -> Image.Image:
     """The character as an "L" mask cut to its ink, the longer side `longest` pixels."""
+    from matplotlib.font_manager import FontProperties, findfont  # after dejavu_utils, which chooses the backend
+
     font = ImageFont.truetype(findfont(FontProperties(family="DejaVu Sans")), longest)
     left, top, right, bottom = font.getbbox(chr(code))
     mask = Image.new("L", (right - left, bottom - top))

@@ -8,11 +8,14 @@ a GPU, it prints auto: train_SSL.py chooses.
     python bash_examples/faster_precision.py
 """
 
+import sys
 import time
 from pathlib import Path
 
 import torch
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
 from dejavu_utils.cli import Parser, positive_int, run
 from dejavu_utils.models import SSLNetwork

@@ -12,10 +12,15 @@ and on reconstructions from crops under target and reference model: of all attac
         --unseen_idx_pth demo/seed0/judge/test.npy --public_idx_pth demo/seed0/index/50_per_class/public.npy
 """
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.intervals import mean_of_proportions

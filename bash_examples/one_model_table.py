@@ -8,11 +8,14 @@ folder of that attack, as A=FOLDER or B=FOLDER; prints the table, writes it to -
         A=demo/seed0/simclr_600epochs/one_model_sweeps/NN_attk_simclr_50pc_600ep_A
 """
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import RESULTS, AttackResults, read_results, read_split

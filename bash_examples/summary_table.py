@@ -16,11 +16,14 @@ as *_agreement.csv and a figure. The table ends with what it says, where the gal
         projector=demo/seed0_correlation0.8/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
 from dejavu_utils.analysis.agreement import disagreements, distinct
 from dejavu_utils.analysis.attack_files import RESULTS, read_attack, read_split

@@ -65,9 +65,12 @@ def timm_network(arch: str, what: str, **options: Any) -> nn.Module:
     import timm
 
     check_timm_name(arch, what)
-    # Crops grow during training: a transformer must take images of any size.
-    sizes: dict[str, Any] = {"dynamic_img_size": True} if arch.startswith(("vit_", "deit", "eva")) else {}
-    return timm.create_model(arch, **sizes, **options)
+    if not arch.startswith(("vit_", "deit", "eva")):
+        return timm.create_model(arch, **options)
+    try:  # crops grow during training: a transformer must take images of any size
+        return timm.create_model(arch, dynamic_img_size=True, **options)
+    except TypeError:  # vit_relpos_* cannot
+        return timm.create_model(arch, **options)
 
 
 def timm_width(net: Any) -> int:

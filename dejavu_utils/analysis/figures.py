@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import style
@@ -65,16 +64,18 @@ class XAxis:
 
 @contextmanager
 def figure_style(name: str) -> Iterator[None]:
-    """Within it, figures are drawn in one of STYLES. InputError where `science` (SciencePlots) is not installed."""
-    if name == "plain":
-        with matplotlib.rc_context({**_PLAIN, **_FONTS}):
-            yield
-        return
-    try:
-        import scienceplots  # noqa: F401  (adds its styles to matplotlib's)
-    except ImportError:
-        raise InputError("--style science: SciencePlots is not installed here: pip install SciencePlots") from None
-    with style.context(["science", "no-latex"]), matplotlib.rc_context({**_PLAIN, **_FONTS}):
+    """Within it, figures are drawn in one of STYLES, whatever the user's matplotlibrc says.
+
+    InputError where `science` (SciencePlots) is not installed.
+    """
+    styles: list[Any] = [{**_PLAIN, **_FONTS}]
+    if name == "science":
+        try:
+            import scienceplots  # noqa: F401  (adds its styles to matplotlib's)
+        except ImportError:
+            raise InputError("--style science: SciencePlots is not installed here: pip install SciencePlots") from None
+        styles = ["science", "no-latex", *styles]
+    with style.context(styles, after_reset=True):
         yield
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -162,6 +163,14 @@ def test_help_shows_commands_and_missing_flags_are_named():
         result = run_here(path.name)
         assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, path.name
         assert re.search(r"error: .*--", result.stderr), path.name
+
+
+def test_examples_use_the_package_of_their_own_checkout(tmp_path):
+    (tmp_path / "dejavu_utils.py").write_text("raise SystemExit('the package of another checkout')")
+    for path in sorted((ROOT / "bash_examples").glob("*.py")):
+        command = [sys.executable, path, "--help"]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        ok(subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True))
 
 
 # The commands of the study's own README, word by word; $ROOT stands for its five environment variables.

@@ -1,8 +1,14 @@
 """What is drawn: one unit per axis, lines from two points on, hatched where nothing can be concluded."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import ROOT, ok
 from matplotlib.figure import Figure
 
 from dejavu_utils.analysis import figures
@@ -80,3 +86,17 @@ def test_written_figures_have_a_caption_and_a_legend(tmp_path):
             figures.save_accuracy_figures(tmp_path / name, frame, "epoch", 1, caption=caption)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(written) == 8 and written["with.png"] != written["without.png"] != written["without_legend.png"]
+
+
+def test_no_matplotlibrc_and_no_backend_changes_a_figure(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("savefig.dpi: 3\nfont.size: large\n")
+    code = "from test_figures import *; rows = rows_of('dataset', [100, 300])\n"
+    code += "with figures.figure_style('plain'): figures.save_accuracy_figures(sys.argv[1], rows, 'dataset', 1)"
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
+    drawn = []
+    for folder, variables in ((ROOT, {}), (tmp_path, {"MPLBACKEND": "absent", "MPLCONFIGDIR": "/proc"})):
+        environment = {**os.environ, "PYTHONPATH": path, **variables}
+        command = [sys.executable, "-c", code, tmp_path / f"figure{len(drawn)}"]
+        ok(subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True))
+        drawn.append((tmp_path / f"figure{len(drawn)}_legend.png").read_bytes())
+    assert drawn[0] == drawn[1]
