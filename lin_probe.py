@@ -5,9 +5,8 @@ momentum 0.9 and a learning rate that falls linearly from --start_lr to --end_lr
 training, bicubic). Writes OUTPUT_DIR/results.json: accuracies of each epoch, and at the end those on the training set
 and the validation set under the test transform, with 95 % intervals. The log ends with the same figures in words.
 
-Rerun the same command to resume (OUTPUT_DIR/probe.pth, which is removed at the end). Several
-processes divide every batch of --batch_size images among them, so that their number changes the figures by rounding
-alone.
+Rerun the same command to resume (OUTPUT_DIR/probe.pth, which is removed at the end). Several processes divide every
+batch of --batch_size images among them, so that their number changes the figures by rounding alone.
 
     python lin_probe.py --model_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\
         --end_lr 0.1 --epochs 20 --train_idx_pth $INDEX_FOLDER/300_per_class/train_A.npy \\
@@ -26,20 +25,23 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from dejavu_utils.analysis.attack_files import RESULTS, ProbeAccuracies, ProbeResults
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.report import figure_in_words
 from dejavu_utils.analysis.tables import top_accuracies
-from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
+from dejavu_utils.checkpoint import save_checkpoint
 from dejavu_utils.cli import (
     Parser,
     add_inference_flags,
@@ -52,29 +54,31 @@ from dejavu_utils.cli import (
     run,
 )
 from dejavu_utils.data import augment
-from dejavu_utils.data.beton_loader import cut_and_resize
-from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
+from dejavu_utils.data.beton_loader import random_crop
+from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, check_same
 from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
-from dejavu_utils.imagenet import ImageListing, list_images, load_image
+from dejavu_utils.imagenet import ImageListing, list_images
 from dejavu_utils.log import Progress, say
 from dejavu_utils.models import LOSSES, Network
-from dejavu_utils.networks.inference import check_finite, check_layers, prepared_for_inference
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
+from dejavu_utils.networks.inference import check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
-from dejavu_utils.runtime.devices import autocast
-from dejavu_utils.runtime.distributed import agreed, average_gradients, from_each, rank, sum_over_processes, world_size
-from dejavu_utils.runtime.launch import init_from_args, launch
+from dejavu_utils.runtime.distributed import average_gradients, rank, sum_over_processes, world_size
+from dejavu_utils.runtime.launch import GpuChoice, init_from_args, launch
 from dejavu_utils.runtime.processes import StepWatch, StopSignal
+from dejavu_utils.runtime.resumable import count_images
+from dejavu_utils.training.checkpoint import agreed_checkpoint
+from dejavu_utils.training.meter import correct_in_top
 from dejavu_utils.typed_json import to_json
 
 VIEW = augment.SECOND_VIEW
 SETTINGS = ("start_lr", "end_lr", "epochs", "seed", "batch_size", "use_projector")  # in the record
 KEPT = ("epoch", "steps_done", "totals", "records", "val_right")  # of a ProbeRun, in its checkpoint, by name
-_FEATURE_BYTES = 8 * 2**30  # of validation features that a process keeps on its device; more are computed in each epoch
 _SECONDS_BETWEEN_SAVES = 600
 
 
@@ -107,115 +111,129 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A linear probe. layer: backbone or projector. train, val: .npy files of indices. seed: of the classifier, the
+    order of images and their views. settings: the flags, for results.json."""
+
+    folder: Path
+    model: ModelFile
+    layer: str
+    image_folder: str
+    train: str
+    val: str
+    start_lr: float
+    end_lr: float
+    epochs: int
+    seed: int
+    inference: Inference
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, args: Namespace) -> "Job":
+        known = args.arch, args.resolution, args.mlp, args.loss, args.resnet50
+        return cls(
+            folder=Path(args.output_dir),
+            model=ModelFile("--model_pth", args.model_pth, *known),
+            layer="projector" if args.use_projector else "backbone",
+            image_folder=args.imgnet_train_pth,
+            train=args.train_idx_pth,
+            val=args.val_idx_pth,
+            start_lr=args.start_lr,
+            end_lr=args.end_lr,
+            epochs=args.epochs,
+            seed=args.seed,
+            inference=Inference.of(args),
+            settings=vars(args),
+        )
+
+
 def main() -> None:
     args = parse_args()
-    existing_model(args.model_pth, "--model_pth", args)
-    for name in ("train_idx_pth", "val_idx_pth"):
-        existing_file(getattr(args, name), f"--{name}")
-    existing_folder(args.imgnet_train_pth, "--imgnet_train_pth")
-    if not 0 <= args.start_lr < float("inf") or not 0 <= args.end_lr < float("inf"):
+    job = Job.of(args)
+    existing_model(job.model.path, job.model.flag, args)
+    existing_file(job.train, "--train_idx_pth")
+    existing_file(job.val, "--val_idx_pth")
+    existing_folder(job.image_folder, "--imgnet_train_pth")
+    if not 0 <= job.start_lr < float("inf") or not 0 <= job.end_lr < float("inf"):
         raise InputError("--start_lr and --end_lr must not be negative or infinite")
-    launch(probe, args, (args.output_dir, "--output_dir"), args.num_workers)
+    launch(probe, args, (args.output_dir, "--output_dir"), args.num_workers, given=(job, GpuChoice.of(args)))
 
 
-def probe(args: Namespace) -> None:
-    device = init_from_args(args)
-    model = ModelFile("--model_pth", args.model_pth, args.arch, args.resolution, args.mlp, args.loss, args.resnet50)
-    network = model.load()
-    if args.use_projector and not network.has_projector:
-        raise InputError(f"--use_projector: --model_pth {args.model_pth} has no projector; leave the flag out")
-    layer = "projector" if args.use_projector else "backbone"
-    check_layers(network, [layer])
-    args.resolution = network.preprocessing.side
-    listing = list_images(args.imgnet_train_pth, "--imgnet_train_pth")
-    train = load_indices(args.train_idx_pth, "--train_idx_pth", listing)
-    val = load_indices(args.val_idx_pth, "--val_idx_pth", listing)
-    for flag, indices in (("--train_idx_pth", train), ("--val_idx_pth", val)):
-        if not len(indices):
-            raise InputError(f"{flag} {getattr(args, flag[2:])}: holds no index")
-    if args.skip_unreadable:
-        train, val = (readable_only(args, listing, indices, device) for indices in (train, val))
+def probe(given: tuple[Job, GpuChoice]) -> None:
+    job, gpus = given
+    device = init_from_args(gpus)
+    job = replace(job, inference=replace(job.inference, device=device))
+    network = job.model.load()
+    if job.layer == "projector" and not network.has_projector:
+        raise InputError(f"--use_projector: {network.source} has no projector; leave the flag out")
+    check_layers(network, [job.layer])
+    listing = list_images(job.image_folder, "--imgnet_train_pth")
+    train = probed_images(job, "--train_idx_pth", job.train, listing)
+    val = probed_images(job, "--val_idx_pth", job.val, listing)
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler requeues the job
-    state = ProbeRun(args, network, layer, listing, train, val, device, stop)
-    checkpoint = saved_checkpoint(state.path)
+    state = ProbeRun(job, network, listing, train, val, stop)
+    checkpoint = agreed_checkpoint(state.path, "--output_dir")
     if checkpoint:
         state.restore(checkpoint)
         say(f"resumes after epoch {state.epoch}, step {state.steps_done}, from {state.path}")
     say(
-        f"{len(train)} training and {len(val)} validation images, {layer}, on {device} in {args.precision}, "
-        f"{world_size()} process(es)"
+        f"{len(train)} training and {len(val)} validation images, {job.layer}, on {device} in "
+        f"{job.inference.precision}, {world_size()} process(es)"
     )
-    # The same views in each epoch: features are made once, if they fit; copies, as some ViTs' are views of all tokens.
-    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else _FEATURE_BYTES
-    share = len(val) * network.width(layer) * 4 / world_size()
-    fit = all(from_each(share <= min(room, _FEATURE_BYTES)))
-    kept = [(z.clone(), y) for z, y in state.features(val, "validation images")] if fit else None
-    while state.epoch < args.epochs:
+    validation = list(state.features(val, "validation images"))  # the same in each epoch
+    while state.epoch < job.epochs:
         state.train_epoch(train)
-        state.end_epoch(state.count_correct(kept if fit else state.features(val, "validation images")))
+        state.end_epoch(state.count_correct(validation))
     train_correct = state.count_correct(state.features(train, "training images"))
     if rank() == 0:
-        write_results(args, state, train_correct)
+        write_results(state, train_correct)
 
 
-def saved_checkpoint(path: Path) -> dict[str, Any] | None:
-    """What probe.pth holds, the same in all processes; None if there is none."""
-
-    def read() -> dict[str, Any] | None:
-        return load_checkpoint(path, "--output_dir") if path.is_file() else None
-
-    def place(checkpoint: dict[str, Any] | None) -> str:
-        return f"epoch {checkpoint.get('epoch')} step {checkpoint.get('steps_done')}" if checkpoint else "none"
-
-    return agreed(read, place, f"--output_dir {path}")
-
-
-def readable_only(args: Namespace, listing: ImageListing, indices: np.ndarray, device: torch.device) -> np.ndarray:
+def probed_images(job: Job, flag: str, path: str, listing: ImageListing) -> np.ndarray:
+    """The images of an index file, int64 (n,): those that can be read, if the others are to be left out."""
+    indices = load_indices(path, flag, listing)
+    if not len(indices):
+        raise InputError(f"{flag} {path}: holds no index")
+    if not job.inference.skip_unreadable:
+        return indices
     with Progress(len(indices), "images checked for being readable") if rank() == 0 else nullcontext() as bar:
         on_progress = (lambda count: bar.update(count * world_size())) if bar else lambda count: None
-        kept = without_unreadable(listing, indices, device, args.num_workers, on_progress)
+        device, workers = job.inference.device, job.inference.num_workers
+        kept = without_unreadable(listing, indices, device, workers, on_progress)
     say(f"{len(indices) - len(kept)} of {len(indices)} images cannot be read and are left out")
     return kept
 
 
-def write_results(args: Namespace, state: "ProbeRun", train_correct: dict[int, int]) -> None:
-    final = ProbeAccuracies(
-        train=top_accuracies(train_correct, len(state.train)), val=top_accuracies(state.val_right, len(state.val))
-    )
-    counts = {"train": len(state.train), "val": len(state.val), "classes": len(state.listing.classes)}
-    settings = {**vars(args), "layer": state.layer, "device": str(state.device), "processes": world_size()}
+def write_results(state: "ProbeRun", train_correct: dict[int, int]) -> None:
+    job, n_train, n_val = state.job, len(state.train), len(state.val)
+    final = ProbeAccuracies(train=top_accuracies(train_correct, n_train), val=top_accuracies(state.val_right, n_val))
+    counts = {"train": n_train, "val": n_val, "classes": len(state.listing.classes)}
+    about = {"layer": job.layer, "device": str(state.device), "processes": world_size()}
+    settings = {**job.settings, "resolution": state.side, **about}
     results = ProbeResults(final, state.records, counts, settings, state.made_from.plain())
-    save_json(Path(args.output_dir) / RESULTS, to_json(results))
+    save_json(job.folder / RESULTS, to_json(results))
     state.path.unlink(missing_ok=True)  # only needed to resume
     for name, figures in (("validation", final.val), ("training", final.train)):
         print(f"{name}: top-1 {figure_in_words(figures.top_1)}, top-5 {figure_in_words(figures.top_5)}", flush=True)
 
 
-class RandomCrops(torch.utils.data.Dataset):
-    """Random crops from image files, in an epoch's order: (uint8 (3, resolution, resolution), label) each.
+class RandomCrops(IndexedImages):
+    """Random crops of images (bicubic), in an epoch's order: (uint8 (3, side, side), label) each.
 
-    listing: ImageListing. indices: int64 (n,), the images. view: augment.View; its crop is taken here (bicubic), the
-    rest is augment.apply's, with the numbers of uniforms(seed, epoch, STREAM, position, ...). An item depends on
-    (seed, epoch, position) alone, not on the number of workers.
+    Only VIEW's crop is taken here; the rest is augment.apply's, with the numbers of uniforms(seed, epoch, STREAM,
+    position, ...). An item depends on (seed, epoch, position) alone, not on the number of workers.
     """
 
     STREAM = 0
 
-    def __init__(
-        self, listing: ImageListing, indices: np.ndarray, view: augment.View, resolution: int, seed: int, epoch: int
-    ) -> None:
-        self.listing, self.view, self.resolution, self.seed, self.epoch = listing, view, resolution, seed, epoch
-        self.indices = indices[epoch_order(seed, epoch, len(indices))]
+    def __init__(self, listing: ImageListing, indices: np.ndarray, side: int, seed: int, epoch: int) -> None:
+        super().__init__(listing, indices[epoch_order(seed, epoch, len(indices))], np.array)
+        self.side, self.seed, self.epoch = side, seed, epoch
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        index = self.indices[position]
-        image = np.array(load_image(self.listing.path(index)))
+    def view(self, position: int, image: Image.Image) -> torch.Tensor:
         draws = uniforms(self.seed, self.epoch, self.STREAM, position, 1)
-        box = augment.crop_boxes(draws, [image.shape[:2]], self.view)[0]
-        return cut_and_resize(image, box, self.resolution, "bicubic"), int(self.listing.labels[index])
+        return random_crop(np.array(image), draws, VIEW, self.side, "bicubic")
 
 
 class ProbeRun:
@@ -226,32 +244,33 @@ class ProbeRun:
 
     def __init__(
         self,
-        args: Namespace,
+        job: Job,
         network: Network,
-        layer: str,
         listing: ImageListing,
         train: np.ndarray,
         val: np.ndarray,
-        device: torch.device,
         stop: StopSignal,
     ) -> None:
-        self.args, self.layer, self.device = args, layer, device
-        self.watch = StepWatch(stop, device, "a smaller --start_lr")
+        self.job, self.device = job, job.inference.device
         self.listing, self.train, self.val = listing, train, val
-        self.path = Path(args.output_dir) / "probe.pth"
+        self.stop, self.watch = stop, StepWatch(stop, self.device, "a smaller --start_lr")
+        self.path = job.folder / "probe.pth"
+        self.side = network.preprocessing.side
         self.made_from = Provenance(
-            models={"model": ModelRecord.of(network, args.resolution)},
+            models={"model": ModelRecord.of(network)},
             images=listing.fingerprint["sha256"],
             sets={"train_idx_pth": digest(train), "val_idx_pth": digest(val)},
-            precision=args.precision,
-            resolution=args.resolution,
-            settings={name: getattr(args, name) for name in SETTINGS},
+            precision=job.inference.precision,
+            resolution=self.side,
+            settings={name: job.settings[name] for name in SETTINGS},
         )
-        self.width = network.width(layer)
-        self.network = prepared_for_inference(network).to(device)
-        seed_everything(args.seed)
-        self.classifier = torch.nn.Linear(self.width, len(listing.classes)).to(device)
-        self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=args.start_lr, momentum=0.9)
+        self.preprocessing = network.preprocessing
+        networks = {"model": prepared_for_inference(network).to(self.device)}
+        self.embedder = Embedder(networks, {"model": [job.layer]}, listing, job.inference)
+        self.width = network.width(job.layer)
+        seed_everything(job.seed)
+        self.classifier = torch.nn.Linear(self.width, len(listing.classes)).to(self.device)
+        self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=job.start_lr, momentum=0.9)
         self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
         self.totals = [0.0] * (1 + len(TOP_KS))  # of this epoch so far: sum of the losses, correct images
         self.records: list[dict[str, float]] = []
@@ -261,24 +280,21 @@ class ProbeRun:
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """float (n, 3, h, w) on the device -> float32 (n, width)."""
-        if not len(images):
-            return torch.empty(0, self.width, device=self.device)
-        with autocast(self.device, self.args.precision):
-            return self.network.embed(images, self.layer).float()
+        outputs = self.embedder.outputs([images]) if len(images) else {}
+        return next(iter(outputs.values()), torch.empty(0, self.width, device=self.device))
 
     def train_epoch(self, indices: np.ndarray) -> None:
         """The rest of one pass over the augmented training images."""
-        args, classifier = self.args, self.classifier
-        crops_of_epoch = RandomCrops(self.listing, indices, VIEW, args.resolution, args.seed, self.epoch)
-        steps = -(-len(indices) // args.batch_size)
-        what = f"images of epoch {self.epoch + 1}"
-        for first, size, crops, labels in self.shares(crops_of_epoch, what, self.steps_done):
-            share = (self.epoch * steps + self.steps_done) / (args.epochs * steps)
+        job, classifier = self.job, self.classifier
+        crops_of_epoch = RandomCrops(self.listing, indices, self.side, job.seed, self.epoch)
+        steps = -(-len(indices) // job.inference.batch_size)
+        for first, size, crops, labels in self.batches(crops_of_epoch):
+            progress = (self.epoch * steps + self.steps_done) / (job.epochs * steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = args.start_lr + (args.end_lr - args.start_lr) * share
-            draws = uniforms(args.seed, self.epoch, RandomCrops.STREAM, first, len(labels))
+                group["lr"] = job.start_lr + (job.end_lr - job.start_lr) * progress
+            draws = uniforms(job.seed, self.epoch, RandomCrops.STREAM, first, len(labels))
             images = augment.apply(crops, augment.draw_parameters(draws, VIEW))
-            images = augment.renormalize(images, self.network.preprocessing)
+            images = augment.renormalize(images, self.preprocessing)
             logits = classifier(self.embed(images).clone())  # autograd takes no inference tensor
             loss = F.cross_entropy(logits, labels, reduction="sum")
             self.optimizer.zero_grad(set_to_none=True)
@@ -286,20 +302,39 @@ class ProbeRun:
             average_gradients(list(classifier.parameters()))
             self.optimizer.step()
             self.steps_done += 1
-            self.count(self.watch.step(self.place(), loss.detach(), *correct_in_top(logits, labels)))
+            place = f"at epoch {self.epoch + 1}, step {self.steps_done}"
+            self.count(self.watch.step(place, loss.detach(), *correct_in_top(logits, labels)))
             due, last = time.monotonic() - self.saved > _SECONDS_BETWEEN_SAVES, self.steps_done == steps
             if self.watch.asked or due or last:
                 asked = self.watch.asked
-                self.count(self.watch.finish(self.place()))  # what is saved is complete
+                self.count(self.watch.finish(place))  # what is saved is complete
                 # A process that saves learns a step early that another was asked: all leave after the same step.
                 if asked or (self.watch.asked and last):
                     self.save_and_leave()
                 if due:
                     self.save()
 
-    def place(self) -> str:
-        """Where the run is, in words."""
-        return f"at epoch {self.epoch + 1}, step {self.steps_done}"
+    def batches(self, crops: RandomCrops) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+        """Yields this process's part of each batch that is left of the epoch: (first, size, images, labels).
+
+        first: position in the data set of the part's first image. size: images of the whole batch. images, labels: of
+        the part, on the device; a part may be empty.
+        """
+        inference, parts = self.job.inference, []
+        for start in range(self.steps_done * inference.batch_size, len(crops), inference.batch_size):
+            size = min(inference.batch_size, len(crops) - start)
+            first, last = (start + size * number // world_size() for number in (rank(), rank() + 1))
+            parts.append((size, range(first, last)))
+        own = [positions for _, positions in parts if positions]
+        read = batches(crops, own, inference.num_workers, self.device)
+        what = f"images of epoch {self.epoch + 1}"
+        with Progress(sum(size for size, _ in parts), what) if rank() == 0 else nullcontext() as progress:
+            for size, positions in parts:
+                images, labels = next(read) if positions else (torch.empty(0, 3, 1, 1), torch.empty(0).long())
+                images = images.to(self.device, non_blocking=True)
+                yield positions.start, size, images, labels.to(self.device, non_blocking=True)
+                if progress:
+                    progress.update(size)
 
     def count(self, sums: Sequence[float]) -> None:
         """Adds a step's sums over all processes: of the loss, and of the correct images."""
@@ -308,69 +343,44 @@ class ProbeRun:
 
     def end_epoch(self, val_correct: dict[int, int]) -> None:
         """Notes the epoch's figures, and saves. val_correct: {1: count, 5: count} of the validation images."""
-        n_train, n_val = len(self.train), len(self.val)
-        loss, *right = self.totals
-        record = {
-            "epoch": self.epoch + 1,
-            "loss": loss / n_train,
-            **{f"train_top_{top_k}": count / n_train for top_k, count in zip(TOP_KS, right)},
-            **{f"val_top_{top_k}": count / n_val for top_k, count in val_correct.items()},
-        }
+        loss, *correct = self.totals
+        record = {"epoch": self.epoch + 1, "loss": loss / len(self.train)}
+        for top_k, count in zip(TOP_KS, correct):
+            record[f"train_top_{top_k}"] = count / len(self.train)
+        for top_k, count in val_correct.items():
+            record[f"val_top_{top_k}"] = count / len(self.val)
         self.records.append(record)
         self.epoch, self.steps_done, self.val_right = self.epoch + 1, 0, val_correct
         self.totals = [0.0] * len(self.totals)
         self.save()
         say(
-            f"epoch {self.epoch}/{self.args.epochs}: loss {record['loss']:.4f}, train top-1 "
+            f"epoch {self.epoch}/{self.job.epochs}: loss {record['loss']:.4f}, train top-1 "
             f"{record['train_top_1']:.4f} (augmented), validation top-1 {record['val_top_1']:.4f}, top-5 "
             f"{record['val_top_5']:.4f}"
         )
 
     def features(self, indices: np.ndarray, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields (float32 (n, width), labels int64 (n,)) on the device: this process's images, test transform."""
-        transform = evaluation_transform(preprocessing=self.network.preprocessing)
-        images = IndexedImages(self.listing, indices, transform)
-
-        def check(sums: Sequence[float]) -> None:
-            check_finite(not any(sums), self.network, self.layer, self.args.precision)
-            if self.watch.asked:
-                self.save_and_leave()
-
-        for _, _, batch, labels in self.shares(images, f"{what} embedded"):
-            z = self.embed(batch)
-            check(self.watch.step(what, ~torch.isfinite(z).all()))
-            yield z, labels
-        check(self.watch.finish(what))
-
-    def shares(
-        self, dataset: torch.utils.data.Dataset | IndexedImages, what: str, first_step: int = 0
-    ) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-        """Yields this process's part of each batch from `first_step` on: (first, size, images, labels).
-
-        first: position in the data set of the part's first image. size: images of the whole batch. images, labels: of
-        the part, on the device; a part may be empty.
-        """
-        batch_size, shares = self.args.batch_size, []
-        for start in range(first_step * batch_size, len(dataset), batch_size):
-            size = min(batch_size, len(dataset) - start)
-            first, last = (start + size * number // world_size() for number in (rank(), rank() + 1))
-            shares.append((size, range(first, last)))
-        own = [positions for _, positions in shares if positions]
-        read = batches(dataset, own, self.args.num_workers, self.device)
-        with Progress(sum(size for size, _ in shares), what) if rank() == 0 else nullcontext() as progress:
-            for size, positions in shares:
-                images, labels = next(read) if positions else (torch.empty(0, 3, 1, 1), torch.empty(0).long())
-                images = images.to(self.device, non_blocking=True)
-                yield positions.start, size, images, labels.to(self.device, non_blocking=True)
-                if progress:
-                    progress.update(size)
+        """Yields (float32 (n, width), labels int64 (n,)) on the CPU: this process's images, test transform."""
+        images = ImageSet(what, indices)
+        shards = self.embedder.shards(images)
+        own = shards[rank() :: world_size()]
+        with Progress(count_images(own), f"{what} embedded") if rank() == 0 else nullcontext() as bar:
+            on_progress = bar.update if bar else lambda count: None
+            embedded = self.embedder.embed_shards(images, own, on_progress)
+            for _ in range(0, len(shards), world_size()):
+                for _, rows, embeddings in islice(embedded, 1):  # the last round may have none for this process
+                    [features] = embeddings.values()
+                    yield torch.from_numpy(features), torch.from_numpy(self.listing.labels[indices[rows]])
+                if self.stop.asked(self.device):
+                    self.save_and_leave()
 
     @torch.no_grad()
     def count_correct(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, int]:
         """{1: count, 5: count} of the labels among the classifier's first 1 and 5, over all processes."""
         counts = torch.zeros(len(TOP_KS), dtype=torch.float64, device=self.device)
-        for z, labels in batches:
-            counts += torch.stack(correct_in_top(self.classifier(z), labels))
+        for features, labels in batches:
+            logits = self.classifier(features.to(self.device))
+            counts += torch.stack(correct_in_top(logits, labels.to(self.device)))
         return dict(zip(TOP_KS, map(int, sum_over_processes(counts).tolist())))
 
     def save(self) -> None:
@@ -392,7 +402,7 @@ class ProbeRun:
         """
         flags = {"models.*": "model_pth", "images": "imgnet_train_pth"}
         flags |= {f"sets.{flag}": flag for flag in ("train_idx_pth", "val_idx_pth")}
-        sources = {entry: f"--{flag} {getattr(self.args, flag)}" for entry, flag in flags.items()}
+        sources = {entry: f"--{flag} {self.job.settings[flag]}" for entry, flag in flags.items()}
         remedy = "use the same or another --output_dir, or delete that file to start again"
         try:
             there = Provenance.from_plain(checkpoint[MADE_FROM])
@@ -404,12 +414,6 @@ class ProbeRun:
                 setattr(self, name, checkpoint[name])
         except (KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"--output_dir: {self.path} was not written by lin_probe.py ({error!r})") from None
-
-
-def correct_in_top(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-    """How many labels are the first prediction, how many among the first five: scalars, one for each of TOP_KS."""
-    top = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return [top[:, :top_k].any(dim=1).sum() for top_k in TOP_KS]
 
 
 if __name__ == "__main__":

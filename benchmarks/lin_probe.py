@@ -17,6 +17,7 @@ import io
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,18 +124,18 @@ def draw(folder, args):
 
 class Ours:
     def __init__(self, options, device):
-        listing = list_images(options.imgnet_train_pth)
-        self.indices, self.val = (np.load(path) for path in (options.train_idx_pth, options.val_idx_pth))
-        network = load_network(options.model_pth)
-        parts = (options, network, "backbone", listing, self.indices, self.val, device, StopSignal())
-        self.run = lin_probe.ProbeRun(*parts)
+        job = lin_probe.Job.of(options)
+        job = replace(job, inference=replace(job.inference, device=device))
+        listing = list_images(job.image_folder)
+        self.indices, self.val = np.load(job.train), np.load(job.val)
+        self.run = lin_probe.ProbeRun(job, job.model.load(), listing, self.indices, self.val, StopSignal())
 
     def train(self):
         self.run.train_epoch(self.indices)
         self.run.epoch, self.run.steps_done = self.run.epoch + 1, 0
 
     def validate(self):
-        return self.run.count_right(self.run.features(self.val, "validation images"))
+        return self.run.count_correct(self.run.features(self.val, "validation images"))
 
 
 class Published:

@@ -5,6 +5,7 @@ depends on data): there the host would wait for a GPU. `Waits` notes the copies 
 """
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -209,7 +210,7 @@ def test_validation():
 
 
 def test_a_step_of_the_linear_probe():
-    """Augmentation, embedding, update, and the step's figures on their way to the host; then features."""
+    """Augmentation, embedding, update, and the step's figures on their way to the host."""
     seen = []
 
     class Sums:
@@ -224,7 +225,8 @@ def test_a_step_of_the_linear_probe():
 
     args = lin_probe.parse_args(flags({name: "x" for name in ("output_dir", "model_pth", "train_idx_pth")})
                                 + flags({"val_idx_pth": "x", "imgnet_train_pth": "x", "batch_size": 4}))  # fmt: skip
-    args.resolution = 32
+    job = lin_probe.Job.of(args)
+    job = replace(job, inference=replace(job.inference, device=CUDA))
     listing = SimpleNamespace(classes=["a", "b"], labels=np.zeros(8, np.int64), fingerprint={"sha256": ""})
     operations = augment.draw_parameters(uniforms(0, 0, 0, 0, 4), lin_probe.VIEW).operations()
     with (
@@ -236,10 +238,11 @@ def test_a_step_of_the_linear_probe():
         mock.patch.object(augment.Parameters, "operations", lambda parameters: operations),
     ):
         network, stop = SSLNetwork("resnet18", "64-32", "vicreg").eval(), SimpleNamespace(received=None)
-        probe = lin_probe.ProbeRun(args, network, "backbone", listing, np.arange(8), np.arange(8), CUDA, stop)
+        network.preprocessing = network.preprocessing.at(32)
+        probe = lin_probe.ProbeRun(job, network, listing, np.arange(8), np.arange(8), stop)
         labels = torch.zeros(4, dtype=torch.int64, device=CUDA)
         pixels = torch.empty(4, 3, 32, 32, dtype=torch.uint8, device=CUDA)
-        probe.shares = lambda *_: ((first, 4, pixels, labels) for first in (0, 4))
+        probe.batches = lambda *_: ((first, 4, pixels, labels) for first in (0, 4))
         with gradients(probe.classifier.parameters):
             probe.train_epoch(np.arange(8))  # makes the optimizer's state
             probe.steps_done = 0
@@ -247,9 +250,6 @@ def test_a_step_of_the_linear_probe():
             with without_waits():
                 probe.train_epoch(np.arange(8))
         assert len(seen) == 2 * 3 and all(value.device == CUDA for value in seen)
-        probe.shares = lambda *_: ((first, 4, torch.empty(4, 3, 32, 32, device=CUDA), labels) for first in (0, 4))
-        with without_waits():
-            assert [z.shape for z, _ in probe.features(np.arange(8), "x")] == [(4, 512)] * 2
 
 
 def test_steps_by_their_losses():

@@ -318,6 +318,15 @@ def cut_and_resize(image: np.ndarray, box: Sequence[int], side: int, mode: str =
     return _resized(torch.from_numpy(image), box, side, mode)[0]
 
 
+def random_crop(
+    image: np.ndarray, draws: np.ndarray, view: augment.View, side: int, mode: str = "bilinear"
+) -> torch.Tensor:
+    """The crop of an image that a view draws, resized: uint8 (3, side, side). image, mode: as `cut_and_resize` takes
+    them. draws: float64 (1, 64) of randomness.uniforms, of which augment.draw_parameters takes the rest."""
+    [box] = augment.crop_boxes(draws, [image.shape[:2]], view).tolist()
+    return cut_and_resize(image, box, side, mode)
+
+
 def _resized(image: torch.Tensor, box: Sequence[int], side: int, mode: str) -> torch.Tensor:
     """uint8 (1, 3, side, side), channels last. image: uint8 tensor (height, width, 3).
 

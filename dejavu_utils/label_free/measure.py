@@ -17,7 +17,7 @@ from PIL import Image
 
 from dejavu_utils.data import augment
 from dejavu_utils.data.augment import View
-from dejavu_utils.data.beton_loader import cut_and_resize
+from dejavu_utils.data.beton_loader import random_crop
 from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.imagenet import Preprocessing
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Key, to_host
@@ -71,8 +71,7 @@ class Views:
         for number in range(self.count):
             view = self.pair[number % len(self.pair)]
             draws = uniforms(self.seed, _EPOCH, number, index, 1)
-            box = augment.crop_boxes(draws, [pixels.shape[:2]], view)[0].tolist()
-            crop = cut_and_resize(pixels, box, kind.side, kind.interpolation)
+            crop = random_crop(pixels, draws, view, kind.side, kind.interpolation)
             augment.apply(crop[None], augment.draw_parameters(draws, view), views[number : number + 1])
         return augment.renormalize(views, kind)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, tensor_bytes
 from dejavu_utils.data.provenance import ModelRecord, Provenance, TrainingImages, check_same
@@ -49,27 +50,33 @@ class TrainingCheckpoint:
 
     @classmethod
     def agreed(cls, path: Path) -> "TrainingCheckpoint | None":
-        """The checkpoint of model.pth, the same in all processes; None if there is none."""
-
-        def read() -> TrainingCheckpoint | None:
-            return cls.load(path, "--logging.folder") if path.is_file() else None
-
-        def place(checkpoint: TrainingCheckpoint | None) -> str:
-            return f"epoch {checkpoint.epoch} step {checkpoint.steps_done}" if checkpoint else "none"
-
-        return agreed(read, place, f"--logging.folder {path}")
-
-    @classmethod
-    def load(cls, path: str | Path, flag: str) -> "TrainingCheckpoint":
-        """Reads what `save` wrote; InputError names the flag for a file that is something else."""
-        found = load_checkpoint(path, flag)
-        if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        """What `save` wrote, the same in all processes; None if there is nothing. InputError for something else."""
+        flag = "--logging.folder"
+        saved = agreed_checkpoint(path, flag)
+        if saved is None:
+            return None
+        if not isinstance(saved.get("settings"), dict):
             raise InputError(f"{flag}: {path} was not written by this program; name another folder")
-        entries = {entry.name: found.get(entry.name, entry.default) for entry in fields(cls)}
+        entries = {entry.name: saved.get(entry.name, entry.default) for entry in fields(cls)}
         missing = [name for name, value in entries.items() if value is MISSING]
         if missing:
             raise not_this_run(flag, path, f"no {missing[0]}")
         return cls(**entries)
+
+
+def agreed_checkpoint(path: Path, flag: str) -> dict[str, Any] | None:
+    """What a checkpoint to resume from holds, the same in all processes; None if there is none. flag: of its folder."""
+
+    def read() -> dict[str, Any]:
+        saved = load_checkpoint(path, flag) if path.is_file() else {}
+        if not isinstance(saved, dict):
+            raise InputError(f"{flag}: {path} was not written by this program; name another folder")
+        return saved
+
+    def place(saved: dict[str, Any]) -> str:
+        return f"epoch {saved.get('epoch')} step {saved.get('steps_done')}"
+
+    return agreed(read, place, f"{flag} {path}") or None
 
 
 @dataclass(frozen=True)

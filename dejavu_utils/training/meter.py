@@ -28,8 +28,7 @@ class Meter:
         """A batch: its loss, and of each probe logits float (n, classes) and loss."""
         rows = []
         for z, probe_loss in zip(logits, probe_losses):
-            correct = z.topk(min(5, z.shape[1]), dim=1).indices == labels[:, None]
-            rows.append(torch.stack([probe_loss.float() * len(labels), correct[:, 0].sum(), correct.sum()]))
+            rows.append(torch.stack([probe_loss.float() * len(labels), *correct_in_top(z, labels)]))
         self.sums = self.sums + torch.stack(rows).double()
         self.loss = loss.detach().double()
         self.loss_sum = self.loss_sum + self.loss
@@ -70,6 +69,15 @@ class Meter:
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         vars(self).update({name: v.to(device) if torch.is_tensor(v) else v for name, v in state.items()})
+
+
+def correct_in_top(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    """[how many labels are the first prediction, how many among the first five], scalars on the device.
+
+    logits: float (n, classes). labels: int64 (n,).
+    """
+    correct = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return [correct[:, 0].sum(), correct.sum()]
 
 
 class Probes(nn.Module):
