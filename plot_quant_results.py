@@ -26,58 +26,75 @@ each outcome. With --sweep_param attk_params_* and lp_param_vals_* instead.
 """
 
 import argparse
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
-from dejavu_utils.analysis.attack_files import (
-    attacked_layers,
-    read_attack,
-    read_confidences,
-    read_results,
-)
+from dejavu_utils.analysis.attack_files import attacked_layers, read_attack, read_confidences, read_results
 from dejavu_utils.analysis.figures import (
     STYLES,
-    figure_style,
-    save_entropy_figure,
-    save_epoch_figures,
-    save_outcome_figures,
-    save_roc_figure,
+    draw_accuracies,
+    draw_classes,
+    draw_confidence,
+    draw_criteria,
+    draw_entropies,
+    draw_epochs,
+    draw_gap,
+    draw_grid,
+    draw_grid_lines,
+    draw_layer_utility,
+    draw_layers,
+    draw_means,
+    draw_partition,
+    draw_probes,
+    draw_roc,
+    draw_utility,
+    draw_votes,
 )
 from dejavu_utils.analysis.frames import (
     Attack,
-    attack_frames,
-    class_frames,
-    confidence_frames,
-    criteria_frames,
-    gap_frames,
-    grid_frames,
-    layer_frames,
-    layer_utility_frames,
-    probe_frames,
-    utility_frames,
-    vote_frames,
+    ScoredPoint,
+    accuracy_table,
+    class_scores,
+    confidence_table,
+    criteria_table,
+    gap_table,
+    grid_table,
+    layer_table,
+    layer_utility_table,
+    partition_table,
+    probe_table,
+    utility_table,
+    vote_table,
 )
 from dejavu_utils.analysis.membership import margin_scores, roc_table
-from dejavu_utils.analysis.memorization import TOP_KS
-from dejavu_utils.analysis.points import PLURALS, Output, Series, place_in_network, probes_of, what_votes
+from dejavu_utils.analysis.points import (
+    GRID,
+    PLURALS,
+    Output,
+    Series,
+    compared,
+    differing,
+    note,
+    place_in_network,
+    probes_of,
+    what_is_probed,
+    what_votes,
+)
 from dejavu_utils.analysis.report import POINTWISE
 from dejavu_utils.analysis.tables import directions
 from dejavu_utils.cli import Parser, existing_folder, expanded, positive_int, run, zero_or_one
 from dejavu_utils.errors import InputError
 from dejavu_utils.label_free.compare import outcome_means, read_directions, read_scores
-from dejavu_utils.naming import (
-    ATTACK_FOLDERS,
-    ATTACK_PREFIX,
-    LAYERS_BESIDE,
-    SWEEPS,
-    sslmem_beside,
-    sweep_of,
-    sweep_points,
-)
+from dejavu_utils.naming import ATTACK_FOLDERS, ATTACK_PREFIX, LAYERS_BESIDE, SWEEPS, sslmem_beside, sweep_of
+
+T = TypeVar("T")
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--save_path", type=expanded, required=True, help="folder for the figures and their numbers")
     parser.add_argument(
@@ -119,7 +136,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def sweep_parameter(text):
+def sweep_parameter(text: str) -> str:
     try:
         sweep_of(text)
     except ValueError as error:
@@ -127,14 +144,14 @@ def sweep_parameter(text):
     return text
 
 
-def number_or_word(text):
+def number_or_word(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def percentages(text):
+def percentages(text: str) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
@@ -144,19 +161,18 @@ def percentages(text):
     return sorted(set(values))
 
 
-def main():
+def main() -> None:
     args = parse_args()
     series = series_of(args)
-    with figure_style(args.style):
-        if len(series) > 1:
-            output = compare_models(args, series)
-        else:
-            output = plot_model(args, series[0])
+    if len(series) > 1:
+        output = compare_models(series, Path(args.save_path), args.style)
+    else:
+        output = plot_model(series[0], Path(args.save_path), args.style)
     output.print_note()
     print(POINTWISE)
 
 
-def series_of(args):
+def series_of(args: Namespace) -> list[Series]:
     """A Series for each model."""
     folders = {"--attk_folder_path": args.attk_folder_path}
     if args.plot_lin_probe:
@@ -175,135 +191,150 @@ def series_of(args):
         probes = None
         if with_probes:
             probes = existing_folder(args.lin_probe_folder_path[number], "--lin_probe_folder_path")
-        which = (args.epoch_sweep_dataset, args.dataset_sweep_epoch, args.k_neighb, args.layer)
-        series.append(Series(model, attacks, probes, *which, args.sweep_param, args.sweep_values))
+        one = Series(
+            model=model,
+            attacks=attacks,
+            probes=probes,
+            dataset=args.epoch_sweep_dataset,
+            epoch=args.dataset_sweep_epoch,
+            k=args.k_neighb,
+            pct_confidences=args.pct_confidences,
+            layer=args.layer,
+            param=args.sweep_param,
+            values=args.sweep_values,
+        )
+        series.append(one)
     return series
 
 
-def plot_model(args, series):
-    """Draws all figures of one model; the Output that has them."""
+def plot_model(series: Series, folder: Path, style: str) -> Output:
+    """Draws all figures of one model."""
     attacks = series.read_attacks()
-    first = next(of_sweep[0][1] for of_sweep in attacks.values())
-    output, scored, probed = Output(Path(args.save_path), first.classes), {}, {}
-    for x, of_sweep in attacks.items():
-        frames = attack_frames(of_sweep, args.pct_confidences, x)
-        caption = series.caption(x, [attack for _, attack in of_sweep])
-        scored[x] = output.save(f"attk_{PLURALS[x]}_", frames, x, series.label(x), caption=caption)
-    if not args.sweep_param:
-        plot_point(args, output, series)
-        grid = series.read_grid()
-        if grid:
-            caption = f"{series.model}, {what_votes(list(grid.values()), args.k_neighb)}"
-            output.save("attk_grid_", grid_frames(grid), caption=caption)
-        if "epoch" in scored:
-            caption = series.caption("epoch", [attack for _, attack in attacks["epoch"]])
-            output.save("score_sslmem_", sslmem_frames(series, scored["epoch"]), "epoch", caption=caption)
+    grid = attacks.pop(GRID, [])
+    first = next(iter(attacks.values()))[0].content
+    output = Output(folder, style, first.classes, series.param)
+    captions, accuracies = {}, {}
+    for x, points in attacks.items():
+        stem = f"attk_{PLURALS[x]}"
+        captions[x] = series.caption(x, [point.content for point in points])
+        levels = series.pct_confidences
+        accuracies[x] = output.save(f"{stem}_acc", draw_accuracies, captions[x], accuracy_table, points, levels, x)
+        output.save(f"{stem}_partition", draw_partition, captions[x], partition_table, points, x)
+    if not series.param:
+        plot_point(output, series)
+    if grid:
+        caption = f"{series.model}, {what_votes([point.content for point in grid], series.k)}"
+        output.save("attk_grid", draw_grid, caption, grid_table, grid)
+        output.save("attk_grid_lines", draw_grid_lines, caption, grid_table, grid)
+    if "epoch" in attacks:
+        sslmem = {point.value: beside(read_directions, point.path) for point in attacks["epoch"]}
+        output.save("score_sslmem", draw_epochs, captions["epoch"], sslmem_table, accuracies["epoch"], sslmem)
     probes = series.read_probes()
-    for x, of_sweep in probes.items():
-        stem = "lp_param_vals_" if x == "param" else f"lp_{PLURALS[x]}_"
-        caption = f"{series.model}, {series.fixed(x)},\nlinear probe on the frozen network"
-        probed[x] = output.save(stem, probe_frames(of_sweep, x), x, series.label(x), caption=caption)
-    own_probes = series.of_attacked_models(probes)
-    points = series.scored(attacks, own_probes)
-    votes = what_votes([point.attack for point in points], args.k_neighb)
-    output.save("score_utility_", utility_frames(points), caption=f"{series.model}, every point with a probe,\n{votes}")
-    for x in attacks.keys() & own_probes.keys():
-        stem = "score_probe_gap_" + ("" if x == "epoch" else f"{PLURALS[x]}_")
-        caption = series.caption(x, [attack for _, attack in attacks[x]])
-        of_own = [position for position, _ in own_probes[x]]
-        probed[x] = {name: frame[frame[x].isin(of_own)] for name, frame in probed[x].items()}
-        output.save(stem, gap_frames(scored[x], probed[x], x), x, series.label(x), caption=caption)
+    own_probes = series.own_probes(attacks, probes)
+    for x, points in probes.items():
+        stem = "lp_param_vals" if x == "param" else f"lp_{PLURALS[x]}"
+        probed = what_is_probed([point.content for point in points])
+        caption = f"{series.model}, {series.fixed(x)},\n{probed}"
+        accuracies_of_probes = output.save(stem, draw_probes, caption, probe_table, points, x)
+        if x in attacks:
+            stem = "score_probe_gap" + ("" if x == "epoch" else f"_{PLURALS[x]}")
+            own = [point.value for point in own_probes[x]]
+            caption = f"{captions[x]}\n{probed}"
+            output.save(stem, draw_gap, caption, gap_table, accuracies[x], accuracies_of_probes, own, x)
+    plot_utility(output, f"{series.model}, ", series.scored(attacks, own_probes), series.k)
     return output
 
 
-def compare_models(args, every):
-    """Draws the figures of several models, criteria side by side, and score against utility; the Output."""
+def compare_models(every: list[Series], folder: Path, style: str) -> Output:
+    """Draws the figures of several models: criteria side by side, and score against utility."""
     points = []
     for series in every:
         attacks = series.read_attacks()
-        points += series.scored(attacks, series.of_attacked_models(series.read_probes()))
-    output = Output(Path(args.save_path), max(point.attack.classes for point in points))
-    votes = what_votes([point.attack for point in points], args.k_neighb)
-    caption = f"{every[0].fixed(None)},\n{votes}"
-    criteria = criteria_frames(points, args.epoch_sweep_dataset, args.dataset_sweep_epoch)
-    output.save("criteria_", criteria, caption=caption)
-    output.save("score_utility_", utility_frames(points), caption=f"every point with a probe,\n{votes}")
+        points += series.scored(attacks, series.own_probes(attacks, series.read_probes()))
+    output = Output(folder, style, max(point.attack.classes for point in points))
+    dataset, epoch, k = series.dataset, series.epoch, series.k  # the same of all models
+    caption = f"{series.fixed(None)},\n{what_votes([point.attack for point in points], k)}"
+    output.save("criteria", draw_criteria, caption, criteria_table, compared(points), dataset, epoch)
+    plot_utility(output, "", points, k)
     return output
 
 
-def plot_point(args, output, series):
+def plot_utility(output: Output, model: str, points: list[ScoredPoint], k: int) -> None:
+    """Draws the score against the probe's accuracy, of the points that have both."""
+    probed = compared([point for point in points if point.probe])
+    if probed:
+        votes = what_votes([point.attack for point in probed], k)
+        probes = what_is_probed([point.probe for point in probed if point.probe])
+        caption = f"{model}every point with a probe,\n{votes}\n{probes}"
+        output.save("score_utility", draw_utility, caption, utility_table, probed)
+
+
+def plot_point(output: Output, series: Series) -> None:
     """Draws what one point shows, the one where both sweeps meet, and its layers if there are several."""
-    meeting = SWEEPS["epochs"].at(args.dataset_sweep_epoch, series.model, args.epoch_sweep_dataset)
+    meeting = SWEEPS["epochs"].at(str(series.epoch), series.model, series.dataset)
     point = series.attacks / f"{ATTACK_PREFIX}{meeting.name}"
-    layers = attacked_layers(point)
+    layers = own = attacked_layers(point)
     if series.attacks.name == ATTACK_FOLDERS["projector"]:
         for name in LAYERS_BESIDE:
             layers = {**attacked_layers(series.attacks.parent / name / point.name), **layers}
     attacks = {}
     for layer in sorted(layers, key=place_in_network):
         try:
-            attacks[layer] = series.read_layer(layers[layer], layer)
+            attacks[layer] = series.read_layer(layer, layers[layer])
         except InputError as error:
-            print(f"note: left out: {error}")
-    if attacks:
-        own = args.layer or ("projector" if "projector" in attacks else next(iter(attacked_layers(point)), None))
-        if own in attacks:
-            plot_layer(output, series, attacks[own], layers[own])
-            frames = outcome_frames(point, attacks[own].sets)
-            output.save("attk_sslmem_outcomes_", frames, caption=series.caption(None, [attacks[own]]))
-        elif args.layer:
-            print(f"note: no {args.layer} in {point}: no figure of the confidence")
+            note(f"left out: {error}")
+    layer = series.layer or ("projector" if "projector" in attacks else next(iter(own), None))
+    if layer in attacks:
+        plot_layer(output, series, attacks[layer], point)
+    elif series.layer and attacks:
+        note(f"no {series.layer} in {point}: no figure of the confidence")
     if len(attacks) > 1:
         caption = series.caption(None, list(attacks.values()))
-        output.save("attk_layers_acc_", layer_frames(attacks, args.pct_confidences), caption=caption)
-        frames = layer_utility_frames(attacks, probes_of(layers))
-        output.save("attk_layers_utility_", frames, caption=caption + "\nprobes of the training")
+        differs = differing("layers", {layer: attack.folder for layer, attack in attacks.items()})
+        levels = series.pct_confidences
+        output.save("attk_layers_acc", draw_layers, caption, layer_table, attacks, differs, levels)
+        caption += "\nprobes of the training"
+        probes = probes_of(layers)
+        output.save("attk_layers_utility", draw_layer_utility, caption, layer_utility_table, attacks, probes)
 
 
-def plot_layer(output, series, attack, folder):
+def plot_layer(output: Output, series: Series, attack: Attack, point: Path) -> None:
     """Draws confidence, classes, votes and membership of one attack at one layer, and the test of one model."""
     caption = series.caption(None, [attack])
-    output.save("attk_confidence_", confidence_frames(attack), caption=caption)
-    output.save("attk_classes_", class_frames(attack), caption=caption)
+    sets = read_attack(attack.folder, series.k)
+    output.save("attk_confidence", draw_confidence, caption, confidence_table, sets, attack.ceiling)
+    output.save("attk_classes", draw_classes, caption, class_scores, sets)
     if attack.layer != "logits":
-        votes = vote_frames(lambda k: Attack(attack.layer, read_attack(folder, k), None), series.k)
-        output.save("attk_votes_", votes, caption=caption)
-    results, scores = read_results(folder), margin_scores(directions(attack.sets))
+        output.save("attk_votes", draw_votes, caption, vote_table, attack.folder, series.k)
+    results, scores = read_results(attack.folder), margin_scores(directions(sets))
     if results and results.both.one_model:
-        output.save_table("attk_memorization_confidence", save_entropy_figure, read_confidences(folder), caption)
+        confidences = read_confidences(attack.folder)
+        output.save_table("attk_memorization_confidence", draw_entropies, caption, confidences)
     elif scores:
         roc = roc_table({"margin of votes": scores})
-        output.save_table("attk_membership", save_roc_figure, roc, f"{caption},\nmembers: set A, non-members: set B")
+        output.save_table("attk_membership", draw_roc, f"{caption},\nmembers: set A, non-members: set B", roc)
+    sslmem = beside(read_scores, point)
+    if sslmem:
+        output.save("attk_sslmem_outcomes", draw_means, caption, outcome_means, sslmem, sets)
 
 
-def outcome_frames(point, sets):
-    """Yields the frames of the mean SSLMem of each outcome, where label-free scores lie beside the attack `point`."""
-    found = beside(read_scores, point)
-    for top_k in TOP_KS if found else ():
-        yield "", save_outcome_figures, outcome_means(found, sets, top_k), top_k
+def sslmem_table(accuracies: dict[int, pd.DataFrame], sslmem: dict[int, dict | None], top_k: int) -> pd.DataFrame:
+    """The déjà vu score beside the mean SSLMem, of the epochs that have both.
 
-
-def sslmem_frames(series, attacks):
-    """Yields the frames of the déjà vu score beside the mean SSLMem, of the epochs that have both.
-
-    attacks: their frames against epochs, as `Output.save` returns them.
+    accuracies: {top_k: accuracy_table against epochs}. sslmem: {epoch: {layer: estimate as in JSON}, or None}.
     """
-    found, (_, template, _) = {}, series.sweeps[0]
-    for epoch, path in sweep_points(series.attacks, ATTACK_PREFIX + template):
-        found[epoch] = beside(read_directions, path) or {}
-    for top_k in TOP_KS if any(found.values()) else ():
-        scores = attacks["acc_", top_k]
-        rows = [
-            {"epoch": row["epoch"], "instrument": "deja_vu", "of": f"{row['pct_confidence']:g}", "value": row["score"]}
-            | {"low": row["score_low"], "high": row["score_high"]}
-            for row in scores[scores["epoch"].isin([epoch for epoch in found if found[epoch]])].to_dict("records")
-        ]
-        for epoch, layers in found.items():
-            rows += [{"epoch": epoch, "instrument": "sslmem", "of": layer, **of} for layer, of in layers.items()]
-        yield "", save_epoch_figures, pd.DataFrame(rows), top_k
+    rows = []
+    for row in accuracies[top_k].to_dict("records"):
+        if sslmem[row["epoch"]]:
+            score = {"value": row["score"], "low": row["score_low"], "high": row["score_high"]}
+            rows.append({"epoch": row["epoch"], "instrument": "deja_vu", "of": f"{row['pct_confidence']:g}", **score})
+    for epoch, layers in sslmem.items():
+        for layer, mean in (layers or {}).items():
+            rows.append({"epoch": epoch, "instrument": "sslmem", "of": layer, **mean})
+    return pd.DataFrame(rows)
 
 
-def beside(read, attack):
+def beside(read: Callable[[Path], T], attack: Path) -> T | None:
     """What `read` gives of the folder of label-free scores beside an attack; None where there is none."""
     folder = sslmem_beside(attack)
     if folder is None or not folder.is_dir():
@@ -311,7 +342,7 @@ def beside(read, attack):
     try:
         return read(folder)
     except InputError as error:
-        print(f"note: left out: {error}")
+        note(f"left out: {error}")
         return None
 
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import RESULTS, AttackResults, read_results, read_split
-from dejavu_utils.analysis.figures import figure_style, save_one_against_two_figure
+from dejavu_utils.analysis.figures import draw_one_against_two, save_figure
 from dejavu_utils.analysis.intervals import Estimate, mean_of_estimates
 from dejavu_utils.analysis.one_model import spread_of, widened
 from dejavu_utils.analysis.report import figure_in_words
@@ -66,8 +66,7 @@ def main() -> None:
     table = pd.DataFrame([csv_row(model, row) for model, row in rows.items()])
     save_csv(args.save_path, table)
     figure = Path(args.save_path).with_suffix("")
-    with figure_style("plain"):
-        save_one_against_two_figure(figure, table, "score of the test of one model and of two, the same images")
+    save_figure(figure, draw_one_against_two, table, "score of the test of one model and of two, the same images")
     print(f"{figure}_legend.png")
     lines = [("model", *(HEADS[name] for name in columns), "planted truth")]
     for model, row in rows.items():

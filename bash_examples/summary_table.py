@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 
 from dejavu_utils.analysis.agreement import disagreements, distinct
 from dejavu_utils.analysis.attack_files import RESULTS, read_attack, read_split
-from dejavu_utils.analysis.figures import figure_style, save_agreement_figure
+from dejavu_utils.analysis.figures import draw_agreement, save_figure
 from dejavu_utils.analysis.intervals import combine_runs, within
 from dejavu_utils.analysis.report import POINTWISE, Evidence, conclusion_of_rows, figure_in_words
 from dejavu_utils.analysis.runs import agreement_in_words, agreement_table, memorized_images, short_names
@@ -182,8 +182,7 @@ def save_agreement(args):
     table = agreement_table(runs)
     path = Path(args.save_path).with_suffix("")
     save_csv(f"{path}_agreement.csv", table)
-    with figure_style("plain"):
-        save_agreement_figure(f"{path}_agreement", table, caption=f"memorized images of {len(runs)} runs, top-1")
+    save_figure(f"{path}_agreement", draw_agreement, table, f"memorized images of {len(runs)} runs, top-1")
     print(f"{path}_agreement_legend.png")
     return agreement_in_words(table)
 

@@ -31,6 +31,7 @@ COMPARED = {
     "epochs": "figures against epochs",
     "datasets": "figures against the size of the training set",
     "params": "figures against a setting of training",
+    "model.arch": "figures against the architecture",
     "corner_crop_frac": "figures against the size of the corner",
     "layers": "figures of several layers",
     "runs": "`summary_table.py --runs`",

@@ -47,6 +47,8 @@ NOT_NOTICED = {
     "epochs": {"model"},
     "datasets": {"model", "index file"},
     "params": {"model"},
+    "model.arch": {"model", "architecture"},
+    "layers": set(),
     "corner_crop_frac": {"model", "crop rule"},
     "runs": {"model", "index file", "public set"},
     "one_model": {"index file"},

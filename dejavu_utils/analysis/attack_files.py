@@ -5,7 +5,7 @@ import json
 import math
 import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,9 +100,9 @@ class TopAccuracies:
     top_1: Estimate = entry("is the true label the first prediction?")
     top_5: Estimate = entry("is it among the first five?")
 
-    def __getitem__(self, name: str) -> Estimate:
-        """By its name in JSON."""
-        return getattr(self, name)
+    def of(self, top_k: int) -> Estimate:
+        """Of the first prediction (1) or the first five (5)."""
+        return self.top_1 if top_k == 1 else self.top_5
 
 
 @dataclass
@@ -165,12 +165,12 @@ class AttackResults:
 def mean_ceiling(ceilings: dict[str, TopAccuracies]) -> TopAccuracies:
     """The mean over the models, of low and high too: the models see the same public images."""
 
-    def mean(name: str) -> Estimate:
-        estimates = [of_model[name] for of_model in ceilings.values()]
-        value, low, high = (float(np.mean([one[part] for one in estimates])) for part in ("value", "low", "high"))
-        return Estimate(value, low, high)
+    def mean(top_k: int) -> Estimate:
+        estimates = [astuple(of_model.of(top_k)) for of_model in ceilings.values()]
+        value, low, high = np.mean(estimates, axis=0)
+        return Estimate(float(value), float(low), float(high))
 
-    return TopAccuracies(mean("top_1"), mean("top_5"))
+    return TopAccuracies(mean(1), mean(5))
 
 
 def read_results(folder: str | Path) -> AttackResults | None:
@@ -228,10 +228,6 @@ class ProbeAccuracies:
     train: TopAccuracies = entry("on the training images, with the transform of the test")
     val: TopAccuracies = entry("on the validation images")
 
-    def __getitem__(self, name: str) -> TopAccuracies:
-        """By its name in JSON."""
-        return getattr(self, name)
-
 
 @dataclass
 class ProbeResults:
@@ -244,8 +240,8 @@ class ProbeResults:
     made_from: dict[str, Any] | None = entry("the record of data.provenance", absent=True, default=None)
 
 
-def read_probe(folder: str | Path) -> ProbeAccuracies:
-    """The final accuracies of a linear probe's folder.
+def read_probe(folder: str | Path) -> ProbeResults:
+    """The results of a linear probe's folder.
 
     From results.json, or, in folders of others, from the dicts at the end of *_log.out: the last but one is validation,
     the last is training; those have no interval (NaN). The last log that a probe finished counts. InputError names a
@@ -254,7 +250,7 @@ def read_probe(folder: str | Path) -> ProbeAccuracies:
     folder = Path(folder)
     results = _read(folder / RESULTS, ProbeResults, "lin_probe.py")
     if results:
-        return results.final
+        return results
     logs = sorted(folder.rglob("*_log.out"), key=lambda path: path.stat().st_mtime)
     for log in reversed(logs):
         printed = re.findall(r"\{[^{}]*\}", log.read_text(errors="replace"))
@@ -263,7 +259,7 @@ def read_probe(folder: str | Path) -> ProbeAccuracies:
         if len(printed) >= 2 and _printed_set(printed[-1]) != "val" and _printed_set(printed[-2]) != "train":
             val, train = (_printed_accuracies(text) for text in printed[-2:])
             if val and train:
-                return ProbeAccuracies(train=train, val=val)
+                return ProbeResults(ProbeAccuracies(train=train, val=val))
     raise InputError(f"{folder}: holds neither results.json nor the *_log.out of a finished probe; probe again")
 
 

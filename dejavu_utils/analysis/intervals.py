@@ -25,10 +25,6 @@ class Estimate:
     low: Any
     high: Any
 
-    def __getitem__(self, name: str) -> Any:
-        """By the name that it has in JSON and in tables."""
-        return getattr(self, name)
-
     def at(self, place: int) -> "Estimate":
         """One figure of arrays of several."""
         return Estimate(float(self.value[place]), float(self.low[place]), float(self.high[place]))

@@ -6,7 +6,6 @@ on the attacked set, "reference" the model that was not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -204,20 +203,13 @@ class DirectedAttack:
         return DirectedAttack(self.target.chosen(rows), self.reference.chosen(rows), self.labels[rows])
 
 
-class ByName:
-    """Figures that are also found by their name in files and figures, for instance one of OUTCOMES."""
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-
 @dataclass
-class Summary(ByName):
+class Summary:
     """Figures of an attack at one level of confidence.
 
     target, reference, score: accuracies and their difference, among the selected examples. chance: the reference
     accuracy that the same predictions have on average if the labels of those examples are permuted. n: attacked
-    examples of each set. The four outcomes: fractions of all examples.
+    examples of each set. outcomes: of each of OUTCOMES the fraction of all examples.
     """
 
     n: list[int]
@@ -225,10 +217,7 @@ class Summary(ByName):
     reference: Estimate
     score: Estimate
     chance: float
-    memorized: Estimate
-    correlated: Estimate
-    misrepresented: Estimate
-    unassociated: Estimate
+    outcomes: dict[str, Estimate]
 
 
 def summarize(attacks: list[DirectedAttack], top_k: int, pct_confidence: float = 100.0) -> Summary:
@@ -264,12 +253,14 @@ def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences:
     score_mean = mean_of_estimates(scores)
     chance = np.mean(chances, axis=0)
     outcome_of_each = [attack.outcomes(top_k) for attack in attacks]
-    outcomes = [mean_of_proportions([of_set == code for of_set in outcome_of_each]) for code in range(len(OUTCOMES))]
+    outcomes = {}
+    for code, outcome in enumerate(OUTCOMES):
+        outcomes[outcome] = mean_of_proportions([of_set == code for of_set in outcome_of_each])
     n = [len(attack.labels) for attack in attacks]
     summaries = []
     for level in range(len(fractions)):
         accuracies = (target_mean.at(level), reference_mean.at(level), score_mean.at(level))
-        summaries.append(Summary(n, *accuracies, float(chance[level]), *outcomes))
+        summaries.append(Summary(n, *accuracies, float(chance[level]), outcomes))
     return summaries
 
 
@@ -380,7 +371,7 @@ def _influence(levels: _ConfidenceLevels) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass
-class VoteSummary(ByName):
+class VoteSummary:
     """Mean share of the votes that the true label gets, and the difference of the two models."""
 
     target: Estimate
@@ -426,7 +417,7 @@ def _mean_share(share: np.ndarray, padded: np.ndarray, weights: np.ndarray, spre
 
 
 @dataclass
-class ClassSummary(ByName):
+class ClassSummary:
     """Figures per class, over the examples of all attacked sets together; NaN for a class without examples.
 
     n: int64 (classes,). Estimates of float64 (classes,). chance: fraction of the reference's predictions that are this

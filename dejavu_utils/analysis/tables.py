@@ -51,7 +51,7 @@ def _top_results(attacks: list[mem.DirectedAttack], top_k: int) -> TopResults:
     accuracy = {}
     for pct, summary in zip(CONFIDENCES, summaries):
         accuracy[str(pct)] = LevelResults(summary.target, summary.reference, summary.score, summary.chance)
-    return TopResults(accuracy, {outcome: summaries[-1][outcome] for outcome in mem.OUTCOMES})
+    return TopResults(accuracy, summaries[-1].outcomes)
 
 
 def part_statistics(folder: str | Path, k_attk: int, parts: dict[str, set[str]]) -> dict[str, AttackResults]:
@@ -187,7 +187,7 @@ def confidence_curve(
         ranked[name] = [np.sort(getattr(attack, name).confidence)[::-1] for attack in attacks]
     rows = []
     for top_k in TOP_KS:
-        top = ceiling[f"top_{top_k}"] if ceiling else None
+        top = ceiling.of(top_k) if ceiling else None
         for pct, summary in zip(pct_confidences, mem.summarize_levels(attacks, top_k, pct_confidences)):
             row: dict[str, Any] = {"top_k": top_k, "pct_confidence": pct}
             for name in MODELS:

@@ -47,6 +47,8 @@ READERS: dict[str, tuple[str, ...]] = {
     "epochs": _OTHER_MODELS,  # points of one figure, from here on
     "datasets": (*_OTHER_MODELS, *_OTHER_SETS),
     "params": _OTHER_MODELS,
+    "model.arch": (*_OTHER_MODELS, "models.*.arch"),
+    "layers": ("votes.layer",),
     "corner_crop_frac": (*_OTHER_MODELS, "crops.*"),
     "runs": (*_OTHER_MODELS, *_OTHER_SETS, "public"),
     "one_model": ("sets.*", "crops.digest", "files"),  # of one of an attack's models against the test of it alone

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dejavu_utils.analysis.figures import save_margin_figure, save_roc_figure, save_score_figure, save_unit_figure
+from dejavu_utils.analysis.figures import draw_margins, draw_means, draw_roc, draw_units, save_figure
 from dejavu_utils.analysis.membership import SAME_DRAW, Membership, membership_in_words, roc_table
 from dejavu_utils.analysis.report import figure_in_words, models_in_words
 from dejavu_utils.data.provenance import MADE_FROM
@@ -65,8 +65,12 @@ def write_folder(folder: str | Path, measured: Measured, about: dict) -> dict:
     if measured.margins:
         results["attack"] = {name: instruments.correlations(tables[name], layers) for name in SETS}
         for layer in layers:
-            points = {name: instruments.margins_and_scores(tables[name], layer) for name in SETS}
-            save_margin_figure(folder / f"sslmem_margin_{layer}", points, layer, caption_of(layer, measured, about))
+            points = []
+            for name in SETS:
+                margins, scores = instruments.margins_and_scores(tables[name], layer)
+                points.append(pd.DataFrame({"set": name, "margin": margins, "sslmem": scores}))
+            caption = caption_of(layer, measured, about)
+            save_figure(folder / f"sslmem_margin_{layer}", draw_margins, pd.concat(points), caption)
     for name, table in tables.items():
         save_csv(folder / f"sslmem_{name}.csv", table)
     units, summary = _units_of(measured)
@@ -74,20 +78,23 @@ def write_folder(folder: str | Path, measured: Measured, about: dict) -> dict:
         if model == name:
             save_npy(folder / f"unitmem_{model}_{layer}.npy", values)
     save_csv(folder / "unitmem.csv", summary)
-    means = {
-        name: {layer: part["layers"][layer]["score"] for layer in layers} for name, part in results["sets"].items()
-    }
-    save_score_figure(folder / "sslmem_layers", means, layers, caption_of(", ".join(layers), measured, about))
+    means = []
+    for name, part in results["sets"].items():
+        for layer in layers:
+            means.append({"set": name, "layer": layer, **part["layers"][layer]["score"]})
+    caption = caption_of(", ".join(layers), measured, about)
+    save_figure(folder / "sslmem_layers", draw_means, pd.DataFrame(means), caption)
     for layer in layers:
         own, others = (np.concatenate([units[a, b, layer] for a, b in pairs]) for pairs in (("AA", "BB"), ("AB", "BA")))
-        save_unit_figure(folder / f"unitmem_{layer}", own, others, layer, caption_of(layer, measured, about))
+        of_layer = pd.DataFrame({"trained on": own, "not trained on": others})
+        save_figure(folder / f"unitmem_{layer}", draw_units, of_layer, caption_of(layer, measured, about))
     results["membership"] = {}
     for layer in layers:
         members = member_scores(tables, layer)
         results["membership"][layer] = to_json(memberships(members))
         curves = roc_table(members)
         save_csv(folder / f"sslmem_membership_{layer}.csv", curves)
-        save_roc_figure(folder / f"sslmem_membership_{layer}", curves, caption_of(layer, measured, about))
+        save_figure(folder / f"sslmem_membership_{layer}", draw_roc, curves, caption_of(layer, measured, about))
     trained = {name: tables[name] for name in SETS}
     header = models_in_words(about.get(MADE_FROM))
     for layer in layers:

@@ -64,14 +64,15 @@ def test_planted_embeddings_are_measured_at_their_rate():
                 "misrepresented": 0,
                 "unassociated": 1 - memorized - correlated,
             }
+            figures = {**vars(summary), **summary.outcomes}
             for name, truth in truths.items():
-                low, high = summary[name]["low"], summary[name]["high"]
+                low, high = figures[name].low, figures[name].high
                 if 0 < truth < 1:
                     covered.append(low <= truth <= high)
                     assert 1.5 * low - 0.5 * high < truth < 1.5 * high - 0.5 * low  # twice as wide: 3.9 deviations
                     assert high - low < 0.07
                 else:
-                    assert abs(summary[name]["value"] - truth) < 0.002, (name, memorized, correlated)
+                    assert abs(figures[name].value - truth) < 0.002, (name, memorized, correlated)
     assert len(covered) > 50 and np.mean(covered) > 0.85
 
 
@@ -191,7 +192,7 @@ def test_results_and_tables_agree_with_the_files(data, tmp_path):
         assert top_1["accuracy"]["100"][name] == vars(getattr(summary, name))
         assert set(top_1["accuracy"]) == {"5", "20", "100"}
     assert top_1["accuracy"]["5"]["target"]["value"] is None  # 5 % of 12 examples are none
-    assert top_1["accuracy"]["100"]["chance"] == summary["chance"]
+    assert top_1["accuracy"]["100"]["chance"] == summary.chance
     assert top_1["accuracy"]["5"]["chance"] is None
     difference = top_1["shares"]["memorized"]["value"] - top_1["shares"]["misrepresented"]["value"]
     assert top_1["accuracy"]["100"]["score"]["value"] == pytest.approx(difference, abs=1e-12)
@@ -207,7 +208,7 @@ def test_results_and_tables_agree_with_the_files(data, tmp_path):
             sweep = np.load(tmp_path / f"top_1_conf_sweep_{model}_attk_{name}.npy")
             role = "target" if model == name else "reference"
             assert sweep.shape == (100,) and sweep[-1] == table[f"{role}_top1_correct"].mean()
-    assert f"target {summary['target']['value']:.3f}" in result.stdout
+    assert f"target {summary.target.value:.3f}" in result.stdout
     assert "<html" in (tmp_path / "attack_gallery.html").read_text()
 
 

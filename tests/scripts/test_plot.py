@@ -185,7 +185,7 @@ def test_chance_and_ceiling_are_drawn_where_they_are_known(tmp_path):
     assert table["ceiling"][50, 5] == pytest.approx(0.85) and np.isnan(table["ceiling"][100, 5])
     assert table["ceiling_low"][50, 5] == pytest.approx(0.83)
     summary = summarize([s.attack for s in read_attack(POINT, 100).values()], 1, 20)
-    assert table["chance"][100, 20] == pytest.approx(summary["chance"], abs=1e-15)
+    assert table["chance"][100, 20] == pytest.approx(summary.chance, abs=1e-15)
     assert pd.read_csv(tmp_path / "with/attk_confidence_top1.csv")["ceiling"].to_numpy() == pytest.approx(0.85)
     assert "ceiling" not in pd.read_csv(tmp_path / "without/attk_epochs_acc_top1.csv")
     saved = [tmp_path / name / "attk_epochs_acc_top1_legend.png" for name in ("with", "without")]
@@ -204,7 +204,7 @@ def test_a_layer_that_was_asked_for_is_drawn_or_left_out(tmp_path):
 
 def test_probe_logs_in_per_cent(tmp_path):
     write_probe_log(tmp_path / "p", (40.0, 70.0), (50.0, 80.0))
-    assert read_probe(tmp_path / "p")["val"]["top_5"]["value"] == pytest.approx(0.7)
+    assert read_probe(tmp_path / "p").final.val.top_5.value == pytest.approx(0.7)
 
 
 def test_science_style_or_how_to_get_it(tmp_path):

@@ -14,22 +14,11 @@ from matplotlib.figure import Figure
 from dejavu_utils.analysis import figures
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Calls one of the figures' functions; returns its panels instead of writing them."""
-
-    def call(save, *arguments, **settings):
-        panels = []
-
-        def keep(path, draw, x, handles, caption="", panels_=1, **more):
-            panels.extend(Figure().subplots(more.get("panels", 1), 1, squeeze=False)[:, 0])
-            draw(*panels)
-
-        monkeypatch.setattr(figures, "save_figure", keep)
-        save("unused", *arguments, **settings)
-        return panels
-
-    return call
+def drawn(draw, frame):
+    """The panels of a figure that is not written."""
+    figure = Figure()
+    draw(figure, frame, 1)
+    return figure.axes
 
 
 def rows_of(x, values, interpretable=1.0, **others):
@@ -41,27 +30,27 @@ def rows_of(x, values, interpretable=1.0, **others):
 
 
 def line_styles(axes):
-    return {line.get_linestyle() for line in axes.get_lines() if line.get_marker() not in ("", "None", None)}
+    return {line.get_linestyle() for line in axes.get_lines() if len(line.get_xdata())}  # without the legend's
 
 
-def test_one_point_is_a_marker_and_two_are_a_line(drawn):
-    (axes,) = drawn(figures.save_accuracy_figures, rows_of("dataset", [300]), "dataset", 1)
+def test_one_point_is_a_marker_and_two_are_a_line():
+    (axes,) = drawn(figures.draw_accuracies, rows_of("dataset", [300]))
     assert line_styles(axes) == {"None"}
-    (axes,) = drawn(figures.save_accuracy_figures, rows_of("dataset", [100, 300]), "dataset", 1)
+    (axes,) = drawn(figures.draw_accuracies, rows_of("dataset", [100, 300]))
     assert line_styles(axes) == {"-", "--"}
 
 
-def test_what_is_not_interpretable_is_hatched(drawn):
+def test_what_is_not_interpretable_is_hatched():
     for interpretable, hatched in (([1.0, 1.0, np.nan], 0), ([0.0, 1.0, 0.0], 2)):
         frame = rows_of("epoch", [50, 100, 300], interpretable)
-        (axes,) = drawn(figures.save_accuracy_figures, frame, "epoch", 1)
+        (axes,) = drawn(figures.draw_accuracies, frame)
         spans = [patch for patch in axes.patches if patch.get_hatch()]
         assert len(spans) == hatched
     assert spans[0].get_x() < 50 and spans[0].get_x() + spans[0].get_width() == pytest.approx(75)
 
 
-def test_differences_are_not_drawn_on_the_axis_of_accuracies(drawn):
-    accuracies, scores = drawn(figures.save_layer_figures, rows_of("layer", ["backbone", "projector"], chance=0.2), 1)
+def test_differences_are_not_drawn_on_the_axis_of_accuracies():
+    accuracies, scores = drawn(figures.draw_layers, rows_of("layer", ["backbone", "projector"], chance=0.2))
     assert scores.get_ylabel() == "déjà vu score" and "accuracy" in accuracies.get_ylabel()
     assert accuracies.dataLim.y1 == pytest.approx(0.45) and scores.dataLim.y1 == pytest.approx(0.25)
     rows = []
@@ -69,21 +58,20 @@ def test_differences_are_not_drawn_on_the_axis_of_accuracies(drawn):
         for instrument, of, value in (("deja_vu", "100", 0.2), ("sslmem", "projector", 1.5)):
             estimate = {"value": value, "low": value - 0.1, "high": value + 0.1}
             rows.append({"epoch": epoch, "instrument": instrument, "of": of, **estimate})
-    scores, distances = drawn(figures.save_epoch_figures, pd.DataFrame(rows), "epoch", 1)
+    scores, distances = drawn(figures.draw_epochs, pd.DataFrame(rows))
     assert scores.dataLim.y1 == pytest.approx(0.3) and distances.dataLim.y1 == pytest.approx(1.6)
 
 
-def test_words_on_the_axis(drawn):
+def test_words_on_the_axis():
     frame = rows_of("param", ["resnet18", "resnet50"])
-    (axes,) = drawn(figures.save_accuracy_figures, frame, "param", 1, "model.arch")
-    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[0, 1], [0, 1]]
+    (axes,) = drawn(figures.draw_accuracies, frame)
+    assert [list(line.get_xdata()) for line in axes.get_lines()[:2]] == [[0, 1], [0, 1]]
 
 
 def test_written_figures_have_a_caption_and_a_legend(tmp_path):
-    with figures.figure_style("plain"):
-        frame = rows_of("epoch", [50], interpretable=0.0)
-        for name, caption in (("with", "simclr, projector, k = 50, n = 450"), ("without", "")):
-            figures.save_accuracy_figures(tmp_path / name, frame, "epoch", 1, caption=caption)
+    frame = rows_of("epoch", [50], interpretable=0.0)
+    for name, caption in (("with", "simclr, projector, k = 50, n = 450"), ("without", "")):
+        figures.save_figure(tmp_path / name, figures.draw_accuracies, frame, caption)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(written) == 8 and written["with.png"] != written["without.png"] != written["without_legend.png"]
 

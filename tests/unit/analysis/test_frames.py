@@ -1,21 +1,24 @@
 """The numbers of the figures of classes, votes and utility, against planted truth."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
+from dejavu_utils.analysis import frames
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import AttackedSet, ProbeAccuracies, TopAccuracies
+from dejavu_utils.analysis.attack_files import AttackedSet, ProbeAccuracies, ProbeResults, TopAccuracies
 from dejavu_utils.analysis.frames import (
     Attack,
     ScoredPoint,
-    class_frames,
-    criteria_frames,
-    grid_frames,
-    layer_utility_frames,
+    SweepPoint,
+    class_scores,
+    criteria_table,
+    grid_table,
+    layer_utility_table,
     on_front,
-    utility_frames,
-    vote_frames,
+    utility_table,
+    vote_table,
 )
 from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.online_probe import online_probes, read_probes
@@ -23,7 +26,7 @@ from dejavu_utils.analysis.online_probe import online_probes, read_probes
 CLASSES, OF_CLASS, K = 24, 60, 20
 
 
-def attack_of(memorized_of_class, k=K):
+def sets_of(memorized_of_class, k=K):
     """The target knows this fraction of each class's images; else both models predict at random."""
     rng, sets = np.random.default_rng(0), {}
     for name in "AB":
@@ -33,62 +36,69 @@ def attack_of(memorized_of_class, k=K):
         guesses[0][knows] = labels[knows][:, None]
         target, reference = (mem.predict_from_neighbors(of_model, k, labels) for of_model in guesses)
         sets[name] = AttackedSet(np.arange(len(labels)), mem.DirectedAttack(target, reference, labels))
-    return Attack("projector", sets, None)
+    return sets
+
+
+def attack_of(memorized_of_class):
+    return Attack.of(Path("attack"), "projector", sets_of(memorized_of_class), None)
 
 
 def test_a_class_memorized_more_is_outside_of_chance():
     memorized = np.full(CLASSES, 0.1)
     memorized[7] = 0.9
-    frames = {top_k: frame for _, _, frame, top_k in class_frames(attack_of(memorized))}
-    assert list(frames[1])[:7] == ["class", "n", "target", "reference", "score", "low", "high"]
-    first = frames[1].iloc[0]
+    frame = class_scores(sets_of(memorized), 1)
+    assert list(frame)[:7] == ["class", "n", "target", "reference", "score", "low", "high"]
+    first = frame.iloc[0]
     assert first["class"] == 7 and first["n"] == OF_CLASS and first["low"] > first["chance_high"]
-    others = frames[1].iloc[1:]
+    others = frame.iloc[1:]
     assert not ((others["low"] > others["chance_high"]) | (others["high"] < others["chance_low"])).any()
 
 
 def test_equal_classes_lie_inside_what_chance_spreads():
-    frame = next(iter(class_frames(attack_of(np.full(CLASSES, 0.4)))))[2]
+    frame = class_scores(sets_of(np.full(CLASSES, 0.4)), 1)
     inside = (frame["score"] >= frame["chance_low"]) & (frame["score"] <= frame["chance_high"])
     assert inside.mean() >= 0.8
     assert not ((frame["low"] > frame["chance_high"]) | (frame["high"] < frame["chance_low"])).any()
 
 
-def test_votes_equal_the_single_runs():
+def test_votes_equal_the_single_runs(monkeypatch):
     memorized = np.full(CLASSES, 0.4)
-    frame = next(iter(vote_frames(lambda k: attack_of(memorized, k), K)))[2].set_index("k")
+    monkeypatch.setattr(frames, "read_attack", lambda folder, k: sets_of(memorized, k))
+    frame = vote_table(Path("attack"), K, 1).set_index("k")
     assert frame.index.tolist() == [1, 2, 5, 10, 20]
     for k in (2, 20):
-        summary = mem.summarize([of_set.attack for of_set in attack_of(memorized, k).sets.values()], 1)
+        summary = mem.summarize([of_set.attack for of_set in sets_of(memorized, k).values()], 1)
         assert frame["target"][k] == summary.target.value and frame["score"][k] == summary.score.value
 
 
 def point(model, epoch, memorized, probe):
     accuracies = TopAccuracies(Estimate(probe, probe, probe), Estimate(probe, probe, probe)) if probe else None
-    probes = ProbeAccuracies(accuracies, accuracies) if probe else None
+    probes = ProbeResults(ProbeAccuracies(accuracies, accuracies)) if probe else None
     return ScoredPoint(model, "epoch", epoch, epoch, 300, attack_of(np.full(CLASSES, memorized)), probes)
 
 
 def test_utility_has_the_points_with_a_probe_and_their_front():
     assert on_front([0.1, 0.3, 0.2, 0.3], [0.5, 0.6, 0.4, 0.7]).tolist() == [1, 0, 0, 1]
     points = [point("vicreg", 50, 0.1, 0.5), point("vicreg", 100, 0.2, None), point("simclr", 50, 0.3, 0.7)]
-    _, _, frame, _ = next(iter(utility_frames([*points, point("byol", 50, 0.4, 0.6)])))
+    frame = utility_table([*points, point("byol", 50, 0.4, 0.6)], 1)
     assert frame[["model", "epoch", "probe_val", "on_front"]].values.tolist() == [
         ["vicreg", 50, 0.5, 1],
         ["simclr", 50, 0.7, 1],
         ["byol", 50, 0.6, 0],
     ]
-    summary = mem.summarize([of_set.attack for of_set in points[2].attack.sets.values()], 1)
-    assert frame["score"][1] == summary.score.value and frame["layer"].tolist() == ["projector"] * 3
+    assert (
+        frame["score"][1] == points[2].attack.levels[1][100].score.value
+        and frame["layer"].tolist() == ["projector"] * 3
+    )
 
 
 def test_criteria_equal_the_single_runs_and_the_shared_point_is_drawn():
     points = [point("vicreg", 50, 0.1, None), point("vicreg", 100, 0.2, 0.5), point("simclr", 100, 0.3, 0.6)]
-    _, _, frame, _ = next(iter(criteria_frames(points, 300, 100)))
+    frame = criteria_table(points, 300, 100, 1)
     first = ["loss", "epoch", "dataset", "layer", "target", "reference", "score", "probe_val"]
     assert list(frame.columns[:8]) == first and frame["drawn"].tolist() == [0, 1, 1]
     for row, one in zip(frame.to_dict("records"), points):
-        summary = mem.summarize([of_set.attack for of_set in one.attack.sets.values()], 1)
+        summary = one.attack.levels[1][100]
         assert (row["target"], row["score"]) == (summary.target.value, summary.score.value)
 
 
@@ -109,12 +119,13 @@ def test_utility_of_layers_is_that_of_the_training_log(tmp_path):
     made_from = {"models": {name: {"epoch": 100} for name in "AB"}}
     assert online_probes(settings, made_from) == probes and online_probes(settings, None) == {}
     attack = attack_of(np.full(CLASSES, 0.4))
-    _, _, frame, _ = next(iter(layer_utility_frames({"backbone": attack, "projector": attack}, probes)))
+    frame = layer_utility_table({"backbone": attack, "projector": attack}, probes, 1)
     assert frame["probe_val"].tolist() == [0.5, 0.3] and list(frame.columns[:3]) == ["layer", "probe_val", "score"]
 
 
 def test_the_grid_has_every_point():
     attack = attack_of(np.full(CLASSES, 0.4))
-    points = {(n, epoch): attack for n in (100, 300) for epoch in (50, 1000)}
-    frame = next(iter(grid_frames(points)))[2]
-    assert frame[["dataset", "epoch"]].values.tolist() == [list(key) for key in points]
+    points = [SweepPoint((n, epoch), Path(), attack) for n in (100, 300) for epoch in (50, 1000)]
+    frame = grid_table(points, 1)
+    assert frame[["dataset", "epoch"]].values.tolist() == [[100, 50], [100, 1000], [300, 50], [300, 1000]]
+    assert frame["score"].tolist() == [attack.levels[1][100].score.value] * 4

@@ -126,14 +126,12 @@ def test_chance_is_the_mean_over_permuted_labels():
         # All pairs of an example's prediction and another's label, each as much as both are chosen.
         hit = (guesses[:, None, :] == labels[None, :, None]).any(axis=2)
         expected = part @ hit @ part / part.sum() ** 2
-        assert mem.summarize([attack], top_k, pct)["chance"] == pytest.approx(expected, abs=1e-12)
-    shuffled = [
-        mem.summarize([mem.DirectedAttack(attack.target, attack.reference, rng.permutation(labels))], 1)["reference"][
-            "value"
-        ]
-        for _ in range(400)
-    ]
-    assert mem.summarize([attack], 1)["chance"] == pytest.approx(np.mean(shuffled), abs=0.02)
+        assert mem.summarize([attack], top_k, pct).chance == pytest.approx(expected, abs=1e-12)
+    shuffled = []
+    for _ in range(400):
+        permuted = mem.DirectedAttack(attack.target, attack.reference, rng.permutation(labels))
+        shuffled.append(mem.summarize([permuted], 1).reference.value)
+    assert mem.summarize([attack], 1).chance == pytest.approx(np.mean(shuffled), abs=0.02)
 
 
 def test_vote_shares_and_their_margin():
@@ -144,8 +142,8 @@ def test_vote_shares_and_their_margin():
     assert scores.vote_share == pytest.approx([0.7, 0.8, 0.5])
     assert mem.predict_from_scores(np.zeros((1, 2)), np.array([5])).vote_share == [0]
     summary = mem.summarize_votes([mem.DirectedAttack(votes, scores, labels)])
-    assert summary["margin"]["value"] == pytest.approx(5 / 9 - 2 / 3)
-    assert summary["margin"]["low"] < summary["margin"]["value"] < summary["margin"]["high"]
+    assert summary.margin.value == pytest.approx(5 / 9 - 2 / 3)
+    assert summary.margin.low < summary.margin.value < summary.margin.high
     assert (
         mem.summarize_votes([mem.DirectedAttack(mem.predict_from_neighbors(np.ones((3, 2))), scores, labels)]) is None
     )
@@ -160,7 +158,7 @@ def test_score_interval_is_that_of_newcombe():
         labels = np.zeros(n, dtype=np.int64)
         rights = kind < 2, (kind == 0) | (kind == 2)
         attack = mem.DirectedAttack(*(predictions_of(right, np.zeros(n), labels) for right in rights), labels)
-        score = mem.summarize([attack], 1)["score"]
+        score = mem.summarize([attack], 1).score
         counts = np.array(cells) + 0.5
         a, b, c, d = counts
         phi = (a * d - b * c) / np.sqrt((a + b) * (c + d) * (a + c) * (b + d))
@@ -170,8 +168,8 @@ def test_score_interval_is_that_of_newcombe():
         expected = {"value": p1 - p2, "low": max(-1, p1 - p2 - down), "high": min(1, p1 - p2 + up)}
         assert vars(score) == pytest.approx(expected, abs=1e-12)
         table = mem.summarize_classes([attack], 1, 2)
-        assert vars(table["score"].at(0)) == pytest.approx(expected, abs=1e-12)
-        assert np.isnan(table["score"]["low"][1]) and table["n"].tolist() == [n, 0]
+        assert vars(table.score.at(0)) == pytest.approx(expected, abs=1e-12)
+        assert np.isnan(table.score.low[1]) and table.n.tolist() == [n, 0]
 
 
 def test_alignment_refuses_other_images():
@@ -194,8 +192,8 @@ def test_random_neighbors_are_at_chance():
         for _ in range(2)
     ]
     summary = mem.summarize(attacks, 1, 20)
-    assert abs(summary["target"]["value"] - 0.1) < 0.02 and abs(summary["reference"]["value"] - 0.1) < 0.02
-    assert summary["score"]["low"] < 0 < summary["score"]["high"]
+    assert abs(summary.target.value - 0.1) < 0.02 and abs(summary.reference.value - 0.1) < 0.02
+    assert summary.score.low < 0 < summary.score.high
 
 
 def test_wilson_interval_against_published_values():
@@ -216,11 +214,11 @@ def test_the_edge_of_the_most_confident_is_in_the_intervals():
     right = rng.random(3000) < 0.5
     target = predictions_of(right, rng.normal(size=3000) + 2 * right, labels)
     attack = mem.DirectedAttack(target, target, labels)
-    summary = mem.summarize([attack], 1, 20)["target"]
-    low, high = wilson_interval(600 * summary["value"], 600)
-    assert summary["low"] < low < summary["value"] < high < summary["high"]
-    everything = mem.summarize([attack], 1)["target"]
-    assert (everything["low"], everything["high"]) == pytest.approx(wilson_interval(right.sum(), 3000), abs=1e-12)
+    summary = mem.summarize([attack], 1, 20).target
+    low, high = wilson_interval(600 * summary.value, 600)
+    assert summary.low < low < summary.value < high < summary.high
+    everything = mem.summarize([attack], 1).target
+    assert (everything.low, everything.high) == pytest.approx(wilson_interval(right.sum(), 3000), abs=1e-12)
 
 
 def test_tied_examples_all_count():
@@ -229,9 +227,9 @@ def test_tied_examples_all_count():
     for hits in (0, 100, 400):
         model = predictions_of(np.arange(400) < hits, np.zeros(400), labels)
         attack = mem.DirectedAttack(model, model, labels)
-        some, everybody = (mem.summarize([attack], 1, pct)["target"] for pct in (5, 100))
-        assert some["value"] == everybody["value"]
-        assert some["high"] - some["low"] == pytest.approx(everybody["high"] - everybody["low"], rel=0.1)
+        some, everybody = (mem.summarize([attack], 1, pct).target for pct in (5, 100))
+        assert some.value == everybody.value
+        assert some.high - some.low == pytest.approx(everybody.high - everybody.low, rel=0.1)
 
 
 # Coverage of the intervals. A population is a large pool of examples of which samples are drawn, so that its truth is
@@ -270,15 +268,15 @@ def coverage(pool, rng, n, sets=1, draws=1000, most=8000):
     """{(pct, figure): how often the 95 % interval holds the truth}; a cell that looks low is drawn again up to `most`
     times, so that chance does not decide."""
     truths = mem.summarize_levels([pool], 1, PCTS)
-    truth = {(pct, name): one[name]["value"] for pct, one in zip(PCTS, truths) for name in ("target", "score")}
+    truth = {(pct, name): getattr(one, name).value for pct, one in zip(PCTS, truths) for name in ("target", "score")}
     covered, done = dict.fromkeys(truth, 0), 0
     while done < most:
         for _ in range(draws):
             attacks = [sample_of(pool, rng, n) for _ in range(sets)]
             found = dict(zip(PCTS, mem.summarize_levels(attacks, 1, PCTS)))
             for (pct, name), value in truth.items():
-                interval = found[pct][name]
-                covered[pct, name] += interval["low"] - 1e-12 <= value <= interval["high"] + 1e-12
+                interval = getattr(found[pct], name)
+                covered[pct, name] += interval.low - 1e-12 <= value <= interval.high + 1e-12
         done += draws
         draws = done  # doubles what there is
         if min(covered[cell] for cell in covered if cell[1] != "target") / done >= 0.94:
@@ -313,13 +311,13 @@ def test_intervals_of_classes_cover_the_truth(rates, dependent):
     """Each class is one sample, so that a table of 10 000 classes is as many draws."""
     rng = np.random.default_rng(13)
     pool = pool_of_rates(rng, rates, dependent, 0.0)
-    truth = mem.summarize([pool], 1)["score"]["value"]
+    truth = mem.summarize([pool], 1).score.value
     for n in (10, 20, 50, 200):
         labels = np.repeat(np.arange(10_000), n)
         rows = rng.integers(0, POOL, len(labels))
         rights = (model.correct(pool.labels, 1)[rows] for model in (pool.target, pool.reference))
         attack = mem.DirectedAttack(*(predictions_of(right, np.zeros(len(rows)), labels) for right in rights), labels)
-        score = mem.summarize_classes([attack], 1, 10_000)["score"]
-        share = ((score["low"] - 1e-12 <= truth) & (truth <= score["high"] + 1e-12)).mean()
+        score = mem.summarize_classes([attack], 1, 10_000).score
+        share = ((score.low - 1e-12 <= truth) & (truth <= score.high + 1e-12)).mean()
         print(f"class of {n}, rates {rates}, {'dependent' if dependent else 'independent'}: {share:.4f}")
         assert share >= 0.92
