@@ -21,6 +21,7 @@ divide the images; what is finished is kept in OUTPUT_DIR/unfinished/; rerun the
         --imgnet_train_pth $IMAGENET_DATASET_DIR
 """
 
+from dejavu_utils.analysis.attack_files import read_results
 from dejavu_utils.finished import leave_if_finished
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
@@ -287,6 +288,7 @@ def record_of(job: Job, networks: dict[str, Network], listing: ImageListing, set
 def check_attack(folder: str, record: Provenance) -> list[str]:
     """Notes; InputError unless --attack_dir attacked the same models and images."""
     results = Path(folder) / "results.json"
+    read_results(folder)  # its files are of one attack
     sources = {"*": f"--attack_dir {folder}"}
     remedy = "give the attack on these models and sets, or leave --attack_dir out"
     return check_same("attack_dir", record, read_record(results), str(results), sources, remedy)

@@ -12,6 +12,7 @@ between <!-- demo: NAME --> and <!-- end -->, which are tables of these numbers.
 import json
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
 from dejavu_utils.cli import Parser, existing_folder, expanded, run
 from dejavu_utils.crops import CropRule

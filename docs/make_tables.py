@@ -6,11 +6,14 @@ Fills the blocks between <!-- table: NAME --> and <!-- end --> in docs/*.md; tes
 """
 
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
 from dejavu_utils.analysis import report
 from dejavu_utils.analysis.attack_files import AttackResults, ProbeResults

@@ -1,11 +1,15 @@
 """Every reader of a record notices another model, image folder, index file and setting, but for what it ignores."""
 
 import re
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, assert_one_line_error, flags, ok, run_here, save_untrained
+from stages import call, settings
 
+from dejavu_utils.analysis.attack_files import read_results
 from dejavu_utils.data.provenance import READERS, ModelRecord, Provenance, first_difference_in_words
 
 MODEL = ModelRecord("a" * 64, "b" * 64, 3, "resnet18", "short side 36")
@@ -74,3 +78,45 @@ def test_readers_that_scripts_name_are_in_the_table():
     call = re.compile(r'(?:check_same|first_difference_in_words|disagreements)\(\s*"(\w+)"')
     named = {name for path in paths for name in call.findall(path.read_text(encoding="utf-8"))}
     assert {"rcdm", "probe", "reconstruction", "attack_dir", "crops"} <= named <= set(READERS)
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny, finished_stage, tmp_path_factory):
+    """mixed(file): an attack's folder in which this file is that of another attack, by a copy."""
+    root = tmp_path_factory.mktemp("mixed")
+    values = settings("attack", tiny / "data", tiny / "made", root / "other")
+    values |= {"k_attk": 2, "model_A_pth": save_other(root / "A.pth")}
+    ok(call("attack", values))
+
+    def copy(name):
+        folder = shutil.copytree(finished_stage("attack"), root / name / "NN_attk_simclr_4pc_1ep")
+        shutil.copy(root / "other" / name, folder)
+        return folder
+
+    return copy
+
+
+def save_other(path):
+    save_untrained(path, seed=7)
+    return path
+
+
+@pytest.mark.parametrize("name", ["A_attk_A_neighb_labels.npy", "attack_A.csv", "results.json"])
+def test_files_of_two_attacks_in_one_folder_are_noticed(tiny, mixed, name):
+    folder = mixed(name)
+    plot = {"model": "simclr", "k_neighb": 5, "epoch_sweep_dataset": 4, "dataset_sweep_epoch": 1, "plot_lin_probe": 0}
+    plot |= {"attk_folder_path": folder.parent, "save_path": folder.parent / "plot"}
+    sslmem = settings("sslmem", tiny / "data", tiny / "made", folder.parent / "sslmem")
+    for script, words in (
+        ("plot_quant_results.py", flags(plot)),
+        ("bash_examples/summary_table.py", ["--save_path", folder.parent / "x.csv", f"x={folder}"]),
+        ("sslmem.py", flags({**sslmem, "attack_dir": folder})),
+    ):
+        assert_one_line_error(run_here(script, *words), f"{folder / 'results.json'}: ", "two attacks are mixed")
+
+
+def test_the_order_of_rows_is_no_difference(finished_stage, tmp_path):
+    folder = shutil.copytree(finished_stage("attack"), tmp_path / "attack")
+    for path in folder.glob("A_attk_A_*.npy"):
+        np.save(path, np.load(path)[::-1])
+    assert read_results(folder) == read_results(finished_stage("attack"))

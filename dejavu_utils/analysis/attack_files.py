@@ -1,11 +1,13 @@
 """Result folders: what the attack and the linear probe write, declared once, and read whoever wrote it."""
 
 import ast
+import hashlib
 import json
 import math
 import pickle
 import re
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.membership import Membership
 from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.files import digest
 from dejavu_utils.naming import ATTACKED_LAYER, LAYERS_BESIDE, SETS, TWIN, attack_path
 from dejavu_utils.typed_json import entry, from_json
 
@@ -136,6 +139,11 @@ class AttackResults:
     membership: Membership | None = entry(
         "of set A against set B for model A, by the margin of votes; not of one model", absent=True, default=None
     )
+    files: dict[str, str] | None = entry(
+        "SHA-256 of each file beside this one that others read; of arrays in the order of the image indices",
+        absent=True,
+        default=None,
+    )
     conclusion: str | None = entry("name of the concluding sentence", absent=True, default=None)
     conclusion_in_words: str | None = entry("the concluding sentence", absent=True, default=None)
 
@@ -174,8 +182,36 @@ def mean_ceiling(ceilings: dict[str, TopAccuracies]) -> TopAccuracies:
 
 
 def read_results(folder: str | Path) -> AttackResults | None:
-    """results.json of an attack's folder (of one layer); None where there is none. InputError for another file."""
-    return _read(Path(folder) / RESULTS, AttackResults, "label_inference_attack.py")
+    """results.json of an attack's folder (of one layer); None where there is none.
+
+    InputError for another file, and where a file beside it is of another attack.
+    """
+    folder = Path(folder)
+    results = _read(folder / RESULTS, AttackResults, "label_inference_attack.py")
+    if results and results.files:
+        for name, contents in file_digests(folder).items():
+            if contents != results.files.get(name):
+                raise InputError(
+                    f"{folder / RESULTS}: {name} beside it is of another attack: two attacks are mixed in this folder; "
+                    "remove it and attack again"
+                )
+    return results
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """{file name: SHA-256} of neighbors, scores and tables in an attack's folder: AttackResults.files."""
+    paths = [*sorted(folder.glob("[AB]_attk_[AB]_*.npy")), *sorted(folder.glob("attack_[AB].csv"))]
+    stamps = ((path, path.stat().st_mtime_ns) for path in paths)
+    return {path.name: _file_digest(path, changed) for path, changed in stamps}
+
+
+@cache
+def _file_digest(path: Path, changed: int) -> str:
+    if path.suffix == ".csv":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    order = np.argsort(load_array(path.with_name(f"{path.name[:8]}_attk_idxs.npy")).ravel())
+    array = load_array(path)
+    return digest(_fitting(array, len(order), path)[order])
 
 
 def _read(path: Path, kind: type[T], script: str) -> T | None:
@@ -199,7 +235,7 @@ def attacked_layers(folder: str | Path) -> dict[str, Path]:
         if path.is_dir() and ATTACKED_LAYER.fullmatch(path.name):
             layers[path.name] = path
     if attack_path(folder, "A", "A", "attk_idxs").is_file():
-        results = read_results(folder)
+        results = _read(folder / RESULTS, AttackResults, "label_inference_attack.py")
         by_name = LAYERS_BESIDE.get(folder.absolute().parent.name, "projector")
         layer = results and results.layer or by_name
         if layer not in layers or _written_at(layers[layer]) < _written_at(folder):  # the later attack

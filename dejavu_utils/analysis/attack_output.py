@@ -16,6 +16,7 @@ from dejavu_utils.analysis.attack_files import (
     AttackResults,
     NearCopies,
     TopAccuracies,
+    file_digests,
     read_attack,
 )
 from dejavu_utils.analysis.gallery import Attacked, save_gallery
@@ -235,6 +236,7 @@ def write_layer(
     shown = _attacked_images(result)
     page, header = folder / "attack_gallery.html", header_lines(results)
     save_gallery(page, sets, listing, shown, context.boxes_of, context.class_names, header=header)
+    results.files = file_digests(folder)
     results.warnings = [*context.warnings, *statistical_warnings(results)]
     results.conclusion, results.conclusion_in_words = conclusion(results)
     save_json(folder / RESULTS, to_json(results))
