@@ -63,7 +63,7 @@ DATASETS=$PER_CLASS ./gen_betons.sh
 say "4/7 training of model A and model B, both at once, half of all the time: $LOGGING_FOLDER/train_*_log.out"
 choose_precision
 train() { # train A|B; takes the place of the subshell it runs in, so that killing that one kills it
-  local seed=$((2 * SEED))
+  local seed=$((2 * TRAIN_SEED))
   [ "$1" = A ] || seed=$((seed + 1))
   exec python train_SSL.py --dist.world_size 1 \
     --config-file configs/demo_cfg.yaml --training.loss "$LOSS" ${own[@]+"${own[@]}"} \

@@ -6,7 +6,8 @@ whole 1 EPOCHS PER_CLASS CLASSES SNAPSHOTS K OMP_NUM_THREADS
 choice LOSS simclr vicreg barlow byol dino mocov3 supervised
 choice PRECISION auto fp32 bf16 fp16
 DEMO_DIR=${DEMO_DIR:-$root/demo}        # everything is written below it
-SEED=${SEED:-0}                         # of the data and of both trainings
+SEED=${SEED:-0}                         # of the data, and unless TRAIN_SEED says otherwise of both trainings
+TRAIN_SEED=${TRAIN_SEED:-$SEED}         # other trainings on the same sets A and B
 LOSS=${LOSS:-simclr}                    # or vicreg, barlow, byol, dino, mocov3, supervised
 EPOCHS=${EPOCHS:-600}                   # passes over the training set
 PER_CLASS=${PER_CLASS:-50}              # n of the partition: images per class that one training set holds
@@ -24,6 +25,7 @@ run=$DEMO_DIR/seed${SEED}
 [ "$CORRELATION" = 0 ] || run=${run}_correlation$CORRELATION
 settings=${LOSS}_${EPOCHS}epochs
 [ "$SNAPSHOTS:$K" = 4:50 ] || settings=${settings}_${SNAPSHOTS}snapshots_${K}neighbors
+[ "$TRAIN_SEED" = "$SEED" ] || settings=${settings}_seed$TRAIN_SEED
 export IMAGENET_DATASET_DIR=$run/data/images
 export IMAGENET_BBOX_ANNOTATIONS=$run/data/boxes
 export INDEX_FOLDER=$run/index

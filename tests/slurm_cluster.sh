@@ -6,9 +6,11 @@
 #   tests/slurm_cluster.sh stop FOLDER           cancels all jobs and leaves no process behind
 #   tests/slurm_cluster.sh kill FOLDER NODE      the node dies: its slurmd, its steps and what they run
 #   tests/slurm_cluster.sh revive FOLDER NODE    and is there again
+#   tests/slurm_cluster.sh blind FOLDER NODE HIDDEN   the node sees the folder HIDDEN empty, until it is killed
 #
-# NODES: 1; with 2 this machine is two nodes, by its name and as localhost. SLURM_CPUS: how many it believes to have (8). SLURM_TASK_PLUGIN=task/affinity binds each process to its cores; not with
-# more of them than there are. Needs root and Debian's packages slurm-wlm and munge. No accounting: sacct answers nothing.
+# NODES: 1; with 2 this machine is two nodes, by its name and as localhost. SLURM_CPUS: how many it believes to have (8).
+# SLURM_TASK_PLUGIN=task/affinity binds each process to its cores; not with more of them than there are. Needs root and
+# Debian's packages slurm-wlm and munge. No accounting: sacct answers nothing.
 set -euo pipefail
 
 fail() { echo "slurm_cluster.sh: error: $*" >&2; exit 2; }
@@ -143,6 +145,12 @@ kill_node() { # kill_node NODE
 
 revive_node() { slurmd -c -N "$1" >&2; } # revive_node NODE: ReturnToService lets it work again
 
+blind_node() { # blind_node NODE HIDDEN, in a mount namespace of its own
+  kill_node "$1"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  unshare --mount bash -c 'mount -t tmpfs none "$2" && exec slurmd -c -N "$1"' blind "$1" "$2" >&2
+}
+
 end_process() {
   [ -n "$1" ] || return 0
   kill "$1" 2>/dev/null || return 0
@@ -158,5 +166,6 @@ case $action in
   stop) stop ;;
   kill) kill_node "$3" ;;
   revive) revive_node "$3" ;;
-  *) fail "$action: not start, stop, kill or revive" ;;
+  blind) blind_node "$3" "$4" ;;
+  *) fail "$action: not start, stop, kill, revive or blind" ;;
 esac

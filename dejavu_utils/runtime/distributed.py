@@ -4,6 +4,7 @@ With one process all of it is the identity.
 """
 
 import inspect
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -121,14 +122,15 @@ def agreed(read: Callable[[], T], place: Callable[[T], str], source: str, patien
     """
     for left in range(patience, -1, -pause):
         value = read()
-        places = from_each(place(value))
-        if len(set(places)) == 1:
+        places = from_each((place(value), socket.gethostname()))
+        if len({text for text, _ in places}) == 1:
             return value
         if left >= pause:
             time.sleep(pause)
+    states = ", ".join(f"{text} on {host}" for text, host in places)
     raise InputError(
-        f"{source}: the processes read different states of it ({', '.join(places)}), as if a file system were late; "
-        "rerun the same command to resume"
+        f"{source}: the processes read different states of it ({states}): does every node see this folder? If a file "
+        "system was only late, rerun the same command to resume"
     )
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -56,7 +57,7 @@ class ScriptJob:
 
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
             os.environ[JOB_PROCESS] = str(os.getpid())
-        with self._locked():
+        with self._locked(), _named_node(self.submitted):
             self.function(self.arguments)
             disconnect()
 
@@ -79,6 +80,17 @@ class ScriptJob:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+@contextlib.contextmanager
+def _named_node(submitted: bool) -> Iterator[None]:
+    """In a job, an InputError says on which node it was raised: that one may not see a folder which the others see."""
+    try:
+        yield
+    except InputError as error:
+        if not submitted:
+            raise
+        raise InputError(f"node {os.environ.get('SLURMD_NODENAME', socket.gethostname())}: {error}") from None
 
 
 def _module(script: str) -> ModuleType:

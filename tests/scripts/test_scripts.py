@@ -156,6 +156,29 @@ def test_every_loss_learns_the_demo(tmp_path, loss):
     assert read_json(path)["ceiling"]["A"]["top_1"]["value"] > 0.8, output  # of whole images; chance is 0.2
 
 
+@pytest.mark.slow
+def test_losses_side_by_side_and_two_trainings_on_the_same_sets(tmp_path):
+    case = {**MINIATURE, "SNAPSHOTS": "1"}
+    demo(tmp_path, "demo_losses.sh", LOSSES="simclr supervised", **case)
+    run = tmp_path / "seed3_4classes_20pc"
+    table = pd.read_csv(run / "losses.csv").query("pct_confidence == 100").set_index("attack")
+    criteria = pd.read_csv(run / "plot_losses/criteria_top1.csv").set_index("loss")
+    for loss in ("simclr", "supervised"):
+        (attack,) = (run / f"{loss}_12epochs_1snapshots_10neighbors/attack_sweeps").glob("NN_*")
+        single = read_json(attack / "results.json")["both"]["top_1"]["accuracy"]["100"]
+        for column in ("target", "reference", "score"):
+            assert table.loc[loss, column] == criteria.loc[loss, column] == pytest.approx(single[column]["value"])
+    assert (run / "plot_losses/criteria_top1_legend.png").stat().st_size > 5000
+
+    demo(tmp_path, TRAIN_SEED="4", **case)
+    runs = list(run.glob("simclr_12epochs_*/attack_sweeps/NN_*"))
+    path = tmp_path / "runs.csv"
+    words = ["--runs", *map(str, runs), "--agreement", "--save_path", str(path)]
+    ok(run_here("bash_examples/summary_table.py", *words))
+    agreement = pd.read_csv(tmp_path / "runs_agreement.csv")
+    assert len(runs) == 2 and len(agreement) == 4
+
+
 def test_help_shows_commands_and_missing_flags_are_named():
     for path in sorted(ROOT.glob("*.py")):
         result = ok(run_here(path.name, "--help"))

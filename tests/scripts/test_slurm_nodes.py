@@ -25,8 +25,8 @@ def nodes(tmp_path_factory):
         yield folder
 
 
-def on_node(folder, action, node):
-    subprocess.run([CLUSTER, action, folder, node], check=True, capture_output=True)
+def on_node(folder, action, node, *words):
+    subprocess.run([CLUSTER, action, folder, node, *words], check=True, capture_output=True)
 
 
 def node_of(process):
@@ -128,3 +128,16 @@ def test_a_node_that_dies_does_not_change_the_weights(trainings, dying, data):
     ours, theirs = weights(logs / "dying"), weights(logs / "vicreg_dssweep_300pc_A")
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert "resumes after epoch" in log(dying)
+
+
+def test_a_node_that_does_not_see_the_data_is_named(nodes, data):
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    on_node(nodes, "blind", "localhost", data / "betons")
+    number = training(data, "blind", **OF_TRAINING)
+    wait_for("end of the training", lambda: ended(number))
+    on_node(nodes, "kill", "localhost")
+    on_node(nodes, "revive", "localhost")
+    message = f"node localhost: {data / 'betons/300_per_class_A.beton'}: not a complete .beton"
+    logs = "".join(log(number, task, "err") for task in range(2))
+    assert job(number)["JobState"] == "FAILED" and message in logs, logs
