@@ -121,15 +121,10 @@ python plot_quant_results.py --model "$model" --k_neighb "$K" \
   --plot_lin_probe 1 --lin_probe_folder_path "$LOGGING_FOLDER/${last_probe%/*}" \
   --save_path "$LOGGING_FOLDER/plot"
 
-say "Result"
+say "Result (after $((SECONDS - started)) s)"
+echo "The reference is expected at chance. A déjà vu score whose interval lies above 0 is memorization of training images."
 split=()
 [ ! -e "$run/data/tied.csv" ] || split=(--split "$run/data/tied.csv")
-python bash_examples/summary_table.py ${split[@]+"${split[@]}"} \
-  --save_path "$LOGGING_FOLDER/summary.csv" \
+python bash_examples/summary_table.py ${split[@]+"${split[@]}"} --save_path "$LOGGING_FOLDER/summary.csv" \
+  --next "with the same variables, demo_sslmem.sh (scores without labels), demo_rcdm.sh (reconstructions)." \
   "projector=$LOGGING_FOLDER/$projector" "backbone=$LOGGING_FOLDER/$backbone"
-cat <<END
-
-The reference is expected at chance. A déjà vu score whose interval lies above 0 is memorization of training images.
-Images, crops and neighbors: $LOGGING_FOLDER/$projector/attack_gallery.html; figures: $LOGGING_FOLDER/plot
-Next, with the same variables: demo_sslmem.sh (scores without labels), demo_rcdm.sh (reconstructions); $((SECONDS - started)) s in all.
-END

@@ -38,6 +38,7 @@ from dejavu_utils.files import save_csv
 from dejavu_utils.log import print_table
 
 COLUMNS = ("target", "reference", "score")
+NEXT = "figures with plot_quant_results.py; other seeds with SEED=1, then this table with --runs."
 
 
 def parse_args(argv=None):
@@ -51,6 +52,7 @@ def parse_args(argv=None):
     parser.add_argument("--k_attk", type=int, default=0, help="neighbors that vote; 0: as in results.json, else all")
     parser.add_argument("--pct_confidences", type=int, nargs="+", default=[100, 20], help="per cents in results.json")
     parser.add_argument("--save_path", type=expanded, required=True, help="csv of the same figures, unrounded")
+    parser.add_argument("--next", default=NEXT, help="what the last line suggests")
     return parser.parse_args(argv)
 
 
@@ -71,7 +73,7 @@ def main():
     folder = args.runs[0] if args.runs else args.attacks[0].partition("=")[2]
     print(f"What the table says: {says} {POINTWISE}")
     print(f"Examples to look at: {Path(folder) / 'attack_gallery.html'}")
-    print("Next: figures with plot_quant_results.py; other seeds with SEED=1, then this table with --runs.")
+    print(f"Next: {args.next}")
 
 
 def check_joined(args):

@@ -48,7 +48,7 @@ def test_demo_in_miniature_and_run_again(tmp_path):
         assert f"== {stage}/7" in output
     assert len(output.splitlines()) <= 80 and "Warning" not in output
     assert "epoch 12, projector: Target accuracy" in output and "epoch 12: validation: top-1" in output
-    gallery = re.search(r"Images, crops and neighbors: (.*\.html);", output)[1]
+    gallery = re.search(r"Examples to look at: (.*\.html)\n", output)[1]
     assert Path(gallery).is_file()
     precision = (folder / "seed3_4classes_20pc/precision.txt").read_text().strip()
     assert precision in ("fp32", "bf16") and f"precision of the training: {precision}\n" in output
@@ -73,7 +73,7 @@ def test_demo_in_miniature_and_run_again(tmp_path):
     again = demo(folder, **case)
     assert again.count("there already") == 8  # data, partition, three betons, two attacks, a probe
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth")} == before
-    assert again[again.index("== Result") :].splitlines()[:6] == table.splitlines()[:6]
+    assert again[again.index("== Result") :].splitlines()[1:7] == table.splitlines()[1:7]
     output = demo(folder, "demo_rcdm.sh", code=2, **{**case, "SEED": "4"})
     assert "run bash_examples/demo.sh with the same variables first" in output
 
