@@ -79,7 +79,7 @@ def test_written_figures_have_a_caption_and_a_legend(tmp_path):
 def test_no_matplotlibrc_and_no_backend_changes_a_figure(tmp_path):
     (tmp_path / "matplotlibrc").write_text("savefig.dpi: 3\nfont.size: large\n")
     code = "from test_figures import *; rows = rows_of('dataset', [100, 300])\n"
-    code += "with figures.figure_style('plain'): figures.save_accuracy_figures(sys.argv[1], rows, 'dataset', 1)"
+    code += "figures.save_figure(sys.argv[1], figures.draw_accuracies, rows)"
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
     drawn = []
     for folder, variables in ((ROOT, {}), (tmp_path, {"MPLBACKEND": "absent", "MPLCONFIGDIR": "/proc"})):
