@@ -114,60 +114,32 @@ def predict_from_scores(scores: np.ndarray, labels: np.ndarray | None = None) ->
     labels: int (n,), the true ones, for their softmax probability; 0 for a label that has no score.
     """
     scores = np.asarray(scores)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    top = np.full((len(scores), 5), -1, dtype=np.int64)
-    top[:, : order.shape[1]] = order
-    largest = scores.max(axis=1).astype(np.float64)
-    if labels is None:
-        return Predictions(top, largest)
-    labels = np.asarray(labels)
+    n, classes = scores.shape
+    top = np.full((n, 5), -1, dtype=np.int64)
+    confidence = np.empty(n)
+    vote_share = None if labels is None else np.empty(n)
+    for start in range(0, n, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        of_rows = scores[rows]
+        largest = of_rows.max(axis=1).astype(np.float64)
+        confidence[rows] = largest
+        if labels is not None and vote_share is not None:
+            vote_share[rows] = _softmax_of(of_rows, largest, np.asarray(labels)[rows])
+        left = of_rows.copy()
+        for rank in range(min(5, classes)):
+            best = left.argmax(axis=1)  # the first of equals
+            top[rows, rank] = best
+            np.put_along_axis(left, best[:, None], -np.inf, axis=1)
+    return Predictions(top, confidence, vote_share)
+
+
+def _softmax_of(scores: np.ndarray, largest: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """float64 (n,): probability of these classes, 0 for one without a score. largest: of each row's scores."""
     has_score = (labels >= 0) & (labels < scores.shape[1])
     columns = np.where(has_score, labels, 0)[:, None]
     own = np.take_along_axis(scores, columns, axis=1)[:, 0].astype(np.float64)
     total = np.exp(scores - largest[:, None]).sum(axis=1)
-    vote_share = np.where(has_score, np.exp(own - largest) / total, 0.0)
-    return Predictions(top, largest, vote_share)
-
-
-class _ConfidenceRanking:
-    """Examples ranked by confidence; ties share their places, so the result does not depend on the order of the rows.
-
-    confidence: float64 (n,). sizes: int (levels,), how many of the most confident examples are selected at each level.
-    These are the examples at the first `above` places, and of the tied ones from there up to place `end` as many as are
-    missing: each of them counts for `part` of an example.
-    """
-
-    def __init__(self, confidence: np.ndarray, sizes: np.ndarray) -> None:
-        n = len(confidence)
-        self.order = np.argsort(-confidence, kind="stable")
-        ranked = confidence[self.order]
-        changes = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
-        self.ties = np.concatenate([[0], changes, [n]])  # places at which the confidence changes
-        self.sizes = sizes
-        self.above, self.end, self.part = self._places(sizes)
-        # Between two places of `above` or `end` all examples are selected alike at every level: few pieces stand for
-        # all examples.
-        cuts = np.unique(np.concatenate([self.above, self.end]))
-        self.piece = np.empty(n, dtype=np.int64)
-        self.piece[self.order] = np.searchsorted(cuts, np.arange(n), side="right")
-        begins = np.concatenate([[-1], cuts])  # the first piece is selected as a whole, or empty
-        tied = np.where(begins == self.above[:, None], self.part[:, None], 0.0)
-        self.chosen = np.where(begins < self.above[:, None], 1.0, tied)  # float64 (levels, pieces)
-
-    def _places(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(above, end, part) of selections of these sizes."""
-        group = np.searchsorted(self.ties, sizes, side="left") - 1
-        group = np.clip(group, 0, None)
-        following = np.minimum(group + 1, len(self.ties) - 1)
-        above, end = self.ties[group], self.ties[following]
-        part = (sizes - above) / np.maximum(end - above, 1)
-        return above, end, np.where(sizes > 0, part, 0.0)
-
-    def hits(self, correct: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
-        """Hits among the most confident `sizes` examples, by default each level's own; of ties their mean."""
-        cumulated = np.concatenate([[0], np.cumsum(correct[self.order])])
-        above, end, part = (self.above, self.end, self.part) if sizes is None else self._places(sizes)
-        return cumulated[above] + part * (cumulated[end] - cumulated[above])
+    return np.where(has_score, np.exp(own - largest) / total, 0.0)
 
 
 def accuracy_sweep(
@@ -177,9 +149,8 @@ def accuracy_sweep(
 
     Of examples tied with the last selected one, as many as are missing count, with the mean of all of them.
     """
-    sizes = (np.asarray(fractions) * len(predictions.confidence)).astype(np.int64)
-    hits = _ConfidenceRanking(predictions.confidence, sizes).hits(predictions.correct(labels, top_k))
-    return fraction_of(hits, sizes)
+    correct = predictions.correct(labels, top_k)
+    return _ConfidenceLevels(predictions.confidence, correct, np.asarray(fractions)).accuracy().value
 
 
 @dataclass
@@ -265,7 +236,12 @@ def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences:
 
 
 class _ConfidenceLevels:
-    """One model on one attacked set, at several levels of confidence. confidence, correct: (n,). fractions: (levels,).
+    """One model on one attacked set: its most confident examples at several levels. confidence, correct: (n,).
+    fractions: (levels,).
+
+    Ties share their places, so the result does not depend on the order of the rows: at each level the examples at the
+    first `above` places are selected, and of the tied ones from there up to place `end` as many as are missing, each of
+    which counts for `part` of an example.
 
     threshold_accuracy: accuracy of the examples whose rank by confidence is near the threshold, that of the last
     selected one. In another sample the threshold moves, and examples near it enter or leave the selection: if their
@@ -278,14 +254,43 @@ class _ConfidenceLevels:
         n = len(correct)
         self.correct, self.fractions = correct, fractions
         self.sizes = (fractions * n).astype(np.int64)
-        self.ranking = _ConfidenceRanking(confidence, self.sizes)
-        self.hits = self.ranking.hits(correct)
+        order = np.argsort(-confidence, kind="stable")
+        ranked = confidence[order]
+        changes = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
+        self.ties = np.concatenate([[0], changes, [n]])  # places at which the confidence changes
+        self.hits_before = np.concatenate([[0], np.cumsum(correct[order])])  # of each place
+        self.above, self.end, self.part = self._places(self.sizes)
+        self.hits = self._hits(self.sizes)
+
         deviation = np.sqrt(n * fractions * (1 - fractions))
         reach = np.ceil(2 * deviation).astype(np.int64) + 1
         first = np.maximum(self.sizes - reach, 0)
         last = np.minimum(self.sizes + reach, n)
-        hits_near = self.ranking.hits(correct, last) - self.ranking.hits(correct, first)
-        self.threshold_accuracy = fraction_of(hits_near, last - first)
+        self.threshold_accuracy = fraction_of(self._hits(last) - self._hits(first), last - first)
+
+        # Between two places of `above` or `end` all examples are selected alike at every level: few pieces stand for
+        # all examples. chosen: how much of an example of each piece counts, float64 (levels, pieces).
+        cuts = np.unique(np.concatenate([self.above, self.end]))
+        self.piece = np.empty(n, dtype=np.int64)
+        self.piece[order] = np.searchsorted(cuts, np.arange(n), side="right")
+        begins = np.concatenate([[-1], cuts])  # the first piece is selected as a whole, or empty
+        tied = np.where(begins == self.above[:, None], self.part[:, None], 0.0)
+        self.chosen = np.where(begins < self.above[:, None], 1.0, tied)
+
+    def _places(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(above, end, part) of selections of these sizes."""
+        group = np.searchsorted(self.ties, sizes, side="left") - 1
+        group = np.clip(group, 0, None)
+        following = np.minimum(group + 1, len(self.ties) - 1)
+        above, end = self.ties[group], self.ties[following]
+        part = (sizes - above) / np.maximum(end - above, 1)
+        return above, end, np.where(sizes > 0, part, 0.0)
+
+    def _hits(self, sizes: np.ndarray) -> np.ndarray:
+        """Hits among the most confident examples, so many of them; of ties their mean."""
+        above, end, part = self._places(sizes)
+        before = self.hits_before[above]
+        return before + part * (self.hits_before[end] - before)
 
     def accuracy(self) -> Estimate:
         """Of float64 (levels,): Wilson intervals at the effective sample size n / ratio.
@@ -294,18 +299,18 @@ class _ConfidenceLevels:
         e the threshold accuracy. Against the a (1 - a) of a proportion a its variance is larger by (1 - p) (a - e)^2,
         and smaller where c is not 0 or 1: the mean of tied examples includes all of them.
         """
-        ranking, sizes = self.ranking, self.sizes
+        sizes = self.sizes
         value = fraction_of(self.hits, sizes)
-        tied_hits = ranking.hits(self.correct, ranking.end) - ranking.hits(self.correct, ranking.above)
-        tied = fraction_of(tied_hits, ranking.end - ranking.above)
+        tied_hits = self.hits_before[self.end] - self.hits_before[self.above]
+        tied = fraction_of(tied_hits, self.end - self.above)
 
         def variance(accuracy: np.ndarray) -> np.ndarray:
             # Half a hit and half a miss keep it from being 0 where all are correct.
             smoothed = (accuracy * sizes + 0.5) / (sizes + 1)
             return smoothed * (1 - smoothed)
 
-        weight = fraction_of(sizes - ranking.above, sizes)
-        less = weight * (1 - ranking.part) * (variance(tied) + np.square(tied - self.threshold_accuracy))
+        weight = fraction_of(sizes - self.above, sizes)
+        less = weight * (1 - self.part) * (variance(tied) + np.square(tied - self.threshold_accuracy))
         more = (1 - self.fractions) * np.square(value - self.threshold_accuracy)
         ratio = np.maximum(1 + (more - less) / variance(value), self.fractions)
         low, high = wilson_interval(self.hits / ratio, sizes / ratio)
@@ -316,22 +321,22 @@ class _ConfidenceLevels:
 
         That is the sum over the classes of (fraction predicted) x (fraction of that class).
         """
-        classes, labels = np.unique(labels, return_inverse=True)
-        chosen, piece = self.ranking.chosen, self.ranking.piece
-        pieces = chosen.shape[1]
+        predicted_often = self._count_classes(predicted, labels)
+        true = self._count_classes(labels[:, None], labels)
+        return fraction_of((predicted_often * true).sum(axis=1), np.square(self.sizes))
 
-        def count_classes(piece_of: np.ndarray, class_of: np.ndarray) -> np.ndarray:
-            """How often each class occurs among the selected, float64 (levels, classes)."""
-            cells = piece_of * len(classes) + class_of
-            counts = np.bincount(cells, minlength=pieces * len(classes))
-            return chosen @ counts.reshape(pieces, len(classes))
+    def _count_classes(self, named: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """How often the selected examples name each class that occurs in the labels, float64 (levels, classes).
 
-        place = np.minimum(np.searchsorted(classes, predicted), max(len(classes) - 1, 0))
-        known = classes[place] == predicted if len(classes) else np.zeros(predicted.shape, dtype=bool)
-        piece_of = np.broadcast_to(piece[:, None], predicted.shape)
-        guessed = count_classes(piece_of[known], place[known])
-        true = count_classes(piece, labels.reshape(-1))
-        return fraction_of((guessed * true).sum(axis=1), np.square(self.sizes))
+        named: int (n, k).
+        """
+        classes = np.unique(labels)
+        pieces = self.chosen.shape[1]
+        piece = np.broadcast_to(self.piece[:, None], named.shape)
+        known = np.isin(named, classes)
+        cells = piece[known] * len(classes) + np.searchsorted(classes, named[known])
+        counts = np.bincount(cells, minlength=pieces * len(classes))
+        return self.chosen @ counts.reshape(pieces, len(classes))
 
 
 def _correlation(first: _ConfidenceLevels, second: _ConfidenceLevels) -> np.ndarray:
@@ -365,9 +370,9 @@ def _correlation(first: _ConfidenceLevels, second: _ConfidenceLevels) -> np.ndar
 def _influence(levels: _ConfidenceLevels) -> tuple[np.ndarray, np.ndarray]:
     """(cell int64 (n,) of each example: its piece of the ranking, and whether it is correct; c (correct - e) of each
     cell, float64 (levels, cells))."""
-    answers = np.array([0.0, 1.0]) - levels.threshold_accuracy[:, None, None]
-    values = levels.ranking.chosen[:, :, None] * answers
-    return 2 * levels.ranking.piece + levels.correct, values.reshape(len(values), -1)
+    miss_and_hit = np.array([0.0, 1.0]) - levels.threshold_accuracy[:, None, None]
+    values = levels.chosen[:, :, None] * miss_and_hit
+    return 2 * levels.piece + levels.correct, values.reshape(len(values), -1)
 
 
 @dataclass
@@ -387,33 +392,37 @@ def summarize_votes(attacks: list[DirectedAttack]) -> VoteSummary | None:
     """
     targets, references, margins = [], [], []
     for attack in attacks:
-        target, reference = attack.target.vote_share, attack.reference.vote_share
-        if target is None or reference is None:
+        if attack.target.vote_share is None or attack.reference.vote_share is None:
             return None
-        # Half an example of each of the four outcomes, all votes or none for the label under each model.
+        # Half an example of each of the four outcomes is added, all votes or none for the label under each model.
+        target = np.concatenate([attack.target.vote_share, [0, 0, 1, 1]])
+        reference = np.concatenate([attack.reference.vote_share, [0, 1, 0, 1]])
         weights = np.concatenate([np.ones(len(attack.labels)), np.full(4, 0.5)])
-        shares = np.concatenate([target, [0, 0, 1, 1]]), np.concatenate([reference, [0, 1, 0, 1]])
-        first, second = (share - np.average(share, weights=weights) for share in shares)
-        spreads = [np.average(np.square(share), weights=weights) for share in (first, second)]
-        correlation = np.average(first * second, weights=weights) / np.sqrt(spreads[0] * spreads[1])
-        targets.append(_mean_share(target, shares[0], weights, spreads[0]))
-        references.append(_mean_share(reference, shares[1], weights, spreads[1]))
-        margins.append(difference(targets[-1], references[-1], correlation))
+        target_estimate, target_residuals, target_variance = _mean_share(target, weights)
+        reference_estimate, reference_residuals, reference_variance = _mean_share(reference, weights)
+        covariance = np.average(target_residuals * reference_residuals, weights=weights)
+        correlation = covariance / np.sqrt(target_variance * reference_variance)
+        targets.append(target_estimate)
+        references.append(reference_estimate)
+        margins.append(difference(target_estimate, reference_estimate, correlation))
     return VoteSummary(
         mean_of_estimates(targets, least=0), mean_of_estimates(references, least=0), mean_of_estimates(margins)
     )
 
 
-def _mean_share(share: np.ndarray, padded: np.ndarray, weights: np.ndarray, spread: float) -> Estimate:
-    """Mean share of the votes, with Wilson's interval for as many examples as give a proportion this variance.
+def _mean_share(padded: np.ndarray, weights: np.ndarray) -> tuple[Estimate, np.ndarray, float]:
+    """(mean share of the votes, with Wilson's interval for as many examples as give a proportion the shares' variance;
+    the shares minus their mean; their variance).
 
-    padded: the shares with the examples that `summarize_votes` adds; weights, spread: of those.
+    padded: the shares with the examples that `summarize_votes` adds at the end, of which only the interval knows.
     """
-    n = len(share)
-    value = fraction_of(padded[:n].sum(), n)
+    n = len(padded) - 4
     smoothed = np.average(padded, weights=weights)
-    size = fraction_of(n * smoothed * (1 - smoothed), spread)
-    return Estimate(value, *wilson_interval(value * size, size))
+    residuals = padded - smoothed
+    variance = np.average(np.square(residuals), weights=weights)
+    value = fraction_of(padded[:n].sum(), n)
+    size = fraction_of(n * smoothed * (1 - smoothed), variance)
+    return Estimate(value, *wilson_interval(value * size, size)), residuals, variance
 
 
 @dataclass
@@ -437,8 +446,8 @@ def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: in
     """Accuracies, score and mean confidence of each class; intervals and chance as in `summarize`."""
     labels = np.concatenate([attack.labels for attack in attacks])
     n = np.bincount(labels, minlength=num_classes)
-    of_sets = [attack.correct(top_k) for attack in attacks]
-    target_correct, reference_correct = (np.concatenate(of_model) for of_model in zip(*of_sets))
+    target_correct = np.concatenate([attack.correct(top_k)[0] for attack in attacks])
+    reference_correct = np.concatenate([attack.correct(top_k)[1] for attack in attacks])
     target = proportion(np.bincount(labels, target_correct, minlength=num_classes), n)
     reference = proportion(np.bincount(labels, reference_correct, minlength=num_classes), n)
 

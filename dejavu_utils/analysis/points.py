@@ -128,9 +128,11 @@ class Series:
     def scored(self, attacks: Sweeps, probes: Sweeps) -> list[ScoredPoint]:
         """A ScoredPoint for each attack; the one where both sweeps meet counts once."""
         points: dict[tuple, ScoredPoint] = {}
-        for x in attacks.keys() & PLURALS.keys():
+        for x, of_sweep in attacks.items():
+            if x == GRID:
+                continue
             of_probes = {point.value: point.content for point in probes.get(x, ())}
-            for point in attacks[x]:
+            for point in of_sweep:
                 value = point.value
                 epoch = value if x == "epoch" else self.epoch
                 dataset = {"epoch": self.dataset, "dataset": value}.get(x)
