@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -218,8 +219,10 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
-            yield image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of palettes with transparency or damaged EXIF
+            with Image.open(path) as image:
+                yield image
     except Exception as error:  # on damaged files, Pillow's readers raise anything: struct.error, KeyError, ...
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_THE_IMAGES_FAULT:
             raise  # it would be left out with --skip_unreadable

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,15 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     for name in ("e.png", "f.tif"):
         cv2.imwrite(str(tmp_path / name), np.stack([ramp, ramp, ramp], axis=2))
         np.testing.assert_array_equal(load_image(tmp_path / name), expected)
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
+    image.save(tmp_path / "palette.png", transparency=bytes(range(64)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = np.asarray(load_image(tmp_path / "palette.png"))
+    np.testing.assert_array_equal(pixels[:, :, 0], np.arange(64).reshape(8, 8))
 
 
 @pytest.mark.parametrize(
