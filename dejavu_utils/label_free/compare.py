@@ -8,7 +8,7 @@ import pandas as pd
 
 from dejavu_utils.analysis.memorization import OUTCOMES
 from dejavu_utils.errors import InputError
-from dejavu_utils.label_free import scores as sslmem
+from dejavu_utils.label_free.scores import CountedEstimate, mean_estimate, rank_correlation
 from dejavu_utils.naming import SETS
 
 SCORE = "_sslmem"  # after a layer's name: the column of its scores
@@ -20,32 +20,32 @@ def scores(table: pd.DataFrame, layer: str) -> np.ndarray:
 
 
 def read_margins(folder: str | Path, flag: str) -> dict[str, pd.DataFrame]:
-    """{"A": DataFrame by image index, "B": ...} of an attack's folder: path, outcome, target_share, reference_share,
-    margin.
+    """{"A": DataFrame by image index, "B": ...} of an attack's folder: path, attack_{outcome, target_share,
+    reference_share, margin}.
 
     The shares are those of the votes that the true label got from either model, margin is target - reference.
     InputError, which names the flag, for a folder that holds none.
     """
-    found = {}
+    margins = {}
     for name in SETS:
         path = Path(folder) / f"attack_{name}.csv"
         try:
             table = pd.read_csv(path).set_index("index")
-            columns = {"path": table["path"], "outcome": table["share"]}
-            columns |= {f"{model}_share": table[f"{model}_vote_share"] for model in ("target", "reference")}
-            columns["margin"] = columns["target_share"] - columns["reference_share"]
-            found[name] = pd.DataFrame(columns).dropna()
+            columns = pd.DataFrame({"path": table["path"], "attack_outcome": table["share"]})
+            columns["attack_target_share"] = table["target_vote_share"]
+            columns["attack_reference_share"] = table["reference_vote_share"]
+            columns["attack_margin"] = columns["attack_target_share"] - columns["attack_reference_share"]
+            margins[name] = columns.dropna()
         except FileNotFoundError:
             raise InputError(f"{flag}: {path}: no such file; label_inference_attack.py writes it") from None
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{flag}: {path} is no table of an attack with votes ({error})") from None
-    return found
+    return margins
 
 
 def with_margins(table: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
-    """A table of sslmem_{set}.csv with columns attack_{outcome,target_share,reference_share,margin} of `read_margins`,
-    empty where an image was not attacked."""
-    return _joined(table, margins.rename(columns=lambda column: column if column == "path" else f"attack_{column}"))
+    """A table of sslmem_{set}.csv with the columns of `read_margins`, empty where an image was not attacked."""
+    return table.join(margins.drop(columns="path"), on="index")
 
 
 def about_other_images(paths: dict[int, str], table: pd.DataFrame) -> bool:
@@ -59,15 +59,19 @@ def read_scores(folder: str | Path) -> dict[str, pd.DataFrame]:
 
     InputError for a folder that holds none.
     """
-    found = {}
+    tables = {}
     for name in SETS:
         path = Path(folder) / f"sslmem_{name}.csv"
         try:
             table = pd.read_csv(path).set_index("index")
-            found[name] = table[["path", *(column for column in table if column.endswith(SCORE))]]
+            tables[name] = table[["path", *score_columns(table)]]
         except (OSError, KeyError, ValueError) as error:
             raise InputError(f"{path}: is no table of sslmem.py ({error})") from None
-    return found
+    return tables
+
+
+def score_columns(table: pd.DataFrame) -> list[str]:
+    return [column for column in table if column.endswith(SCORE)]
 
 
 def read_directions(folder: str | Path) -> dict[str, dict]:
@@ -77,62 +81,59 @@ def read_directions(folder: str | Path) -> dict[str, dict]:
     """
     path = Path(folder) / "results.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["both"]
-        return {layer: {part: of[part] for part in ("value", "low", "high")} for layer, of in found.items()}
+        both = json.loads(path.read_text(encoding="utf-8"))["both"]
+        return {layer: {part: of[part] for part in ("value", "low", "high")} for layer, of in both.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: was not written by sslmem.py ({error!r})") from None
 
 
-def outcome_means(found: dict[str, pd.DataFrame], sets: dict, top_k: int) -> pd.DataFrame:
+def outcome_means(tables: dict[str, pd.DataFrame], sets: dict, top_k: int) -> pd.DataFrame:
     """Mean SSLMem of the images of each outcome: one row per layer and outcome, with value, low, high and n.
 
-    found: of `read_scores`. sets: {"A", "B"} -> results.AttackedSet. An outcome of no image has NaN.
+    tables: of `read_scores`. sets: {"A", "B"} -> results.AttackedSet. An outcome of no image has NaN.
     """
     parts = []
     for name, attacked in sets.items():
         attack = attacked.attack
-        parts.append(found[name].reindex(attacked.idxs).assign(outcome=attack.outcomes(top_k)))
+        parts.append(tables[name].reindex(attacked.idxs).assign(outcome=attack.outcomes(top_k)))
     table, rows = pd.concat(parts), []
-    for column in (column for column in table if column.endswith(SCORE)):
+    for column in score_columns(table):
         for number, outcome in enumerate(OUTCOMES):
             values = table[column][table["outcome"] == number].dropna().to_numpy()
-            row = {"layer": column.removesuffix(SCORE), "outcome": outcome, **sslmem.mean_estimate(values)}
+            row = {"layer": column.removesuffix(SCORE), "outcome": outcome, **vars(mean_estimate(values))}
             rows.append({**row, "n": len(values)})
     return pd.DataFrame(rows)
 
 
-def _joined(table: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
-    return table.join(others.drop(columns="path"), on="index")
+def attacked_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Those rows of a table of `with_margins` whose image was attacked."""
+    return table[table["attack_margin"].notna()]
 
 
-def margins_and_scores(table: pd.DataFrame, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """(margins, SSLMem of a layer), float (m,) each, of the images of a table of `with_margins` that were attacked."""
-    attacked = table[table["attack_margin"].notna()]
-    return attacked["attack_margin"].to_numpy(), scores(attacked, layer)
-
-
-def correlations(table: pd.DataFrame, layers: list[str]) -> dict:
+def correlations(table: pd.DataFrame, layers: list[str]) -> dict[str, dict]:
     """{layer: rank correlations of SSLMem with what the attack found, and "outcomes": mean SSLMem of each}.
 
     table: of `with_margins`. Correlations: "overall" and "within_classes", both with the margin of votes, and
     "target_share" and "reference_share", with its two parts: a margin can also go with SSLMem because the image is hard
-    for the reference. Estimates as sslmem.rank_correlation and sslmem.mean_estimate give them, the latter with n, the
-    number of images.
+    for the reference.
     """
-    attacked, found = table[table["attack_margin"].notna()], {}
-    margin, labels = attacked["attack_margin"].to_numpy(), attacked["label"].to_numpy()
+    attacked = attacked_rows(table)
+    labels = attacked["label"].to_numpy()
+    margin, target_share, reference_share = (
+        attacked[f"attack_{name}"].to_numpy() for name in ("margin", "target_share", "reference_share")
+    )
+    of_layers: dict[str, dict] = {}
     for layer in layers:
         of_layer = scores(attacked, layer)
-        of_outcome = {outcome: of_layer[attacked["attack_outcome"] == outcome] for outcome in OUTCOMES}
-        found[layer] = {
-            "overall": sslmem.rank_correlation(of_layer, margin),
-            "within_classes": sslmem.rank_correlation(of_layer, margin, labels),
-            **{
-                share: sslmem.rank_correlation(of_layer, attacked[f"attack_{share}"].to_numpy())
-                for share in ("target_share", "reference_share")
-            },
-            "outcomes": {
-                outcome: {**sslmem.mean_estimate(values), "n": len(values)} for outcome, values in of_outcome.items()
-            },
+        outcomes: dict[str, CountedEstimate] = {}
+        for outcome in OUTCOMES:
+            values = of_layer[attacked["attack_outcome"] == outcome]
+            outcomes[outcome] = CountedEstimate(**vars(mean_estimate(values)), n=len(values))
+        of_layers[layer] = {
+            "overall": rank_correlation(of_layer, margin),
+            "within_classes": rank_correlation(of_layer, margin, labels),
+            "target_share": rank_correlation(of_layer, target_share),
+            "reference_share": rank_correlation(of_layer, reference_share),
+            "outcomes": outcomes,
         }
-    return found
+    return of_layers

@@ -10,6 +10,7 @@ from dejavu_utils.analysis.gallery import IMAGE, SMALL, class_name, data_uri, re
 from dejavu_utils.analysis.report import POPULATION
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.label_free.compare import SCORE
+from dejavu_utils.naming import TWIN
 
 VIEWS = 5  # shown of each image
 
@@ -35,36 +36,35 @@ def save_sslmem_gallery(
     for layer in reversed(layers):
         ordered = examples.sort_values([f"{layer}{SCORE}", "index"], ascending=[False, True])
         above = int((ordered[f"{layer}{SCORE}"] > 0).sum())
-        for name, meaning, order, chosen in (
-            (
-                "most memorized",
-                f"SSLMem of the {layer} is above 0 for {above} of {len(ordered)} images; without memorization, by "
-                f"chance, for about half of them. {POPULATION}",
-                "the greatest SSLMem first",
-                ordered.head(per_group),
-            ),
-            (
-                "least memorized",
-                "Below 0 the model that never saw the image aligns its views better: chance does this too.",
-                "the least SSLMem first",
-                ordered.tail(per_group)[::-1],
-            ),
-        ):
-            groups.append(
-                {
-                    "id": f"{name.split()[0]}-{layer}",
-                    "name": f"{name}, {layer}",
-                    "meaning": meaning,
-                    "order": order,
-                    "examples": [_example(row, layer, listing, views_of) for row in chosen.to_dict("records")],
-                }
-            )
+        most = (
+            f"SSLMem of the {layer} is above 0 for {above} of {len(ordered)} images; without memorization, by chance, "
+            f"for about half of them. {POPULATION}"
+        )
+        least = "Below 0 the model that never saw the image aligns its views better: chance does this too."
+        groups.append(_group("most", layer, most, ordered.head(per_group), listing, views_of))
+        groups.append(_group("least", layer, least, ordered.tail(per_group)[::-1], listing, views_of))
     save_page(path, "sslmem_gallery.html", title="Label-free scores: examples", groups=groups, header=header)
+
+
+def _group(
+    name: str, layer: str, meaning: str, rows: pd.DataFrame, listing: ImageListing, views_of: Callable
+) -> dict[str, Any]:
+    """The examples with the most or the least SSLMem."""
+    return {
+        "id": f"{name}-{layer}",
+        "name": f"{name} memorized, {layer}",
+        "meaning": meaning,
+        "order": f"the {'greatest' if name == 'most' else 'least'} SSLMem first",
+        "examples": [_example(row, layer, listing, views_of) for row in rows.to_dict("records")],
+    }
 
 
 def _example(row: dict[str, Any], layer: str, listing: ImageListing, views_of: Callable) -> dict[str, Any]:
     image, name = readable_image(listing, row["index"]), row["set"]
-    models = (("target", name), ("reference", "B" if name == "A" else "A"))
+    models = []
+    for role, model in (("target", name), ("reference", TWIN[name])):
+        models.append({"role": role, "model": model, "distance": row[f"{layer}_{role}"]})
+    views = views_of(row["index"], image)[:VIEWS] if image else []
     return {
         "set": name,
         "path": row["path"],
@@ -74,6 +74,6 @@ def _example(row: dict[str, Any], layer: str, listing: ImageListing, views_of: C
         "rectangles": [],
         "boxes_missing": False,
         "score": row[f"{layer}{SCORE}"],
-        "models": [{"role": role, "model": model, "distance": row[f"{layer}_{role}"]} for role, model in models],
-        "views": [data_uri(view, *SMALL) for view in views_of(row["index"], image)[:VIEWS]] if image else [],
+        "models": models,
+        "views": [data_uri(view, *SMALL) for view in views],
     }

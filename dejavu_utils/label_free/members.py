@@ -15,23 +15,19 @@ def member_scores(tables: dict[str, pd.DataFrame], layer: str) -> Scores:
     tables: as sslmem_{set}.csv hold them. On set B the target is model B.
     """
 
-    def near(name: str, who: str) -> np.ndarray:
-        return -tables[name][f"{layer}_{who}"].to_numpy(np.float64)
+    def column(name: str, what: str) -> np.ndarray:
+        return tables[name][f"{layer}_{what}"].to_numpy(np.float64)
 
-    sslmem = {name: tables[name][f"{layer}_sslmem"].to_numpy(np.float64) for name in ("A", "B")}
     scores = {
-        "model A": (near("A", "target"), near("B", "reference")),
-        "model B": (near("B", "target"), near("A", "reference")),
-        "twins": (sslmem["A"], -sslmem["B"]),
+        "model A": (-column("A", "target"), -column("B", "reference")),
+        "model B": (-column("B", "target"), -column("A", "reference")),
+        "twins": (column("A", "sslmem"), -column("B", "sslmem")),
     }
     if "public" in tables and "unseen" in tables:
-        scores["public against unseen"] = (near("public", "target"), near("unseen", "target"))
+        scores["public against unseen"] = -column("public", "target"), -column("unseen", "target")
     return {name: pair for name, pair in scores.items() if len(pair[0]) and len(pair[1])}
 
 
 def memberships(scores: Scores) -> dict[str, Membership]:
     """{name: how well the score tells members}."""
-    found = {}
-    for name, (members, non_members) in scores.items():
-        found[name] = membership(members, non_members)
-    return found
+    return {name: membership(*pair) for name, pair in scores.items()}
