@@ -217,7 +217,9 @@ def measure(given: tuple[Job, GpuChoice]) -> None:
     distances = ViewDistances(embedder, views, pieces)
     alignments = {}
     for name, of_set in sets.items():
-        alignments[name] = distances.align(ImageSet(name, of_set.indices), progress_of(name))
+        alignment = distances.align(ImageSet(name, of_set.indices), progress_of(name))
+        if alignment:
+            alignments[name] = alignment
     if not rank():
         indices = {name: of_set.indices for name, of_set in sets.items()}
         measured = Measured(listing, indices, alignments, layers, margins, views.pictures)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +65,11 @@ from dejavu_utils.training.methods.method import ViewsForward
 from dejavu_utils.training.optim import learning_rate, make_optimizer, resolution_at
 from dejavu_utils.training.settings import WITHOUT_EFFECT, Settings, check_settings, first_difference
 
+Loader = NativeLoader | FfcvLoader
+Record = dict[str, float]  # a line of the log
 
-def main():
+
+def main() -> None:
     values, notices = read_settings()
     settings = Settings.from_flat(values)
     for notice in notices:
@@ -94,7 +97,7 @@ def read_settings(argv: Sequence[str] | None = None) -> tuple[Flat, list[str]]:
     return values, notices
 
 
-def lock_of(settings):
+def lock_of(settings: Settings) -> tuple[Path, str] | None:
     """The lock file of what this run writes and the flag that names its folder; None for a run that only reads."""
     if settings.training.eval_only:
         return None
@@ -102,10 +105,8 @@ def lock_of(settings):
     return Path(settings.logging.folder) / name, "--logging.folder"
 
 
-def train(settings):
+def train(settings: Settings) -> None:
     device = init_distributed(settings.dist.port, gpu=0 if settings.dist.ngpus else None)
-    stop = None if settings.training.eval_only else StopSignal()
-    watch = StepWatch(stop, device, "a smaller --training.base_lr or --training.precision fp32") if stop else None
     first = rank() == 0
     folder = Path(settings.logging.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,9 @@ def train(settings):
     val_set = Beton(settings.data.val_dataset, in_memory=bool(settings.data.in_memory))
     num_classes = max(train_set.num_classes, val_set.num_classes)
     seed_everything(settings.data.random_seed)
-    loader, validation = make_loader(settings, train_set, device), make_validation(settings, val_set, device)
+    loader = make_loader(settings, train_set, device)
+    own = batching(settings, settings.validation.batch_size, device)
+    validation = EvaluationLoader(val_set, own, settings.validation.resolution)
     digest = from_first(train_set.digest if first else "")
     images, notes = load_training_images(train_set, digest)
     for note in notes:
@@ -121,7 +124,7 @@ def train(settings):
     state = TrainingRun(settings, num_classes, device, len(loader), TrainingSet(train_set.fingerprint, digest, images))
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings.training.train_probes_only:
-        return train_probes(settings, state, loader, validation, watch)
+        return train_probes(state, loader, validation)
     checkpoint = TrainingCheckpoint.agreed(checkpoint_path)
     if checkpoint:
         state.restore(checkpoint, checkpoint_path)
@@ -129,8 +132,8 @@ def train(settings):
     elif settings.training.eval_only:
         raise InputError(f"--training.eval_only 1: there is no {checkpoint_path} to evaluate")
     if settings.training.eval_only:
-        record = {"epoch": state.epoch, **state.validate(validation)}
-        return tell(settings, 0, json.dumps(record))
+        accuracies = state.validate(validation) or {}
+        return tell(settings, 0, json.dumps({"epoch": state.epoch, **accuracies}))
     if first:
         check_room(state.checkpoint(), settings)
         save_json(folder / "params.json", {**settings.to_flat(), MADE_FROM: state.record.plain()})
@@ -142,15 +145,13 @@ def train(settings):
         f"{len(train_set)} images, {num_classes} classes, {len(loader)} steps of {effective} images per epoch "
         f"({world_size()} processes), on {device} in {state.precision}, {type(loader).__name__}",
     )
-    epochs = settings.training.epochs
+    epochs, watch = settings.training.epochs, state.watch()
     while state.epoch < epochs:
-        record = state.train_epoch(loader, watch)
-        last = state.epoch + 1 == epochs
-        if record and ((state.epoch + 1) % settings.training.eval_freq == 0 or last):
-            record = state.validated(record, validation, watch.stop)
-        if record is None:  # asked to stop
-            save_and_leave(settings, state, watch)
+        record = state.train_epoch(loader, validation, watch)
+        if record is None:
+            save_and_leave(state, watch)
         state.end_epoch()
+        last = state.epoch == epochs
         snapshot = state.epoch % settings.logging.snapshot_freq == 0 or last
         if first and snapshot:
             state.checkpoint().snapshot().save(folder / f"model_ep{state.epoch}.pth")
@@ -159,33 +160,31 @@ def train(settings):
         if first and (snapshot or state.epoch % settings.logging.checkpoint_freq == 0):
             state.checkpoint().save(checkpoint_path)
         tell(settings, 1, summary_line(record, epochs))
-        if not last and stop.asked(device):
-            save_and_leave(settings, state, watch)
+        if not last and watch.stop.asked(device):
+            save_and_leave(state, watch)
     if first:
         save_checkpoint(folder / "final_weights.pt", with_prefix(state.network.state_dict()))
     tell(settings, 1, f"{folder}: {epochs} epochs are done")
 
 
-def save_and_leave(settings, state, watch):
+def save_and_leave(state: "TrainingRun", watch: StepWatch) -> NoReturn:
     """Saves the place in the epoch, too, and ends this process when all have come to this place."""
     state.meter.average()
     if rank() == 0:
-        state.checkpoint().save(Path(settings.logging.folder) / "model.pth")
+        state.checkpoint().save(Path(state.settings.logging.folder) / "model.pth")
     watch.leave(f"epoch {state.epoch}, step {state.steps_done}")
 
 
-def train_probes(settings, state, loader, validation, watch):
+def train_probes(state: "TrainingRun", loader: Loader, validation: EvaluationLoader) -> None:
     """Trains new probes on the frozen network of model.pth and saves them beside it."""
+    settings, watch = state.settings, state.watch()
     folder, seed = Path(settings.logging.folder), settings.data.random_seed
     state.freeze(load_checkpoint(folder / "model.pth", "--logging.folder"), folder / "model.pth")
     log = RunLog(folder / f"log_probes_{seed}", "epoch")
     if rank() == 0:
         log.trim(0)
     while state.epoch < settings.training.epochs:
-        record = state.train_epoch(loader, watch)
-        number = state.epoch + 1
-        if record and (number % settings.training.eval_freq == 0 or number == settings.training.epochs):
-            record = state.validated(record, validation, watch.stop)
+        record = state.train_epoch(loader, validation, watch)
         if record is None:
             watch.stop.leave("stopped; probes are trained in minutes: the next run starts again")
         state.end_epoch()
@@ -197,25 +196,17 @@ def train_probes(settings, state, loader, validation, watch):
         save_checkpoint(folder / f"probes_{seed}.pth", {**saved, "num_classes": state.num_classes})
 
 
-def make_loader(settings, train_set, device):
+def make_loader(settings: Settings, train_set: Beton, device: torch.device) -> Loader:
     kind = FfcvLoader if settings.data.loader == "ffcv" else NativeLoader
+    own = batching(settings, settings.training.batch_size, device)
+    views = METHODS[settings.training.loss].views(settings)
     try:
-        return kind(
-            train_set,
-            batching(settings, settings.training.batch_size, device),
-            METHODS[settings.training.loss].views(settings),
-            settings.data.random_seed,
-        )
+        return kind(train_set, own, views, settings.data.random_seed)
     except ValueError as error:
         raise InputError(f"--training.batch_size, --data.train_dataset {train_set.path}: {error}") from None
 
 
-def make_validation(settings, val_set, device):
-    own = batching(settings, settings.validation.batch_size, device)
-    return EvaluationLoader(val_set, own, settings.validation.resolution)
-
-
-def batching(settings, batch_size, device):
+def batching(settings: Settings, batch_size: int, device: torch.device) -> Batching:
     return Batching(batch_size, default_workers(settings.data.num_workers), device, rank(), world_size())
 
 
@@ -269,8 +260,14 @@ class TrainingRun:
         if settings.training.compile:  # around it, so that exchanges are cut in where gradients are ready
             self.forward = torch.compile(self.forward)
 
-    def train_epoch(self, loader, watch):
-        """The rest of one pass over the training set; returns the record for the log, or None if asked to stop."""
+    def watch(self) -> StepWatch:
+        """Notes from now on that the run is asked to stop: to be called when there is something to save."""
+        remedy = "a smaller --training.base_lr or --training.precision fp32"
+        return StepWatch(StopSignal(), self.device, remedy)
+
+    def train_epoch(self, loader: Loader, validation: EvaluationLoader, watch: StepWatch) -> Record | None:
+        """The rest of one pass over the training set, and the validation if it is due; returns the record for the log,
+        or None if asked to stop: a later run then goes on, or validates."""
         settings, start, first_step = self.settings, time.time(), self.steps_done
         ramp = settings.resolution
         resolution = resolution_at(self.epoch, ramp.min_res, ramp.max_res, ramp.start_ramp, ramp.end_ramp)
@@ -292,26 +289,31 @@ class TrainingRun:
                     return None
             watch.finish(self.place())
         seconds, images = time.time() - start, (self.steps_done - first_step) * self.schedule["batch_size"]
-        return {
+        number = self.epoch + 1
+        record = {
             "timestamp": time.time(),
             "relative_time": time.time() - self.started,
-            "epoch": self.epoch + 1,
+            "epoch": number,
             **self.meter.result(),
             "time": seconds,
             "images_per_second": images / max(seconds, 1e-9),
-            "lr": learning_rate((self.epoch + 1) * len(loader) - 1, **self.schedule),
+            "lr": learning_rate(number * len(loader) - 1, **self.schedule),
             "resolution": resolution,
         }
+        if number % settings.training.eval_freq and number < settings.training.epochs:
+            return record
+        accuracies = self.validate(validation, watch.stop)
+        return None if accuracies is None else {**record, **accuracies}
 
-    def place(self):
+    def place(self) -> str:
         """Where the run is, in words."""
         return f"at epoch {self.epoch + 1}, step {self.steps_done}"
 
-    def end_epoch(self):
+    def end_epoch(self) -> None:
         """The next step is the first of a new epoch."""
         self.epoch, self.steps_done, self.meter = self.epoch + 1, 0, Meter()
 
-    def step(self, views, labels, rate, step):
+    def step(self, views: list[torch.Tensor], labels: torch.Tensor, rate: float, step: int) -> torch.Tensor:
         """One update of the network, its teacher and the probes; returns the loss, a scalar on the device."""
         with autocast(self.device, self.precision):
             if self.frozen:
@@ -325,13 +327,13 @@ class TrainingRun:
             self.update_network(loss, rate, step)
         probe_losses = [F.cross_entropy(z, labels) for z in logits]
         self.optimizer_probes.zero_grad(set_to_none=True)
-        sum(probe_losses).backward()
+        torch.stack(probe_losses).sum().backward()
         average_gradients(list(self.probes.parameters()))
         self.optimizer_probes.step()
         self.meter.add(loss, logits, probe_losses, labels)
         return loss.detach()
 
-    def update_network(self, loss, rate, step):
+    def update_network(self, loss: torch.Tensor, rate: float, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -343,14 +345,9 @@ class TrainingRun:
         self.scaler.update()
         self.method.after_step(step)
 
-    def validated(self, record, validation, stop):
-        """The record with the validation's entries; None if asked to stop, and then a later run validates."""
-        found = self.validate(validation, stop)
-        return None if found is None else {**record, **found}
-
     @torch.no_grad()
-    def validate(self, validation, stop=None):
-        """The probes' accuracy on an EvaluationLoader; the record's `_val` entries. The processes share the images."""
+    def validate(self, validation: EvaluationLoader, stop: StopSignal | None = None) -> Record | None:
+        """The probes' accuracy, the record's `_val` entries; None if asked to stop. The processes share the images."""
         meter = Meter()
         self.network.eval()
         for number, (images, labels) in enumerate(validation):
@@ -363,7 +360,8 @@ class TrainingRun:
             meter.add(torch.zeros((), device=self.device), logits, probe_losses, labels)
         return meter.total(len(self.probes.probes), self.device).probes("_val")
 
-    def checkpoint(self):
+    def checkpoint(self) -> TrainingCheckpoint:
+        images = self.train_set.images
         return TrainingCheckpoint(
             epoch=self.epoch,
             steps_done=self.steps_done,
@@ -378,11 +376,11 @@ class TrainingRun:
             num_classes=self.num_classes,
             train_set=self.train_set.fingerprint,
             world_size=world_size(),
-            train_images=self.train_set.images and self.train_set.images.plain(),
+            train_images=images.plain() if images else None,
             made_from=self.record.plain(),
         )
 
-    def freeze(self, checkpoint, path):
+    def freeze(self, checkpoint: dict, path: Path) -> None:
         """Takes the network of a checkpoint and trains nothing but the probes from now on."""
         try:
             self.network.load_state_dict(without_prefix(checkpoint["model"]))
@@ -390,7 +388,7 @@ class TrainingRun:
             raise InputError(f"--logging.folder {path}: not of this network: {one_line(error)}") from None
         self.frozen = True
 
-    def restore(self, checkpoint, path):
+    def restore(self, checkpoint: TrainingCheckpoint, path: Path) -> None:
         """Goes back to a TrainingCheckpoint of the same run; InputError names the first setting that differs."""
         what = f"{path} was trained with"
         difference = first_difference(Settings.from_flat(checkpoint.settings), self.settings)
@@ -429,7 +427,7 @@ class TrainingRun:
             raise not_this_run("--logging.folder", path, one_line(error)) from None
 
 
-def summary_line(record, epochs):
+def summary_line(record: Record, epochs: int) -> str:
     left = record["time"] * (epochs - record["epoch"])  # a little more: what validation and saving take
     accuracy = f"probe top-1 {record['top_1_layer0']:.3f}"
     if "top_1_val_layer0" in record:
@@ -440,7 +438,7 @@ def summary_line(record, epochs):
     )
 
 
-def tell(settings, level, text):
+def tell(settings: Settings, level: int, text: str) -> None:
     if settings.logging.log_level >= level:
         say(text)
 
