@@ -243,10 +243,11 @@ def elsewhere(make):
 
 
 def put(part, column, value, row=0):
-    """A change for `beton`: one number of the header, of a record, or of the table (by column)."""
+    """A change for `beton`: one number of the header, of a record or its image, or of the table (by column)."""
 
     def change(header, records, table):
-        target = {"header": header, "record": records, "table": table}[part]
+        targets = {"header": header, "image": records["image"], "record": records, "table": table}
+        target = targets[part]
         if part == "table":
             target[row, column] = value
         else:

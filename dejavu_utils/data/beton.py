@@ -41,15 +41,8 @@ _HEADER = np.dtype(
     align=True,
 )
 _FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
-_IMAGE_NAMES = ("mode", "width", "height", "data_ptr")
 _IMAGE_RECORD = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-_LAYOUT: Any = {
-    "names": [*_IMAGE_NAMES, "label"],
-    "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
-    "offsets": [0, 1, 3, 5, 16],
-    "itemsize": 24,
-}
-_RECORD = np.dtype(_LAYOUT)
+_RECORD = np.dtype([("image", _IMAGE_RECORD), ("label", "<i8")], align=True)
 _ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 
@@ -68,20 +61,12 @@ class Encoding:
         if self.mode not in MODES:
             raise ValueError(f"write mode {self.mode!r} is not one of {', '.join(MODES)}")
 
-    def encode(self, image: np.ndarray) -> tuple[bool, memoryview | bytes]:
-        """uint8 H x W x 3, of the size in which it is stored -> (raw pixels?, the bytes)."""
+    def encode(self, image: np.ndarray) -> tuple[int, memoryview]:
+        """uint8 H x W x 3, of the size in which it is stored -> (_RAW or _JPG, the bytes)."""
         threshold = self.smart_threshold
-        raw = self.mode == "raw" or (self.mode == "smart" and (threshold is None or image.nbytes <= threshold))
-        return raw, np.ascontiguousarray(image).data if raw else _encode_jpg(image, self.jpeg_quality)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """An image as it is stored. shape: height, width, 3."""
-
-    shape: tuple[int, ...]
-    raw: bool
-    data: memoryview | bytes
+        if self.mode == "raw" or (self.mode == "smart" and (threshold is None or image.nbytes <= threshold)):
+            return _RAW, np.ascontiguousarray(image).data.cast("B")
+        return _JPG, memoryview(_encode_jpg(image, self.jpeg_quality))
 
 
 def write_beton(
@@ -110,41 +95,42 @@ def write_beton(
     skipped: dict[int, str] = {}
     position = _next_page(_HEADER.itemsize + 2 * _FIELD.itemsize + records.nbytes, page_size)
 
-    def encode(index: int) -> _Encoded | InputError:
+    def encode(index: int) -> memoryview | InputError:
         try:
             image = shrink(images[index], encoding.max_resolution)
         except InputError as error:
             return error
-        if max(image.shape[:2]) > MAX_SIDE:
+        height, width, _ = image.shape
+        if max(height, width) > MAX_SIDE:
             return InputError(f"image {index} is larger than {MAX_SIDE} pixels: give a smaller --max-resolution")
-        return _Encoded(image.shape, *encoding.encode(image))
+        mode, data = encoding.encode(image)
+        records["image"][index] = (mode, width, height, 0)
+        return data
 
     with complete_file(path) as temporary, open(temporary, "wb") as handle:
-        for index, encoded in enumerate(_in_order(encode, len(images), num_workers)):
+        for index, data in enumerate(_in_order(encode, len(images), num_workers)):
             if index == _FIRST_IMAGES:
-                check_free_space(path, 0.98 * position * len(images) / index, _MORE_ROOM)
+                check_free_space(path, position * len(images) / index, _MORE_ROOM)
             on_progress(1)
-            if isinstance(encoded, InputError):
+            if isinstance(data, InputError):
                 if not skip_unreadable:
-                    raise encoded
-                skipped[index] = str(encoded)
+                    raise data
+                skipped[index] = str(data)
                 continue
-            size = memoryview(encoded.data).nbytes
+            size = len(data)
             while size > page_size:
                 page_size *= 2  # what lies within smaller pages lies within larger ones
             if position // page_size != (position + size - 1) // page_size:
                 position = _next_page(position, page_size)
             handle.seek(position)  # what is skipped reads as zeros
-            handle.write(encoded.data)
-            height, width, _ = encoded.shape
-            mode = _RAW if encoded.raw else _JPG
-            records[index] = (mode, width, height, position, records["label"][index])
+            handle.write(data)
+            records["image"]["data_ptr"][index] = position
             sizes[index] = size
             position += size
         kept = np.setdiff1d(np.arange(len(images)), list(skipped))
         table = np.zeros(len(kept), _ALLOCATION)
         table["sample_id"] = np.arange(len(kept))
-        table["ptr"] = records["data_ptr"][kept]
+        table["ptr"] = records["image"]["data_ptr"][kept]
         table["size"] = sizes[kept]
         position = _next_page(position, page_size)
         handle.seek(position)
@@ -260,14 +246,14 @@ class Beton:
         n = int(header["num_samples"])
         records = self._table(_HEADER.itemsize + fields.nbytes, _record_type(fields), n)
         self._records = np.zeros(n, _RECORD)
-        for name in _IMAGE_NAMES:
-            self._records[name] = records["image"][name]
         self._records["label"] = records["label"]
+        self._images = self._records["image"]
+        self._images[...] = records["image"]
         self.labels = self._records["label"].astype(np.int64)
-        self.sizes = np.stack([self._records["height"], self._records["width"]], axis=1).astype(np.int64)
+        self.sizes = np.stack([self._images["height"], self._images["width"]], axis=1).astype(np.int64)
         self._lengths = self._read_lengths(int(header["alloc_table_ptr"]))
-        raw = self._records["mode"] == _RAW
-        jpg = self._records["mode"] == _JPG
+        raw = self._images["mode"] == _RAW
+        jpg = self._images["mode"] == _JPG
         if not (raw | jpg).all() or (self.sizes == 0).any():
             raise ValueError("an image is neither raw nor jpg, or has no pixels")
         if n and not 0 <= self.labels.min() <= self.labels.max() < MAX_CLASSES:
@@ -286,9 +272,9 @@ class Beton:
         if (table["ptr"] > end).any() or (table["size"] > end - table["ptr"]).any():
             raise ValueError("images lie beyond its end")
         by_ptr = np.lexsort((table["size"], table["ptr"]))  # what is empty begins where the next begins
-        after = np.searchsorted(table["ptr"], self._records["data_ptr"], side="right", sorter=by_ptr)
+        after = np.searchsorted(table["ptr"], self._images["data_ptr"], side="right", sorter=by_ptr)
         own = table[by_ptr[np.maximum(after - 1, 0)]] if n else table[:0]
-        if (own["ptr"] != self._records["data_ptr"]).any():
+        if (own["ptr"] != self._images["data_ptr"]).any():
             raise ValueError("its tables disagree")
         return own["size"].astype(np.int64)
 
@@ -302,8 +288,8 @@ class Beton:
     def digest(self) -> str:
         """SHA-256 of the tables and of the first 64 KB of every image: tells data sets apart by what they show."""
         contents = hashlib.sha256(self._records.tobytes())
-        for index in np.argsort(self._records["data_ptr"]):  # in the order of the file
-            start = int(self._records["data_ptr"][index])
+        for index in np.argsort(self._images["data_ptr"]):  # in the order of the file
+            start = int(self._images["data_ptr"][index])
             stop = start + min(int(self._lengths[index]), _DIGEST_BYTES)
             contents.update(self._bytes[start:stop].data)
         return contents.hexdigest()
@@ -313,7 +299,7 @@ class Beton:
 
     def read(self, index: int) -> np.ndarray:
         """Image `index` as a uint8 H x W x 3 RGB array (a view of the file, not to be written, for raw ones)."""
-        record = self._records[index]
+        record = self._images[index]
         start = int(record["data_ptr"])
         data = self._bytes[start : start + self._lengths[index]]
         if record["mode"] == _RAW:
