@@ -103,15 +103,8 @@ class Parameters:
 
     def __getitem__(self, rows: slice) -> "Parameters":
         """The parameters of these rows of the batch; the blur stays the batch's."""
-        return Parameters(
-            self.flip[rows],
-            self.jitter[rows],
-            self.factors[rows],
-            self.order[rows],
-            self.gray[rows],
-            self.solarize[rows],
-            self.sigma,
-        )
+        of_images = {name: values[rows] for name, values in vars(self).items() if name != "sigma"}
+        return Parameters(**of_images, sigma=self.sigma)
 
     def rows(self) -> Iterator[Drawn]:
         """Yields of each image (flip, jitter, order, factors, gray, solarize, sigma), as Python's numbers."""
@@ -190,11 +183,10 @@ def apply_to_one(image: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
         x = _grayed(x)
     if solarize:
         x = _solarized(x)
-    weights = _blur_weights(sigma)
-    if weights is None:
+    if sigma is None:
         _normalize(x, out)
     else:
-        _blur(_normalize(x, x), *weights, out)
+        _blur(_normalize(x, x), sigma, out)
 
 
 def apply_batched(images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
@@ -214,8 +206,7 @@ def apply_batched(images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
             changed = function(x.index_select(0, chosen), factor.view(-1, 1, 1, 1))
             x.index_copy_(0, chosen, changed)
     _normalize(x, x)
-    weights = _blur_weights(parameters.sigma)
-    return x if weights is None else _blur(x, *weights, torch.empty_like(x))
+    return x if parameters.sigma is None else _blur(x, parameters.sigma, torch.empty_like(x))
 
 
 def normalize(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -265,29 +256,24 @@ def _normalize(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _blur_weights(sigma: float | None) -> tuple[list[float], list[float]] | None:
-    """(five weights across, nine down) of a Gaussian with `sigma` pixels; None for None."""
-    if sigma is None:
-        return None
-    return _gaussian(sigma, 2), _gaussian(sigma, 4)
-
-
 def _gaussian(sigma: float, half: int) -> list[float]:
     """2 x half + 1 weights whose sum is 1."""
     kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
     return (kernel / kernel.sum()).tolist()
 
 
-def _blur(x: torch.Tensor, across: list[float], down: list[float], out: torch.Tensor) -> torch.Tensor:
-    """Separable convolution with reflected borders: sums of shifted images, much faster on CPUs than a convolution."""
+def _blur(x: torch.Tensor, sigma: float, out: torch.Tensor) -> torch.Tensor:
+    """Convolution with a Gaussian of `sigma` pixels, five pixels wide and nine high, with reflected borders.
+
+    As sums of shifted images, across and then down: much faster on CPUs than a convolution.
+    """
     pair = torch.empty_like(out)
-    for weights, dim in ((across, 3), (down, 2)):
-        half = len(weights) // 2
-        size = x.shape[dim]
+    for half, dim in ((2, 3), (4, 2)):
+        weights, size = _gaussian(sigma, half), x.shape[dim]
         padded = F.pad(x, (half, half, 0, 0) if dim == 3 else (0, 0, half, half), mode="reflect")
         x = torch.mul(padded.narrow(dim, half, size), weights[half], out=out if dim == 2 else None)
         for shift in range(half):  # the kernel is symmetric
-            torch.add(padded.narrow(dim, shift, size), padded.narrow(dim, len(weights) - 1 - shift, size), out=pair)
+            torch.add(padded.narrow(dim, shift, size), padded.narrow(dim, 2 * half - shift, size), out=pair)
             x.add_(pair, alpha=weights[shift])
     return x
 
