@@ -78,7 +78,7 @@ from dejavu_utils.networks.embedder import LOGITS, Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
 from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
-from dejavu_utils.runtime.launch import GpuChoice, init_from_args, launch
+from dejavu_utils.runtime.launch import Resources, init_from_args, launch
 from dejavu_utils.runtime.resumable import ShardStore
 
 
@@ -173,7 +173,8 @@ def add_attack_flags(group: _ArgumentGroup) -> None:
 def main() -> None:
     args = parse_args()
     check_args(args)
-    launch(attack, args, (args.output_dir, "--output_dir"), args.num_workers, given=(job_of(args), GpuChoice.of(args)))
+    resources = Resources.of(args, args.num_workers)
+    launch(attack, (job_of(args), resources), resources, (args.output_dir, "--output_dir"))
 
 
 def check_args(args: Namespace) -> None:
@@ -266,9 +267,9 @@ def job_of(args: Namespace) -> Job:
     )
 
 
-def attack(given: tuple[Job, GpuChoice]) -> None:
-    job, gpus = given
-    device = init_from_args(gpus, long_waits=True)
+def attack(given: tuple[Job, Resources]) -> None:
+    job, resources = given
+    device = init_from_args(resources, long_waits=True)
     job = replace(job, inference=replace(job.inference, device=device))
     comparison, layers = job.comparison, job.models.layers
     listing = list_images(job.images.folder, "--imgnet_train_pth")

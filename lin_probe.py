@@ -69,7 +69,7 @@ from dejavu_utils.networks.inference import check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runtime.distributed import average_gradients, rank, sum_over_processes, world_size
-from dejavu_utils.runtime.launch import GpuChoice, init_from_args, launch
+from dejavu_utils.runtime.launch import Resources, init_from_args, launch
 from dejavu_utils.runtime.processes import StepWatch, StopSignal
 from dejavu_utils.runtime.resumable import count_images
 from dejavu_utils.training.checkpoint import agreed_checkpoint
@@ -157,12 +157,13 @@ def main() -> None:
     existing_folder(job.image_folder, "--imgnet_train_pth")
     if not 0 <= job.start_lr < float("inf") or not 0 <= job.end_lr < float("inf"):
         raise InputError("--start_lr and --end_lr must not be negative or infinite")
-    launch(probe, args, (args.output_dir, "--output_dir"), args.num_workers, given=(job, GpuChoice.of(args)))
+    resources = Resources.of(args, args.num_workers)
+    launch(probe, (job, resources), resources, (args.output_dir, "--output_dir"))
 
 
-def probe(given: tuple[Job, GpuChoice]) -> None:
-    job, gpus = given
-    device = init_from_args(gpus)
+def probe(given: tuple[Job, Resources]) -> None:
+    job, resources = given
+    device = init_from_args(resources)
     job = replace(job, inference=replace(job.inference, device=device))
     network = job.model.load()
     if job.layer == "projector" and not network.has_projector:

@@ -78,7 +78,7 @@ from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
 from dejavu_utils.runtime.distributed import rank, wait_for_all, world_size
-from dejavu_utils.runtime.launch import GpuChoice, init_from_args, launch
+from dejavu_utils.runtime.launch import Resources, init_from_args, launch
 from dejavu_utils.runtime.resumable import ProgressOf, ShardStore
 
 FLAGS = {"A": "--bbox_A_idx_pth", "B": "--bbox_B_idx_pth"}  # of the sets
@@ -166,7 +166,8 @@ def main() -> None:
     args = parse_args()
     job = Job.of(args)
     check(job, args)
-    launch(measure, args, (args.output_dir, "--output_dir"), args.num_workers, given=(job, GpuChoice.of(args)))
+    resources = Resources.of(args, args.num_workers)
+    launch(measure, (job, resources), resources, (args.output_dir, "--output_dir"))
 
 
 def check(job: Job, args: Namespace) -> None:
@@ -184,9 +185,9 @@ def check(job: Job, args: Namespace) -> None:
         read_margins(job.attack, "--attack_dir")
 
 
-def measure(given: tuple[Job, GpuChoice]) -> None:
-    job, gpus = given
-    device = init_from_args(gpus, long_waits=True)
+def measure(given: tuple[Job, Resources]) -> None:
+    job, resources = given
+    device = init_from_args(resources, long_waits=True)
     listing = list_images(job.image_folder, "--imgnet_train_pth")
     sets = load_sets(job, listing)
     margins = load_margins(job.attack, listing, sets) if job.attack else None

@@ -82,7 +82,7 @@ from dejavu_utils.runtime.distributed import (
     wait_for_all,
     world_size,
 )
-from dejavu_utils.runtime.launch import init_from_args, launch
+from dejavu_utils.runtime.launch import Resources, init_from_args, launch
 from dejavu_utils.runtime.processes import StepWatch, StopSignal
 
 RESUMED = "--out_dir or --resume_checkpoint"
@@ -164,7 +164,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     check_args(args)
-    launch(train, args, (args.out_dir, "--out_dir"), args.workers + 2, "submitit")
+    launch(train, args, Resources.of(args, args.workers + 2), (args.out_dir, "--out_dir"), "submitit")
 
 
 def check_args(args):

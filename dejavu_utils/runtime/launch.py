@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -110,9 +110,11 @@ def _module(script: str) -> ModuleType:
 
 @dataclass
 class Resources:
-    """What a job asks SLURM for. timeout: minutes. mem_gb: per node, 0: 60 per GPU. ngpus: GPUs and so processes per
-    node; 0: none, and world_size processes. cores: per process. dependency: SLURM's; where a job that it waits for has
-    failed, the job leaves the queue instead of waiting for ever."""
+    """What a run computes on. local: here, in as many processes as there are GPUs, at most ngpus; else it is a job, and
+    the rest is what it asks SLURM for. local_gpu: which GPU one process takes here. timeout: minutes. mem_gb: per node,
+    0: 60 per GPU. ngpus: GPUs and so processes per node; 0: none, and world_size processes. cores: per process.
+    dependency: SLURM's; where a job that it waits for has failed, the job leaves the queue instead of waiting for
+    ever."""
 
     timeout: int
     mem_gb: int
@@ -123,18 +125,21 @@ class Resources:
     partition: str = ""
     dependency: str = ""
     comment: str = ""
+    local: int = 0
+    local_gpu: int = 0
 
     @classmethod
-    def of(cls, settings: object, cores: int) -> "Resources":
-        """From an object with the attributes of the same names; those of partition, ... may be missing."""
-        names = ("timeout", "mem_gb", "nodes", "ngpus", "world_size")
-        words: dict = {name: getattr(settings, name, "") for name in ("partition", "dependency", "comment")}
-        return cls(**{name: getattr(settings, name) for name in names}, cores=cores, **words)
+    def of(cls, flags: object, cores: int) -> "Resources":
+        """From flags of the same names, as cli.add_launch_flags and a training's section dist have them.
 
-    def wait_for(self, jobs: list[str]) -> None:
-        """Adds jobs, by their numbers, that must have succeeded before this one starts."""
+        A job waits for those in the queue that write a file which another flag names.
+        """
+        names = {field.name for field in fields(cls)}
+        resources = cls(cores=cores, **{name: value for name, value in vars(flags).items() if name in names})
+        jobs = [] if resources.local else awaited_jobs(vars(flags).values())
         if jobs:
-            self.dependency = ",".join(filter(None, (self.dependency, f"afterok:{':'.join(jobs)}")))
+            resources.dependency = ",".join(filter(None, (resources.dependency, f"afterok:{':'.join(jobs)}")))
+        return resources
 
     def parameters(self) -> dict:
         """For submitit's executor."""
@@ -153,45 +158,21 @@ class Resources:
         return {name: value for name, value in found.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class GpuChoice:
-    """Which GPU `init_from_args` takes: the flags of cli.add_launch_flags of the same names."""
-
-    ngpus: int
-    local: int
-    local_gpu: int
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> "GpuChoice":
-        return cls(args.ngpus, args.local, args.local_gpu)
-
-
-def launch(
-    function: Callable,
-    args: argparse.Namespace,
-    folder: tuple[str, str],
-    cores: int,
-    logs: str = "",
-    given: object = None,
-) -> None:
-    """Calls a script's function(args) here with --local 1, else submits it as a job and prints the job's id.
+def launch(function: Callable, given: object, resources: Resources, folder: tuple[str, str], logs: str = "") -> None:
+    """Calls a script's function(given) here if the resources are local, else submits it and prints the job's id.
 
     The function is called in each of several processes if that is asked for, and finds the others with
-    `init_from_args`. args:
-    the Namespace of a parser with cli.add_launch_flags. folder: (its path, the flag that names it); this run alone
-    writes into it. cores: per process. logs: the folder below it for submitit's files. given: what the function is
-    called with instead of args.
+    `init_from_args`. folder: (its path, the flag that names it); this run alone writes into it. logs: the folder below
+    it for submitit's files.
     """
     path, flag = Path(folder[0]), folder[1]
-    job = ScriptJob(function, args if given is None else given, (path / LOCK_FILE, flag))
-    if args.local:
-        return start_here(job, min(args.ngpus, torch.cuda.device_count()) or max(1, args.world_size))
-    resources = Resources.of(args, cores)
-    resources.wait_for(awaited_jobs(vars(args).values()))
+    job = ScriptJob(function, given, (path / LOCK_FILE, flag))
+    if resources.local:
+        return start_here(job, min(resources.ngpus, torch.cuda.device_count()) or max(1, resources.world_size))
     print(submit(job, path, resources, "--local 1", logs))
 
 
-def init_from_args(args: argparse.Namespace | GpuChoice, port: int = 0, long_waits: bool = False) -> torch.device:
+def init_from_args(args: argparse.Namespace | Resources, port: int = 0, long_waits: bool = False) -> torch.device:
     """`init_distributed` for a function that was called with cli.add_launch_flags' args; this process's device."""
     gpu = None if not args.ngpus else args.local_gpu if args.local else 0
     return init_distributed(port, gpu, long_waits, "--local_gpu")
