@@ -27,7 +27,7 @@ from dejavu_utils.analysis.intervals import wilson_interval
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.runtime import processes
 from dejavu_utils.runtime.distributed import LateSums
-from dejavu_utils.runtime.launch import GpuChoice
+from dejavu_utils.runtime.launch import Resources
 from dejavu_utils.runtime.processes import StopSignal
 
 
@@ -66,7 +66,7 @@ def probe(data, output_dir, **changes):
 def given(settings):
     """What `lin_probe.probe` is called with."""
     args = lin_probe.parse_args(flags(settings))
-    return lin_probe.Job.of(args), GpuChoice.of(args)
+    return lin_probe.Job.of(args), Resources.of(args, args.num_workers)
 
 
 def figures(folder):
