@@ -150,14 +150,13 @@ class Job:
 
 def main() -> None:
     args = parse_args()
-    job = Job.of(args)
+    job, resources = Job.of(args), Resources.of(args, args.num_workers)
     existing_model(job.model.path, job.model.flag, args)
     existing_file(job.train, "--train_idx_pth")
     existing_file(job.val, "--val_idx_pth")
     existing_folder(job.image_folder, "--imgnet_train_pth")
     if not 0 <= job.start_lr < float("inf") or not 0 <= job.end_lr < float("inf"):
         raise InputError("--start_lr and --end_lr must not be negative or infinite")
-    resources = Resources.of(args, args.num_workers)
     launch(probe, (job, resources), resources, (args.output_dir, "--output_dir"))
 
 

@@ -125,6 +125,7 @@ def find_near_copies(images: Signatures, on_progress: OnProgress = lambda count:
     first = first[np.argsort(brightness, kind="stable")]
     n = len(first)
     hashes = np.concatenate([images.hashes[first], images.mirrored[first]])
+    # faiss's IndexBinaryMultiHash(128, 7, 18) finds the same pairs of 300,000 hashes in 244 s, this in 26 s (one core).
     codes = np.empty(0, np.int64)  # of pairs, see _verified
     for i, j in itertools.combinations(range(_BLOCKS), 2):
         keys = (_block(hashes, i) << np.uint64(12)) | _block(hashes, j)
