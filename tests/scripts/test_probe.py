@@ -14,6 +14,7 @@ from helpers import (
     cases,
     draw_tree,
     flags,
+    load,
     ok,
     read_json,
     run_here,
@@ -24,6 +25,8 @@ from helpers import (
 
 import lin_probe
 from dejavu_utils.analysis.intervals import wilson_interval
+from dejavu_utils.checkpoint import save_checkpoint
+from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.runtime import processes
 from dejavu_utils.runtime.distributed import LateSums
@@ -213,3 +216,18 @@ def test_a_stop_while_images_are_looked_at_is_left_to_submitit(data, tmp_path, m
             lin_probe.probe(given(settings_of(data, tmp_path, skip_unreadable="")))
     finally:
         signal.signal(signal.SIGUSR2, previous)
+
+
+def test_validation_images_that_were_trained_on_are_counted(data, tmp_path):
+    folder = data[0]
+    result = run_here("lin_probe.py", *flags(settings_of(data, tmp_path, val_idx_pth=folder / "train.npy")))
+    assert_one_line_error(result, "--val_idx_pth", "all its 27 images are among those of --train_idx_pth")
+    listing, encoder = list_images(folder / "images"), load(folder / "model.pth")
+    val, train = np.load(folder / "val.npy"), np.load(folder / "train.npy")
+    seen = TrainingImages(val[:3], listing.fingerprint["sha256"])
+    save_checkpoint(tmp_path / "seen.pth", {**encoder, "train_images": seen.plain()})
+    np.save(tmp_path / "val.npy", np.concatenate([val, train[:2]]))
+    changes = {"model_pth": tmp_path / "seen.pth", "val_idx_pth": tmp_path / "val.npy", "epochs": 1}
+    result = ok(run_here("lin_probe.py", *flags(settings_of(data, tmp_path, **changes))))
+    assert "2 of its 11 images are among those of --train_idx_pth" in result.stdout
+    assert "seen.pth was trained on 3 of its 11 images" in result.stdout
