@@ -41,6 +41,7 @@ from dejavu_utils.analysis.attack_files import RESULTS, ProbeAccuracies, ProbeRe
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.report import figure_in_words
 from dejavu_utils.analysis.tables import top_accuracies
+from dejavu_utils.attack.preconditions import check_validation_set
 from dejavu_utils.checkpoint import save_checkpoint
 from dejavu_utils.cli import (
     Parser,
@@ -57,7 +58,7 @@ from dejavu_utils.data import augment
 from dejavu_utils.data.beton_loader import random_crop
 from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, TrainingImages, check_same
+from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, check_same
 from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
@@ -171,7 +172,7 @@ def probe(given: tuple[Job, Resources]) -> None:
     listing = list_images(job.image_folder, "--imgnet_train_pth")
     train = probed_images(job, "--train_idx_pth", job.train, listing)
     val = probed_images(job, "--val_idx_pth", job.val, listing)
-    for warning in validation_warnings(job, network, listing, train, val):
+    for warning in check_validation_set(network, listing, train, val, f"--val_idx_pth {job.val}"):
         say(f"warning: {warning}")
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler requeues the job
     state = ProbeRun(job, network, listing, train, val, stop)
@@ -205,23 +206,6 @@ def probed_images(job: Job, flag: str, path: str, listing: ImageListing) -> np.n
         kept = without_unreadable(listing, indices, device, workers, on_progress)
     say(f"{len(indices) - len(kept)} of {len(indices)} images cannot be read and are left out")
     return kept
-
-
-def validation_warnings(
-    job: Job, network: Network, listing: ImageListing, train: np.ndarray, val: np.ndarray
-) -> list[str]:
-    """Warnings about validation images that probe or encoder are trained on; InputError if the probe sees all."""
-    warnings, source = [], f"--val_idx_pth {job.val}"
-    probed = np.isin(val, train).sum()
-    if probed == len(val):
-        raise InputError(f"{source}: all its {len(val)} images are among those of --train_idx_pth; give other images")
-    if probed:
-        warnings.append(f"{source}: {probed} of its {len(val)} images are among those of --train_idx_pth")
-    images = TrainingImages.of_plain(network.about["train_images"])
-    seen = images.seen(val) if images and images.is_of(listing) else 0
-    if seen:
-        warnings.append(f"{source}: {network.source} was trained on {seen} of its {len(val)} images")
-    return warnings
 
 
 def write_results(state: "ProbeRun", train_correct: dict[int, int]) -> None:

@@ -177,6 +177,26 @@ def check_training_set(
     return []
 
 
+def check_validation_set(
+    network: Network, listing: ImageListing, train: np.ndarray, val: np.ndarray, source: str
+) -> list[str]:
+    """Warnings about validation images of a probe, int (n,), that it or its encoder is trained on.
+
+    train: int (m,), what the probe is trained on. source: flag and path of val. InputError if those are all.
+    """
+    of, warnings = f"of its {len(val)} images", []
+    probed = int(np.isin(val, train).sum())
+    if probed == len(val):
+        raise InputError(f"{source}: all {of} are among those of --train_idx_pth; give other images")
+    if probed:
+        warnings.append(f"{source}: {probed} {of} are among those of --train_idx_pth")
+    images = TrainingImages.of_plain(network.about["train_images"])
+    seen = images.seen(val) if images and images.is_of(listing) else 0
+    if seen:
+        warnings.append(f"{source}: {network.source} was trained on {seen} {of}")
+    return warnings
+
+
 def copied_elsewhere(
     index_path: str | None,
     origins: Mapping[str, Origin],

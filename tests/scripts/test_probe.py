@@ -221,7 +221,7 @@ def test_a_stop_while_images_are_looked_at_is_left_to_submitit(data, tmp_path, m
 def test_validation_images_that_were_trained_on_are_counted(data, tmp_path):
     folder = data[0]
     result = run_here("lin_probe.py", *flags(settings_of(data, tmp_path, val_idx_pth=folder / "train.npy")))
-    assert_one_line_error(result, "--val_idx_pth", "all its 27 images are among those of --train_idx_pth")
+    assert_one_line_error(result, "--val_idx_pth", "all of its 27 images are among those of --train_idx_pth")
     listing, encoder = list_images(folder / "images"), load(folder / "model.pth")
     val, train = np.load(folder / "val.npy"), np.load(folder / "train.npy")
     seen = TrainingImages(val[:3], listing.fingerprint["sha256"])
