@@ -172,18 +172,15 @@ def probe(given: tuple[Job, Resources]) -> None:
     listing = list_images(job.image_folder, "--imgnet_train_pth")
     train = probed_images(job, "--train_idx_pth", job.train, listing)
     val = probed_images(job, "--val_idx_pth", job.val, listing)
-    for warning in check_validation_set(network, listing, train, val, f"--val_idx_pth {job.val}"):
-        say(f"warning: {warning}")
+    check_validation_set(network, listing, train, val, f"--val_idx_pth {job.val}")
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler requeues the job
     state = ProbeRun(job, network, listing, train, val, stop)
     checkpoint = agreed_checkpoint(state.path, "--output_dir")
     if checkpoint:
         state.restore(checkpoint)
         say(f"resumes after epoch {state.epoch}, step {state.steps_done}, from {state.path}")
-    say(
-        f"{len(train)} training and {len(val)} validation images, {job.layer}, on {device} in "
-        f"{job.inference.precision}, {world_size()} process(es)"
-    )
+    images = f"{len(train)} training and {len(val)} validation images"
+    say(f"{images}, {job.layer}, on {device} in {job.inference.precision}, {world_size()} process(es)")
     validation = list(state.features(val, "validation images"))  # the same in each epoch
     while state.epoch < job.epochs:
         state.train_epoch(train)

@@ -1,10 +1,10 @@
 """Which attacks and probes may stand in one figure or table: their records are compared before their numbers are."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from dejavu_utils.analysis.attack_files import RESULTS, file_digest
 from dejavu_utils.data.provenance import first_difference_in_words, read_record
 
 Key = TypeVar("Key")
@@ -12,15 +12,22 @@ _ARRAYS = "[AB]_attk_[AB]_*.npy"
 
 
 def distinct(folders: Sequence[str | Path]) -> tuple[list[str | Path], list[str]]:
-    """(folders of different contents, notes about those left out): a copy or a link is no further run."""
+    """(folders of independent runs, notes about those left out).
+
+    A copy or a link is no further run, nor is another attack on the same images with one of the models.
+    """
+    kept: list[str | Path] = []
     names: dict[str, str | Path] = {}
     notes = []
     for folder in folders:
-        contents = _contents(Path(folder))
-        if contents in names:
-            notes.append(f"{folder}: is {names[contents]} again, and counts once")
-        names.setdefault(contents, folder)
-    return list(names.values()), notes
+        identities = _identities(Path(folder))
+        same = next((names[identity] for identity in identities if identity in names), None)
+        if same is None:
+            kept.append(folder)
+            names |= dict.fromkeys(identities, folder)
+        else:
+            notes.append(f"{folder}: has a model and images of {same}, and both count once")
+    return kept, notes
 
 
 def disagreements(reader: str, folders: Mapping[Key, str | Path]) -> tuple[dict[Key, str], list[str]]:
@@ -56,11 +63,12 @@ def foreign_probe(attack: str | Path, probe: str | Path) -> bool:
     return None not in weights and all(model.weights not in {None, *weights} for model in probed.models.values())
 
 
-def _contents(folder):
-    """SHA-256 of the neighbors or scores of an attack, or of its results.json where it has none."""
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob(_ARRAYS)) or [folder / "results.json"]:
-        found.update(str(path.relative_to(folder)).encode())
-        if path.is_file():
-            found.update(path.read_bytes())
-    return found.hexdigest()
+def _identities(folder: Path) -> list[str]:
+    """What no two independent runs share: contents of the neighbor files, and weights of a model with its images."""
+    paths = sorted(folder.rglob(_ARRAYS)) or sorted(folder.glob(RESULTS))
+    identities = [" ".join(f"{path.relative_to(folder)} {file_digest(path)}" for path in paths)]
+    record = read_record(folder / RESULTS)
+    if record and record.models and record.sets:
+        images = sorted(record.sets.items())
+        identities += [f"{model.weights} {images}" for model in record.models.values() if model.weights]
+    return identities

@@ -201,13 +201,17 @@ def read_results(folder: str | Path) -> AttackResults | None:
 def file_digests(folder: Path) -> dict[str, str]:
     """{file name: SHA-256} of neighbors, scores and tables in an attack's folder: AttackResults.files."""
     paths = [*sorted(folder.glob("[AB]_attk_[AB]_*.npy")), *sorted(folder.glob("attack_[AB].csv"))]
-    stamps = ((path, path.stat().st_mtime_ns) for path in paths)
-    return {path.name: _file_digest(path, changed) for path, changed in stamps}
+    return {path.name: file_digest(path) for path in paths}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in an attack's folder; of an array in the order of the image indices, whatever its own is."""
+    return _file_digest(path, path.stat().st_mtime_ns)
 
 
 @cache
 def _file_digest(path: Path, changed: int) -> str:
-    if path.suffix == ".csv":
+    if path.suffix != ".npy":
         return hashlib.sha256(path.read_bytes()).hexdigest()
     order = np.argsort(load_array(path.with_name(f"{path.name[:8]}_attk_idxs.npy")).ravel())
     array = load_array(path)

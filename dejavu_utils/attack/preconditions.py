@@ -12,6 +12,7 @@ from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest
 from dejavu_utils.imagenet import ImageListing
+from dejavu_utils.log import say
 from dejavu_utils.models import Network, SSLNetwork
 from dejavu_utils.naming import SETS, TWIN
 from dejavu_utils.networks.embedder import LOGITS
@@ -179,22 +180,21 @@ def check_training_set(
 
 def check_validation_set(
     network: Network, listing: ImageListing, train: np.ndarray, val: np.ndarray, source: str
-) -> list[str]:
-    """Warnings about validation images of a probe, int (n,), that it or its encoder is trained on.
+) -> None:
+    """Counts the validation images of a probe, int (n,), that it or its encoder is trained on, in warnings.
 
-    train: int (m,), what the probe is trained on. source: flag and path of val. InputError if those are all.
+    train: int (m,), what the probe is trained on. source: flag and path of val. InputError if the probe sees them all.
     """
-    of, warnings = f"of its {len(val)} images", []
+    of = f"of its {len(val)} images"
     probed = int(np.isin(val, train).sum())
     if probed == len(val):
         raise InputError(f"{source}: all {of} are among those of --train_idx_pth; give other images")
     if probed:
-        warnings.append(f"{source}: {probed} {of} are among those of --train_idx_pth")
+        say(f"warning: {source}: {probed} {of} are among those of --train_idx_pth")
     images = TrainingImages.of_plain(network.about["train_images"])
     seen = images.seen(val) if images and images.is_of(listing) else 0
     if seen:
-        warnings.append(f"{source}: {network.source} was trained on {seen} {of}")
-    return warnings
+        say(f"warning: {source}: {network.source} was trained on {seen} {of}")
 
 
 def copied_elsewhere(

@@ -12,6 +12,7 @@ from dejavu_utils.data.provenance import ModelRecord, Provenance
 
 def write(folder, seed=0, record=None):
     folder.mkdir(parents=True)
+    np.save(folder / "A_attk_A_attk_idxs.npy", np.arange(3))
     np.save(folder / "A_attk_A_neighb_idxs.npy", np.random.default_rng(seed).integers(0, 99, (3, 4)))
     (folder / "results.json").write_text(json.dumps({"made_from": record and record.plain()}))
     return folder
@@ -20,15 +21,34 @@ def write(folder, seed=0, record=None):
 def test_equal_contents_count_once(tmp_path):
     one, other = write(tmp_path / "r1"), write(tmp_path / "r2", seed=1)
     (tmp_path / "latest").symlink_to(other)
-    shutil.copytree(one, tmp_path / "copy")
-    kept, notes = distinct([one, other, tmp_path / "latest", f"{one}/", tmp_path / "copy"])
+    for name in ("copy", "other order"):
+        shutil.copytree(one, tmp_path / name)
+    for path in (tmp_path / "other order").glob("*.npy"):
+        np.save(path, np.load(path)[::-1])
+    again = [tmp_path / "latest", f"{one}/", tmp_path / "copy", tmp_path / "other order"]
+    kept, notes = distinct([one, other, *again])
     assert kept == [one, other]
-    assert [note.split(":")[0] for note in notes] == [str(tmp_path / "latest"), f"{one}/", str(tmp_path / "copy")]
+    assert [note.split(":")[0] for note in notes] == list(map(str, again))
     bare = [tmp_path / "without arrays", tmp_path / "empty"]
     for folder in bare:
         folder.mkdir()
     (bare[0] / "results.json").write_text("{}")
     assert distinct(bare) == (bare, [])
+
+
+def test_runs_of_one_model_on_the_same_images_count_once(tmp_path):
+    models = {name: ModelRecord(name * 64) for name in "abc"}
+    record = Provenance(models={"A": models["a"], "B": models["b"]}, sets={"bbox_A_idx_pth": "0" * 64})
+    changes = {
+        "other votes": replace(record, votes={"k": 3}),
+        "one model": replace(record, models={"A": models["a"], "B": models["c"]}),
+        "other models": replace(record, models={"A": models["c"]}),
+        "other images": replace(record, sets={"bbox_A_idx_pth": "1" * 64}),
+    }
+    folders = [write(tmp_path / "run", record=record)]
+    folders += [write(tmp_path / name, seed, one) for seed, (name, one) in enumerate(changes.items(), 1)]
+    kept, _ = distinct(folders)
+    assert [folder.name for folder in kept] == ["run", "other models", "other images"]
 
 
 def test_points_of_other_attacks_are_named(tmp_path):
