@@ -10,7 +10,8 @@ score_utility_top{1,5}, against the probe's accuracy; and of the one point at --
 attk_votes_top{1,5}, against the neighbors that vote, attk_classes_top{1,5}, of each class, and
 attk_membership, ROC of set A against set B, and attk_layers_{acc,utility}_top{1,5}, of all layers that were attacked:
 in its subfolders, or in attack_sweeps_backbone beside attack_sweeps; attk_grid_{,lines_}top{1,5} of all sizes at all
-epochs (SWEEP=grid); of the test of one model attk_memorization_confidence. With several models, each with its folders,
+epochs (SWEEP=grid); of the test of one model attk_memorization_confidence and
+attk_classifiers, how often two classifiers predict the same class. With several models, each with its folders,
 criteria_top{1,5} and score_utility_top{1,5} of all alone.
 Where sslmem.py's folders lie beside the attacks', sslmem_sweeps/sslmem_{model}_{n}pc_{E}ep/,
 score_sslmem_top{1,5}, the déjà vu score beside the mean SSLMem, and attk_sslmem_outcomes_top{1,5}, the mean SSLMem of
@@ -38,6 +39,7 @@ from dejavu_utils.analysis.figures import (
     STYLES,
     draw_accuracies,
     draw_classes,
+    draw_classifiers,
     draw_confidence,
     draw_criteria,
     draw_entropies,
@@ -310,6 +312,9 @@ def plot_layer(output: Output, series: Series, attack: Attack, point: Path) -> N
     if results and results.both.one_model:
         confidences = read_confidences(attack.folder)
         output.save_table("attk_memorization_confidence", draw_entropies, caption, confidences)
+        pairs = attack.folder / "attack_classifiers.csv"
+        if pairs.is_file():  # older attacks have none
+            output.save_table("attk_classifiers", draw_classifiers, caption, pd.read_csv(pairs))
     elif scores:
         roc = roc_table({"margin of votes": scores})
         output.save_table("attk_membership", draw_roc, f"{caption},\nmembers: set A, non-members: set B", roc)

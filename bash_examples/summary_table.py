@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 from dejavu_utils.analysis.agreement import disagreements, distinct
 from dejavu_utils.analysis.attack_files import RESULTS, read_attack, read_split
 from dejavu_utils.analysis.figures import draw_agreement, save_figure
-from dejavu_utils.analysis.intervals import combine_runs, within
+from dejavu_utils.analysis.intervals import bounds, combine_runs, within
 from dejavu_utils.analysis.report import POINTWISE, Evidence, conclusion_of_rows, figure_in_words
 from dejavu_utils.analysis.runs import agreement_in_words, agreement_table, memorized_images, short_names
-from dejavu_utils.analysis.tables import bounds, part_statistics, read_statistics
+from dejavu_utils.analysis.tables import part_statistics, read_statistics
 from dejavu_utils.cli import Parser, existing_folder, expanded, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv

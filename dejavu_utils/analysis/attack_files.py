@@ -77,6 +77,11 @@ class OneModelResults:
     reference_sd: float | None = entry(
         "standard deviation of these; null for one classifier; of one set", absent=True, default=None
     )
+    reference_agreement: float | None = entry(
+        "fraction of images for which two classifiers predict the same class, mean over pairs; of one set",
+        absent=True,
+        default=None,
+    )
     memorization_confidence: MemorizationConfidence | None = entry(
         "null where the model's predictions are no votes, or no example is memorized", default=None
     )

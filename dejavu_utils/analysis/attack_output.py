@@ -223,6 +223,8 @@ def write_layer(
     results.probe_accuracy = probes.get(context.settings.get("layer", ""), {}).get(1)
     if result.judged:
         _add_one_model(results, tables, result)
+        attacked = {name: result.judged[name] for name in SETS}
+        save_csv(folder / "attack_classifiers.csv", one_model.classifier_agreement(attacked))
     elif scores := margin_scores(directions(sets)):
         results.membership = membership(*scores)
     for name in UNSEEN.values():

@@ -203,6 +203,14 @@ def draw_one_against_two(figure: Figure, frame: pd.DataFrame, top_k: int) -> Non
     _zero(axes)
 
 
+def draw_classifiers(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+    """How often two classifiers of a set predict the same class; a color for each pair."""
+    (axes,) = _panels(figure, "same prediction, fraction")
+    pairs = "classifiers " + frame["first"].astype(str) + ", " + frame["second"].astype(str)
+    places = _x_axis(axes, frame, "set")
+    _side_by_side(axes, places, [(name, rows, "agreement") for name, rows in frame.groupby(pairs, sort=False)])
+
+
 def draw_means(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """Mean SSLMem, a color for each value of the first column, against the second. frame: value, low, high."""
     (axes,) = _panels(figure, "mean SSLMem")
@@ -211,10 +219,7 @@ def draw_means(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     places = _x_axis(axes, frame, x)
     if x == "outcome":
         axes.set_xlabel(f"outcome of the attack (top-{top_k})")
-    groups = []
-    for name, rows in frame.groupby(group, sort=False):
-        groups.append((name, rows, "value"))
-    _side_by_side(axes, places, groups)
+    _side_by_side(axes, places, [(name, rows, "value") for name, rows in frame.groupby(group, sort=False)])
     _zero(axes)
 
 

@@ -11,11 +11,11 @@ import pandas as pd
 from scipy.stats import norm
 
 from dejavu_utils.analysis.attack_files import AttackedSet, ProbeResults, TopAccuracies, read_attack, read_ceiling
-from dejavu_utils.analysis.intervals import Z95, Estimate, difference
+from dejavu_utils.analysis.intervals import Z95, Estimate, bounds, difference
 from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, Summary, summarize_classes, summarize_levels
 from dejavu_utils.analysis.online_probe import Accuracies
 from dejavu_utils.analysis.report import clear_of_chance
-from dejavu_utils.analysis.tables import accuracy_columns, bounds, confidence_curve, directions
+from dejavu_utils.analysis.tables import accuracy_columns, confidence_curve, directions
 
 CURVE = range(10, 101, 2)  # per cents of the confidence curve
 VOTES = (1, 2, 5, 10, 20, 50, 100, 200)  # neighbors that vote, of the figure of votes

@@ -97,6 +97,11 @@ def fraction_of(part: Any, whole: Any) -> Any:
         return np.where(np.asarray(whole) > 0, np.true_divide(part, whole), np.nan)[()]
 
 
+def bounds(name: str, estimate: Estimate) -> dict[str, Any]:
+    """{name_low, name_high} of an estimate: columns of a table."""
+    return {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
 def t_half_width(values: np.ndarray | Sequence[float]) -> float:
     """Half of Student's 95 % interval of the mean of a sample, float (n,); NaN for fewer than two."""
     n = len(values)

@@ -5,6 +5,7 @@ predict the object from the background crop; delta is the same difference on ima
 nothing can be memorized: what the two readers of one background differ by. Score - delta is free of it.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,14 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import MemorizationConfidence, OneModelResults
-from dejavu_utils.analysis.intervals import Estimate, difference, fraction_of, t_half_width
+from dejavu_utils.analysis.intervals import (
+    Estimate,
+    bounds,
+    difference,
+    fraction_of,
+    proportion,
+    t_half_width,
+)
 from dejavu_utils.naming import SETS
 
 LEAST_SEEDS = 3  # from which a spread is taken
@@ -24,11 +32,11 @@ LEAST_SEEDS = 3  # from which a spread is taken
 class ClassifierComparison:
     """One set of images: the model's predictions, the classifiers' joint ones, and those of each classifier alone.
 
-    correct: bool (classifiers, n), top-1. shares: float64 (classifiers, n), the true label's probability.
+    predicted: int64 (classifiers, n), top-1. shares: float64 (classifiers, n), the true label's probability.
     """
 
     attack: mem.DirectedAttack
-    correct: np.ndarray
+    predicted: np.ndarray
     shares: np.ndarray
 
     @classmethod
@@ -36,11 +44,29 @@ class ClassifierComparison:
         """logits: float (n, classes) of each classifier. labels: int (n,)."""
         alone = [mem.predict_from_scores(one, labels) for one in logits]
         joint = mem.predict_from_scores(log_mean_probabilities(logits), labels)
-        return cls(
-            mem.DirectedAttack(target, joint, np.asarray(labels)),
-            np.array([one.correct(labels, 1) for one in alone]),
-            np.array([one.vote_share for one in alone]),
-        )
+        predicted = np.array([one.top[:, 0] for one in alone])
+        shares = np.array([one.vote_share for one in alone])
+        return cls(mem.DirectedAttack(target, joint, np.asarray(labels)), predicted, shares)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool (classifiers, n)"""
+        return self.predicted == self.attack.labels
+
+
+def classifier_agreement(compared: dict[str, ClassifierComparison]) -> pd.DataFrame:
+    """How often two classifiers of a set predict the same class, as attack_classifiers.csv holds it: a row per pair.
+
+    compared: {set: ClassifierComparison}. first, second: numbers of the classifiers, from 1.
+    """
+    columns = ["set", "first", "second", "images", "agreement", "agreement_low", "agreement_high"]
+    rows = []
+    for name, of_set in compared.items():
+        for (first, one), (second, other) in itertools.combinations(enumerate(of_set.predicted, 1), 2):
+            agreement = proportion(int((one == other).sum()), len(one))
+            row = {"set": name, "first": first, "second": second, "images": len(one), "agreement": agreement.value}
+            rows.append({**row, **bounds("agreement", agreement)})
+    return pd.DataFrame(rows, columns=columns)
 
 
 def log_mean_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:
@@ -157,35 +183,39 @@ def one_model_statistics(
     half: the attacked images, judged by classifiers trained on half of the crops. The intervals include the spread of
     the classifiers where there are LEAST_SEEDS of each.
     """
-    return {"both": _figures(SETS, seen, unseen, half), **{name: _figures([name], seen, unseen, half) for name in SETS}}
+    groups = {"both": list(SETS), "A": ["A"], "B": ["B"]}
+    statistics = {}
+    for group, names in groups.items():
+        judged = [seen[name] for name in names]
+        never_seen = [unseen[name] for name in names] if unseen else []
+        by_half = [half[name] for name in names] if half else []
+        statistics[group] = _figures(judged, never_seen, by_half)
+    return statistics
 
 
 def _figures(
-    names: Sequence[str],
-    seen: dict[str, ClassifierComparison],
-    unseen: dict[str, ClassifierComparison] | None,
-    half: dict[str, ClassifierComparison] | None,
+    judged: list[ClassifierComparison], never_seen: list[ClassifierComparison], by_half: list[ClassifierComparison]
 ) -> OneModelResults:
-    judged = [seen[name] for name in names]
     accuracy, margin = _by_accuracy(judged), _by_margin(judged)
     figures = OneModelResults(
         score=accuracy.widened(),
         margin=margin.widened(),
         spread_in_intervals=all(len(of_set) >= LEAST_SEEDS for of_set in accuracy.of_classifiers),
     )
-    if len(names) == 1:
+    if len(judged) == 1:
         (by_seed,) = accuracy.of_classifiers
         figures.reference_accuracy_by_seed = by_seed.tolist()
         figures.reference_sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else math.nan
-    if unseen:
-        never_seen = [unseen[name] for name in names]
+        pairs = classifier_agreement({"": judged[0]})
+        figures.reference_agreement = float(pairs["agreement"].mean()) if len(pairs) else None
+    if never_seen:
         unseen_accuracy, unseen_margin = _by_accuracy(never_seen), _by_margin(never_seen)
         figures.delta = unseen_accuracy.widened()
         figures.score_minus_delta = accuracy.minus(unseen_accuracy)
         figures.margin_delta = unseen_margin.widened()
         figures.margin_minus_delta = margin.minus(unseen_margin)
-    if half:
-        figures.rise = _rise(judged, [half[name] for name in names])
+    if by_half:
+        figures.rise = _rise(judged, by_half)
     return figures
 
 
@@ -208,14 +238,13 @@ def mean_confidences(tables: Sequence[pd.DataFrame]) -> MemorizationConfidence |
     memorized = pd.concat([table[table["share"] == "memorized"] for table in tables])
     if memorized.empty:
         return None
-    published, corrected = (
-        _mean_of_examples(memorized[column].to_numpy())
-        for column in ("memorization_confidence", "memorization_confidence_corrected")
-    )
+    published = _mean_of_examples(memorized["memorization_confidence"])
+    corrected = _mean_of_examples(memorized["memorization_confidence_corrected"])
     return MemorizationConfidence(published, corrected, len(memorized))
 
 
-def _mean_of_examples(values: np.ndarray) -> Estimate | None:
+def _mean_of_examples(column: pd.Series) -> Estimate | None:
+    values = column.to_numpy()
     if len(values) < 2:
         return None
     mean = values.mean()

@@ -289,11 +289,12 @@ def header_lines(results: AttackResults) -> list[str]:
     """What a page about an attack begins with: models, layer, neighbors that vote, score and conclusion."""
     layer = results.settings.get("layer", "layer unknown")
     votes = "" if layer == "logits" or not results.k_attk else f", k = {results.k_attk} neighbors vote"
-    about = f"{layer}{votes}; {results.both.n} attacked images."
-    if _without_score(results):
-        return [*models_in_words(results.made_from), about, conclusion(results)[1]]
-    score = f"Déjà vu score {points(results.score('both'))}."
-    return [*models_in_words(results.made_from), about, score, conclusion(results)[1]]
+    lines = [*models_in_words(results.made_from), f"{layer}{votes}; {results.both.n} attacked images."]
+    name, concluding = conclusion(results)
+    score = points(results.score())
+    if name != "no score" and score not in concluding:
+        lines.append(f"Déjà vu score {score}.")
+    return [*lines, concluding]
 
 
 def conclusion_of_rows(rows: Sequence[tuple[str, Evidence]]) -> str:
@@ -365,6 +366,13 @@ def one_model_lines(results: AttackResults) -> list[str]:
         accuracies = of_set and of_set.reference_accuracy_by_seed or []
         of_sets.append(f"set {name}: {', '.join(f'{value:.3f}' for value in accuracies)}")
     lines.append("reference accuracy of each classifier: " + "; ".join(of_sets))
+    agreements = []
+    for name in SETS:
+        of_set = results.of(name).one_model
+        if of_set and of_set.reference_agreement is not None:
+            agreements.append(f"set {name}: {100 * of_set.reference_agreement:.1f} %")
+    if agreements:
+        lines.append("images for which two classifiers predict the same class: " + "; ".join(agreements))
     if not both.spread_in_intervals:
         lines.append("these intervals do not include the classifiers' training: give three or more, of other seeds")
     confidence = both.memorization_confidence

@@ -1,25 +1,16 @@
 """Image by image: are the images memorized in one run of a training also memorized in another?"""
 
+import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis.attack_files import AttackedSet
-from dejavu_utils.analysis.intervals import Estimate, difference, proportion
+from dejavu_utils.analysis.intervals import Estimate, bounds, difference, proportion
 from dejavu_utils.analysis.memorization import OUTCOMES
 from dejavu_utils.errors import InputError
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """above_chance: P(memorized in the second | in the first) - P(memorized in the second). kappa: Cohen's 1960, of
-    memorized or not."""
-
-    above_chance: Estimate
-    kappa: float
-    images: int
 
 
 def memorized_images(sets: dict[str, AttackedSet]) -> pd.Series:
@@ -32,24 +23,27 @@ def memorized_images(sets: dict[str, AttackedSet]) -> pd.Series:
     return pd.concat(parts)
 
 
-def agreement(first: np.ndarray, second: np.ndarray) -> Agreement:
-    """first, second: bool (n,), which of the same images two runs memorize. NaN where the first memorizes none.
+def above_chance(first: np.ndarray, second: np.ndarray) -> Estimate:
+    """P(memorized in the second run | in the first) - P(memorized in the second); NaN where the first memorizes none.
 
-    The interval compares those memorized in the first run with all others, two independent proportions; times the
-    fraction of the others, it is that of the difference to all images.
+    first, second: bool (n,), which of the same images two runs memorize. The interval compares those memorized in the
+    first run with all others, two independent proportions; times the fraction of the others, it is that of the
+    difference to all images.
     """
     n, chosen = len(first), int(first.sum())
+    if chosen == n:  # there are no others: nothing can lie above chance
+        return Estimate(0.0, 0.0, 0.0)
     among = proportion(int((first & second).sum()), chosen)
     others = proportion(int((~first & second).sum()), n - chosen)
     gap, fraction = difference(among, others), 1 - chosen / n
-    if chosen == n:  # there are no others: nothing can lie above chance
-        above_chance = Estimate(0.0, 0.0, 0.0)
-    else:
-        above_chance = Estimate(*(float(fraction * part) for part in (gap.value, gap.low, gap.high)))
+    return Estimate(float(fraction * gap.value), float(fraction * gap.low), float(fraction * gap.high))
+
+
+def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
+    """Agreement of bool (n,) and bool (n,), chance taken out (Cohen 1960); NaN where all are equal."""
     observed, rates = (first == second).mean(), (first.mean(), second.mean())
     expected = rates[0] * rates[1] + (1 - rates[0]) * (1 - rates[1])
-    kappa = float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
-    return Agreement(above_chance, kappa, n)
+    return float((observed - expected) / (1 - expected)) if expected < 1 else math.nan
 
 
 def agreement_table(runs: dict[str, pd.Series]) -> pd.DataFrame:
@@ -58,15 +52,15 @@ def agreement_table(runs: dict[str, pd.Series]) -> pd.DataFrame:
     runs: {name: `memorized_images`}. InputError for runs that have no attacked image in common.
     """
     rows = []
-    for first, of_first in runs.items():
-        for second, of_second in runs.items():
-            common = of_first.index.intersection(of_second.index)
-            if not len(common):
-                raise InputError(f"--agreement: {first} and {second} have no attacked image in common")
-            found = agreement(of_first[common].to_numpy(bool), of_second[common].to_numpy(bool))
-            value, low, high = found.above_chance.value, found.above_chance.low, found.above_chance.high
-            columns = {"above_chance": value, "above_chance_low": low, "above_chance_high": high, "kappa": found.kappa}
-            rows.append({"first": first, "second": second, "images": found.images, **columns})
+    for first, second in itertools.product(runs, repeat=2):
+        common = runs[first].index.intersection(runs[second].index)
+        if not len(common):
+            raise InputError(f"--agreement: {first} and {second} have no attacked image in common")
+        in_first = runs[first][common].to_numpy(bool)
+        in_second = runs[second][common].to_numpy(bool)
+        above = above_chance(in_first, in_second)
+        row = {"first": first, "second": second, "images": len(common), "above_chance": above.value}
+        rows.append({**row, **bounds("above_chance", above), "kappa": cohens_kappa(in_first, in_second)})
     return pd.DataFrame(rows)
 
 

@@ -18,7 +18,7 @@ from dejavu_utils.analysis.attack_files import (
     read_attack,
     read_results,
 )
-from dejavu_utils.analysis.intervals import Estimate, proportion
+from dejavu_utils.analysis.intervals import Estimate, bounds, proportion
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
@@ -112,11 +112,6 @@ def example_table(attacked: AttackedSet, listing: ImageListing) -> pd.DataFrame:
 def directions(sets: dict[str, AttackedSet]) -> list[mem.DirectedAttack]:
     """The DirectedAttacks of `read_attack`'s sets, as memorization.summarize takes them."""
     return [attacked.attack for attacked in sets.values()]
-
-
-def bounds(name: str, estimate: Estimate) -> dict[str, Any]:
-    """{name_low, name_high} of an estimate: columns of a table."""
-    return {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def ceiling(predictions: mem.Predictions, labels: np.ndarray) -> TopAccuracies:

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.agreement import disagreements, distinct, foreign_probe
+from dejavu_utils.analysis.one_model import ClassifierComparison, classifier_agreement, one_model_statistics
 from dejavu_utils.data.provenance import ModelRecord, Provenance
 
 
@@ -80,3 +82,22 @@ def test_a_probe_of_another_model_than_the_attacks_is_told_apart(tmp_path):
     }
     foreign = [name for name, record in probes.items() if foreign_probe(attack, write(tmp_path / name, 0, record))]
     assert foreign == ["of another"]
+
+
+def test_classifiers_agree_as_often_as_they_were_made_to():
+    rng, n = np.random.default_rng(0), 5000
+    labels = rng.integers(0, 4, n)
+    first, third = rng.integers(0, 4, (2, n))
+    second = np.where(rng.random(n) < 0.6, first, third)
+    logits = [np.eye(4)[predicted] for predicted in (first, second, third)]
+    target = mem.predict_from_neighbors(labels[:, None], 0, labels)
+    compared = {name: ClassifierComparison.of(target, logits, labels) for name in "AB"}
+    table = classifier_agreement(compared)
+    assert table[["set", "first", "second"]].values.tolist()[:3] == [["A", 1, 2], ["A", 1, 3], ["A", 2, 3]]
+    for row, truth in zip(table.to_dict("records"), (0.7, 0.25, 0.55)):
+        assert row["agreement_low"] < truth < row["agreement_high"] and row["images"] == n
+    figures = one_model_statistics(compared)
+    assert figures["A"].reference_agreement == table["agreement"][:3].mean()
+    assert figures["both"].reference_agreement is None
+    alone = ClassifierComparison.of(target, logits[:1], labels)
+    assert list(classifier_agreement({"A": alone})) == list(table) and not len(classifier_agreement({"A": alone}))

@@ -14,7 +14,7 @@ from dejavu_utils.analysis.membership import (
     true_positive_rate,
 )
 from dejavu_utils.analysis.memorization import DirectedAttack, Predictions
-from dejavu_utils.analysis.runs import agreement, agreement_in_words, agreement_table, short_names
+from dejavu_utils.analysis.runs import above_chance, agreement_in_words, agreement_table, cohens_kappa, short_names
 from dejavu_utils.label_free.members import member_scores, memberships
 
 
@@ -57,12 +57,10 @@ def test_the_threshold_comes_from_the_non_members():
 def test_agreement_of_the_same_run_and_of_independent_ones():
     rng = np.random.default_rng(3)
     first, second = rng.random(4000) < 0.3, rng.random(4000) < 0.25
-    same = agreement(first, first)
-    assert same.kappa == 1 and same.above_chance.value == pytest.approx(1 - first.mean())
-    apart = agreement(first, second)
-    assert apart.above_chance.low < 0 < apart.above_chance.high and abs(apart.kappa) < 0.05
-    expected = second[first].mean() - second.mean()
-    assert apart.above_chance.value == pytest.approx(expected)
+    assert cohens_kappa(first, first) == 1 and abs(cohens_kappa(first, second)) < 0.05
+    assert above_chance(first, first).value == pytest.approx(1 - first.mean())
+    apart = above_chance(first, second)
+    assert apart.low < 0 < apart.high and apart.value == pytest.approx(second[first].mean() - second.mean())
 
 
 def test_table_of_runs_and_its_sentence():
