@@ -26,8 +26,10 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 import math
 import time
+from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,11 +52,11 @@ from dejavu_utils.data.provenance import MADE_FROM, save_training_images
 from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
-from dejavu_utils.imagenet import list_images
+from dejavu_utils.imagenet import ImageListing, list_images
 from dejavu_utils.log import RunLog, say
 from dejavu_utils.models import LOSSES
 from dejavu_utils.networks.inference import check_layers
-from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model, resolved
+from dejavu_utils.networks.loading import ARCH_HELP, existing_model, resolved
 from dejavu_utils.randomness import seed_everything, seed_step
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction.pictures import image_transform, save_grid
@@ -62,11 +64,11 @@ from dejavu_utils.reconstruction.training import (
     TRAINED_ON,
     Batches,
     Encoder,
+    Job,
     StepFiles,
     add_model_flags,
     check_resumed,
     check_room,
-    ema_rates,
     record_of,
     shared_samples,
     update_averages,
@@ -89,7 +91,7 @@ RESUMED = "--out_dir or --resume_checkpoint"
 GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--out_dir", type=expanded, required=True, help="where everything is written")
     group = parser.add_argument_group("encoder")
@@ -158,16 +160,20 @@ def parse_args(argv=None):
     group.add_argument("--use_head", action="store_true")
     group.add_argument("--no_shared", action="store_true")
     group.add_argument("--type_model", default="")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.timestep_respacing == "auto":
+        args.timestep_respacing = "100" if args.diffusion_steps >= 100 else ""
+    return args
 
 
-def main():
+def main() -> None:
     args = parse_args()
     check_args(args)
-    launch(train, args, Resources.of(args, args.workers + 2), (args.out_dir, "--out_dir"), "submitit")
+    resources = Resources.of(args, args.workers + 2)
+    launch(train, (Job.of(args), resources), resources, (args.out_dir, "--out_dir"), "submitit")
 
 
-def check_args(args):
+def check_args(args: Namespace) -> None:
     """Raises an InputError for what cannot work, before anything is read or submitted."""
     existing_model(args.ssl_model_pth, "--ssl_model_pth", args)
     existing_folder(args.data_dir, "--data_dir")
@@ -184,153 +190,146 @@ def check_args(args):
         raise InputError(f"--image_size {args.image_size}: must be 32 to 256")
     if not 0 < args.lr < math.inf or not 0 <= args.weight_decay < math.inf or not 0 <= args.dropout < 1:
         raise InputError("--lr must be positive, --weight_decay not negative, --dropout at least 0 and below 1")
-    ema_rates(args.ema_rate, "--ema_rate")
     unets.attention_levels(vars(args))
-    if args.timestep_respacing == "auto":
-        args.timestep_respacing = "100" if args.diffusion_steps >= 100 else ""
     try:
         diffusion.kept_steps(args.diffusion_steps, args.timestep_respacing)
     except ValueError as error:
         raise InputError(f"--timestep_respacing {args.timestep_respacing}: {error}") from None
-    args.backend = unets.choose_backend(args.backend)
+    Job.of(args)
 
 
-def train(args):
-    device = init_from_args(args, args.port)
+def train(given: tuple[Job, Resources]) -> None:
+    job, resources = given
+    device = init_from_args(resources, job.port)
     stop = StopSignal()
-    listing = list_images(args.data_dir, "--data_dir")
-    indices = load_indices(args.dataset_indices, "--dataset_indices", listing)
+    listing = list_images(job.data_dir, "--data_dir")
+    indices = load_indices(job.dataset_indices, "--dataset_indices", listing)
     if not len(indices):
-        raise InputError(f"--dataset_indices {args.dataset_indices}: holds no index")
-    encoder = load_encoder(args, device)
-    if args.skip_unreadable:
-        found = len(indices)
-        indices = without_unreadable(listing, indices, device, args.workers, flag="--workers")
-        say(f"{found - len(indices)} of {found} images cannot be read and are left out")
-    for_encoder = evaluation_transform(args.ssl_resolution, encoder.network.preprocessing)
-    dataset = IndexedImages(listing, indices, EachTransform(image_transform(args.image_size), for_encoder))
+        raise InputError(f"--dataset_indices {job.dataset_indices}: holds no index")
+    encoder = load_encoder(job, device)
+    if job.skip_unreadable:
+        count = len(indices)
+        indices = without_unreadable(listing, indices, device, job.workers, flag="--workers")
+        say(f"{count - len(indices)} of {count} images cannot be read and are left out")
+    for_encoder = evaluation_transform(preprocessing=encoder.network.preprocessing)
+    dataset = IndexedImages(listing, indices, EachTransform(image_transform(job.image_size), for_encoder))
     spread = np.linspace(0, len(indices) - 1, GRID_COLUMNS).round().astype(int)  # over the classes
-    grid = next(batches(dataset, [spread]))[0]
-    seed_everything(args.seed)
-    state = RcdmRun(args, encoder, listing, indices, device)
-    for warning in encoder.trained_on(listing, indices, f"--ssl_model_pth {args.ssl_model_pth}"):
-        say(f"warning: --dataset_indices {args.dataset_indices}: {warning}")
+    shown, shown_to_encoder = next(batches(dataset, [spread]))[0]  # in the grids
+    seed_everything(job.seed)
+    state = RcdmRun(job, encoder, listing, indices, device)
+    for warning in encoder.trained_on(listing, indices):
+        say(f"warning: --dataset_indices {job.dataset_indices}: {warning}")
     state.resume()
     if rank() == 0:
         state.files.refuse_others(state.step, "--out_dir")
-        check_room(state.files.folder, state.unet, len(state.rates), state.step, args)
-        save_json(Path(args.out_dir) / "params.json", {**state.settings, MADE_FROM: state.record.plain()})
-        save_training_images(Path(args.out_dir) / TRAINED_ON, indices, listing)
+        check_room(job, state.unet, state.step)
+        save_json(Path(job.out_dir) / "params.json", {**state.settings, MADE_FROM: state.record.plain()})
+        save_training_images(Path(job.out_dir) / TRAINED_ON, indices, listing)
         state.log_file.trim(state.step)
+    weights = sum(parameter.numel() for parameter in state.unet.parameters())
     say(
-        f"{len(indices)} images, {args.batch_size * world_size()} per step ({world_size()} processes), {args.backend} "
-        f"U-Net of {sum(p.numel() for p in state.unet.parameters()) / 1e6:.2f} million weights on {device} in "
-        f"{state.precision}, representation: {' and '.join(encoder.layers)}, {encoder.width} wide"
+        f"{len(indices)} images, {job.batch_size * world_size()} per step ({world_size()} processes), "
+        f"{job.settings['backend']} U-Net of {weights / 1e6:.2f} million weights on {device} in {state.precision}, "
+        f"representation: {' and '.join(encoder.layers)}, {encoder.width} wide"
     )
     watch = StepWatch(stop, device, "a smaller --lr or --precision fp32")
-    if state.lacks_samples() and not state.save_samples(*grid, stop):
+    if state.lacks_samples() and not state.save_samples(shown, shown_to_encoder, stop):
         watch.leave(f"step {state.step}")
-    positions = Batches(len(indices), args.batch_size, args.seed, state.step)
-    read = batches(dataset, positions, args.workers, device, flag="--workers")
-    for (images, encoder_images), _ in read if not state.finished() else ():
+    positions = Batches(len(indices), job.batch_size, job.seed, state.step)
+    read = batches(dataset, positions, job.workers, device, flag="--workers")
+    for (images, encoder_images), _ in read if not job.is_last(state.step) else ():
         state.train_step(images.to(device, non_blocking=True), encoder_images.to(device, non_blocking=True))
         watch.step(f"at step {state.step}", state.last_loss)
-        if watch.asked or state.step % args.save_interval == 0 or state.finished():
+        saves = job.due(state.step, job.save_interval)
+        if watch.asked or saves:
             watch.finish(f"at step {state.step}")
-        if state.step % args.log_interval == 0 or state.finished() or watch.asked:
+        if watch.asked or job.due(state.step, job.log_interval):
             state.log()
         leaving = watch.asked
-        if state.step % args.save_interval == 0 or state.finished() or leaving:
+        if saves or leaving:
             state.save()
-            leaving = leaving or not state.save_samples(*grid, stop)
+            leaving = leaving or not state.save_samples(shown, shown_to_encoder, stop)
         if leaving:
             watch.leave(f"step {state.step}")
-        if state.finished():
+        if job.is_last(state.step):
             break
     say(f"{state.step} steps are done")
     wait_for_all()
 
 
-def load_encoder(args, device):
+def load_encoder(job: Job, device: torch.device) -> Encoder:
     """The Encoder of --ssl_model_pth."""
-    model = ModelFile(
-        "--ssl_model_pth",
-        args.ssl_model_pth,
-        args.ssl_arch,
-        args.ssl_resolution,
-        args.mlp,
-        args.ssl_loss,
-        prefix="ssl_",
-    )
-    network = model.load()
-    if args.use_supervised_activations and network.loss != "supervised":
+    network = job.encoder.load()
+    if job.use_supervised_activations and network.loss != "supervised":
         raise InputError(f"--use_supervised_activations 1: {network.source} has no supervised head; give 0")
-    args.ssl_resolution = network.preprocessing.side
     layers = ["backbone", *(["projector"] if network.has_projector else [])]
-    layers = ["logits"] if args.use_supervised_activations else layers
+    layers = ["logits"] if job.use_supervised_activations else layers
     check_layers(network, layers)
-    return Encoder(network, layers, args.ssl_resolution, device)
+    return Encoder(network, layers, device)
+
+
+def copies(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """{name: copy} of a network's weights."""
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
 class RcdmRun:
     """Everything that changes while the model is trained: weights, their averages, optimizer, step."""
 
-    def __init__(self, args, encoder, listing, indices, device):
-        self.args, self.encoder, self.device, self.step = args, encoder, device, 0
-        self.files = StepFiles(args.out_dir)
+    def __init__(
+        self, job: Job, encoder: Encoder, listing: ImageListing, indices: np.ndarray, device: torch.device
+    ) -> None:
+        self.job, self.encoder, self.device, self.step = job, encoder, device, 0
+        self.files = StepFiles(job.out_dir)
         self.log_file = RunLog(self.files.folder / "log", "step")
         self.settings = {
-            **vars(args),
+            **job.settings,
+            "ssl_resolution": encoder.network.preprocessing.side,
             "layers": encoder.layers,
             "width": encoder.width,
             "pixel_range": list(diffusion.PIXEL_RANGE),
             "processes": world_size(),
             "images": [listing.fingerprint["sha256"], len(indices), int(indices.sum())],
-            "ssl_model_pth": resolved(args.ssl_model_pth),
+            "ssl_model_pth": resolved(job.encoder.path),
         }
-        auto = "auto" if args.use_fp16 else "fp32"
-        self.precision = choose_precision(auto if args.precision == "auto" else args.precision, device)
+        auto = "auto" if job.use_fp16 else "fp32"
+        self.precision = choose_precision(auto if job.precision == "auto" else job.precision, device)
         self.record = record_of(encoder, listing, indices, self.settings)
-        self.unet = unets.build_unet(args.backend, vars(args), encoder.width).to(device)
-        self.rates = ema_rates(args.ema_rate, "--ema_rate")
-        self.ema = {rate: {k: v.detach().clone() for k, v in self.unet.state_dict().items()} for rate in self.rates}
-        self.optimizer = torch.optim.AdamW(
-            self.unet.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
-        )
+        self.unet = unets.build_unet(self.settings["backend"], self.settings, encoder.width).to(device)
+        self.ema = {rate: copies(self.unet) for rate in job.ema_rates}
+        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=job.lr, weight_decay=job.weight_decay, fused=True)
         self.skipped = None  # in fp16 a scalar on the device: 1 if the last gradients were not finite
         self.optimizer.register_step_post_hook(self.note_skipped)
         # Guided diffusion's loss scale: from 2^20, log2 grows by fp16_scale_growth a step and falls by 1 on overflow.
         self.scaler = torch.amp.GradScaler(
             device.type,
             init_scale=2.0**20,
-            growth_factor=2.0**args.fp16_scale_growth,
+            growth_factor=2.0**job.fp16_scale_growth,
             growth_interval=1,
             enabled=self.precision == "fp16",
         )
-        self.diffusion = diffusion.Diffusion(vars(args))
-        self.step_sampler = diffusion.STEP_SAMPLERS[args.schedule_sampler](len(self.diffusion), device)
-        self.forward = data_parallel(diffusion.Losses(self.unet, self.diffusion), device)
-        self.last_loss, self.sums, self.since = 0.0, {}, (0, time.time())
+        self.diffusion = diffusion.Diffusion(job.settings)
+        self.step_sampler = diffusion.STEP_SAMPLERS[job.schedule_sampler](len(self.diffusion), device)
+        self.forward: Any = data_parallel(diffusion.Losses(self.unet, self.diffusion), device)
+        self.last_loss: float | torch.Tensor = 0.0
+        self.sums, self.since = {}, (0, time.time())
 
-    def note_skipped(self, optimizer, *_):
+    def note_skipped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self.skipped = getattr(optimizer, "found_inf", None)
 
-    def finished(self):
-        return bool(self.args.lr_anneal_steps) and self.step >= self.args.lr_anneal_steps
-
-    def train_step(self, images, encoder_images):
+    def train_step(self, images: torch.Tensor, encoder_images: torch.Tensor) -> None:
         """One update from images in PIXEL_RANGE, float (n, 3, s, s), and the same as the encoder sees them."""
-        args, n = self.args, len(images)
-        seed_step(args.seed, self.step, rank(), world_size())
+        job, n = self.job, len(images)
+        seed_step(job.seed, self.step, rank(), world_size())
         t, weights = self.step_sampler.sample(n)
         noise = to_device(torch.randn(images.shape), self.device)
         with autocast(self.device, self.precision):
             representations = self.encoder(encoder_images)
-        rate = args.lr * (1 - self.step / args.lr_anneal_steps) if args.lr_anneal_steps else args.lr
+        rate = job.lr * (1 - self.step / job.lr_anneal_steps) if job.lr_anneal_steps else job.lr
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        size = args.microbatch if args.microbatch > 0 else n
+        size = job.microbatch if job.microbatch > 0 else n
         parts = []
         for start in range(0, n, size):
             rows = slice(start, start + size)
@@ -351,7 +350,7 @@ class RcdmRun:
             self.sums[name] = self.sums.get(name, 0) + (values * weights).mean().double()
         self.last_loss = losses["loss"].mean()
 
-    def log(self):
+    def log(self) -> None:
         """One line for the log and for the screen: means since the last one, over all processes."""
         since_step, since_time = self.since
         steps = self.step - since_step
@@ -362,16 +361,16 @@ class RcdmRun:
             "step": self.step,
             **dict(zip(names, means)),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": steps * self.args.batch_size * world_size() / max(time.time() - since_time, 1e-9),
+            "images_per_second": steps * self.job.batch_size * world_size() / max(time.time() - since_time, 1e-9),
         }
         self.sums, self.since = {}, (self.step, time.time())
         if rank() == 0:
             self.log_file.append(record)
-        total = f"/{self.args.lr_anneal_steps}" if self.args.lr_anneal_steps else ""
+        total = f"/{self.job.lr_anneal_steps}" if self.job.lr_anneal_steps else ""
         losses = ", ".join(f"{name} {record[name]:.4f}" for name in names)
         say(f"step {self.step}{total}: {losses}, {record['images_per_second']:.1f} images/s")
 
-    def save(self):
+    def save(self) -> None:
         """Writes the files of this step; opt{step}.pt last, so that a step that has it is complete."""
         if rank() == 0:
             save_checkpoint(self.files.model(self.step), self.unet.state_dict())
@@ -388,24 +387,24 @@ class RcdmRun:
             save_checkpoint(self.files.optimizer(self.step), state)
         wait_for_all()
 
-    def lacks_samples(self):
+    def lacks_samples(self) -> bool:
         """Did the run end after this step was saved, but before its sample grid was?"""
-        due = self.step > 0 and (self.step % self.args.save_interval == 0 or self.finished())
+        due = self.step > 0 and self.job.due(self.step, self.job.save_interval)
         ours = due and self.files.optimizer(self.step).is_file()
         return any_process([rank() == 0 and ours and not self.files.samples(self.step).is_file()], self.device)[0]
 
-    def save_samples(self, images, encoder_images, stop):
+    def save_samples(self, images: torch.Tensor, encoder_images: torch.Tensor, stop: StopSignal) -> bool:
         """samples{step}.png: images, and below each two samples from its representation by the first average.
 
         The processes share the samples. False, and no file, if one of them was asked to stop meanwhile.
         """
-        weights = {name: value.clone() for name, value in self.unet.state_dict().items()}
-        self.unet.load_state_dict(self.ema[self.rates[0]])
+        weights = copies(self.unet)
+        self.unet.load_state_dict(self.ema[self.job.ema_rates[0]])
         self.unet.eval()
-        sampler = diffusion.Diffusion(vars(self.args), self.args.timestep_respacing)
+        sampler = diffusion.Diffusion(self.settings, self.job.timestep_respacing)
         with torch.no_grad(), autocast(self.device, self.precision):
             representations = self.encoder(encoder_images.to(self.device)).repeat(GRID_SAMPLES, 1)
-            samples = shared_samples(sampler, self.unet, representations, self.args.image_size, stop)
+            samples = shared_samples(sampler, self.unet, representations, self.job.image_size, stop)
         self.unet.load_state_dict(weights)
         self.unet.train()
         if samples is not None and rank() == 0:
@@ -413,17 +412,18 @@ class RcdmRun:
         wait_for_all()
         return samples is not None
 
-    def resume(self):
+    def resume(self) -> None:
         """Resumes from the last complete step in --out_dir, or from --resume_checkpoint if that is further."""
-        given = Path(self.args.resume_checkpoint) if self.args.resume_checkpoint else None
-        step = agreed(lambda: self.files.last_complete(self.rates, "--ema_rate"), str, f"--out_dir {self.files.folder}")
+        given = Path(self.job.resume_checkpoint) if self.job.resume_checkpoint else None
+        rates, out_dir = self.job.ema_rates, f"--out_dir {self.files.folder}"
+        step = agreed(lambda: self.files.last_complete(rates, "--ema_rate"), str, out_dir)
         if given is not None and (step is None or StepFiles.step_of(given) > step):
             step, model_path = StepFiles.step_of(given), given
         elif step is not None:
             model_path = self.files.model(step)
         else:
             return
-        folder, where = model_path.parent, f"{model_path} (of {RESUMED})"
+        folder, source = model_path.parent, f"{model_path} (of {RESUMED})"
         files = StepFiles(folder)
         opt_path = files.optimizer(step)
         saved = load_checkpoint(opt_path, RESUMED) if opt_path.is_file() else None
@@ -434,7 +434,7 @@ class RcdmRun:
         try:
             weights = load_checkpoint(model_path, RESUMED)
             self.unet.load_state_dict(weights)
-            for rate in self.rates:
+            for rate in rates:
                 path = files.average(rate, step)
                 if not path.is_file():
                     say(f"note: there is no {path}; this average starts from the weights of {model_path}")
@@ -445,12 +445,12 @@ class RcdmRun:
                     group["fused"] = True  # also where RCDM's package wrote it; fp16's scaler counts on it
                 self.optimizer.load_state_dict(saved)
         except (KeyError, ValueError, RuntimeError, AttributeError) as error:
-            raise InputError(f"{where}: not of this U-Net and optimizer: {one_line(error)}") from None
+            raise InputError(f"{source}: not of this U-Net and optimizer: {one_line(error)}") from None
         if not saved:
             say(f"note: there is no {opt_path}; the optimizer has no state yet")
         if training and training["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(training["scaler"])
-        if training and training["settings"]["schedule_sampler"] == self.args.schedule_sampler:
+        if training and training["settings"]["schedule_sampler"] == self.job.schedule_sampler:
             self.step_sampler.load_state_dict(training["step_sampler"])
         self.step, self.since = step, (step, time.time())
         say(f"resumes after step {step}, from {model_path}")

@@ -12,11 +12,13 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from dejavu_utils.crops import RULES
 from dejavu_utils.errors import InputError
 from dejavu_utils.finished import missing_snapshot, queued_job
+
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,6 +107,12 @@ def _whole_number(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} on")
     return int(text)
+
+
+def from_flags(kind: type[T], args: argparse.Namespace, **others: Any) -> T:
+    """A dataclass whose fields are called like flags, but for `others`, which are given."""
+    values = {name: getattr(args, name) for name in kind.__dataclass_fields__ if name not in others}  # type: ignore
+    return kind(**values, **others)
 
 
 def default_workers(most: int = 10) -> int:

@@ -264,7 +264,7 @@ def test_steps_by_their_losses():
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_step_of_rcdm(tmp_path, precision):
     class Encoder:
-        layers, width = ["backbone"], 16
+        layers, width, network = ["backbone"], 16, SimpleNamespace(preprocessing=Preprocessing())
 
         def __call__(self, images):
             return images.new_zeros(len(images), 16)
@@ -281,7 +281,7 @@ def test_a_step_of_rcdm(tmp_path, precision):
         mock.patch.object(train_RCDM, "record_of", lambda *_: None),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
     ):
-        state = train_RCDM.RcdmRun(args, Encoder(), listing, np.arange(4), CUDA)
+        state = train_RCDM.RcdmRun(train_RCDM.Job.of(args), Encoder(), listing, np.arange(4), CUDA)
         assert state.scaler.is_enabled() == (precision == "fp16")
         state.precision = "fp32"  # of the scaler's it has the rest; fake tensors know no autocast
         images, as_encoded = (torch.empty(4, 3, side, side, device=CUDA) for side in (32, 24))

@@ -5,13 +5,14 @@ The images are cut into shards, which several processes share and a ShardStore k
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from dejavu_utils.cli import from_flags
 from dejavu_utils.data.image_dataset import EachTransform, IndexedImages, collate_readable, evaluation_transform
 from dejavu_utils.data.workers import batches
 from dejavu_utils.files import check_free_space
@@ -70,8 +71,7 @@ class Inference:
     @classmethod
     def of(cls, args: Namespace) -> "Inference":
         """From the flags of cli.add_inference_flags; on the CPU until the process has its device."""
-        names = [entry.name for entry in fields(cls) if entry.name != "device"]
-        return cls(torch.device("cpu"), **{name: getattr(args, name) for name in names})
+        return from_flags(cls, args, device=torch.device("cpu"))
 
 
 class Embedder:

@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import numpy as np
 import torch
 
 from dejavu_utils.checkpoint import tensor_bytes
-from dejavu_utils.cli import positive_int, zero_or_one
+from dejavu_utils.cli import from_flags, positive_int, zero_or_one
 from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, TrainingImages, check_same
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import check_free_space, digest
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.models import Network
+from dejavu_utils.networks.loading import ModelFile
 from dejavu_utils.randomness import epoch_order
 from dejavu_utils.reconstruction.diffusion import NOISE_SCHEDULES, Diffusion
+from dejavu_utils.reconstruction.unets import choose_backend
 from dejavu_utils.runtime.distributed import any_process, rank, sum_over_processes, world_size
 from dejavu_utils.runtime.processes import StopSignal
 
@@ -58,6 +61,62 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
         choices = kind if isinstance(kind, tuple) else None
         kind = zero_or_one if kind == "bool" else str if choices else kind
         group.add_argument(f"--{name}", type=kind, choices=choices, default=default, help=text)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The training of an RCDM, by the flags of the same names. encoder: of the --ssl flags. ema_rates: of --ema_rate.
+    settings: all flags, as the U-Net, the diffusion and params.json take them."""
+
+    out_dir: str
+    encoder: ModelFile
+    use_supervised_activations: int
+    data_dir: str
+    dataset_indices: str
+    skip_unreadable: bool
+    workers: int
+    image_size: int
+    timestep_respacing: str
+    batch_size: int
+    microbatch: int
+    lr: float
+    weight_decay: float
+    lr_anneal_steps: int
+    ema_rates: list[float]
+    schedule_sampler: str
+    use_fp16: int
+    precision: str
+    fp16_scale_growth: float
+    log_interval: int
+    save_interval: int
+    resume_checkpoint: str
+    seed: int
+    port: int
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Job":
+        """InputError for an --ema_rate or a --backend that cannot be."""
+        encoder = ModelFile(
+            "--ssl_model_pth",
+            args.ssl_model_pth,
+            args.ssl_arch,
+            args.ssl_resolution,
+            args.mlp,
+            args.ssl_loss,
+            prefix="ssl_",
+        )
+        settings = {**vars(args), "backend": choose_backend(args.backend)}
+        return from_flags(
+            cls, args, encoder=encoder, ema_rates=ema_rates(args.ema_rate, "--ema_rate"), settings=settings
+        )
+
+    def due(self, step: int, interval: int) -> bool:
+        """Is it the last step, or one after so many?"""
+        return step % interval == 0 or self.is_last(step)
+
+    def is_last(self, step: int) -> bool:
+        return 0 < self.lr_anneal_steps <= step
 
 
 def ema_rates(text: str, flag: str) -> list[float]:
@@ -108,34 +167,35 @@ def check_resumed(
     return notes + check_same("rcdm", record, of_settings, str(folder), sources, remedy)
 
 
-def check_room(folder: Path, unet: torch.nn.Module, averages: int, step: int, args: argparse.Namespace) -> None:
+def check_room(job: Job, unet: torch.nn.Module, step: int) -> None:
     """InputError if the disk has no room for the files of all saves after a step; of the next one in an endless run."""
-    steps_left = max(0, args.lr_anneal_steps - step) if args.lr_anneal_steps else 1
-    saves = math.ceil(steps_left / args.save_interval)
-    copies = 1 + averages + 2  # the weights, their averages, and AdamW's two moments
+    steps_left = max(0, job.lr_anneal_steps - step) if job.lr_anneal_steps else 1
+    saves = math.ceil(steps_left / job.save_interval)
+    copies = 1 + len(job.ema_rates) + 2  # the weights, their averages, and AdamW's two moments
     needed = saves * copies * tensor_bytes(unet.state_dict())
-    check_free_space(folder, needed, "make room, name another --out_dir, or raise --save_interval")
+    check_free_space(Path(job.out_dir), needed, "make room, name another --out_dir, or raise --save_interval")
 
 
 class Encoder:
     """The frozen SSL model: its normalized images, float (n, 3, r, r) -> representations, float32 (n, width).
 
-    layers: whose outputs, side by side, are the representation. resolution: r, pixels.
+    layers: whose outputs, side by side, are the representation.
     """
 
-    def __init__(self, network: Network, layers: list[str], resolution: int, device: torch.device) -> None:
-        self.layers, self.record = layers, ModelRecord.of(network, resolution)
+    def __init__(self, network: Network, layers: list[str], device: torch.device) -> None:
+        self.layers, self.record = layers, ModelRecord.of(network)
         self.network, self.width = network.to(device), sum(map(network.width, layers))
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return torch.cat(list(self.network.embed_layers(images, self.layers).values()), dim=1).float()
 
-    def trained_on(self, listing: ImageListing, indices: np.ndarray, source: str) -> list[str]:
+    def trained_on(self, listing: ImageListing, indices: np.ndarray) -> list[str]:
         """Warnings (list of str) about images that it was trained on: an RCDM must not see what it may reveal.
 
-        listing, indices: the RCDM's images. source: flag and path of the encoder.
+        listing, indices: the RCDM's images.
         """
+        source = self.network.source
         images = TrainingImages.of_plain(self.network.about["train_images"])
         if images is None:
             return [f"{source} does not say which images it was trained on: that none is among these is not checked"]
@@ -201,10 +261,12 @@ class StepFiles:
     def last_complete(self, rates: Sequence[float], flag: str) -> int | None:
         """The last step that has all its files, or None. InputError, naming the flag of the averages' rates, if all
         steps lack the same averages."""
-        matches = (re.fullmatch(r"opt(\d+)\.pt", path.name) for path in self.folder.glob("opt*.pt"))
-        steps = sorted((int(match[1]) for match in matches if match), reverse=True)
-        steps = [step for step in steps if self.model(step).is_file()]
-        for step in steps:
+        steps = []
+        for path in self.folder.glob("opt*.pt"):
+            match = re.fullmatch(r"opt(\d+)\.pt", path.name)
+            if match and self.model(int(match[1])).is_file():
+                steps.append(int(match[1]))
+        for step in sorted(steps, reverse=True):
             if all(self.average(rate, step).is_file() for rate in rates):
                 return step
         if steps:
@@ -218,8 +280,8 @@ class StepFiles:
         """InputError, naming the flag of the folder, for files of later steps there that no run of ours has written."""
         if (self.folder / "params.json").is_file():  # written before the first step is
             return
-        for path in sorted(path for kind in ("model", "ema_*_", "opt") for path in self.folder.glob(f"{kind}*.pt")):
-            number = re.search(r"(\d+)\.pt$", path.name)
+        for path in sorted(self.folder.glob("*.pt")):
+            number = re.fullmatch(r"(?:model|ema_.*_|opt).*?(\d+)\.pt", path.name)
             if number and int(number[1]) > step:
                 raise InputError(
                     f"{flag} {self.folder}: holds {path.name}, which this run did not write and would overwrite; name "

@@ -455,10 +455,11 @@ def test_a_disk_without_room_for_the_saves_is_named_first(data, tmp_path, monkey
 def test_only_a_supervised_encoder_has_activations_of_its_own(data, tmp_path):
     arguments = published(data, use_supervised_activations=1)
     with pytest.raises(InputError, match="--use_supervised_activations 1.*no supervised head"):
-        train_RCDM.load_encoder(train_RCDM.parse_args(arguments), torch.device("cpu"))
+        train_RCDM.load_encoder(train_RCDM.Job.of(train_RCDM.parse_args(arguments)), torch.device("cpu"))
     network = save_untrained(tmp_path / "supervised.pth", loss="supervised")
     changes = {"use_supervised_activations": 1, "ssl_model_pth": tmp_path / "supervised.pth", "ssl_loss": "supervised"}
-    encoder = train_RCDM.load_encoder(train_RCDM.parse_args(published(data, **changes)), torch.device("cpu"))
+    job = train_RCDM.Job.of(train_RCDM.parse_args(published(data, **changes)))
+    encoder = train_RCDM.load_encoder(job, torch.device("cpu"))
     images = torch.randn(2, 3, 32, 32)
     assert encoder.width == 3 and torch.equal(encoder(images), network.fc(network(images)[-1]))
 
