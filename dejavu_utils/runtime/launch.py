@@ -1,6 +1,5 @@
 """Where a script's work runs: here, in several processes, or as a SLURM job through submitit (imported only here)."""
 
-import argparse
 import contextlib
 import importlib.util
 import inspect
@@ -172,7 +171,7 @@ def launch(function: Callable, given: object, resources: Resources, folder: tupl
     print(submit(job, path, resources, "--local 1", logs))
 
 
-def init_from_args(args: argparse.Namespace | Resources, port: int = 0, long_waits: bool = False) -> torch.device:
+def init_from_args(args: Resources, port: int = 0, long_waits: bool = False) -> torch.device:
     """`init_distributed` for a function that was called with cli.add_launch_flags' args; this process's device."""
     gpu = None if not args.ngpus else args.local_gpu if args.local else 0
     return init_distributed(port, gpu, long_waits, "--local_gpu")
