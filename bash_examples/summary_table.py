@@ -60,6 +60,10 @@ def main():
     args = parse_args()
     if bool(args.attacks) == bool(args.runs):
         raise InputError("name attacks as LABEL=FOLDER, or their runs with --runs")
+    labels = [attack.partition("=")[0] for attack in args.attacks]
+    for attack, label in zip(args.attacks, labels):
+        if "=" not in attack or labels.count(label) > 1:
+            raise InputError(f"{attack}: name each attack as LABEL=FOLDER, with a label of its own")
     if args.agreement and not args.runs:
         raise InputError("--agreement: compares the runs of --runs; name at least two")
     notes, differing = check_joined(args)

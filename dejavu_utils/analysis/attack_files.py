@@ -417,6 +417,8 @@ def read_split(path: str | Path, flag: str) -> dict[str, set[str]]:
         (name,) = table.columns.drop("path")
         if not table[name].isin((0, 1)).all():
             raise ValueError(f"{name} has other values")
+        if table["path"].duplicated().any():
+            raise ValueError(f"{table['path'][table['path'].duplicated()].iloc[0]} is listed twice")
         kinds = {kind: set(table.loc[table[name] == kind, "path"]) for kind in (1, 0)}
     except FileNotFoundError:
         raise InputError(f"{flag} {path}: no such file") from None

@@ -313,7 +313,10 @@ def _collected(arch: str, source: str, file_name: str | None = None) -> _Collect
 
 def _assembled(collected: _Collected, arch: str, left_out: Sequence[str] = ()) -> Network:
     """The Network around a network of a collection; its classifier, if it has one, gives the logits."""
-    net, classifier = collected.net, collected.classifier
+    net: Any = collected.net
+    classifier = collected.classifier
+    if isinstance(getattr(net, "pretrained_cfg", {}).get("classifier"), (list, tuple)):
+        net.reset_classifier(0)  # several heads, whose mean is the output: there is no Linear that gives the logits
     module = replace_module(net, classifier, nn.Identity()) if classifier else None
     network = Network(net, collected.width, nn.Sequential())
     kind, _, name = arch.partition(":")

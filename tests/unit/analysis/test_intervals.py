@@ -107,6 +107,11 @@ def test_table_of_attacks_and_of_their_runs(tmp_path):
     assert table["low"] < table["mean"] < table["high"] and "mean of 3 runs" in result.stdout
 
 
+def test_attacks_have_labels_of_their_own(tmp_path):
+    for words in ([POINT], [f"a={POINT}", f"a={POINT}"]):
+        assert_one_line_error(summary(tmp_path, *words), "name each attack as LABEL=FOLDER")
+
+
 def test_images_of_a_list_and_the_others_have_rows_of_their_own(tmp_path):
     sets = read_attack(POINT)
     folder = shutil.copytree(POINT, tmp_path / "point")
@@ -135,6 +140,7 @@ def test_images_of_a_list_and_the_others_have_rows_of_their_own(tmp_path):
     for listed, texts in (
         (half, [f"lists {len(half)} of the {len(rows)} attacked images of {folder}"]),
         ([(path, int(path.startswith("A/"))) for path, _ in rows], ["no attacked image of set B is tied"]),
+        ([*rows, rows[0]], [f"{rows[0][0]} is listed twice"]),
     ):
         pd.DataFrame(listed, columns=["path", "tied"]).to_csv(tmp_path / "tied.csv", index=False)
         refused = summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv")

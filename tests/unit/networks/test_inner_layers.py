@@ -7,7 +7,7 @@ from torch import nn
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.errors import InputError
-from dejavu_utils.models import Network, SSLNetwork, pooled
+from dejavu_utils.models import Network, SSLNetwork, pooled, timm_network
 from dejavu_utils.networks.inference import check_layers
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.training.settings import Settings
@@ -138,3 +138,15 @@ def test_the_shown_size_follows_the_training(tmp_path, trained, shown):
     save_checkpoint(tmp_path / "model.pth", checkpoint)
     loaded = load_network(tmp_path / "model.pth", "--model_A_pth")
     assert loaded.preprocessing.side == shown and f"centre {shown}" in loaded.notes
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s"])
+def test_two_heads_give_way_to_the_features(tmp_path, name):
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "x.pth")
+    network = load_network(f"timm:{name}@{tmp_path}/x.pth")
+    check_layers(network, ["backbone"])
+    assert network.loss is None and "logits" not in network.layer_names()
+
+
+def test_transformers_of_one_size_are_built():
+    assert timm_network("vit_relpos_small_patch16_224", "--arch", depth=1, num_classes=0).num_features == 384
