@@ -37,15 +37,18 @@ def disagreements(reader: str, folders: Mapping[Key, str | Path]) -> tuple[dict[
     note counts them.
     """
     words = dict.fromkeys(folders, "")
-    records = {key: read_record(Path(folder) / "results.json") for key, folder in folders.items()}
-    known = {key: record for key, record in records.items() if record is not None}
-    notes = []
-    for key, record in known.items():
-        first = next(iter(known))
-        words[key] = first_difference_in_words(reader, record, known[first]) or ""
-        if words[key]:
-            notes.append(f"{folders[key]} differs from {folders[first]} in {words[key]}")
-    unknown = [folder for key, folder in folders.items() if key not in known]
+    notes, unknown = [], []
+    first, first_record = None, None
+    for key, folder in folders.items():
+        record = read_record(Path(folder) / "results.json")
+        if record is None:
+            unknown.append(folder)
+        elif first_record is None:
+            first, first_record = folder, record
+        else:
+            words[key] = first_difference_in_words(reader, record, first_record) or ""
+            if words[key]:
+                notes.append(f"{folder} differs from {first} in {words[key]}")
     if unknown:
         notes.append(
             f"{len(unknown)} of {len(folders)} folders do not say what they were made from (first: {unknown[0]}): that "

@@ -220,7 +220,7 @@ def _file_digest(path: Path, changed: int) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     order = np.argsort(load_array(path.with_name(f"{path.name[:8]}_attk_idxs.npy")).ravel())
     array = load_array(path)
-    return digest(_fitting(array, len(order), path)[order])
+    return digest(_fitting(array, order, path)[order])
 
 
 def _read(path: Path, kind: type[T], script: str) -> T | None:
@@ -356,32 +356,33 @@ def read_attack(folder: str | Path, k_attk: int = 0) -> dict[str, AttackedSet]:
 
 def _read_set(folder: Path, attacked: str, k_attk: int) -> AttackedSet:
     target, reference = attacked, TWIN[attacked]
-    idxs = {model: load_array(attack_path(folder, model, attacked, "attk_idxs")).ravel() for model in SETS}
+    idxs, labels, predictions = {}, {}, {}
+    for model in SETS:
+        idxs[model] = load_array(attack_path(folder, model, attacked, "attk_idxs")).ravel()
+        path = attack_path(folder, model, attacked, "labels")
+        labels[model] = _fitting(load_array(path).ravel(), idxs[model], path)
+        predictions[model] = _predictions(folder, model, attacked, idxs[model], labels[model], k_attk)
     try:
-        target_rows, reference_rows = mem.align_rows(idxs[target], idxs[reference])
+        rows, reference_rows = mem.align_rows(idxs[target], idxs[reference])
     except ValueError as error:
         raise InputError(f"{attack_path(folder, target, attacked, 'attk_idxs')}: {error}; attack again") from None
-    rows = {target: target_rows, reference: reference_rows}
-    labels, predictions = {}, {}
-    for model in SETS:
-        path = attack_path(folder, model, attacked, "labels")
-        in_file_order = _fitting(load_array(path).ravel(), len(idxs[model]), path)
-        labels[model] = in_file_order[rows[model]]
-        predictions[model] = _predictions(folder, model, attacked, rows[model], labels[model], k_attk)
-    if not np.array_equal(labels[target], labels[reference]):
+    in_order = labels[target][rows]
+    if not np.array_equal(in_order, labels[reference][reference_rows]):
         raise InputError(f"{attack_path(folder, reference, attacked, 'labels')}: not the labels of the other model")
-    attack = mem.DirectedAttack(predictions[target], predictions[reference], labels[target].astype(np.int64))
-    return AttackedSet(idxs[target][target_rows].astype(np.int64), attack)
+    of_target, of_reference = predictions[target].chosen(rows), predictions[reference].chosen(reference_rows)
+    attack = mem.DirectedAttack(of_target, of_reference, in_order.astype(np.int64))
+    return AttackedSet(idxs[target][rows].astype(np.int64), attack)
 
 
 def _predictions(
-    folder: Path, model: str, attacked: str, rows: np.ndarray, labels: np.ndarray, k_attk: int
+    folder: Path, model: str, attacked: str, idxs: np.ndarray, labels: np.ndarray, k_attk: int
 ) -> mem.Predictions:
+    """In the order of the files."""
     path = attack_path(folder, model, attacked, "scores")
     if path.is_file():
-        return mem.predict_from_scores(_fitting(load_array(path), len(rows), path)[rows], labels)
+        return mem.predict_from_scores(_fitting(load_array(path), idxs, path), labels)
     path = attack_path(folder, model, attacked, "neighb_labels")
-    neighbor_labels = _fitting(load_array(path), len(rows), path)[rows]
+    neighbor_labels = _fitting(load_array(path), idxs, path)
     try:
         return mem.predict_from_neighbors(neighbor_labels, k_attk, labels)
     except ValueError as error:
@@ -401,9 +402,9 @@ def load_array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: not a complete .npy file ({error}); attack again") from None
 
 
-def _fitting(array: np.ndarray, n: int, path: Path) -> np.ndarray:
-    if len(array) != n:
-        raise InputError(f"{path}: has {len(array)} rows where the attacked indices are {n}; attack again")
+def _fitting(array: np.ndarray, idxs: np.ndarray, path: Path) -> np.ndarray:
+    if len(array) != len(idxs):
+        raise InputError(f"{path}: has {len(array)} rows where the attacked indices are {len(idxs)}; attack again")
     return array
 
 

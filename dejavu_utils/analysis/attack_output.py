@@ -91,20 +91,18 @@ class _Answers:
     votes: int
 
     def __post_init__(self) -> None:
-        self.among = {part: self.queries.among(part, self.searched.rows) for part in self.queries.parts}
-        self.rows = {part: self.searched.rows[chosen] for part, chosen in self.among.items()}
-
-    def indices(self, part: str) -> np.ndarray:
-        """Images of a part that could be read, int64 (n,)."""
-        return self.queries.images.indices[self.rows[part]]
-
-    def crops(self, part: str) -> np.ndarray:
-        """Theirs, int64 (n, 4)."""
-        assert self.queries.images.crops is not None
-        return self.queries.images.crops[self.rows[part]]
+        """indices: {part: int64 (n,)}, images that could be read. crops: {part: int64 (n, 4)}, theirs."""
+        images = self.queries.images
+        assert images.crops is not None
+        self.among, self.rows, self.indices, self.crops = {}, {}, {}, {}
+        for part in self.queries.parts:
+            self.among[part] = self.queries.among(part, self.searched.rows)
+            self.rows[part] = self.searched.rows[self.among[part]]
+            self.indices[part] = images.indices[self.rows[part]]
+            self.crops[part] = images.crops[self.rows[part]]
 
     def labels(self, part: str) -> np.ndarray:
-        return self.listing.labels[self.indices(part)]
+        return self.listing.labels[self.indices[part]]
 
     def of(self, key: Key, part: str) -> np.ndarray:
         """Image indices of the nearest public images, int64 (n, k); of LOGITS the scores, float32 (n, classes)."""
@@ -137,27 +135,24 @@ def layer_result(
     """
     k, k_attk = votes
     answers = _Answers(listing, queries, public, searched, k, k_attk or k)
-    indices = {part: answers.indices(part) for part in queries.parts}
-    crops = {part: answers.crops(part) for part in queries.parts}
-    result = LayerResult(indices, crops, {}, {}, {}, k_attk or k)
+    result = LayerResult(answers.indices, answers.crops, {}, {}, {}, k_attk or k)
     if comparison.classifiers:
         result.judged = _compared(answers, layer, comparison, comparison.reference)
         result.half = _compared(answers, layer, comparison, comparison.half)
     for name in SETS:
         (target,) = comparison.keys(layer, [comparison.target[name]])
         references = comparison.keys(layer, comparison.reference[name])
-        _keep(result, target, (name, name), answers.of(target, name))
         of_references = [answers.of(key, name) for key in references]
         joint = one_model.log_mean_probabilities(of_references) if comparison.classifiers else of_references[0]
-        _keep(result, references[0], (TWIN[name], name), joint)
+        for (_, answered), model, array in (
+            (target, name, answers.of(target, name)),
+            (references[0], TWIN[name], joint),
+        ):
+            arrays = result.scores if answered == LOGITS else result.nearest
+            arrays[model, name] = array
     for model, key in zip(comparison.models, comparison.keys(layer, comparison.models)):
         result.ceiling[model] = ceiling(answers.predictions(key, CEILING), answers.labels(CEILING))
     return result
-
-
-def _keep(result: LayerResult, key: Key, direction: tuple[str, str], answers: np.ndarray) -> None:
-    arrays = result.scores if key[1] == LOGITS else result.nearest
-    arrays[direction] = answers
 
 
 def _compared(
@@ -286,18 +281,18 @@ def _attacked_images(result: LayerResult) -> Attacked:
         return Attacked(indices, crops)
     neighbors = {}
     for model in SETS:
-        # -1 where classifiers' scores take the neighbors' place.
-        none = {name: np.full_like(result.nearest[name, name], -1) for name in SETS}
-        neighbors[model] = np.concatenate([result.nearest.get((model, name), none[name]) for name in SETS])
+        of_sets = []
+        for name in SETS:
+            none = np.full_like(result.nearest[name, name], -1)  # where classifiers' scores take the neighbors' place
+            of_sets.append(result.nearest.get((model, name), none))
+        neighbors[model] = np.concatenate(of_sets)
     return Attacked(indices, crops, neighbors)
 
 
 def _add_one_model(results: AttackResults, tables: dict[str, pd.DataFrame], result: LayerResult) -> None:
     """The figures of the test of one model into the results, its memorization confidence into the examples' tables."""
-    unseen = None
-    if UNSEEN["A"] in result.judged:
-        unseen = {name: result.judged[UNSEEN[name]] for name in SETS}
-    figures = one_model.one_model_statistics(result.judged, unseen, result.half or None)
+    unseen = {name: result.judged[UNSEEN[name]] for name in SETS if UNSEEN[name] in result.judged}
+    figures = one_model.one_model_statistics(result.judged, unseen, result.half)
     for name in SETS:
         if (name, name) not in result.nearest:
             continue

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dejavu_utils.analysis import memorization as mem
+from dejavu_utils.analysis.attack_files import AttackedSet
 from dejavu_utils.analysis.report import memorized_by_chance
 from dejavu_utils.data.annotations import Unusable
 from dejavu_utils.errors import InputError
@@ -66,7 +67,7 @@ class Attacked:
 
 def save_gallery(
     path: str | Path,
-    sets: dict,
+    sets: dict[str, AttackedSet],
     listing: ImageListing,
     attacked: Attacked,
     boxes_of: Callable | None = None,
@@ -76,29 +77,29 @@ def save_gallery(
 ) -> None:
     """Writes the HTML page: the `per_group` most confident memorized, correlated and misrepresented examples (top-1).
 
-    sets: {"A", "B"} -> AttackedSet, from results.read_attack. listing: imagenet.ImageListing. boxes_of: image index ->
-    its boxes in pixels, or data.annotations.Unusable; None draws no boxes. class_names: {class folder: name to show};
-    folders without one, and all by default, go by the folder's name without a number in front of it. header: lines
-    that say which models, epochs, layer and k the page is about, and what they score.
+    sets: of read_attack. boxes_of: image index -> its boxes in pixels, or data.annotations.Unusable; None draws no
+    boxes. class_names: {class folder: name to show}; folders without one, and all by default, go by the folder's name
+    without a number in front of it. header: lines that say which models, epochs, layer and k the page is about, and
+    what they score.
 
     Images are JPEG thumbnails in data: URIs; the page loads nothing, and its content security policy forbids it. An
     image that cannot be read any more is named in its place. Definitions: memorization.OUTCOMES.
     """
     page, neighbors = _Page(listing, class_names or {}, attacked, boxes_of), attacked.neighbors
-    groups, total = [], sum(len(attacked_set.idxs) for attacked_set in sets.values())
+    groups: list[dict[str, Any]] = []
+    counts, total = {}, sum(len(attacked_set.idxs) for attacked_set in sets.values())
     for outcome, meaning, order_in_words, order in _GROUPS:
-        chosen, count = _most_confident(sets, mem.OUTCOMES.index(outcome), order, per_group)
+        chosen, counts[outcome] = _most_confident(sets, mem.OUTCOMES.index(outcome), order, per_group)
         groups.append(
             {
                 "id": outcome,
                 "name": outcome,
                 "meaning": meaning,
                 "order": f"the most confident first: by {order_in_words}",
-                "count": count,
+                "count": counts[outcome],
                 "examples": [page.example(sets[name], name, row) for name, row in chosen],
             }
         )
-    counts = {group["name"]: group["count"] for group in groups}
     groups[0]["by_chance"] = memorized_by_chance(counts["memorized"], counts["misrepresented"], total)
     legend: list[tuple[str | None, str]] = [("crop", "light blue, solid: the crop that both models see")]
     if boxes_of is not None:
@@ -138,7 +139,9 @@ def readable_image(listing: ImageListing, index: int) -> Image.Image | None:
         return None
 
 
-def _most_confident(sets, outcome, order, count):
+def _most_confident(
+    sets: dict[str, AttackedSet], outcome: int, order: Callable, count: int
+) -> tuple[list[tuple[str, int]], int]:
     """([(set, row in that set)] of the most confident examples with this outcome, how many have it)."""
     candidates = []
     for name, attacked_set in sets.items():
@@ -158,13 +161,19 @@ def class_name(folder: str) -> str:
 class _Page:
     """Turns examples into what the template shows."""
 
-    def __init__(self, listing, class_names, attacked, boxes_of):
+    def __init__(
+        self,
+        listing: ImageListing,
+        class_names: dict[str, str],
+        attacked: Attacked,
+        boxes_of: Callable | None,
+    ) -> None:
         self.listing, self.class_names, self.attacked, self.boxes_of = listing, class_names, attacked, boxes_of
         self.rows = {int(index): row for row, index in enumerate(attacked.indices)}
 
-    def example(self, attacked_set, name, row):
+    def example(self, attacked_set: AttackedSet, name: str, row: int) -> dict[str, Any]:
         index, attack = int(attacked_set.idxs[row]), attacked_set.attack
-        crop = tuple(int(side) for side in self.attacked.crops[self.rows[index]])
+        crop = self.attacked.crops[self.rows[index]].tolist()
         label = int(attack.labels[row])
         image = readable_image(self.listing, index)
         boxes = self.boxes(index)
@@ -178,29 +187,28 @@ class _Page:
             "rectangles": [("box", _rectangle(box)) for box in boxes or []] + [("crop", _rectangle(crop))],
             "boxes_missing": boxes is None,
             "models": [
-                self.model(role, model, predictions, row, label, self.rows[index])
-                for role, model, predictions in (
-                    ("target", name, attack.target),
-                    ("reference", TWIN[name], attack.reference),
-                )
+                self.model("target", name, attack.target, row, index),
+                self.model("reference", TWIN[name], attack.reference, row, index),
             ],
         }
 
-    def model(self, role, model, predictions, row, label, attacked_row):
-        predicted = int(predictions.top[row, 0])
-        neighbors = self.attacked.neighbors
-        nearest = [] if neighbors is None else neighbors[model][attacked_row][:NEIGHBORS]
-        nearest = [index for index in nearest if index >= 0]
+    def model(self, role: str, name: str, predictions: mem.Predictions, row: int, index: int) -> dict[str, Any]:
+        predicted, label = int(predictions.top[row, 0]), int(self.listing.labels[index])
+        nearest = []
+        if self.attacked.neighbors is not None:
+            for neighbor in self.attacked.neighbors[name][self.rows[index]][:NEIGHBORS]:
+                if neighbor >= 0:
+                    nearest.append(self.neighbor(int(neighbor), label))
         return {
             "role": role,
-            "model": model,
+            "model": name,
             "prediction": self.name(predicted),
             "correct": predicted == label,
             "confidence": float(predictions.confidence[row]) + 0.0,  # no minus zero
-            "neighbors": [self.neighbor(int(index), label) for index in nearest],
+            "neighbors": nearest,
         }
 
-    def neighbor(self, index, label):
+    def neighbor(self, index: int, label: int) -> dict[str, Any]:
         image = readable_image(self.listing, index)
         found = int(self.listing.labels[index])
         return {
@@ -210,11 +218,11 @@ class _Page:
             "match": found == label,
         }
 
-    def name(self, label):
+    def name(self, label: int) -> str:
         folder = self.listing.classes[label]
         return self.class_names.get(folder) or class_name(folder)
 
-    def boxes(self, index):
+    def boxes(self, index: int) -> list | None:
         """The image's boxes, [] where none are drawn, None if its XML cannot be read."""
         if self.boxes_of is None:
             return []
@@ -224,7 +232,7 @@ class _Page:
             return None
 
 
-def _rectangle(sides):
+def _rectangle(sides: Sequence[int]) -> dict[str, int]:
     xmin, ymin, xmax, ymax = sides
     return {"x": xmin, "y": ymin, "width": max(0, xmax - xmin), "height": max(0, ymax - ymin)}
 

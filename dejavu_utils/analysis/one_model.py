@@ -151,8 +151,7 @@ class _Comparison:
 
     def minus(self, other: "_Comparison") -> Estimate:
         """A classifier that reads backgrounds better does so on both: its spread is that of its difference."""
-        pairs = zip(self.of_classifiers, other.of_classifiers)
-        spreads = [spread_of(own - others) for own, others in pairs]
+        spreads = [spread_of(own - others) for own, others in zip(self.of_classifiers, other.of_classifiers)]
         return widened(difference(self.estimate, other.estimate), spreads, -2.0, 2.0)
 
 
@@ -225,8 +224,10 @@ def _rise(judged: Sequence[ClassifierComparison], judged_by_half: Sequence[Class
     for all_crops, half_of_them in zip(judged, judged_by_half):
         attack = all_crops.attack
         pairs.append(mem.DirectedAttack(attack.reference, half_of_them.attack.reference, attack.labels))
-        both = (spread_of(of.correct.mean(axis=1)) for of in (all_crops, half_of_them))
-        spreads.append(np.sqrt(sum(spread**2 for spread in both if spread is not None)))
+        spread = 0.0
+        for judged_by in (all_crops, half_of_them):
+            spread += (spread_of(judged_by.correct.mean(axis=1)) or 0.0) ** 2
+        spreads.append(np.sqrt(spread))
     return widened(mem.summarize(pairs, 1).score, spreads)
 
 

@@ -360,17 +360,14 @@ def one_model_lines(results: AttackResults) -> list[str]:
         margin += f", on images that the model never saw {figure_in_words(both.margin_delta)}"
         margin += f", margin - that {figure_in_words(both.margin_minus_delta)}"
     lines.append(margin)
-    of_sets = []
+    accuracies, agreements = [], []
     for name in SETS:
         of_set = results.of(name).one_model
-        accuracies = of_set and of_set.reference_accuracy_by_seed or []
-        of_sets.append(f"set {name}: {', '.join(f'{value:.3f}' for value in accuracies)}")
-    lines.append("reference accuracy of each classifier: " + "; ".join(of_sets))
-    agreements = []
-    for name in SETS:
-        of_set = results.of(name).one_model
+        by_seed = of_set and of_set.reference_accuracy_by_seed or []
+        accuracies.append(f"set {name}: {', '.join(f'{value:.3f}' for value in by_seed)}")
         if of_set and of_set.reference_agreement is not None:
             agreements.append(f"set {name}: {100 * of_set.reference_agreement:.1f} %")
+    lines.append("reference accuracy of each classifier: " + "; ".join(accuracies))
     if agreements:
         lines.append("images for which two classifiers predict the same class: " + "; ".join(agreements))
     if not both.spread_in_intervals:
