@@ -1,6 +1,7 @@
 """The rules of docs/how_it_works.md, counted: imports, the length of files and functions, parameters."""
 
 import ast
+import subprocess
 
 import pytest
 from helpers import ROOT
@@ -58,3 +59,13 @@ def test_scripts_and_core_stay_small():
     for path in ROOT.glob("*.py"):
         assert lines(path) <= (460 if path.stem in ("train_SSL", "train_RCDM") else 420), path.name
     assert sum(map(lines, (ROOT / "dejavu_utils").glob("*.py"))) <= 2000, "the core"
+
+
+def test_no_checkout_setting_changes_a_line_end(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    settings = ["-c", "core.autocrlf=true", "-c", "core.eol=crlf"]
+    files = ["bash_examples/sweep.sh", "gen_betons.sh", "train_SSL.py", "tests/data/attack_traces.json"]
+    subprocess.run(["git", *settings, "checkout-index", f"--prefix={tmp_path}/", *files], cwd=ROOT, check=True)
+    for name in files:
+        assert b"\r" not in (tmp_path / name).read_bytes(), name
