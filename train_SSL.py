@@ -121,7 +121,7 @@ def train(settings: Settings) -> None:
     images, notes = load_training_images(train_set, digest)
     for note in notes:
         tell(settings, 1, note)
-    state = TrainingRun(settings, num_classes, device, len(loader), TrainingSet(train_set.fingerprint, digest, images))
+    state = TrainingRun(settings, num_classes, device, len(loader), TrainingSet(train_set, digest, images))
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")
     if settings.training.train_probes_only:
         return train_probes(state, loader, validation)

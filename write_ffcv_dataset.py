@@ -23,7 +23,7 @@ from dejavu_utils.cli import Parser, add_crop_flags, check_crop_flags, expanded,
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import frame_warnings, in_words, take_crops
-from dejavu_utils.data.beton import MODES, Beton, Encoding, write_beton
+from dejavu_utils.data.beton import MODES, Encoding, write_beton
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import Provenance, save_training_images
 from dejavu_utils.errors import InputError
@@ -77,7 +77,7 @@ def main() -> None:
     if args.bbox_path:
         indices, crops, cut = background_crops(args, listing, indices)
     with Progress(len(indices), "images written") as progress:
-        skipped = write_beton(
+        skipped, contents = write_beton(
             args.write_path,
             Images(listing, indices, crops),
             listing.labels[indices],
@@ -87,7 +87,7 @@ def main() -> None:
             on_progress=progress.update,
         )
     written = np.delete(indices, list(skipped))
-    save_training_images(args.write_path, written, listing, cut, record_of(args, listing, written, cut))
+    save_training_images(args.write_path, written, listing, cut, record_of(args, listing, written, cut, contents))
     side_file = Path(f"{args.write_path}.skipped.txt")
     if skipped:
         with complete_file(side_file) as temporary:
@@ -102,13 +102,14 @@ def main() -> None:
     print(args.write_path)
 
 
-def record_of(args: Namespace, listing: ImageListing, indices: np.ndarray, cut: str) -> Provenance:
-    """The Provenance of the .beton that was written. indices: int64 (n,). cut: how crops were cut out, "" if not."""
+def record_of(args: Namespace, listing: ImageListing, indices: np.ndarray, cut: str, contents: str) -> Provenance:
+    """The Provenance of the .beton that was written. indices: int64 (n,). cut: how crops were cut out, "" if not.
+    contents: Beton.digest."""
     return Provenance(
         images=listing.fingerprint["sha256"],
         sets={"idx_path": digest(indices)},
         crops={"rule": cut} if cut else None,
-        beton=Beton(args.write_path).digest,
+        beton=contents,
         settings={name: getattr(args, name) for name in ("write_mode", "max_resolution", "jpeg_quality")},
     )
 

@@ -27,7 +27,7 @@ MAX_CLASSES = 2**20  # a larger label is no label
 MAX_SIDE = 2**16 - 1  # of an image, pixels
 _FIRST_IMAGES = 200  # images after which the size of the whole file is estimated
 _MORE_ROOM = "make room, or write jpg images (--write-mode jpg)"
-_DIGEST_BYTES = 2**16  # of an image, that its digest reads
+_DIGEST_BYTES, _OLDER_DIGEST_BYTES = 2**14, 2**16  # of an image: more would take above 1 % of the writing
 _LABEL, _IMAGE = 1, 2  # FFCV's type ids
 _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 # What a record holds of a float, bytes, an array, JSON, a tensor.
@@ -78,14 +78,15 @@ def write_beton(
     num_workers: int = 1,
     skip_unreadable: bool = False,
     on_progress: Callable[[int], object] = lambda count: None,
-) -> dict[int, str]:
+) -> tuple[dict[int, str], str]:
     """Writes a .beton, complete or not at all; the bytes depend on the input alone, not on num_workers.
 
     images: sequence whose items are uint8 H x W x 3 RGB arrays; read by `num_workers` threads, a few at a time. One
     that cannot be read raises InputError: it ends the writing, or is left out if skip_unreadable.
     labels: int (n,). page_size: bytes, a power of two of at least 2 MiB, doubled until the largest image fits.
-    on_progress: called with the number of images done since the last call. Returns {position in `images`: reason} of
-    those left out. InputError if the disk is too small for the size estimated from the first images.
+    on_progress: called with the number of images done since the last call. Returns ({position in `images`: reason} of
+    those left out, the file's Beton.digest, which is made while it is written). InputError if the disk is too small for
+    the size estimated from the first images.
     """
     if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1):
         raise ValueError(f"page size {page_size} is not a power of two of at least {MIN_PAGE_SIZE}")
@@ -93,6 +94,7 @@ def write_beton(
     records["label"] = labels
     sizes = np.zeros(len(images), np.int64)
     skipped: dict[int, str] = {}
+    heads = [b""] * len(images)  # digests; those of skipped images stay empty
     position = _next_page(_HEADER.itemsize + 2 * _FIELD.itemsize + records.nbytes, page_size)
 
     def encode(index: int) -> memoryview | InputError:
@@ -105,6 +107,7 @@ def write_beton(
             return InputError(f"image {index} is larger than {MAX_SIDE} pixels: give a smaller --max-resolution")
         mode, data = encoding.encode(image)
         records["image"][index] = (mode, width, height, 0)
+        heads[index] = _head_digest(data)
         return data
 
     with complete_file(path) as temporary, open(temporary, "wb") as handle:
@@ -138,8 +141,18 @@ def write_beton(
         handle.seek(0)
         handle.write(np.array([(VERSION, 2, page_size, len(kept), position)], _HEADER).tobytes())
         handle.write(np.array([(_IMAGE, b"image", b""), (_LABEL, b"label", b"")], _FIELD).tobytes())
-        handle.write(records.view(f"V{_RECORD.itemsize}")[kept].tobytes())  # bytes: the padding stays zero
-    return skipped
+        tables = records.view(f"V{_RECORD.itemsize}")[kept].tobytes()  # bytes: the padding stays zero
+        handle.write(tables)
+    return skipped, _joint_digest(heads, tables)
+
+
+def _head_digest(data: memoryview) -> bytes:
+    """SHA-256 of the first bytes of an image as it is stored."""
+    return hashlib.sha256(data[:_DIGEST_BYTES]).digest()
+
+
+def _joint_digest(heads: list[bytes], tables: bytes) -> str:
+    return hashlib.sha256(b"".join(heads) + tables).hexdigest()
 
 
 def shrink(image: np.ndarray, max_resolution: int | None) -> np.ndarray:
@@ -286,23 +299,34 @@ class Beton:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the tables and of the first 64 KB of every image: tells data sets apart by what they show."""
+        """SHA-256 of those of the first 16 KB of every image, and of the tables: tells data sets apart by what they
+        show."""
+        heads = [_head_digest(self._stored(index).data) for index in self._in_file_order()]
+        return _joint_digest(heads, self._records.tobytes())
+
+    @cached_property
+    def older_digest(self) -> str:
+        """The digest in older records: of more bytes, and tables first, so that it could not be made while writing."""
         contents = hashlib.sha256(self._records.tobytes())
-        for index in np.argsort(self._images["data_ptr"]):  # in the order of the file
-            start = int(self._images["data_ptr"][index])
-            stop = start + min(int(self._lengths[index]), _DIGEST_BYTES)
-            contents.update(self._bytes[start:stop].data)
+        for index in self._in_file_order():
+            contents.update(self._stored(index)[:_OLDER_DIGEST_BYTES].data)
         return contents.hexdigest()
+
+    def _in_file_order(self) -> np.ndarray:
+        return np.argsort(self._images["data_ptr"])
+
+    def _stored(self, index: int) -> np.ndarray:
+        """The bytes of an image, uint8 (.,)."""
+        start = int(self._images["data_ptr"][index])
+        return self._bytes[start : start + int(self._lengths[index])]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> np.ndarray:
         """Image `index` as a uint8 H x W x 3 RGB array (a view of the file, not to be written, for raw ones)."""
-        record = self._images[index]
-        start = int(record["data_ptr"])
-        data = self._bytes[start : start + self._lengths[index]]
-        if record["mode"] == _RAW:
+        data = self._stored(index)
+        if self._images["mode"][index] == _RAW:
             return data.reshape(*self.sizes[index], 3)
         import cv2  # a fifth faster than PIL, with the same pixels; torchvision's decoder keeps other threads waiting
 

@@ -314,7 +314,8 @@ def load_training_images(beton: Beton, contents: str | None = None) -> tuple[Tra
         state = "cannot be read" if path.exists() else "no such file"
         return None, [f"{path}: {state}; which images {beton.path} holds is not known"]
     both_known = contents is not None and images.beton is not None
-    if images.labels != digest(beton.labels) or (both_known and images.beton != contents):
+    others = both_known and images.beton != contents and images.beton != beton.older_digest
+    if others or images.labels != digest(beton.labels):
         return None, [f"warning: {path} lies beside {beton.path} and was written for another .beton; it is not used"]
     return images, []
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, tensor_bytes
+from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.provenance import ModelRecord, Provenance, TrainingImages, check_same
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import check_free_space
@@ -81,11 +82,15 @@ def agreed_checkpoint(path: Path, flag: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A .beton's Beton.fingerprint, Beton.digest and, if they are known, which images it holds."""
+    """A .beton, its Beton.digest and, if they are known, which images it holds."""
 
-    fingerprint: str = ""
+    beton: Beton | None = None
     digest: str | None = None
     images: TrainingImages | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.beton.fingerprint if self.beton else ""
 
 
 def check_same_start(
@@ -99,6 +104,9 @@ def check_same_start(
         raise InputError(f"{source}: {path} was trained with other images; {SAME_OR_ANOTHER}")
     sources = {"beton": source, "models.*": f"--model.weights {settings.model.weights}"}
     saved = Provenance.from_plain(checkpoint.made_from)
+    if saved and train_set.beton and saved.beton not in (None, record.beton):
+        if saved.beton == train_set.beton.older_digest:
+            saved = replace(saved, beton=record.beton)
     return check_same("training", record, saved, str(path), sources, SAME_OR_ANOTHER)
 
 

@@ -1,5 +1,6 @@
 """The .beton format against files that FFCV wrote (tests/data/beton), and the scripts that write betons."""
 
+import hashlib
 import lzma
 import os
 import pickle
@@ -13,7 +14,7 @@ import pytest
 from helpers import ABSENT, draw_tree, ok
 from PIL import Image
 
-from dejavu_utils.data.beton import Beton, Encoding, shrink, write_beton
+from dejavu_utils.data.beton import _FIELD, _HEADER, Beton, Encoding, shrink, write_beton
 from dejavu_utils.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -267,6 +268,32 @@ def test_unreadable_images_can_be_left_out(folders):
     index, reason = side_file.read_text().rstrip().split("\t")
     assert index == "0" and "class_0/0.JPEG: cannot be read as an image" in reason
     assert "1 images cannot be read" in result.stdout and not list(side_file.parent.glob("*B.beton.skipped.txt"))
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+def test_the_digest_is_made_while_the_file_is_written(tmp_path, mode):
+    class WithBroken(list):
+        def __getitem__(self, index):
+            if index == 3:
+                raise InputError("broken")
+            return super().__getitem__(index)
+
+    rng = np.random.default_rng(0)
+    images = WithBroken(rng.integers(0, 256, (150 + 3 * n, 200, 3), dtype=np.uint8) for n in range(12))
+    encoding, path = Encoding(mode, jpeg_quality=99), tmp_path / "x.beton"
+    skipped, digest = write_beton(path, images, range(12), encoding, num_workers=3, skip_unreadable=True)
+    beton, data = Beton(path), path.read_bytes()
+    assert list(skipped) == [3] and digest == beton.digest != beton.older_digest
+    first = _HEADER.itemsize + 2 * _FIELD.itemsize
+    tables = data[first : first + 11 * 24]
+    heads, older_heads = b"", b""
+    for start in range(0, len(tables), 24):
+        pointer = int.from_bytes(tables[start + 5 : start + 13], "little")
+        size = beton.sizes[start // 24].prod() * 3 if mode == "raw" else data.index(b"\xff\xd9", pointer) + 2 - pointer
+        heads += hashlib.sha256(data[pointer : pointer + min(size, 2**14)]).digest()
+        older_heads += data[pointer : pointer + min(size, 2**16)]
+    assert beton.older_digest == hashlib.sha256(tables + older_heads).hexdigest()
+    assert digest == hashlib.sha256(heads + tables).hexdigest()
 
 
 def test_a_disk_that_is_too_small_is_named_early(tmp_path, monkeypatch):

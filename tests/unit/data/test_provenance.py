@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from helpers import assert_one_line_error, draw_tree, load, ok, run_here, save_u
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
-from dejavu_utils.data.beton import Beton
+from dejavu_utils.data.beton import Beton, write_beton
 from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.data.provenance import (
     ModelRecord,
@@ -22,11 +23,14 @@ from dejavu_utils.data.provenance import (
     differences,
     first_difference_in_words,
     load_training_images,
+    save_training_images,
     weights_digest,
 )
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.networks.loading import load_network
+from dejavu_utils.training.checkpoint import TrainingSet, check_same_start
+from dejavu_utils.training.settings import Settings
 
 
 def test_a_beton_says_which_images_it_holds(tmp_path):
@@ -75,8 +79,26 @@ def test_the_images_of_another_beton_with_the_same_labels_are_not_taken(tmp_path
     companion.write_bytes((tmp_path / "B.beton.images.npz").read_bytes())
     images, notes = load_training_images(beton, beton.digest)
     assert images is None and notes[0].startswith(f"warning: {companion}")
+    listing = list_images(tmp_path / "images")
+    save_training_images(beton.path, np.array([0, 1, 4, 5]), listing, record=Provenance(beton=beton.older_digest))
+    assert load_training_images(beton, beton.digest)[0].indices.tolist() == [0, 1, 4, 5]  # of an earlier version
     companion.unlink()
     assert load_training_images(beton, beton.digest)[1][0].endswith("holds is not known")
+
+
+def test_a_training_on_the_same_beton_resumes_whichever_digest_its_record_has(tmp_path):
+    write_beton(tmp_path / "x.beton", [np.zeros((9, 9, 3), np.uint8)] * 3, range(3))
+    beton, settings = Beton(tmp_path / "x.beton"), Settings()
+    here = Provenance(beton=beton.digest)
+
+    def check(recorded):
+        made_from = Provenance(beton=recorded).plain()
+        checkpoint = SimpleNamespace(train_images=None, train_set=beton.fingerprint, made_from=made_from)
+        return check_same_start(checkpoint, TrainingSet(beton, beton.digest), here, settings, tmp_path / "model.pth")
+
+    assert check(beton.digest) == check(beton.older_digest) == []
+    with pytest.raises(InputError, match="model.pth was made from something else"):
+        check(64 * "0")
 
 
 def crops_beton(folder, *flags):
