@@ -69,7 +69,7 @@ from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import ModelRecord
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_files
+from dejavu_utils.files import check_place, complete_files
 from dejavu_utils.imagenet import list_images, read_class_names
 from dejavu_utils.log import Progress
 from dejavu_utils.models import L2, LOSSES
@@ -202,8 +202,10 @@ def check_args(args: Namespace) -> None:
     if not 0 < args.corner_crop_frac <= 1:
         raise InputError(f"--corner_crop_frac {args.corner_crop_frac}: must be above 0 and at most 1")
     check_crop_flags(args)
-    if args.crop_cache and not args.crop_cache.endswith(".npz"):
-        raise InputError(f"--crop_cache {args.crop_cache}: the name must end in .npz")
+    if args.crop_cache:
+        if not args.crop_cache.endswith(".npz"):
+            raise InputError(f"--crop_cache {args.crop_cache}: the name must end in .npz")
+        check_place(args.crop_cache)
     if args.use_supervised_linear and args.use_backbone:
         raise InputError("--use_supervised_linear 1: scores are the logits; leave --use_backbone out")
     if args.layers and (args.use_backbone or args.use_supervised_linear):

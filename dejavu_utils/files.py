@@ -17,6 +17,19 @@ import numpy as np
 from dejavu_utils.errors import InputError
 
 
+def check_place(path: str | Path) -> None:
+    """InputError unless a file may get this name; makes its folder. For what is written after hours of work."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.filename}: {error.strerror}); name another place"
+        ) from None
+
+
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; it takes the final name when the block ends, and is removed if it fails.
@@ -26,7 +39,7 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     has left are removed first. InputError that names `path` if it cannot be written (a full disk, no permission).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_place(path)
     host = socket.gethostname()
     for left in path.parent.glob(f".{glob.escape(host)}.*.tmp.{glob.escape(path.name)}"):
         pid = left.name.removeprefix(f".{host}.").split(".")[0]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers import draw_tree, load, ok
 from PIL import Image
-from stages import call, settings
+from stages import SCRIPTS, call, settings
 
 from dejavu_utils import imagenet
 from dejavu_utils.checkpoint import save_checkpoint
@@ -301,6 +301,28 @@ def a_file_there(case):
     """A file has the output folder's name."""
     shutil.rmtree(case.out)
     case.out.write_text("a file")
+
+
+def below_a_file(case):
+    """A file has the name of the folder above the output folder."""
+    (case.data / "a file").touch()
+    flag = SCRIPTS[case.command][1]
+    case.flags[flag] = case.data / "a file/below" / Path(case.flags[flag]).relative_to(case.out)
+
+
+def a_folder_there(case):
+    """A folder has the name of the file that is to be written."""
+    flag = SCRIPTS[case.command][1]
+    case.flags[flag] = case.data / "x.beton"
+    case.flags[flag].mkdir()
+
+
+def crop_cache(name):
+    def make(case):
+        (case.data / "a file").touch()
+        case.flags["crop_cache"] = case.data / name
+
+    return make
 
 
 def in_use(case):

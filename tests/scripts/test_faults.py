@@ -41,7 +41,9 @@ def case(tiny, finished_stage, tmp_path):
             copy_function=lambda a, b: os.link(a, b) if a.endswith((".pth", ".pt", ".beton")) else shutil.copy2(a, b),
         )
         made.append(
-            SimpleNamespace(data=data, out=out, flags=settings(command, data, tiny / "made", out), mounted=False)
+            SimpleNamespace(
+                command=command, data=data, out=out, flags=settings(command, data, tiny / "made", out), mounted=False
+            )
         )
         return made[0]
 
