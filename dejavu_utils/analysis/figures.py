@@ -217,8 +217,7 @@ def draw_means(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     group, x = frame.columns[:2]
     frame = frame.rename(columns={"low": "value_low", "high": "value_high"})
     places = _x_axis(axes, frame, x)
-    if x == "outcome":
-        axes.set_xlabel(f"outcome of the attack (top-{top_k})")
+    axes.set_xlabel(f"outcome of the attack (top-{top_k})" if x == "outcome" else x)
     _side_by_side(axes, places, [(name, rows, "value") for name, rows in frame.groupby(group, sort=False)])
     _zero(axes)
 

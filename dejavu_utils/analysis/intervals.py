@@ -9,8 +9,6 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, stdtrit
 
-from dejavu_utils.typed_json import from_json, to_json
-
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -28,15 +26,6 @@ class Estimate:
     def at(self, place: int) -> "Estimate":
         """One figure of arrays of several."""
         return Estimate(float(self.value[place]), float(self.low[place]), float(self.high[place]))
-
-    def as_json(self) -> dict[str, float | None]:
-        """{"value", "low", "high"}, null for NaN."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, written: dict[str, float | None]) -> "Estimate":
-        """From what `as_json` gave."""
-        return from_json(cls, written)
 
 
 def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:

@@ -179,11 +179,10 @@ class Summary:
     """Figures of an attack at one level of confidence.
 
     target, reference, score: accuracies and their difference, among the selected examples. chance: the reference
-    accuracy that the same predictions have on average if the labels of those examples are permuted. n: attacked
-    examples of each set. outcomes: of each of OUTCOMES the fraction of all examples.
+    accuracy that the same predictions have on average if the labels of those examples are permuted. outcomes: of
+    each of OUTCOMES the fraction of all examples.
     """
 
-    n: list[int]
     target: Estimate
     reference: Estimate
     score: Estimate
@@ -227,11 +226,10 @@ def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences:
     outcomes = {}
     for code, outcome in enumerate(OUTCOMES):
         outcomes[outcome] = mean_of_proportions([of_set == code for of_set in outcome_of_each])
-    n = [len(attack.labels) for attack in attacks]
     summaries = []
     for level in range(len(fractions)):
         accuracies = (target_mean.at(level), reference_mean.at(level), score_mean.at(level))
-        summaries.append(Summary(n, *accuracies, float(chance[level]), outcomes))
+        summaries.append(Summary(*accuracies, float(chance[level]), outcomes))
     return summaries
 
 

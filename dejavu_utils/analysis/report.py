@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from dejavu_utils.analysis.attack_files import AttackResults, LevelResults
 from dejavu_utils.analysis.intervals import Estimate, difference, holm, p_value
 from dejavu_utils.naming import SETS
+from dejavu_utils.typed_json import from_json
 
 NEAR_CEILING = 0.8  # of the way from chance to the ceiling: a reference above this leaves little room for a score
 PROBE_DROP = 0.5  # of what the probe has above chance: a ceiling below this was measured on other views than it was
@@ -388,7 +389,7 @@ def one_model_lines(results: AttackResults) -> list[str]:
 
 def figure_in_words(figure: Estimate | dict | None) -> str:
     """An estimate as 0.400 [0.350, 0.450], with as many digits as its interval's width deserves."""
-    estimate = Estimate.from_json(figure) if isinstance(figure, dict) else figure
+    estimate = from_json(Estimate, figure) if isinstance(figure, dict) else figure
     if estimate is None or math.isnan(estimate.value):
         return "none"
     value, low, high = _rounded(estimate, 1, 3)
