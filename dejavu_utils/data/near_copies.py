@@ -114,7 +114,7 @@ def find_near_copies(images: Signatures, on_progress: OnProgress = lambda count:
     called with 1 for each of PASSES such pairs of blocks.
     """
     pixels = images.thumbnails.reshape(len(images.readable), -1)
-    rows = np.ascontiguousarray(np.concatenate([images.hashes.view(np.uint8), pixels], axis=1))
+    rows = np.concatenate([images.hashes.view(np.uint8), pixels], axis=1)
     sortable = rows.view(f"V{rows.shape[1]}").ravel()  # each row as one value
     _, first, groups = np.unique(sortable, return_index=True, return_inverse=True)
     groups = groups.astype(np.int64)
@@ -180,7 +180,8 @@ def _verified(candidates: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray
     other[mirrored] = other[mirrored, :, ::-1]
     difference = np.sqrt(np.mean((one - other) ** 2, axis=(1, 2, 3)))
     deviation = one.std(axis=(1, 2)).mean(axis=1)
-    low, high = np.sort(candidates[difference <= 3 + 0.15 * deviation] % n, axis=1).T
+    are_alike = difference <= 3 + 0.15 * deviation
+    low, high = np.sort(candidates[are_alike] % n, axis=1).T
     return low * n + high
 
 

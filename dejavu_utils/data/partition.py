@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -41,21 +42,30 @@ def split(
     usable: bool (n,), which images may be in a set; None for all.
     """
     order = np.arange(len(labels)) if order is None else order
-    bounds = np.searchsorted(labels, np.arange(labels[-1] + 2 if len(labels) else 1))
-    of_classes = [Partition(*[np.empty(0, np.int64)] * 6)]
-    for start, stop in zip(bounds, bounds[1:]):
+    sets: dict[str, list[np.ndarray]] = {field.name: [order[:0]] for field in fields(Partition)}
+    for start, stop in _class_bounds(labels):
         members = order[start:stop]
-        members = members if usable is None else members[usable[members]]
-        with_box, without = members[boxed[members]], members[~boxed[members]]
+        if usable is not None:
+            members = members[usable[members]]
+        with_box = members[boxed[members]]
+        without = members[~boxed[members]]
         b = min(len(with_box) // 2, per_class)
-        first, second, shared = with_box[:b], with_box[b : 2 * b], without[: per_class - b]
-        public = np.concatenate([with_box[2 * b :], without[per_class - b :]])
-        train_A, train_B = np.concatenate([first, shared]), np.concatenate([second, shared])
-        of_classes.append(Partition(first, second, shared, public, train_A, train_B))
-    sets = {}
-    for field in fields(Partition):
-        sets[field.name] = np.concatenate([getattr(part, field.name) for part in of_classes]).astype(np.int64)
-    return Partition(**sets)
+        first = with_box[:b]
+        second = with_box[b : 2 * b]
+        shared = without[: per_class - b]
+        sets["bbox_A"].append(first)
+        sets["bbox_B"].append(second)
+        sets["shared"].append(shared)
+        sets["public"] += [with_box[2 * b :], without[per_class - b :]]
+        sets["train_A"] += [first, shared]
+        sets["train_B"] += [second, shared]
+    return Partition(**{name: np.concatenate(parts).astype(np.int64) for name, parts in sets.items()})
+
+
+def _class_bounds(labels: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(first image, behind the last) of each class, of sorted labels."""
+    bounds = np.searchsorted(labels, np.arange(labels.max(initial=-1) + 2))
+    return zip(bounds, bounds[1:])
 
 
 def largest_with_public(labels: np.ndarray, boxed: np.ndarray, usable: np.ndarray | None = None) -> int:
@@ -87,8 +97,7 @@ def _equal(one: Partition, other: Partition) -> bool:
 def shuffled_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """A random order of the images within each class, int64 (n,), the same on every machine for a seed."""
     order = np.arange(len(labels))
-    bounds = np.searchsorted(labels, np.arange(labels[-1] + 2 if len(labels) else 1))
-    for label, (start, stop) in enumerate(zip(bounds, bounds[1:])):
+    for label, (start, stop) in enumerate(_class_bounds(labels)):
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, label])))
         order[start:stop] = start + generator.permutation(stop - start)
     return order
@@ -99,14 +108,12 @@ def equal_classes(public: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Classes without an image there are left out.
     """
-    counts = np.bincount(labels[public], minlength=labels.max() + 1)
+    counts = np.bincount(labels[public])
     least = counts[counts > 0].min(initial=len(labels))
     by_class = public[np.argsort(labels[public], kind="stable")]
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     chosen = [by_class[:0]]
-    for start, count in zip(starts, counts):
-        if count:
-            chosen.append(by_class[start : start + least])
+    for start, stop in _class_bounds(labels[by_class]):
+        chosen.append(by_class[start:stop][:least])
     return np.concatenate(chosen)
 
 
@@ -117,7 +124,7 @@ def check(
 
     usable: as in `split`.
     """
-    n, classes = len(labels), int(labels.max()) + 1
+    n = len(labels)
     expected = np.ones(n, bool) if usable is None else usable
     results = []
     for per_class, p in sorted(partitions.items()):
@@ -125,10 +132,8 @@ def check(
         times = np.bincount(np.concatenate([p.bbox_A, p.bbox_B, p.shared, p.public]), minlength=n)
         results.append((f"{sizes}: bbox_A, bbox_B, shared and public are disjoint", bool(times.max() <= 1)))
         results.append((f"{sizes}: every image is in one of them", np.array_equal(times > 0, expected)))
-        boxed_A, boxed_B, all_A, all_B = (
-            np.bincount(labels[images], minlength=classes) for images in (p.bbox_A, p.bbox_B, p.train_A, p.train_B)
-        )
-        balanced = np.array_equal(boxed_A, boxed_B) and np.array_equal(all_A, all_B)
+        boxed_alike = _equal_in_each_class(labels, p.bbox_A, p.bbox_B)
+        balanced = boxed_alike and _equal_in_each_class(labels, p.train_A, p.train_B)
         results.append((f"{sizes}: A and B are equal in each class", balanced))
         complete = _is_union(p.train_A, p.bbox_A, p.shared) and _is_union(p.train_B, p.bbox_B, p.shared)
         results.append((f"{sizes}: train_A and train_B are their boxed images and the shared ones", complete))
@@ -137,6 +142,10 @@ def check(
         contained = bool(np.isin(partitions[larger].public, partitions[smaller].public).all())
         results.append((f"public of {larger} per class is contained in public of {smaller}", contained))
     return results
+
+
+def _equal_in_each_class(labels: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
+    return np.array_equal(np.sort(labels[one]), np.sort(labels[other]))
 
 
 def _is_union(images: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
