@@ -28,6 +28,7 @@ from dejavu_utils.runtime.devices import to_device
 # Index of each image, and of each view side, boxes and what was drawn for it (None: nothing).
 Plan = tuple[np.ndarray, list[tuple[int, np.ndarray, augment.Parameters | None]]]
 Batches = Generator[tuple[list[torch.Tensor], torch.Tensor], None, None]  # of views and labels
+_FLAG = "--data.num_workers"
 _ROWS, _ROWS_GPU = 16, 64  # images per worker item: large enough to amortize the transfer
 
 
@@ -182,10 +183,10 @@ def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.de
     A worker has at most `prefetch` items ready or in work, and one is being copied: a buffer is used again after all of
     them. Shared memory that is new for each item would be slower by half, since the system has to fill it twice.
     """
-    sides = [side for side, _, _ in next(plans())[1]]
+    _, parts = next(plans())
+    sides = [side for side, _, _ in parts]
     size = _ROWS * sum(3 * side * side * 4 for side in sides)
-    flag = "--data.num_workers"
-    num_workers, prefetch = workers_that_fit_shared_memory(size, num_workers, flag)
+    num_workers, prefetch = workers_that_fit_shared_memory(size, num_workers, _FLAG)
     ring = num_workers * prefetch + 2
     buffers = [torch.zeros(ring, _ROWS, 3, side, side) for side in sides]
     if num_workers:
@@ -193,7 +194,7 @@ def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.de
             buffer.share_memory_()
     tasks = _Tasks(plans, _ROWS, itertools.cycle(range(ring)))
     dataset = _SharedBuffers(beton, buffers)
-    filled = batches(dataset, tasks, num_workers, device, operator.itemgetter(0), flag, prefetch)
+    filled = batches(dataset, tasks, num_workers, device, operator.itemgetter(0), _FLAG, prefetch)
     pools = [_BufferPool(side) for side in sides]
     for chosen, _ in plans():
         # NumPy copies in this thread alone: PyTorch's would wait for each other, and for the cores that processes use.
@@ -208,7 +209,7 @@ def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.de
 def _for_a_gpu(beton: Beton, plans: Callable, num_workers: int, device: torch.device) -> Batches:
     """Workers hand over uint8 crops, in page-locked memory; the GPU augments batch after batch."""
     tasks = _Tasks(plans, _ROWS_GPU)
-    read = batches(_Crops(beton), tasks, num_workers, device, flag="--data.num_workers")
+    read = batches(_Crops(beton), tasks, num_workers, device, flag=_FLAG)
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
     for chosen, parts in plans():
         pieces = zip(*[next(read) for _ in range(0, len(chosen), _ROWS_GPU)])
@@ -256,10 +257,10 @@ class _Tasks:
 
     def __iter__(self) -> Iterator[list]:
         for chosen, parts in self.plans():
-            of_views = [
-                zip(itertools.repeat(side), boxes.tolist(), drawn.rows() if drawn else itertools.repeat(None))
-                for side, boxes, drawn in parts
-            ]
+            of_views = []
+            for side, boxes, drawn in parts:
+                drawn_rows = drawn.rows() if drawn else itertools.repeat(None)
+                of_views.append(zip(itertools.repeat(side), boxes.tolist(), drawn_rows))
             images = list(zip(chosen.tolist(), zip(*of_views)))
             for first in range(0, len(images), self.rows):
                 task = images[first : first + self.rows]
@@ -293,8 +294,12 @@ class _SharedBuffers:
             for row, (index, views) in enumerate(images):
                 image = torch.from_numpy(self.beton.read(index))
                 for buffer, (side, box, drawn) in zip(self.buffers, views):
-                    crop, out = _resized(image, box, side, "bilinear"), buffer[number, row : row + 1]
-                    augment.normalize(crop, out) if drawn is None else augment.apply_to_one(crop, drawn, out)
+                    crop = _resized(image, box, side, "bilinear")
+                    out = buffer[number, row : row + 1]
+                    if drawn is None:
+                        augment.normalize(crop, out)
+                    else:
+                        augment.apply_to_one(crop, drawn, out)
         return number, len(images)
 
 
