@@ -71,10 +71,9 @@ class ImageListing:
     def fingerprint(self) -> dict:
         """What index files depend on: counts and SHA-256 of the relative paths in their order, whole and by class."""
         starts = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))  # labels are sorted
-        by_class = {
-            name: [int(stop - start), _digest(self.paths[start:stop])[:12]]
-            for name, start, stop in zip(self.classes, starts, starts[1:])
-        }
+        by_class = {}
+        for name, start, stop in zip(self.classes, starts, starts[1:]):
+            by_class[name] = [int(stop - start), _digest(self.paths[start:stop])[:12]]
         return {
             "images": len(self),
             "classes": len(self.classes),
@@ -138,11 +137,14 @@ def _folders_below(root: str, name: str, seen: dict[str, str], flag: str) -> lis
                 "remove the link, or make a copy in its place"
             )
         seen[real] = folder
+        file_names = []
         with os.scandir(os.path.join(root, folder)) as entries:
-            entries = list(entries)
-        folders = [entry.name for entry in entries if _is_folder(entry)]
-        waiting += [os.path.join(folder, below) for below in folders]
-        found.append((folder, sorted({entry.name for entry in entries} - set(folders))))
+            for entry in entries:
+                if _is_folder(entry):
+                    waiting.append(os.path.join(folder, entry.name))
+                else:
+                    file_names.append(entry.name)
+        found.append((folder, sorted(file_names)))
     return sorted(found)
 
 
