@@ -87,16 +87,20 @@ def main():
             whole[kind].append(classes == listing.labels[indices])
     found["samples from whole images"] = {kind: estimate(hits) for kind, hits in whole.items()}
     attacks = [judged_attack(args, attack, name, rcdms, judge) for name in SETS]
-    names = ("target", "reference", "score")
-    crops = {"all": {name: mem.summarize(attacks, 1)[name] for name in names}}
+    crops = {"all": accuracies(attacks)}
     votes = [attack.tables[name]["share"].to_numpy() for name in SETS]
     for outcome in mem.OUTCOMES:
         chosen = [only(judged, vote == outcome) for judged, vote in zip(attacks, votes)]
-        crops[outcome] = {name: mem.summarize(chosen, 1)[name] for name in names}
-        crops[outcome]["n"] = sum(len(judged.labels) for judged in chosen)
+        crops[outcome] = {**accuracies(chosen), "n": sum(len(judged.labels) for judged in chosen)}
     found["samples from crops"] = crops
     save_json(args.save_path, to_json({**found, "settings": vars(args)}))
     report(found, chance=1 / len(listing.classes))
+
+
+def accuracies(attacks):
+    """{"target", "reference", "score": Estimate} of judged attacks."""
+    summary = mem.summarize(attacks, 1)
+    return {"target": summary.target, "reference": summary.reference, "score": summary.score}
 
 
 def check_held_out(attack, name, rcdm):

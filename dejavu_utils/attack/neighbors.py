@@ -77,15 +77,15 @@ class NeighborSearch:
         at_once = _QUERIES_AT_ONCE
         if not self.use_faiss:
             at_once = max(1, min(at_once, _DISTANCES_AT_ONCE // len(block)))
-        distances, nearest = [], []
+        parts = []
         with ieee_fp32():
             for start in range(0, len(self.queries), at_once):
                 rows = slice(start, start + at_once)
                 exact, chosen = self._exact_distances(rows, embeddings, centered)
-                of_rows = _nearest(self.distances[rows], self.positions[rows], exact, places[chosen], self.k)
-                distances.append(of_rows[0])
-                nearest.append(of_rows[1])
-        self.distances, self.positions = torch.cat(distances), torch.cat(nearest)
+                before = self.distances[rows], self.positions[rows]
+                parts.append(_nearest(*before, exact, places[chosen], self.k))
+        self.distances = torch.cat([distances for distances, _ in parts])
+        self.positions = torch.cat([positions for _, positions in parts])
         self.seen += len(block)
 
     def _exact_distances(
@@ -140,7 +140,8 @@ class NeighborSearch:
         kth = approximate[:, min(self.k, approximate.shape[1]) - 1]
         # How far a distance by products is off at most: its terms are of the size of the norms, and their errors, of
         # random signs, add up like the root of their number.
-        error = 2 * torch.finfo(torch.float32).eps * math.sqrt(self.queries.shape[1]) * (norms + kth.clamp(min=0))
+        eps, width = torch.finfo(torch.float32).eps, self.queries.shape[1]
+        error = 2 * eps * math.sqrt(width) * (norms + kth.clamp(min=0))
         limit = kth + error
         if self.positions.shape[1] == self.k:
             limit = torch.minimum(limit, self.distances[rows, -1].float())
@@ -160,15 +161,19 @@ def _faiss_is_usable(device: torch.device) -> bool:
 def _squared_distances(queries: torch.Tensor, block: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """|queries[r] - block[chosen[r, c]]|^2, float64 (r, c). queries, block: float32 (., d). chosen: int64 (r, c)."""
     width, candidates = queries.shape[1], max(1, chosen.shape[1])
-    on_cpu = queries.device.type == "cpu"
-    at_once, columns = (_COORDINATES, min(width, _COLUMNS)) if on_cpu else (_COORDINATES_GPU, width)
+    at_once, columns = _COORDINATES_GPU, width
+    if queries.device.type == "cpu":
+        at_once, columns = _COORDINATES, min(width, _COLUMNS)
     rows = max(1, at_once // (candidates * columns))
     total = torch.zeros(chosen.shape, dtype=torch.float64, device=queries.device)
-    for part, of_queries, of_block in zip(*(x.split(rows) for x in (total, queries, chosen))):
+    for first in range(0, len(queries), rows):
+        those = slice(first, first + rows)
         for start in range(0, width, columns):
-            query, public = (x[:, start : start + columns] for x in (of_queries, block))
-            difference = public.index_select(0, of_block.flatten()).double().view(*of_block.shape, query.shape[1])
-            part += torch.linalg.vector_norm(difference.sub_(query.double()[:, None]), dim=2).square_()
+            coordinates = slice(start, start + columns)
+            query = queries[those, coordinates].double()
+            public = block[:, coordinates].index_select(0, chosen[those].flatten()).double()
+            difference = public.view(len(query), -1, query.shape[1]).sub_(query[:, None])
+            total[those] += torch.linalg.vector_norm(difference, dim=2).square_()
     return total
 
 
@@ -180,8 +185,10 @@ def _nearest(
     k: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k nearest of both, nearest first, of equal distances the earlier position; (n, a), (n, a), (n, b), (n, b)."""
-    distances, positions = torch.cat([distances, more_distances], 1), torch.cat([positions, more_positions], 1)
+    distances = torch.cat([distances, more_distances], 1)
+    positions = torch.cat([positions, more_positions], 1)
     order = positions.argsort(dim=1)
-    distances, positions = distances.gather(1, order), positions.gather(1, order)
+    distances = distances.gather(1, order)
+    positions = positions.gather(1, order)
     order = distances.argsort(dim=1, stable=True)[:, :k]
     return distances.gather(1, order), positions.gather(1, order)

@@ -28,8 +28,6 @@ _CEILING_IMAGES = 5000  # of the public set, evenly spaced: enough for an interv
 _BLOCK_IMAGES, _BLOCK_FLOATS = 131072, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
 _SAVING_FRACTION = 1 / 20  # of the time may go into saving the neighbors so far
 
-Searches = dict[Key, NeighborSearch]
-
 
 class Queries:
     """The images to embed and search, part after part: {"A": CroppedImages, "B": ..., CEILING: ...}.
@@ -48,20 +46,19 @@ class Queries:
         self.parts = parts
         indices = np.concatenate([part.indices for part in parts.values()])
         crops = np.concatenate([part.crops for part in parts.values()])
-        sizes = [len(part) for part in parts.values()]
-        part_of = np.repeat(np.array(list(parts)), sizes)
-        of_networks = {network: np.isin(part_of, names) for network, names in (shown or {}).items()}
+        self._part_of = np.repeat(list(parts), [len(part) for part in parts.values()])
+        of_networks = {}
+        for network, names in (shown or {}).items():
+            of_networks[network] = np.isin(self._part_of, names)
         self.images = ImageSet("crops", indices, crops, shown=of_networks)
         order = np.argsort(public)
-        following = np.minimum(np.searchsorted(public, indices, sorter=order), len(public) - 1)
-        places = order[following]
+        following = np.searchsorted(public, indices, sorter=order)
+        places = order[np.minimum(following, len(public) - 1)]
         self.own = np.where(public[places] == indices, places, -1)
-        self._bounds = np.cumsum([0, *sizes])
 
     def among(self, name: str, rows: np.ndarray) -> np.ndarray:
         """bool (m,): which of these rows of `images` belong to a part?"""
-        number = list(self.parts).index(name)
-        return (rows >= self._bounds[number]) & (rows < self._bounds[number + 1])
+        return self._part_of[rows] == name
 
     def neighbors(self, rows: np.ndarray, positions: np.ndarray, k: int) -> np.ndarray:
         """The k nearest public images of some rows, without themselves: places in the public set, int64 (m, <= k).
@@ -69,23 +66,16 @@ class Queries:
         positions: int64 (m, p), the places of as many as `k_with_self(k, ...)` neighbors of each.
         """
         own = self.own[rows]
-        return without_itself(positions, own, k) if (own >= 0).any() else positions[:, :k]
+        if not (own >= 0).any():
+            return positions[:, :k]
+        is_own = positions == own[:, None]
+        is_own[~is_own.any(axis=1), -1] = True  # a query missing from its own neighbors drops the last one
+        return positions[~is_own].reshape(len(positions), -1)[:, :k]
 
 
 def k_with_self(k: int, public: int) -> int:
     """How many neighbors a search must find so that k are left without the query itself; public: how many there are."""
     return min(k + 1, public)
-
-
-def without_itself(positions: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
-    """The first k neighbors of each query, without the query itself.
-
-    positions: int64 (n, m), places in the public set. own: int64 (n,), the query's place there, -1 where it is not
-    public. Returns int64 (n, min(k, m - 1)).
-    """
-    is_own = positions == own[:, None]
-    is_own[~is_own.any(axis=1), -1] = True  # a query missing from its own neighbors drops the last one
-    return positions[~is_own].reshape(len(positions), -1)[:, :k]
 
 
 def ceiling_images(listing: ImageListing, public: np.ndarray, skip_unreadable: bool = False) -> CroppedImages:
@@ -117,30 +107,38 @@ def nearest_public(
     rows, embeddings = embedder.embed_set(crops, pieces, progress)
     if not len(rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
-    scores = {key: np.array(embeddings.pop(key)) for key in embedder.scores}  # not mapped: the files will be removed
-    if not embeddings:
+    scores, searches = {}, {}
+    for key, of_crops in embeddings.items():
+        model, layer = key
+        if key in embedder.scores:
+            scores[key] = np.array(of_crops)  # not mapped: the files will be removed
+        else:
+            name = f"{embedder.networks[model].source}: its {layer} outputs"
+            searches[key] = NeighborSearch(of_crops, k, embedder.device, name=name)
+    if not searches:
         return SearchResult(rows, scores)
-    searches = {key: _search_for(embedder, key, queries, k) for key, queries in embeddings.items()}
     embedder = embedder.without_scores()
     shards = embedder.shards(public)
-    saved = pieces.names("best_") if rank() == 0 else []
-    shards_of = from_first({name: pieces.load(name, "shards")["shards"].tolist() for name in saved})
-    own = _SavedBest(pieces, searches, f"best_{rank():06d}")
-    if own.name in shards_of:
+    saved: dict[str, list[str]] = {}  # {piece of an earlier run: the shards that it has searched}
+    if rank() == 0:
+        for name in pieces.names("best_"):
+            saved[name] = pieces.load(name, "shards")["shards"].tolist()
+    saved = from_first(saved)
+    own = _PublicSearch(embedder, public, searches, pieces, f"best_{rank():06d}")
+    if own.name in saved:
         own.join(own.name)
-    done = {shard for names in shards_of.values() for shard in names}
-    blocks = _own_blocks(embedder, shards, done)
+    blocks = own.blocks(shards, done=set().union(*saved.values()))
     with progress(sum(map(count_images, blocks))) as bar:
         for block in blocks:
-            _search_block(embedder, public, block, own, bar)
+            own.search(block, bar)
     own.save()
     wait_for_all()
     if rank():
         return None
     of_ranks = [f"best_{number:06d}" for number in range(world_size())]
-    for name in sorted({*shards_of, *of_ranks} - {own.name}):
+    for name in sorted({*saved, *of_ranks} - {own.name}):
         own.join(name)
-    if sorted(own.shards) != [name for name, _, _ in shards]:
+    if sorted(own.shards) != [shard.name for shard in shards]:
         raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and rerun the attack")
     readable = len(public) - len(own.unreadable)
     if readable < k:
@@ -149,58 +147,55 @@ def nearest_public(
     return SearchResult(rows, {**neighbors, **scores}, sorted(own.unreadable))
 
 
-def _search_for(embedder: Embedder, key: Key, queries: np.ndarray, k: int) -> NeighborSearch:
-    """A NeighborSearch for embeddings of a key, float32 (n, width)."""
-    model, layer = key
-    name = f"{embedder.networks[model].source}: its {layer} outputs"
-    return NeighborSearch(queries, k, embedder.device, name=name)
+class _PublicSearch:
+    """What this process searches: blocks of shards of the public set, for all keys. The nearest so far are saved among
+    the pieces as `name`, with the shards that they come from; saving takes at most _SAVING_FRACTION of the time.
 
-
-def _own_blocks(embedder: Embedder, shards: list[Shard], done: set[str]) -> list[list[Shard]]:
-    """This process's blocks of shards that are searched at once, without those that are done."""
-    images = shards[0][2] - shards[0][1]
-    size = block_rows(max(embedder.widths.values())) // images
-    size = max(1, min(size, len(shards) // world_size()))
-    blocks = [shards[start : start + size] for start in range(0, len(shards), size)]
-    left = [[shard for shard in block if shard[0] not in done] for block in blocks[rank() :: world_size()]]
-    return [block for block in left if block]
-
-
-def _search_block(embedder: Embedder, public: ImageSet, block: list[Shard], own: "_SavedBest", bar: Progress) -> None:
-    """Embeds the shards of a block that are not among the pieces, and searches all of them."""
-    pieces = own.pieces
-    embedded = set(pieces.names(f"{public.name}_"))
-    bar.update(count_images([shard for shard in block if shard.name in embedded]))
-    missing = [shard for shard in block if shard.name not in embedded]
-    pieces.save_each(embedder.shard_arrays(public, missing, bar.update))
-    rows = np.concatenate([pieces.load(name, "rows")["rows"] for name, _, _ in block])
-    for key, search in own.searches.items():
-        name_of = array_key(key)
-        embeddings = [pieces.load(name, name_of)[name_of] for name, _, _ in block]
-        search.add(np.concatenate(embeddings), rows)
-    own.add(block, rows)
-
-
-class _SavedBest:
-    """The nearest so far of all searches, with the shards that they come from, saved among the pieces as `name`.
-
-    Saving takes at most _SAVING_FRACTION of the time. shards: names. unreadable: positions
-    of their images that could not be read.
+    shards: names. unreadable: positions of their images that could not be read.
     """
 
-    def __init__(self, pieces: ShardStore, searches: Searches, name: str) -> None:
-        self.pieces, self.searches, self.name = pieces, searches, name
+    def __init__(
+        self,
+        embedder: Embedder,
+        public: ImageSet,
+        searches: dict[Key, NeighborSearch],
+        pieces: ShardStore,
+        name: str,
+    ) -> None:
+        self.embedder, self.public, self.searches, self.pieces, self.name = embedder, public, searches, pieces, name
         self.shards: list[str] = []
         self.unreadable: list[int] = []
         self._saved_at, self._duration = time.monotonic(), 0.0
 
-    def add(self, block: list[Shard], readable: np.ndarray) -> None:
-        """Shards that were searched. readable: int64 (m,), positions of their images that could be read."""
-        self.shards += [name for name, _, _ in block]
-        positions = np.concatenate([np.arange(start, stop) for _, start, stop in block])
-        self.unreadable += np.setdiff1d(positions, readable).tolist()
+    def blocks(self, shards: list[Shard], done: set[str]) -> list[list[Shard]]:
+        """This process's shards that are not done, in blocks that are searched at once."""
+        images = shards[0].stop - shards[0].start
+        size = block_rows(max(self.embedder.widths.values())) // images
+        size = max(1, min(size, len(shards) // world_size()))
+        blocks = []
+        for start in range(rank() * size, len(shards), world_size() * size):
+            block = [shard for shard in shards[start : start + size] if shard.name not in done]
+            if block:
+                blocks.append(block)
+        return blocks
+
+    def search(self, block: list[Shard], bar: Progress) -> None:
+        """Embeds the shards of a block that are not among the pieces, and searches all of them."""
+        embedded = set(self.pieces.names(f"{self.public.name}_"))
+        missing = [shard for shard in block if shard.name not in embedded]
+        bar.update(count_images(block) - count_images(missing))
+        self.pieces.save_each(self.embedder.shard_arrays(self.public, missing, bar.update))
+        readable = self._joined(block, "rows")
+        for key, search in self.searches.items():
+            search.add(self._joined(block, array_key(key)), readable)
+        for shard in block:
+            self.shards.append(shard.name)
+            self.unreadable += np.setdiff1d(range(shard.start, shard.stop), readable).tolist()
         if time.monotonic() - self._saved_at > self._duration / _SAVING_FRACTION:
             self.save()
+
+    def _joined(self, block: list[Shard], array: str) -> np.ndarray:
+        return np.concatenate([self.pieces.load(shard.name, array)[array] for shard in block])
 
     def save(self) -> None:
         """Saves the neighbors, then removes the embeddings that they stand for."""

@@ -5,7 +5,7 @@ a stream that depends on (seed, image index) alone. Images are cut into shards, 
 ShardStore keeps, so that a killed run can resume.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,7 +62,8 @@ class Views:
 
     def pictures(self, index: int, image: Image.Image) -> list[Image.Image]:
         """The views as PIL images, as the first kind of network is shown them."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.kinds[0].mean, self.kinds[0].std))
+        mean = torch.tensor(self.kinds[0].mean)[:, None, None]
+        std = torch.tensor(self.kinds[0].std)[:, None, None]
         levels = (self(index, image)[0] * std + mean).clamp(0, 1).mul(255).round().byte()
         return [Image.fromarray(view.permute(1, 2, 0).numpy()) for view in levels]
 
@@ -94,17 +95,14 @@ class UnitMaxima:
     def add(self, activations: np.ndarray, rows: np.ndarray) -> None:
         """activations: float64 (n, width), 0 or more. rows: int64 (n,)."""
         first = activations.argmax(axis=0)
-        self._join(np.take_along_axis(activations, first[None], 0)[0], rows[first])
-        self.total += activations.sum(axis=0)
+        self.merge(activations.max(axis=0), rows[first], activations.sum(axis=0))
 
     def merge(self, largest: np.ndarray, image: np.ndarray, total: np.ndarray) -> None:
         """Those of images that come after."""
-        self._join(largest, image)
-        self.total += total
-
-    def _join(self, largest: np.ndarray, image: np.ndarray) -> None:
         greater = largest > self.largest
-        self.largest, self.image = np.where(greater, largest, self.largest), np.where(greater, image, self.image)
+        self.largest = np.where(greater, largest, self.largest)
+        self.image = np.where(greater, image, self.image)
+        self.total += total
 
 
 @dataclass
@@ -120,15 +118,16 @@ class Alignment:
     @classmethod
     def empty(cls, widths: dict[Key, int]) -> "Alignment":
         """Of no image. widths: of each layer."""
-        distances = {key: np.empty(0) for key in widths}
-        units = {key: UnitMaxima(width) for key, width in widths.items()}
-        return cls(np.empty(0, np.int64), distances, units)
+        alignment = cls(np.empty(0, np.int64), {}, {})
+        for key, width in widths.items():
+            alignment.distances[key], alignment.units[key] = np.empty(0), UnitMaxima(width)
+        return alignment
 
     def add(self, rows: np.ndarray, measured: dict[Key, tuple[np.ndarray, np.ndarray]]) -> None:
         """Adds images that come after. measured: of `ViewDistances.measure`."""
-        self.rows = np.concatenate([self.rows, rows])
+        self.rows = np.append(self.rows, rows)
         for key, (distances, activations) in measured.items():
-            self.distances[key] = np.concatenate([self.distances[key], distances])
+            self.distances[key] = np.append(self.distances[key], distances)
             self.units[key].add(activations, rows)
 
     def arrays(self) -> Arrays:
@@ -142,17 +141,18 @@ class Alignment:
 
     def merge(self, arrays: Arrays) -> None:
         """Adds the images of another Alignment's `arrays`, which come after."""
-        self.rows = np.concatenate([self.rows, arrays["rows"]])
+        self.rows = np.append(self.rows, arrays["rows"])
         for key, units in self.units.items():
-            self.distances[key] = np.concatenate([self.distances[key], arrays[_word("distance", key)]])
-            units.merge(*(arrays[_word(part, key)] for part in _PARTS))
+            self.distances[key] = np.append(self.distances[key], arrays[_word("distance", key)])
+            units.merge(*[arrays[_word(part, key)] for part in _PARTS])
 
 
 def mean_distance(representations: torch.Tensor) -> torch.Tensor:
     """float (n, views, width) -> float64 (n,): mean L2 distance over all pairs of views, each divided by its length."""
     unit = F.normalize(representations.double(), dim=2)
     views = unit.shape[1]
-    return torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist").sum((1, 2)) / (views * (views - 1))
+    distances = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.sum((1, 2)) / (views * (views - 1))
 
 
 class ViewDistances:
@@ -166,17 +166,19 @@ class ViewDistances:
         """The Alignment of an ImageSet. All processes must call this; each does its part, the first gets the whole,
         the others None. progress: total -> context manager whose `update` is told of each batch."""
         pieces = self.store.map(self.embedder.shards(images), partial(self.measure_shards, images), progress)
-        return None if rank() else self._joined(pieces)
+        if rank():
+            return None
+        whole = Alignment.empty(self.embedder.widths)
+        for piece in pieces:  # in the order of the shards, so that no sum depends on which process did what
+            whole.merge(piece)
+        return whole
 
     def measure(self, batch: Sequence[torch.Tensor]) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
         """{(model, layer): (mean distance float64 (n,), activations float64 (n, width))}; InputError for values that
         are not finite. batch: for each kind float (n, views, 3, h, w)."""
-        tensors: list[torch.Tensor] = []
         on_device = self.on_device(batch)
-        for pair in on_device.values():
-            tensors += pair
-        host = iter(to_host(tensors))  # one synchronization with a GPU
-        measured = {key: (next(host), next(host)) for key in on_device}
+        host = to_host([tensor for pair in on_device.values() for tensor in pair])  # one synchronization with a GPU
+        measured = dict(zip(on_device, zip(host[::2], host[1::2])))
         for (model, layer), (distances, _) in measured.items():  # of a view that is not finite neither is the distance
             is_finite = bool(np.isfinite(distances).all())
             check_finite(is_finite, self.embedder.networks[model], layer, self.embedder.inference.precision)
@@ -205,13 +207,6 @@ class ViewDistances:
             for rows, views in batches:
                 measured.add(rows, self.measure(views))
             yield shard.name, measured.arrays()
-
-    def _joined(self, pieces: Iterable[Arrays]) -> Alignment:
-        """In the order of the shards, so that no sum depends on which process did what."""
-        whole = Alignment.empty(self.embedder.widths)
-        for piece in pieces:
-            whole.merge(piece)
-        return whole
 
 
 def _word(part: str, key: Key) -> str:

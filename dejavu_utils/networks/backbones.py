@@ -6,6 +6,7 @@ transformer that DINO, DINOv2, MAE, MoCo v3 and I-JEPA share, which takes images
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, cast
 
 import timm.models
@@ -20,7 +21,7 @@ from dejavu_utils.models import backbone_named
 
 # Of the widths that DINO, DINOv2, MAE, DeiT and I-JEPA have.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
-_NAMES = {
+_NAMES: dict[tuple, str] = {
     (2, 2, 2, 2): "resnet18",
     (3, 4, 6, 3): "resnet50",
     (3, 4, 23, 3): "resnet101",
@@ -50,17 +51,17 @@ class ResNet(resnet.ResNet):
 
 def resnet_of_shapes(shapes: dict[str, tuple]) -> tuple[ResNet, str]:
     """(ResNet, name) for {name: shape} of its weights without a classifier."""
-    counts = [_count(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
-    block: Any = resnet.Bottleneck if "layer1.0.conv3.weight" in shapes else resnet.BasicBlock
-    stem = shapes["conv1.weight"][0]
-    inner, a_group = shapes["layer1.0.conv2.weight"][:2]
-    groups, times = inner // a_group, stem / 64
-    name = _NAMES.get((counts[0], counts[1], counts[2], counts[3]), "resnet" + "-".join(map(str, counts)))
-    if tuple(counts) == (3, 4, 6, 3) and block is resnet.BasicBlock:
-        name = "resnet34"
+    counts = [count(shapes, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+    name = _NAMES.get(tuple(counts), "resnet" + "-".join(map(str, counts)))
+    times = shapes["conv1.weight"][0] / 64
     wider = f"x{times:g}" if times != 1 else ""
-    if block is resnet.BasicBlock:
+    block: Any = resnet.Bottleneck
+    if "layer1.0.conv3.weight" not in shapes:
+        block = resnet.BasicBlock
+        name = "resnet34" if name == "resnet50" else name
         return ResNet(block, counts, times), name + wider
+    inner, a_group = shapes["layer1.0.conv2.weight"][:2]
+    groups = inner // a_group
     per_group = round(inner / times / groups)
     if groups > 1:
         name = name.replace("resnet", "resnext") + f"_{groups}x{per_group}d"
@@ -79,19 +80,20 @@ class VisionTransformer(timm.models.VisionTransformer):
     def _pos_embed(self, patches: torch.Tensor) -> torch.Tensor:
         """float (n, height, width, channels) -> float (n, tokens, channels), the class token and registers first."""
         tokens = patches.flatten(1, 2) + self._positions(*patches.shape[1:3])
-        before = [token for token in (self.cls_token, self.reg_token) if token is not None]
-        return torch.cat([*(token.expand(len(tokens), -1, -1) for token in before), tokens], dim=1)
+        for token in (self.reg_token, self.cls_token):
+            if token is not None:
+                tokens = torch.cat([token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return tokens
 
     def _positions(self, height: int, width: int) -> torch.Tensor:
         side = math.isqrt(self.pos_embed.shape[1])
         if (height, width) == (side, side):
             return self.pos_embed
         table = self.pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        options: dict[str, Any] = {"size": (height, width)}
         if self.offset:
-            factors = (height + self.offset) / side, (width + self.offset) / side
-            table = F.interpolate(table, scale_factor=factors, mode="bicubic", antialias=self.antialias)
-        else:
-            table = F.interpolate(table, size=(height, width), mode="bicubic", antialias=self.antialias)
+            options = {"scale_factor": ((height + self.offset) / side, (width + self.offset) / side)}
+        table = F.interpolate(table, mode="bicubic", antialias=self.antialias, **options)
         return table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
 
 
@@ -107,7 +109,7 @@ def vit_of_shapes(shapes: dict[str, tuple], heads: int | None = None) -> tuple[V
     heads = heads or _HEADS.get(width)
     if not heads or width % heads:
         raise ValueError(f"a transformer {width} wide: its weights do not tell the number of heads")
-    depth, patch = _count(shapes, r"blocks\.(\d+)\."), shapes["patch_embed.proj.weight"][-1]
+    depth, patch = count(shapes, r"blocks\.(\d+)\."), shapes["patch_embed.proj.weight"][-1]
     class_token = "cls_token" in shapes
     net = VisionTransformer(
         img_size=math.isqrt(positions) * patch,
@@ -148,12 +150,21 @@ def timms_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def _count(shapes: dict[str, tuple], pattern: str) -> int:
-    matches = [re.match(pattern, name) for name in shapes]
-    numbers = [int(match[1]) for match in matches if match]
+def count(names: Iterable[str], pattern: str) -> int:
+    """1 + the largest number in the first group of a pattern that names match; ValueError if none does."""
+    numbers = 0
+    for name in names:
+        match = re.match(pattern, name)
+        if match:
+            numbers = max(numbers, int(match[1]) + 1)
     if not numbers:
         raise ValueError(f"no weight is called {pattern}")
-    return max(numbers) + 1
+    return numbers
+
+
+def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, tuple]:
+    """{name: shape} of weights."""
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def architectures() -> tuple[str, ...]:
@@ -167,6 +178,6 @@ def arch_of_shapes(shapes: dict, fc: bool = False) -> str:
     for arch in architectures():
         with torch.device("meta"):
             candidate, _ = backbone_named(arch, fc)
-        if {name: tuple(value.shape) for name, value in candidate.state_dict().items()} == shapes:
+        if shapes_of(candidate.state_dict()) == shapes:
             return arch
     raise ValueError("its names and shapes are those of no torchvision resnet or vgg")

@@ -15,7 +15,14 @@ from torch import nn
 
 from dejavu_utils.imagenet import STD, Preprocessing
 from dejavu_utils.models import Network, backbone_named
-from dejavu_utils.networks.backbones import arch_of_shapes, resnet_of_shapes, timms_names, vit_of_shapes
+from dejavu_utils.networks.backbones import (
+    arch_of_shapes,
+    count,
+    resnet_of_shapes,
+    shapes_of,
+    timms_names,
+    vit_of_shapes,
+)
 
 Weights = dict[str, torch.Tensor]
 BICUBIC = Preprocessing(interpolation="bicubic")
@@ -95,11 +102,11 @@ def weights_in(checkpoint: Any) -> tuple[Weights, str]:
         raise ValueError(f"holds a {type(checkpoint).__name__}, expected the weights of a network by their names")
     if {"resnet", "head"} <= checkpoint.keys():
         raise ValueError("holds SimCLR v2, which has an architecture of its own (selective kernels): not built in here")
-    nests = {}
+    nests: dict[str, Weights] = {}
     for name, nest in {**checkpoint, "": checkpoint}.items():
-        weights = _tensors(nest) if isinstance(nest, dict) else {}
-        if weights:
-            nests[name] = weights
+        for key, value in nest.items() if isinstance(nest, dict) else ():
+            if isinstance(key, str) and torch.is_tensor(value):
+                nests.setdefault(name, {})[key] = value
     chosen = next((name for name in (*_NESTS, "") if name in nests), next(iter(nests), None))
     if chosen is None or (len(nests) > 1 and chosen not in (*_NESTS, "")):
         entries = ", ".join(map(str, list(checkpoint)[:8])) or "nothing"
@@ -110,27 +117,25 @@ def weights_in(checkpoint: Any) -> tuple[Weights, str]:
     return state, chosen
 
 
-def _tensors(nest: dict) -> Weights:
-    return {name: value for name, value in nest.items() if isinstance(name, str) and torch.is_tensor(value)}
-
-
 def prefix_of(state: Weights, anchor: re.Pattern = _ANCHOR) -> str:
     """Prefix of a network's names, "" for a bare one; a momentum encoder or a student is left aside.
 
     anchor: pattern of a name that the network has once, its first group the prefix. ValueError for none or several.
     """
-    matches = [anchor.fullmatch(name) for name in state]
-    prefixes = list(dict.fromkeys(match[1] for match in matches if match))
-    outer = [prefix for prefix in prefixes if not _is_within(prefix, prefixes)]
+    prefixes = set()
+    for name in state:
+        match = anchor.fullmatch(name)
+        if match:
+            prefixes.add(match[1])
+    outer: list[str] = []  # of a network within another the outer one
+    for prefix in sorted(prefixes):
+        if not prefix.startswith(tuple(outer)):
+            outer.append(prefix)
     first = [prefix for prefix in outer if not _SECOND.search(prefix)] or outer
     if len(first) == 1:
         return first[0]
     what = f"networks under {', '.join(first)}" if first else looks_like(state)
     raise ValueError(f"holds {what}; expected one torchvision resnet or vgg or one ViT, others are named with --arch")
-
-
-def _is_within(prefix: str, others: list[str]) -> bool:
-    return any(prefix.startswith(other) for other in others if other != prefix)
 
 
 def looks_like(state: Weights) -> str:
@@ -180,7 +185,7 @@ def _layout_of_bare(bare: Weights, nest: str) -> str:
 def _layout_of_transformer(bare: Weights, nest: str, classified: bool) -> str:
     width = bare["blocks.0.attn.qkv.weight"].shape[1]
     if "storage_tokens" in bare:
-        depth = 1 + max(int(name.split(".")[1]) for name in bare if name.startswith("blocks."))
+        depth = count(bare, r"blocks\.(\d+)\.")
         plain, gated = _DINOV3.get((width, depth), ("base", "base"))
         size = gated if "blocks.0.mlp.w1.weight" in bare else plain
         raise ValueError(f"holds DINOv3, which timm builds: give --arch timm:vit_{size}_patch16_dinov3")
@@ -231,7 +236,7 @@ def network_of_layout(state: Weights, name: str, prefix: str, projector: str | N
     if "blocks.0.attn.qkv.weight" in backbone:
         backbone = timms_names(backbone)
     with torch.device("meta"):  # the weights come from the file
-        net, arch = _backbone({key: tuple(value.shape) for key, value in backbone.items()}, layout)
+        net, arch = _backbone(shapes_of(backbone), layout)
         layers, projected = _projector(state, projector, layout.activation)
         network = Network(net, net.num_features, layers)
         if "fc.weight" in classifier:

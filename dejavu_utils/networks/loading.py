@@ -32,7 +32,7 @@ from dejavu_utils.models import (
     timm_network,
     timm_width,
 )
-from dejavu_utils.networks.backbones import arch_of_shapes
+from dejavu_utils.networks.backbones import arch_of_shapes, shapes_of
 from dejavu_utils.networks.layouts import (
     BESIDE,
     LAYOUTS,
@@ -339,7 +339,7 @@ def network_of(state: dict[str, torch.Tensor], checkpoint: dict) -> SSLNetwork:
         network.evaluation_side = _evaluation_side(trained_side)
         network.notes = f"{network.arch}, trained at {trained_side} pixels" if trained_side else str(network.arch)
     else:
-        network = _network_from_shapes({name: tuple(value.shape) for name, value in state.items()})
+        network = _network_from_shapes(shapes_of(state))
         network.notes = f"{network.arch}, without the settings of its training"
     network.load_state_dict(state)
     network.about = {name: checkpoint.get(name) for name in ABOUT}
