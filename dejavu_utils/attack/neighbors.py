@@ -131,7 +131,9 @@ class NeighborSearch:
 
             distances, rows = faiss.knn(queries.numpy(), block.numpy(), m)
             return torch.from_numpy(distances), torch.from_numpy(rows)
-        squared = torch.addmm(block.square().sum(dim=1), queries, block.T, alpha=-2).add_(norms[:, None])
+        block_norms = block.square().sum(dim=1)
+        squared = torch.addmm(block_norms, queries, block.T, alpha=-2)
+        squared.add_(norms[:, None])
         distances, rows = squared.topk(m, dim=1, largest=False)
         return distances, rows
 
@@ -172,7 +174,7 @@ def _squared_distances(queries: torch.Tensor, block: torch.Tensor, chosen: torch
             coordinates = slice(start, start + columns)
             query = queries[those, coordinates].double()
             public = block[:, coordinates].index_select(0, chosen[those].flatten()).double()
-            difference = public.view(len(query), -1, query.shape[1]).sub_(query[:, None])
+            difference = public.view(len(query), chosen.shape[1], query.shape[1]).sub_(query[:, None])
             total[those] += torch.linalg.vector_norm(difference, dim=2).square_()
     return total
 

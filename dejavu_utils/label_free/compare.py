@@ -50,8 +50,8 @@ def with_margins(table: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
 
 def about_other_images(paths: dict[int, str], table: pd.DataFrame) -> bool:
     """Is a table of `read_margins` or `read_scores` about other images than these? paths: {image index: path}."""
-    there = [index for index in table.index if index in paths]
-    return not there or any(table["path"][index] != paths[index] for index in there)
+    there = table["path"][table.index.isin(list(paths))]
+    return not len(there) or bool((there != there.index.map(paths)).any())
 
 
 def read_scores(folder: str | Path) -> dict[str, pd.DataFrame]:
@@ -81,8 +81,10 @@ def read_directions(folder: str | Path) -> dict[str, dict]:
     """
     path = Path(folder) / "results.json"
     try:
-        both = json.loads(path.read_text(encoding="utf-8"))["both"]
-        return {layer: {part: of[part] for part in ("value", "low", "high")} for layer, of in both.items()}
+        directions = {}
+        for layer, of in json.loads(path.read_text(encoding="utf-8"))["both"].items():
+            directions[layer] = {"value": of["value"], "low": of["low"], "high": of["high"]}
+        return directions
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: was not written by sslmem.py ({error!r})") from None
 
@@ -94,8 +96,8 @@ def outcome_means(tables: dict[str, pd.DataFrame], sets: dict, top_k: int) -> pd
     """
     parts = []
     for name, attacked in sets.items():
-        attack = attacked.attack
-        parts.append(tables[name].reindex(attacked.idxs).assign(outcome=attack.outcomes(top_k)))
+        of_set = tables[name].reindex(attacked.idxs)
+        parts.append(of_set.assign(outcome=attacked.attack.outcomes(top_k)))
     table, rows = pd.concat(parts), []
     for column in score_columns(table):
         for number, outcome in enumerate(OUTCOMES):
@@ -119,9 +121,9 @@ def correlations(table: pd.DataFrame, layers: list[str]) -> dict[str, dict]:
     """
     attacked = attacked_rows(table)
     labels = attacked["label"].to_numpy()
-    margin, target_share, reference_share = (
-        attacked[f"attack_{name}"].to_numpy() for name in ("margin", "target_share", "reference_share")
-    )
+    margin = attacked["attack_margin"].to_numpy()
+    target_share = attacked["attack_target_share"].to_numpy()
+    reference_share = attacked["attack_reference_share"].to_numpy()
     of_layers: dict[str, dict] = {}
     for layer in layers:
         of_layer = scores(attacked, layer)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from dejavu_utils.data import augment
 from dejavu_utils.data.augment import View
@@ -62,10 +63,10 @@ class Views:
 
     def pictures(self, index: int, image: Image.Image) -> list[Image.Image]:
         """The views as PIL images, as the first kind of network is shown them."""
-        mean = torch.tensor(self.kinds[0].mean)[:, None, None]
-        std = torch.tensor(self.kinds[0].std)[:, None, None]
-        levels = (self(index, image)[0] * std + mean).clamp(0, 1).mul(255).round().byte()
-        return [Image.fromarray(view.permute(1, 2, 0).numpy()) for view in levels]
+        kind, views = self.kinds[0], self(index, image)[0]
+        mean, std = torch.tensor(kind.mean), torch.tensor(kind.std)
+        levels = views * std[:, None, None] + mean[:, None, None]
+        return [to_pil_image(view) for view in levels.clamp(0, 1).mul(255).round().byte()]
 
     def _of(self, kind: Preprocessing, index: int, pixels: np.ndarray) -> torch.Tensor:
         views = torch.empty((self.count, 3, kind.side, kind.side))
@@ -73,7 +74,8 @@ class Views:
             view = self.pair[number % len(self.pair)]
             draws = uniforms(self.seed, _EPOCH, number, index, 1)
             crop = random_crop(pixels, draws, view, kind.side, kind.interpolation)
-            augment.apply(crop[None], augment.draw_parameters(draws, view), views[number : number + 1])
+            parameters = augment.draw_parameters(draws, view)
+            augment.apply(crop[None], parameters, out=views[number : number + 1])
         return augment.renormalize(views, kind)
 
 
@@ -90,12 +92,14 @@ class UnitMaxima:
     ReLU."""
 
     def __init__(self, width: int) -> None:
-        self.largest, self.image, self.total = np.zeros(width), np.full(width, -1), np.zeros(width)
+        self.largest = np.zeros(width)
+        self.image = np.full(width, -1)
+        self.total = np.zeros(width)
 
     def add(self, activations: np.ndarray, rows: np.ndarray) -> None:
         """activations: float64 (n, width), 0 or more. rows: int64 (n,)."""
-        first = activations.argmax(axis=0)
-        self.merge(activations.max(axis=0), rows[first], activations.sum(axis=0))
+        first = rows[activations.argmax(axis=0)]
+        self.merge(activations.max(axis=0), first, activations.sum(axis=0))
 
     def merge(self, largest: np.ndarray, image: np.ndarray, total: np.ndarray) -> None:
         """Those of images that come after."""
@@ -143,7 +147,8 @@ class Alignment:
         """Adds the images of another Alignment's `arrays`, which come after."""
         self.rows = np.append(self.rows, arrays["rows"])
         for key, units in self.units.items():
-            self.distances[key] = np.append(self.distances[key], arrays[_word("distance", key)])
+            distances = arrays[_word("distance", key)]
+            self.distances[key] = np.append(self.distances[key], distances)
             units.merge(*[arrays[_word(part, key)] for part in _PARTS])
 
 
@@ -165,7 +170,8 @@ class ViewDistances:
     def align(self, images: ImageSet, progress: ProgressOf) -> Alignment | None:
         """The Alignment of an ImageSet. All processes must call this; each does its part, the first gets the whole,
         the others None. progress: total -> context manager whose `update` is told of each batch."""
-        pieces = self.store.map(self.embedder.shards(images), partial(self.measure_shards, images), progress)
+        shards, compute = self.embedder.shards(images), partial(self.measure_shards, images)
+        pieces = self.store.map(shards, compute, progress)
         if rank():
             return None
         whole = Alignment.empty(self.embedder.widths)
@@ -180,8 +186,8 @@ class ViewDistances:
         host = to_host([tensor for pair in on_device.values() for tensor in pair])  # one synchronization with a GPU
         measured = dict(zip(on_device, zip(host[::2], host[1::2])))
         for (model, layer), (distances, _) in measured.items():  # of a view that is not finite neither is the distance
-            is_finite = bool(np.isfinite(distances).all())
-            check_finite(is_finite, self.embedder.networks[model], layer, self.embedder.inference.precision)
+            is_finite, network = bool(np.isfinite(distances).all()), self.embedder.networks[model]
+            check_finite(is_finite, network, layer, self.embedder.inference.precision)
         return measured
 
     @torch.inference_mode()

@@ -163,7 +163,8 @@ def _table_of(name: str, measured: Measured) -> pd.DataFrame:
     table = pd.DataFrame({"index": indices, "path": paths, "label": listing.labels[indices]})
     target = name if name in SETS else "A"
     for layer in measured.layers:
-        of_target, of_reference = alignment.distances[target, layer], alignment.distances[TWIN[target], layer]
+        of_target = alignment.distances[target, layer]
+        of_reference = alignment.distances[TWIN[target], layer]
         of_images = sslmem(of_target, of_reference)
         table[f"{layer}{SCORE}"] = of_images
         table[f"{layer}_normalized"] = range_normalized(of_images)
@@ -198,7 +199,11 @@ def _statistics(name: str, tables: Tables, layers: list[str]) -> dict[str, Layer
 
 def _control(tables: Tables, layer: str) -> np.ndarray:
     """Scores of all images that neither model trained on, model A as the target."""
-    return np.concatenate([np.empty(0), *(scores(tables[name], layer) for name in NEITHER if name in tables)])
+    control = [np.empty(0)]
+    for name in NEITHER:
+        if name in tables:
+            control.append(scores(tables[name], layer))
+    return np.concatenate(control)
 
 
 def _mean_of_directions(tables: Tables, layer: str) -> Estimate:

@@ -51,7 +51,9 @@ def weighted_means(*samples: tuple[float, np.ndarray]) -> Estimate:
     for weight, values in samples:
         n = len(values)
         value += weight * mean_estimate(values).value
-        part = weight**2 * float(np.var(values, ddof=1)) / n if n > 1 else np.nan
+        part = np.nan
+        if n > 1:
+            part = weight**2 * float(np.var(values, ddof=1)) / n
         variance += part
         below += part**2 / max(1, n - 1)
     half = np.nan
@@ -67,9 +69,11 @@ def unitmem(largest: np.ndarray, total: np.ndarray, n: int) -> np.ndarray:
     largest, total: float64 (units,), maximum and sum over n images of a unit's activation, which is 0 or more. A unit
     that is the same for all images has 0, one that is never active too; with one image all are 0.
     """
-    rest = np.maximum(total - largest, 0) / (n - 1) if n > 1 else largest
-    both = largest + rest
-    return np.divide(np.maximum(largest - rest, 0), both, out=np.zeros(len(both)), where=both > 0)
+    rest = largest
+    if n > 1:
+        rest = np.maximum(total - largest, 0) / (n - 1)
+    both, lead = largest + rest, np.maximum(largest - rest, 0)
+    return np.divide(lead, both, out=np.zeros(len(both)), where=both > 0)
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None) -> CountedEstimate:
@@ -79,8 +83,11 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, groups: np.ndarray | None = N
     mean is taken away: what the two share within groups. 95 % interval: Fisher's z with the variance (1 + r^2 / 2) /
     (n - 3) of Bonett and Wright 2000; of n, one is lost for each group after the first. NaN where it is not defined.
     """
-    groups = np.zeros(len(x), np.int64) if groups is None else np.asarray(groups)
-    ranks, used, count = np.zeros((2, len(x))), np.zeros(len(x), bool), 0
+    if groups is None:
+        groups = np.zeros(len(x), np.int64)
+    ranks = np.zeros((2, len(x)))
+    used = np.zeros(len(x), bool)
+    count = 0
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
         if len(members) < 2:
@@ -92,13 +99,15 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, groups: np.ndarray | None = N
             row[members] = own - own.mean()
     first, second = ranks[:, used]
     n = int(used.sum())
-    scale = float(np.sqrt((first @ first) * (second @ second)))
+    scale = np.sqrt((first @ first) * (second @ second))
     if not scale > 0:
         return CountedEstimate(np.nan, np.nan, np.nan, n)
     r = float(np.clip(first @ second / scale, -1, 1))
     effective = n - (count - 1) - 3
     if effective <= 0:
         return CountedEstimate(r, np.nan, np.nan, n)
+    half = Z95 * np.sqrt((1 + r * r / 2) / effective)
     with np.errstate(divide="ignore"):
-        z, half = np.arctanh(r), Z95 * np.sqrt((1 + r * r / 2) / effective)
-    return CountedEstimate(r, float(np.tanh(z - half)), float(np.tanh(z + half)), n)
+        z = np.arctanh(r)
+    low, high = np.tanh([z - half, z + half])
+    return CountedEstimate(r, float(low), float(high), n)

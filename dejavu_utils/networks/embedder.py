@@ -94,7 +94,8 @@ class Embedder:
         self.inference, self.device, self.batch_size = inference, inference.device, inference.batch_size
         self.shown = {model: network.preprocessing for model, network in networks.items()}
         self.kinds = list(dict.fromkeys(self.shown.values()))
-        self.transform = EachTransform(*(evaluation_transform(preprocessing=kind) for kind in self.kinds))
+        transforms = [evaluation_transform(preprocessing=kind) for kind in self.kinds]
+        self.transform = EachTransform(*transforms)
         self.widths: dict[Key, int] = {}
         for model, network in networks.items():
             for layer in layers[model]:
@@ -147,7 +148,9 @@ class Embedder:
         self, images: Sequence[torch.Tensor], chosen: Mapping[str, np.ndarray] | None = None
     ) -> dict[Key, torch.Tensor]:
         """Outputs on the device, unchecked: {key: float32 (m, width)} of the m rows that a network is shown, if any."""
-        batches = {kind: batch.to(self.device, non_blocking=True) for kind, batch in zip(self.kinds, images)}
+        batches = {}
+        for kind, batch in zip(self.kinds, images):
+            batches[kind] = batch.to(self.device, non_blocking=True)
         outputs: dict[Key, torch.Tensor] = {}
         for model, network in self.networks.items():
             batch = batches[self.shown[model]]
@@ -205,10 +208,11 @@ class Embedder:
         skip_unreadable = self.inference.skip_unreadable
         dataset = IndexedImages(self.listing, images.indices, self.transform, images.crops, skip_unreadable)
         for shard, shard_batches in self.read_shards(dataset, shards, on_progress):
-            size = count_images([shard])
+            size, filled = count_images([shard]), 0
             rows = np.empty(size, np.int64)
-            arrays = {key: np.empty((size, width), np.float32) for key, width in self.widths.items()}
-            filled = 0
+            arrays = {}
+            for key, width in self.widths.items():
+                arrays[key] = np.empty((size, width), np.float32)
             for of_batch, embeddings in self._embedded(images, shard_batches):
                 place = slice(filled, filled + len(of_batch))
                 rows[place] = of_batch

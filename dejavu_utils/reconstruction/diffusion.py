@@ -38,11 +38,13 @@ class Diffusion:
         self.time_scale = 1000.0 / steps if flags["rescale_timesteps"] else None
         self.ddim = respacing.startswith("ddim")
         self.timesteps = torch.tensor(kept_steps(steps, respacing))
-        signal = np.cumprod(1.0 - betas(flags["noise_schedule"], steps))[self.timesteps.numpy()]
+        signal_of_all = np.cumprod(1.0 - betas(flags["noise_schedule"], steps))
+        signal = signal_of_all[self.timesteps.numpy()]
         before = np.append(1.0, signal[:-1])
         beta = 1.0 - signal / before  # of the kept steps (Nichol & Dhariwal 2021, equation 19)
         posterior = beta * (1.0 - before) / (1.0 - signal)
-        clipped = np.append(posterior[1] if len(beta) > 1 else beta[0], posterior[1:])  # 0 at the first step
+        first = posterior[1] if len(beta) > 1 else beta[0]  # its own is 0
+        clipped = np.append(first, posterior[1:])
         table = {
             "signal": np.sqrt(signal),
             "noise": np.sqrt(1.0 - signal),
@@ -53,8 +55,10 @@ class Diffusion:
             "log_posterior": np.log(clipped),
             "log_large": np.log(np.append(clipped[0], beta[1:])),
         }
-        self._tables = {torch.device("cpu"): {name: torch.from_numpy(values).float() for name, values in table.items()}}
-        self._tables[torch.device("cpu")]["timesteps"] = self.timesteps
+        on_cpu = {"timesteps": self.timesteps}
+        for name, values in table.items():
+            on_cpu[name] = torch.from_numpy(values).float()
+        self._tables = {torch.device("cpu"): on_cpu}
 
     def __len__(self) -> int:
         """How many steps there are, after respacing."""
@@ -96,10 +100,16 @@ class Diffusion:
             log_variance = weight * self._at("log_beta", t) + (1 - weight) * self._at("log_posterior", t)
         else:
             log_variance = self._at("log_large", t).expand_as(x)
-        start = output if self.predict_xstart else (x - self._at("noise", t) * output) / self._at("signal", t)
+        start = output
+        if not self.predict_xstart:
+            start = (x - self._at("noise", t) * output) / self._at("signal", t)
         if pixel_range is not None:
             start = start.clamp(*pixel_range)
-        return start, self._at("mean_start", t) * start + self._at("mean_now", t) * x, log_variance
+        return start, self._posterior_mean(start, x, t), log_variance
+
+    def _posterior_mean(self, start: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Of q(x_{t-1} | x_t, x_0)."""
+        return self._at("mean_start", t) * start + self._at("mean_now", t) * x
 
     def losses(self, unet: UNet, start: Tensor, t: Tensor, noise: Tensor, representation: Tensor) -> dict[str, Tensor]:
         """{"loss", "mse", "vb"} of each image, float32 (n,).
@@ -114,10 +124,12 @@ class Diffusion:
             vb = self._bound(output, start, x, t)
             return {"loss": vb * len(self), "vb": vb}
         mean_part = output[:, :3]
-        mse = (mean_part - (start if self.predict_xstart else noise)).square().flatten(1).mean(1)
+        predicted = start if self.predict_xstart else noise
+        mse = (mean_part - predicted).square().flatten(1).mean(1)
         if not self.learn_sigma:
             return {"loss": mse, "mse": mse}
-        vb = self._bound(torch.cat([mean_part.detach(), output[:, 3:]], dim=1), start, x, t)
+        through_variance = torch.cat([mean_part.detach(), output[:, 3:]], dim=1)
+        vb = self._bound(through_variance, start, x, t)
         if self.rescale_learned_sigmas:
             vb = vb * (len(self) / 1000.0)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
@@ -125,11 +137,12 @@ class Diffusion:
     def _bound(self, output: Tensor, start: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """KL(q(x_{t-1} | x_t, x_0) || p) in bits per dimension, the decoder's code length at the first step; (n,)."""
         _, mean, log_variance = self.reverse(output, x, t)
-        true_mean = self._at("mean_start", t) * start + self._at("mean_now", t) * x
+        true_mean = self._posterior_mean(start, x, t)
         true_log = self._at("log_posterior", t)
         gap = (true_mean - mean).square() * torch.exp(-log_variance)
         kl = 0.5 * (log_variance - true_log + torch.exp(true_log - log_variance) + gap - 1)
-        nats = torch.where(t == 0, _code_length(start, mean, 0.5 * log_variance), kl.flatten(1).mean(1))
+        code_length = _code_length(start, mean, 0.5 * log_variance)
+        nats = torch.where(t == 0, code_length, kl.flatten(1).mean(1))
         return nats / math.log(2.0)
 
     @torch.no_grad()
@@ -221,10 +234,11 @@ def _code_length(start: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     Bins are those of pixels in [-1, 1], half of 2 / 255 to each side, with open ends (Ho et al. 2020, equation 13), and
     the normal distribution function is its tanh approximation, as in guided diffusion.
     """
-    upper, lower = (
-        _normal_cdf((start - mean + shift) * torch.exp(-log_scale)).clamp(min=0.0) for shift in (1 / 255, -1 / 255)
-    )
-    probability = torch.where(start < -0.999, upper, torch.where(start > 0.999, 1 - lower, upper - lower))
+    scale, half_bin = torch.exp(-log_scale), 1 / 255
+    upper = _normal_cdf((start - mean + half_bin) * scale).clamp(min=0.0)
+    lower = _normal_cdf((start - mean - half_bin) * scale).clamp(min=0.0)
+    probability = torch.where(start > 0.999, 1 - lower, upper - lower)
+    probability = torch.where(start < -0.999, upper, probability)
     return -torch.log(probability.clamp(min=1e-12)).flatten(1).mean(1)
 
 
@@ -277,18 +291,22 @@ class LossSecondMomentSteps(UniformSteps):
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         same = t[:, None] == t
-        before, after = same.tril(-1).sum(dim=1), same.triu(1).sum(dim=1)
+        before = same.tril(-1).sum(dim=1)
+        after = same.triu(1).sum(dim=1)
         # Those that ten later ones of the same step push out again are written into a column that is dropped: of two
         # writes to one place it is not known which is the last.
-        place = torch.where(after < self.HISTORY, (self.counts[t] + before) % self.HISTORY, self.HISTORY)
-        self.history = F.pad(self.history, (0, 1)).index_put_((t, place), losses.double())[:, :-1]
+        place = (self.counts[t] + before) % self.HISTORY
+        place = torch.where(after < self.HISTORY, place, self.HISTORY)
+        wider = F.pad(self.history, (0, 1)).index_put_((t, place), losses.double())
+        self.history = wider[:, :-1]
         self.counts = self.counts.index_add(0, t, torch.ones_like(t))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"history": self.history.clone(), "counts": self.counts}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.history, self.counts = (state[name].to(self.device, copy=True) for name in ("history", "counts"))
+        self.history = state["history"].to(self.device, copy=True)
+        self.counts = state["counts"].to(self.device, copy=True)
 
 
 STEP_SAMPLERS = {"uniform": UniformSteps, "loss-second-moment": LossSecondMomentSteps}

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from dejavu_utils.data.image_dataset import without_far_ends
+from dejavu_utils.data.image_dataset import IndexedImages, collate_readable, without_far_ends
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
-from dejavu_utils.imagenet import ImageListing, load_image
-from dejavu_utils.reconstruction.rcdm import NEIGHBORS, SAMPLES, Attack, Source, conditions, sample_seeds
+from dejavu_utils.imagenet import ImageListing
+from dejavu_utils.reconstruction.rcdm import NEIGHBORS, SAMPLES, Source, conditions, sample_seeds
 
 
 def image_transform(side: int) -> transforms.Compose:
@@ -67,7 +67,8 @@ def reconstruct(
         raise InputError(f"there is no such example in set {attacked}: nothing to reconstruct")
     first = sources[0]
     side, listing = first.rcdm.side, first.attack.listing
-    shown = Reconstructions(rows, _pictures(listing, indices, side), _crops(listing, indices, first.attack, side))
+    crops = first.attack.crops(indices)
+    shown = Reconstructions(rows, _pictures(listing, indices, side), _pictures(listing, indices, side, crops))
     for source in sources:
         condition, neighbors = conditions(source, attacked, indices)
         seeds = sample_seeds(indices, samples, seed)
@@ -81,15 +82,10 @@ def reconstruct(
     return shown
 
 
-def _pictures(listing: ImageListing, indices: np.ndarray, side: int) -> torch.Tensor:
-    transform = image_transform(side)
-    return torch.stack([transform(load_image(listing.path(index))) for index in indices])
-
-
-def _crops(listing: ImageListing, indices: np.ndarray, attack: Attack, side: int) -> torch.Tensor:
-    transform = image_transform(side)
-    boxes = attack.crops(indices)
-    return torch.stack([transform(load_image(listing.path(i)).crop(tuple(box))) for i, box in zip(indices, boxes)])
+def _pictures(listing: ImageListing, indices: np.ndarray, side: int, crops: np.ndarray | None = None) -> torch.Tensor:
+    images = IndexedImages(listing, indices, image_transform(side), crops)
+    pictures, _, _ = collate_readable([images[position] for position in range(len(images))])
+    return pictures
 
 
 def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> Figure:
@@ -151,7 +147,8 @@ def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> 
 def save_tiles(folder: str | Path, shown: Reconstructions) -> None:
     """Writes samps_patches.png (images beside crops), NNs_{tile}.png and recon_{tile}.png, a line per example."""
     folder = Path(folder)
-    save_grid(folder / "samps_patches.png", torch.stack([shown.images, shown.crops], dim=1).flatten(0, 1), 2)
+    beside = torch.stack([shown.images, shown.crops], dim=1)
+    save_grid(folder / "samps_patches.png", beside.flatten(0, 1), 2)
     for source, samples in shown.samples.items():
         tile = shown.tiles[source]
         save_grid(folder / f"recon_{tile}.png", samples.flatten(0, 1), samples.shape[1])
@@ -163,8 +160,9 @@ def save_tiles(folder: str | Path, shown: Reconstructions) -> None:
 def save_grid(path: str | Path, images: torch.Tensor, columns: int) -> None:
     """A png of images in [0, 1], float (n, 3, s, s), so many to a line."""
     grid = make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=1.0)
+    levels = (grid * 255).round().byte()
     with complete_file(path) as temporary:
-        Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy()).save(temporary)
+        to_pil_image(levels).save(temporary)
 
 
 def save_figure(path: str | Path, figure: Figure) -> None:

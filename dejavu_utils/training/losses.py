@@ -34,8 +34,9 @@ def vicreg(
     for z in (z1, z2):
         centered = (z - z.mean(dim=0)) / math.sqrt(len(z) - 1)
         variances = centered.square().sum(dim=0)
+        off_diagonal = _square_of_product(centered, centered) - variances.square().sum()
         variance = variance + F.relu(1 - torch.sqrt(variances + 1e-4)).mean() / 2
-        covariance = covariance + (_square_of_product(centered, centered) - variances.square().sum()) / z.shape[1]
+        covariance = covariance + off_diagonal / z.shape[1]
     return sim_coeff * invariance + std_coeff * variance + cov_coeff * covariance
 
 
@@ -62,7 +63,8 @@ def barlow(z1: torch.Tensor, z2: torch.Tensor, lambd: float = 0.0051) -> torch.T
     """
     z1, z2 = z1 / math.sqrt(len(z1)), z2 / math.sqrt(len(z2))
     diagonal = (z1 * z2).sum(dim=0)
-    return (diagonal - 1).square().sum() + lambd * (_square_of_product(z1, z2) - diagonal.square().sum())
+    off_diagonal = _square_of_product(z1, z2) - diagonal.square().sum()
+    return (diagonal - 1).square().sum() + lambd * off_diagonal
 
 
 def _square_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -131,7 +133,8 @@ def mocov3(
     loss: Any = 0
     for query, key in zip(queries, reversed(keys)):
         with torch.autocast(query.device.type, enabled=False):
-            similarity = F.normalize(query.float(), dim=1) @ F.normalize(key.detach().float(), dim=1).T
+            normalized = F.normalize(query.float(), dim=1)
+            similarity = normalized @ F.normalize(key.detach().float(), dim=1).T
             own = torch.arange(first, first + len(query), device=query.device)
             loss = loss + 2 * temperature * F.cross_entropy(similarity / temperature, own)
     return loss

@@ -28,7 +28,8 @@ class Meter:
         """A batch: its loss, and of each probe logits float (n, classes) and loss."""
         rows = []
         for z, probe_loss in zip(logits, probe_losses):
-            rows.append(torch.stack([probe_loss.float() * len(labels), *correct_in_top(z, labels)]))
+            of_batch = probe_loss.float() * len(labels)
+            rows.append(torch.stack([of_batch, *correct_in_top(z, labels)]))
         self.sums = self.sums + torch.stack(rows).double()
         self.loss = loss.detach().double()
         self.loss_sum = self.loss_sum + self.loss
@@ -39,22 +40,23 @@ class Meter:
         """Makes the sums of every process their mean; all have seen as many images."""
         if self.batches:
             self.sums = sum_over_processes(self.sums) / world_size()
-            losses = sum_over_processes(torch.stack([self.loss_sum, self.loss])) / world_size()
-            self.loss_sum, self.loss = losses.unbind()
+            losses = torch.stack([self.loss_sum, self.loss])
+            self.loss_sum, self.loss = (sum_over_processes(losses) / world_size()).unbind()
 
     def total(self, probes: int, device: torch.device) -> "Meter":
         """Makes the sums of every process their total; they may have seen different numbers of images, or none."""
         if not self.count:
             self.sums = torch.zeros(probes, 3, dtype=torch.float64, device=device)
         self.sums = sum_over_processes(self.sums)
-        self.count = int(sum_over_processes(torch.tensor([self.count], device=device)))
+        count = torch.tensor([self.count], device=device)
+        self.count = int(sum_over_processes(count))
         return self
 
     def result(self) -> dict[str, float]:
         """The record's training entries, over the images of all processes."""
         self.average()
-        train_loss, loss = (self.loss_sum / self.batches).item(), self.loss.item()
-        return {"train_loss": train_loss, "loss": loss, **self.probes("")}
+        train_loss = self.loss_sum / self.batches
+        return {"train_loss": train_loss.item(), "loss": self.loss.item(), **self.probes("")}
 
     def probes(self, suffix: str) -> dict[str, float]:
         """loss_classif, top_1 and top_5 of each layer's probe."""
@@ -68,7 +70,8 @@ class Meter:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
-        vars(self).update({name: v.to(device) if torch.is_tensor(v) else v for name, v in state.items()})
+        for name, value in state.items():
+            setattr(self, name, value.to(device) if torch.is_tensor(value) else value)
 
 
 def correct_in_top(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
@@ -76,7 +79,8 @@ def correct_in_top(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Ten
 
     logits: float (n, classes). labels: int64 (n,).
     """
-    correct = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    count = min(5, logits.shape[1])
+    correct = logits.detach().topk(count, dim=1).indices == labels[:, None]
     return [correct[:, 0].sum(), correct.sum()]
 
 

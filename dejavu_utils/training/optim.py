@@ -42,7 +42,8 @@ class LARS(torch.optim.Optimizer):
             scaled = [p for p in parameters if p.ndim > 1]
             updates = {p: p.grad for p in parameters}
             if scaled:
-                updates.update(zip(scaled, _scaled_updates(scaled, group["weight_decay"], group["eta"])))
+                of_scaled = _scaled_updates(scaled, group["weight_decay"], group["eta"])
+                updates.update(zip(scaled, of_scaled))
             for p in parameters:
                 if "mu" not in self.state[p]:
                     self.state[p]["mu"] = torch.zeros_like(p)
@@ -77,7 +78,8 @@ def _scaled_updates(parameters: list[torch.Tensor], weight_decay: float, eta: fl
     """q (g + wd p) of each parameter."""
     updates = torch._foreach_mul(parameters, weight_decay)
     torch._foreach_add_(updates, [p.grad for p in parameters])  # type: ignore[misc]
-    norms, update_norms = (torch.stack(torch._foreach_norm(values)) for values in (parameters, updates))
+    norms = torch.stack(torch._foreach_norm(parameters))
+    update_norms = torch.stack(torch._foreach_norm(updates))
     q = torch.where((norms > 0) & (update_norms > 0), eta * norms / update_norms, 1.0)
     torch._foreach_mul_(updates, list(q.unbind()))
     return updates
