@@ -1,0 +1,67 @@
+"""Points of a sweep: read once, compared with the first; captions say what was probed."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dejavu_utils.analysis import frames
+from dejavu_utils.analysis.attack_files import ProbeAccuracies, ProbeResults, TopAccuracies, read_attack
+from dejavu_utils.analysis.frames import accuracy_table, partition_table
+from dejavu_utils.analysis.intervals import Estimate
+from dejavu_utils.analysis.points import GRID, Series, compared, what_is_probed
+from dejavu_utils.analysis.tables import attack_statistics
+from dejavu_utils.data.provenance import ModelRecord, Provenance
+from dejavu_utils.typed_json import to_json
+
+POINT = Path(__file__).parents[2] / "data/attack/NN_attk_vicreg_300pc_50ep"
+
+
+def write_points(folder, records):
+    """An attack for each {name of a point: record}."""
+    statistics = to_json(attack_statistics(read_attack(POINT)))
+    for name, record in records.items():
+        point = shutil.copytree(POINT, folder / f"NN_attk_vicreg_{name}")
+        results = {**statistics, "settings": {"layer": "projector", "k": 100}, "made_from": record.plain()}
+        (point / "results.json").write_text(json.dumps(results))
+
+
+def test_points_that_were_made_otherwise_are_named_in_the_tables(tmp_path, capsys):
+    record = Provenance(models={"A": ModelRecord("a" * 64)}, public="0" * 64)
+    others = {"300pc_100ep": record, "300pc_250ep": replace(record, public="1" * 64)}
+    write_points(tmp_path, {"300pc_50ep": record, **others})
+    series = Series("vicreg", tmp_path, None, 300, 50, 100, [20.0, 100.0])
+    sweeps = series.read_attacks()
+    assert list(sweeps) == ["epoch", "dataset"] and GRID not in sweeps
+    words = "public set (11111111 here, 00000000 there)"
+    accuracies = accuracy_table(sweeps["epoch"], series.pct_confidences, "epoch", 1)
+    assert accuracies["differs"].tolist() == [""] * 4 + [words] * 2
+    assert partition_table(sweeps["epoch"], "epoch", 5)["differs"].tolist() == ["", "", words]
+    assert [point.differs for point in compared(series.scored(sweeps, {}))] == ["", "", words]
+    assert capsys.readouterr().out.count("250ep differs from") == 1  # said once, however many figures show it
+
+
+def test_each_file_is_read_once(tmp_path, monkeypatch):
+    write_points(tmp_path, {f"{n}pc_{epoch}ep": Provenance() for n in (100, 300) for epoch in (50, 100)})
+    read = []
+
+    def counted(folder, k):
+        read.append(folder.name)
+        return read_attack(folder, k)
+
+    monkeypatch.setattr(frames, "read_attack", counted)
+    sweeps = Series("vicreg", tmp_path, None, 300, 50, 100, [100.0]).read_attacks()
+    assert {name: len(points) for name, points in sweeps.items()} == {"epoch": 2, "dataset": 2, GRID: 4}
+    assert sorted(read) == sorted(path.name for path in tmp_path.iterdir())  # the point of three sweeps, too
+
+
+def test_what_is_probed():
+    unknown = Estimate(0.5, np.nan, np.nan)
+    final = ProbeAccuracies(TopAccuracies(unknown, unknown), TopAccuracies(unknown, unknown))
+    ours = ProbeResults(final, counts={"train": 250, "val": 60}, settings={"layer": "backbone"})
+    assert what_is_probed([ours, ours]) == "linear probe, backbone, n(train) = 250, n(val) = 60"
+    more = replace(ours, counts={"train": 500, "val": 60})
+    assert what_is_probed([ours, more]) == "linear probe, backbone, n(train) = 250 to 500, n(val) = 60"
+    assert what_is_probed([ProbeResults(final)]) == "linear probe, layer unknown, n(train) = unknown, n(val) = unknown"
