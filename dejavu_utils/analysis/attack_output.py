@@ -56,7 +56,7 @@ Key = tuple[str, str]  # (network, layer)
 
 @dataclass
 class LayerResult:
-    """What the attack on one layer found.
+    """The outcome of the attack on one layer.
 
     indices: {set: int64 (n,)}, attacked images, and crops: {set: int64 (n, 4)}. For each (model, set), in one of
     nearest: int64 (n, k), image indices of the nearest public images, or scores: float32 (n, classes). ceiling: by
@@ -144,12 +144,9 @@ def layer_result(
         references = comparison.keys(layer, comparison.reference[name])
         of_references = [answers.of(key, name) for key in references]
         joint = one_model.log_mean_probabilities(of_references) if comparison.classifiers else of_references[0]
-        for (_, answered), model, array in (
-            (target, name, answers.of(target, name)),
-            (references[0], TWIN[name], joint),
-        ):
-            arrays = result.scores if answered == LOGITS else result.nearest
-            arrays[model, name] = array
+        for key, model, array in ((target, name, answers.of(target, name)), (references[0], TWIN[name], joint)):
+            kept = result.scores if key[1] == LOGITS else result.nearest
+            kept[model, name] = array
     for model, key in zip(comparison.models, comparison.keys(layer, comparison.models)):
         result.ceiling[model] = ceiling(answers.predictions(key, CEILING), answers.labels(CEILING))
     return result
@@ -345,7 +342,7 @@ def summary_lines(layer: str, results: AttackResults) -> list[str]:
         lines.append(f"  {who}: target {target}, reference {reference}{chance}, déjà vu score {score}")
     shares = [f"{outcome} {figure_in_words(top_1.shares[outcome])}" for outcome in mem.OUTCOMES]
     lines.append(f"  {', '.join(shares)}")
-    ceilings = [f"model {model} {figure_in_words(found.top_1)}" for model, found in results.ceiling.items()]
+    ceilings = [f"model {model} {figure_in_words(of_model.top_1)}" for model, of_model in results.ceiling.items()]
     lines.append(f"  ceiling (the same vote on whole public images): {', '.join(ceilings)}")
     if results.near_copies and results.near_copies.without:
         without = results.near_copies.without

@@ -114,7 +114,7 @@ def save_gallery(
         total=total,
         header=header,
         neighbors=neighbors is not None,
-        classifiers=neighbors is not None and any((found < 0).any() for found in neighbors.values()),
+        classifiers=neighbors is not None and any((nearest < 0).any() for nearest in neighbors.values()),
         legend=legend,
     )
 
@@ -146,9 +146,9 @@ def _most_confident(
     candidates = []
     for name, attacked_set in sets.items():
         attack = attacked_set.attack
-        found = np.flatnonzero(attack.outcomes(1) == outcome)
-        first, second = order(attack.target.confidence[found], attack.reference.confidence[found])
-        candidates += zip(-first, -second, attacked_set.idxs[found], [name] * len(found), found)
+        rows = np.flatnonzero(attack.outcomes(1) == outcome)
+        first, second = order(attack.target.confidence[rows], attack.reference.confidence[rows])
+        candidates += zip(-first, -second, attacked_set.idxs[rows], [name] * len(rows), rows)
     candidates.sort()
     return [candidate[3:] for candidate in candidates[:count]], len(candidates)
 
@@ -210,12 +210,12 @@ class _Page:
 
     def neighbor(self, index: int, label: int) -> dict[str, Any]:
         image = readable_image(self.listing, index)
-        found = int(self.listing.labels[index])
+        own_label = int(self.listing.labels[index])
         return {
             "path": self.listing.paths[index],
             "image": image and data_uri(image, *SMALL),
-            "class": self.name(found),
-            "match": found == label,
+            "class": self.name(own_label),
+            "match": own_label == label,
         }
 
     def name(self, label: int) -> str:

@@ -99,10 +99,10 @@ def margin_scores(attacks: Sequence[DirectedAttack]) -> tuple[np.ndarray, np.nda
     return of_A, -of_B  # on set B model A is the reference
 
 
-def membership_in_words(found: Membership) -> str:
+def membership_in_words(result: Membership) -> str:
     """AUC and true-positive rates in a line."""
-    parts = [f"AUC {_in_words(found.auc)}"]
-    for rate, estimate in zip(("1 %", "0.1 %"), (found.tpr_at_1_percent, found.tpr_at_01_percent)):
+    parts = [f"AUC {_in_words(result.auc)}"]
+    for rate, estimate in zip(("1 %", "0.1 %"), (result.tpr_at_1_percent, result.tpr_at_01_percent)):
         if estimate is not None:
             parts.append(f"true-positive rate {_in_words(estimate)} at {rate} false positives")
     return ", ".join(parts)

@@ -18,17 +18,16 @@ def online_probes(settings: Mapping[str, Any], made_from: Mapping[str, Any] | No
     settings, made_from: of an attack's results.json; the epochs of the models are in its record.
     """
     models = (made_from or {}).get("models") or {}
-    found = []
+    both = []
     for name in SETS:
         path, epoch = settings.get(f"model_{name}_pth"), (models.get(name) or {}).get("epoch")
-        of_model = read_probes(Path(path).parent / "log", epoch) if path and epoch else {}
-        if not of_model:
+        if not (path and epoch):
             return {}
-        found.append(of_model)
-    first, second = found
+        both.append(read_probes(Path(path).parent / "log", epoch))
+    first, second = both
     means: Accuracies = {}
     for layer in first.keys() & second.keys():
-        means[layer] = {top_k: float(np.mean([of[layer][top_k] for of in found])) for top_k in (1, 5)}
+        means[layer] = {top_k: float(np.mean([first[layer][top_k], second[layer][top_k]])) for top_k in (1, 5)}
     return means
 
 
