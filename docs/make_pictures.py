@@ -3,7 +3,8 @@
 Reads the folders of bash_examples/demo.sh: the pictures are of the first, the numbers of all. Writes, below --docs,
 crops.png, augmented_pairs.png, memorized.png, demo_accuracy.png; after demo_sslmem.sh label_free_{epochs,margin,images}
 .png; after demo_rcdm.sh reconstructions.png; figures.json, the numbers; and into *.md beside and above it the blocks
-between <!-- demo: NAME --> and <!-- end -->, which are tables of these numbers.
+between <!-- demo: NAME --> and <!-- end -->, which are tables of these numbers. A demo of several losses
+(demo_losses.sh) and the agreement of two trainings (runs_agreement.csv) in the same folder are read, too.
 
     python docs/make_pictures.py demo/seed0
     python docs/make_pictures.py --docs /tmp/docs demo/seed0 demo/seed1 demo/seed2
@@ -54,6 +55,7 @@ class Demo:
         """The demo in a folder such as demo/seed0; InputError unless it has one folder of results."""
         folder = Path(existing_folder(path, "the demo's folder"))
         finished = sorted(summary.parent for summary in folder.glob("*/summary.csv"))
+        finished = [path for path in finished if re.fullmatch(r"[a-z0-9]+_\d+epochs", path.name)]
         if len(finished) != 1:
             names = ", ".join(path.name for path in finished) or "none"
             raise InputError(f"{folder}: one finished demo is needed (summary.csv), there are: {names}")
@@ -129,6 +131,9 @@ def numbers_of(demo):
     if probe.exists():
         epochs = epochs.merge(pd.read_csv(probe)[["epoch", "train_acc", "val_acc"]], on="epoch", how="left")
     tables = {"summary": summary, "epochs": epochs}
+    for name, path in (("losses", "plot_losses/criteria_top1.csv"), ("agreement", "runs_agreement.csv")):
+        if (demo.folder / path).exists():
+            tables[name] = pd.read_csv(demo.folder / path)
     return {"run": demo.results.name, **{name: rows_of(table) for name, table in tables.items()}}
 
 
@@ -186,7 +191,32 @@ def seeds_table(numbers):
     return "\n".join(lines)
 
 
-TABLES = {"summary": summary_table, "epochs": epochs_table, "seeds": seeds_table}
+def losses_table(numbers):
+    """One row per loss of demo_losses.sh: the projector, all examples."""
+    lines = ["| loss | target | reference | déjà vu score | ceiling | probe, validation |", "| --- " * 6 + "|"]
+    for row in first(numbers).get("losses", []):
+        cells = [estimate(row, name) for name in ("target", "reference", "score")]
+        rest = [f"{row[name]:.3f}" for name in ("ceiling", "probe_val")]
+        lines.append(" | ".join([f"| {row['loss']}", *cells, *rest]) + " |")
+    return "\n".join(lines)
+
+
+def agreement_table(numbers):
+    """One row per pair of trainings on the same sets."""
+    lines = ["| memorized in | also memorized in, above chance | Cohen's kappa |", "| --- | --- | --- |"]
+    for row in first(numbers).get("agreement", []):
+        pair = "the same training" if row["first"] == row["second"] else f"{row['first']} and {row['second']}"
+        lines.append(f"| {pair} | {estimate(row, 'above_chance')} | {row['kappa']:.3f} |")
+    return "\n".join(dict.fromkeys(lines))
+
+
+TABLES = {
+    "summary": summary_table,
+    "epochs": epochs_table,
+    "seeds": seeds_table,
+    "losses": losses_table,
+    "agreement": agreement_table,
+}
 
 
 def first(numbers):
