@@ -315,8 +315,9 @@ def _assembled(collected: _Collected, arch: str, left_out: Sequence[str] = ()) -
     """The Network around a network of a collection; its classifier, if it has one, gives the logits."""
     net: Any = collected.net
     classifier = collected.classifier
-    if isinstance(getattr(net, "pretrained_cfg", {}).get("classifier"), (list, tuple)):
-        net.reset_classifier(0)  # several heads, whose mean is the output: there is no Linear that gives the logits
+    heads = getattr(net, "pretrained_cfg", {}).get("classifier")
+    if isinstance(heads, (list, tuple)) or isinstance(dict(net.named_modules()).get(heads), nn.Conv2d):
+        net.reset_classifier(0)  # no Linear gives its logits: a convolution does, or the mean of several heads
     module = replace_module(net, classifier, nn.Identity()) if classifier else None
     network = Network(net, collected.width, nn.Sequential())
     kind, _, name = arch.partition(":")

@@ -140,8 +140,8 @@ def test_the_shown_size_follows_the_training(tmp_path, trained, shown):
     assert loaded.preprocessing.side == shown and f"centre {shown}" in loaded.notes
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s"])
-def test_two_heads_give_way_to_the_features(tmp_path, name):
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "dla34", "volo_d1_224"])
+def test_heads_that_are_no_linear_give_way_to_the_features(tmp_path, name):
     torch.save(timm.create_model(name).state_dict(), tmp_path / "x.pth")
     network = load_network(f"timm:{name}@{tmp_path}/x.pth")
     check_layers(network, ["backbone"])
