@@ -1,5 +1,6 @@
 """Reading files of other projects: harmless types beside the weights, and safetensors."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ def read_weights(path: str | Path) -> Any:
     """What a file of weights holds, whoever wrote it, for checkpoint.load_checkpoint. Nothing of it is run."""
     if str(path).endswith(".safetensors"):
         return _safetensors(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ValueError("TorchScript, whose code is never run; save the state_dict of the module instead")
     with torch.serialization.safe_globals([_placeholder(name) for name in HARMLESS]):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -485,6 +485,18 @@ def test_no_type_of_a_file_is_made_and_others_are_named(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+def test_torchscript_is_named_and_not_run(tmp_path, recwarn):
+    class Identity(torch.nn.Module):
+        def forward(self, images):
+            return images
+
+    torch.jit.save(torch.jit.trace(Identity(), torch.zeros(1)), str(tmp_path / "x.pth"))
+    recwarn.clear()
+    with pytest.raises(InputError, match="TorchScript"):
+        load_network(tmp_path / "x.pth")
+    assert not len(recwarn)
+
+
 def test_safetensors_are_read(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     net = resnet()
