@@ -114,6 +114,15 @@ def write_npy(path: str | Path, array: np.ndarray) -> None:
         np.save(SimpleNamespace(write=handle.write), array)
 
 
+def load_npz(path: str | Path, *wanted: str) -> dict[str, np.ndarray]:
+    """{name: array} of an .npz, of all or of the wanted ones; ValueError where it is missing, damaged or lacks one."""
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in wanted or arrays.files}
+    except Exception as error:  # on damaged files, NumPy and zipfile raise anything
+        raise ValueError(str(error)) from None
+
+
 def save_json(path: str | Path, data: object) -> None:
     with complete_file(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

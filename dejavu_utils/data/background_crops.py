@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from dejavu_utils.crops import DEFAULT_CROP_RULE, Box, CropRule
 from dejavu_utils.data.annotations import OUTSIDE, REASONS, TOO_SMALL, WHOLE, Annotations, Unusable
 from dejavu_utils.data.provenance import MADE_FROM, Provenance, first_difference_in_words
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file, digest
+from dejavu_utils.files import complete_file, digest, load_npz
 from dejavu_utils.imagenet import UNREADABLE, ImageListing, image_size
 from dejavu_utils.log import Progress
 
@@ -201,17 +200,17 @@ def crops_of(
 def load_crops(path: str | Path, record: Provenance) -> dict[str, CroppedImages] | None:
     """{set: CroppedImages} that `save_crops` wrote, or None where they were made from something else."""
     try:
-        with np.load(path) as cache:
-            there = Provenance.from_plain(json.loads(str(cache[MADE_FROM])))
-            if there is None or first_difference_in_words("crops", record, there):
-                return None
-            cropped = {}
-            for name in record.sets or ():
-                counts = json.loads(str(cache[f"{name}_counts"]))
-                cropped[name] = CroppedImages(cache[f"{name}_idxs"], cache[f"{name}_crops"], counts)
-            return cropped
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        cache = load_npz(path)
+        there = Provenance.from_plain(json.loads(str(cache[MADE_FROM])))
+    except (ValueError, KeyError):
         return None
+    if there is None or first_difference_in_words("crops", record, there):
+        return None
+    cropped = {}
+    for name in record.sets or ():
+        counts = json.loads(str(cache[f"{name}_counts"]))
+        cropped[name] = CroppedImages(cache[f"{name}_idxs"], cache[f"{name}_crops"], counts)
+    return cropped
 
 
 def save_crops(path: str | Path, record: Provenance, cropped: dict[str, CroppedImages]) -> None:

@@ -5,7 +5,6 @@ the reference model has then seen the picture, too. Needs NumPy and Pillow alone
 """
 
 import itertools
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file
+from dejavu_utils.files import complete_file, load_npz
 from dejavu_utils.imagenet import ImageListing, load_image
 from dejavu_utils.runtime.resumable import Arrays, Compute, OnProgress, Shard
 
@@ -236,9 +235,8 @@ def load_near_copies(path: str | Path, listing: ImageListing, key: str | None = 
     key: what `save_near_copies` was given, if it must be the same.
     """
     try:
-        with np.load(path) as found:
-            if str(found["listing"]) == listing.fingerprint["sha256"] and key in (None, str(found["key"])):
-                return NearCopies(found["groups"], found["pairs"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    return None
+        saved = load_npz(path, "listing", "key", "groups", "pairs")
+    except ValueError:
+        return None
+    is_same = str(saved["listing"]) == listing.fingerprint["sha256"] and key in (None, str(saved["key"]))
+    return NearCopies(saved["groups"], saved["pairs"]) if is_same else None

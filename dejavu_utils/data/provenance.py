@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatch
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file, digest
+from dejavu_utils.files import complete_file, digest, load_npz
 
 if TYPE_CHECKING:  # figures and tables compare records without PyTorch
     from dejavu_utils.crops import CropRule
@@ -323,10 +322,9 @@ def load_training_images(beton: Beton, contents: str | None = None) -> tuple[Tra
 def read_training_images(path: str | Path) -> TrainingImages | None:
     """What `save_training_images` wrote for this path; None where it is missing or damaged."""
     try:
-        with np.load(f"{path}{SUFFIX}") as saved:
-            about = json.loads(str(saved["about"]))
-            record = Provenance.from_plain(about.pop(MADE_FROM, None))
-            indices = saved["indices"].astype(np.int64)
-            return TrainingImages(indices, **about, beton=record.beton if record else None)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        saved = load_npz(f"{path}{SUFFIX}", "about", "indices")
+        about = json.loads(str(saved["about"]))
+        record = Provenance.from_plain(about.pop(MADE_FROM, None))
+        return TrainingImages(saved["indices"].astype(np.int64), **about, beton=record.beton if record else None)
+    except (ValueError, TypeError):
         return None

@@ -2,7 +2,6 @@
 
 import json
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file, save_json
+from dejavu_utils.files import complete_file, load_npz, save_json
 from dejavu_utils.log import Progress
 
 _KEY = "key.json"
@@ -140,9 +139,8 @@ class ShardStore:
         path = self.folder / f"{name}.npz"
         _wait_for(path)
         try:
-            with np.load(path) as arrays:
-                return {key: arrays[key] for key in wanted or arrays.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            return load_npz(path, *wanted)
+        except ValueError as error:
             raise InputError(
                 f"{path}: is missing or damaged ({error}); remove {self.folder} and rerun the same command"
             ) from None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import check_free_space, complete_file, save_npy
+from dejavu_utils.files import check_free_space, complete_file, load_npz, save_npy
 from dejavu_utils.runtime.locks import locked
 
 
@@ -44,6 +44,24 @@ def test_room_is_asked_of_the_disk_of_a_folder_that_is_not_there_yet(tmp_path, m
     with pytest.raises(InputError, match=r"/a/b: needs about 3.5 GB, but only 2.0 GB are free there; make room$"):
         check_free_space(tmp_path / "a/b", 3.5 * 10**9, "make room")
     assert asked == 2 * [tmp_path]
+
+
+def test_an_npz_that_is_damaged_anywhere_is_one_kind_of_error(tmp_path):
+    path, values = tmp_path / "x.npz", np.arange(200) % 97
+    np.savez_compressed(path, a=values, b=np.arange(3))
+    assert list(load_npz(path)) == ["a", "b"] and list(load_npz(path, "b")) == ["b"]
+    with pytest.raises(ValueError, match="c is not a file"):
+        load_npz(path, "c")
+    whole, refused = path.read_bytes(), 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            np.testing.assert_array_equal(load_npz(path, "a")["a"], values)
+        except ValueError:
+            refused += 1
+    assert refused > len(whole) / 3
+    with pytest.raises(ValueError):
+        load_npz(tmp_path / "absent.npz")
 
 
 def test_a_folder_has_one_writer(tmp_path):
