@@ -29,6 +29,7 @@ RECORD = Provenance(
 OTHER = "9" * 64
 CHANGES = {
     "model": {"models": {"A": replace(MODEL, weights=OTHER)}},
+    "epoch": {"models": {"A": replace(MODEL, epoch=9)}},
     "architecture": {"models": {"A": replace(MODEL, arch="resnet50")}},
     "image folder": {"images": OTHER},
     "index file": {"sets": {"bbox_A_idx_pth": OTHER}},
@@ -48,15 +49,15 @@ NOT_NOTICED = {
     "crops": set(),
     "reconstruction": {"index file", "public set", "crop rule", "votes", "resolution", "setting"},
     "attack_dir": {"public set", "crop rule", "votes", "resolution", "setting"},
-    "epochs": {"model"},
-    "datasets": {"model", "index file"},
-    "params": {"model"},
-    "model.arch": {"model", "architecture"},
+    "epochs": {"epoch", "model"},
+    "datasets": {"epoch", "model", "index file"},
+    "params": {"epoch", "model"},
+    "model.arch": {"epoch", "model", "architecture"},
     "layers": set(),
-    "corner_crop_frac": {"model", "crop rule"},
+    "corner_crop_frac": {"epoch", "model", "crop rule"},
     "runs": {"model", "index file", "public set"},
     "one_model": {"index file"},
-    "table": {"model", "index file"},
+    "table": {"epoch", "model", "index file"},
 }
 
 

@@ -49,7 +49,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "model.arch": (*_OTHER_MODELS, "models.*.arch"),
     "layers": ("votes.layer",),
     "corner_crop_frac": (*_OTHER_MODELS, "crops.*"),
-    "runs": (*_OTHER_MODELS, *_OTHER_SETS, "public"),
+    "runs": ("models.*.weights", "models.*.images", *_OTHER_SETS, "public"),
     "one_model": ("sets.*", "crops.digest", "files"),  # of one of an attack's models against the test of it alone
     "table": (*_OTHER_MODELS, *_OTHER_SETS, "votes.layer"),
 }

@@ -318,6 +318,9 @@ def test_layers_of_one_run_are_those_of_single_runs(data, tmp_path):
         assert outputs(tmp_path / "layers" / layer) == outputs(tmp_path / layer)
     between = read_json(tmp_path / "layers/projector.0/results.json")
     assert between["settings"]["layer"] == "projector.0"
+    one_of_several = attack(data, tmp_path / "layers")
+    assert_one_line_error(one_of_several, "--output_dir", "of the layers backbone, projector, projector.0 (--layers)")
+    assert_one_line_error(attack(data, tmp_path / "backbone", layers="backbone"), "--output_dir", "of one layer")
 
 
 def held(data, what):

@@ -282,6 +282,12 @@ def test_attack_on_other_images_is_refused_at_once(tiny, finished_stage, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_an_empty_control_is_left_out(tiny, tmp_path):
+    np.save(tmp_path / "shared.npy", np.empty(0, np.int64))
+    result = ok(run_here("sslmem.py", *settings_of(tiny, tmp_path / "out", shared_idx_pth=tmp_path / "shared.npy")))
+    assert f"note: --shared_idx_pth {tmp_path}/shared.npy holds no image: this control is left out" in result.stdout
+
+
 def test_less_control_removes_a_difference_everywhere():
     """Welch's interval covers the true difference in about 95 of 100 draws, with unequal variances and numbers."""
     rng, covered = np.random.default_rng(0), 0
