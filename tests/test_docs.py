@@ -230,7 +230,7 @@ def test_keys_of_results_are_those_of_the_schema(finished_stage, stage, kind):
     patterns = []
     for path, kind_of_entry in re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", text, re.MULTILINE):
         below = r"(\..*)?" if kind_of_entry.startswith("any") else ""
-        patterns.append(re.escape(path).replace(r"\.\*", r"(\.[^.]+)?") + below)
+        patterns.append(re.escape(path).replace(r"\.\*", r"(\.[^.]+(\.csv|\.npy)?)?") + below)
     results = read_json(finished_stage(stage) / "results.json")
     waiting = list(results.items())
     while waiting:
