@@ -80,13 +80,7 @@ class Series:
         sweeps = dict(self.sweeps)
         if not self.param:
             sweeps[GRID] = (f"{self.model}_{{}}ep", _size_and_epoch)
-        points = self._read(self.attacks, "--attk_folder_path", ATTACK_PREFIX, sweeps, self.read_attack)
-        for point in points.get(GRID, ()):
-            size, epoch = point.value
-            if size != self.dataset and epoch != self.epoch:
-                return points
-        points.pop(GRID, None)
-        return points
+        return self._read(self.attacks, "--attk_folder_path", ATTACK_PREFIX, sweeps, self.read_attack)
 
     def read_probes(self) -> Sweeps:
         """The ProbeResults of every point; empty where there is no folder of probes."""
@@ -157,9 +151,11 @@ class Series:
         points: Sweeps = {}
         for x, of_sweep in wanted.items():
             complete = [(value, path) for value, path in of_sweep if path in contents]
+            if x == GRID and not self._has_grid(complete):
+                continue
             if complete:
                 points[x] = self._compared(x, complete, contents)
-            elif x != GRID:
+            else:
                 note(f"no {prefix}{sweeps[x][0].format('*')} in {folder}: no figure of {PLURALS[x]}")
         if not points.keys() & PLURALS.keys():
             if reasons:
@@ -167,6 +163,10 @@ class Series:
             tried = " or ".join(prefix + name.format("*") for x, (name, _) in sweeps.items() if x != GRID)
             raise InputError(f"{flag} {folder}: nothing matches {tried}; {_those_there(folder, prefix)} there")
         return points
+
+    def _has_grid(self, points: list[tuple[Any, Path]]) -> bool:
+        """Are there points of neither of the two sweeps?"""
+        return any(size != self.dataset and epoch != self.epoch for (size, epoch), _ in points)
 
     def _compared(self, x: str, complete: list[tuple[Any, Path]], contents: dict[Path, Any]) -> list[SweepPoint]:
         """The points of a sweep, with how each was made otherwise than the first; notes it."""
