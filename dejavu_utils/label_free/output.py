@@ -12,7 +12,7 @@ from PIL import Image
 from dejavu_utils.analysis.figures import draw_margins, draw_means, draw_roc, draw_units, save_figure
 from dejavu_utils.analysis.intervals import Estimate, proportion
 from dejavu_utils.analysis.membership import SAME_DRAW, Membership, membership_in_words, roc_table
-from dejavu_utils.analysis.report import figure_in_words, models_in_words
+from dejavu_utils.analysis.report import POINTWISE, figure_in_words, models_in_words
 from dejavu_utils.data.provenance import MADE_FROM
 from dejavu_utils.files import save_csv, save_json, save_npy
 from dejavu_utils.imagenet import ImageListing
@@ -141,6 +141,8 @@ def write_folder(folder: str | Path, measured: Measured, about: dict[str, Any]) 
     header = models_in_words(about.get(MADE_FROM))
     for layer, estimate in results.both.items():
         header.append(f"Mean SSLMem of both directions, {layer}: {figure_in_words(estimate)}.")
+    if len(results.both) > 1:
+        header.append(POINTWISE)
     trained = {name: tables[name] for name in SETS}
     page = folder / "sslmem_gallery.html"
     save_sslmem_gallery(page, trained, measured.listing, layers, measured.views_of, header=header)
