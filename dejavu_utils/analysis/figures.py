@@ -9,6 +9,7 @@ A function that draws takes (figure, frame, top_k). frame: the numbers that are 
 columns NAME (an accuracy NAME_acc), NAME_low and NAME_high. Where nothing else is said, its first column is the axis.
 """
 
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -279,9 +280,17 @@ def draw_grid(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 
 
 def draw_agreement(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """Heat map of above_chance: of the images memorized in `first`, the fraction memorized in `second`."""
-    matrix = frame.pivot(index="first", columns="second", values="above_chance")
-    _draw_matrix(figure, matrix, "also memorized in (above chance)", "memorized in")
+    """Heat map of above_chance: of the images memorized in `first`, the fraction memorized in `second`.
+
+    Runs have numbers, which the legend explains: names of folders are long.
+    """
+    runs = list(frame["first"].unique())
+    matrix = frame.pivot(index="first", columns="second", values="above_chance").loc[runs, runs]
+    numbers = np.arange(1, len(runs) + 1)
+    matrix = matrix.set_axis(numbers, axis=0).set_axis(numbers, axis=1)
+    _draw_matrix(figure, matrix, "also memorized in run (above chance)", "memorized in run")
+    for number, name in zip(numbers, runs):
+        figure.axes[0].plot([], [], " ", label=textwrap.fill(f"{number}: {name}", 24))
 
 
 def _draw_matrix(figure: Figure, matrix: pd.DataFrame, x_label: str, y_label: str) -> None:
