@@ -58,7 +58,7 @@ def test_scripts_and_core_stay_small():
 
     for path in ROOT.glob("*.py"):
         assert lines(path) <= (460 if path.stem in ("train_SSL", "train_RCDM") else 420), path.name
-    assert sum(map(lines, (ROOT / "dejavu_utils").glob("*.py"))) <= 2000, "the core"
+    assert sum(map(lines, (ROOT / "dejavu_utils").glob("*.py"))) <= 2100, "the core"
 
 
 def test_no_checkout_setting_changes_a_line_end(tmp_path):

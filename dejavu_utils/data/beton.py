@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -131,19 +131,29 @@ def write_beton(
             sizes[index] = size
             position += size
         kept = np.setdiff1d(np.arange(len(images)), list(skipped))
-        table = np.zeros(len(kept), _ALLOCATION)
-        table["sample_id"] = np.arange(len(kept))
-        table["ptr"] = records["image"]["data_ptr"][kept]
-        table["size"] = sizes[kept]
-        position = _next_page(position, page_size)
-        handle.seek(position)
-        handle.write(table.tobytes())
-        handle.seek(0)
-        handle.write(np.array([(VERSION, 2, page_size, len(kept), position)], _HEADER).tobytes())
-        handle.write(np.array([(_IMAGE, b"image", b""), (_LABEL, b"label", b"")], _FIELD).tobytes())
-        tables = records.view(f"V{_RECORD.itemsize}")[kept].tobytes()  # bytes: the padding stays zero
-        handle.write(tables)
+        tables = _write_tables(handle, records, sizes, kept, page_size, position)
     return skipped, _joint_digest(heads, tables)
+
+
+def _write_tables(
+    handle: BinaryIO, records: np.ndarray, sizes: np.ndarray, kept: np.ndarray, page_size: int, position: int
+) -> bytes:
+    """Writes the table of allocations behind the images, which end at `position`, and before them the header and the
+    records of the images that were kept; returns those records."""
+    allocations = np.zeros(len(kept), _ALLOCATION)
+    allocations["sample_id"] = np.arange(len(kept))
+    allocations["ptr"] = records["image"]["data_ptr"][kept]
+    allocations["size"] = sizes[kept]
+    position = _next_page(position, page_size)
+    handle.seek(position)
+    handle.write(allocations.tobytes())
+    handle.seek(0)
+    handle.write(np.array([(VERSION, 2, page_size, len(kept), position)], _HEADER).tobytes())
+    handle.write(np.array([(_IMAGE, b"image", b""), (_LABEL, b"label", b"")], _FIELD).tobytes())
+    as_bytes = records.view(f"V{_RECORD.itemsize}")  # so that the padding stays zero
+    tables = as_bytes[kept].tobytes()
+    handle.write(tables)
+    return tables
 
 
 def _head_digest(data: memoryview) -> bytes:
