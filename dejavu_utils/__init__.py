@@ -1,7 +1,9 @@
-"""What more than one script of the déjà vu test must agree on. Utilities never parse arguments and never print."""
+"""What more than one script of the déjà vu test must agree on. Utilities never parse arguments and
+never print."""
 
 import os
 import sys
 
 if "matplotlib" not in sys.modules:  # a notebook has its own
-    os.environ["MPLBACKEND"] = "agg"  # figures are files; the backend that the caller names may not be installed here
+    # figures are files; the backend that the caller names may not be installed here
+    os.environ["MPLBACKEND"] = "agg"

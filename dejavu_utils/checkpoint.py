@@ -11,7 +11,8 @@ import torch
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 
-PREFIX = "module."  # published checkpoints were saved from DistributedDataParallel; ours carry the same names
+# published checkpoints were saved from DistributedDataParallel; ours carry the same names
+PREFIX = "module."
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
@@ -33,12 +34,15 @@ def tensor_bytes(value: Any) -> int:
 
 
 def load_checkpoint(path: str | Path, flag: str, read: Callable | None = None) -> dict:
-    """The checkpoint on the CPU; InputError names the flag for a file that is missing or is not a checkpoint.
+    """The checkpoint on the CPU; InputError names the flag for a file that is missing or is not a
+    checkpoint.
 
     read: function of the path, for files of other projects; it may raise anything.
     """
     if not path or not Path(path).is_file():
-        raise InputError(f"{flag} {path or ''}: no such file; train_SSL.py writes model_ep{{E}}.pth")
+        raise InputError(
+            f"{flag} {path or ''}: no such file; train_SSL.py writes model_ep{{E}}.pth"
+        )
     try:
         return read(path) if read else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -1,6 +1,7 @@
 """Command lines: one-line errors, types and groups of flags that several scripts have.
 
-Habit: a script's `main` runs under `run`, bad input is an `InputError` that names the file or flag and the remedy.
+Habit: a script's `main` runs under `run`, bad input is an `InputError` that names the file or flag
+and the remedy.
 """
 
 import argparse
@@ -22,7 +23,8 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser with one-line errors, without abbreviated flags, whose help shows the defaults."""
+    """ArgumentParser with one-line errors, without abbreviated flags, whose help shows the
+    defaults."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _HelpFormatter)
@@ -34,19 +36,23 @@ class Parser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        empty = action.default in (None, "", argparse.SUPPRESS) or isinstance(action, argparse._StoreTrueAction)
+        empty = action.default in (None, "", argparse.SUPPRESS) or isinstance(
+            action, argparse._StoreTrueAction
+        )
         return action.help if empty else super()._get_help_string(action)
 
 
 def run(main: Callable[[], object]) -> None:
-    """Calls main(); bad input and failing files end in one line on stderr and exit code 2, Ctrl-C in exit code 130.
+    """Calls main(); bad input and failing files end in one line on stderr and exit code 2, Ctrl-C
+    in exit code 130.
 
     SIGTERM ends the process like an error, so that half-written temporary files are removed.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that the terminal's encoding does not have
+        # names of files that the terminal's encoding does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except InputError as error:
@@ -62,7 +68,8 @@ def run(main: Callable[[], object]) -> None:
 
 def _fail(message: str) -> NoReturn:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the exit code stays 2 while libraries shut down
+        # the exit code stays 2 while libraries shut down
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}\n")
     sys.exit(2)
 
@@ -76,10 +83,11 @@ def zero_or_one(text: str) -> int:
 
 
 def expanded(text: str) -> str:
-    """argparse type of paths: ~ and $VARIABLES are filled in as a shell does (quotes, YAML and --flag=~/x hide them).
+    """argparse type of paths: ~ and $VARIABLES are filled in as a shell does (quotes, YAML and
+    --flag=~/x hide them).
 
-    A path that exists literally is returned unchanged. A variable that is not set is refused, instead of making a
-    folder of that name.
+    A path that exists literally is returned unchanged. A variable that is not set is refused,
+    instead of making a folder of that name.
     """
     head, dollar, rest = text.rpartition("$")
     if os.path.lexists(head + dollar + (rest.partition("/")[0] if dollar else rest)):
@@ -89,7 +97,9 @@ def expanded(text: str) -> str:
     if left and left[0] in text:  # what a variable's value holds is left alone
         raise argparse.ArgumentTypeError(f"{text!r}: the variable {left[0]} is not set")
     if path.startswith("~"):
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no user {path.partition('/')[0][1:]!r}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: there is no user {path.partition('/')[0][1:]!r}"
+        )
     return path
 
 
@@ -117,18 +127,26 @@ def from_flags(kind: type[T], args: argparse.Namespace, **others: Any) -> T:
 
 def default_workers(most: int = 10) -> int:
     """Worker processes for reading images: the cores this process may use, at most so many."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(cores, most)
 
 
 def add_launch_flags(
     parser: argparse.ArgumentParser, timeout: int, mem_gb: int, ngpus: int = 1, nodes: int = 1
 ) -> argparse._ArgumentGroup:
-    """The flags of dejavu_utils.runtime.launch.launch and job_flags, with these defaults; their group."""
+    """The flags of dejavu_utils.runtime.launch.launch and job_flags, with these defaults; their
+    group."""
     group = parser.add_argument_group("where it runs")
-    group.add_argument("--local", type=zero_or_one, default=0, help="1: run here; 0: submit a SLURM job")
     group.add_argument(
-        "--local_gpu", type=non_negative_int, default=0, help="which GPU to use with --local 1 and --ngpus 1"
+        "--local", type=zero_or_one, default=0, help="1: run here; 0: submit a SLURM job"
+    )
+    group.add_argument(
+        "--local_gpu",
+        type=non_negative_int,
+        default=0,
+        help="which GPU to use with --local 1 and --ngpus 1",
     )
     group.add_argument(
         "--ngpus",
@@ -138,12 +156,24 @@ def add_launch_flags(
     )
     group.add_argument("--nodes", type=positive_int, default=nodes, help="nodes of the job")
     group.add_argument(
-        "--world_size", type=non_negative_int, default=0, help="processes per node where no GPU is used; 0: one"
+        "--world_size",
+        type=non_negative_int,
+        default=0,
+        help="processes per node where no GPU is used; 0: one",
     )
-    group.add_argument("--timeout", type=positive_int, default=timeout, help="time limit of the job, minutes")
+    group.add_argument(
+        "--timeout", type=positive_int, default=timeout, help="time limit of the job, minutes"
+    )
     group.add_argument("--partition", default="", help="SLURM partition")
-    group.add_argument("--mem_gb", type=non_negative_int, default=mem_gb, help="memory per node, GB; 0 = 60 x ngpus")
-    group.add_argument("--dependency", default="", help="SLURM dependency, for instance afterok:123")
+    group.add_argument(
+        "--mem_gb",
+        type=non_negative_int,
+        default=mem_gb,
+        help="memory per node, GB; 0 = 60 x ngpus",
+    )
+    group.add_argument(
+        "--dependency", default="", help="SLURM dependency, for instance afterok:123"
+    )
     return group
 
 
@@ -152,16 +182,23 @@ def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> Non
     group = parser.add_argument_group("speed")
     group.add_argument("--batch_size", type=positive_int, default=batch_size, help="images")
     group.add_argument(
-        "--num_workers", type=non_negative_int, default=default_workers(), help="processes that read images"
+        "--num_workers",
+        type=non_negative_int,
+        default=default_workers(),
+        help="processes that read images",
     )
-    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network")
+    group.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network"
+    )
     group.add_argument(
         "--resolution",
         type=positive_int,
         help="side of the network's input, pixels; default: that of the end of its training, 224 where no file says it",
     )
     group.add_argument(
-        "--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count them"
+        "--skip_unreadable",
+        action="store_true",
+        help="leave out images that cannot be read, and count them",
     )
 
 
@@ -175,8 +212,8 @@ def existing_file(path: str | Path | None, flag: str) -> Path:
 
 
 def existing_or_awaited_file(path: str | Path | None, flag: str, args: argparse.Namespace) -> Path:
-    """The path, if it is a file, or may be one by the time a submitted job runs: after the jobs of --dependency, or
-    after the one in SLURM's queue that writes its folder."""
+    """The path, if it is a file, or may be one by the time a submitted job runs: after the jobs of
+    --dependency, or after the one in SLURM's queue that writes its folder."""
     if path and not Path(path).is_file():
         never = missing_snapshot(path)
         if never:
@@ -196,7 +233,8 @@ def existing_folder(path: str | Path | None, flag: str) -> Path:
 
 
 def add_crop_flags(group: argparse._ArgumentGroup) -> None:
-    """The flags of data.annotations.CropRule for background crops; each with dashes or underscores within its name."""
+    """The flags of data.annotations.CropRule for background crops; each with dashes or underscores
+    within its name."""
 
     def add(name: str, **kwargs: Any) -> None:
         group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", **kwargs)
@@ -207,7 +245,12 @@ def add_crop_flags(group: argparse._ArgumentGroup) -> None:
         default="paper",
         help="paper: the largest gap within a strip between box edges; exact: the largest empty rectangle",
     )
-    add("min_px", type=positive_int, default=100, help="a crop's shorter side is longer than this, pixels")
+    add(
+        "min_px",
+        type=positive_int,
+        default=100,
+        help="a crop's shorter side is longer than this, pixels",
+    )
     add(
         "box_margin",
         type=float,

@@ -1,6 +1,8 @@
-"""Pure geometry of the crops that the attack embeds: background crop (two rules), corner crop and whole image.
+"""Pure geometry of the crops that the attack embeds: background crop (two rules), corner crop and
+whole image.
 
-Boxes and crops are (xmin, ymin, xmax, ymax) in pixels, the origin in the upper left corner, as in Pascal VOC and PIL.
+Boxes and crops are (xmin, ymin, xmax, ymax) in pixels, the origin in the upper left corner, as in
+Pascal VOC and PIL.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +18,8 @@ def background_crop(
 ) -> Box | None:
     """The part of an image that shows no annotated object, or None where there is none.
 
-    width, height: size of the image in pixels. boxes: sequence of (xmin, ymin, xmax, ymax). min_px: the crop's shorter
-    side must be longer than this many pixels. rule:
+    width, height: size of the image in pixels. boxes: sequence of (xmin, ymin, xmax, ymax). min_px:
+    the crop's shorter side must be longer than this many pixels. rule:
 
     * "paper" (Meehan et al. 2023, arXiv 2304.13850): cut the image into vertical strips at the x edges of all boxes;
       in every strip take the y gaps that no box over that strip covers; of all these rectangles take the one with the
@@ -25,8 +27,8 @@ def background_crop(
       image's width gives no crop.
     * "exact": the empty rectangle with the largest shorter side; neighboring strips may join, boxes are clipped.
 
-    Returns (xmin, ymin, xmax, ymax), or None if no rectangle is large enough, if there are no boxes (then nothing says
-    where the object is) or if a box is reversed. ValueError for an unknown rule.
+    Returns (xmin, ymin, xmax, ymax), or None if no rectangle is large enough, if there are no boxes
+    (then nothing says where the object is) or if a box is reversed. ValueError for an unknown rule.
     """
     if rule not in RULES:
         raise ValueError(f"crop rule {rule!r} is not one of {', '.join(RULES)}")
@@ -39,7 +41,9 @@ def background_crop(
         candidates = _strip_gaps(width, height, boxes)
     else:
         boxes = _clipped(width, height, boxes)
-        candidates = _empty_rectangles(width, height, [b for b in boxes if b[0] < b[2] and b[1] < b[3]])
+        candidates = _empty_rectangles(
+            width, height, [b for b in boxes if b[0] < b[2] and b[1] < b[3]]
+        )
     best, best_side = None, min_px
     for crop in candidates:
         side = min(crop[2] - crop[0], crop[3] - crop[1])
@@ -49,7 +53,8 @@ def background_crop(
 
 
 def corner_crop(width: int, height: int, fraction: float = 0.3) -> Box:
-    """The lower left corner, int(fraction x side) pixels of each side (at least one), as (xmin, ymin, xmax, ymax).
+    """The lower left corner, int(fraction x side) pixels of each side (at least one), as (xmin,
+    ymin, xmax, ymax).
 
     ValueError unless 0 < fraction <= 1.
     """
@@ -60,13 +65,19 @@ def corner_crop(width: int, height: int, fraction: float = 0.3) -> Box:
 
 def _clipped(width: int, height: int, boxes: Sequence[Box]) -> list[Box]:
     return [
-        (min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height))
+        (
+            min(max(x0, 0), width),
+            min(max(y0, 0), height),
+            min(max(x1, 0), width),
+            min(max(y1, 0), height),
+        )
         for x0, y0, x1, y1 in boxes
     ]
 
 
 def _gaps(height: int, intervals: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The y intervals within [0, height] that none of the given (ymin, ymax) covers, from top to bottom."""
+    """The y intervals within [0, height] that none of the given (ymin, ymax) covers, from top to
+    bottom."""
     end = 0
     for y0, y1 in sorted(intervals):
         if y0 > end:
@@ -85,7 +96,8 @@ def _strip_gaps(width: int, height: int, boxes: Sequence[Box]) -> Iterator[Box]:
 
 
 def _empty_rectangles(width: int, height: int, boxes: Sequence[Box]) -> Iterator[Box]:
-    """Every maximal empty rectangle is among those spanned by a left edge, a right edge and a gap between them."""
+    """Every maximal empty rectangle is among those spanned by a left edge, a right edge and a gap
+    between them."""
     for left in sorted({0, *(b[2] for b in boxes)}):
         for right in sorted({width, *(b[0] for b in boxes)}):
             if right > left:
@@ -98,10 +110,10 @@ def _empty_rectangles(width: int, height: int, boxes: Sequence[Box]) -> Iterator
 class CropRule:
     """How the attack's crops are taken.
 
-    name: paper or exact (background crops, `background_crop`), corner or whole. min_px: a background crop's shorter
-    side is longer, in pixels. margin: boxes grow by it on every side before the crop is cut: below 1 a fraction of the
-    box's side, else pixels. scale: scale boxes from the <size> in the XML to the image's. fraction: side of the corner
-    / of the image.
+    name: paper or exact (background crops, `background_crop`), corner or whole. min_px: a
+    background crop's shorter side is longer, in pixels. margin: boxes grow by it on every side
+    before the crop is cut: below 1 a fraction of the box's side, else pixels. scale: scale boxes
+    from the <size> in the XML to the image's. fraction: side of the corner / of the image.
     """
 
     name: str = "paper"
@@ -112,7 +124,8 @@ class CropRule:
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "CropRule":
-        """The rule of a script's flags, or of an attack's results.json; older ones lack box_margin and scale_boxes."""
+        """The rule of a script's flags, or of an attack's results.json; older ones lack box_margin
+        and scale_boxes."""
         if settings.get("use_corner_crop"):
             return cls("corner", fraction=settings["corner_crop_frac"])
         margin, scale = settings.get("box_margin", 0), bool(settings.get("scale_boxes", 0))
@@ -124,7 +137,8 @@ class CropRule:
         return self.name in RULES
 
     def crop(self, size: tuple[int, int], boxes: Sequence[Box] = ()) -> Box | None:
-        """The crop of an image of (width, height) pixels; None where no background is large enough."""
+        """The crop of an image of (width, height) pixels; None where no background is large
+        enough."""
         if self.name == "whole":
             return 0, 0, *size
         if self.name == "corner":
@@ -132,7 +146,8 @@ class CropRule:
         return background_crop(*size, boxes, self.min_px, self.name)
 
     def __str__(self) -> str:
-        """What is cut out, the same text for the same rule: TrainingImages.crops; "" for whole images."""
+        """What is cut out, the same text for the same rule: TrainingImages.crops; "" for whole
+        images."""
         if self.name == "whole":
             return ""
         if self.name == "corner":

@@ -18,7 +18,8 @@ from dejavu_utils.errors import InputError
 
 
 def check_place(path: str | Path) -> None:
-    """InputError unless a file may get this name; makes its folder. For what is written after hours of work."""
+    """InputError unless a file may get this name; makes its folder. For what is written after hours
+    of work."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
@@ -32,11 +33,13 @@ def check_place(path: str | Path) -> None:
 
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; it takes the final name when the block ends, and is removed if it fails.
+    """Yields a temporary path beside `path`; it takes the final name when the block ends, and is
+    removed if it fails.
 
-    Missing parent folders are made. The temporary name ends like the final one, so that writers which look at the
-    suffix (NumPy, matplotlib) behave the same. Temporary files of the same path that a killed process of this machine
-    has left are removed first. InputError that names `path` if it cannot be written (a full disk, no permission).
+    Missing parent folders are made. The temporary name ends like the final one, so that writers
+    which look at the suffix (NumPy, matplotlib) behave the same. Temporary files of the same path
+    that a killed process of this machine has left are removed first. InputError that names `path`
+    if it cannot be written (a full disk, no permission).
     """
     path = Path(path)
     check_place(path)
@@ -54,17 +57,20 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(temporary), temporary):
             raise
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); is there room?") from None
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); is there room?"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def complete_files(folder: str | Path, last: str) -> Iterator[Path]:
-    """Yields a folder below `folder`; its files move up when the block ends, and are removed if it fails.
+    """Yields a folder below `folder`; its files move up when the block ends, and are removed if it
+    fails.
 
-    Files in `folder` stay as they are until all are written. last: the file whose presence says that the others are
-    complete: it is moved last, and an old one is removed first.
+    Files in `folder` stay as they are until all are written. last: the file whose presence says
+    that the others are complete: it is moved last, and an old one is removed first.
     """
     folder = Path(folder)
     staging = folder / ".new"
@@ -80,7 +86,8 @@ def complete_files(folder: str | Path, last: str) -> Iterator[Path]:
 
 
 def check_free_space(folder: str | Path, needed: float, remedy: str) -> None:
-    """InputError, with the remedy, if the disk of a folder, which need not exist yet, has fewer bytes free than needed.
+    """InputError, with the remedy, if the disk of a folder, which need not exist yet, has fewer
+    bytes free than needed.
 
     Asked before hours of computing; a disk that fills up later is named by `complete_file`.
     """
@@ -109,13 +116,15 @@ def save_npy(path: str | Path, array: np.ndarray) -> None:
 
 
 def write_npy(path: str | Path, array: np.ndarray) -> None:
-    """np.save that fails on a full disk; np.save alone writes through C's buffers and loses the last one silently."""
+    """np.save that fails on a full disk; np.save alone writes through C's buffers and loses the
+    last one silently."""
     with open(path, "wb") as handle:
         np.save(SimpleNamespace(write=handle.write), array)
 
 
 def load_npz(path: str | Path, *wanted: str) -> dict[str, np.ndarray]:
-    """{name: array} of an .npz, of all or of the wanted ones; ValueError where it is missing, damaged or lacks one."""
+    """{name: array} of an .npz, of all or of the wanted ones; ValueError where it is missing,
+    damaged or lacks one."""
     try:
         with np.load(path) as arrays:
             return {name: arrays[name] for name in wanted or arrays.files}
@@ -131,7 +140,8 @@ def save_json(path: str | Path, data: object) -> None:
 def save_csv(path: str | Path, frame: Any) -> None:
     """Writes a pandas DataFrame, unrounded (17 significant digits read back to the same float)."""
     with complete_file(path) as temporary:
-        frame.to_csv(temporary, index=False, errors="backslashreplace")  # names of files need not be UTF-8
+        # names of files need not be UTF-8
+        frame.to_csv(temporary, index=False, errors="backslashreplace")
 
 
 def is_alive(pid: int) -> bool:

@@ -1,7 +1,7 @@
 """Is a folder finished, or is a job in SLURM's queue writing it?
 
-Scripts ask before they import torch, so that a sweep passes each finished point in a fraction of a second: standard
-library only, and YAML where a training's settings are in such a file.
+Scripts ask before they import torch, so that a sweep passes each finished point in a fraction of a
+second: standard library only, and YAML where a training's settings are in such a file.
 """
 
 import json
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from dejavu_utils.errors import InputError
 
-# Flags that say where and how fast a script runs, not what it computes. The number of a training's processes is not
-# among them: it makes the global batch.
+# Flags that say where and how fast a script runs, not what it computes. The number of a training's
+# processes is not among them: it makes the global batch.
 _WITHOUT_EFFECT = re.compile(
     r"dist\.(?!world_size|ngpus|nodes).*|data\.num_workers|logging\.(folder|log_level)|config_file|(output|out)_dir"
     r"|local(_gpu)?|ngpus|nodes|world_size|timeout|partition|mem_gb|dependency|comment|port|(num_)?workers|class_names"
@@ -31,9 +31,10 @@ Flags = dict[str, list[str]]
 class Results:
     """Where a script's results are.
 
-    folder: the flag that names their folder. last: the file in it that is written last; a flag in braces stands for its
-    value, a number of six digits. layers: the flag of layers, each of which has a folder of its own. submit: the flag
-    that submits a job, and its value. done: what a finished folder is said to hold, with flags in braces.
+    folder: the flag that names their folder. last: the file in it that is written last; a flag in
+    braces stands for its value, a number of six digits. layers: the flag of layers, each of which
+    has a folder of its own. submit: the flag that submits a job, and its value. done: what a
+    finished folder is said to hold, with flags in braces.
     """
 
     folder: str
@@ -63,15 +64,22 @@ RESULTS = {
     "label_inference_attack.py": Results("output_dir", "results.json", layers="layers"),
     "lin_probe.py": Results("output_dir", "results.json"),
     "sslmem.py": Results("output_dir", "results.json"),
-    "train_RCDM.py": Results("out_dir", "samples{lr_anneal_steps}.png", done=" ({lr_anneal_steps} steps are done)"),
+    "train_RCDM.py": Results(
+        "out_dir", "samples{lr_anneal_steps}.png", done=" ({lr_anneal_steps} steps are done)"
+    ),
 }
 
 
 def leave_if_finished() -> None:
-    """Ends this process if its results are complete, or if a job in the queue will write them; says so."""
+    """Ends this process if its results are complete, or if a job in the queue will write them; says
+    so."""
     script = Path(sys.argv[0]).name
     try:
-        said = "" if {"-h", "--help"} & {*sys.argv} else finished_or_queued(script, typed_flags(sys.argv[1:]), True)
+        said = (
+            ""
+            if {"-h", "--help"} & {*sys.argv}
+            else finished_or_queued(script, typed_flags(sys.argv[1:]), True)
+        )
     except InputError as error:
         sys.stderr.write(f"{script}: error: {error}\n")
         sys.exit(2)
@@ -83,10 +91,11 @@ def leave_if_finished() -> None:
 def finished_or_queued(script: str, flags: Flags, refuses: bool = False) -> str:
     """Why a command has nothing to do, in words; "" if it has.
 
-    refuses: a training that runs here and differs is left to its script, which compares more and refuses to resume.
+    refuses: a training that runs here and differs is left to its script, which compares more and
+    refuses to resume.
 
-    A flag that differs from those of the finished run is named. If a checkpoint is newer than the results, it is
-    another one, and there is something to do.
+    A flag that differs from those of the finished run is named. If a checkpoint is newer than the
+    results, it is another one, and there is something to do.
     """
     results = RESULTS[script]
     folder, last = value_of(flags, results.folder), results.path(flags)
@@ -97,7 +106,9 @@ def finished_or_queued(script: str, flags: Flags, refuses: bool = False) -> str:
         if other and refuses and results.done and not results.submits(flags):
             return ""
         remedy = f", but made with {other}; remove {last} to make it again" if other else ""
-        done = re.sub(r"\{([\w.]+)\}", lambda match: value_of(flags, match[1]) or "all", results.done)
+        done = re.sub(
+            r"\{([\w.]+)\}", lambda match: value_of(flags, match[1]) or "all", results.done
+        )
         return f"{folder}: there already{done}{remedy}"
     number = queued_job(folder) if results.submits(flags) else ""
     return f"{folder}: in the queue as job {number}" if number else ""
@@ -109,7 +120,8 @@ def value_of(flags: Flags, name: str) -> str:
 
 
 def typed_flags(words: Sequence[str]) -> Flags:
-    """{flag: its values} of a command line; those of a YAML file after --config-file come before the typed ones."""
+    """{flag: its values} of a command line; those of a YAML file after --config-file come before
+    the typed ones."""
     flags: Flags = {}
     values: list[str] = []
     for word in words:
@@ -128,17 +140,26 @@ def _of_yaml(path: str) -> Flags:
 
     try:
         sections = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return {f"{part}.{name}": [str(value)] for part, names in sections.items() for name, value in names.items()}
+        return {
+            f"{part}.{name}": [str(value)]
+            for part, names in sections.items()
+            for name, value in names.items()
+        }
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
         return {}  # the script says what is wrong with it
 
 
 def newer_checkpoint(flags: Flags, results: Path) -> str:
-    """The first checkpoint among the values of the flags that was written after the results; "" if there is none."""
+    """The first checkpoint among the values of the flags that was written after the results; "" if
+    there is none."""
     made = results.stat().st_mtime_ns
     for values in flags.values():
         for path in values:
-            if path.endswith((".pth", ".pt")) and os.path.isfile(path) and os.stat(path).st_mtime_ns > made:
+            if (
+                path.endswith((".pth", ".pt"))
+                and os.path.isfile(path)
+                and os.stat(path).st_mtime_ns > made
+            ):
                 return path
     return ""
 
@@ -156,7 +177,11 @@ def recorded_settings(results: Path) -> Mapping[str, object]:
 def difference(flags: Flags, record: Mapping[str, object]) -> str:
     """The first flag whose value is not the recorded one, in words; "" if all agree."""
     for name, values in flags.items():
-        if name in record and not _WITHOUT_EFFECT.fullmatch(name) and not _same(values, record[name]):
+        if (
+            name in record
+            and not _WITHOUT_EFFECT.fullmatch(name)
+            and not _same(values, record[name])
+        ):
             return f"--{name} {_in_words(record[name])}, not {' '.join(values) or 1}"
     return ""
 
@@ -167,7 +192,9 @@ def _in_words(value: object) -> str:
 
 def _same(values: list[str], recorded: object) -> bool:
     if isinstance(recorded, list):
-        return [_plain(value) for value in ",".join(values).split(",")] == [_plain(str(value)) for value in recorded]
+        return [_plain(value) for value in ",".join(values).split(",")] == [
+            _plain(str(value)) for value in recorded
+        ]
     text = values[0] if values else "1"  # a switch
     return _plain(text) == _plain("" if recorded is None else str(recorded))
 
@@ -181,7 +208,8 @@ def _plain(text: str) -> object:
 
 
 def job_file(folder: str | Path) -> Path:
-    """FOLDER.job, which holds the number of the job that was submitted last to write into the folder."""
+    """FOLDER.job, which holds the number of the job that was submitted last to write into the
+    folder."""
     return Path(f"{os.path.abspath(folder)}.job")
 
 

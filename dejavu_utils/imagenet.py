@@ -1,4 +1,5 @@
-"""Image folders as ImageNet ships them: listing and fingerprint, decoded images, how networks are shown them."""
+"""Image folders as ImageNet ships them: listing and fingerprint, decoded images, how networks are
+shown them."""
 
 import errno
 import hashlib
@@ -20,16 +21,19 @@ from dejavu_utils.errors import InputError
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images in [0, 1], per channel
 STD = (0.229, 0.224, 0.225)
 UNREADABLE = "unreadable image"  # among the counts of what is skipped
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+# torchvision's
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _ORIENTATION, _BITS, _PHOTOMETRIC, _FORMAT = 274, 258, 262, 339  # tags of EXIF and TIFF
 _NOT_THE_IMAGES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class ImageListing:
-    """The images of a torchvision ImageFolder tree; an image's index is its position in `ImageFolder.samples`.
+    """The images of a torchvision ImageFolder tree; an image's index is its position in
+    `ImageFolder.samples`.
 
-    root: Path. classes: list of class folder names. labels: int64 (n,). paths: list of str, relative to root.
-    passed_over: {extension: how many files}, what ImageFolder takes for no image; hidden files are not counted.
+    root: Path. classes: list of class folder names. labels: int64 (n,). paths: list of str,
+    relative to root. passed_over: {extension: how many files}, what ImageFolder takes for no image;
+    hidden files are not counted.
     """
 
     def __init__(
@@ -64,12 +68,14 @@ class ImageListing:
         return range(*(int(place) for place in np.searchsorted(self.labels, [label, label + 1])))
 
     def is_hidden(self, index: int) -> bool:
-        """Does the file or a folder on the way to it begin with a dot? (._X.JPEG, .thumbnails/X.JPEG: no images)"""
+        """Does the file or a folder on the way to it begin with a dot? (._X.JPEG,
+        .thumbnails/X.JPEG: no images)"""
         return any(part.startswith(".") for part in self.paths[index].split(os.sep))
 
     @cached_property
     def fingerprint(self) -> dict:
-        """What index files depend on: counts and SHA-256 of the relative paths in their order, whole and by class."""
+        """What index files depend on: counts and SHA-256 of the relative paths in their order,
+        whole and by class."""
         starts = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))  # labels are sorted
         by_class = {}
         for name, start, stop in zip(self.classes, starts, starts[1:]):
@@ -84,14 +90,16 @@ class ImageListing:
 
 def _digest(paths: Sequence[str]) -> str:
     text = "\n".join(path.replace("\\", "/") for path in paths)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names need not be valid UTF-8
+    # names need not be valid UTF-8
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def list_images(root: str | Path | None, flag: str = "the image folder") -> ImageListing:
     """Lists `root/CLASS/**/IMAGE` in ImageFolder's order (sorted, never directory-listing order).
 
-    flag: what to call the folder in an error. InputError if there is no class folder, one holds no image, or a folder
-    is reached twice through a link: its images would have several indices, and be in several sets.
+    flag: what to call the folder in an error. InputError if there is no class folder, one holds no
+    image, or a folder is reached twice through a link: its images would have several indices, and
+    be in several sets.
     """
     if not root or not Path(root).is_dir():
         raise InputError(f"{flag} {root or ''}: no such folder")
@@ -116,12 +124,20 @@ def list_images(root: str | Path | None, flag: str = "the image folder") -> Imag
     passed_over = dict(sorted(passed_over.items()))
     if not paths or empty:
         what = f"no image in {', '.join(empty[:5])}" if empty else "there is none"
-        there = f" (but {', '.join(passed_over)}; images are {', '.join(EXTENSIONS)})" if passed_over else ""
-        raise InputError(f"{flag} {root}: expected class folders with images below it: {what}{there}")
+        there = (
+            f" (but {', '.join(passed_over)}; images are {', '.join(EXTENSIONS)})"
+            if passed_over
+            else ""
+        )
+        raise InputError(
+            f"{flag} {root}: expected class folders with images below it: {what}{there}"
+        )
     return ImageListing(root, classes, paths, labels, passed_over)
 
 
-def _folders_below(root: str, name: str, seen: dict[str, str], flag: str) -> list[tuple[str, list[str]]]:
+def _folders_below(
+    root: str, name: str, seen: dict[str, str], flag: str
+) -> list[tuple[str, list[str]]]:
     """[(folder, its file names)] of a class, in ImageFolder's order; folders relative to root.
 
     seen: {real path of a folder: how it was reached}, of the classes before; grows.
@@ -156,15 +172,18 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) in pixels from the file's header; InputError names a file that is no image."""
+    """(width, height) in pixels from the file's header; InputError names a file that is no
+    image."""
     with _opened(path) as image:
         return image.size
 
 
 def image_frame(path: str | Path) -> tuple[tuple[int, int], int]:
-    """((width, height) in pixels, as decoded; EXIF orientation, 1 to 8, which is left aside when an image is decoded).
+    """((width, height) in pixels, as decoded; EXIF orientation, 1 to 8, which is left aside when an
+    image is decoded).
 
-    1: none, or decoding applies it (Pillow does for TIFF). InputError names a file that is no image.
+    1: none, or decoding applies it (Pillow does for TIFF). InputError names a file that is no
+    image.
     """
     with _opened(path) as image:
         if image.format == "TIFF":
@@ -178,8 +197,9 @@ def image_frame(path: str | Path) -> tuple[tuple[int, int], int]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network is shown images: the short side resized to `resize` pixels, the centre cut out, `side` pixels wide
-    and high, then (pixels in [0, 1] - mean) / std per channel. The default is the published one.
+    """How a network is shown images: the short side resized to `resize` pixels, the centre cut out,
+    `side` pixels wide and high, then (pixels in [0, 1] - mean) / std per channel. The default is
+    the published one.
     """
 
     side: int = 224
@@ -201,20 +221,26 @@ class Preprocessing:
 def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """The image as PIL RGB, 8 bits per channel; InputError names a file that cannot be decoded.
 
-    16 bits keep their high byte, gray as with color in Pillow. Refused are floating-point, 32-bit and signed pixels:
-    which number is white is not known. at_least: a JPEG may be decoded to fewer pixels, this many per side or more.
+    16 bits keep their high byte, gray as with color in Pillow. Refused are floating-point, 32-bit
+    and signed pixels: which number is white is not known. at_least: a JPEG may be decoded to fewer
+    pixels, this many per side or more.
     """
     with _opened(path) as image:
         if at_least:
             image.draft("RGB", (at_least, at_least))
         tags = getattr(image, "tag_v2", {})
-        signed = 2 in tags.get(_FORMAT, ()) or image.mode == "I" and image.format not in ("PNG", "PPM")
+        signed = (
+            2 in tags.get(_FORMAT, ()) or image.mode == "I" and image.format not in ("PNG", "PPM")
+        )
         if image.mode == "F" or signed:
             kind = "floating-point" if image.mode == "F" else "32-bit or signed"
-            raise ValueError(f"its pixels are {kind} numbers without a defined white: convert them to 8 or 16 bits")
+            raise ValueError(
+                f"its pixels are {kind} numbers without a defined white: convert them to 8 or 16 bits"
+            )
         if image.mode.startswith("I"):
             pixels = (np.asarray(image) >> tags.get(_BITS, (16,))[0] - 8).astype(np.uint8)
-            image = Image.fromarray(255 - pixels if tags.get(_PHOTOMETRIC) == 0 else pixels)  # 0 is white
+            # 0 is white
+            image = Image.fromarray(255 - pixels if tags.get(_PHOTOMETRIC) == 0 else pixels)
         return image.convert("RGB")
 
 
@@ -222,10 +248,12 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of palettes with transparency or damaged EXIF
+            # Pillow's, of palettes with transparency or damaged EXIF
+            warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 yield image
-    except Exception as error:  # on damaged files, Pillow's readers raise anything: struct.error, KeyError, ...
+    # on damaged files, Pillow's readers raise anything: struct.error, KeyError, ...
+    except Exception as error:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_THE_IMAGES_FAULT:
             raise  # it would be left out with --skip_unreadable
         reason = str(error) or type(error).__name__
@@ -237,9 +265,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 def read_class_names(path: str | Path, flag: str) -> dict[str, str]:
     """{class folder: name to show} from a file.
 
-    JSON: {"n01440764": "tench"}, or {"0": ["n01440764", "tench"]}. Else one class per line, of whose synonyms the first
-    is shown, as in Kaggle's LOC_synset_mapping.txt: n01440764 tench, Tinca tinca. InputError names the flag and what is
-    wrong with the file.
+    JSON: {"n01440764": "tench"}, or {"0": ["n01440764", "tench"]}. Else one class per line, of
+    whose synonyms the first is shown, as in Kaggle's LOC_synset_mapping.txt: n01440764 tench, Tinca
+    tinca. InputError names the flag and what is wrong with the file.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig").strip()
@@ -247,7 +275,9 @@ def read_class_names(path: str | Path, flag: str) -> dict[str, str]:
             pairs = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
             return {folder: names.split(",")[0].strip() for folder, names in pairs}
         loaded = json.loads(text)
-        names = dict(loaded.values() if all(isinstance(v, list) for v in loaded.values()) else loaded)
+        names = dict(
+            loaded.values() if all(isinstance(v, list) for v in loaded.values()) else loaded
+        )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{flag} {path}: neither a JSON file of class folders and their names nor one of such lines ({error})"

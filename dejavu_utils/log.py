@@ -1,4 +1,5 @@
-"""A run's log (one JSON object per line), what its first process prints, and the progress of a long stage."""
+"""A run's log (one JSON object per line), what its first process prints, and the progress of a long
+stage."""
 
 import json
 import math
@@ -18,7 +19,9 @@ class Progress:
     total: how many units of work there are. what: their name. seconds: between two lines of a log.
     """
 
-    def __init__(self, total: int, what: str, seconds: float = 10.0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int, what: str, seconds: float = 10.0, stream: TextIO | None = None
+    ) -> None:
         self.total, self.what, self.done = total, what, 0
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
@@ -42,7 +45,9 @@ class Progress:
             text += f", {(self.total - self.done) / rate:.0f} s left"
         if self.terminal:
             filled = int(24 * self.done / max(self.total, 1))
-            self.stream.write(f"\r[{'#' * filled}{'.' * (24 - filled)}] {text}\033[K" + ("\n" if last else ""))
+            self.stream.write(
+                f"\r[{'#' * filled}{'.' * (24 - filled)}] {text}\033[K" + ("\n" if last else "")
+            )
         else:
             self.stream.write(text + "\n")
         self.stream.flush()
@@ -52,13 +57,15 @@ class Progress:
 
 
 class RunLog:
-    """The log file `path`; `key` names the entry of its records that grows from line to line, epoch or step."""
+    """The log file `path`; `key` names the entry of its records that grows from line to line, epoch
+    or step."""
 
     def __init__(self, path: str | Path, key: str) -> None:
         self.path, self.key = Path(path), key
 
     def trim(self, last: int) -> None:
-        """Drops the records after `last`, which will be written again, and a line that a crash has cut off."""
+        """Drops the records after `last`, which will be written again, and a line that a crash has
+        cut off."""
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if self._position(line) <= last]
@@ -73,7 +80,9 @@ class RunLog:
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror or error}); is there room?") from None
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror or error}); is there room?"
+            ) from None
 
     def _position(self, line: str) -> float:
         try:

@@ -1,4 +1,5 @@
-"""The SSL network (backbone, projector, head of the loss), built by name or from a checkpoint's settings."""
+"""The SSL network (backbone, projector, head of the loss), built by name or from a checkpoint's
+settings."""
 
 import math
 import re
@@ -21,7 +22,8 @@ _INNER = r"layer\d|(?:blocks|stages|layers)\.\d+|encoder\.layers\.encoder_layer_
 
 
 def classifier_name(net: nn.Module, arch: str) -> str:
-    """Path of the classifier within a torchvision network of this name: the last Linear, or all of a vgg's."""
+    """Path of the classifier within a torchvision network of this name: the last Linear, or all of
+    a vgg's."""
     linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     return "classifier" if arch.startswith("vgg") else linear[-1]
 
@@ -35,9 +37,12 @@ def replace_module(net: nn.Module, name: str, module: nn.Module) -> Any:
 
 
 def backbone_named(arch: str, fc: bool) -> tuple[nn.Module, int]:
-    """(network without its classifier, width of its output): torchvision's classifiers by name, else timm's."""
+    """(network without its classifier, width of its output): torchvision's classifiers by name,
+    else timm's."""
     if arch in ("googlenet", "inception_v3"):
-        raise InputError(f"model.arch {arch}: gives several outputs in training, and cannot be a backbone here")
+        raise InputError(
+            f"model.arch {arch}: gives several outputs in training, and cannot be a backbone here"
+        )
     if arch in torchvision.models.list_models(module=torchvision.models):
         net = getattr(torchvision.models, arch)(weights=None)
         name = classifier_name(net, arch)
@@ -56,12 +61,14 @@ def check_timm_name(arch: str, what: str) -> None:
     """InputError for a name that timm does not have. what: flag and value."""
     import timm  # takes a second
 
-    if ":" not in arch and not timm.is_model(arch):  # with one it is a place that timm knows: hf-hub:, local-dir:
+    # with one it is a place that timm knows: hf-hub:, local-dir:
+    if ":" not in arch and not timm.is_model(arch):
         raise InputError(f"{what}: neither torchvision nor timm has it")
 
 
 def timm_network(arch: str, what: str, **options: Any) -> nn.Module:
-    """timm's network of this name. what: flag and value, for errors. options: of timm.create_model."""
+    """timm's network of this name. what: flag and value, for errors. options: of
+    timm.create_model."""
     import timm
 
     check_timm_name(arch, what)
@@ -93,7 +100,9 @@ def _mlp(width_in: int, widths: list[int], relu_at_end: bool = False) -> nn.Sequ
     """Hidden layers Linear + BatchNorm + ReLU, the last a Linear without bias."""
     layers: list[nn.Module] = []
     for width in widths[:-1]:
-        layers.append(nn.Sequential(nn.Linear(width_in, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)))
+        layers.append(
+            nn.Sequential(nn.Linear(width_in, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True))
+        )
         width_in = width
     layers.append(nn.Linear(width_in, widths[-1], bias=False))
     if relu_at_end:
@@ -113,8 +122,8 @@ def _classifier(width: int, widths: list[int], num_classes: Any) -> nn.Module:
     return nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, num_classes))
 
 
-# What each loss adds to the network, and so to its checkpoints: None, or a module's name and how it is built from the
-# projector's output width, the projector's widths and the number of classes.
+# What each loss adds to the network, and so to its checkpoints: None, or a module's name and how it
+# is built from the projector's output width, the projector's widths and the number of classes.
 HEADS = {
     "vicreg": None,
     "simclr": None,
@@ -128,13 +137,15 @@ LOSSES = tuple(HEADS)
 
 
 class Network(nn.Module):
-    """Backbone `net`, `projector` (its children are its layers) and, where there are class scores, `fc` behind them.
+    """Backbone `net`, `projector` (its children are its layers) and, where there are class scores,
+    `fc` behind them.
 
-    arch, mlp, loss: names of what they are, or None, where its checkpoint does not say. preprocessing: how images are
-    shown to it. evaluation_side: side of the images it is shown by default, in pixels, where its checkpoint says it.
-    source: flag and path of its checkpoint, for messages. notes: what is to be said about where it comes from. about:
-    {name of ABOUT: value or None}, what its checkpoint says of the training. Layers by name: `layer_names`, each also
-    with L2 behind it.
+    arch, mlp, loss: names of what they are, or None, where its checkpoint does not say.
+    preprocessing: how images are shown to it. evaluation_side: side of the images it is shown by
+    default, in pixels, where its checkpoint says it. source: flag and path of its checkpoint, for
+    messages. notes: what is to be said about where it comes from. about: {name of ABOUT: value or
+    None}, what its checkpoint says of the training. Layers by name: `layer_names`, each also with
+    L2 behind it.
     """
 
     net: Any
@@ -154,17 +165,21 @@ class Network(nn.Module):
         self.preprocessing, self.about = Preprocessing(), dict.fromkeys(ABOUT)
         self.source, self.notes = "the network", ""
         self.has_projector = len(projector) > 0
-        self.inner_layers = tuple(name for name, _ in net.named_modules() if re.fullmatch(_INNER, name))
+        self.inner_layers = tuple(
+            name for name, _ in net.named_modules() if re.fullmatch(_INNER, name)
+        )
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """float (n, 3, h, w) -> list of float (n, width): the backbone's output, then that of each projector layer."""
+        """float (n, 3, h, w) -> list of float (n, width): the backbone's output, then that of each
+        projector layer."""
         outputs = [self.net(images)]
         for layer in self.projector:
             outputs.append(layer(outputs[-1]))
         return outputs
 
     def losses(self) -> tuple[str, ...]:
-        """The loss that it was trained with, or, where its checkpoint does not say, all those that add its heads."""
+        """The loss that it was trained with, or, where its checkpoint does not say, all those that
+        add its heads."""
         if self.loss:
             return (self.loss,)
         own = {name for name, _ in filter(None, HEADS.values()) if hasattr(self, name)}
@@ -179,7 +194,8 @@ class Network(nn.Module):
         return widths
 
     def layer_names(self) -> list[str]:
-        """What `embed` gives: backbone, projector.0, ..., projector (the last of these), logits, and inner layers.
+        """What `embed` gives: backbone, projector.0, ..., projector (the last of these), logits,
+        and inner layers.
 
         The output of an inner layer is `pooled`.
         """
@@ -188,7 +204,8 @@ class Network(nn.Module):
         return [*names, *(["logits"] if self.loss == "supervised" else []), *self.inner_layers]
 
     def embed(self, images: torch.Tensor, layer: str) -> torch.Tensor:
-        """float (n, 3, h, w) -> float (n, width(layer)); layer: one of `layer_names`, L2 behind it or not."""
+        """float (n, 3, h, w) -> float (n, width(layer)); layer: one of `layer_names`, L2 behind it
+        or not."""
         return self.embed_layers(images, [layer])[layer]
 
     def embed_layers(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -214,7 +231,9 @@ class Network(nn.Module):
             if "logits" in wanted:
                 outputs["logits"] = self.fc(output)
         for name in wanted - outputs.keys():
-            raise InputError(f"layer {name}: the network does not run this module as a whole; name another layer")
+            raise InputError(
+                f"layer {name}: the network does not run this module as a whole; name another layer"
+            )
         values = {}
         for layer in layers:
             output = outputs[layer.removesuffix(L2)]
@@ -229,11 +248,14 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def width(self, layer: str) -> int:
-        """Width of what `embed` gives for a layer; InputError for a layer that the network has not."""
+        """Width of what `embed` gives for a layer; InputError for a layer that the network has
+        not."""
         name = layer.removesuffix(L2)
         if name not in self.layer_names():
             names = ", ".join(self.layer_names())
-            raise InputError(f"layer {layer}: this network has {names}, each also with {L2} (divided by its length)")
+            raise InputError(
+                f"layer {layer}: this network has {names}, each also with {L2} (divided by its length)"
+            )
         if name == "logits":
             return self.num_classes
         if name in self.inner_layers:
@@ -248,15 +270,18 @@ class Network(nn.Module):
 
 
 def pooled(output: object, net: nn.Module, name: str) -> torch.Tensor:
-    """The output of an inner layer of `net`, pooled as that network pools its last one: float (n, width).
+    """The output of an inner layer of `net`, pooled as that network pools its last one: float (n,
+    width).
 
-    Maps, channels first or last: their mean over space. Tokens: the class token where the layer has one and the network
-    reads it, else the mean over positions, without the class token and registers. InputError for other outputs.
+    Maps, channels first or last: their mean over space. Tokens: the class token where the layer has
+    one and the network reads it, else the mean over positions, without the class token and
+    registers. InputError for other outputs.
     """
     if isinstance(output, torch.Tensor) and output.ndim == 2:
         return output
     if isinstance(output, torch.Tensor) and output.ndim == 4:
-        # Images are square, so the axis that differs is that of the channels; where all are equal the network says it.
+        # Images are square, so the axis that differs is that of the channels; where all are equal
+        # the network says it.
         _, first, second, third = output.shape
         last = first == second and (second != third or getattr(net, "output_fmt", "") == "NHWC")
         return output.mean(dim=(1, 2) if last else (2, 3))
@@ -264,13 +289,18 @@ def pooled(output: object, net: nn.Module, name: str) -> torch.Tensor:
         tokens = [getattr(net, attribute, None) for attribute in ("cls_token", "class_token")]
         has_class_token = any(isinstance(token, torch.Tensor) for token in tokens)
         before = getattr(net, "num_prefix_tokens", int(has_class_token))
-        # Some networks add the class token after their blocks (XCiT, CaiT) or some of them (ConViT): count positions.
+        # Some networks add the class token after their blocks (XCiT, CaiT) or some of them
+        # (ConViT): count positions.
         if _is_square(output.shape[1] - before):
             reads_class_token = has_class_token and getattr(net, "global_pool", None) != "avg"
             return output[:, 0] if reads_class_token else output[:, before:].mean(dim=1)
         if _is_square(output.shape[1]):
             return output.mean(dim=1)
-    kind = f"of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+    kind = (
+        f"of shape {tuple(output.shape)}"
+        if isinstance(output, torch.Tensor)
+        else f"a {type(output).__name__}"
+    )
     raise InputError(
         f"layer {name}: its output is {kind}, neither a map nor one token per position; name another layer"
     )
@@ -283,10 +313,11 @@ def _is_square(count: int) -> bool:
 class SSLNetwork(Network):
     """A Network of train_SSL.py, with what its loss adds (HEADS): `bn`, `predictor` or `fc`.
 
-    arch: a classifier of torchvision or timm, by name. mlp: widths of the projector, "2048-512". loss: one of LOSSES,
-    or None where it is not known and adds nothing. num_classes: width of the supervised head. mlp_coeff scales the last
-    hidden width; fc: Linear(., 256) on the backbone; proj_relu: ReLU after the projector's last layer; remove_head: no
-    projector, the loss acts on the backbone.
+    arch: a classifier of torchvision or timm, by name. mlp: widths of the projector, "2048-512".
+    loss: one of LOSSES, or None where it is not known and adds nothing. num_classes: width of the
+    supervised head. mlp_coeff scales the last hidden width; fc: Linear(., 256) on the backbone;
+    proj_relu: ReLU after the projector's last layer; remove_head: no projector, the loss acts on
+    the backbone.
     """
 
     def __init__(
@@ -305,10 +336,13 @@ class SSLNetwork(Network):
         if len(widths) > 1:
             widths[-2] = int(widths[-2] * mlp_coeff)
         super().__init__(
-            net, backbone_width, nn.Sequential() if remove_head else _mlp(backbone_width, widths, proj_relu)
+            net,
+            backbone_width,
+            nn.Sequential() if remove_head else _mlp(backbone_width, widths, proj_relu),
         )
         self.arch, self.mlp, self.loss, self.num_classes = arch, mlp, loss, num_classes
-        self.has_projector = True  # what the loss acts on: without one of its own the backbone's output
+        # what the loss acts on: without one of its own the backbone's output
+        self.has_projector = True
         self.projector_width = backbone_width if remove_head else widths[-1]
         head = HEADS.get(loss) if loss else None
         if head:
@@ -318,7 +352,8 @@ class SSLNetwork(Network):
 
 @dataclass
 class Architecture:
-    """What a network of train_SSL.py is built from beside its loss; SSLNetwork explains the entries."""
+    """What a network of train_SSL.py is built from beside its loss; SSLNetwork explains the
+    entries."""
 
     arch: str
     mlp: str
@@ -333,7 +368,13 @@ class Architecture:
         return cls(**{field.name: settings[f"model.{field.name}"] for field in fields(cls)})
 
 
-def network_from_settings(model: Architecture, loss: str | None, num_classes: int | None) -> SSLNetwork:
+def network_from_settings(
+    model: Architecture, loss: str | None, num_classes: int | None
+) -> SSLNetwork:
     """The network with random weights. num_classes: width of the supervised head."""
-    flags = {"fc": bool(model.fc), "proj_relu": bool(model.proj_relu), "remove_head": bool(model.remove_head)}
+    flags = {
+        "fc": bool(model.fc),
+        "proj_relu": bool(model.proj_relu),
+        "remove_head": bool(model.remove_head),
+    }
     return SSLNetwork(model.arch, model.mlp, loss, num_classes, model.mlp_coeff, **flags)

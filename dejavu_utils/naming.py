@@ -1,9 +1,10 @@
-"""The names of points and folders: what trainings, attacks, probes and reconstructions of a sweep are called.
+"""The names of points and folders: what trainings, attacks, probes and reconstructions of a sweep
+are called.
 
-A point is one training recipe at one epoch, for instance `vicreg_300pc_1000ep`; its models are in `{training}_A` and
-`{training}_B`, its attacks in `NN_attk_{point}`, its linear probe in `lp_{point}`, its label-free scores in
-`sslmem_{point}`. Standard library only: the shell
-scripts call this (bash_examples/sweep_points.py).
+A point is one training recipe at one epoch, for instance `vicreg_300pc_1000ep`; its models are in
+`{training}_A` and `{training}_B`, its attacks in `NN_attk_{point}`, its linear probe in
+`lp_{point}`, its label-free scores in `sslmem_{point}`. Standard library only: the shell scripts
+call this (bash_examples/sweep_points.py).
 """
 
 import re
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 SETS = ("A", "B")
-TWIN = {"A": "B", "B": "A"}  # of a model the one that was trained on the other set; of a set the other
+# of a model the one that was trained on the other set; of a set the other
+TWIN = {"A": "B", "B": "A"}
 # Folders of attacks, by what is attacked, or how.
 ATTACK_FOLDERS = {
     "projector": "attack_sweeps",
@@ -27,17 +29,19 @@ SSLMEM_FOLDER = "sslmem_sweeps"
 ATTACK_PREFIX, PROBE_PREFIX, SSLMEM_PREFIX = "NN_attk_", "lp_", "sslmem_"
 # Folders of attacks beside attack_sweeps, with the layer that an attack in them is of.
 LAYERS_BESIDE = {ATTACK_FOLDERS[layer]: layer for layer in ("backbone", "logits")}
-ATTACKED_LAYER = re.compile(r"backbone|projector(\.\d+)?|logits")  # names of the folders that --layers makes
+# names of the folders that --layers makes
+ATTACKED_LAYER = re.compile(r"backbone|projector(\.\d+)?|logits")
 
 
 @dataclass(frozen=True)
 class Sweep:
     """One sweep.
 
-    point, training: names with {model}, {per_class} (images), {epoch} and {digits} (of the parameter's value).
-    varies: which of these differs between the points. param: the parameter, None where epochs or sizes vary.
-    fraction: the parameter lies between 0 and 1, and only the digits after its point are in the names.
-    own_models: False where the sweep attacks the models of another one; then it has no linear probes.
+    point, training: names with {model}, {per_class} (images), {epoch} and {digits} (of the
+    parameter's value). varies: which of these differs between the points. param: the parameter,
+    None where epochs or sizes vary. fraction: the parameter lies between 0 and 1, and only the
+    digits after its point are in the names. own_models: False where the sweep attacks the models of
+    another one; then it has no linear probes.
     """
 
     point: str
@@ -52,15 +56,21 @@ class Sweep:
         fields = {"model": model, "per_class": per_class, "epoch": epoch, self.varies: "{}"}
         return self.point.format(**fields)
 
-    def at(self, value: str, model: str, per_class: int | None = None, epoch: int | None = None) -> "Point":
-        """The Point where what varies has this value, as text, for instance .15; ValueError if it cannot."""
+    def at(
+        self, value: str, model: str, per_class: int | None = None, epoch: int | None = None
+    ) -> "Point":
+        """The Point where what varies has this value, as text, for instance .15; ValueError if it
+        cannot."""
         fields: dict[str, Any] = {"model": model, "per_class": per_class, "epoch": epoch}
-        fields[self.varies] = fraction_digits(value) if self.fraction else re.sub("[./]", "-", str(value))
+        fields[self.varies] = (
+            fraction_digits(value) if self.fraction else re.sub("[./]", "-", str(value))
+        )
         names = (self.point.format(**fields), self.training.format(**fields))
         return Point(*names, model, fields["per_class"], fields["epoch"])
 
     def value(self, text: str) -> float | str:
-        """What stands in a name: 075 is 0.075 where the parameter is a fraction, 0-08 is 0.08, resnet18 a word."""
+        """What stands in a name: 075 is 0.075 where the parameter is a fraction, 0-08 is 0.08,
+        resnet18 a word."""
         if self.fraction:
             return float(f"0.{text}")
         for number in (text.replace("-", ".", 1), text):
@@ -76,17 +86,29 @@ SWEEPS = {
     "epochs": Sweep(*_SIZES, "epoch"),  # also of the grid of both
     "datasets": Sweep(*_SIZES, "per_class"),
     "temperature": Sweep(
-        "simclr_p{digits}t_{epoch}ep", "simclr_tempsweep_p{digits}", "digits", "simclr.temperature", fraction=True
+        "simclr_p{digits}t_{epoch}ep",
+        "simclr_tempsweep_p{digits}",
+        "digits",
+        "simclr.temperature",
+        fraction=True,
     ),
-    "sim_coeff": Sweep("vicreg_sim{digits}_{epoch}ep", "vicreg_simsweep_sim{digits}", "digits", "vicreg.sim_coeff"),
+    "sim_coeff": Sweep(
+        "vicreg_sim{digits}_{epoch}ep", "vicreg_simsweep_sim{digits}", "digits", "vicreg.sim_coeff"
+    ),
     "corner_fraction": Sweep(
-        "{model}_crop_p{digits}_{epoch}ep", _SIZES[1], "digits", "corner_crop_frac", fraction=True, own_models=False
+        "{model}_crop_p{digits}_{epoch}ep",
+        _SIZES[1],
+        "digits",
+        "corner_crop_frac",
+        fraction=True,
+        own_models=False,
     ),
 }
 
 
 def sweep_of(param: str) -> Sweep:
-    """The sweep of a parameter: a published one, or that of any setting of training, "section.setting".
+    """The sweep of a parameter: a published one, or that of any setting of training,
+    "section.setting".
 
     ValueError if it is neither.
     """
@@ -96,12 +118,18 @@ def sweep_of(param: str) -> Sweep:
     if not re.fullmatch(r"\w+\.\w+", param):
         raise ValueError(f"{param}: not a setting of training such as model.arch")
     name = param.partition(".")[2]
-    return Sweep(f"{{model}}_{name}{{digits}}_{{epoch}}ep", f"{{model}}_{name}sweep_{{digits}}", "digits", param)
+    return Sweep(
+        f"{{model}}_{name}{{digits}}_{{epoch}}ep",
+        f"{{model}}_{name}sweep_{{digits}}",
+        "digits",
+        param,
+    )
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point: its name, the folder of its models without the _A or _B, the model's name, and where it lies."""
+    """One point: its name, the folder of its models without the _A or _B, the model's name, and
+    where it lies."""
 
     name: str
     training: str
@@ -130,7 +158,8 @@ class Point:
 
 
 def fraction_digits(text: str) -> str:
-    """The digits after the point, at least two: .05 -> 05, .075 -> 075, .5 -> 50. ValueError unless 0 < text < 1."""
+    """The digits after the point, at least two: .05 -> 05, .075 -> 075, .5 -> 50. ValueError unless
+    0 < text < 1."""
     match = re.fullmatch(r"0?\.(\d+)", str(text))
     if not match:
         raise ValueError(f"{text}: not a number between 0 and 1 such as .15")
@@ -138,17 +167,22 @@ def fraction_digits(text: str) -> str:
 
 
 def attack_path(folder: str | Path, model: str, attacked: str, what: str) -> Path:
-    """Where a file of the attack lies, e.g. FOLDER/A_attk_B_neighb_labels.npy: model A on the images of set B."""
+    """Where a file of the attack lies, e.g. FOLDER/A_attk_B_neighb_labels.npy: model A on the
+    images of set B."""
     return Path(folder) / f"{model}_attk_{attacked}_{what}.npy"
 
 
 def sslmem_beside(attack: str | Path) -> Path | None:
-    """Where the label-free scores of the models of FOLDER/attack_sweeps*/NN_attk_{point} lie, there or not:
-    FOLDER/sslmem_sweeps/sslmem_{point}. None for an attack with another name."""
+    """Where the label-free scores of the models of FOLDER/attack_sweeps*/NN_attk_{point} lie, there
+    or not: FOLDER/sslmem_sweeps/sslmem_{point}. None for an attack with another name."""
     folder = Path(attack).absolute()
     if not folder.name.startswith(ATTACK_PREFIX):
         return None
-    return folder.parent.parent / SSLMEM_FOLDER / (SSLMEM_PREFIX + folder.name.removeprefix(ATTACK_PREFIX))
+    return (
+        folder.parent.parent
+        / SSLMEM_FOLDER
+        / (SSLMEM_PREFIX + folder.name.removeprefix(ATTACK_PREFIX))
+    )
 
 
 def sweep_points(folder: str | Path, template: str, value: Callable = int) -> list[tuple]:

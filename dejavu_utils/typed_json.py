@@ -1,4 +1,5 @@
-"""Dataclasses as JSON and back, so that every entry of a results file is declared once: as a field."""
+"""Dataclasses as JSON and back, so that every entry of a results file is declared once: as a
+field."""
 
 import math
 import types
@@ -12,7 +13,8 @@ T = TypeVar("T")
 def entry(meaning: str, absent: bool = False, **options: Any) -> Any:
     """A dataclass field that says what it holds, with its unit; documentation is made from it.
 
-    absent: where it is None, the file has no such entry, instead of null. options: of dataclasses.field.
+    absent: where it is None, the file has no such entry, instead of null. options: of
+    dataclasses.field.
     """
     return field(metadata={"help": meaning, "absent": absent}, **options)
 
@@ -38,8 +40,8 @@ def to_json(value: object) -> Any:
 def from_json(kind: type[T], written: Any) -> T:
     """The dataclass that `to_json` wrote; null is NaN where a number is declared.
 
-    Entries that are not declared are left out, those that are missing take the field's default. TypeError, ValueError,
-    KeyError or AttributeError for what is no such file.
+    Entries that are not declared are left out, those that are missing take the field's default.
+    TypeError, ValueError, KeyError or AttributeError for what is no such file.
     """
     return _read(kind, written)
 

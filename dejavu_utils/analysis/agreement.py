@@ -1,4 +1,5 @@
-"""Which attacks and probes may stand in one figure or table: their records are compared before their numbers are."""
+"""Which attacks and probes may stand in one figure or table: their records are compared before
+their numbers are."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ _ARRAYS = "[AB]_attk_[AB]_*.npy"
 def distinct(folders: Sequence[str | Path]) -> tuple[list[str | Path], list[str]]:
     """(folders of independent runs, notes about those left out).
 
-    A copy or a link is no further run, nor is another attack on the same images with one of the models.
+    A copy or a link is no further run, nor is another attack on the same images with one of the
+    models.
     """
     kept: list[str | Path] = []
     names: dict[str, str | Path] = {}
@@ -30,11 +32,14 @@ def distinct(folders: Sequence[str | Path]) -> tuple[list[str | Path], list[str]
     return kept, notes
 
 
-def disagreements(reader: str, folders: Mapping[Key, str | Path]) -> tuple[dict[Key, str], list[str]]:
-    """({key: how a folder was made otherwise than the first that has a record, in words; "" where it was not}, notes).
+def disagreements(
+    reader: str, folders: Mapping[Key, str | Path]
+) -> tuple[dict[Key, str], list[str]]:
+    """({key: how a folder was made otherwise than the first that has a record, in words; "" where
+    it was not}, notes).
 
-    reader: one of provenance.READERS. folders: of results.json. Those without a record (older, published) agree; one
-    note counts them.
+    reader: one of provenance.READERS. folders: of results.json. Those without a record (older,
+    published) agree; one note counts them.
     """
     words = dict.fromkeys(folders, "")
     notes, unknown = [], []
@@ -63,15 +68,20 @@ def foreign_probe(attack: str | Path, probe: str | Path) -> bool:
     if not (attacked and probed and attacked.models and probed.models):
         return False
     weights = {model.weights for model in attacked.models.values()}
-    return None not in weights and all(model.weights not in {None, *weights} for model in probed.models.values())
+    return None not in weights and all(
+        model.weights not in {None, *weights} for model in probed.models.values()
+    )
 
 
 def _identities(folder: Path) -> list[str]:
-    """What no two independent runs share: contents of the neighbor files, and weights of a model with its images."""
+    """What no two independent runs share: contents of the neighbor files, and weights of a model
+    with its images."""
     paths = sorted(folder.rglob(_ARRAYS)) or sorted(folder.glob(RESULTS))
     identities = [" ".join(f"{path.relative_to(folder)} {file_digest(path)}" for path in paths)]
     record = read_record(folder / RESULTS)
     if record and record.models and record.sets:
         images = sorted(record.sets.items())
-        identities += [f"{model.weights} {images}" for model in record.models.values() if model.weights]
+        identities += [
+            f"{model.weights} {images}" for model in record.models.values() if model.weights
+        ]
     return identities

@@ -1,4 +1,5 @@
-"""Result folders: what the attack and the linear probe write, declared once, and read whoever wrote it."""
+"""Result folders: what the attack and the linear probe write, declared once, and read whoever wrote
+it."""
 
 import ast
 import hashlib
@@ -30,10 +31,16 @@ T = TypeVar("T")
 class LevelResults:
     """Accuracies among the most confident examples, mean of the attacked sets."""
 
-    target: Estimate = entry("accuracy of the model that was trained on the attacked set; null without examples")
-    reference: Estimate = entry("accuracy of the model that was not, or of the classifiers in its place")
+    target: Estimate = entry(
+        "accuracy of the model that was trained on the attacked set; null without examples"
+    )
+    reference: Estimate = entry(
+        "accuracy of the model that was not, or of the classifiers in its place"
+    )
     score: Estimate = entry("déjà vu score: target - reference accuracy")
-    chance: float = entry("mean reference accuracy of the same predictions under permuted labels", default=math.nan)
+    chance: float = entry(
+        "mean reference accuracy of the same predictions under permuted labels", default=math.nan
+    )
 
 
 @dataclass
@@ -44,22 +51,29 @@ class TopResults:
         "by per cent of the examples, the most confident ones: 5, 20, 100", default_factory=dict
     )
     shares: dict[str, Estimate] = entry(
-        "fractions of all examples: memorized, correlated, misrepresented, unassociated", default_factory=dict
+        "fractions of all examples: memorized, correlated, misrepresented, unassociated",
+        default_factory=dict,
     )
 
 
 @dataclass
 class MemorizationConfidence:
-    """By how much surer the model is than the classifiers, mean over the memorized examples, in nats."""
+    """By how much surer the model is than the classifiers, mean over the memorized examples, in
+    nats."""
 
-    published: Estimate | None = entry("entropy of the classifiers' softmax - entropy of the votes; null for one image")
-    corrected: Estimate | None = entry("the entropy of as many votes drawn from that softmax - entropy of the votes")
+    published: Estimate | None = entry(
+        "entropy of the classifiers' softmax - entropy of the votes; null for one image"
+    )
+    corrected: Estimate | None = entry(
+        "the entropy of as many votes drawn from that softmax - entropy of the votes"
+    )
     n: int = entry("memorized examples")
 
 
 @dataclass
 class OneModelResults:
-    """The test of one model (docs/one_model.md), top-1, all examples. Figures that were not asked for are null."""
+    """The test of one model (docs/one_model.md), top-1, all examples. Figures that were not asked
+    for are null."""
 
     score: Estimate = entry("accuracy of the model - that of the classifiers")
     delta: Estimate | None = entry("the same on images that the model never saw", default=None)
@@ -67,15 +81,23 @@ class OneModelResults:
     margin: Estimate | None = entry(
         "vote share of the true label - its probability under the classifiers", default=None
     )
-    margin_delta: Estimate | None = entry("the same on images that the model never saw", default=None)
+    margin_delta: Estimate | None = entry(
+        "the same on images that the model never saw", default=None
+    )
     margin_minus_delta: Estimate | None = entry("margin - margin_delta", default=None)
-    rise: Estimate | None = entry("reference accuracy with all crops - with half of them", default=None)
-    spread_in_intervals: bool = entry("do the intervals include the training of the classifiers?", default=False)
+    rise: Estimate | None = entry(
+        "reference accuracy with all crops - with half of them", default=None
+    )
+    spread_in_intervals: bool = entry(
+        "do the intervals include the training of the classifiers?", default=False
+    )
     reference_accuracy_by_seed: list[float] | None = entry(
         "accuracy of each classifier; of one set", absent=True, default=None
     )
     reference_sd: float | None = entry(
-        "standard deviation of these; null for one classifier; of one set", absent=True, default=None
+        "standard deviation of these; null for one classifier; of one set",
+        absent=True,
+        default=None,
     )
     reference_agreement: float | None = entry(
         "fraction of images for which two classifiers predict the same class, mean over pairs; of one set",
@@ -119,12 +141,15 @@ class NearCopies:
 
     A: int = entry("images of set A")
     B: int = entry("images of set B")
-    without: SetResults | None = entry("figures of both sets without these images", absent=True, default=None)
+    without: SetResults | None = entry(
+        "figures of both sets without these images", absent=True, default=None
+    )
 
 
 @dataclass
 class AttackResults:
-    """results.json of the attack on one layer. Older files may lack entries that have a default here."""
+    """results.json of the attack on one layer. Older files may lack entries that have a default
+    here."""
 
     both: SetResults = entry("mean of the two attacked sets")
     A: SetResults = entry("set A: the target is model A")
@@ -134,15 +159,28 @@ class AttackResults:
         default_factory=dict,
     )
     counts: dict[str, Any] = entry(
-        "images by set: how many were attacked, and left out for what; public images; classes", default_factory=dict
+        "images by set: how many were attacked, and left out for what; public images; classes",
+        default_factory=dict,
     )
-    warnings: list[str] = entry("what could make the score mean less than it seems", default_factory=list)
-    settings: dict[str, Any] = entry("the flags, and layer, device, reference", default_factory=dict)
-    made_from: dict[str, Any] | None = entry("the record of data.provenance", absent=True, default=None)
-    near_copies: NearCopies | None = entry("if the partition looked for near-copies", absent=True, default=None)
-    probe_accuracy: float | None = entry("of training's own linear probe, if it is known", absent=True, default=None)
+    warnings: list[str] = entry(
+        "what could make the score mean less than it seems", default_factory=list
+    )
+    settings: dict[str, Any] = entry(
+        "the flags, and layer, device, reference", default_factory=dict
+    )
+    made_from: dict[str, Any] | None = entry(
+        "the record of data.provenance", absent=True, default=None
+    )
+    near_copies: NearCopies | None = entry(
+        "if the partition looked for near-copies", absent=True, default=None
+    )
+    probe_accuracy: float | None = entry(
+        "of training's own linear probe, if it is known", absent=True, default=None
+    )
     membership: Membership | None = entry(
-        "of set A against set B for model A, by the margin of votes; not of one model", absent=True, default=None
+        "of set A against set B for model A, by the margin of votes; not of one model",
+        absent=True,
+        default=None,
     )
     files: dict[str, str] | None = entry(
         "SHA-256 of each file beside this one that others read; of arrays in the order of the image indices",
@@ -204,13 +242,15 @@ def read_results(folder: str | Path) -> AttackResults | None:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """{file name: SHA-256} of neighbors, scores and tables in an attack's folder: AttackResults.files."""
+    """{file name: SHA-256} of neighbors, scores and tables in an attack's folder:
+    AttackResults.files."""
     paths = [*sorted(folder.glob("[AB]_attk_[AB]_*.npy")), *sorted(folder.glob("attack_[AB].csv"))]
     return {path.name: file_digest(path) for path in paths}
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file in an attack's folder; of an array in the order of the image indices, whatever its own is."""
+    """SHA-256 of a file in an attack's folder; of an array in the order of the image indices,
+    whatever its own is."""
     return _file_digest(path, path.stat().st_mtime_ns)
 
 
@@ -233,10 +273,11 @@ def _read(path: Path, kind: type[T], script: str) -> T | None:
 
 
 def attacked_layers(folder: str | Path) -> dict[str, Path]:
-    """{layer: folder} of an attack: subfolders backbone, projector.{i} and projector, or the folder itself.
+    """{layer: folder} of an attack: subfolders backbone, projector.{i} and projector, or the folder
+    itself.
 
-    The folder's own files are those of the layer that its results.json names; without one, of LAYERS_BESIDE's if the
-    folder above has such a name, else of the projector's output.
+    The folder's own files are those of the layer that its results.json names; without one, of
+    LAYERS_BESIDE's if the folder above has such a name, else of the projector's output.
     """
     folder = Path(folder)
     layers = {}
@@ -247,18 +288,22 @@ def attacked_layers(folder: str | Path) -> dict[str, Path]:
         results = _read(folder / RESULTS, AttackResults, "label_inference_attack.py")
         by_name = LAYERS_BESIDE.get(folder.absolute().parent.name, "projector")
         layer = results and results.layer or by_name
-        if layer not in layers or _written_at(layers[layer]) < _written_at(folder):  # the later attack
+        # the later attack
+        if layer not in layers or _written_at(layers[layer]) < _written_at(folder):
             layers[layer] = folder
     return layers
 
 
 def check_one_kind(folder: str | Path, layers: bool) -> None:
-    """InputError where an attack of several layers (with --layers) and one of a single layer would share a folder."""
+    """InputError where an attack of several layers (with --layers) and one of a single layer would
+    share a folder."""
     others = [name for name, path in attacked_layers(folder).items() if path != Path(folder)]
     own = attack_path(folder, "A", "A", "attk_idxs").exists()
     if own and layers or others and not layers:
         what = "of one layer" if own else f"of the layers {', '.join(sorted(others))} (--layers)"
-        raise InputError(f"--output_dir {folder}: holds an attack {what}; remove it or name another folder")
+        raise InputError(
+            f"--output_dir {folder}: holds an attack {what}; remove it or name another folder"
+        )
 
 
 def _written_at(folder: Path) -> float:
@@ -281,16 +326,20 @@ class ProbeResults:
     final: ProbeAccuracies = entry("accuracies at the end")
     epochs: list[Any] = entry("the record of each epoch", default_factory=list)
     counts: dict[str, int] = entry("images: train, val; classes", default_factory=dict)
-    settings: dict[str, Any] = entry("the flags, and layer, device, processes", default_factory=dict)
-    made_from: dict[str, Any] | None = entry("the record of data.provenance", absent=True, default=None)
+    settings: dict[str, Any] = entry(
+        "the flags, and layer, device, processes", default_factory=dict
+    )
+    made_from: dict[str, Any] | None = entry(
+        "the record of data.provenance", absent=True, default=None
+    )
 
 
 def read_probe(folder: str | Path) -> ProbeResults:
     """The results of a linear probe's folder.
 
-    From results.json, or, in folders of others, from the dicts at the end of *_log.out: the last but one is validation,
-    the last is training; those have no interval (NaN). The last log that a probe finished counts. InputError names a
-    folder that holds neither.
+    From results.json, or, in folders of others, from the dicts at the end of *_log.out: the last
+    but one is validation, the last is training; those have no interval (NaN). The last log that a
+    probe finished counts. InputError names a folder that holds neither.
     """
     folder = Path(folder)
     results = _read(folder / RESULTS, ProbeResults, "lin_probe.py")
@@ -300,12 +349,19 @@ def read_probe(folder: str | Path) -> ProbeResults:
     for log in reversed(logs):
         printed = re.findall(r"\{[^{}]*\}", log.read_text(errors="replace"))
         printed = list(filter(_printed_accuracies, printed))
-        # The study's code names the set: a job that did not finish has printed validation accuracies alone.
-        if len(printed) >= 2 and _printed_set(printed[-1]) != "val" and _printed_set(printed[-2]) != "train":
+        # The study's code names the set: a job that did not finish has printed validation
+        # accuracies alone.
+        if (
+            len(printed) >= 2
+            and _printed_set(printed[-1]) != "val"
+            and _printed_set(printed[-2]) != "train"
+        ):
             val, train = (_printed_accuracies(text) for text in printed[-2:])
             if val and train:
                 return ProbeResults(ProbeAccuracies(train=train, val=val))
-    raise InputError(f"{folder}: holds neither results.json nor the *_log.out of a finished probe; probe again")
+    raise InputError(
+        f"{folder}: holds neither results.json nor the *_log.out of a finished probe; probe again"
+    )
 
 
 def _printed_set(text: str) -> str | None:
@@ -315,7 +371,8 @@ def _printed_set(text: str) -> str | None:
 
 
 def _printed_accuracies(text: str) -> TopAccuracies | None:
-    """Of a printed dict such as {'top_1': np.float64(0.5), 'top_5': 0.8}, fractions or per cents; else None."""
+    """Of a printed dict such as {'top_1': np.float64(0.5), 'top_5': 0.8}, fractions or per cents;
+    else None."""
     try:
         printed = ast.literal_eval(re.sub(r"\bnp\.float\d+\(([^()]*)\)", r"\1", text))
     except (ValueError, SyntaxError):
@@ -347,9 +404,11 @@ class AttackedSet:
 
 
 def read_attack(folder: str | Path, k_attk: int = 0) -> dict[str, AttackedSet]:
-    """{"A": AttackedSet, "B": AttackedSet} from the neighbor (or score) files of an attack, their rows in any order.
+    """{"A": AttackedSet, "B": AttackedSet} from the neighbor (or score) files of an attack, their
+    rows in any order.
 
-    k_attk: neighbors that vote, 0 for all. InputError names the file that is missing or does not fit the others.
+    k_attk: neighbors that vote, 0 for all. InputError names the file that is missing or does not
+    fit the others.
     """
     return {attacked: _read_set(Path(folder), attacked, k_attk) for attacked in SETS}
 
@@ -361,15 +420,24 @@ def _read_set(folder: Path, attacked: str, k_attk: int) -> AttackedSet:
         idxs[model] = load_array(attack_path(folder, model, attacked, "attk_idxs")).ravel()
         path = attack_path(folder, model, attacked, "labels")
         labels[model] = _fitting(load_array(path).ravel(), idxs[model], path)
-        predictions[model] = _predictions(folder, model, attacked, idxs[model], labels[model], k_attk)
+        predictions[model] = _predictions(
+            folder, model, attacked, idxs[model], labels[model], k_attk
+        )
     try:
         rows, reference_rows = mem.align_rows(idxs[target], idxs[reference])
     except ValueError as error:
-        raise InputError(f"{attack_path(folder, target, attacked, 'attk_idxs')}: {error}; attack again") from None
+        raise InputError(
+            f"{attack_path(folder, target, attacked, 'attk_idxs')}: {error}; attack again"
+        ) from None
     in_order = labels[target][rows]
     if not np.array_equal(in_order, labels[reference][reference_rows]):
-        raise InputError(f"{attack_path(folder, reference, attacked, 'labels')}: not the labels of the other model")
-    of_target, of_reference = predictions[target].chosen(rows), predictions[reference].chosen(reference_rows)
+        raise InputError(
+            f"{attack_path(folder, reference, attacked, 'labels')}: not the labels of the other model"
+        )
+    of_target, of_reference = (
+        predictions[target].chosen(rows),
+        predictions[reference].chosen(reference_rows),
+    )
     attack = mem.DirectedAttack(of_target, of_reference, in_order.astype(np.int64))
     return AttackedSet(idxs[target][rows].astype(np.int64), attack)
 
@@ -404,12 +472,15 @@ def load_array(path: Path) -> np.ndarray:
 
 def _fitting(array: np.ndarray, idxs: np.ndarray, path: Path) -> np.ndarray:
     if len(array) != len(idxs):
-        raise InputError(f"{path}: has {len(array)} rows where the attacked indices are {len(idxs)}; attack again")
+        raise InputError(
+            f"{path}: has {len(array)} rows where the attacked indices are {len(idxs)}; attack again"
+        )
     return array
 
 
 def read_split(path: str | Path, flag: str) -> dict[str, set[str]]:
-    """{"tied": paths of the images with a 1, "not tied": with a 0} of a csv with columns path and tied, say.
+    """{"tied": paths of the images with a 1, "not tied": with a 0} of a csv with columns path and
+    tied, say.
 
     InputError, which names the flag, for a file that is no such csv.
     """
@@ -424,13 +495,15 @@ def read_split(path: str | Path, flag: str) -> dict[str, set[str]]:
     except FileNotFoundError:
         raise InputError(f"{flag} {path}: no such file") from None
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{flag} {path}: not a csv of path and a column of 0 and 1 ({one_line(error)})") from None
+        raise InputError(
+            f"{flag} {path}: not a csv of path and a column of 0 and 1 ({one_line(error)})"
+        ) from None
     return {name: kinds[1], f"not {name}": kinds[0]}
 
 
 def read_confidences(folder: str | Path) -> pd.DataFrame:
-    """Memorization confidence of the memorized images of the test of one model, nats: columns set, index, published,
-    corrected. Empty where attack_{A,B}.csv has none."""
+    """Memorization confidence of the memorized images of the test of one model, nats: columns set,
+    index, published, corrected. Empty where attack_{A,B}.csv has none."""
     tables = []
     for name in SETS:
         path = Path(folder) / f"attack_{name}.csv"
@@ -438,13 +511,17 @@ def read_confidences(folder: str | Path) -> pd.DataFrame:
         if "memorization_confidence" not in table:
             return pd.DataFrame()
         memorized = table[table["share"] == "memorized"].assign(set=name)
-        names = {"memorization_confidence": "published", "memorization_confidence_corrected": "corrected"}
+        names = {
+            "memorization_confidence": "published",
+            "memorization_confidence_corrected": "corrected",
+        }
         tables.append(memorized.rename(columns=names)[["set", "index", "published", "corrected"]])
     return pd.concat(tables, ignore_index=True)
 
 
 def read_ceiling(folder: str | Path, k_attk: int = 0) -> TopAccuracies | None:
-    """The ceiling of an attack's folder, of this layer; None if its results.json, if there is one, does not say.
+    """The ceiling of an attack's folder, of this layer; None if its results.json, if there is one,
+    does not say.
 
     k_attk: None too where other than so many neighbors have voted; 0 takes any.
     """

@@ -1,4 +1,5 @@
-"""The folder of an attack on one layer: neighbors or scores, tables, results and the gallery, written at once."""
+"""The folder of an attack on one layer: neighbors or scores, tables, results and the gallery,
+written at once."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,12 @@ from dejavu_utils.analysis.attack_files import (
     read_attack,
 )
 from dejavu_utils.analysis.gallery import Attacked, save_gallery
-from dejavu_utils.analysis.membership import SAME_DRAW, margin_scores, membership, membership_in_words
+from dejavu_utils.analysis.membership import (
+    SAME_DRAW,
+    margin_scores,
+    membership,
+    membership_in_words,
+)
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.one_model import ClassifierComparison
 from dejavu_utils.analysis.online_probe import online_probes
@@ -58,11 +64,12 @@ Key = tuple[str, str]  # (network, layer)
 class LayerResult:
     """The outcome of the attack on one layer.
 
-    indices: {set: int64 (n,)}, attacked images, and crops: {set: int64 (n, 4)}. For each (model, set), in one of
-    nearest: int64 (n, k), image indices of the nearest public images, or scores: float32 (n, classes). ceiling: by
-    model. votes: neighbors that vote. copied: {set: int64 (m,)}, attacked images with a near-copy elsewhere, if they
-    are known. judged, half: {set: ClassifierComparison} where the references are classifiers, trained on all crops or
-    on half of them.
+    indices: {set: int64 (n,)}, attacked images, and crops: {set: int64 (n, 4)}. For each (model,
+    set), in one of nearest: int64 (n, k), image indices of the nearest public images, or scores:
+    float32 (n, classes). ceiling: by model. votes: neighbors that vote. copied: {set: int64 (m,)},
+    attacked images with a near-copy elsewhere, if they are known. judged, half: {set:
+    ClassifierComparison} where the references are classifiers, trained on all crops or on half of
+    them.
     """
 
     indices: dict[str, np.ndarray]
@@ -78,7 +85,8 @@ class LayerResult:
 
 @dataclass
 class _Answers:
-    """What the networks answer to the queries, part after part (the attacked sets, and the public images of CEILING).
+    """What the networks answer to the queries, part after part (the attacked sets, and the public
+    images of CEILING).
 
     k: neighbors that are kept. votes: nearest of them that vote.
     """
@@ -91,7 +99,8 @@ class _Answers:
     votes: int
 
     def __post_init__(self) -> None:
-        """indices: {part: int64 (n,)}, images that could be read. crops: {part: int64 (n, 4)}, theirs."""
+        """indices: {part: int64 (n,)}, images that could be read. crops: {part: int64 (n, 4)},
+        theirs."""
         images = self.queries.images
         assert images.crops is not None
         self.among, self.rows, self.indices, self.crops = {}, {}, {}, {}
@@ -105,7 +114,8 @@ class _Answers:
         return self.listing.labels[self.indices[part]]
 
     def of(self, key: Key, part: str) -> np.ndarray:
-        """Image indices of the nearest public images, int64 (n, k); of LOGITS the scores, float32 (n, classes)."""
+        """Image indices of the nearest public images, int64 (n, k); of LOGITS the scores, float32
+        (n, classes)."""
         array = self.searched.arrays[key][self.among[part]]
         if key[1] == LOGITS:
             return array
@@ -130,8 +140,8 @@ def layer_result(
 ) -> LayerResult:
     """What a search says of one layer.
 
-    votes: (k neighbors that are kept, nearest of them that vote, 0 for all). Scores of classifiers are the log of their
-    mean probability.
+    votes: (k neighbors that are kept, nearest of them that vote, 0 for all). Scores of classifiers
+    are the log of their mean probability.
     """
     k, k_attk = votes
     answers = _Answers(listing, queries, public, searched, k, k_attk or k)
@@ -143,8 +153,15 @@ def layer_result(
         (target,) = comparison.keys(layer, [comparison.target[name]])
         references = comparison.keys(layer, comparison.reference[name])
         of_references = [answers.of(key, name) for key in references]
-        joint = one_model.log_mean_probabilities(of_references) if comparison.classifiers else of_references[0]
-        for key, model, array in ((target, name, answers.of(target, name)), (references[0], TWIN[name], joint)):
+        joint = (
+            one_model.log_mean_probabilities(of_references)
+            if comparison.classifiers
+            else of_references[0]
+        )
+        for key, model, array in (
+            (target, name, answers.of(target, name)),
+            (references[0], TWIN[name], joint),
+        ):
             kept = result.scores if key[1] == LOGITS else result.nearest
             kept[model, name] = array
     for model, key in zip(comparison.models, comparison.keys(layer, comparison.models)):
@@ -160,30 +177,42 @@ def _compared(
     for name, classifiers in references.items():
         (target,) = comparison.keys(layer, [comparison.target[name]])
         logits = [answers.of(key, name) for key in comparison.keys(layer, classifiers)]
-        compared[name] = ClassifierComparison.of(answers.predictions(target, name), logits, answers.labels(name))
+        compared[name] = ClassifierComparison.of(
+            answers.predictions(target, name), logits, answers.labels(name)
+        )
     return compared
 
 
 def counts_of(
     parts: dict[str, CroppedImages], result: LayerResult, public: int, unreadable: int, classes: int
 ) -> dict[str, Any]:
-    """{set: how many images were attacked, and skipped for what; "public", ...}, without images that cannot be read.
+    """{set: how many images were attacked, and skipped for what; "public", ...}, without images
+    that cannot be read.
 
-    public: number of public images. unreadable: number of these that could not be read. classes: number of classes.
+    public: number of public images. unreadable: number of these that could not be read. classes:
+    number of classes.
     """
-    counts: dict[str, Any] = {name: dict(part.counts) for name, part in parts.items() if name != CEILING}
+    counts: dict[str, Any] = {
+        name: dict(part.counts) for name, part in parts.items() if name != CEILING
+    }
     for name in counts:
         lost = counts[name]["attacked"] - len(result.indices[name])
         counts[name]["attacked"] -= lost
         counts[name][UNREADABLE] += lost
-    return {**counts, "public": public - unreadable, f"public, {UNREADABLE}": unreadable, "classes": classes}
+    return {
+        **counts,
+        "public": public - unreadable,
+        f"public, {UNREADABLE}": unreadable,
+        "classes": classes,
+    }
 
 
 @dataclass
 class Context:
     """What results.json says beside the figures, and what the gallery shows beside the images.
 
-    boxes_of: image index -> its boxes as annotated, None without annotations. class_names: {class folder: name}.
+    boxes_of: image index -> its boxes as annotated, None without annotations. class_names: {class
+    folder: name}.
     """
 
     counts: dict[str, Any]
@@ -197,9 +226,11 @@ class Context:
 def write_layer(
     folder: str | Path, result: LayerResult, listing: ImageListing, k_attk: int, context: Context
 ) -> AttackResults:
-    """Writes everything about one layer into `folder`, results.json last, and returns what that holds.
+    """Writes everything about one layer into `folder`, results.json last, and returns what that
+    holds.
 
-    k_attk: neighbors that vote, 0 for all. What the figures themselves warn of is added to the warnings.
+    k_attk: neighbors that vote, 0 for all. What the figures themselves warn of is added to the
+    warnings.
     """
     folder = Path(folder)
     _save_arrays(folder, result, listing)
@@ -256,7 +287,8 @@ def check_ceilings(ceilings: dict[str, TopAccuracies], chance: float) -> list[st
 
 
 def _save_arrays(folder: Path, result: LayerResult, listing: ImageListing) -> None:
-    """Indices and labels of the attacked images, and neighbors or scores, of each model on each set."""
+    """Indices and labels of the attacked images, and neighbors or scores, of each model on each
+    set."""
     for name in SETS:
         indices = result.indices[name]
         for model in SETS:
@@ -280,21 +312,27 @@ def _attacked_images(result: LayerResult) -> Attacked:
     for model in SETS:
         of_sets = []
         for name in SETS:
-            none = np.full_like(result.nearest[name, name], -1)  # where classifiers' scores take the neighbors' place
+            # where classifiers' scores take the neighbors' place
+            none = np.full_like(result.nearest[name, name], -1)
             of_sets.append(result.nearest.get((model, name), none))
         neighbors[model] = np.concatenate(of_sets)
     return Attacked(indices, crops, neighbors)
 
 
-def _add_one_model(results: AttackResults, tables: dict[str, pd.DataFrame], result: LayerResult) -> None:
-    """The figures of the test of one model into the results, its memorization confidence into the examples' tables."""
+def _add_one_model(
+    results: AttackResults, tables: dict[str, pd.DataFrame], result: LayerResult
+) -> None:
+    """The figures of the test of one model into the results, its memorization confidence into the
+    examples' tables."""
     unseen = {name: result.judged[UNSEEN[name]] for name in SETS if UNSEEN[name] in result.judged}
     figures = one_model.one_model_statistics(result.judged, unseen, result.half)
     for name in SETS:
         if (name, name) not in result.nearest:
             continue
         target = result.judged[name].attack.target
-        confidence = one_model.memorization_confidence(target, result.scores[TWIN[name], name], result.votes)
+        confidence = one_model.memorization_confidence(
+            target, result.scores[TWIN[name], name], result.votes
+        )
         order = np.argsort(result.indices[name], kind="stable")  # of read_attack
         tables[name]["memorization_confidence"] = confidence["published"][order]
         tables[name]["memorization_confidence_corrected"] = confidence["corrected"][order]
@@ -307,7 +345,8 @@ def _add_one_model(results: AttackResults, tables: dict[str, pd.DataFrame], resu
 def _near_copies(
     sets: dict[str, AttackedSet], tables: dict[str, pd.DataFrame], copied: Mapping[str, np.ndarray]
 ) -> NearCopies:
-    """Of each set the images that have a near-copy elsewhere, into the tables as well; figures of all others."""
+    """Of each set the images that have a near-copy elsewhere, into the tables as well; figures of
+    all others."""
     counts, others = {}, []
     for name in SETS:
         is_copied = np.isin(sets[name].idxs, copied[name])
@@ -337,22 +376,33 @@ def summary_lines(layer: str, results: AttackResults) -> list[str]:
     ]
     for pct, figures in top_1.accuracy.items():
         who = "all examples" if pct == "100" else f"the most confident {pct} %"
-        target, reference, score = map(figure_in_words, (figures.target, figures.reference, figures.score))
+        target, reference, score = map(
+            figure_in_words, (figures.target, figures.reference, figures.score)
+        )
         chance = chance_in_words(figures)
-        lines.append(f"  {who}: target {target}, reference {reference}{chance}, déjà vu score {score}")
+        lines.append(
+            f"  {who}: target {target}, reference {reference}{chance}, déjà vu score {score}"
+        )
     shares = [f"{outcome} {figure_in_words(top_1.shares[outcome])}" for outcome in mem.OUTCOMES]
     lines.append(f"  {', '.join(shares)}")
-    ceilings = [f"model {model} {figure_in_words(of_model.top_1)}" for model, of_model in results.ceiling.items()]
+    ceilings = [
+        f"model {model} {figure_in_words(of_model.top_1)}"
+        for model, of_model in results.ceiling.items()
+    ]
     lines.append(f"  ceiling (the same vote on whole public images): {', '.join(ceilings)}")
     if results.near_copies and results.near_copies.without:
         without = results.near_copies.without
         score = figure_in_words(without.top_1.accuracy["100"].score)
-        lines.append(f"  the {without.n} images without a near-copy elsewhere: déjà vu score {score}")
+        lines.append(
+            f"  the {without.n} images without a near-copy elsewhere: déjà vu score {score}"
+        )
     if results.both.one_model:
         sentences = one_model_lines(results)
     else:
         margin = figure_in_words(results.both.vote_share["margin"])
         sentences = [f"margin of the true label's share of the votes, target - reference: {margin}"]
     if results.membership:
-        sentences.append(f"membership by that margin: {membership_in_words(results.membership)}. {SAME_DRAW}")
+        sentences.append(
+            f"membership by that margin: {membership_in_words(results.membership)}. {SAME_DRAW}"
+        )
     return lines + [f"  {sentence}" for sentence in [*sentences, *verdict(results)]]

@@ -1,12 +1,14 @@
 """The figures: one function a kind draws a table on a figure, `save_figure` writes it.
 
-Figures are as wide as a column of two (3.4 inches), their fonts are embedded. Colors are Okabe & Ito's, told apart by
-color-blind readers, in an order in which grey print tells the first ones apart; line styles and markers do so for all.
-Bands and bars are pointwise 95 % intervals. Hatched: not interpretable, the ceiling is not above chance. A figure has
-one unit per axis: accuracies, differences and distances have panels of their own.
+Figures are as wide as a column of two (3.4 inches), their fonts are embedded. Colors are Okabe &
+Ito's, told apart by color-blind readers, in an order in which grey print tells the first ones
+apart; line styles and markers do so for all. Bands and bars are pointwise 95 % intervals. Hatched:
+not interpretable, the ceiling is not above chance. A figure has one unit per axis: accuracies,
+differences and distances have panels of their own.
 
-A function that draws takes (figure, frame, top_k). frame: the numbers that are saved beside the figure; an estimate has
-columns NAME (an accuracy NAME_acc), NAME_low and NAME_high. Where nothing else is said, its first column is the axis.
+A function that draws takes (figure, frame, top_k). frame: the numbers that are saved beside the
+figure; an estimate has columns NAME (an accuracy NAME_acc), NAME_low and NAME_high. Where nothing
+else is said, its first column is the axis.
 """
 
 import textwrap
@@ -30,7 +32,8 @@ STYLES = ("plain", "science")
 COLORS = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
-LIMITS: dict[str, Any] = {"chance": ":", "ceiling": (0, (6, 1.5, 1, 1.5))}  # of accuracies, if known: gray lines
+# of accuracies, if known: gray lines
+LIMITS: dict[str, Any] = {"chance": ":", "ceiling": (0, (6, 1.5, 1, 1.5))}
 X_LABELS = {
     "epoch": "epochs of training",
     "dataset": "training images per class",
@@ -73,8 +76,8 @@ def save_figure(
 ) -> None:
     """Writes path.png, path.pdf, and both again with the suffix _legend.
 
-    draw: one of this module's functions. caption: what is shown: model, layer, epoch, k, n. param: label
-    of an axis of the column `param`. style: one of STYLES.
+    draw: one of this module's functions. caption: what is shown: model, layer, epoch, k, n. param:
+    label of an axis of the column `param`. style: one of STYLES.
     """
     with _style(style):
         for suffix in ("", "_legend"):
@@ -106,14 +109,17 @@ def _style(name: str) -> Iterator[None]:
         try:
             import scienceplots  # noqa: F401  (adds its styles to matplotlib's)
         except ImportError:
-            raise InputError("--style science: SciencePlots is not installed here: pip install SciencePlots") from None
+            raise InputError(
+                "--style science: SciencePlots is not installed here: pip install SciencePlots"
+            ) from None
         used = ["science", "no-latex", *used]
     with styles.context(used, after_reset=True):
         yield
 
 
 def draw_accuracies(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """Target and reference accuracy, a color for each confidence level; chance and ceiling of the last level."""
+    """Target and reference accuracy, a color for each confidence level; chance and ceiling of the
+    last level."""
     (axes,) = _panels(figure, f"top-{top_k} accuracy")
     places = _x_axis(axes, frame)
     for number, (pct, rows) in enumerate(frame.groupby("pct_confidence")):
@@ -121,7 +127,12 @@ def draw_accuracies(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
         _curve(axes, of_level, rows, "target", number, label=_who(pct))
         _curve(axes, of_level, rows, "reference", number, **OPEN)
     for name, look in (("target", {}), ("reference", OPEN)):
-        axes.plot([], [], label=name, **{"color": "0.3", "marker": "o", "markersize": 4, "linewidth": 1.3, **look})
+        axes.plot(
+            [],
+            [],
+            label=name,
+            **{"color": "0.3", "marker": "o", "markersize": 4, "linewidth": 1.3, **look},
+        )
     _limits(axes, of_level, rows)
     _hatch(axes, of_level, rows)
 
@@ -144,20 +155,31 @@ def draw_probes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 
 
 def draw_gap(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """The déjà vu score of each confidence level beside probe_gap, the linear probe's accuracy on training images -
-    that on validation images."""
+    """The déjà vu score of each confidence level beside probe_gap, the linear probe's accuracy on
+    training images - that on validation images."""
     (axes,) = _panels(figure, f"difference in top-{top_k} accuracy")
     places = _x_axis(axes, frame)
     number = 0
     for pct, rows in frame.groupby("pct_confidence"):
-        _curve(axes, places[rows.index], rows, "score", number, label=f"déjà vu score,\n{_who(pct)}")
+        _curve(
+            axes, places[rows.index], rows, "score", number, label=f"déjà vu score,\n{_who(pct)}"
+        )
         number += 1
-    _curve(axes, places[rows.index], rows, "probe_gap", number, label="probe: training\n- validation set", **OPEN)
+    _curve(
+        axes,
+        places[rows.index],
+        rows,
+        "probe_gap",
+        number,
+        label="probe: training\n- validation set",
+        **OPEN,
+    )
     _zero(axes)
 
 
 def draw_layers(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """Target and reference accuracy of each layer, of the largest fraction of examples; below, the déjà vu score."""
+    """Target and reference accuracy of each layer, of the largest fraction of examples; below, the
+    déjà vu score."""
     pct = frame["pct_confidence"].max()
     rows = frame[frame["pct_confidence"] == pct]
     label = f"top-{top_k} accuracy" + ("" if pct == 100 else f",\n{_who(pct)}")
@@ -165,7 +187,8 @@ def draw_layers(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 
 
 def draw_criteria(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """Target, reference and probe accuracy of each training criterion, of the rows with drawn = 1; below, the score."""
+    """Target, reference and probe accuracy of each training criterion, of the rows with drawn = 1;
+    below, the score."""
     rows = frame[frame["drawn"] == 1]
     with_value = rows["loss"] + " " + rows["value"].astype(str)
     rows = rows.assign(loss=rows["loss"].where(rows["setting"] != "param", with_value))
@@ -182,13 +205,16 @@ def draw_layer_utility(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 
 
 def _draw_above_score(figure: Figure, rows: pd.DataFrame, y_label: str, names: list[str]) -> None:
-    """Accuracies of each row side by side, in a panel below the déjà vu score. names: of the estimates."""
+    """Accuracies of each row side by side, in a panel below the déjà vu score. names: of the
+    estimates."""
     axes, below = _panels(figure, y_label, "déjà vu score")
     places = _x_axis(below, rows)
     words = {"probe_val": "linear probe,\nvalidation"}
     _side_by_side(axes, places, [(words.get(name, name), rows, name) for name in names])
     for name in _known(rows):
-        axes.hlines(rows[name], places - 0.4, places + 0.4, label=name, linestyle=LIMITS[name], **_GRAY)
+        axes.hlines(
+            rows[name], places - 0.4, places + 0.4, label=name, linestyle=LIMITS[name], **_GRAY
+        )
     _bars(below, places, rows, "score", len(names), "déjà vu score")
     _zero(below)
     for panel in (axes, below):
@@ -200,7 +226,9 @@ def draw_one_against_two(figure: Figure, frame: pd.DataFrame, top_k: int) -> Non
     (axes,) = _panels(figure, f"difference in top-{top_k} accuracy")
     names = {"two_models": "two models", "one_model": "one model", "delta": "delta"}
     names["score_minus_delta"] = "score - delta"
-    _side_by_side(axes, _x_axis(axes, frame), [(label, frame, name) for name, label in names.items()])
+    _side_by_side(
+        axes, _x_axis(axes, frame), [(label, frame, name) for name, label in names.items()]
+    )
     _zero(axes)
 
 
@@ -209,24 +237,30 @@ def draw_classifiers(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     (axes,) = _panels(figure, "same prediction, fraction")
     pairs = "classifiers " + frame["first"].astype(str) + ", " + frame["second"].astype(str)
     places = _x_axis(axes, frame, "set")
-    _side_by_side(axes, places, [(name, rows, "agreement") for name, rows in frame.groupby(pairs, sort=False)])
+    _side_by_side(
+        axes, places, [(name, rows, "agreement") for name, rows in frame.groupby(pairs, sort=False)]
+    )
 
 
 def draw_means(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """Mean SSLMem, a color for each value of the first column, against the second. frame: value, low, high."""
+    """Mean SSLMem, a color for each value of the first column, against the second. frame: value,
+    low, high."""
     (axes,) = _panels(figure, "mean SSLMem")
     group, x = frame.columns[:2]
     frame = frame.rename(columns={"low": "value_low", "high": "value_high"})
     places = _x_axis(axes, frame, x)
     axes.set_xlabel(f"outcome of the attack (top-{top_k})" if x == "outcome" else x)
-    _side_by_side(axes, places, [(name, rows, "value") for name, rows in frame.groupby(group, sort=False)])
+    _side_by_side(
+        axes, places, [(name, rows, "value") for name, rows in frame.groupby(group, sort=False)]
+    )
     _zero(axes)
 
 
 def draw_epochs(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """Déjà vu score, and in a panel below mean SSLMem.
 
-    frame: its axis, instrument ("deja_vu" or "sslmem"), of (per cent of the examples, or a layer), value, low, high.
+    frame: its axis, instrument ("deja_vu" or "sslmem"), of (per cent of the examples, or a layer),
+    value, low, high.
     """
     axes, below = _panels(figure, f"déjà vu score, top-{top_k}", "mean SSLMem")
     frame = frame.rename(columns={"low": "value_low", "high": "value_high"})
@@ -252,7 +286,8 @@ def draw_confidence(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 
 
 def draw_votes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """Target and reference accuracy, and in a panel below the déjà vu score, against the neighbors that vote."""
+    """Target and reference accuracy, and in a panel below the déjà vu score, against the neighbors
+    that vote."""
     axes, below = _panels(figure, f"top-{top_k} accuracy", "déjà vu score")
     places = _x_axis(below, frame.astype({"k": str}))
     for number, name in enumerate(("target", "reference")):
@@ -276,11 +311,17 @@ def draw_grid_lines(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 def draw_grid(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """Heat map of the déjà vu score over data set sizes and epochs."""
     matrix = frame.pivot(index="dataset", columns="epoch", values="score")
-    _draw_matrix(figure, matrix, f"{X_LABELS['epoch']}; in the cells: déjà vu score, top-{top_k}", X_LABELS["dataset"])
+    _draw_matrix(
+        figure,
+        matrix,
+        f"{X_LABELS['epoch']}; in the cells: déjà vu score, top-{top_k}",
+        X_LABELS["dataset"],
+    )
 
 
 def draw_agreement(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """Heat map of above_chance: of the images memorized in `first`, the fraction memorized in `second`.
+    """Heat map of above_chance: of the images memorized in `first`, the fraction memorized in
+    `second`.
 
     Runs have numbers, which the legend explains: names of folders are long.
     """
@@ -303,7 +344,9 @@ def _draw_matrix(figure: Figure, matrix: pd.DataFrame, x_label: str, y_label: st
         if np.isfinite(value):
             color = "white" if value > middle else "black"
             text = f"{value:.2f}"
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color=color)
+            axes.text(
+                column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color=color
+            )
     axes.set_yticks(np.arange(len(matrix)) + 0.5, matrix.index.astype(str))
     axes.set_ylim(0, len(matrix))
     _name_places(axes, np.arange(len(matrix.columns)) + 0.5, list(matrix.columns.astype(str)))
@@ -311,7 +354,8 @@ def _draw_matrix(figure: Figure, matrix: pd.DataFrame, x_label: str, y_label: st
 
 
 def draw_utility(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """Déjà vu score against probe_val, a color for each model; joined: the points that no other beats in both."""
+    """Déjà vu score against probe_val, a color for each model; joined: the points that no other
+    beats in both."""
     (axes,) = _panels(figure, f"déjà vu score, top-{top_k}")
     for number, (model, rows) in enumerate(frame.groupby("model", sort=False)):
         _bars(axes, rows["probe_val"], rows, "score", number, str(model))
@@ -323,25 +367,38 @@ def draw_utility(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 
 
 def draw_roc(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """True-positive against false-positive rate of each score, both axes logarithmic: what counts is the left end.
+    """True-positive against false-positive rate of each score, both axes logarithmic: what counts
+    is the left end.
 
-    frame: columns score (a name), false_positive_rate, true_positive_rate. The axes begin at one non-member: lower
-    rates cannot be told apart.
+    frame: columns score (a name), false_positive_rate, true_positive_rate. The axes begin at one
+    non-member: lower rates cannot be told apart.
     """
     (axes,) = _panels(figure, "true-positive rate")
     rates = frame["false_positive_rate"]
     least = rates[rates > 0].min()
     for number, (name, rows) in enumerate(frame.groupby("score", sort=False)):
-        look: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number % len(LINES)]}
-        axes.plot(rows["false_positive_rate"], rows["true_positive_rate"], label=name, linewidth=1.3, **look)
+        look: dict[str, Any] = {
+            "color": COLORS[number % len(COLORS)],
+            "linestyle": LINES[number % len(LINES)],
+        }
+        axes.plot(
+            rows["false_positive_rate"],
+            rows["true_positive_rate"],
+            label=name,
+            linewidth=1.3,
+            **look,
+        )
     axes.plot([least, 1], [least, 1], label="chance", linestyle=LIMITS["chance"], **_GRAY)
-    axes.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1), xlabel="false-positive rate")
+    axes.set(
+        xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1), xlabel="false-positive rate"
+    )
     ticks = 10.0 ** np.arange(np.ceil(np.log10(least)), 0.5)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def draw_entropies(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """How many memorized images have which memorization confidence, by its definitions published and corrected."""
+    """How many memorized images have which memorization confidence, by its definitions published
+    and corrected."""
     (axes,) = _panels(figure, "memorized images")
     values = frame[["published", "corrected"]].dropna(axis="columns", how="all")
     bins = np.linspace(min(0.0, values.min(axis=None)), max(0.0, values.max(axis=None)), 31)
@@ -365,10 +422,11 @@ def _histograms(axes: Axes, frame: pd.DataFrame, bins: np.ndarray) -> None:
 
 
 def draw_classes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """How many classes have which déjà vu score, and the range that chance gives the class with the median n.
+    """How many classes have which déjà vu score, and the range that chance gives the class with the
+    median n.
 
-    frame: columns score, n, low, high, chance_low, chance_high. Filled: classes whose simultaneous interval lies
-    outside what chance spreads.
+    frame: columns score, n, low, high, chance_low, chance_high. Filled: classes whose simultaneous
+    interval lies outside what chance spreads.
     """
     (axes,) = _panels(figure, "classes")
     scores = frame["score"]
@@ -386,10 +444,16 @@ def draw_classes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 
 
 def draw_margins(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
-    """sslmem of each image against margin, of the true label's share of the votes, a color for each set."""
+    """sslmem of each image against margin, of the true label's share of the votes, a color for each
+    set."""
     (axes,) = _panels(figure, "SSLMem")
     for number, (name, rows) in enumerate(frame.groupby("set")):
-        look: dict[str, Any] = {"marker": MARKERS[number], "color": COLORS[number], "alpha": 0.5, "linewidths": 0}
+        look: dict[str, Any] = {
+            "marker": MARKERS[number],
+            "color": COLORS[number],
+            "alpha": 0.5,
+            "linewidths": 0,
+        }
         axes.scatter(rows["margin"], rows["sslmem"], s=8, label=f"set {name}", **look)
     _zero(axes)
     axes.axvline(0, color="0.6", linewidth=0.7, zorder=0)
@@ -406,8 +470,8 @@ def _panels(figure: Figure, *labels: str) -> list[Axes]:
 
 
 def _x_axis(axes: Axes, frame: pd.DataFrame, x: str | None = None) -> pd.Series:
-    """Label and ticks of the axis x, by default the first column; returns where each row lies: numbers where all are,
-    else one place for each word."""
+    """Label and ticks of the axis x, by default the first column; returns where each row lies:
+    numbers where all are, else one place for each word."""
     x = x or frame.columns[0]
     axes.set_xlabel(X_LABELS.get(x, x))
     values = frame[x]
@@ -430,7 +494,8 @@ def _name_places(axes: Axes, places: np.ndarray, words: list[str]) -> None:
 
 
 def _mark_positions(axes: Axes, positions: np.ndarray) -> None:
-    """A tick at every point, numbers at those that leave room for them; a logarithmic axis for wide fractions."""
+    """A tick at every point, numbers at those that leave room for them; a logarithmic axis for wide
+    fractions."""
     places = positions
     if positions[0] > 0 and positions[-1] < 1 and positions[-1] > 10 * positions[0]:
         axes.set_xscale("log")
@@ -451,7 +516,9 @@ def _estimates(rows: pd.DataFrame, name: str) -> np.ndarray:
     return rows[[value, f"{name}_low", f"{name}_high"]].to_numpy(float).T
 
 
-def _curve(axes: Axes, places: pd.Series, rows: pd.DataFrame, name: str, number: int, **changes: Any) -> None:
+def _curve(
+    axes: Axes, places: pd.Series, rows: pd.DataFrame, name: str, number: int, **changes: Any
+) -> None:
     """A line with the band of its interval; of one point a marker with a bar."""
     value, low, high = _estimates(rows, name)
     look = {**_look(number), "linewidth": 1.3, **changes}
@@ -473,11 +540,18 @@ def _bars(axes: Axes, places: Any, rows: pd.DataFrame, name: str, number: int, l
 
 
 def _look(number: int) -> dict[str, Any]:
-    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 4,
+    }
 
 
-def _side_by_side(axes: Axes, places: pd.Series, groups: list[tuple[str, pd.DataFrame, str]]) -> None:
-    """Markers of several estimates, shifted against each other. groups: (label, rows, name of the estimate)."""
+def _side_by_side(
+    axes: Axes, places: pd.Series, groups: list[tuple[str, pd.DataFrame, str]]
+) -> None:
+    """Markers of several estimates, shifted against each other. groups: (label, rows, name of the
+    estimate)."""
     for number, (label, rows, name) in enumerate(groups):
         shift = 0.15 * (number - (len(groups) - 1) / 2)
         _bars(axes, places[rows.index] + shift, rows, name, number, label)
@@ -515,7 +589,13 @@ def _hatch(axes: Axes, places: pd.Series, rows: pd.DataFrame) -> None:
     middles = (centers[1:] + centers[:-1]) / 2
     margin = 0.04 * np.ptp(centers) or 0.5
     ends = np.concatenate([[centers[0] - margin], middles, [centers[-1] + margin]])
-    look: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "////", "linewidth": 0, "zorder": 0}
+    look: dict[str, Any] = {
+        "facecolor": "none",
+        "edgecolor": "0.6",
+        "hatch": "////",
+        "linewidth": 0,
+        "zorder": 0,
+    }
     for place in places[rows["interpretable"] == 0]:
         number = int(np.searchsorted(centers, place))
         axes.axvspan(ends[number], ends[number + 1], label="not interpretable", **look)
@@ -529,7 +609,8 @@ def _finish(axes: Axes) -> None:
         room = 0.04 * (max(high, 0) - min(low, 0))
         axes.set_ylim(min(0, low - room), max(0, high + room) or 1)
     axes.margins(x=0.04)
-    if isinstance(axes.yaxis.get_major_locator(), AutoLocator):  # matplotlib's own: the figure has set none
+    # matplotlib's own: the figure has set none
+    if isinstance(axes.yaxis.get_major_locator(), AutoLocator):
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
@@ -543,4 +624,6 @@ def _add_legend(figure: Figure) -> None:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries, loc="outside right upper", frameon=False, handlelength=2.6)
+    figure.legend(
+        entries.values(), entries, loc="outside right upper", frameon=False, handlelength=2.6
+    )

@@ -1,4 +1,5 @@
-"""The tables that figures of attacks and linear probes are drawn from, as the csv beside the figure holds them."""
+"""The tables that figures of attacks and linear probes are drawn from, as the csv beside the figure
+holds them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,21 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from dejavu_utils.analysis.attack_files import AttackedSet, ProbeResults, TopAccuracies, read_attack, read_ceiling
+from dejavu_utils.analysis.attack_files import (
+    AttackedSet,
+    ProbeResults,
+    TopAccuracies,
+    read_attack,
+    read_ceiling,
+)
 from dejavu_utils.analysis.intervals import Z95, Estimate, bounds, difference
-from dejavu_utils.analysis.memorization import OUTCOMES, TOP_KS, Summary, summarize_classes, summarize_levels
+from dejavu_utils.analysis.memorization import (
+    OUTCOMES,
+    TOP_KS,
+    Summary,
+    summarize_classes,
+    summarize_levels,
+)
 from dejavu_utils.analysis.online_probe import Accuracies
 from dejavu_utils.analysis.report import clear_of_chance
 from dejavu_utils.analysis.tables import accuracy_columns, confidence_curve, directions
@@ -32,8 +45,8 @@ Sets = dict[str, AttackedSet]
 class Attack:
     """What figures of sweeps show of one attack at one layer.
 
-    folder: of the layer. n: attacked images. classes: how many its images and predictions have. levels: {top_k:
-    {per cent: Summary}}, 100 among them. ceiling: None if it is not known.
+    folder: of the layer. n: attacked images. classes: how many its images and predictions have.
+    levels: {top_k: {per cent: Summary}}, 100 among them. ceiling: None if it is not known.
     """
 
     folder: Path
@@ -46,8 +59,11 @@ class Attack:
     @classmethod
     @cache
     def read(cls, folder: Path, layer: str, k: int, pct_confidences: tuple[float, ...]) -> "Attack":
-        """From its files, which are read once. k: neighbors that vote. InputError names a file that does not fit."""
-        return cls.of(folder, layer, read_attack(folder, k), read_ceiling(folder, k), pct_confidences)
+        """From its files, which are read once. k: neighbors that vote. InputError names a file that
+        does not fit."""
+        return cls.of(
+            folder, layer, read_attack(folder, k), read_ceiling(folder, k), pct_confidences
+        )
 
     @classmethod
     def of(
@@ -60,12 +76,21 @@ class Attack:
     ) -> "Attack":
         attacks = directions(sets)
         every = sorted({*pct_confidences, 100})
-        levels = {top_k: dict(zip(every, summarize_levels(attacks, top_k, every))) for top_k in TOP_KS}
+        levels = {
+            top_k: dict(zip(every, summarize_levels(attacks, top_k, every))) for top_k in TOP_KS
+        }
         named = []
         for attack in attacks:
             named += [attack.labels, attack.target.top.ravel()]
         classes = np.setdiff1d(np.concatenate(named), [-1])
-        return cls(folder, layer, sum(len(attack.labels) for attack in attacks), len(classes), levels, ceiling)
+        return cls(
+            folder,
+            layer,
+            sum(len(attack.labels) for attack in attacks),
+            len(classes),
+            levels,
+            ceiling,
+        )
 
     def interpretable(self, top_k: int) -> float:
         """1 where the ceiling is above chance, 0 where it is not, NaN where it is not known."""
@@ -82,8 +107,9 @@ class Attack:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A point of a sweep. value: on the axis. path: its folder. content: Attack or ProbeResults. differs: how it was
-    made otherwise than the first point, beside what the axis varies; "" where it was not."""
+    """A point of a sweep. value: on the axis. path: its folder. content: Attack or ProbeResults.
+    differs: how it was made otherwise than the first point, beside what the axis varies; "" where
+    it was not."""
 
     value: Any
     path: Path
@@ -91,12 +117,17 @@ class SweepPoint:
     differs: str = ""
 
 
-def accuracy_table(points: Sequence[SweepPoint], pct_confidences: Sequence[float], x: str, top_k: int) -> pd.DataFrame:
-    """Accuracies of a sweep of attacks, a row for each point and confidence level. x: column of the axis."""
+def accuracy_table(
+    points: Sequence[SweepPoint], pct_confidences: Sequence[float], x: str, top_k: int
+) -> pd.DataFrame:
+    """Accuracies of a sweep of attacks, a row for each point and confidence level. x: column of the
+    axis."""
     rows = []
     for point in points:
         for pct in pct_confidences:
-            rows.append({x: point.value, **point.content.columns(top_k, pct), "differs": point.differs})
+            rows.append(
+                {x: point.value, **point.content.columns(top_k, pct), "differs": point.differs}
+            )
     return pd.DataFrame(rows)
 
 
@@ -108,7 +139,9 @@ def partition_table(points: Sequence[SweepPoint], x: str, top_k: int) -> pd.Data
         row = {x: point.value, **{outcome: outcomes[outcome].value for outcome in OUTCOMES}}
         for outcome in OUTCOMES:
             row |= bounds(outcome, outcomes[outcome])
-        rows.append({**row, "interpretable": point.content.interpretable(top_k), "differs": point.differs})
+        rows.append(
+            {**row, "interpretable": point.content.interpretable(top_k), "differs": point.differs}
+        )
     return pd.DataFrame(rows)
 
 
@@ -119,12 +152,18 @@ def probe_table(points: Sequence[SweepPoint], x: str, top_k: int) -> pd.DataFram
         final = point.content.final
         train, val = final.train.of(top_k), final.val.of(top_k)
         accuracies = {x: point.value, "train_acc": train.value, "val_acc": val.value}
-        rows.append({**accuracies, **bounds("train", train), **bounds("val", val), "differs": point.differs})
+        rows.append(
+            {**accuracies, **bounds("train", train), **bounds("val", val), "differs": point.differs}
+        )
     return pd.DataFrame(rows)
 
 
 def gap_table(
-    attacks: dict[int, pd.DataFrame], probes: dict[int, pd.DataFrame], positions: list, x: str, top_k: int
+    attacks: dict[int, pd.DataFrame],
+    probes: dict[int, pd.DataFrame],
+    positions: list,
+    x: str,
+    top_k: int,
 ) -> pd.DataFrame:
     """The déjà vu score beside the linear probe's gap, of the positions that have both.
 
@@ -132,16 +171,24 @@ def gap_table(
     """
     rows = []
     for row in probes[top_k].to_dict("records"):
-        train, val = (Estimate(row[f"{of}_acc"], row[f"{of}_low"], row[f"{of}_high"]) for of in ("train", "val"))
+        train, val = (
+            Estimate(row[f"{of}_acc"], row[f"{of}_low"], row[f"{of}_high"])
+            for of in ("train", "val")
+        )
         gap = difference(train, val)
         if row[x] in positions:
             rows.append({x: row[x], "probe_gap": gap.value, **bounds("probe_gap", gap)})
     scores = attacks[top_k][[x, "pct_confidence", "score", "score_low", "score_high"]]
-    return scores.merge(pd.DataFrame(rows, columns=[x, "probe_gap", "probe_gap_low", "probe_gap_high"]), on=x)
+    return scores.merge(
+        pd.DataFrame(rows, columns=[x, "probe_gap", "probe_gap_low", "probe_gap_high"]), on=x
+    )
 
 
 def layer_table(
-    attacks: dict[str, Attack], differs: dict[str, str], pct_confidences: Sequence[float], top_k: int
+    attacks: dict[str, Attack],
+    differs: dict[str, str],
+    pct_confidences: Sequence[float],
+    top_k: int,
 ) -> pd.DataFrame:
     """Accuracies of the layers of one point, in the network's order. attacks, differs: by layer."""
     rows = []
@@ -152,7 +199,8 @@ def layer_table(
 
 
 def layer_utility_table(attacks: dict[str, Attack], probes: Accuracies, top_k: int) -> pd.DataFrame:
-    """The déjà vu score of each layer beside training's own probe on it, of the layers that have both; empty for one.
+    """The déjà vu score of each layer beside training's own probe on it, of the layers that have
+    both; empty for one.
 
     attacks: {layer: Attack}, in the network's order. probes: of `online_probes`.
     """
@@ -160,13 +208,17 @@ def layer_utility_table(attacks: dict[str, Attack], probes: Accuracies, top_k: i
     for layer, attack in attacks.items():
         if layer in probes:
             columns = attack.columns(top_k)
-            score = {name: columns[name] for name in ("score", "score_low", "score_high", "interpretable")}
+            score = {
+                name: columns[name]
+                for name in ("score", "score_low", "score_high", "interpretable")
+            }
             rows.append({"layer": layer, "probe_val": probes[layer][top_k], **score})
     return pd.DataFrame(rows if len(rows) > 1 else [])
 
 
 def grid_table(points: Sequence[SweepPoint], top_k: int) -> pd.DataFrame:
-    """Accuracies of all data set sizes at all epochs. points: their values are (images per class, epoch)."""
+    """Accuracies of all data set sizes at all epochs. points: their values are (images per class,
+    epoch)."""
     rows = []
     for point in points:
         dataset, epoch = point.value
@@ -191,10 +243,12 @@ def vote_table(folder: Path, most: int, top_k: int) -> pd.DataFrame:
 
 
 def class_scores(sets: Sets, top_k: int) -> pd.DataFrame:
-    """The score of each class, the most affected first: class (its label), n, target, reference, score, and low and
-    high, which hold for all classes of at least LEAST_OF_CLASS images at once (Bonferroni).
+    """The score of each class, the most affected first: class (its label), n, target, reference,
+    score, and low and high, which hold for all classes of at least LEAST_OF_CLASS images at once
+    (Bonferroni).
 
-    chance_low, chance_high: 2.5 and 97.5 % of the scores that as many images drawn from all classes have.
+    chance_low, chance_high: 2.5 and 97.5 % of the scores that as many images drawn from all classes
+    have.
     """
     attacks, gains = directions(sets), []
     for attack in attacks:
@@ -209,7 +263,12 @@ def class_scores(sets: Sets, top_k: int) -> pd.DataFrame:
     for label in np.flatnonzero(summary.n).tolist():
         n, score = int(summary.n[label]), summary.score.at(label)
         row = {"class": label, "n": n, "target": summary.target.value[label]}
-        row |= {"reference": summary.reference.value[label], "score": score.value, "low": np.nan, "high": np.nan}
+        row |= {
+            "reference": summary.reference.value[label],
+            "score": score.value,
+            "low": np.nan,
+            "high": np.nan,
+        }
         drawn = every_gain[rng.integers(0, len(every_gain), (PERMUTATIONS, n))].mean(axis=1)
         if n >= LEAST_OF_CLASS:
             row["low"] = max(-1.0, score.value - wider * (score.value - score.low))
@@ -221,8 +280,9 @@ def class_scores(sets: Sets, top_k: int) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class ScoredPoint:
-    """One point of a model's sweeps. setting, value: the column of the axis and its value there. dataset: images per
-    class, None where the sweep does not say. probe: the linear probe, None without one."""
+    """One point of a model's sweeps. setting, value: the column of the axis and its value there.
+    dataset: images per class, None where the sweep does not say. probe: the linear probe, None
+    without one."""
 
     model: str
     setting: str
@@ -234,25 +294,41 @@ class ScoredPoint:
     differs: str = ""
 
     def row(self, top_k: int) -> dict[str, Any]:
-        """What the point adds to the accuracies: whose they are, and the probe's validation accuracy."""
-        row = {"setting": self.setting, "value": self.value, "epoch": self.epoch, "dataset": self.dataset}
+        """What the point adds to the accuracies: whose they are, and the probe's validation
+        accuracy."""
+        row = {
+            "setting": self.setting,
+            "value": self.value,
+            "epoch": self.epoch,
+            "dataset": self.dataset,
+        }
         row["layer"] = self.attack.layer
         for name, column in self.attack.columns(top_k).items():
             row[_SHORT.get(name, name)] = column
         del row["pct_confidence"]
         probe = self.probe.final.val.of(top_k) if self.probe else _UNKNOWN
-        return {**row, "probe_val": probe.value, **bounds("probe_val", probe), "differs": self.differs}
+        return {
+            **row,
+            "probe_val": probe.value,
+            **bounds("probe_val", probe),
+            "differs": self.differs,
+        }
 
 
-def criteria_table(points: Sequence[ScoredPoint], dataset: int, epoch: int, top_k: int) -> pd.DataFrame:
+def criteria_table(
+    points: Sequence[ScoredPoint], dataset: int, epoch: int, top_k: int
+) -> pd.DataFrame:
     """Target, reference, score and probe of each training criterion, a row for each of its points.
 
-    drawn: 1 for the points at this epoch and so many images per class, and for all of a sweep of a parameter.
+    drawn: 1 for the points at this epoch and so many images per class, and for all of a sweep of a
+    parameter.
     """
     first = ["loss", "epoch", "dataset", "layer", "target", "reference", "score", "probe_val"]
     frame = pd.DataFrame([{"loss": point.model, **point.row(top_k)} for point in points])
     frame = frame[[*first, *frame.columns.difference(first, sort=False)]]
-    drawn = (frame["epoch"] == epoch) & (frame["dataset"].eq(dataset) | (frame["setting"] == "param"))
+    drawn = (frame["epoch"] == epoch) & (
+        frame["dataset"].eq(dataset) | (frame["setting"] == "param")
+    )
     return frame.assign(drawn=drawn.astype(int))
 
 
@@ -261,16 +337,29 @@ def utility_table(points: Sequence[ScoredPoint], top_k: int) -> pd.DataFrame:
 
     on_front: 1 where no other point has both a smaller score and a larger probe accuracy.
     """
-    frame = pd.DataFrame([{"model": point.model, **point.row(top_k)} for point in points if point.probe])
+    frame = pd.DataFrame(
+        [{"model": point.model, **point.row(top_k)} for point in points if point.probe]
+    )
     if frame.empty:
         return frame
-    columns = ["model", "setting", "value", "epoch", "layer", "score", "probe_val", "score_low", "score_high"]
+    columns = [
+        "model",
+        "setting",
+        "value",
+        "epoch",
+        "layer",
+        "score",
+        "probe_val",
+        "score_low",
+        "score_high",
+    ]
     front = on_front(frame["score"], frame["probe_val"])
     return frame[columns].assign(on_front=front, differs=frame["differs"])
 
 
 def on_front(scores: Sequence[float], utilities: Sequence[float]) -> np.ndarray:
-    """int (n,): 1 where no other point has at most the score and at least the utility, and one of them better."""
+    """int (n,): 1 where no other point has at most the score and at least the utility, and one of
+    them better."""
     scores, utilities = np.asarray(scores), np.asarray(utilities)
     front = np.ones(len(scores), dtype=int)
     for place, (score, utility) in enumerate(zip(scores, utilities)):

@@ -25,12 +25,14 @@ from dejavu_utils.imagenet import ImageListing, load_image
 from dejavu_utils.naming import TWIN
 
 NEIGHBORS = 5  # shown under each model
-IMAGE = 160, 12_000  # longest side in pixels, bytes of the JPEG: keeps the page below 3 MB at 12 examples a group
+# longest side in pixels, bytes of the JPEG: keeps the page below 3 MB at 12 examples a group
+IMAGE = 160, 12_000
 _CROP = 160, 9_000
 SMALL = 80, 3_000
 
-# What a group shows, and which confidences put its examples in order: `order` maps the target's and the reference's
-# confidence to keys, the greatest first, the second among equals (with neighbors that all agree there are many).
+# What a group shows, and which confidences put its examples in order: `order` maps the target's and
+# the reference's confidence to keys, the greatest first, the second among equals (with neighbors
+# that all agree there are many).
 _GROUPS = (
     (
         "memorized",
@@ -56,9 +58,10 @@ _GROUPS = (
 
 @dataclass
 class Attacked:
-    """The attacked images of both sets, in any order. indices: int64 (n,), theirs. crops: int (n, 4) of xmin, ymin,
-    xmax, ymax in pixels. neighbors: {"A", "B"} -> image indices of that model's nearest public images, int64 (n, k),
-    nearest first, -1 where it predicts from class scores; None where all are."""
+    """The attacked images of both sets, in any order. indices: int64 (n,), theirs. crops: int (n,
+    4) of xmin, ymin, xmax, ymax in pixels. neighbors: {"A", "B"} -> image indices of that model's
+    nearest public images, int64 (n, k), nearest first, -1 where it predicts from class scores; None
+    where all are."""
 
     indices: np.ndarray
     crops: np.ndarray
@@ -75,21 +78,26 @@ def save_gallery(
     per_group: int = 12,
     header: Sequence[str] = (),
 ) -> None:
-    """Writes the HTML page: the `per_group` most confident memorized, correlated and misrepresented examples (top-1).
+    """Writes the HTML page: the `per_group` most confident memorized, correlated and misrepresented
+    examples (top-1).
 
-    sets: of read_attack. boxes_of: image index -> its boxes in pixels, or data.annotations.Unusable; None draws no
-    boxes. class_names: {class folder: name to show}; folders without one, and all by default, go by the folder's name
-    without a number in front of it. header: lines that say which models, epochs, layer and k the page is about, and
-    what they score.
+    sets: of read_attack. boxes_of: image index -> its boxes in pixels, or
+    data.annotations.Unusable; None draws no boxes. class_names: {class folder: name to show};
+    folders without one, and all by default, go by the folder's name without a number in front of
+    it. header: lines that say which models, epochs, layer and k the page is about, and what they
+    score.
 
-    Images are JPEG thumbnails in data: URIs; the page loads nothing, and its content security policy forbids it. An
-    image that cannot be read any more is named in its place. Definitions: memorization.OUTCOMES.
+    Images are JPEG thumbnails in data: URIs; the page loads nothing, and its content security
+    policy forbids it. An image that cannot be read any more is named in its place. Definitions:
+    memorization.OUTCOMES.
     """
     page, neighbors = _Page(listing, class_names or {}, attacked, boxes_of), attacked.neighbors
     groups: list[dict[str, Any]] = []
     counts, total = {}, sum(len(attacked_set.idxs) for attacked_set in sets.values())
     for outcome, meaning, order_in_words, order in _GROUPS:
-        chosen, counts[outcome] = _most_confident(sets, mem.OUTCOMES.index(outcome), order, per_group)
+        chosen, counts[outcome] = _most_confident(
+            sets, mem.OUTCOMES.index(outcome), order, per_group
+        )
         groups.append(
             {
                 "id": outcome,
@@ -100,12 +108,18 @@ def save_gallery(
                 "examples": [page.example(sets[name], name, row) for name, row in chosen],
             }
         )
-    groups[0]["by_chance"] = memorized_by_chance(counts["memorized"], counts["misrepresented"], total)
-    legend: list[tuple[str | None, str]] = [("crop", "light blue, solid: the crop that both models see")]
+    groups[0]["by_chance"] = memorized_by_chance(
+        counts["memorized"], counts["misrepresented"], total
+    )
+    legend: list[tuple[str | None, str]] = [
+        ("crop", "light blue, solid: the crop that both models see")
+    ]
     if boxes_of is not None:
         legend.insert(0, ("box", "orange, dashed: a box around an object, hidden from the models"))
     if neighbors is not None:
-        legend.append((None, "✓ and a blue frame: a neighbor of the image’s class; ✗: of another class"))
+        legend.append(
+            (None, "✓ and a blue frame: a neighbor of the image’s class; ✗: of another class")
+        )
     save_page(
         path,
         "attack_gallery.html",
@@ -114,15 +128,18 @@ def save_gallery(
         total=total,
         header=header,
         neighbors=neighbors is not None,
-        classifiers=neighbors is not None and any((nearest < 0).any() for nearest in neighbors.values()),
+        classifiers=neighbors is not None
+        and any((nearest < 0).any() for nearest in neighbors.values()),
         legend=legend,
     )
 
 
 def save_page(path: str | Path, template: str, **content: Any) -> None:
-    """Writes an HTML page. template: a file of this package or of label_free. content: what it shows, with `title`,
-    `legend` and `groups` of examples as gallery.html has them."""
-    packages = [jinja2.PackageLoader("dejavu_utils", folder) for folder in ("analysis", "label_free")]
+    """Writes an HTML page. template: a file of this package or of label_free. content: what it
+    shows, with `title`, `legend` and `groups` of examples as gallery.html has them."""
+    packages = [
+        jinja2.PackageLoader("dejavu_utils", folder) for folder in ("analysis", "label_free")
+    ]
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(packages), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -142,7 +159,8 @@ def readable_image(listing: ImageListing, index: int) -> Image.Image | None:
 def _most_confident(
     sets: dict[str, AttackedSet], outcome: int, order: Callable, count: int
 ) -> tuple[list[tuple[str, int]], int]:
-    """([(set, row in that set)] of the most confident examples with this outcome, how many have it)."""
+    """([(set, row in that set)] of the most confident examples with this outcome, how many have
+    it)."""
     candidates = []
     for name, attacked_set in sets.items():
         attack = attacked_set.attack
@@ -168,7 +186,12 @@ class _Page:
         attacked: Attacked,
         boxes_of: Callable | None,
     ) -> None:
-        self.listing, self.class_names, self.attacked, self.boxes_of = listing, class_names, attacked, boxes_of
+        self.listing, self.class_names, self.attacked, self.boxes_of = (
+            listing,
+            class_names,
+            attacked,
+            boxes_of,
+        )
         self.rows = {int(index): row for row, index in enumerate(attacked.indices)}
 
     def example(self, attacked_set: AttackedSet, name: str, row: int) -> dict[str, Any]:
@@ -184,7 +207,8 @@ class _Page:
             "image": image and data_uri(image, *IMAGE),
             "crop": image and data_uri(image.crop(crop), *_CROP),
             "size": image and image.size,
-            "rectangles": [("box", _rectangle(box)) for box in boxes or []] + [("crop", _rectangle(crop))],
+            "rectangles": [("box", _rectangle(box)) for box in boxes or []]
+            + [("crop", _rectangle(crop))],
             "boxes_missing": boxes is None,
             "models": [
                 self.model("target", name, attack.target, row, index),
@@ -192,7 +216,9 @@ class _Page:
             ],
         }
 
-    def model(self, role: str, name: str, predictions: mem.Predictions, row: int, index: int) -> dict[str, Any]:
+    def model(
+        self, role: str, name: str, predictions: mem.Predictions, row: int, index: int
+    ) -> dict[str, Any]:
         predicted, label = int(predictions.top[row, 0]), int(self.listing.labels[index])
         nearest = []
         if self.attacked.neighbors is not None:
@@ -238,7 +264,8 @@ def _rectangle(sides: Sequence[int]) -> dict[str, int]:
 
 
 def data_uri(image: Image.Image, longest: int, most_bytes: int) -> str:
-    """The image as a JPEG of at most `longest` pixels a side; of lower quality until it has at most `most_bytes`."""
+    """The image as a JPEG of at most `longest` pixels a side; of lower quality until it has at most
+    `most_bytes`."""
     image = image.copy()
     image.thumbnail((longest, longest))
     for quality in (82, 65, 45, 25, 10):

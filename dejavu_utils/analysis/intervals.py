@@ -1,4 +1,5 @@
-"""Estimates with 95 % intervals: proportions, differences, means, and the summary of several runs."""
+"""Estimates with 95 % intervals: proportions, differences, means, and the summary of several
+runs."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 class Estimate:
     """A figure with its 95 % interval, NaN where no example tells it.
 
-    Numbers; within the analysis also float64 arrays, of one figure per level of confidence or per class.
+    Numbers; within the analysis also float64 arrays, of one figure per level of confidence or per
+    class.
     """
 
     value: Any
@@ -29,7 +31,8 @@ class Estimate:
 
 
 def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
-    """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); NaN for n = 0. Numbers or arrays."""
+    """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); NaN for n = 0. Numbers
+    or arrays."""
     n, z2 = np.float64(n), Z95**2
     with np.errstate(invalid="ignore", divide="ignore"):
         p = np.true_divide(successes, n)
@@ -47,7 +50,8 @@ def proportion(successes: Any, n: Any) -> Estimate:
 def mean_of_proportions(hits: Sequence[np.ndarray]) -> Estimate:
     """The mean of independent proportions, given as bool arrays.
 
-    The interval joins the Wilson intervals of the single proportions (MOVER; Newcombe 1998, Zou & Donner 2008).
+    The interval joins the Wilson intervals of the single proportions (MOVER; Newcombe 1998, Zou &
+    Donner 2008).
     """
     proportions = [proportion(one.sum(), len(one)) for one in hits]
     return mean_of_estimates(proportions, least=0)
@@ -56,7 +60,8 @@ def mean_of_proportions(hits: Sequence[np.ndarray]) -> Estimate:
 def difference(first: Estimate, second: Estimate, correlation: Any = 0.0) -> Estimate:
     """first - second, of two estimates with this correlation, a number or an array.
 
-    MOVER for correlated estimates: Newcombe 1998 (Statistics in Medicine 17:2635), method 10, for any two intervals.
+    MOVER for correlated estimates: Newcombe 1998 (Statistics in Medicine 17:2635), method 10, for
+    any two intervals.
     """
 
     def arm(a: Any, b: Any) -> Any:
@@ -68,9 +73,11 @@ def difference(first: Estimate, second: Estimate, correlation: Any = 0.0) -> Est
     return Estimate(value, value - down, value + up)
 
 
-def mean_of_estimates(estimates: Sequence[Estimate], least: float = -1, most: float = 1) -> Estimate:
-    """The mean of independent estimates, within [least, most]: each arm is the root of the summed squared arms / their
-    number."""
+def mean_of_estimates(
+    estimates: Sequence[Estimate], least: float = -1, most: float = 1
+) -> Estimate:
+    """The mean of independent estimates, within [least, most]: each arm is the root of the summed
+    squared arms / their number."""
     values = np.array([one.value for one in estimates])
     lows = np.array([one.low for one in estimates])
     highs = np.array([one.high for one in estimates])
@@ -92,7 +99,8 @@ def bounds(name: str, estimate: Estimate) -> dict[str, Any]:
 
 
 def t_half_width(values: np.ndarray | Sequence[float]) -> float:
-    """Half of Student's 95 % interval of the mean of a sample, float (n,); NaN for fewer than two."""
+    """Half of Student's 95 % interval of the mean of a sample, float (n,); NaN for fewer than
+    two."""
     n = len(values)
     if n < 2:
         return math.nan
@@ -101,8 +109,9 @@ def t_half_width(values: np.ndarray | Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The same figure of several runs. mean, low, high: with a 95 % interval for runs like these. sd: standard
-    deviation of the runs' values. tau: the part of it that the runs' own intervals do not account for."""
+    """The same figure of several runs. mean, low, high: with a 95 % interval for runs like these.
+    sd: standard deviation of the runs' values. tau: the part of it that the runs' own intervals do
+    not account for."""
 
     runs: int
     mean: float
@@ -115,8 +124,9 @@ class RunSummary:
 def combine_runs(estimates: Sequence[Estimate]) -> RunSummary:
     """Random-effects summary of the same figure of at least two runs; ValueError for fewer.
 
-    The mean is weighted by 1 / (tau^2 + the run's own variance). Its interval is that of Hartung & Knapp 2001 and Sidik
-    & Jonkman 2002 (t distribution with runs - 1 degrees of freedom), tau that of Paule & Mandel 1982.
+    The mean is weighted by 1 / (tau^2 + the run's own variance). Its interval is that of Hartung &
+    Knapp 2001 and Sidik & Jonkman 2002 (t distribution with runs - 1 degrees of freedom), tau that
+    of Paule & Mandel 1982.
     """
     runs = len(estimates)
     if runs < 2:
@@ -134,18 +144,22 @@ def combine_runs(estimates: Sequence[Estimate]) -> RunSummary:
     def excess(tau_squared: float) -> float:
         return weighted(tau_squared)[2] - (runs - 1)
 
-    # The weighted squares fall with tau; they are runs - 1 at the estimate, and no more at the variance between runs.
+    # The weighted squares fall with tau; they are runs - 1 at the estimate, and no more at the
+    # variance between runs.
     tau_squared, most = 0.0, float(value.var(ddof=1))
     if excess(0.0) > 0:
         tau_squared = most if excess(most) >= 0 else brentq(excess, 0.0, most, xtol=1e-18)
     weight, mean, squares = weighted(tau_squared)
     half = float(stdtrit(runs - 1, 0.975)) * math.sqrt(squares / ((runs - 1) * weight))
     spread = float(value.std(ddof=1))
-    return RunSummary(runs, float(mean), float(mean - half), float(mean + half), spread, math.sqrt(tau_squared))
+    return RunSummary(
+        runs, float(mean), float(mean - half), float(mean + half), spread, math.sqrt(tau_squared)
+    )
 
 
 def within(summary: RunSummary, least: float, most: float = 1.0) -> Estimate:
-    """Mean of runs with its interval in [least, most]: the t interval on the logit scale, by the delta method."""
+    """Mean of runs with its interval in [least, most]: the t interval on the logit scale, by the
+    delta method."""
     width = most - least
     place = (summary.mean - least) / width
     if not 0 < place < 1:
@@ -157,14 +171,16 @@ def within(summary: RunSummary, least: float, most: float = 1.0) -> Estimate:
 
 
 def p_value(estimate: Estimate) -> float:
-    """Two-sided p-value of value = 0, from the arm of the 95 % interval that points to 0, taken as normal."""
+    """Two-sided p-value of value = 0, from the arm of the 95 % interval that points to 0, taken as
+    normal."""
     value = estimate.value
     arm = value - estimate.low if value > 0 else estimate.high - value
     return math.erfc(abs(value) / max(arm, 1e-12) * Z95 / math.sqrt(2))
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which of several hypotheses are rejected, with at most `level` chance of one false rejection (Holm 1979)."""
+    """Which of several hypotheses are rejected, with at most `level` chance of one false rejection
+    (Holm 1979)."""
     rejected = [False] * len(p_values)
     for rank, place in enumerate(np.argsort(p_values, kind="stable")):
         if p_values[place] > level / (len(p_values) - rank):

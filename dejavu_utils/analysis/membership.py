@@ -1,7 +1,9 @@
-"""Membership inference: how well does a score tell images that a model was trained on from others of the same draw?
+"""Membership inference: how well does a score tell images that a model was trained on from others
+of the same draw?
 
-AUC with DeLong's interval, and the true-positive rate at a low false-positive rate (Carlini et al. 2022,
-arXiv 2112.03570). Members and non-members must be two halves of one draw, or the score may tell the draws apart.
+AUC with DeLong's interval, and the true-positive rate at a low false-positive rate (Carlini et al.
+2022, arXiv 2112.03570). Members and non-members must be two halves of one draw, or the score may
+tell the draws apart.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,9 @@ from dejavu_utils.analysis.memorization import DirectedAttack
 from dejavu_utils.typed_json import entry
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
-SAME_DRAW = "Members and non-members: set A, set B. They must be of the same draw: partition with --seed."
+SAME_DRAW = (
+    "Members and non-members: set A, set B. They must be of the same draw: partition with --seed."
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Membership:
 
 
 def membership(members: np.ndarray, non_members: np.ndarray) -> Membership:
-    """members, non_members: float (m,), (n,), greater for what looks like a member. ValueError if one is empty."""
+    """members, non_members: float (m,), (n,), greater for what looks like a member. ValueError if
+    one is empty."""
     rates = [true_positive_rate(members, non_members, rate) for rate in FALSE_POSITIVE_RATES]
     return Membership(auc(members, non_members), rates[0], rates[1], len(members), len(non_members))
 
@@ -48,14 +53,18 @@ def auc(members: np.ndarray, non_members: np.ndarray) -> Estimate:
     of_members = (together[:m] - rankdata(members)) / n
     of_others = 1 - (together[m:] - rankdata(non_members)) / m
     value = of_members.mean()
-    variance = sum(part.var(ddof=1) / len(part) for part in (of_members, of_others) if len(part) > 1)
+    variance = sum(
+        part.var(ddof=1) / len(part) for part in (of_members, of_others) if len(part) > 1
+    )
     half = Z95 * np.sqrt(variance)
     return Estimate(float(value), float(max(0.0, value - half)), float(min(1.0, value + half)))
 
 
-def true_positive_rate(members: np.ndarray, non_members: np.ndarray, rate: float) -> Estimate | None:
-    """Fraction of members above the threshold that at most `rate` of the non-members exceed, with the interval of
-    Clopper & Pearson 1934; None for fewer than 1 / rate non-members."""
+def true_positive_rate(
+    members: np.ndarray, non_members: np.ndarray, rate: float
+) -> Estimate | None:
+    """Fraction of members above the threshold that at most `rate` of the non-members exceed, with
+    the interval of Clopper & Pearson 1934; None for fewer than 1 / rate non-members."""
     allowed = int(rate * len(non_members) + 1e-9)
     if not allowed:
         return None
@@ -67,7 +76,8 @@ def true_positive_rate(members: np.ndarray, non_members: np.ndarray, rate: float
 
 
 def roc_curve(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(false-positive rates, true-positive rates), float64, at every threshold, from (0, 0) to (1, 1)."""
+    """(false-positive rates, true-positive rates), float64, at every threshold, from (0, 0) to (1,
+    1)."""
     thresholds = np.unique(np.concatenate([members, non_members]))[::-1]
     rates = []
     for scores in (non_members, members):
@@ -77,18 +87,24 @@ def roc_curve(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray,
 
 
 def roc_table(scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
-    """Columns score (its name), false_positive_rate, true_positive_rate. scores: {name: (of members, of others)}."""
+    """Columns score (its name), false_positive_rate, true_positive_rate. scores: {name: (of
+    members, of others)}."""
     parts = []
     for name, (members, non_members) in scores.items():
         false_positives, true_positives = roc_curve(members, non_members)
-        columns = {"score": name, "false_positive_rate": false_positives, "true_positive_rate": true_positives}
+        columns = {
+            "score": name,
+            "false_positive_rate": false_positives,
+            "true_positive_rate": true_positives,
+        }
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
 
 def margin_scores(attacks: Sequence[DirectedAttack]) -> tuple[np.ndarray, np.ndarray] | None:
-    """(members', non-members') scores for model A: its share of the votes for the true label - model B's, of the images
-    of set A and of set B. attacks: of both sets. None without votes, or where a set is empty."""
+    """(members', non-members') scores for model A: its share of the votes for the true label -
+    model B's, of the images of set A and of set B. attacks: of both sets. None without votes, or
+    where a set is empty."""
     margins = []
     for attack in attacks:
         target, reference = attack.target.vote_share, attack.reference.vote_share
@@ -102,7 +118,9 @@ def margin_scores(attacks: Sequence[DirectedAttack]) -> tuple[np.ndarray, np.nda
 def membership_in_words(result: Membership) -> str:
     """AUC and true-positive rates in a line."""
     parts = [f"AUC {_in_words(result.auc)}"]
-    for rate, estimate in zip(("1 %", "0.1 %"), (result.tpr_at_1_percent, result.tpr_at_01_percent)):
+    for rate, estimate in zip(
+        ("1 %", "0.1 %"), (result.tpr_at_1_percent, result.tpr_at_01_percent)
+    ):
         if estimate is not None:
             parts.append(f"true-positive rate {_in_words(estimate)} at {rate} false positives")
     return ", ".join(parts)

@@ -1,7 +1,8 @@
-"""From neighbor labels (or class scores) to predictions, confidences, the four outcomes and the déjà vu score.
+"""From neighbor labels (or class scores) to predictions, confidences, the four outcomes and the
+déjà vu score.
 
-NumPy only. Definitions: Meehan et al. 2023 (arXiv 2304.13850), sections 3 and 4. "Target" is the model that was trained
-on the attacked set, "reference" the model that was not.
+NumPy only. Definitions: Meehan et al. 2023 (arXiv 2304.13850), sections 3 and 4. "Target" is the
+model that was trained on the attacked set, "reference" the model that was not.
 """
 
 from collections.abc import Sequence
@@ -29,9 +30,10 @@ _ROWS_AT_ONCE = 8192  # bounds the scratch memory to a few times 8192 x k intege
 class Predictions:
     """A model's predictions on n examples.
 
-    top: int64 (n, 5), the predicted classes, the most likely first, -1 where there is none. confidence: float64 (n,),
-    rounded to 1e-10, since the entropies of equal histograms differ in their last bit. vote_share: float64 (n,), the
-    share of the votes (for scores: the softmax probability) of the true label; None where it was not asked for.
+    top: int64 (n, 5), the predicted classes, the most likely first, -1 where there is none.
+    confidence: float64 (n,), rounded to 1e-10, since the entropies of equal histograms differ in
+    their last bit. vote_share: float64 (n,), the share of the votes (for scores: the softmax
+    probability) of the true label; None where it was not asked for.
     """
 
     top: np.ndarray
@@ -39,7 +41,8 @@ class Predictions:
     vote_share: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        self.confidence = np.round(np.asarray(self.confidence, dtype=np.float64), 10) + 0.0  # no minus zero
+        # no minus zero
+        self.confidence = np.round(np.asarray(self.confidence, dtype=np.float64), 10) + 0.0
 
     def chosen(self, rows: np.ndarray) -> "Predictions":
         """Those of some examples. rows: int (m,), or bool (n,)."""
@@ -54,11 +57,12 @@ class Predictions:
 def predict_from_neighbors(
     neighbor_labels: np.ndarray, k_attk: int = 0, labels: np.ndarray | None = None
 ) -> Predictions:
-    """Classes by count among the first k_attk neighbors; confidence = minus the entropy (nats) of their histogram.
+    """Classes by count among the first k_attk neighbors; confidence = minus the entropy (nats) of
+    their histogram.
 
-    neighbor_labels: int (n, k), nearest first. k_attk: neighbors that vote, 0 for all k. labels: int (n,), the true
-    ones, for the vote share. Classes with the same count are ranked by their nearest member; a class without a neighbor
-    is never predicted. ValueError if k_attk > k.
+    neighbor_labels: int (n, k), nearest first. k_attk: neighbors that vote, 0 for all k. labels:
+    int (n,), the true ones, for the vote share. Classes with the same count are ranked by their
+    nearest member; a class without a neighbor is never predicted. ValueError if k_attk > k.
     """
     neighbor_labels = np.asarray(neighbor_labels)
     n, k = neighbor_labels.shape
@@ -84,15 +88,18 @@ def _vote(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Sorted by label, a row falls into one group per class; no array of n x classes is needed.
     """
     n, k = labels.shape
-    nearest_first = np.argsort(labels, axis=1, kind="stable")  # stable: each group begins with its nearest member
+    # stable: each group begins with its nearest member
+    nearest_first = np.argsort(labels, axis=1, kind="stable")
     grouped = np.take_along_axis(labels, nearest_first, axis=1)
     begins = np.ones((n, k), dtype=bool)
     begins[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
     group_starts = np.flatnonzero(begins)
-    counts = np.diff(group_starts, append=n * k)  # the first of a row always begins a group: none spans two rows
+    # the first of a row always begins a group: none spans two rows
+    counts = np.diff(group_starts, append=n * k)
     ranks = nearest_first.reshape(-1)[group_starts]
 
-    # One sortable number per class: more neighbors first, then the nearer of the nearest members. -1: no class here.
+    # One sortable number per class: more neighbors first, then the nearer of the nearest members.
+    # -1: no class here.
     keys = np.full(n * k, -1, dtype=np.int64)
     keys[group_starts] = counts * k + (k - 1 - ranks)
     keys = keys.reshape(n, k)
@@ -109,7 +116,8 @@ def _vote(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def predict_from_scores(scores: np.ndarray, labels: np.ndarray | None = None) -> Predictions:
-    """Classes by score, ties by index; confidence = the largest score. scores: float (n, classes), e.g. logits.
+    """Classes by score, ties by index; confidence = the largest score. scores: float (n, classes),
+    e.g. logits.
 
     labels: int (n,), the true ones, for their softmax probability; 0 for a label that has no score.
     """
@@ -134,7 +142,8 @@ def predict_from_scores(scores: np.ndarray, labels: np.ndarray | None = None) ->
 
 
 def _softmax_of(scores: np.ndarray, largest: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float64 (n,): probability of these classes, 0 for one without a score. largest: of each row's scores."""
+    """float64 (n,): probability of these classes, 0 for one without a score. largest: of each row's
+    scores."""
     has_score = (labels >= 0) & (labels < scores.shape[1])
     columns = np.where(has_score, labels, 0)[:, None]
     own = np.take_along_axis(scores, columns, axis=1)[:, 0].astype(np.float64)
@@ -143,26 +152,35 @@ def _softmax_of(scores: np.ndarray, largest: np.ndarray, labels: np.ndarray) -> 
 
 
 def accuracy_sweep(
-    predictions: Predictions, labels: np.ndarray, top_k: int, fractions: np.ndarray = SWEEP_FRACTIONS
+    predictions: Predictions,
+    labels: np.ndarray,
+    top_k: int,
+    fractions: np.ndarray = SWEEP_FRACTIONS,
 ) -> np.ndarray:
-    """Accuracy on the most confident int(fraction x n) examples for each fraction; float64, NaN where there is none.
+    """Accuracy on the most confident int(fraction x n) examples for each fraction; float64, NaN
+    where there is none.
 
-    Of examples tied with the last selected one, as many as are missing count, with the mean of all of them.
+    Of examples tied with the last selected one, as many as are missing count, with the mean of all
+    of them.
     """
     correct = predictions.correct(labels, top_k)
-    return _ConfidenceLevels(predictions.confidence, correct, np.asarray(fractions)).accuracy().value
+    return (
+        _ConfidenceLevels(predictions.confidence, correct, np.asarray(fractions)).accuracy().value
+    )
 
 
 @dataclass
 class DirectedAttack:
-    """One attacked set: both models' predictions on the same examples, row by row. labels: int64 (n,)."""
+    """One attacked set: both models' predictions on the same examples, row by row. labels: int64
+    (n,)."""
 
     target: Predictions
     reference: Predictions
     labels: np.ndarray
 
     def correct(self, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """bool (n,) each: is the true label among the target's, and among the reference's, first top_k predictions?"""
+        """bool (n,) each: is the true label among the target's, and among the reference's, first
+        top_k predictions?"""
         return self.target.correct(self.labels, top_k), self.reference.correct(self.labels, top_k)
 
     def outcomes(self, top_k: int) -> np.ndarray:
@@ -171,16 +189,18 @@ class DirectedAttack:
 
     def chosen(self, rows: np.ndarray) -> "DirectedAttack":
         """Some of its examples. rows: int (m,), or bool (n,)."""
-        return DirectedAttack(self.target.chosen(rows), self.reference.chosen(rows), self.labels[rows])
+        return DirectedAttack(
+            self.target.chosen(rows), self.reference.chosen(rows), self.labels[rows]
+        )
 
 
 @dataclass
 class Summary:
     """Figures of an attack at one level of confidence.
 
-    target, reference, score: accuracies and their difference, among the selected examples. chance: the reference
-    accuracy that the same predictions have on average if the labels of those examples are permuted. outcomes: of
-    each of OUTCOMES the fraction of all examples.
+    target, reference, score: accuracies and their difference, among the selected examples. chance:
+    the reference accuracy that the same predictions have on average if the labels of those examples
+    are permuted. outcomes: of each of OUTCOMES the fraction of all examples.
     """
 
     target: Estimate
@@ -191,22 +211,24 @@ class Summary:
 
 
 def summarize(attacks: list[DirectedAttack], top_k: int, pct_confidence: float = 100.0) -> Summary:
-    """Target and reference accuracy, déjà vu score and the fractions of the four outcomes, averaged over the attacked
-    sets.
+    """Target and reference accuracy, déjà vu score and the fractions of the four outcomes, averaged
+    over the attacked sets.
 
-    attacks: usually [set A, set B]. pct_confidence: accuracies are taken over the int(pct / 100 x n) examples that the
-    model in question is most confident of, of tied ones over their mean; the outcomes always over all examples, so that
-    at 100 % score = memorized - misrepresented.
+    attacks: usually [set A, set B]. pct_confidence: accuracies are taken over the int(pct / 100 x
+    n) examples that the model in question is most confident of, of tied ones over their mean; the
+    outcomes always over all examples, so that at 100 % score = memorized - misrepresented.
 
-    95 % intervals without resampling: Wilson for proportions, and for the score, of a set, the paired MOVER of the two
-    accuracies (`difference`). An interval is for the accuracy among the pct % of all such images that the model is most
-    confident of. Where these begin depends on the sample too; the intervals include that to first order
-    (`_ConfidenceLevels`).
+    95 % intervals without resampling: Wilson for proportions, and for the score, of a set, the
+    paired MOVER of the two accuracies (`difference`). An interval is for the accuracy among the pct
+    % of all such images that the model is most confident of. Where these begin depends on the
+    sample too; the intervals include that to first order (`_ConfidenceLevels`).
     """
     return summarize_levels(attacks, top_k, [pct_confidence])[0]
 
 
-def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences: Sequence[float]) -> list[Summary]:
+def summarize_levels(
+    attacks: list[DirectedAttack], top_k: int, pct_confidences: Sequence[float]
+) -> list[Summary]:
     """`summarize` at several confidence levels, which share the sorting; in their order."""
     fractions = np.array(pct_confidences, dtype=np.float64) / 100
     targets, references, scores, chances = [], [], [], []
@@ -234,18 +256,19 @@ def summarize_levels(attacks: list[DirectedAttack], top_k: int, pct_confidences:
 
 
 class _ConfidenceLevels:
-    """One model on one attacked set: its most confident examples at several levels. confidence, correct: (n,).
-    fractions: (levels,).
+    """One model on one attacked set: its most confident examples at several levels. confidence,
+    correct: (n,). fractions: (levels,).
 
-    Ties share their places, so the result does not depend on the order of the rows: at each level the examples at the
-    first `above` places are selected, and of the tied ones from there up to place `end` as many as are missing, each of
-    which counts for `part` of an example.
+    Ties share their places, so the result does not depend on the order of the rows: at each level
+    the examples at the first `above` places are selected, and of the tied ones from there up to
+    place `end` as many as are missing, each of which counts for `part` of an example.
 
-    threshold_accuracy: accuracy of the examples whose rank by confidence is near the threshold, that of the last
-    selected one. In another sample the threshold moves, and examples near it enter or leave the selection: if their
-    accuracy differs from that of the selected examples, this varies more than a proportion of as many fixed examples.
-    The rank of the threshold has a standard deviation of sqrt(n p (1 - p)), p = fraction; up to two of them to either
-    side are near.
+    threshold_accuracy: accuracy of the examples whose rank by confidence is near the threshold,
+    that of the last selected one. In another sample the threshold moves, and examples near it enter
+    or leave the selection: if their accuracy differs from that of the selected examples, this
+    varies more than a proportion of as many fixed examples. The rank of the threshold has a
+    standard deviation of sqrt(n p (1 - p)), p = fraction; up to two of them to either side are
+    near.
     """
 
     def __init__(self, confidence: np.ndarray, correct: np.ndarray, fractions: np.ndarray) -> None:
@@ -266,8 +289,9 @@ class _ConfidenceLevels:
         last = np.minimum(self.sizes + reach, n)
         self.threshold_accuracy = fraction_of(self._hits(last) - self._hits(first), last - first)
 
-        # Between two places of `above` or `end` all examples are selected alike at every level: few pieces stand for
-        # all examples. chosen: how much of an example of each piece counts, float64 (levels, pieces).
+        # Between two places of `above` or `end` all examples are selected alike at every level: few
+        # pieces stand for all examples. chosen: how much of an example of each piece counts,
+        # float64 (levels, pieces).
         cuts = np.unique(np.concatenate([self.above, self.end]))
         self.piece = np.empty(n, dtype=np.int64)
         self.piece[order] = np.searchsorted(cuts, np.arange(n), side="right")
@@ -293,9 +317,10 @@ class _ConfidenceLevels:
     def accuracy(self) -> Estimate:
         """Of float64 (levels,): Wilson intervals at the effective sample size n / ratio.
 
-        The accuracy's influence function is c (correct - e) / p, where c is the part of an example that is selected and
-        e the threshold accuracy. Against the a (1 - a) of a proportion a its variance is larger by (1 - p) (a - e)^2,
-        and smaller where c is not 0 or 1: the mean of tied examples includes all of them.
+        The accuracy's influence function is c (correct - e) / p, where c is the part of an example
+        that is selected and e the threshold accuracy. Against the a (1 - a) of a proportion a its
+        variance is larger by (1 - p) (a - e)^2, and smaller where c is not 0 or 1: the mean of tied
+        examples includes all of them.
         """
         sizes = self.sizes
         value = fraction_of(self.hits, sizes)
@@ -308,14 +333,17 @@ class _ConfidenceLevels:
             return smoothed * (1 - smoothed)
 
         weight = fraction_of(sizes - self.above, sizes)
-        less = weight * (1 - self.part) * (variance(tied) + np.square(tied - self.threshold_accuracy))
+        less = (
+            weight * (1 - self.part) * (variance(tied) + np.square(tied - self.threshold_accuracy))
+        )
         more = (1 - self.fractions) * np.square(value - self.threshold_accuracy)
         ratio = np.maximum(1 + (more - less) / variance(value), self.fractions)
         low, high = wilson_interval(self.hits / ratio, sizes / ratio)
         return Estimate(value, low, high)
 
     def chance(self, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Accuracy of these predictions, int (n, top_k), with the labels of the selected examples permuted; (levels,).
+        """Accuracy of these predictions, int (n, top_k), with the labels of the selected examples
+        permuted; (levels,).
 
         That is the sum over the classes of (fraction predicted) x (fraction of that class).
         """
@@ -324,7 +352,8 @@ class _ConfidenceLevels:
         return fraction_of((predicted_often * true).sum(axis=1), np.square(self.sizes))
 
     def _count_classes(self, named: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """How often the selected examples name each class that occurs in the labels, float64 (levels, classes).
+        """How often the selected examples name each class that occurs in the labels, float64
+        (levels, classes).
 
         named: int (n, k).
         """
@@ -338,21 +367,24 @@ class _ConfidenceLevels:
 
 
 def _correlation(first: _ConfidenceLevels, second: _ConfidenceLevels) -> np.ndarray:
-    """Correlation over all examples of c (correct - e) of two models, as in `_ConfidenceLevels.accuracy`; float64
-    (levels,).
+    """Correlation over all examples of c (correct - e) of two models, as in
+    `_ConfidenceLevels.accuracy`; float64 (levels,).
 
-    Half an example of each of the four outcomes is added, selected by both: without them it is 1 or -1 where one of the
-    outcomes happens not to occur.
+    Half an example of each of the four outcomes is added, selected by both: without them it is 1 or
+    -1 where one of the outcomes happens not to occur.
     """
     n = len(first.correct)
-    # c (correct - e) takes one value per piece of the ranking and per answer: counting the examples in each cell of
-    # (piece and answer under the first model) x (the same under the second) gives all sums, for all levels at once.
+    # c (correct - e) takes one value per piece of the ranking and per answer: counting the examples
+    # in each cell of (piece and answer under the first model) x (the same under the second) gives
+    # all sums, for all levels at once.
     row, x = _influence(first)
     column, y = _influence(second)
     cells = row * y.shape[1] + column
     counts = np.bincount(cells, minlength=x.shape[1] * y.shape[1]).reshape(x.shape[1], y.shape[1])
 
-    def total_and_spread(values: np.ndarray, of_values: np.ndarray, e: np.ndarray) -> tuple[np.ndarray, ...]:
+    def total_and_spread(
+        values: np.ndarray, of_values: np.ndarray, e: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         # The four half examples add two misses (-e) / 2 and two hits (1 - e) / 2.
         added = 1 - 2 * e
         total = values @ of_values + added
@@ -366,8 +398,8 @@ def _correlation(first: _ConfidenceLevels, second: _ConfidenceLevels) -> np.ndar
 
 
 def _influence(levels: _ConfidenceLevels) -> tuple[np.ndarray, np.ndarray]:
-    """(cell int64 (n,) of each example: its piece of the ranking, and whether it is correct; c (correct - e) of each
-    cell, float64 (levels, cells))."""
+    """(cell int64 (n,) of each example: its piece of the ranking, and whether it is correct; c
+    (correct - e) of each cell, float64 (levels, cells))."""
     miss_and_hit = np.array([0.0, 1.0]) - levels.threshold_accuracy[:, None, None]
     values = levels.chosen[:, :, None] * miss_and_hit
     return 2 * levels.piece + levels.correct, values.reshape(len(values), -1)
@@ -383,36 +415,43 @@ class VoteSummary:
 
 
 def summarize_votes(attacks: list[DirectedAttack]) -> VoteSummary | None:
-    """Mean vote share of the true label under target and reference, and their margin, averaged over the attacked sets;
-    None if the predictions have no vote shares.
+    """Mean vote share of the true label under target and reference, and their margin, averaged over
+    the attacked sets; None if the predictions have no vote shares.
 
-    The intervals are those of accuracies and score, with the variance of the shares instead of a proportion's.
+    The intervals are those of accuracies and score, with the variance of the shares instead of a
+    proportion's.
     """
     targets, references, margins = [], [], []
     for attack in attacks:
         if attack.target.vote_share is None or attack.reference.vote_share is None:
             return None
-        # Half an example of each of the four outcomes is added, all votes or none for the label under each model.
+        # Half an example of each of the four outcomes is added, all votes or none for the label
+        # under each model.
         target = np.concatenate([attack.target.vote_share, [0, 0, 1, 1]])
         reference = np.concatenate([attack.reference.vote_share, [0, 1, 0, 1]])
         weights = np.concatenate([np.ones(len(attack.labels)), np.full(4, 0.5)])
         target_estimate, target_residuals, target_variance = _mean_share(target, weights)
-        reference_estimate, reference_residuals, reference_variance = _mean_share(reference, weights)
+        reference_estimate, reference_residuals, reference_variance = _mean_share(
+            reference, weights
+        )
         covariance = np.average(target_residuals * reference_residuals, weights=weights)
         correlation = covariance / np.sqrt(target_variance * reference_variance)
         targets.append(target_estimate)
         references.append(reference_estimate)
         margins.append(difference(target_estimate, reference_estimate, correlation))
     return VoteSummary(
-        mean_of_estimates(targets, least=0), mean_of_estimates(references, least=0), mean_of_estimates(margins)
+        mean_of_estimates(targets, least=0),
+        mean_of_estimates(references, least=0),
+        mean_of_estimates(margins),
     )
 
 
 def _mean_share(padded: np.ndarray, weights: np.ndarray) -> tuple[Estimate, np.ndarray, float]:
-    """(mean share of the votes, with Wilson's interval for as many examples as give a proportion the shares' variance;
-    the shares minus their mean; their variance).
+    """(mean share of the votes, with Wilson's interval for as many examples as give a proportion
+    the shares' variance; the shares minus their mean; their variance).
 
-    padded: the shares with the examples that `summarize_votes` adds at the end, of which only the interval knows.
+    padded: the shares with the examples that `summarize_votes` adds at the end, of which only the
+    interval knows.
     """
     n = len(padded) - 4
     smoothed = np.average(padded, weights=weights)
@@ -425,10 +464,11 @@ def _mean_share(padded: np.ndarray, weights: np.ndarray) -> tuple[Estimate, np.n
 
 @dataclass
 class ClassSummary:
-    """Figures per class, over the examples of all attacked sets together; NaN for a class without examples.
+    """Figures per class, over the examples of all attacked sets together; NaN for a class without
+    examples.
 
-    n: int64 (classes,). Estimates of float64 (classes,). chance: fraction of the reference's predictions that are this
-    class. *_confidence: mean over the class's examples.
+    n: int64 (classes,). Estimates of float64 (classes,). chance: fraction of the reference's
+    predictions that are this class. *_confidence: mean over the class's examples.
     """
 
     n: np.ndarray
@@ -441,7 +481,8 @@ class ClassSummary:
 
 
 def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: int) -> ClassSummary:
-    """Accuracies, score and mean confidence of each class; intervals and chance as in `summarize`."""
+    """Accuracies, score and mean confidence of each class; intervals and chance as in
+    `summarize`."""
     labels = np.concatenate([attack.labels for attack in attacks])
     n = np.bincount(labels, minlength=num_classes)
     target_correct = np.concatenate([attack.correct(top_k)[0] for attack in attacks])
@@ -456,7 +497,10 @@ def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: in
 
     # The correlation of the two models' answers (phi), with half an example of each outcome added.
     outcome = outcomes_of(target_correct, reference_correct)
-    counts = [np.bincount(labels, outcome == code, minlength=num_classes) + 0.5 for code in range(len(OUTCOMES))]
+    counts = [
+        np.bincount(labels, outcome == code, minlength=num_classes) + 0.5
+        for code in range(len(OUTCOMES))
+    ]
     memorized, correlated, misrepresented, unassociated = counts
     of_target = (memorized + correlated) * (misrepresented + unassociated)
     of_reference = (correlated + misrepresented) * (memorized + unassociated)
@@ -470,16 +514,21 @@ def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: in
 
     target_confidence = mean_confidence([attack.target for attack in attacks])
     reference_confidence = mean_confidence([attack.reference for attack in attacks])
-    return ClassSummary(n, target, reference, score, chance, target_confidence, reference_confidence)
+    return ClassSummary(
+        n, target, reference, score, chance, target_confidence, reference_confidence
+    )
 
 
 def outcomes_of(target_correct: np.ndarray, reference_correct: np.ndarray) -> np.ndarray:
     """Index into OUTCOMES of each example; bool (n,), bool (n,) -> int64 (n,)."""
-    return np.where(target_correct, np.where(reference_correct, 1, 0), np.where(reference_correct, 2, 3))
+    return np.where(
+        target_correct, np.where(reference_correct, 1, 0), np.where(reference_correct, 2, 3)
+    )
 
 
 def align_rows(first_idxs: np.ndarray, second_idxs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (in the first, in the second) that put both files' examples in the order of their image index.
+    """Row numbers (in the first, in the second) that put both files' examples in the order of their
+    image index.
 
     ValueError if an index occurs twice or the two files do not hold the same images.
     """

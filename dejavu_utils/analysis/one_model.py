@@ -1,8 +1,10 @@
-"""The test of one model: score against reference classifiers, beside the same on images that the model never saw.
+"""The test of one model: score against reference classifiers, beside the same on images that the
+model never saw.
 
-Method: Kokhlikyan et al. 2024 (arXiv 2504.05651). The score is the model's accuracy minus that of classifiers that
-predict the object from the background crop; delta is the same difference on images that the model never saw, where
-nothing can be memorized: what the two readers of one background differ by. Score - delta is free of it.
+Method: Kokhlikyan et al. 2024 (arXiv 2504.05651). The score is the model's accuracy minus that of
+classifiers that predict the object from the background crop; delta is the same difference on images
+that the model never saw, where nothing can be memorized: what the two readers of one background
+differ by. Score - delta is free of it.
 """
 
 import itertools
@@ -30,9 +32,11 @@ LEAST_SEEDS = 3  # from which a spread is taken
 
 @dataclass
 class ClassifierComparison:
-    """One set of images: the model's predictions, the classifiers' joint ones, and those of each classifier alone.
+    """One set of images: the model's predictions, the classifiers' joint ones, and those of each
+    classifier alone.
 
-    predicted: int64 (classifiers, n), top-1. shares: float64 (classifiers, n), the true label's probability.
+    predicted: int64 (classifiers, n), top-1. shares: float64 (classifiers, n), the true label's
+    probability.
     """
 
     attack: mem.DirectedAttack
@@ -40,7 +44,9 @@ class ClassifierComparison:
     shares: np.ndarray
 
     @classmethod
-    def of(cls, target: mem.Predictions, logits: Sequence[np.ndarray], labels: np.ndarray) -> "ClassifierComparison":
+    def of(
+        cls, target: mem.Predictions, logits: Sequence[np.ndarray], labels: np.ndarray
+    ) -> "ClassifierComparison":
         """logits: float (n, classes) of each classifier. labels: int (n,)."""
         alone = [mem.predict_from_scores(one, labels) for one in logits]
         joint = mem.predict_from_scores(log_mean_probabilities(logits), labels)
@@ -55,22 +61,32 @@ class ClassifierComparison:
 
 
 def classifier_agreement(compared: dict[str, ClassifierComparison]) -> pd.DataFrame:
-    """How often two classifiers of a set predict the same class, as attack_classifiers.csv holds it: a row per pair.
+    """How often two classifiers of a set predict the same class, as attack_classifiers.csv holds
+    it: a row per pair.
 
     compared: {set: ClassifierComparison}. first, second: numbers of the classifiers, from 1.
     """
     columns = ["set", "first", "second", "images", "agreement", "agreement_low", "agreement_high"]
     rows = []
     for name, of_set in compared.items():
-        for (first, one), (second, other) in itertools.combinations(enumerate(of_set.predicted, 1), 2):
+        for (first, one), (second, other) in itertools.combinations(
+            enumerate(of_set.predicted, 1), 2
+        ):
             agreement = proportion(int((one == other).sum()), len(one))
-            row = {"set": name, "first": first, "second": second, "images": len(one), "agreement": agreement.value}
+            row = {
+                "set": name,
+                "first": first,
+                "second": second,
+                "images": len(one),
+                "agreement": agreement.value,
+            }
             rows.append({**row, **bounds("agreement", agreement)})
     return pd.DataFrame(rows, columns=columns)
 
 
 def log_mean_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:
-    """Log of the mean of the classifiers' softmax, float32 (n, most classes). logits: list of float (n, classes)."""
+    """Log of the mean of the classifiers' softmax, float32 (n, most classes). logits: list of float
+    (n, classes)."""
     total = np.zeros((len(logits[0]), max(one.shape[1] for one in logits)))
     for one in logits:
         shifted = np.exp(one.astype(np.float64) - one.max(axis=1, keepdims=True))
@@ -79,11 +95,13 @@ def log_mean_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def entropy_of_votes(probabilities: np.ndarray, votes: int, points: int = 8192) -> np.ndarray:
-    """Mean entropy (nats) of the histogram of so many votes that are drawn from each row; float64 (n,).
+    """Mean entropy (nats) of the histogram of so many votes that are drawn from each row; float64
+    (n,).
 
-    probabilities: float (n, classes). A class of probability p adds the mean of -v log v over v = Binomial(votes, p) /
-    votes, a polynomial in p, which is tabulated in sqrt(p) at `points` places. A histogram of few votes over many
-    classes has less entropy than what it is drawn from, without any memorization.
+    probabilities: float (n, classes). A class of probability p adds the mean of -v log v over v =
+    Binomial(votes, p) / votes, a polynomial in p, which is tabulated in sqrt(p) at `points` places.
+    A histogram of few votes over many classes has less entropy than what it is drawn from, without
+    any memorization.
     """
     grid = np.linspace(0, 1, points) ** 2
     inside = grid[1:-1]  # a class of probability 0 or 1 adds no entropy; nor do all votes, or none
@@ -104,11 +122,13 @@ def entropy_of_votes(probabilities: np.ndarray, votes: int, points: int = 8192) 
 def memorization_confidence(
     target: mem.Predictions, log_probabilities: np.ndarray, votes: int
 ) -> dict[str, np.ndarray]:
-    """{"published", "corrected"}: float64 (n,), nats: by how much surer the model is than the reference.
+    """{"published", "corrected"}: float64 (n,), nats: by how much surer the model is than the
+    reference.
 
-    published: entropy of the reference's softmax - entropy of the votes. Its zero is not zero: votes that are drawn
-    from the softmax itself have less entropy. corrected: the entropy that so many votes of it would have instead.
-    target: Predictions from neighbors. log_probabilities: float (n, classes). votes: neighbors that vote.
+    published: entropy of the reference's softmax - entropy of the votes. Its zero is not zero:
+    votes that are drawn from the softmax itself have less entropy. corrected: the entropy that so
+    many votes of it would have instead. target: Predictions from neighbors. log_probabilities:
+    float (n, classes). votes: neighbors that vote.
     """
     probabilities = np.exp(log_probabilities.astype(np.float64))
     entropy = -(probabilities * log_probabilities).sum(axis=1)
@@ -119,13 +139,16 @@ def memorization_confidence(
 
 
 def spread_of(values: np.ndarray | Sequence[float]) -> float | None:
-    """Half of the 95 % interval of the mean of the classifiers' values: t(R - 1) SD / sqrt(R); None for fewer than
-    LEAST_SEEDS. values: float (R,)."""
+    """Half of the 95 % interval of the mean of the classifiers' values: t(R - 1) SD / sqrt(R); None
+    for fewer than LEAST_SEEDS. values: float (R,)."""
     return None if len(values) < LEAST_SEEDS else t_half_width(values)
 
 
-def widened(estimate: Estimate, spreads: Sequence[float | None], least: float = -1.0, most: float = 1.0) -> Estimate:
-    """An estimate whose interval also includes the spread of the references; arms add up as roots of summed squares.
+def widened(
+    estimate: Estimate, spreads: Sequence[float | None], least: float = -1.0, most: float = 1.0
+) -> Estimate:
+    """An estimate whose interval also includes the spread of the references; arms add up as roots
+    of summed squares.
 
     estimate: a mean over len(spreads) sets. spreads: a `spread_of` each; None is left out.
     """
@@ -140,7 +163,8 @@ def widened(estimate: Estimate, spreads: Sequence[float | None], least: float = 
 class _Comparison:
     """Model against classifiers on several sets, by accuracy or by margin of votes.
 
-    estimate: of the mean over the sets. of_classifiers: float (classifiers,) of each set, the mean of each classifier.
+    estimate: of the mean over the sets. of_classifiers: float (classifiers,) of each set, the mean
+    of each classifier.
     """
 
     estimate: Estimate
@@ -150,8 +174,12 @@ class _Comparison:
         return widened(self.estimate, [spread_of(values) for values in self.of_classifiers])
 
     def minus(self, other: "_Comparison") -> Estimate:
-        """A classifier that reads backgrounds better does so on both: its spread is that of its difference."""
-        spreads = [spread_of(own - others) for own, others in zip(self.of_classifiers, other.of_classifiers)]
+        """A classifier that reads backgrounds better does so on both: its spread is that of its
+        difference."""
+        spreads = [
+            spread_of(own - others)
+            for own, others in zip(self.of_classifiers, other.of_classifiers)
+        ]
         return widened(difference(self.estimate, other.estimate), spreads, -2.0, 2.0)
 
 
@@ -167,7 +195,8 @@ def _by_accuracy(sets: Sequence[ClassifierComparison]) -> _Comparison:
 
 def _by_margin(sets: Sequence[ClassifierComparison]) -> _Comparison:
     votes = mem.summarize_votes([judged.attack for judged in sets])
-    assert votes is not None  # classifiers have probabilities, and the model's vote shares were asked for
+    # classifiers have probabilities, and the model's vote shares were asked for
+    assert votes is not None
     return _Comparison(votes.margin, [_row_means(judged.shares) for judged in sets])
 
 
@@ -178,9 +207,9 @@ def one_model_statistics(
 ) -> dict[str, OneModelResults]:
     """{"both", "A", "B"} -> figures of the test of one model, top-1, all examples.
 
-    seen: of the attacked sets "A" and "B". unseen: of images that the model never saw, judged by the same classifiers.
-    half: the attacked images, judged by classifiers trained on half of the crops. The intervals include the spread of
-    the classifiers where there are LEAST_SEEDS of each.
+    seen: of the attacked sets "A" and "B". unseen: of images that the model never saw, judged by
+    the same classifiers. half: the attacked images, judged by classifiers trained on half of the
+    crops. The intervals include the spread of the classifiers where there are LEAST_SEEDS of each.
     """
     groups = {"both": list(SETS), "A": ["A"], "B": ["B"]}
     statistics = {}
@@ -193,7 +222,9 @@ def one_model_statistics(
 
 
 def _figures(
-    judged: list[ClassifierComparison], never_seen: list[ClassifierComparison], by_half: list[ClassifierComparison]
+    judged: list[ClassifierComparison],
+    never_seen: list[ClassifierComparison],
+    by_half: list[ClassifierComparison],
 ) -> OneModelResults:
     accuracy, margin = _by_accuracy(judged), _by_margin(judged)
     figures = OneModelResults(
@@ -218,12 +249,16 @@ def _figures(
     return figures
 
 
-def _rise(judged: Sequence[ClassifierComparison], judged_by_half: Sequence[ClassifierComparison]) -> Estimate:
+def _rise(
+    judged: Sequence[ClassifierComparison], judged_by_half: Sequence[ClassifierComparison]
+) -> Estimate:
     """Reference accuracy with all crops - with half of them."""
     pairs, spreads = [], []
     for all_crops, half_of_them in zip(judged, judged_by_half):
         attack = all_crops.attack
-        pairs.append(mem.DirectedAttack(attack.reference, half_of_them.attack.reference, attack.labels))
+        pairs.append(
+            mem.DirectedAttack(attack.reference, half_of_them.attack.reference, attack.labels)
+        )
         spread = 0.0
         for judged_by in (all_crops, half_of_them):
             spread += (spread_of(judged_by.correct.mean(axis=1)) or 0.0) ** 2
@@ -232,8 +267,8 @@ def _rise(judged: Sequence[ClassifierComparison], judged_by_half: Sequence[Class
 
 
 def mean_confidences(tables: Sequence[pd.DataFrame]) -> MemorizationConfidence | None:
-    """Over the memorized examples of tables as attack_{A,B}.csv holds them; None where the model's predictions are no
-    votes, or where no example is memorized."""
+    """Over the memorized examples of tables as attack_{A,B}.csv holds them; None where the model's
+    predictions are no votes, or where no example is memorized."""
     if any("memorization_confidence" not in table for table in tables):
         return None
     memorized = pd.concat([table[table["share"] == "memorized"] for table in tables])

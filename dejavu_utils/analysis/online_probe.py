@@ -1,4 +1,5 @@
-"""What training's own linear probes say of the models of an attack: the `log` beside their checkpoints."""
+"""What training's own linear probes say of the models of an attack: the `log` beside their
+checkpoints."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ Accuracies = dict[str, dict[int, float]]  # {layer: {1: top-1, 5: top-5}}
 
 
 def online_probes(settings: Mapping[str, Any], made_from: Mapping[str, Any] | None) -> Accuracies:
-    """Validation accuracy of every layer's probe, the mean of the models; empty where a log does not say.
+    """Validation accuracy of every layer's probe, the mean of the models; empty where a log does
+    not say.
 
     settings, made_from: of an attack's results.json; the epochs of the models are in its record.
     """
@@ -27,14 +29,17 @@ def online_probes(settings: Mapping[str, Any], made_from: Mapping[str, Any] | No
     first, second = both
     means: Accuracies = {}
     for layer in first.keys() & second.keys():
-        means[layer] = {top_k: float(np.mean([first[layer][top_k], second[layer][top_k]])) for top_k in (1, 5)}
+        means[layer] = {
+            top_k: float(np.mean([first[layer][top_k], second[layer][top_k]])) for top_k in (1, 5)
+        }
     return means
 
 
 def read_probes(log: Path, epoch: int) -> Accuracies:
     """The probes' validation accuracies after an epoch; empty where the log has none.
 
-    The log numbers its layers: 0 is the backbone, the others are the projector's, whose last is its output.
+    The log numbers its layers: 0 is the backbone, the others are the projector's, whose last is its
+    output.
     """
     record: dict[str, float] = {}
     try:

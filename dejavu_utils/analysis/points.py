@@ -1,4 +1,5 @@
-"""The points of a model's sweeps: which there are, what they hold, and how their figures are saved."""
+"""The points of a model's sweeps: which there are, what they hold, and how their figures are
+saved."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,12 @@ from typing import Any
 import pandas as pd
 
 from dejavu_utils.analysis.agreement import disagreements, foreign_probe
-from dejavu_utils.analysis.attack_files import ProbeResults, attacked_layers, read_probe, read_results
+from dejavu_utils.analysis.attack_files import (
+    ProbeResults,
+    attacked_layers,
+    read_probe,
+    read_results,
+)
 from dejavu_utils.analysis.figures import Draw, save_figure
 from dejavu_utils.analysis.frames import Attack, ScoredPoint, SweepPoint
 from dejavu_utils.analysis.memorization import TOP_KS
@@ -39,10 +45,10 @@ Sweeps = dict[str, list[SweepPoint]]  # by column of the axis, or GRID
 class Series:
     """One model's points.
 
-    attacks, probes: the folders they lie in; None without probes. dataset: images per class of the sweep of epochs.
-    epoch: of the other sweeps. k: neighbors that vote. pct_confidences: levels of the accuracies. layer: of the
-    attacks, None for the projector or the one that is there. param: what varies instead of epochs and sizes, with the
-    values that are wanted, all if None.
+    attacks, probes: the folders they lie in; None without probes. dataset: images per class of the
+    sweep of epochs. epoch: of the other sweeps. k: neighbors that vote. pct_confidences: levels of
+    the accuracies. layer: of the attacks, None for the projector or the one that is there. param:
+    what varies instead of epochs and sizes, with the values that are wanted, all if None.
     """
 
     model: str
@@ -66,7 +72,8 @@ class Series:
         return {x: (SWEEPS[PLURALS[x]].template(*names), int) for x in ("epoch", "dataset")}
 
     def caption(self, x: str | None, attacks: Sequence[Attack]) -> str:
-        """Model, what does not vary, layer, neighbors that vote, attacked images. x: column of the axis, or None."""
+        """Model, what does not vary, layer, neighbors that vote, attacked images. x: column of the
+        axis, or None."""
         return f"{self.model}, {self.fixed(x)},\n{what_votes(attacks, self.k)}"
 
     def fixed(self, x: str | None) -> str:
@@ -76,17 +83,22 @@ class Series:
         return ", ".join(fixed)
 
     def read_attacks(self) -> Sweeps:
-        """The Attack of every point, and of GRID if there are more points than those of the two sweeps."""
+        """The Attack of every point, and of GRID if there are more points than those of the two
+        sweeps."""
         sweeps = dict(self.sweeps)
         if not self.param:
             sweeps[GRID] = (f"{self.model}_{{}}ep", _size_and_epoch)
-        return self._read(self.attacks, "--attk_folder_path", ATTACK_PREFIX, sweeps, self.read_attack)
+        return self._read(
+            self.attacks, "--attk_folder_path", ATTACK_PREFIX, sweeps, self.read_attack
+        )
 
     def read_probes(self) -> Sweeps:
         """The ProbeResults of every point; empty where there is no folder of probes."""
         if self.probes is None:
             return {}
-        return self._read(self.probes, "--lin_probe_folder_path", PROBE_PREFIX, self.sweeps, read_probe)
+        return self._read(
+            self.probes, "--lin_probe_folder_path", PROBE_PREFIX, self.sweeps, read_probe
+        )
 
     def read_attack(self, point: Path) -> Attack:
         """The layer that is asked for, else the projector, else its first one."""
@@ -94,7 +106,9 @@ class Series:
         if self.layer and layers and self.layer not in layers:
             there = ", ".join(sorted(layers, key=place_in_network))
             raise InputError(f"--layer {self.layer}: {point} holds {there}")
-        layer = self.layer or ("projector" if "projector" in layers else next(iter(layers), "projector"))
+        layer = self.layer or (
+            "projector" if "projector" in layers else next(iter(layers), "projector")
+        )
         return self.read_layer(layer, layers.get(layer, point))
 
     def read_layer(self, layer: str, folder: Path) -> Attack:
@@ -105,7 +119,8 @@ class Series:
             raise InputError(str(error).replace("k_attk is", "--k_neighb is")) from None
 
     def own_probes(self, attacks: Sweeps, probes: Sweeps) -> Sweeps:
-        """The probes without those of another model than the attack's at the same point; notes them."""
+        """The probes without those of another model than the attack's at the same point; notes
+        them."""
         own: Sweeps = {}
         for x, of_sweep in probes.items():
             attacked = {point.value: point.content.folder for point in attacks.get(x, ())}
@@ -113,7 +128,9 @@ class Series:
             for point in of_sweep:
                 attack = attacked.get(point.value)
                 if attack and foreign_probe(attack, point.path):
-                    note(f"{point.path} is of another model than {attack}: no score beside this probe")
+                    note(
+                        f"{point.path} is of another model than {attack}: no score beside this probe"
+                    )
                 else:
                     kept.append(point)
             own[x] = kept
@@ -130,12 +147,19 @@ class Series:
                 value = point.value
                 epoch = value if x == "epoch" else self.epoch
                 dataset = {"epoch": self.dataset, "dataset": value}.get(x)
-                scored = ScoredPoint(self.model, x, value, epoch, dataset, point.content, of_probes.get(value))
+                scored = ScoredPoint(
+                    self.model, x, value, epoch, dataset, point.content, of_probes.get(value)
+                )
                 points.setdefault((epoch, dataset, value if x == "param" else None), scored)
         return list(points.values())
 
     def _read(
-        self, folder: Path, flag: str, prefix: str, sweeps: dict[str, tuple[str, Callable]], read: Callable
+        self,
+        folder: Path,
+        flag: str,
+        prefix: str,
+        sweeps: dict[str, tuple[str, Callable]],
+        read: Callable,
     ) -> Sweeps:
         """The points of each sweep that has one. InputError if none has."""
         wanted: dict[str, list[tuple[Any, Path]]] = {}
@@ -156,19 +180,27 @@ class Series:
             if complete:
                 points[x] = self._compared(x, complete, contents)
             else:
-                note(f"no {prefix}{sweeps[x][0].format('*')} in {folder}: no figure of {PLURALS[x]}")
+                note(
+                    f"no {prefix}{sweeps[x][0].format('*')} in {folder}: no figure of {PLURALS[x]}"
+                )
         if not points.keys() & PLURALS.keys():
             if reasons:
                 raise InputError(f"{flag}: no point could be read; the last reason: {reasons[-1]}")
-            tried = " or ".join(prefix + name.format("*") for x, (name, _) in sweeps.items() if x != GRID)
-            raise InputError(f"{flag} {folder}: nothing matches {tried}; {_those_there(folder, prefix)} there")
+            tried = " or ".join(
+                prefix + name.format("*") for x, (name, _) in sweeps.items() if x != GRID
+            )
+            raise InputError(
+                f"{flag} {folder}: nothing matches {tried}; {_those_there(folder, prefix)} there"
+            )
         return points
 
     def _has_grid(self, points: list[tuple[Any, Path]]) -> bool:
         """Are there points of neither of the two sweeps?"""
         return any(size != self.dataset and epoch != self.epoch for (size, epoch), _ in points)
 
-    def _compared(self, x: str, complete: list[tuple[Any, Path]], contents: dict[Path, Any]) -> list[SweepPoint]:
+    def _compared(
+        self, x: str, complete: list[tuple[Any, Path]], contents: dict[Path, Any]
+    ) -> list[SweepPoint]:
         """The points of a sweep, with how each was made otherwise than the first; notes it."""
         reader = "datasets" if x == GRID else PLURALS[x]
         if self.param in READERS:
@@ -191,11 +223,15 @@ def differing(reader: str, folders: dict[Any, Path]) -> dict[Any, str]:
 
 def compared(points: Sequence[ScoredPoint]) -> list[ScoredPoint]:
     """The points of one figure, with how each was made otherwise than the first."""
-    differs = differing("table", {number: point.attack.folder for number, point in enumerate(points)})
+    differs = differing(
+        "table", {number: point.attack.folder for number, point in enumerate(points)}
+    )
     return [replace(point, differs=differs[number]) for number, point in enumerate(points)]
 
 
-def read_all(paths: list[Path], read: Callable[[Path], Any]) -> tuple[dict[Path, Any], list[InputError]]:
+def read_all(
+    paths: list[Path], read: Callable[[Path], Any]
+) -> tuple[dict[Path, Any], list[InputError]]:
     """({path: what `read` gives}, why others are left out, which is noted), several at a time."""
 
     def read_one(path: Path) -> Any:
@@ -211,7 +247,9 @@ def read_all(paths: list[Path], read: Callable[[Path], Any]) -> tuple[dict[Path,
     reasons = [error for error in contents.values() if isinstance(error, InputError)]
     for error in reasons:
         note(f"left out: {error}")
-    return {path: content for path, content in contents.items() if not isinstance(content, InputError)}, reasons
+    return {
+        path: content for path, content in contents.items() if not isinstance(content, InputError)
+    }, reasons
 
 
 @cache
@@ -272,8 +310,9 @@ def probes_of(layers: dict[str, Path]) -> Accuracies:
 
 @dataclass(frozen=True)
 class Output:
-    """Where figures and their numbers go. classes: that the attacks have. param: what varies in a sweep of a parameter.
-    csv_only: names of the tables that have no figure, since top-5 of few classes is mostly chance."""
+    """Where figures and their numbers go. classes: that the attacks have. param: what varies in a
+    sweep of a parameter. csv_only: names of the tables that have no figure, since top-5 of few
+    classes is mostly chance."""
 
     folder: Path
     style: str
@@ -282,17 +321,24 @@ class Output:
     csv_only: list[str] = field(default_factory=list)
 
     def save(
-        self, stem: str, draw: Draw, caption: str, table: Callable[..., pd.DataFrame], *arguments: Any
+        self,
+        stem: str,
+        draw: Draw,
+        caption: str,
+        table: Callable[..., pd.DataFrame],
+        *arguments: Any,
     ) -> dict[int, pd.DataFrame]:
-        """Draws and writes {stem}_top1 and {stem}_top5. table: called with the arguments and top_k, gives what is
-        drawn. Returns {top_k: DataFrame}."""
+        """Draws and writes {stem}_top1 and {stem}_top5. table: called with the arguments and top_k,
+        gives what is drawn. Returns {top_k: DataFrame}."""
         frames = {}
         for top_k in TOP_KS:
             frames[top_k] = table(*arguments, top_k)
             self.save_table(f"{stem}_top{top_k}", draw, caption, frames[top_k], top_k)
         return frames
 
-    def save_table(self, name: str, draw: Draw, caption: str, frame: pd.DataFrame, top_k: int = 1) -> None:
+    def save_table(
+        self, name: str, draw: Draw, caption: str, frame: pd.DataFrame, top_k: int = 1
+    ) -> None:
         """Draws and writes one table; nothing where it has no row."""
         if frame.empty:
             return
@@ -309,4 +355,6 @@ class Output:
         """Names the tables without a figure, if there are any, in one line."""
         if self.csv_only:
             tables = ", ".join(self.csv_only)
-            note(f"without a figure, since top-5 of {self.classes} classes is mostly chance: {tables}")
+            note(
+                f"without a figure, since top-5 of {self.classes} classes is mostly chance: {tables}"
+            )

@@ -1,7 +1,9 @@
-"""The sentences that results are told in: what an attack shows, and what could make it mean less than it seems.
+"""The sentences that results are told in: what an attack shows, and what could make it mean less
+than it seems.
 
-CONCLUSIONS lists every concluding sentence with the figures that lead to it; the first that applies is the last line of
-an attack's output. WARNINGS lists what is said besides. `branch_table` prints both for the docs.
+CONCLUSIONS lists every concluding sentence with the figures that lead to it; the first that applies
+is the last line of an attack's output. WARNINGS lists what is said besides. `branch_table` prints
+both for the docs.
 """
 
 import math
@@ -13,10 +15,14 @@ from dejavu_utils.analysis.intervals import Estimate, difference, holm, p_value
 from dejavu_utils.naming import SETS
 from dejavu_utils.typed_json import from_json
 
-NEAR_CEILING = 0.8  # of the way from chance to the ceiling: a reference above this leaves little room for a score
-PROBE_DROP = 0.5  # of what the probe has above chance: a ceiling below this was measured on other views than it was
+# of the way from chance to the ceiling: a reference above this leaves little room for a score
+NEAR_CEILING = 0.8
+# of what the probe has above chance: a ceiling below this was measured on other views than it was
+PROBE_DROP = 0.5
 PER_CENT_OF_COPIES = 1  # of the attacked images
-POPULATION = '"Memorized" is reliable as a population estimate; it does not identify individual images.'
+POPULATION = (
+    '"Memorized" is reliable as a population estimate; it does not identify individual images.'
+)
 POINTWISE = "Intervals are pointwise: each 95 % interval holds for its own point."
 
 
@@ -24,10 +30,11 @@ POINTWISE = "Intervals are pointwise: each 95 % interval holds for its own point
 class Evidence:
     """What a conclusion is drawn from: top-1, all examples, the mean of both sets.
 
-    n: attacked images. chance: accuracy of the reference's predictions under permuted labels. ceiling: k-NN accuracy on
-    whole public images, None if it is not known. margin: vote share of the true label, target - reference, None if
-    there is none. sets: score of each set. delta: of the test of one model, the score on images that it never saw.
-    probe: accuracy of training's own linear probe, if it is known.
+    n: attacked images. chance: accuracy of the reference's predictions under permuted labels.
+    ceiling: k-NN accuracy on whole public images, None if it is not known. margin: vote share of
+    the true label, target - reference, None if there is none. sets: score of each set. delta: of
+    the test of one model, the score on images that it never saw. probe: accuracy of training's own
+    linear probe, if it is known.
     """
 
     n: int
@@ -103,7 +110,8 @@ class Branch:
 
 
 def clear_of_chance(ceiling: Estimate, chance: float) -> bool:
-    """Do the representations separate the classes? Only then can a score be read. True where chance is not known."""
+    """Do the representations separate the classes? Only then can a score be read. True where chance
+    is not known."""
     return not ceiling.low <= chance
 
 
@@ -206,7 +214,8 @@ WARNINGS = (
         lambda evidence: (
             evidence.ceiling is not None
             and clear_of_chance(evidence.ceiling, evidence.chance)
-            and evidence.reference.value - evidence.chance > NEAR_CEILING * (evidence.ceiling.value - evidence.chance)
+            and evidence.reference.value - evidence.chance
+            > NEAR_CEILING * (evidence.ceiling.value - evidence.chance)
         ),
     ),
     Branch(
@@ -217,14 +226,16 @@ WARNINGS = (
         lambda evidence: (
             evidence.ceiling is not None
             and evidence.probe is not None
-            and evidence.ceiling.high - evidence.chance < PROBE_DROP * (evidence.probe - evidence.chance)
+            and evidence.ceiling.high - evidence.chance
+            < PROBE_DROP * (evidence.probe - evidence.chance)
         ),
     ),
 )
 
 
 def branch_table() -> str:
-    """Markdown table of every concluding sentence and warning, in order, with the figures that lead to it."""
+    """Markdown table of every concluding sentence and warning, in order, with the figures that lead
+    to it."""
     rows = ["| conclusion or warning | figures | sentence |", "| --- | --- | --- |"]
     for branch in CONCLUSIONS:
         rows.append(f"| {branch.name} | {branch.condition} | {branch.sentence} |")
@@ -234,7 +245,8 @@ def branch_table() -> str:
 
 
 def statistical_warnings(results: AttackResults) -> list[str]:
-    """Sentences on figures that contradict what the test expects, for AttackResults.warnings; empty if none."""
+    """Sentences on figures that contradict what the test expects, for AttackResults.warnings; empty
+    if none."""
     warnings = _near_copies(results)
     if _without_score(results):
         return warnings
@@ -255,7 +267,8 @@ def conclusion(results: AttackResults) -> tuple[str, str]:
 
 
 def verdict(results: AttackResults) -> list[str]:
-    """The figures of all examples in words, the warnings, and as the last one the conclusion; a list of sentences."""
+    """The figures of all examples in words, the warnings, and as the last one the conclusion; a
+    list of sentences."""
     _, concluding = conclusion(results)
     if _without_score(results):
         return [concluding]
@@ -276,7 +289,8 @@ def verdict(results: AttackResults) -> list[str]:
 
 
 def models_in_words(made_from: dict | None) -> list[str]:
-    """A line per model: architecture and epoch, as far as the record says. made_from: of results.json."""
+    """A line per model: architecture and epoch, as far as the record says. made_from: of
+    results.json."""
     lines = []
     for name, record in ((made_from or {}).get("models") or {}).items():
         known = [record["arch"]] if record.get("arch") else []
@@ -287,10 +301,16 @@ def models_in_words(made_from: dict | None) -> list[str]:
 
 
 def header_lines(results: AttackResults) -> list[str]:
-    """What a page about an attack begins with: models, layer, neighbors that vote, score and conclusion."""
+    """What a page about an attack begins with: models, layer, neighbors that vote, score and
+    conclusion."""
     layer = results.settings.get("layer", "layer unknown")
-    votes = "" if layer == "logits" or not results.k_attk else f", k = {results.k_attk} neighbors vote"
-    lines = [*models_in_words(results.made_from), f"{layer}{votes}; {results.both.n} attacked images."]
+    votes = (
+        "" if layer == "logits" or not results.k_attk else f", k = {results.k_attk} neighbors vote"
+    )
+    lines = [
+        *models_in_words(results.made_from),
+        f"{layer}{votes}; {results.both.n} attacked images.",
+    ]
     name, concluding = conclusion(results)
     score = points(results.score())
     if name != "no score" and score not in concluding:
@@ -299,8 +319,8 @@ def header_lines(results: AttackResults) -> list[str]:
 
 
 def conclusion_of_rows(rows: Sequence[tuple[str, Evidence]]) -> str:
-    """What several attacks or points show together, all at once: Holm's method keeps the chance of one false statement
-    at 5 % however many are looked at (Holm 1979). rows: (label, Evidence)."""
+    """What several attacks or points show together, all at once: Holm's method keeps the chance of
+    one false statement at 5 % however many are looked at (Holm 1979). rows: (label, Evidence)."""
     readable = [(label, evidence) for label, evidence in rows if not _not_interpretable(evidence)]
     significant = holm([_p_value(evidence) for _, evidence in readable])
     above, below = [], []
@@ -309,7 +329,9 @@ def conclusion_of_rows(rows: Sequence[tuple[str, Evidence]]) -> str:
             (above if evidence.score.value > 0 else below).append(label)
     parts = [f"No significant memorization in any of {len(readable)} rows"]
     if above:
-        parts = [f"Significant memorization in {len(above)} of {len(readable)} rows: {', '.join(above)}"]
+        parts = [
+            f"Significant memorization in {len(above)} of {len(readable)} rows: {', '.join(above)}"
+        ]
     if below:
         parts.append(f"score below 0 in {', '.join(below)}")
     unreadable = [label for label, evidence in rows if _not_interpretable(evidence)]
@@ -333,13 +355,18 @@ def _p_value(evidence: Evidence) -> float:
 
 
 def memorized_by_chance(memorized: int, misrepresented: int, total: int) -> str:
-    """How many of those that are called memorized are expected by chance, in words. Counts of images."""
+    """How many of those that are called memorized are expected by chance, in words. Counts of
+    images."""
     if not memorized:
         return f"None of {total} images is called memorized."
     called = f"Of {total} images {memorized} {'is' if memorized == 1 else 'are'} called memorized;"
     if misrepresented >= memorized:
-        return f"{called} as many are expected by chance, since {misrepresented} are misrepresented."
-    by_chance = f"about {misrepresented} of them are expected by chance, as many as are misrepresented."
+        return (
+            f"{called} as many are expected by chance, since {misrepresented} are misrepresented."
+        )
+    by_chance = (
+        f"about {misrepresented} of them are expected by chance, as many as are misrepresented."
+    )
     return f"{called} {by_chance} {POPULATION}"
 
 
@@ -354,7 +381,9 @@ def one_model_lines(results: AttackResults) -> list[str]:
         parts.append(f"score - delta {figure_in_words(both.score_minus_delta)}")
     lines = ["one model, against classifiers of crops: " + ", ".join(parts)]
     if not both.delta:
-        lines.append("delta is missing: give --unseen_idx_pth; without it the baseline difference is unknown")
+        lines.append(
+            "delta is missing: give --unseen_idx_pth; without it the baseline difference is unknown"
+        )
     margin = "margin of the true label, vote share of the model - probability of the classifiers: "
     margin += figure_in_words(both.margin)
     if both.margin_delta:
@@ -370,9 +399,13 @@ def one_model_lines(results: AttackResults) -> list[str]:
             agreements.append(f"set {name}: {100 * of_set.reference_agreement:.1f} %")
     lines.append("reference accuracy of each classifier: " + "; ".join(accuracies))
     if agreements:
-        lines.append("images for which two classifiers predict the same class: " + "; ".join(agreements))
+        lines.append(
+            "images for which two classifiers predict the same class: " + "; ".join(agreements)
+        )
     if not both.spread_in_intervals:
-        lines.append("these intervals do not include the classifiers' training: give three or more, of other seeds")
+        lines.append(
+            "these intervals do not include the classifiers' training: give three or more, of other seeds"
+        )
     confidence = both.memorization_confidence
     if confidence and confidence.corrected:
         lines.append(
@@ -383,7 +416,9 @@ def one_model_lines(results: AttackResults) -> list[str]:
     if both.rise:
         rises = both.rise.low > 0
         meaning = "still rising, so the score is an upper bound" if rises else "no significant rise"
-        lines.append(f"reference accuracy with all crops - with half: {figure_in_words(both.rise)}: {meaning}")
+        lines.append(
+            f"reference accuracy with all crops - with half: {figure_in_words(both.rise)}: {meaning}"
+        )
     return lines
 
 
@@ -416,7 +451,8 @@ def points(estimate: Estimate) -> str:
 
 
 def _rounded(estimate: Estimate, scale: float, least: int) -> list[str]:
-    """Value, low and high times `scale`: two digits of the interval's half-width, at least `least` decimals."""
+    """Value, low and high times `scale`: two digits of the interval's half-width, at least `least`
+    decimals."""
     half_width = scale * (estimate.high - estimate.low) / 2
     decimals = least
     if 0 < half_width < 1:
@@ -433,9 +469,14 @@ def _without_score(results: AttackResults) -> bool:
 
 
 def _near_copies(results: AttackResults) -> list[str]:
-    """A warning where more than 1 % of the images have a near-copy that the reference has seen, or that is public."""
+    """A warning where more than 1 % of the images have a near-copy that the reference has seen, or
+    that is public."""
     copies, n = results.near_copies, results.both.n
-    if copies is None or copies.without is None or copies.A + copies.B <= n * PER_CENT_OF_COPIES / 100:
+    if (
+        copies is None
+        or copies.without is None
+        or copies.A + copies.B <= n * PER_CENT_OF_COPIES / 100
+    ):
         return []
     score = copies.without.top_1.accuracy["100"].score
     without = "all of one set have, so that there is no score without them"
@@ -449,7 +490,9 @@ def _near_copies(results: AttackResults) -> list[str]:
 
 def _sets_differ(evidence: Evidence) -> bool:
     """Does the interval of score(A) - score(B) exclude 0?"""
-    return evidence.sets is not None and bool(side(difference(evidence.sets["A"], evidence.sets["B"])))
+    return evidence.sets is not None and bool(
+        side(difference(evidence.sets["A"], evidence.sets["B"]))
+    )
 
 
 def _counts(results: AttackResults) -> list[int]:
@@ -457,5 +500,7 @@ def _counts(results: AttackResults) -> list[int]:
     counts = []
     for outcome in ("memorized", "misrepresented"):
         of_sets = [results.of(name) for name in SETS]
-        counts.append(sum(round(of_set.n * of_set.top_1.shares[outcome].value) for of_set in of_sets))
+        counts.append(
+            sum(round(of_set.n * of_set.top_1.shares[outcome].value) for of_set in of_sets)
+        )
     return counts

@@ -24,11 +24,12 @@ def memorized_images(sets: dict[str, AttackedSet]) -> pd.Series:
 
 
 def above_chance(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """P(memorized in the second run | in the first) - P(memorized in the second); NaN where the first memorizes none.
+    """P(memorized in the second run | in the first) - P(memorized in the second); NaN where the
+    first memorizes none.
 
-    first, second: bool (n,), which of the same images two runs memorize. The interval compares those memorized in the
-    first run with all others, two independent proportions; times the fraction of the others, it is that of the
-    difference to all images.
+    first, second: bool (n,), which of the same images two runs memorize. The interval compares
+    those memorized in the first run with all others, two independent proportions; times the
+    fraction of the others, it is that of the difference to all images.
     """
     n, chosen = len(first), int(first.sum())
     if chosen == n:  # there are no others: nothing can lie above chance
@@ -36,18 +37,22 @@ def above_chance(first: np.ndarray, second: np.ndarray) -> Estimate:
     among = proportion(int((first & second).sum()), chosen)
     others = proportion(int((~first & second).sum()), n - chosen)
     gap, fraction = difference(among, others), 1 - chosen / n
-    return Estimate(float(fraction * gap.value), float(fraction * gap.low), float(fraction * gap.high))
+    return Estimate(
+        float(fraction * gap.value), float(fraction * gap.low), float(fraction * gap.high)
+    )
 
 
 def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement of bool (n,) and bool (n,), chance taken out (Cohen 1960); NaN where all are equal."""
+    """Agreement of bool (n,) and bool (n,), chance taken out (Cohen 1960); NaN where all are
+    equal."""
     observed, rates = (first == second).mean(), (first.mean(), second.mean())
     expected = rates[0] * rates[1] + (1 - rates[0]) * (1 - rates[1])
     return float((observed - expected) / (1 - expected)) if expected < 1 else math.nan
 
 
 def agreement_table(runs: dict[str, pd.Series]) -> pd.DataFrame:
-    """One row per ordered pair of runs: first, second, images, above_chance, above_chance_{low,high}, kappa.
+    """One row per ordered pair of runs: first, second, images, above_chance,
+    above_chance_{low,high}, kappa.
 
     runs: {name: `memorized_images`}. InputError for runs that have no attacked image in common.
     """
@@ -60,7 +65,9 @@ def agreement_table(runs: dict[str, pd.Series]) -> pd.DataFrame:
         in_second = runs[second][common].to_numpy(bool)
         above = above_chance(in_first, in_second)
         row = {"first": first, "second": second, "images": len(common), "above_chance": above.value}
-        rows.append({**row, **bounds("above_chance", above), "kappa": cohens_kappa(in_first, in_second)})
+        rows.append(
+            {**row, **bounds("above_chance", above), "kappa": cohens_kappa(in_first, in_second)}
+        )
     return pd.DataFrame(rows)
 
 
@@ -75,9 +82,15 @@ def agreement_in_words(table: pd.DataFrame) -> str:
 
 
 def short_names(folders: Sequence[str]) -> list[str]:
-    """What tells the runs' folders apart: the parts of their paths that differ, or their numbers."""
+    """What tells the runs' folders apart: the parts of their paths that differ, or their
+    numbers."""
     parts = [str(folder).strip("/").split("/") for folder in folders]
     if len({len(part) for part in parts}) > 1:
         return [f"run {number}" for number in range(1, len(folders) + 1)]
-    differing = [place for place in range(len(parts[0])) if len({part[place] for part in parts}) > 1]
-    return ["/".join(part[place] for place in differing) or str(folder) for part, folder in zip(parts, folders)]
+    differing = [
+        place for place in range(len(parts[0])) if len({part[place] for part in parts}) > 1
+    ]
+    return [
+        "/".join(part[place] for place in differing) or str(folder)
+        for part, folder in zip(parts, folders)
+    ]

@@ -30,7 +30,9 @@ MODELS = ("target", "reference")
 def attack_statistics(sets: dict[str, AttackedSet]) -> AttackResults:
     """The figures of `read_attack`'s sets, of each and of both."""
     return AttackResults(
-        both=set_statistics(list(sets.values())), A=set_statistics([sets["A"]]), B=set_statistics([sets["B"]])
+        both=set_statistics(list(sets.values())),
+        A=set_statistics([sets["A"]]),
+        B=set_statistics([sets["B"]]),
     )
 
 
@@ -50,15 +52,21 @@ def _top_results(attacks: list[mem.DirectedAttack], top_k: int) -> TopResults:
     summaries = mem.summarize_levels(attacks, top_k, CONFIDENCES)
     accuracy = {}
     for pct, summary in zip(CONFIDENCES, summaries):
-        accuracy[str(pct)] = LevelResults(summary.target, summary.reference, summary.score, summary.chance)
+        accuracy[str(pct)] = LevelResults(
+            summary.target, summary.reference, summary.score, summary.chance
+        )
     return TopResults(accuracy, summaries[-1].outcomes)
 
 
-def part_statistics(folder: str | Path, k_attk: int, parts: dict[str, set[str]]) -> dict[str, AttackResults]:
-    """{part: `attack_statistics` of its images}, of parts of the images that an attack's folder is about.
+def part_statistics(
+    folder: str | Path, k_attk: int, parts: dict[str, set[str]]
+) -> dict[str, AttackResults]:
+    """{part: `attack_statistics` of its images}, of parts of the images that an attack's folder is
+    about.
 
-    k_attk: neighbors that vote, 0 for as many as results.json says, or all. parts: paths of the images, as in
-    attack_{A,B}.csv. InputError names what is missing, or a folder that holds no image of any part.
+    k_attk: neighbors that vote, 0 for as many as results.json says, or all. parts: paths of the
+    images, as in attack_{A,B}.csv. InputError names what is missing, or a folder that holds no
+    image of any part.
     """
     results = read_results(folder)
     sets = read_attack(folder, k_attk or (results.k_attk if results else 0))
@@ -68,21 +76,29 @@ def part_statistics(folder: str | Path, k_attk: int, parts: dict[str, set[str]])
         try:
             paths[name] = pd.read_csv(table, index_col="index")["path"].reindex(attacked.idxs)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{table}: was not written by label_inference_attack.py ({error!r})") from None
+            raise InputError(
+                f"{table}: was not written by label_inference_attack.py ({error!r})"
+            ) from None
     statistics = {}
     for part, chosen in parts.items():
-        of_part = {name: attacked.chosen(paths[name].isin(chosen).to_numpy()) for name, attacked in sets.items()}
+        of_part = {
+            name: attacked.chosen(paths[name].isin(chosen).to_numpy())
+            for name, attacked in sets.items()
+        }
         statistics[part] = attack_statistics(of_part)
     if parts and not any(of_part.both.n for of_part in statistics.values()):
-        raise InputError(f"{folder}: none of the listed images was attacked; are their paths those of attack_A.csv?")
+        raise InputError(
+            f"{folder}: none of the listed images was attacked; are their paths those of attack_A.csv?"
+        )
     return statistics
 
 
 def read_statistics(folder: str | Path, k_attk: int = 0) -> AttackResults:
-    """The figures of an attack's folder: its results.json, or made from its neighbor (or score) files.
+    """The figures of an attack's folder: its results.json, or made from its neighbor (or score)
+    files.
 
-    k_attk: neighbors that vote, 0 for as many as results.json says, or all. InputError names what is missing or was
-    not written by the attack.
+    k_attk: neighbors that vote, 0 for as many as results.json says, or all. InputError names what
+    is missing or was not written by the attack.
     """
     results = read_results(folder)
     if results and k_attk in (0, results.k_attk):
@@ -104,7 +120,9 @@ def example_table(attacked: AttackedSet, listing: ImageListing) -> pd.DataFrame:
         columns[f"{name}_confidence"] = predictions.confidence
         columns[f"{name}_vote_share"] = predictions.vote_share
         for top_k in TOP_KS:
-            columns[f"{name}_top{top_k}_correct"] = predictions.correct(attack.labels, top_k).astype(int)
+            columns[f"{name}_top{top_k}_correct"] = predictions.correct(
+                attack.labels, top_k
+            ).astype(int)
     columns["share"] = [mem.OUTCOMES[code] for code in attack.outcomes(1)]
     return pd.DataFrame(columns)
 
@@ -115,12 +133,15 @@ def directions(sets: dict[str, AttackedSet]) -> list[mem.DirectedAttack]:
 
 
 def ceiling(predictions: mem.Predictions, labels: np.ndarray) -> TopAccuracies:
-    """Accuracy of the vote on whole public images, with Wilson intervals: what it could at best make of a crop.
+    """Accuracy of the vote on whole public images, with Wilson intervals: what it could at best
+    make of a crop.
 
-    predictions: from the labels of each public image's neighbors without itself, or from its logits. labels: int (n,),
-    of the public images.
+    predictions: from the labels of each public image's neighbors without itself, or from its
+    logits. labels: int (n,), of the public images.
     """
-    return top_accuracies({top_k: int(predictions.correct(labels, top_k).sum()) for top_k in TOP_KS}, len(labels))
+    return top_accuracies(
+        {top_k: int(predictions.correct(labels, top_k).sum()) for top_k in TOP_KS}, len(labels)
+    )
 
 
 def top_accuracies(correct: dict[int, int], n: int) -> TopAccuracies:
@@ -128,9 +149,11 @@ def top_accuracies(correct: dict[int, int], n: int) -> TopAccuracies:
     return TopAccuracies(proportion(correct[1], n), proportion(correct[5], n))
 
 
-def accuracy_columns(summary: mem.Summary | mem.ClassSummary, top: Estimate | None = None) -> dict[str, Any]:
-    """Columns of accuracies and score: {target,reference}_{acc,low,high}, score, score_{low,high}, chance; and ceiling,
-    ceiling_{low,high} of the estimate `top`, if it is known."""
+def accuracy_columns(
+    summary: mem.Summary | mem.ClassSummary, top: Estimate | None = None
+) -> dict[str, Any]:
+    """Columns of accuracies and score: {target,reference}_{acc,low,high}, score, score_{low,high},
+    chance; and ceiling, ceiling_{low,high} of the estimate `top`, if it is known."""
     columns = {
         "target_acc": summary.target.value,
         "reference_acc": summary.reference.value,
@@ -146,10 +169,12 @@ def accuracy_columns(summary: mem.Summary | mem.ClassSummary, top: Estimate | No
 
 
 def class_table(sets: dict[str, AttackedSet], classes: Sequence[str]) -> pd.DataFrame:
-    """One row per class, top-1, all sets together, as attack_classes.csv holds them: the largest score first.
+    """One row per class, top-1, all sets together, as attack_classes.csv holds them: the largest
+    score first.
 
-    sets: from `read_attack`. classes: names. Columns: label, class, n, {target,reference}_{acc,low,high,confidence},
-    score, score_low, score_high, chance: the fraction of the reference's predictions that are the class.
+    sets: from `read_attack`. classes: names. Columns: label, class, n,
+    {target,reference}_{acc,low,high,confidence}, score, score_low, score_high, chance: the fraction
+    of the reference's predictions that are the class.
     """
     summary = mem.summarize_classes(directions(sets), 1, len(classes))
     columns = {
@@ -170,11 +195,12 @@ def confidence_curve(
     pct_confidences: Sequence[float] = tuple(range(1, 101)),
     ceiling: TopAccuracies | None = None,
 ) -> pd.DataFrame:
-    """Accuracies of the most confident examples, as attack_confidence.csv holds them: a row per per cent and top_k.
+    """Accuracies of the most confident examples, as attack_confidence.csv holds them: a row per per
+    cent and top_k.
 
-    sets: from `read_attack`. ceiling: mean of the models, if it is known. Columns: top_k, pct_confidence,
-    {target,reference}_threshold (the least confidence among those examples, mean of the two sets), and those of
-    `accuracy_columns`.
+    sets: from `read_attack`. ceiling: mean of the models, if it is known. Columns: top_k,
+    pct_confidence, {target,reference}_threshold (the least confidence among those examples, mean of
+    the two sets), and those of `accuracy_columns`.
     """
     attacks = directions(sets)
     ranked = {}  # each model's confidences on each set, the most confident first
@@ -183,10 +209,14 @@ def confidence_curve(
     rows = []
     for top_k in TOP_KS:
         top = ceiling.of(top_k) if ceiling else None
-        for pct, summary in zip(pct_confidences, mem.summarize_levels(attacks, top_k, pct_confidences)):
+        for pct, summary in zip(
+            pct_confidences, mem.summarize_levels(attacks, top_k, pct_confidences)
+        ):
             row: dict[str, Any] = {"top_k": top_k, "pct_confidence": pct}
             for name in MODELS:
-                row[f"{name}_threshold"] = np.mean([_threshold(of_set, pct) for of_set in ranked[name]])
+                row[f"{name}_threshold"] = np.mean(
+                    [_threshold(of_set, pct) for of_set in ranked[name]]
+                )
             rows.append({**row, **accuracy_columns(summary, top)})
     return pd.DataFrame(rows)
 

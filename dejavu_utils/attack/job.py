@@ -1,4 +1,5 @@
-"""What an attack is given, and what it reads before any image is embedded: networks, image sets and crops."""
+"""What an attack is given, and what it reads before any image is embedded: networks, image sets and
+crops."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,10 +20,21 @@ from dejavu_utils.attack.preconditions import (
     numbered_folders,
 )
 from dejavu_utils.attack.search import CEILING, ceiling_images
-from dejavu_utils.attack.target_reference import UNSEEN, TargetReference, check_classifier, check_one_model
+from dejavu_utils.attack.target_reference import (
+    UNSEEN,
+    TargetReference,
+    check_classifier,
+    check_one_model,
+)
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import OTHER_SIZE, Annotations
-from dejavu_utils.data.background_crops import CroppedImages, crops_of, file_fingerprint, frame_warnings, in_words
+from dejavu_utils.data.background_crops import (
+    CroppedImages,
+    crops_of,
+    file_fingerprint,
+    frame_warnings,
+    in_words,
+)
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import ModelRecord, Provenance, Value, crops_record, sets_record
 from dejavu_utils.errors import InputError
@@ -40,15 +52,18 @@ BOXES = "--imgnet_bbox_pth"
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The models. files: by name, as TargetReference.of takes them. layers: those to attack; chosen: by --layers.
-    scores: do the class scores of a supervised model take the place of neighbors?"""
+    """The models. files: by name, as TargetReference.of takes them. layers: those to attack;
+    chosen: by --layers. scores: do the class scores of a supervised model take the place of
+    neighbors?"""
 
     files: Mapping[str, ModelFile]
     layers: list[str]
     chosen: bool = False
     scores: bool = False
 
-    def load(self, comparison: TargetReference, rule: CropRule) -> tuple[dict[str, Network], list[str]]:
+    def load(
+        self, comparison: TargetReference, rule: CropRule
+    ) -> tuple[dict[str, Network], list[str]]:
         """({name: network} in eval mode on the CPU, warnings)."""
         networks, warnings = {}, []
         for name, file in self.files.items():
@@ -56,7 +71,9 @@ class ModelFiles:
             if name not in comparison.models:
                 warnings += check_classifier(network, str(rule))
             elif self.scores and network.loss != "supervised":
-                raise InputError(f"--use_supervised_linear 1: {network.source} has no supervised head")
+                raise InputError(
+                    f"--use_supervised_linear 1: {network.source} has no supervised head"
+                )
         if not comparison.classifiers:
             check_alike(networks)
         remedy = "name one with --layers" + ("" if self.chosen else " or give --use_backbone 1")
@@ -67,8 +84,9 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class ImageSets:
-    """Image folder, folder of the boxes (None: not read) and .npy files of indices. attacked: {set: path}; empty for
-    the placebo, which attacks halves of the public images. crop_cache: .npz that keeps the crops."""
+    """Image folder, folder of the boxes (None: not read) and .npy files of indices. attacked: {set:
+    path}; empty for the placebo, which attacks halves of the public images. crop_cache: .npz that
+    keeps the crops."""
 
     folder: str
     boxes: str | None
@@ -78,8 +96,8 @@ class ImageSets:
     crop_cache: str
 
     def load(self, listing: ImageListing, public: np.ndarray) -> dict[str, IndexSet]:
-        """{set: images}: of A and B; of the only model also those that it never saw, in halves, each judged by the
-        classifiers of one set. public: int64 (p,)."""
+        """{set: images}: of A and B; of the only model also those that it never saw, in halves,
+        each judged by the classifiers of one set. public: int64 (p,)."""
         sets = {}
         for start, name in enumerate(SETS):
             flag = f"--bbox_{name}_idx_pth"
@@ -109,9 +127,12 @@ class ImageSets:
         annotations: Annotations | None,
         skip_unreadable: bool,
     ) -> tuple[dict[str, CroppedImages], list[str]]:
-        """({set: images and their crops}, warnings about the boxes); InputError where no image has a crop."""
+        """({set: images and their crops}, warnings about the boxes); InputError where no image has
+        a crop."""
         indices = {name: images.indices for name, images in sets.items()}
-        parts, cached = crops_of(self.crop_cache, listing, indices, rule, annotations, skip_unreadable, Progress)
+        parts, cached = crops_of(
+            self.crop_cache, listing, indices, rule, annotations, skip_unreadable, Progress
+        )
         warnings = frame_warnings(annotations, indices, rule, f"{BOXES} {self.boxes}")
         if cached:
             print(f"crops of {self.crop_cache}")
@@ -124,14 +145,17 @@ class ImageSets:
             remedy = f"see --min_px {rule.min_px}, or give --use_corner_crop 1"
             if skipped[OTHER_SIZE] and not rule.scale:
                 remedy += "; --scale_boxes 1 scales boxes of images that were resized"
-            raise InputError(f"{BOXES} {self.boxes}: no image has a crop: {in_words(skipped)}; {remedy}")
+            raise InputError(
+                f"{BOXES} {self.boxes}: no image has a crop: {in_words(skipped)}; {remedy}"
+            )
         return parts, warnings
 
 
 @dataclass(frozen=True)
 class Job:
-    """An attack. k: neighbors that are kept; k_attk: nearest of them that vote, 0 for all. inference: on the device of
-    the process. class_names: path. settings: the flags, for results.json."""
+    """An attack. k: neighbors that are kept; k_attk: nearest of them that vote, 0 for all.
+    inference: on the device of the process. class_names: path. settings: the flags, for
+    results.json."""
 
     folder: Path
     models: ModelFiles
@@ -155,10 +179,13 @@ class Job:
         public: np.ndarray,
         listing: ImageListing,
     ) -> list[str]:
-        """Warnings about models and sets that the score may not be about; InputError where it would mean nothing."""
+        """Warnings about models and sets that the score may not be about; InputError where it would
+        mean nothing."""
         placebo = not self.images.attacked
         if not self.models.scores and self.k > len(public) - placebo:
-            raise InputError(f"--k {self.k}: the public set of --public_idx_pth has only {len(public)} images")
+            raise InputError(
+                f"--k {self.k}: the public set of --public_idx_pth has only {len(public)} images"
+            )
         attacked, of_public = {} if placebo else sets, IndexSet("--public_idx_pth", public)
         check_disjoint([*attacked.values(), of_public])
         comparison = self.comparison
@@ -186,7 +213,8 @@ class Job:
         sets: dict[str, IndexSet],
         public: np.ndarray,
     ) -> tuple[dict[str, CroppedImages], list[str]]:
-        """({set: images and their crops, ..., CEILING: ...}, the queries in order; warnings about the boxes)."""
+        """({set: images and their crops, ..., CEILING: ...}, the queries in order; warnings about
+        the boxes)."""
         skip = self.inference.skip_unreadable
         parts, warnings = self.images.crops(listing, self.rule, sets, annotations, skip)
         parts[CEILING] = ceiling_images(listing, public, skip)
@@ -213,8 +241,11 @@ class Job:
             settings={"use_supervised_linear": int(self.models.scores)},
         )
 
-    def key(self, record: Provenance, listing: ImageListing, queries: ImageSet, public: np.ndarray) -> dict:
-        """The record of all that the neighbors depend on, plain: pieces of an attack with another one are not used."""
+    def key(
+        self, record: Provenance, listing: ImageListing, queries: ImageSet, public: np.ndarray
+    ) -> dict:
+        """The record of all that the neighbors depend on, plain: pieces of an attack with another
+        one are not used."""
         settings: dict[str, Value] = {
             "batch_size": self.inference.batch_size,
             "skip_unreadable": self.inference.skip_unreadable,

@@ -1,10 +1,12 @@
 """Exact nearest neighbors of a set of queries among public embeddings that arrive in blocks.
 
-Only the queries, one block and the k best so far are held, so that the public set never has to be in memory.
+Only the queries, one block and the k best so far are held, so that the public set never has to be
+in memory.
 
-float32 matrix products find candidates, k and some more per block. The distances of the candidates that can be among
-the k nearest are then computed from the differences of the coordinates, in float64. The products alone, |q|^2 + |x|^2 -
-2 qx, lose the distances within a cluster that is small beside its distance from the mean.
+float32 matrix products find candidates, k and some more per block. The distances of the candidates
+that can be among the k nearest are then computed from the differences of the coordinates, in
+float64. The products alone, |q|^2 + |x|^2 - 2 qx, lose the distances within a cluster that is small
+beside its distance from the mean.
 """
 
 import importlib.util
@@ -21,19 +23,22 @@ from dejavu_utils.runtime.devices import ieee_fp32
 _MORE = 64  # candidates per block beyond k
 _QUERIES_AT_ONCE = 4096
 _DISTANCES_AT_ONCE = 2**26  # of these queries and a block, where PyTorch computes them: 256 MB
-_COORDINATES, _COLUMNS = 2**18, 512  # of pairs whose differences are held at once on CPUs: 2 MB, in the cache
+# of pairs whose differences are held at once on CPUs: 2 MB, in the cache
+_COORDINATES, _COLUMNS = 2**18, 512
 _COORDINATES_GPU = 2**26  # on other devices
-_LEAST, _MOST = 2.0**-100, 2.0**126  # of squared distances: outside this range float32 underflows or overflows
+# of squared distances: outside this range float32 underflows or overflows
+_LEAST, _MOST = 2.0**-100, 2.0**126
 
 
 class NeighborSearch:
     """The k nearest public embeddings of every query, by L2 distance in float64.
 
-    queries: float32 (n, d), n > 0, C-contiguous; on CPUs not copied, on a GPU they stay there, like the best so far.
-    k: neighbors. device: where the distances are computed. use_faiss: candidates by faiss, else by PyTorch; not given:
-    by faiss on CPUs where it is installed, but not on macOS, where the OpenMP libraries of the two do not go together
-    in one process. name: of the embeddings, for an InputError where their squares leave the range of float32.
-    `add` takes the public embeddings block by block; `result` gives the neighbors. `best` is all that a search must
+    queries: float32 (n, d), n > 0, C-contiguous; on CPUs not copied, on a GPU they stay there, like
+    the best so far. k: neighbors. device: where the distances are computed. use_faiss: candidates
+    by faiss, else by PyTorch; not given: by faiss on CPUs where it is installed, but not on macOS,
+    where the OpenMP libraries of the two do not go together in one process. name: of the
+    embeddings, for an InputError where their squares leave the range of float32. `add` takes the
+    public embeddings block by block; `result` gives the neighbors. `best` is all that a search must
     keep to resume: give it to the `merge` of another search of the same queries.
     """
 
@@ -59,13 +64,15 @@ class NeighborSearch:
 
     @property
     def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """(squared distances float64, positions int64) of the nearest so far, at most k, nearest first; NumPy."""
+        """(squared distances float64, positions int64) of the nearest so far, at most k, nearest
+        first; NumPy."""
         return self.distances.cpu().numpy(), self.positions.cpu().numpy()
 
     def add(self, block: np.ndarray, positions: np.ndarray | None = None) -> None:
         """Searches a block of public embeddings, float32 (m, d).
 
-        positions: int64 (m,), theirs in the public set, sorted; not given: those that follow the blocks already added.
+        positions: int64 (m,), theirs in the public set, sorted; not given: those that follow the
+        blocks already added.
         """
         if not len(block):
             return
@@ -91,10 +98,13 @@ class NeighborSearch:
     def _exact_distances(
         self, rows: slice, block: torch.Tensor, centered: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(squared distances float64 (r, c), infinite where an embedding is none of the nearest; rows of the block)."""
+        """(squared distances float64 (r, c), infinite where an embedding is none of the nearest;
+        rows of the block)."""
         queries = self.queries[rows] - self.center
         norms = queries.square().sum(dim=1)
-        approximate, chosen = self._candidates(queries, norms, centered, min(self.k + _MORE, len(block)))
+        approximate, chosen = self._candidates(
+            queries, norms, centered, min(self.k + _MORE, len(block))
+        )
         if not (approximate < _MOST).all():  # nor where it is not a number
             self._refuse("are so large that their squares overflow float32")
         wanted = approximate <= self._limit(rows, norms, approximate)[:, None]
@@ -105,13 +115,17 @@ class NeighborSearch:
         return exact.masked_fill_(~wanted, math.inf), chosen
 
     def merge(self, distances: np.ndarray, positions: np.ndarray) -> None:
-        """Joins the neighbors found in another part of the public set: `best` of a search of the same queries."""
+        """Joins the neighbors found in another part of the public set: `best` of a search of the
+        same queries."""
         others = torch.from_numpy(np.asarray(distances)).to(self.device).double()
         places = torch.from_numpy(np.asarray(positions)).to(self.device)
-        self.distances, self.positions = _nearest(self.distances, self.positions, others, places, self.k)
+        self.distances, self.positions = _nearest(
+            self.distances, self.positions, others, places, self.k
+        )
 
     def result(self) -> np.ndarray:
-        """Positions of the neighbors in the public set, nearest first, int64 (n, k). ValueError if it holds fewer."""
+        """Positions of the neighbors in the public set, nearest first, int64 (n, k). ValueError if
+        it holds fewer."""
         images = self.positions.shape[1]
         if images < self.k:
             raise ValueError(f"k is {self.k}, but the public set holds only {images} images")
@@ -125,7 +139,8 @@ class NeighborSearch:
     def _candidates(
         self, queries: torch.Tensor, norms: torch.Tensor, block: torch.Tensor, m: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(squared distances float32 (r, m), sorted, rows of the block int64 (r, m)) by float32 products."""
+        """(squared distances float32 (r, m), sorted, rows of the block int64 (r, m)) by float32
+        products."""
         if self.use_faiss:
             import faiss
 
@@ -138,10 +153,11 @@ class NeighborSearch:
         return distances, rows
 
     def _limit(self, rows: slice, norms: torch.Tensor, approximate: torch.Tensor) -> torch.Tensor:
-        """Distances by products, up to which an embedding may be among the k nearest so far, float32 (r,)."""
+        """Distances by products, up to which an embedding may be among the k nearest so far,
+        float32 (r,)."""
         kth = approximate[:, min(self.k, approximate.shape[1]) - 1]
-        # How far a distance by products is off at most: its terms are of the size of the norms, and their errors, of
-        # random signs, add up like the root of their number.
+        # How far a distance by products is off at most: its terms are of the size of the norms, and
+        # their errors, of random signs, add up like the root of their number.
         eps, width = torch.finfo(torch.float32).eps, self.queries.shape[1]
         error = 2 * eps * math.sqrt(width) * (norms + kth.clamp(min=0))
         limit = kth + error
@@ -151,17 +167,25 @@ class NeighborSearch:
 
 
 def candidates_memory(k: int) -> int:
-    """Bytes that a search holds for the candidates of some queries, beside what it keeps of all of them."""
+    """Bytes that a search holds for the candidates of some queries, beside what it keeps of all of
+    them."""
     distances = 4 * _DISTANCES_AT_ONCE  # where PyTorch computes them
     return distances + _QUERIES_AT_ONCE * (k + _MORE) * 64
 
 
 def _faiss_is_usable(device: torch.device) -> bool:
-    return device.type == "cpu" and sys.platform != "darwin" and importlib.util.find_spec("faiss") is not None
+    return (
+        device.type == "cpu"
+        and sys.platform != "darwin"
+        and importlib.util.find_spec("faiss") is not None
+    )
 
 
-def _squared_distances(queries: torch.Tensor, block: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """|queries[r] - block[chosen[r, c]]|^2, float64 (r, c). queries, block: float32 (., d). chosen: int64 (r, c)."""
+def _squared_distances(
+    queries: torch.Tensor, block: torch.Tensor, chosen: torch.Tensor
+) -> torch.Tensor:
+    """|queries[r] - block[chosen[r, c]]|^2, float64 (r, c). queries, block: float32 (., d). chosen:
+    int64 (r, c)."""
     width, candidates = queries.shape[1], max(1, chosen.shape[1])
     at_once, columns = _COORDINATES_GPU, width
     if queries.device.type == "cpu":
@@ -174,7 +198,9 @@ def _squared_distances(queries: torch.Tensor, block: torch.Tensor, chosen: torch
             coordinates = slice(start, start + columns)
             query = queries[those, coordinates].double()
             public = block[:, coordinates].index_select(0, chosen[those].flatten()).double()
-            difference = public.view(len(query), chosen.shape[1], query.shape[1]).sub_(query[:, None])
+            difference = public.view(len(query), chosen.shape[1], query.shape[1]).sub_(
+                query[:, None]
+            )
             total[those] += torch.linalg.vector_norm(difference, dim=2).square_()
     return total
 
@@ -186,7 +212,8 @@ def _nearest(
     more_positions: torch.Tensor,
     k: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest of both, nearest first, of equal distances the earlier position; (n, a), (n, a), (n, b), (n, b)."""
+    """The k nearest of both, nearest first, of equal distances the earlier position; (n, a), (n,
+    a), (n, b), (n, b)."""
     distances = torch.cat([distances, more_distances], 1)
     positions = torch.cat([positions, more_positions], 1)
     order = positions.argsort(dim=1)

@@ -1,5 +1,5 @@
-"""Are the two models and the sets what the déjà vu test needs? Errors for what makes its score meaningless, warnings
-for what may."""
+"""Are the two models and the sets what the déjà vu test needs? Errors for what makes its score
+meaningless, warnings for what may."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,20 @@ from dejavu_utils.naming import SETS, TWIN
 from dejavu_utils.networks.embedder import LOGITS
 
 # Settings in which the two trainings may differ: they do not change what a model could learn.
-MAY_DIFFER = ("data.", "logging.", "dist.", "validation.", "training.eval_", "training.train_probes_only")
+MAY_DIFFER = (
+    "data.",
+    "logging.",
+    "dist.",
+    "validation.",
+    "training.eval_",
+    "training.train_probes_only",
+)
 MAY_DIFFER += ("training.compile",)
 
 
 class IndexSet(NamedTuple):
-    """A set of images, and the flag that named it. indices: int64 (n,), positions in the ImageListing."""
+    """A set of images, and the flag that named it. indices: int64 (n,), positions in the
+    ImageListing."""
 
     flag: str
     indices: np.ndarray
@@ -31,9 +39,9 @@ class IndexSet(NamedTuple):
 
 @dataclass
 class Origin:
-    """What a network's checkpoint says of its training; None where it does not say it. source: flag and path of it.
-    weights: SHA-256 of the parameters in half precision, the same for a copy in which they were saved so. settings:
-    flat, as in params.json."""
+    """What a network's checkpoint says of its training; None where it does not say it. source: flag
+    and path of it. weights: SHA-256 of the parameters in half precision, the same for a copy in
+    which they were saved so. settings: flat, as in params.json."""
 
     source: str
     weights: str
@@ -59,7 +67,9 @@ def check_disjoint(sets: Iterable[IndexSet]) -> None:
         for other, others in earlier:
             both = np.intersect1d(indices, others)
             if len(both):
-                raise InputError(f"{flag}: shares {len(both)} images with {other}; the sets must be disjoint")
+                raise InputError(
+                    f"{flag}: shares {len(both)} images with {other}; the sets must be disjoint"
+                )
         earlier.append(IndexSet(flag, indices))
 
 
@@ -92,8 +102,11 @@ def check_number_of_classes(network: Network, listing: ImageListing) -> None:
         )
 
 
-def class_warnings(listing: ImageListing, sets: Mapping[str, IndexSet], public: np.ndarray) -> list[str]:
-    """Warnings about classes that no neighbor can have, and about folders named by numbers that sort as text.
+def class_warnings(
+    listing: ImageListing, sets: Mapping[str, IndexSet], public: np.ndarray
+) -> list[str]:
+    """Warnings about classes that no neighbor can have, and about folders named by numbers that
+    sort as text.
 
     public: int64 (p,), image indices.
     """
@@ -112,7 +125,8 @@ def class_warnings(listing: ImageListing, sets: Mapping[str, IndexSet], public: 
 
 
 def numbered_folders(listing: ImageListing) -> list[str]:
-    """A warning where class folders are named by numbers and their order as text is not that of the numbers."""
+    """A warning where class folders are named by numbers and their order as text is not that of the
+    numbers."""
     names = listing.classes
     if not all(name.isdecimal() for name in names) or names == sorted(names, key=int):
         return []
@@ -124,12 +138,18 @@ def numbered_folders(listing: ImageListing) -> list[str]:
 
 
 def check_models(origins: Mapping[str, Origin]) -> list[str]:
-    """Warnings (list of str) about models "A" and "B" that are compared; InputError if two files hold the same one."""
+    """Warnings (list of str) about models "A" and "B" that are compared; InputError if two files
+    hold the same one."""
     a, b = origins["A"], origins["B"]
-    if a.source.partition(" ")[2] == b.source.partition(" ")[2]:  # on purpose: a check, or a look at one model
-        return [f"{b.source}: is model A's checkpoint too: the score is 0, whatever the model memorized"]
+    # on purpose: a check, or a look at one model
+    if a.source.partition(" ")[2] == b.source.partition(" ")[2]:
+        return [
+            f"{b.source}: is model A's checkpoint too: the score is 0, whatever the model memorized"
+        ]
     if a.weights == b.weights:
-        raise InputError(f"{b.source}: holds the same weights as {a.source}; name the two models' checkpoints")
+        raise InputError(
+            f"{b.source}: holds the same weights as {a.source}; name the two models' checkpoints"
+        )
     if a.images and b.images and a.images.digest == b.images.digest:
         raise InputError(
             f"{b.source}: was trained on the same {len(a.images.indices)} images as {a.source}; the test needs one "
@@ -140,12 +160,16 @@ def check_models(origins: Mapping[str, Origin]) -> list[str]:
         if origin.epoch == 0:
             warnings.append(f"{origin.source} is of epoch 0: an untrained model")
     if None not in (a.epoch, b.epoch) and a.epoch != b.epoch:
-        warnings.append(f"model A was trained for {a.epoch} epochs, model B for {b.epoch}: the score compares both")
+        warnings.append(
+            f"model A was trained for {a.epoch} epochs, model B for {b.epoch}: the score compares both"
+        )
     if a.settings is not None and b.settings is not None:
         for name in sorted(a.settings.keys() | b.settings.keys()):
             first, second = a.settings.get(name), b.settings.get(name)
             if first != second and not name.startswith(MAY_DIFFER):
-                warnings.append(f"the models were trained with different {name}: {first} (A) and {second} (B)")
+                warnings.append(
+                    f"the models were trained with different {name}: {first} (A) and {second} (B)"
+                )
     return warnings
 
 
@@ -154,11 +178,14 @@ def check_training_set(
 ) -> list[str]:
     """InputError unless a model was trained on all images of some sets, and on none of others.
 
-    Returns warnings: one where its checkpoint does not say which images of this ImageListing it was trained on.
+    Returns warnings: one where its checkpoint does not say which images of this ImageListing it was
+    trained on.
     """
     source, images = origin.source, origin.images
     if images is None:
-        return [f"{source} does not say which images it was trained on: that the sets fit it is not checked"]
+        return [
+            f"{source} does not say which images it was trained on: that the sets fit it is not checked"
+        ]
     if not images.is_of(listing):
         another = f"{source} was trained on images of another folder than {listing.root}"
         return [f"{another}: that the sets fit it is not checked"]
@@ -181,14 +208,18 @@ def check_training_set(
 def check_validation_set(
     network: Network, listing: ImageListing, train: np.ndarray, val: np.ndarray, source: str
 ) -> None:
-    """Counts the validation images of a probe, int (n,), that it or its encoder is trained on, in warnings.
+    """Counts the validation images of a probe, int (n,), that it or its encoder is trained on, in
+    warnings.
 
-    train: int (m,), what the probe is trained on. source: flag and path of val. InputError if the probe sees them all.
+    train: int (m,), what the probe is trained on. source: flag and path of val. InputError if the
+    probe sees them all.
     """
     of = f"of its {len(val)} images"
     probed = int(np.isin(val, train).sum())
     if probed == len(val):
-        raise InputError(f"{source}: all {of} are among those of --train_idx_pth; give other images")
+        raise InputError(
+            f"{source}: all {of} are among those of --train_idx_pth; give other images"
+        )
     if probed:
         say(f"warning: {source}: {probed} {of} are among those of --train_idx_pth")
     images = TrainingImages.of_plain(network.about["train_images"])
@@ -205,11 +236,12 @@ def copied_elsewhere(
     public: np.ndarray,
     listing: ImageListing,
 ) -> dict[str, np.ndarray] | None:
-    """{set: int64 (m,), the attacked images with a near-copy that the reference was trained on, or that is public}.
+    """{set: int64 (m,), the attacked images with a near-copy that the reference was trained on, or
+    that is public}.
 
-    None if the partition did not look for near-copies. index_path: an index file of that partition, or None. origins:
-    by network. reference: {set: names of networks}. public: int64 (p,). What the references do not say they were
-    trained on is taken to be the other set.
+    None if the partition did not look for near-copies. index_path: an index file of that partition,
+    or None. origins: by network. reference: {set: names of networks}. public: int64 (p,). What the
+    references do not say they were trained on is taken to be the other set.
     """
     copies = index_path and near_copies_beside(index_path, listing)
     if not copies:

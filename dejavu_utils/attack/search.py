@@ -1,10 +1,13 @@
-"""What an attack asks about the public set: the crops of the attacked sets, and whole public images for the ceiling.
+"""What an attack asks about the public set: the crops of the attacked sets, and whole public images
+for the ceiling.
 
-The nearest public images of many crops under several networks at once, each image read and decoded once.
+The nearest public images of many crops under several networks at once, each image read and decoded
+once.
 
-The crops' embeddings are mapped into memory, once per node; the public images' are streamed past them in shards, which
-several processes share, and whose results are kept, so that a killed search can resume. The neighbors depend neither on
-the number of processes nor on where a search was interrupted.
+The crops' embeddings are mapped into memory, once per node; the public images' are streamed past
+them in shards, which several processes share, and whose results are kept, so that a killed search
+can resume. The neighbors depend neither on the number of processes nor on where a search was
+interrupted.
 """
 
 import time
@@ -25,16 +28,18 @@ from dejavu_utils.runtime.resumable import ProgressOf, Shard, ShardStore, count_
 
 CEILING = "ceiling"  # the part of whole public images
 _CEILING_IMAGES = 5000  # of the public set, evenly spaced: enough for an interval of at most 0.03
-_BLOCK_IMAGES, _BLOCK_FLOATS = 131072, 2**26  # of streamed embeddings that are searched at once: up to 256 MB per layer
+# of streamed embeddings that are searched at once: up to 256 MB per layer
+_BLOCK_IMAGES, _BLOCK_FLOATS = 131072, 2**26
 _SAVING_FRACTION = 1 / 20  # of the time may go into saving the neighbors so far
 
 
 class Queries:
-    """The images to embed and search, part after part: {"A": CroppedImages, "B": ..., CEILING: ...}.
+    """The images to embed and search, part after part: {"A": CroppedImages, "B": ..., CEILING:
+    ...}.
 
-    public: int64 (p,). shown: {network: names of the parts that it is shown}, of those that are not shown all. images:
-    ImageSet of all. own: int64 (n,), the query's place in the public set, -1 where it is not public: a public image is
-    left out of its own neighbors.
+    public: int64 (p,). shown: {network: names of the parts that it is shown}, of those that are not
+    shown all. images: ImageSet of all. own: int64 (n,), the query's place in the public set, -1
+    where it is not public: a public image is left out of its own neighbors.
     """
 
     def __init__(
@@ -61,7 +66,8 @@ class Queries:
         return self._part_of[rows] == name
 
     def neighbors(self, rows: np.ndarray, positions: np.ndarray, k: int) -> np.ndarray:
-        """The k nearest public images of some rows, without themselves: places in the public set, int64 (m, <= k).
+        """The k nearest public images of some rows, without themselves: places in the public set,
+        int64 (m, <= k).
 
         positions: int64 (m, p), the places of as many as `k_with_self(k, ...)` neighbors of each.
         """
@@ -69,16 +75,20 @@ class Queries:
         if not (own >= 0).any():
             return positions[:, :k]
         is_own = positions == own[:, None]
-        is_own[~is_own.any(axis=1), -1] = True  # a query missing from its own neighbors drops the last one
+        # a query missing from its own neighbors drops the last one
+        is_own[~is_own.any(axis=1), -1] = True
         return positions[~is_own].reshape(len(positions), -1)[:, :k]
 
 
 def k_with_self(k: int, public: int) -> int:
-    """How many neighbors a search must find so that k are left without the query itself; public: how many there are."""
+    """How many neighbors a search must find so that k are left without the query itself; public:
+    how many there are."""
     return min(k + 1, public)
 
 
-def ceiling_images(listing: ImageListing, public: np.ndarray, skip_unreadable: bool = False) -> CroppedImages:
+def ceiling_images(
+    listing: ImageListing, public: np.ndarray, skip_unreadable: bool = False
+) -> CroppedImages:
     """Whole public images, evenly spaced over the public set."""
     count = min(_CEILING_IMAGES, len(public))
     places = np.linspace(0, len(public) - 1, count).round().astype(np.int64)
@@ -87,9 +97,9 @@ def ceiling_images(listing: ImageListing, public: np.ndarray, skip_unreadable: b
 
 @dataclass
 class SearchResult:
-    """What a search gives. rows: int64 (m,), the crops that could be read. arrays: {key: neighbors int64 (m, k),
-    positions in the public set; or scores float32 (m, classes)}. unreadable: positions of the public images that could
-    not be read, sorted."""
+    """What a search gives. rows: int64 (m,), the crops that could be read. arrays: {key: neighbors
+    int64 (m, k), positions in the public set; or scores float32 (m, classes)}. unreadable:
+    positions of the public images that could not be read, sorted."""
 
     rows: np.ndarray
     arrays: dict[Key, np.ndarray]
@@ -97,12 +107,18 @@ class SearchResult:
 
 
 def nearest_public(
-    embedder: Embedder, crops: ImageSet, public: ImageSet, k: int, pieces: ShardStore, progress: ProgressOf
+    embedder: Embedder,
+    crops: ImageSet,
+    public: ImageSet,
+    k: int,
+    pieces: ShardStore,
+    progress: ProgressOf,
 ) -> SearchResult | None:
-    """The k public images nearest to every crop, under every network and layer; of logits the scores themselves.
+    """The k public images nearest to every crop, under every network and layer; of logits the
+    scores themselves.
 
-    All processes must call this; the first gets the result, the others None. InputError if fewer than k public images
-    could be read.
+    All processes must call this; the first gets the result, the others None. InputError if fewer
+    than k public images could be read.
     """
     rows, embeddings = embedder.embed_set(crops, pieces, progress)
     if not len(rows):
@@ -139,7 +155,9 @@ def nearest_public(
     for name in sorted({*saved, *of_ranks} - {own.name}):
         own.join(name)
     if sorted(own.shards) != [shard.name for shard in shards]:
-        raise InputError(f"{pieces.folder}: its pieces do not make up the public set; remove it and rerun the attack")
+        raise InputError(
+            f"{pieces.folder}: its pieces do not make up the public set; remove it and rerun the attack"
+        )
     readable = len(public) - len(own.unreadable)
     if readable < k:
         raise InputError(f"--k {k}: only {readable} images of the public set could be read")
@@ -148,8 +166,9 @@ def nearest_public(
 
 
 class _PublicSearch:
-    """What this process searches: blocks of shards of the public set, for all keys. The nearest so far are saved among
-    the pieces as `name`, with the shards that they come from; saving takes at most _SAVING_FRACTION of the time.
+    """What this process searches: blocks of shards of the public set, for all keys. The nearest so
+    far are saved among the pieces as `name`, with the shards that they come from; saving takes at
+    most _SAVING_FRACTION of the time.
 
     shards: names. unreadable: positions of their images that could not be read.
     """
@@ -162,7 +181,13 @@ class _PublicSearch:
         pieces: ShardStore,
         name: str,
     ) -> None:
-        self.embedder, self.public, self.searches, self.pieces, self.name = embedder, public, searches, pieces, name
+        self.embedder, self.public, self.searches, self.pieces, self.name = (
+            embedder,
+            public,
+            searches,
+            pieces,
+            name,
+        )
         self.shards: list[str] = []
         self.unreadable: list[int] = []
         self._saved_at, self._duration = time.monotonic(), 0.0
@@ -200,9 +225,14 @@ class _PublicSearch:
     def save(self) -> None:
         """Saves the neighbors, then removes the embeddings that they stand for."""
         started = time.monotonic()
-        arrays = {"shards": np.array(self.shards, str), "unreadable": np.array(self.unreadable, np.int64)}
+        arrays = {
+            "shards": np.array(self.shards, str),
+            "unreadable": np.array(self.unreadable, np.int64),
+        }
         for key, search in self.searches.items():
-            arrays[f"{array_key(key)}|distances"], arrays[f"{array_key(key)}|positions"] = search.best
+            arrays[f"{array_key(key)}|distances"], arrays[f"{array_key(key)}|positions"] = (
+                search.best
+            )
         self.pieces.save(self.name, **arrays)
         for shard in self.shards:
             self.pieces.drop(shard)
@@ -219,7 +249,8 @@ class _PublicSearch:
 
 
 def unreadable_in_words(listing: ImageListing, indices: np.ndarray) -> str:
-    """Names of public images that --skip_unreadable left out, at most ten. indices: int64 (n,), n > 0."""
+    """Names of public images that --skip_unreadable left out, at most ten. indices: int64 (n,), n >
+    0."""
     names = [listing.text(index) for index in indices[:10]]
     if len(indices) > len(names):
         names.append("...")
@@ -233,8 +264,9 @@ def block_rows(width: int) -> int:
 
 @dataclass
 class Memory:
-    """Upper estimates in bytes. held: the crops' embeddings, which the processes of a node share. streamed and
-    neighbors: what each process needs beside its networks and libraries. disk: for the unfinished work of all."""
+    """Upper estimates in bytes. held: the crops' embeddings, which the processes of a node share.
+    streamed and neighbors: what each process needs beside its networks and libraries. disk: for the
+    unfinished work of all."""
 
     held: int
     streamed: int
@@ -255,23 +287,32 @@ def predicted_memory(embedder: Embedder, crops: int, public: int, k: int) -> Mem
     """What `nearest_public` needs for so many images; public: 0 for logits, which need none."""
     widths = list(embedder.widths.values())
     block = max(min(block_rows(width), public) * width for width in widths)
-    # A block is read and joined, then moved in a copy; of every layer a shard is saved, and one embedded or read.
+    # A block is read and joined, then moved in a copy; of every layer a shard is saved, and one
+    # embedded or read.
     shard = 2 * min(max(SHARD, embedder.batch_size), public) * sum(widths)
-    neighbors = crops * k * 16 if public else 0  # of one layer: float64 distances and int64 positions
+    # of one layer: float64 distances and int64 positions
+    neighbors = crops * k * 16 if public else 0
     waiting = min(public, world_size() * (_BLOCK_IMAGES + SHARD))
     return Memory(
         held=crops * sum(widths) * 4,
         streamed=(2 * block + shard) * 4,
-        neighbors=neighbors * (len(widths) + 1) + candidates_memory(k),  # the best of all; of one, those after a block
+        # the best of all; of one, those after a block
+        neighbors=neighbors * (len(widths) + 1) + candidates_memory(k),
         disk=(2 * crops + waiting) * sum(widths) * 4 + neighbors * len(widths) * world_size(),
     )
 
 
-def work_in_words(embedder: Embedder, queries: Queries, public: ImageSet, k: int, layers: list[str]) -> str:
+def work_in_words(
+    embedder: Embedder, queries: Queries, public: ImageSet, k: int, layers: list[str]
+) -> str:
     """What is computed where, and the memory it needs, in two lines. k: neighbors that are kept."""
     whole = len(queries.parts[CEILING])
-    images = [f"{len(queries.images) - whole} crops", f"{whole} whole public images for the ceiling"]
-    streamed = len(public) if len(embedder.scores) < len(embedder.widths) else 0  # logits need no public images
+    images = [
+        f"{len(queries.images) - whole} crops",
+        f"{whole} whole public images for the ceiling",
+    ]
+    # logits need no public images
+    streamed = len(public) if len(embedder.scores) < len(embedder.widths) else 0
     if streamed:
         images.append(f"{streamed} public images as neighbors")
     processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"

@@ -1,7 +1,8 @@
 """Target and reference: two twin models, or one model and classifiers of background crops.
 
-Such a classifier predicts the object's class from the background crop alone and was trained on the crops of other
-images (Kokhlikyan et al. 2024, arXiv 2504.05651). It takes the twin's place only if it never saw the images it judges.
+Such a classifier predicts the object's class from the background crop alone and was trained on the
+crops of other images (Kokhlikyan et al. 2024, arXiv 2504.05651). It takes the twin's place only if
+it never saw the images it judges.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,14 +17,15 @@ from dejavu_utils.naming import SETS, TWIN
 from dejavu_utils.networks.embedder import LOGITS
 
 ONE = "M"  # the only model's name
-UNSEEN = {"A": "unseen_A", "B": "unseen_B"}  # images that the only model never saw: judged like the set
+# images that the only model never saw: judged like the set
+UNSEEN = {"A": "unseen_A", "B": "unseen_B"}
 
 
 @dataclass
 class TargetReference:
-    """The networks by their part. target: {set: name of the network}. reference: {set: names}, of a twin, or of
-    classifiers that were trained with different seeds. half: {set: names} of such on half of the crops. classifiers:
-    are the references classifiers?"""
+    """The networks by their part. target: {set: name of the network}. reference: {set: names}, of a
+    twin, or of classifiers that were trained with different seeds. half: {set: names} of such on
+    half of the crops. classifiers: are the references classifiers?"""
 
     target: dict[str, str]
     reference: dict[str, list[str]]
@@ -32,12 +34,15 @@ class TargetReference:
 
     @classmethod
     def of(cls, names: Iterable[str], unseen: bool = False) -> "TargetReference":
-        """Of names: A and B, or ONE with reference_{A,B}_{1, 2, ...} and half_reference_{A,B}_{1, 2, ...}, where the
-        letter is the set that a classifier was trained on: those of B judge set A. unseen: are there such images?
+        """Of names: A and B, or ONE with reference_{A,B}_{1, 2, ...} and half_reference_{A,B}_{1,
+        2, ...}, where the letter is the set that a classifier was trained on: those of B judge set
+        A. unseen: are there such images?
         """
         names = list(names)
         if ONE not in names:
-            return cls({name: name for name in SETS}, {name: [TWIN[name]] for name in SETS}, {}, False)
+            return cls(
+                {name: name for name in SETS}, {name: [TWIN[name]] for name in SETS}, {}, False
+            )
         reference, half = {}, {}
         for name in SETS:
             reference[name] = [one for one in names if one.startswith(f"reference_{TWIN[name]}_")]
@@ -45,7 +50,9 @@ class TargetReference:
         if unseen:
             for name in SETS:
                 reference[UNSEEN[name]] = reference[name]
-        return cls(dict.fromkeys(reference, ONE), reference, half if all(half.values()) else {}, True)
+        return cls(
+            dict.fromkeys(reference, ONE), reference, half if all(half.values()) else {}, True
+        )
 
     @property
     def kind(self) -> str:
@@ -79,7 +86,8 @@ class TargetReference:
 
 
 def check_classifier(network: Network, crops: str) -> list[str]:
-    """InputError unless a network is a classifier that train_SSL.py trained, from random weights, on crops; warnings.
+    """InputError unless a network is a classifier that train_SSL.py trained, from random weights,
+    on crops; warnings.
 
     crops: how the attack cuts them, as text (str of a CropRule).
     """
@@ -96,9 +104,13 @@ def check_classifier(network: Network, crops: str) -> list[str]:
         )
     images = TrainingImages.of_plain(network.about["train_images"])
     if images is not None and not images.crops:
-        raise InputError(f"{source}: was trained on whole images; write a beton of crops (CROPS=1 ./gen_betons.sh)")
+        raise InputError(
+            f"{source}: was trained on whole images; write a beton of crops (CROPS=1 ./gen_betons.sh)"
+        )
     if images is not None and images.crops != crops:
-        return [f"{source} was trained on other crops ({images.crops}) than those it judges ({crops})"]
+        return [
+            f"{source} was trained on other crops ({images.crops}) than those it judges ({crops})"
+        ]
     return []
 
 
@@ -109,7 +121,8 @@ def check_one_model(
     public: IndexSet,
     listing: ImageListing,
 ) -> list[str]:
-    """Warnings about what the only model and the classifiers were trained on; InputError where it spoils the test.
+    """Warnings about what the only model and the classifiers were trained on; InputError where it
+    spoils the test.
 
     origins: by name. listing: that all indices are positions in.
     """
@@ -136,7 +149,8 @@ def check_one_model(
 
 
 def _check_distinct(origins: Mapping[str, Origin], comparison: TargetReference) -> None:
-    """InputError where two classifiers that judge a set are the same one: their spread would be too small."""
+    """InputError where two classifiers that judge a set are the same one: their spread would be too
+    small."""
     for name in SETS:
         first_with: dict[str, Origin] = {}
         for classifier in [*comparison.reference[name], *comparison.half.get(name, [])]:

@@ -1,4 +1,5 @@
-"""Bounding boxes of images (Pascal-VOC XML), and whether they are in the frame of the image's pixels."""
+"""Bounding boxes of images (Pascal-VOC XML), and whether they are in the frame of the image's
+pixels."""
 
 import math
 import os
@@ -12,7 +13,8 @@ from dejavu_utils.crops import DEFAULT_CROP_RULE, Box, CropRule
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing, image_frame
 
-Numbers = tuple[float, ...]  # as an XML states them: xmin, ymin, xmax, ymax of a box; width, height of a size
+# as an XML states them: xmin, ymin, xmax, ymax of a box; width, height of a size
+Numbers = tuple[float, ...]
 Size = tuple[int, int]  # width, height in pixels
 XmlNames = dict[str, list[str]]  # {stem: names of its XML files}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -53,19 +55,26 @@ class Unusable(Exception):
 class Annotations:
     """The box files of a listing's images, CLASS/ID.xml below `root`; each folder is read once.
 
-    An image has one of its name alone: not where another image of its class has the same stem (two extensions, or
-    another folder), nor where there are two, ID.xml and ID.XML. Hidden files do not count.
-    bbox_dir: see `boxes_root`, which finds root there. flag: what to call bbox_dir in an error.
+    An image has one of its name alone: not where another image of its class has the same stem (two
+    extensions, or another folder), nor where there are two, ID.xml and ID.XML. Hidden files do not
+    count. bbox_dir: see `boxes_root`, which finds root there. flag: what to call bbox_dir in an
+    error.
     """
 
-    def __init__(self, bbox_dir: str | Path | None, listing: ImageListing, flag: str = "the folder of boxes") -> None:
+    def __init__(
+        self, bbox_dir: str | Path | None, listing: ImageListing, flag: str = "the folder of boxes"
+    ) -> None:
         self.root, self.listing = boxes_root(bbox_dir, listing, flag), listing
         self._classes: dict[int, tuple[XmlNames, Counter[str]]] = {}
 
     def of_class(self, label: int) -> tuple[XmlNames, "Counter[str]"]:
-        """({stem: names of its XML files}, {stem: number of its images}) of a class, without hidden ones."""
+        """({stem: names of its XML files}, {stem: number of its images}) of a class, without hidden
+        ones."""
         if label not in self._classes:
-            self._classes[label] = _xml_names(self.root, self.listing, label), _image_stems(self.listing, label)
+            self._classes[label] = (
+                _xml_names(self.root, self.listing, label),
+                _image_stems(self.listing, label),
+            )
         return self._classes[label]
 
     def folders_below(self, label: int) -> list[str]:
@@ -76,7 +85,8 @@ class Annotations:
         return sorted(f"{folder.name}/{below.name}" for below in folder.iterdir() if below.is_dir())
 
     def path(self, index: int) -> Path:
-        """The image's XML; raises Unusable where there is none, or not one that is the image's alone."""
+        """The image's XML; raises Unusable where there is none, or not one that is the image's
+        alone."""
         label, stem = int(self.listing.labels[index]), self.listing.stem(index)
         names, images = self.of_class(label)
         if stem not in names or self.listing.is_hidden(index):
@@ -88,11 +98,12 @@ class Annotations:
         return self.root / self.listing.classes[label] / names[stem][0]
 
     def boxes(self, index: int, rule: CropRule = DEFAULT_CROP_RULE) -> tuple[list[Box], Size]:
-        """(boxes, size): the image's boxes as int (xmin, ymin, xmax, ymax), scaled and grown by the rule, its size.
+        """(boxes, size): the image's boxes as int (xmin, ymin, xmax, ymax), scaled and grown by the
+        rule, its size.
 
-        Both in pixels of the image as decoded. Raises Unusable with the reason where nothing says that the boxes are in
-        the frame of the image's pixels, or where they do not say where the object is; InputError for an image that
-        cannot be read.
+        Both in pixels of the image as decoded. Raises Unusable with the reason where nothing says
+        that the boxes are in the frame of the image's pixels, or where they do not say where the
+        object is; InputError for an image that cannot be read.
         """
         try:
             marked, stated = read_annotation(self.path(index))
@@ -113,11 +124,14 @@ class Annotations:
         return [_grown(box, size, rule.margin) for box in boxes], size
 
 
-def boxes_root(bbox_dir: str | Path | None, listing: ImageListing, flag: str = "the folder of boxes") -> Path:
+def boxes_root(
+    bbox_dir: str | Path | None, listing: ImageListing, flag: str = "the folder of boxes"
+) -> Path:
     """The folder of CLASS/ID.xml at or below bbox_dir, whichever level of a known layout is given.
 
-    BBOX_DIR/Annotation, BBOX_DIR itself (image-net.org's archive), Kaggle's ILSVRC/Annotations/CLS-LOC/train; the first
-    in which an XML belongs to an image. InputError, with one name of each side, if there is none.
+    BBOX_DIR/Annotation, BBOX_DIR itself (image-net.org's archive), Kaggle's
+    ILSVRC/Annotations/CLS-LOC/train; the first in which an XML belongs to an image. InputError,
+    with one name of each side, if there is none.
     """
     if not bbox_dir or not Path(bbox_dir).is_dir():
         raise InputError(f"{flag} {bbox_dir or ''}: no such folder")
@@ -160,16 +174,19 @@ def _xml_names(root: Path, listing: ImageListing, label: int) -> XmlNames:
 
 def _image_stems(listing: ImageListing, label: int) -> "Counter[str]":
     """How many images of a class have each stem."""
-    return Counter(listing.stem(index) for index in listing.members(label) if not listing.is_hidden(index))
+    return Counter(
+        listing.stem(index) for index in listing.members(label) if not listing.is_hidden(index)
+    )
 
 
 def read_annotation(path: str | Path) -> tuple[list[Numbers], Numbers | None]:
-    """(boxes, size) of a Pascal-VOC XML: lists of finite float (xmin, ymin, xmax, ymax), and the <size> in pixels.
+    """(boxes, size) of a Pascal-VOC XML: lists of finite float (xmin, ymin, xmax, ymax), and the
+    <size> in pixels.
 
-    boxes is empty where no object is marked; size is (width, height), or None where the XML states none.
-    Unusable where an object is marked otherwise than by a <bndbox> (a polygon, a turned box): a crop could show it.
-    ValueError for a file that is not such an XML, or one with a document type or entities (those can be made to fill
-    the memory; annotations have none).
+    boxes is empty where no object is marked; size is (width, height), or None where the XML states
+    none. Unusable where an object is marked otherwise than by a <bndbox> (a polygon, a turned box):
+    a crop could show it. ValueError for a file that is not such an XML, or one with a document type
+    or entities (those can be made to fill the memory; annotations have none).
     """
     with open(path, "rb") as handle:
         data = handle.read(_LARGEST_XML + 1)
@@ -184,7 +201,14 @@ def read_annotation(path: str | Path) -> tuple[list[Numbers], Numbers | None]:
         size = root.find("./size")
         stated = None if size is None else _numbers(size, "width", "height")
         has_unread_objects = any(_is_unread(element, root) for element in root.iter("object"))
-    except (ElementTree.ParseError, expat.ExpatError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except (
+        ElementTree.ParseError,
+        expat.ExpatError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+    ) as error:
         raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
     if has_unread_objects:
         raise Unusable(NO_BNDBOX)
@@ -221,8 +245,8 @@ def _in_pixels(
 ) -> list[Box]:
     """Boxes of an XML that states a size -> int boxes in the image's pixels, or Unusable.
 
-    A turned image's boxes may be those of the image as it is shown. Where turning changes the sides, the stated size
-    tells; else nothing does.
+    A turned image's boxes may be those of the image as it is shown. Where turning changes the
+    sides, the stated size tells; else nothing does.
     """
     if orientation != 1 and (orientation < 5 or stated != size or size[0] == size[1]):
         raise Unusable(TURNED)
@@ -231,18 +255,22 @@ def _in_pixels(
     if stated is None or stated == size:
         return [(int(xmin), int(ymin), int(xmax), int(ymax)) for xmin, ymin, xmax, ymax in boxes]
     width, height = stated
-    turned = (width - height) * (size[0] - size[1]) < 0  # landscape in the XML, portrait in the file
+    # landscape in the XML, portrait in the file
+    turned = (width - height) * (size[0] - size[1]) < 0
     if not scale or min(stated) <= 0 or turned:
         raise Unusable(OTHER_SIZE)
     x, y = size[0] / width, size[1] / height
     scaled: list[Box] = []
     for xmin, ymin, xmax, ymax in boxes:
-        scaled.append((math.floor(xmin * x), math.floor(ymin * y), math.ceil(xmax * x), math.ceil(ymax * y)))
+        scaled.append(
+            (math.floor(xmin * x), math.floor(ymin * y), math.ceil(xmax * x), math.ceil(ymax * y))
+        )
     return scaled
 
 
 def _check_areas(boxes: Sequence[Box], size: Size) -> None:
-    """Unusable where boxes cannot say where the object is: none has an area, or most of one is outside."""
+    """Unusable where boxes cannot say where the object is: none has an area, or most of one is
+    outside."""
     areas = [(xmax - xmin) * (ymax - ymin) for xmin, ymin, xmax, ymax in boxes]
     if not any(areas):
         raise Unusable(NO_AREA)

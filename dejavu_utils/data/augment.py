@@ -1,7 +1,9 @@
-"""Augmentations of the training views: drawn per image from a keyed random stream, applied to batches on the device.
+"""Augmentations of the training views: drawn per image from a keyed random stream, applied to
+batches on the device.
 
-Definitions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, RandomSolarize, GaussianBlur); here
-every image of a batch has its own parameters. Drawing is NumPy on the CPU, applying is PyTorch on any device.
+Definitions are torchvision's (RandomResizedCrop, ColorJitter, RandomGrayscale, RandomSolarize,
+GaussianBlur); here every image of a batch has its own parameters. Drawing is NumPy on the CPU,
+applying is PyTorch on any device.
 """
 
 import functools
@@ -19,15 +21,16 @@ from dejavu_utils.runtime.devices import to_device
 
 _CROP_TRIES = 10
 _ORDERS = np.array(list(itertools.permutations(range(4))))
-Drawn = tuple  # of one image: flip, jitter, order, factors, gray, solarize, sigma; as Parameters has them
+# of one image: flip, jitter, order, factors, gray, solarize, sigma; as Parameters has them
+Drawn = tuple
 Factor = Any  # a number, or float (n, 1, 1, 1)
 Operation = Callable[..., torch.Tensor]  # images, factors -> images
 
 
 @dataclass(frozen=True)
 class View:
-    """What is done to an image for one view. area: range of the crop's fraction of the image. side: of the crop after
-    resizing, pixels; None: the resolution of the epoch."""
+    """What is done to an image for one view. area: range of the crop's fraction of the image. side:
+    of the crop after resizing, pixels; None: the resolution of the epoch."""
 
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -48,11 +51,15 @@ SECOND_VIEW = View(solarize=0.2)
 SMALL_VIEW = View(area=(0.05, 0.4), side=96)  # DINO's local crops
 
 
-def crop_boxes(draws: np.ndarray, sizes: Sequence[Sequence[int]] | np.ndarray, view: View) -> np.ndarray:
-    """Random resized crops as torchvision draws them: int64 (n, 4) of xmin, ymin, xmax, ymax in pixels.
+def crop_boxes(
+    draws: np.ndarray, sizes: Sequence[Sequence[int]] | np.ndarray, view: View
+) -> np.ndarray:
+    """Random resized crops as torchvision draws them: int64 (n, 4) of xmin, ymin, xmax, ymax in
+    pixels.
 
-    draws: float64 (n, >= 22) in [0, 1). sizes: int (n, 2), height and width in pixels. The first of ten tries (area,
-    log-uniform aspect) that fits is taken, else the largest centre crop within the aspect range.
+    draws: float64 (n, >= 22) in [0, 1). sizes: int (n, 2), height and width in pixels. The first of
+    ten tries (area, log-uniform aspect) that fits is taken, else the largest centre crop within the
+    aspect range.
     """
     height, width = np.asarray(sizes).astype(np.float64).T[:, :, None]
     low, high = view.area
@@ -89,9 +96,9 @@ def center_boxes(sizes: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Parameters:
-    """Of a batch, on the CPU, one entry per image: flip, gray, solarize bool (n,); factors float32 (n, 4) of
-    brightness, contrast, saturation, hue; order int64 (n, 4), which of these comes first, second, ...; jitter bool
-    (n,); sigma: pixels of the batch's blur, or None."""
+    """Of a batch, on the CPU, one entry per image: flip, gray, solarize bool (n,); factors float32
+    (n, 4) of brightness, contrast, saturation, hue; order int64 (n, 4), which of these comes first,
+    second, ...; jitter bool (n,); sigma: pixels of the batch's blur, or None."""
 
     flip: torch.Tensor
     jitter: torch.Tensor
@@ -107,16 +114,17 @@ class Parameters:
         return Parameters(**of_images, sigma=self.sigma)
 
     def rows(self) -> Iterator[Drawn]:
-        """Yields of each image (flip, jitter, order, factors, gray, solarize, sigma), as Python's numbers."""
+        """Yields of each image (flip, jitter, order, factors, gray, solarize, sigma), as Python's
+        numbers."""
         of_images = (self.flip, self.jitter, self.order, self.factors, self.gray, self.solarize)
         return zip(*(values.tolist() for values in of_images), itertools.repeat(self.sigma))
 
     def operations(self) -> list[tuple[Operation, np.ndarray, np.ndarray]]:
         """What is to be done before the normalization, in order: [(function, rows, factors)].
 
-        function: of images and factors, float32 (m, 3, h, w) and (m, 1, 1, 1); it may overwrite the images. rows: int64
-        (m,), the images it was drawn for, never none. factors: float32 (m,). NumPy, so that no device has to be asked
-        which images were drawn.
+        function: of images and factors, float32 (m, 3, h, w) and (m, 1, 1, 1); it may overwrite the
+        images. rows: int64 (m,), the images it was drawn for, never none. factors: float32 (m,).
+        NumPy, so that no device has to be asked which images were drawn.
         """
         factors, order, jitter = self.factors.numpy(), self.order.numpy(), self.jitter.numpy()
         operations: list[tuple[Operation, np.ndarray, np.ndarray]] = []
@@ -136,7 +144,8 @@ class Parameters:
 
 
 def draw_parameters(draws: np.ndarray, view: View) -> Parameters:
-    """Parameters of everything that follows the crop. draws: float64 (n, 64) in [0, 1); columns 22 to 32 are used."""
+    """Parameters of everything that follows the crop. draws: float64 (n, 64) in [0, 1); columns 22
+    to 32 are used."""
     u = draws[:, 22:]
     strength = np.array([view.brightness, view.contrast, view.saturation, view.hue])
     center = np.array([1.0, 1.0, 1.0, 0.0])
@@ -153,11 +162,14 @@ def draw_parameters(draws: np.ndarray, view: View) -> Parameters:
     )
 
 
-def apply(images: torch.Tensor, parameters: Parameters, out: torch.Tensor | None = None) -> torch.Tensor:
-    """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), augmented and normalized with ImageNet's mean and deviation.
+def apply(
+    images: torch.Tensor, parameters: Parameters, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), augmented and normalized with ImageNet's mean and
+    deviation.
 
-    out: where to write the result. On a CPU the images are done one by one, so that each stays in the cache; on other
-    devices all at once, as `apply_batched` does.
+    out: where to write the result. On a CPU the images are done one by one, so that each stays in
+    the cache; on other devices all at once, as `apply_batched` does.
     """
     if images.device.type != "cpu":
         return apply_batched(images, parameters)
@@ -170,7 +182,8 @@ def apply(images: torch.Tensor, parameters: Parameters, out: torch.Tensor | None
 def apply_to_one(image: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
     """`apply` for one image on a CPU, with only the operations that it was drawn.
 
-    image: uint8 (1, 3, h, w). drawn: of it, from `Parameters.rows`. out: float32 (1, 3, h, w), where the result goes.
+    image: uint8 (1, 3, h, w). drawn: of it, from `Parameters.rows`. out: float32 (1, 3, h, w),
+    where the result goes.
     """
     flip, jitter, order, factors, gray, solarize, sigma = drawn
     x = image.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
@@ -190,7 +203,8 @@ def apply_to_one(image: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
 
 
 def apply_batched(images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-    """What `apply` does, with every operation on all images of the batch that it was drawn for at once.
+    """What `apply` does, with every operation on all images of the batch that it was drawn for at
+    once.
 
     Nothing here waits for the device: which rows an operation takes is known on the CPU.
     """
@@ -210,13 +224,15 @@ def apply_batched(images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
 
 
 def normalize(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), normalized with ImageNet's mean and deviation. out: where to."""
+    """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), normalized with ImageNet's mean and deviation.
+    out: where to."""
     x = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     return _normalize(x, x if out is None else out)
 
 
 def renormalize(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """What `apply` gives, normalized with the mean and deviation of an imagenet.Preprocessing instead of ImageNet's."""
+    """What `apply` gives, normalized with the mean and deviation of an imagenet.Preprocessing
+    instead of ImageNet's."""
     if (preprocessing.mean, preprocessing.std) == (MEAN, STD):
         return images
     scale, shift = own_constants(images.device, preprocessing.mean, preprocessing.std)
@@ -227,21 +243,28 @@ def renormalize(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Ten
 def own_constants(
     device: torch.device, means: tuple[float, ...], stds: tuple[float, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, shift) on a device, float32 (3, 1, 1), from ImageNet's normalization to another; made once, as below."""
+    """(scale, shift) on a device, float32 (3, 1, 1), from ImageNet's normalization to another; made
+    once, as below."""
     scale = [std / own for std, own in zip(STD, stds)]
     shift = [(mean - own_mean) / own for mean, own_mean, own in zip(MEAN, means, stds)]
-    return torch.tensor(scale, device=device).view(3, 1, 1), torch.tensor(shift, device=device).view(3, 1, 1)
+    return torch.tensor(scale, device=device).view(3, 1, 1), torch.tensor(
+        shift, device=device
+    ).view(3, 1, 1)
 
 
 @functools.lru_cache(maxsize=32)
 def constants(device: torch.device, height: int, width: int) -> tuple[torch.Tensor, ...]:
-    """(scale, shift, opposite hues) on a device, float32 that broadcasts over (n, 3, height, width).
+    """(scale, shift, opposite hues) on a device, float32 that broadcasts over (n, 3, height,
+    width).
 
-    Made once, since each is a copy that a GPU would have to be waited for. `height` and `width` are 1 except on CPUs,
-    which multiply and add three times as fast where the scale is given for every pixel.
+    Made once, since each is a copy that a GPU would have to be waited for. `height` and `width` are
+    1 except on CPUs, which multiply and add three times as fast where the scale is given for every
+    pixel.
     """
     scale, shift = [1 / std for std in STD], [-mean / std for mean, std in zip(MEAN, STD)]
-    values = [torch.tensor(v, device=device).view(3, 1, 1) for v in (scale, shift, [11 / 6, 9 / 6, 7 / 6])]
+    values = [
+        torch.tensor(v, device=device).view(3, 1, 1) for v in (scale, shift, [11 / 6, 9 / 6, 7 / 6])
+    ]
     return values[0].expand(3, height, width).contiguous(), *values[1:]
 
 
@@ -263,7 +286,8 @@ def _gaussian(sigma: float, half: int) -> list[float]:
 
 
 def _blur(x: torch.Tensor, sigma: float, out: torch.Tensor) -> torch.Tensor:
-    """Convolution with a Gaussian of `sigma` pixels, five pixels wide and nine high, with reflected borders.
+    """Convolution with a Gaussian of `sigma` pixels, five pixels wide and nine high, with reflected
+    borders.
 
     As sums of shifted images, across and then down: much faster on CPUs than a convolution.
     """
@@ -273,7 +297,11 @@ def _blur(x: torch.Tensor, sigma: float, out: torch.Tensor) -> torch.Tensor:
         padded = F.pad(x, (half, half, 0, 0) if dim == 3 else (0, 0, half, half), mode="reflect")
         x = torch.mul(padded.narrow(dim, half, size), weights[half], out=out if dim == 2 else None)
         for shift in range(half):  # the kernel is symmetric
-            torch.add(padded.narrow(dim, shift, size), padded.narrow(dim, 2 * half - shift, size), out=pair)
+            torch.add(
+                padded.narrow(dim, shift, size),
+                padded.narrow(dim, 2 * half - shift, size),
+                out=pair,
+            )
             x.add_(pair, alpha=weights[shift])
     return x
 
@@ -302,7 +330,8 @@ def _brightness(x: torch.Tensor, factor: Factor) -> torch.Tensor:
 
 
 def _contrast(x: torch.Tensor, factor: Factor) -> torch.Tensor:
-    mean = _gray(x).mean(dim=(1, 2, 3), keepdim=True).expand_as(x).contiguous()  # CPUs are slow with a single number
+    # CPUs are slow with a single number
+    mean = _gray(x).mean(dim=(1, 2, 3), keepdim=True).expand_as(x).contiguous()
     return torch.lerp(mean, x, factor, out=mean).clamp_(0, 1)
 
 
@@ -321,8 +350,9 @@ def _hue(x: torch.Tensor, shift: Factor) -> torch.Tensor:
     blue = 1 - red - green
     hue = red.mul_(g - b).addcmul_(green, b - r).addcmul_(blue, r - g).div_(chroma.clamp(min=1e-12))
     hue.add_(green, alpha=2).add_(blue, alpha=4)
-    # Red, green and blue of a hue (Smith 1978) in one formula: each falls from value by chroma around its opposite hue.
-    # Counted from there in circles, and one circle more, so that the fraction is that of a positive number.
+    # Red, green and blue of a hue (Smith 1978) in one formula: each falls from value by chroma
+    # around its opposite hue. Counted from there in circles, and one circle more, so that the
+    # fraction is that of a positive number.
     opposite = _constants_for(x)[2] + shift
     k = torch.add(opposite, hue, alpha=1 / 6).frac_().mul_(6)
     torch.minimum(k, 4 - k, out=k).clamp_(0, 1)
@@ -330,7 +360,8 @@ def _hue(x: torch.Tensor, shift: Factor) -> torch.Tensor:
 
 
 def _mask(compare: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """1.0 where compare(x, y), else 0.0; on CPUs arithmetic with such masks is ten times as fast as torch.where."""
+    """1.0 where compare(x, y), else 0.0; on CPUs arithmetic with such masks is ten times as fast as
+    torch.where."""
     return compare(x, y, out=torch.empty_like(x))
 
 

@@ -20,13 +20,15 @@ from dejavu_utils.files import complete_file, digest, load_npz
 from dejavu_utils.imagenet import UNREADABLE, ImageListing, image_size
 from dejavu_utils.log import Progress
 
-_LOOKED_AT, _FEW = 256, 10  # images whose boxes are compared with their pixels; fewer than _FEW show nothing
+# images whose boxes are compared with their pixels; fewer than _FEW show nothing
+_LOOKED_AT, _FEW = 256, 10
 
 
 @dataclass
 class CroppedImages:
-    """Images and the crop of each. indices: int64 (n,), ImageFolder positions. crops: int64 (n, 4), xmin, ymin, xmax,
-    ymax in pixels. counts: {"images", "attacked", and how many were skipped for what}."""
+    """Images and the crop of each. indices: int64 (n,), ImageFolder positions. crops: int64 (n, 4),
+    xmin, ymin, xmax, ymax in pixels. counts: {"images", "attacked", and how many were skipped for
+    what}."""
 
     indices: np.ndarray
     crops: np.ndarray
@@ -39,10 +41,11 @@ class CroppedImages:
 def frame_warnings(
     annotations: Annotations | None, sets: dict[str, np.ndarray], rule: CropRule, source: str
 ) -> list[str]:
-    """Warnings (list of str) if boxes seem to be in another coordinate frame, which only many images can show.
+    """Warnings (list of str) if boxes seem to be in another coordinate frame, which only many
+    images can show.
 
-    Looks at up to 256 images, evenly spread. annotations: of their listing, or None. sets: {set: int64 (n,) image
-    indices}. source: flag and folder of the boxes, for the text.
+    Looks at up to 256 images, evenly spread. annotations: of their listing, or None. sets: {set:
+    int64 (n,) image indices}. source: flag and folder of the boxes, for the text.
     """
     if annotations is None:
         return []
@@ -79,8 +82,11 @@ def frame_warnings(
     return []
 
 
-def file_fingerprint(listing: ImageListing, indices: np.ndarray | range, annotations: Annotations | None = None) -> str:
-    """SHA-256 of the paths of images, and of sizes and times of their files and, with annotations, of their XML."""
+def file_fingerprint(
+    listing: ImageListing, indices: np.ndarray | range, annotations: Annotations | None = None
+) -> str:
+    """SHA-256 of the paths of images, and of sizes and times of their files and, with annotations,
+    of their XML."""
 
     def line(index: int) -> str:
         try:
@@ -114,9 +120,10 @@ def take_crops(
 ) -> CroppedImages:
     """The crops of the images at `indices` that have one, by a CropRule.
 
-    annotations: the listing's, for rules that read boxes. Sizes come from the images' headers. on_progress: called with
-    the number of images done since the last call. skip_unreadable: count images that cannot be read instead of raising
-    an InputError. Returns the CroppedImages that have a crop.
+    annotations: the listing's, for rules that read boxes. Sizes come from the images' headers.
+    on_progress: called with the number of images done since the last call. skip_unreadable: count
+    images that cannot be read instead of raising an InputError. Returns the CroppedImages that have
+    a crop.
     """
 
     def crop_of(index: int) -> Box | str:
@@ -145,7 +152,9 @@ def take_crops(
     return CroppedImages(np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts)
 
 
-def _crop_of(listing: ImageListing, index: int, rule: CropRule, annotations: Annotations | None) -> Box:
+def _crop_of(
+    listing: ImageListing, index: int, rule: CropRule, annotations: Annotations | None
+) -> Box:
     """The crop; Unusable with the reason why there is none."""
     if rule.reads_boxes and annotations:
         boxes, size = annotations.boxes(index, rule)
@@ -176,8 +185,9 @@ def crops_of(
 ) -> tuple[dict[str, CroppedImages], bool]:
     """({set: CroppedImages}, do they come from the cache?) of {set: int64 (n,) image indices}.
 
-    path: of the cache, which is written if it does not hold them. rule, annotations, skip_unreadable: as
-    `take_crops` takes them. progress: (total, text) -> context manager whose `update` is told of images done.
+    path: of the cache, which is written if it does not hold them. rule, annotations,
+    skip_unreadable: as `take_crops` takes them. progress: (total, text) -> context manager whose
+    `update` is told of images done.
     """
     record = Provenance(
         images=listing.fingerprint["sha256"],
@@ -192,13 +202,16 @@ def crops_of(
     cropped = {}
     for name, indices in sets.items():
         with progress(len(indices), f"images of set {name} searched for a crop") as bar:
-            cropped[name] = take_crops(listing, indices, rule, annotations, bar.update, skip_unreadable)
+            cropped[name] = take_crops(
+                listing, indices, rule, annotations, bar.update, skip_unreadable
+            )
     save_crops(path, record, cropped)
     return cropped, False
 
 
 def load_crops(path: str | Path, record: Provenance) -> dict[str, CroppedImages] | None:
-    """{set: CroppedImages} that `save_crops` wrote, or None where they were made from something else."""
+    """{set: CroppedImages} that `save_crops` wrote, or None where they were made from something
+    else."""
     try:
         cache = load_npz(path)
         there = Provenance.from_plain(json.loads(str(cache[MADE_FROM])))

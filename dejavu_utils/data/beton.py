@@ -1,7 +1,9 @@
-"""FFCV's .beton files, version 2: images and labels in one file, written in parallel, read at random.
+"""FFCV's .beton files, version 2: images and labels in one file, written in parallel, read at
+random.
 
-Layout (little endian): header; one descriptor per field; one record per sample; the images, none of which crosses a
-page boundary; the allocation table. Source: the format of FFCV (https://github.com/libffcv/ffcv); files go both ways.
+Layout (little endian): header; one descriptor per field; one record per sample; the images, none of
+which crosses a page boundary; the allocation table. Source: the format of FFCV
+(https://github.com/libffcv/ffcv); files go both ways.
 """
 
 import hashlib
@@ -27,7 +29,8 @@ MAX_CLASSES = 2**20  # a larger label is no label
 MAX_SIDE = 2**16 - 1  # of an image, pixels
 _FIRST_IMAGES = 200  # images after which the size of the whole file is estimated
 _MORE_ROOM = "make room, or write jpg images (--write-mode jpg)"
-_DIGEST_BYTES, _OLDER_DIGEST_BYTES = 2**14, 2**16  # of an image: more would take above 1 % of the writing
+# of an image: more would take above 1 % of the writing
+_DIGEST_BYTES, _OLDER_DIGEST_BYTES = 2**14, 2**16
 _LABEL, _IMAGE = 1, 2  # FFCV's type ids
 _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 # What a record holds of a float, bytes, an array, JSON, a tensor.
@@ -48,9 +51,9 @@ _ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored. mode: raw pixels, jpg, or smart (jpg where the raw pixels need more than smart_threshold
-    bytes; raw where no threshold is given). max_resolution: longest side in pixels, None for no limit. ValueError for
-    another mode."""
+    """How images are stored. mode: raw pixels, jpg, or smart (jpg where the raw pixels need more
+    than smart_threshold bytes; raw where no threshold is given). max_resolution: longest side in
+    pixels, None for no limit. ValueError for another mode."""
 
     mode: str = "raw"
     smart_threshold: int | None = None
@@ -64,7 +67,9 @@ class Encoding:
     def encode(self, image: np.ndarray) -> tuple[int, memoryview]:
         """uint8 H x W x 3, of the size in which it is stored -> (_RAW or _JPG, the bytes)."""
         threshold = self.smart_threshold
-        if self.mode == "raw" or (self.mode == "smart" and (threshold is None or image.nbytes <= threshold)):
+        if self.mode == "raw" or (
+            self.mode == "smart" and (threshold is None or image.nbytes <= threshold)
+        ):
             return _RAW, np.ascontiguousarray(image).data.cast("B")
         return _JPG, memoryview(_encode_jpg(image, self.jpeg_quality))
 
@@ -79,14 +84,16 @@ def write_beton(
     skip_unreadable: bool = False,
     on_progress: Callable[[int], object] = lambda count: None,
 ) -> tuple[dict[int, str], str]:
-    """Writes a .beton, complete or not at all; the bytes depend on the input alone, not on num_workers.
+    """Writes a .beton, complete or not at all; the bytes depend on the input alone, not on
+    num_workers.
 
-    images: sequence whose items are uint8 H x W x 3 RGB arrays; read by `num_workers` threads, a few at a time. One
-    that cannot be read raises InputError: it ends the writing, or is left out if skip_unreadable.
-    labels: int (n,). page_size: bytes, a power of two of at least 2 MiB, doubled until the largest image fits.
-    on_progress: called with the number of images done since the last call. Returns ({position in `images`: reason} of
-    those left out, the file's Beton.digest, which is made while it is written). InputError if the disk is too small for
-    the size estimated from the first images.
+    images: sequence whose items are uint8 H x W x 3 RGB arrays; read by `num_workers` threads, a
+    few at a time. One that cannot be read raises InputError: it ends the writing, or is left out if
+    skip_unreadable. labels: int (n,). page_size: bytes, a power of two of at least 2 MiB, doubled
+    until the largest image fits. on_progress: called with the number of images done since the last
+    call. Returns ({position in `images`: reason} of those left out, the file's Beton.digest, which
+    is made while it is written). InputError if the disk is too small for the size estimated from
+    the first images.
     """
     if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1):
         raise ValueError(f"page size {page_size} is not a power of two of at least {MIN_PAGE_SIZE}")
@@ -104,7 +111,9 @@ def write_beton(
             return error
         height, width, _ = image.shape
         if max(height, width) > MAX_SIDE:
-            return InputError(f"image {index} is larger than {MAX_SIDE} pixels: give a smaller --max-resolution")
+            return InputError(
+                f"image {index} is larger than {MAX_SIDE} pixels: give a smaller --max-resolution"
+            )
         mode, data = encoding.encode(image)
         records["image"][index] = (mode, width, height, 0)
         heads[index] = _head_digest(data)
@@ -136,10 +145,15 @@ def write_beton(
 
 
 def _write_tables(
-    handle: BinaryIO, records: np.ndarray, sizes: np.ndarray, kept: np.ndarray, page_size: int, position: int
+    handle: BinaryIO,
+    records: np.ndarray,
+    sizes: np.ndarray,
+    kept: np.ndarray,
+    page_size: int,
+    position: int,
 ) -> bytes:
-    """Writes the table of allocations behind the images, which end at `position`, and before them the header and the
-    records of the images that were kept; returns those records."""
+    """Writes the table of allocations behind the images, which end at `position`, and before them
+    the header and the records of the images that were kept; returns those records."""
     allocations = np.zeros(len(kept), _ALLOCATION)
     allocations["sample_id"] = np.arange(len(kept))
     allocations["ptr"] = records["image"]["data_ptr"][kept]
@@ -166,14 +180,17 @@ def _joint_digest(heads: list[bytes], tables: bytes) -> str:
 
 
 def shrink(image: np.ndarray, max_resolution: int | None) -> np.ndarray:
-    """uint8 H x W x 3 -> the same with the longest side at most max_resolution pixels, by area interpolation.
+    """uint8 H x W x 3 -> the same with the longest side at most max_resolution pixels, by area
+    interpolation.
 
-    Both sides become int(side x (max_resolution / longest)) in floating point, as published (561 becomes 511 at 512).
+    Both sides become int(side x (max_resolution / longest)) in floating point, as published (561
+    becomes 511 at 512).
     """
     longest = max(image.shape[:2])
     if max_resolution is None or longest <= max_resolution:
         return image
-    import cv2  # area interpolation as FFCV does it, to the bit; PIL's box filter takes whole pixels
+    # area interpolation as FFCV does it, to the bit; PIL's box filter takes whole pixels
+    import cv2
 
     ratio = max_resolution / longest
     height, width = (max(1, int(side * ratio)) for side in image.shape[:2])
@@ -209,7 +226,8 @@ def _in_order(function: Callable[[int], T], count: int, num_workers: int) -> Ite
 
 
 def _record_type(fields: np.ndarray) -> np.dtype:
-    """The dtype of a record from the descriptors of its fields; its fields "image" and "label" are the ones to read.
+    """The dtype of a record from the descriptors of its fields; its fields "image" and "label" are
+    the ones to read.
 
     A record is a C struct of the fields' parts, in their order.
     """
@@ -219,26 +237,31 @@ def _record_type(fields: np.ndarray) -> np.dtype:
     known = {_IMAGE: _IMAGE_RECORD, _LABEL: "<i8", **_OTHER_FIELDS}
     for place, type_id in enumerate(types):
         if type_id not in known:
-            raise ValueError(f"its fields are {names}, of types {types}: how large type {type_id} is, is not known")
+            raise ValueError(
+                f"its fields are {names}, of types {types}: how large type {type_id} is, is not known"
+            )
         parts.append((f"_{place}", known[type_id]))
     for wanted, type_id in (("image", _IMAGE), ("label", _LABEL)):
         candidates = [place for place, other in enumerate(types) if other == type_id]
         named = [place for place in candidates if names[place] == wanted] or candidates
         if len(named) != 1:
-            raise ValueError(f"its fields are {names}, of types {types}: expected one {wanted}, or one of that name")
+            raise ValueError(
+                f"its fields are {names}, of types {types}: expected one {wanted}, or one of that name"
+            )
         parts[named[0]] = (wanted, known[type_id])
     return np.dtype(parts, align=True)
 
 
 class Beton:
-    """A .beton with an image and a label a sample, read at random (memory-mapped; safe in threads; can be pickled).
+    """A .beton with an image and a label a sample, read at random (memory-mapped; safe in threads;
+    can be pickled).
 
-    Of FFCV's files with further fields, in any order, the image and the label are taken: the fields of these names, or
-    the only ones of their types (an image, an integer).
-    labels: int64 (n,). sizes: int64 (n, 2), height and width in pixels. num_classes: 1 + largest label. path: str.
+    Of FFCV's files with further fields, in any order, the image and the label are taken: the fields
+    of these names, or the only ones of their types (an image, an integer). labels: int64 (n,).
+    sizes: int64 (n, 2), height and width in pixels. num_classes: 1 + largest label. path: str.
     fingerprint: text that tells data sets apart (from labels, sizes and places of the images).
-    in_memory: read the whole file first. InputError, which names the file, for one that is not a .beton or is
-    truncated.
+    in_memory: read the whole file first. InputError, which names the file, for one that is not a
+    .beton or is truncated.
     """
 
     def __init__(self, path: str | Path, in_memory: bool = False) -> None:
@@ -258,7 +281,8 @@ class Beton:
         if self.in_memory:
             self._bytes = np.fromfile(self.path, dtype=np.uint8)
         else:
-            # Copy-on-write: the file is never written, and PyTorch takes the arrays without a copy or a warning.
+            # Copy-on-write: the file is never written, and PyTorch takes the arrays without a copy
+            # or a warning.
             self._bytes = np.memmap(self.path, dtype=np.uint8, mode="c")
 
     def _read_tables(self) -> None:
@@ -273,7 +297,9 @@ class Beton:
         self._images = self._records["image"]
         self._images[...] = records["image"]
         self.labels = self._records["label"].astype(np.int64)
-        self.sizes = np.stack([self._images["height"], self._images["width"]], axis=1).astype(np.int64)
+        self.sizes = np.stack([self._images["height"], self._images["width"]], axis=1).astype(
+            np.int64
+        )
         self._lengths = self._read_lengths(int(header["alloc_table_ptr"]))
         raw = self._images["mode"] == _RAW
         jpg = self._images["mode"] == _JPG
@@ -289,12 +315,14 @@ class Beton:
     def _read_lengths(self, start: int) -> np.ndarray:
         """Bytes of each image, int64 (n,), from the allocation table that begins at `start`."""
         n = len(self._records)
-        entries = max(n, (len(self._bytes) - start) // _ALLOCATION.itemsize)  # other fields have theirs, too
+        # other fields have theirs, too
+        entries = max(n, (len(self._bytes) - start) // _ALLOCATION.itemsize)
         table = self._table(start, _ALLOCATION, entries)
         end = np.uint64(len(self._bytes))
         if (table["ptr"] > end).any() or (table["size"] > end - table["ptr"]).any():
             raise ValueError("images lie beyond its end")
-        by_ptr = np.lexsort((table["size"], table["ptr"]))  # what is empty begins where the next begins
+        # what is empty begins where the next begins
+        by_ptr = np.lexsort((table["size"], table["ptr"]))
         after = np.searchsorted(table["ptr"], self._images["data_ptr"], side="right", sorter=by_ptr)
         own = table[by_ptr[np.maximum(after - 1, 0)]] if n else table[:0]
         if (own["ptr"] != self._images["data_ptr"]).any():
@@ -309,14 +337,15 @@ class Beton:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of those of the first 16 KB of every image, and of the tables: tells data sets apart by what they
-        show."""
+        """SHA-256 of those of the first 16 KB of every image, and of the tables: tells data sets
+        apart by what they show."""
         heads = [_head_digest(self._stored(index).data) for index in self._in_file_order()]
         return _joint_digest(heads, self._records.tobytes())
 
     @cached_property
     def older_digest(self) -> str:
-        """The digest in older records: of more bytes, and tables first, so that it could not be made while writing."""
+        """The digest in older records: of more bytes, and tables first, so that it could not be
+        made while writing."""
         contents = hashlib.sha256(self._records.tobytes())
         for index in self._in_file_order():
             contents.update(self._stored(index)[:_OLDER_DIGEST_BYTES].data)
@@ -334,23 +363,29 @@ class Beton:
         return len(self.labels)
 
     def read(self, index: int) -> np.ndarray:
-        """Image `index` as a uint8 H x W x 3 RGB array (a view of the file, not to be written, for raw ones)."""
+        """Image `index` as a uint8 H x W x 3 RGB array (a view of the file, not to be written, for
+        raw ones)."""
         data = self._stored(index)
         if self._images["mode"][index] == _RAW:
             return data.reshape(*self.sizes[index], 3)
-        import cv2  # a fifth faster than PIL, with the same pixels; torchvision's decoder keeps other threads waiting
+        # a fifth faster than PIL, with the same pixels; torchvision's decoder keeps other threads
+        # waiting
+        import cv2
 
         try:
             image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error:  # nothing to decode, or far too large
             image = None
         if image is None or image.shape[:2] != tuple(self.sizes[index]):
-            raise InputError(f"{self.path}: image {index} cannot be decoded; write the file again with gen_betons.sh")
+            raise InputError(
+                f"{self.path}: image {index} cannot be decoded; write the file again with gen_betons.sh"
+            )
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)  # OpenCV 4.10 decodes to BGR alone
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_bytes"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, in_memory=False)  # the system keeps one copy of a file for all processes
+        # the system keeps one copy of a file for all processes
+        vars(self).update(state, in_memory=False)
         self._map()

@@ -1,8 +1,10 @@
-"""Batches of images: augmented views of a .beton for training, centre crops for evaluation, crops from image files.
+"""Batches of images: augmented views of a .beton for training, centre crops for evaluation, crops
+from image files.
 
-Workers read, decode, cut and resize, a few batches ahead. For a CPU they augment, too, and write the views into shared
-memory; for a GPU they hand over pixels, and it augments whole batches. Threads would take turns at the interpreter,
-with each other and with the one that starts the GPU's kernels: two are little faster than one.
+Workers read, decode, cut and resize, a few batches ahead. For a CPU they augment, too, and write
+the views into shared memory; for a GPU they hand over pixels, and it augments whole batches.
+Threads would take turns at the interpreter, with each other and with the one that starts the GPU's
+kernels: two are little faster than one.
 """
 
 import functools
@@ -34,9 +36,10 @@ _ROWS, _ROWS_GPU = 16, 64  # images per worker item: large enough to amortize th
 
 @dataclass(frozen=True)
 class Batching:
-    """The part of the batches that a process loads. batch_size: images of this process. num_workers: workers; 0: this
-    process loads. device: where batches go. rank, world_size: this process and how many there are; they share every
-    global batch of batch_size x world_size images without overlap."""
+    """The part of the batches that a process loads. batch_size: images of this process.
+    num_workers: workers; 0: this process loads. device: where batches go. rank, world_size: this
+    process and how many there are; they share every global batch of batch_size x world_size images
+    without overlap."""
 
     batch_size: int
     num_workers: int
@@ -51,15 +54,18 @@ class Batching:
     def steps(self, beton: Beton) -> int:
         """Whole global batches in an epoch; ValueError if there is not one."""
         if len(beton) < self.global_batch:
-            raise ValueError(f"the batch size is {self.global_batch}, but there are only {len(beton)} images")
+            raise ValueError(
+                f"the batch size is {self.global_batch}, but there are only {len(beton)} images"
+            )
         return len(beton) // self.global_batch
 
 
 class _Prefetcher:
     """Batches that are prefetched until this is closed, or another place is asked for.
 
-    start: place -> generator of the batches from there on, without end; must not reference the loader: in a reference
-    cycle the workers would be shut down by the garbage collector, possibly while a lock they need is held.
+    start: place -> generator of the batches from there on, without end; must not reference the
+    loader: in a reference cycle the workers would be shut down by the garbage collector, possibly
+    while a lock they need is held.
     """
 
     def __init__(self, start: Callable[[Any], Generator]) -> None:
@@ -86,11 +92,13 @@ class _Prefetcher:
 class NativeLoader:
     """Random views of the images of a .beton, in an order drawn anew for each epoch.
 
-    Batches depend on (seed, epoch, position in the epoch's order) alone, not on num_workers; an incomplete last batch
-    is dropped. ValueError if there is not one whole batch.
+    Batches depend on (seed, epoch, position in the epoch's order) alone, not on num_workers; an
+    incomplete last batch is dropped. ValueError if there is not one whole batch.
     """
 
-    def __init__(self, beton: Beton, batching: Batching, views: list[augment.View], seed: int) -> None:
+    def __init__(
+        self, beton: Beton, batching: Batching, views: list[augment.View], seed: int
+    ) -> None:
         self._steps = batching.steps(beton)
         plans = functools.partial(_random_plans, beton, batching, views, seed)
         self._prefetcher = _Prefetcher(functools.partial(_batches, beton, batching, plans))
@@ -100,14 +108,19 @@ class NativeLoader:
         return self._steps
 
     def epoch(self, epoch: int, resolution: int, first_step: int = 0) -> Batches:
-        """Yields (views, labels) on the device, from step `first_step` on (those before cost nothing).
+        """Yields (views, labels) on the device, from step `first_step` on (those before cost
+        nothing).
 
-        resolution: side of the views that have no side of their own, pixels. views: list of normalized float32 (batch,
-        3, side, side). labels: int64 (batch,). Prefetching continues into the next epoch: if that has the same
-        resolution, its first batches are ready.
+        resolution: side of the views that have no side of their own, pixels. views: list of
+        normalized float32 (batch, 3, side, side). labels: int64 (batch,). Prefetching continues
+        into the next epoch: if that has the same resolution, its first batches are ready.
         """
         for step in range(first_step, len(self)):
-            following = (resolution, epoch, step + 1) if step + 1 < len(self) else (resolution, epoch + 1, 0)
+            following = (
+                (resolution, epoch, step + 1)
+                if step + 1 < len(self)
+                else (resolution, epoch + 1, 0)
+            )
             yield self._prefetcher.next((resolution, epoch, step), following)
 
     def close(self) -> None:
@@ -116,9 +129,14 @@ class NativeLoader:
 
 
 def _random_plans(
-    beton: Beton, batching: Batching, views: list[augment.View], seed: int, start: tuple[int, int, int]
+    beton: Beton,
+    batching: Batching,
+    views: list[augment.View],
+    seed: int,
+    start: tuple[int, int, int],
 ) -> Iterator[Plan]:
-    """Yields the plans of the batches from a step of an epoch on, without end. start: (resolution, epoch, step)."""
+    """Yields the plans of the batches from a step of an epoch on, without end. start: (resolution,
+    epoch, step)."""
     resolution, epoch, first_step = start
     mine = slice(batching.rank * batching.batch_size, (batching.rank + 1) * batching.batch_size)
     for number in itertools.count(epoch):
@@ -130,15 +148,18 @@ def _random_plans(
             for position, view in enumerate(views):
                 draws = uniforms(seed, number, position, first, batching.global_batch)
                 boxes = augment.crop_boxes(draws[mine], beton.sizes[chosen], view)
-                parts.append((view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine]))
+                parts.append(
+                    (view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine])
+                )
             yield chosen, parts
 
 
 class EvaluationLoader:
-    """Centre crops of all images of a .beton in their order, of every world_size-th batch; to be gone through often.
+    """Centre crops of all images of a .beton in their order, of every world_size-th batch; to be
+    gone through often.
 
-    Crops: the centred 224 / 256 of the short side. resolution: side, pixels. in_all: number of batches that every
-    process has.
+    Crops: the centred 224 / 256 of the short side. resolution: side, pixels. in_all: number of
+    batches that every process has.
     """
 
     def __init__(self, beton: Beton, batching: Batching, resolution: int) -> None:
@@ -150,15 +171,18 @@ class EvaluationLoader:
         self._prefetcher = _Prefetcher(functools.partial(_batches, beton, batching, plans))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields (crops, labels) on the device: normalized float32 (n, 3, resolution, resolution), int64 (n,).
-        Prefetching continues from the start for the next pass."""
+        """Yields (crops, labels) on the device: normalized float32 (n, 3, resolution, resolution),
+        int64 (n,). Prefetching continues from the start for the next pass."""
         for step in range(self._steps):
             (crops,), labels = self._prefetcher.next(step, (step + 1) % self._steps)
             yield crops, labels
 
 
-def _centre_plans(beton: Beton, batch_size: int, resolution: int, own: range, start: int) -> Iterator[Plan]:
-    """Yields the plans of the evaluation's batches from the start-th of this process on, round and round.
+def _centre_plans(
+    beton: Beton, batch_size: int, resolution: int, own: range, start: int
+) -> Iterator[Plan]:
+    """Yields the plans of the evaluation's batches from the start-th of this process on, round and
+    round.
 
     own: numbers of this process's batches.
     """
@@ -170,18 +194,20 @@ def _centre_plans(beton: Beton, batch_size: int, resolution: int, own: range, st
 def _batches(beton: Beton, batching: Batching, plans: Callable, start: Any) -> Batches:
     """Yields (views, labels) on the device; a few batches are prefetched.
 
-    plans: function of `start` that returns an iterator, the same each time, without end, of (image indices, [(side,
-    boxes, augment.Parameters or None) of each view]).
+    plans: function of `start` that returns an iterator, the same each time, without end, of (image
+    indices, [(side, boxes, augment.Parameters or None) of each view]).
     """
     load = _for_a_cpu if batching.device.type == "cpu" else _for_a_gpu
     yield from load(beton, functools.partial(plans, start), batching.num_workers, batching.device)
 
 
 def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.device) -> Batches:
-    """Workers write augmented views into a ring of shared-memory buffers; the main process copies each into the batch.
+    """Workers write augmented views into a ring of shared-memory buffers; the main process copies
+    each into the batch.
 
-    A worker has at most `prefetch` items ready or in work, and one is being copied: a buffer is used again after all of
-    them. Shared memory that is new for each item would be slower by half, since the system has to fill it twice.
+    A worker has at most `prefetch` items ready or in work, and one is being copied: a buffer is
+    used again after all of them. Shared memory that is new for each item would be slower by half,
+    since the system has to fill it twice.
     """
     _, parts = next(plans())
     sides = [side for side, _, _ in parts]
@@ -197,7 +223,8 @@ def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.de
     filled = batches(dataset, tasks, num_workers, device, operator.itemgetter(0), _FLAG, prefetch)
     pools = [_BufferPool(side) for side in sides]
     for chosen, _ in plans():
-        # NumPy copies in this thread alone: PyTorch's would wait for each other, and for the cores that processes use.
+        # NumPy copies in this thread alone: PyTorch's would wait for each other, and for the cores
+        # that processes use.
         views = [pool(len(chosen)) for pool in pools]
         for first in range(0, len(chosen), _ROWS):
             number, count = next(filled)
@@ -213,23 +240,30 @@ def _for_a_gpu(beton: Beton, plans: Callable, num_workers: int, device: torch.de
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
     for chosen, parts in plans():
         pieces = zip(*[next(read) for _ in range(0, len(chosen), _ROWS_GPU)])
-        # Beside the step under way on the GPU, which the host is ahead of; the next step then waits for this batch.
+        # Beside the step under way on the GPU, which the host is ahead of; the next step then waits
+        # for this batch.
         with torch.cuda.stream(beside):
             views = []
             for of_view, (_, _, drawn) in zip(pieces, parts):
-                crops = torch.cat([piece.permute(0, 3, 1, 2).to(device, non_blocking=True) for piece in of_view])
-                views.append(augment.normalize(crops) if drawn is None else augment.apply(crops, drawn))
+                crops = torch.cat(
+                    [piece.permute(0, 3, 1, 2).to(device, non_blocking=True) for piece in of_view]
+                )
+                views.append(
+                    augment.normalize(crops) if drawn is None else augment.apply(crops, drawn)
+                )
             labels = to_device(torch.from_numpy(beton.labels[chosen]), device)
         if beside is not None:
             consumer = torch.cuda.current_stream(device)
             consumer.wait_stream(beside)
             for tensor in (*views, labels):
-                tensor.record_stream(consumer)  # its memory is not given to the next batch before the step is over
+                # its memory is not given to the next batch before the step is over
+                tensor.record_stream(consumer)
         yield views, labels
 
 
 class _BufferPool:
-    """Pool of batch buffers; one is reused once its last batch is garbage-collected (fresh pages have to be zeroed)."""
+    """Pool of batch buffers; one is reused once its last batch is garbage-collected (fresh pages
+    have to be zeroed)."""
 
     def __init__(self, side: int) -> None:
         self.side = side
@@ -246,13 +280,16 @@ class _BufferPool:
 
 
 class _Tasks:
-    """What a worker does at a time: a list with, for each of some images, (its index, [(side, box, what `augment` has
-    drawn for it, or None) of each view]).
+    """What a worker does at a time: a list with, for each of some images, (its index, [(side, box,
+    what `augment` has drawn for it, or None) of each view]).
 
-    rows: images of a task, of one batch. buffers: numbers of the buffers to write to; tasks are [(number, list)] then.
+    rows: images of a task, of one batch. buffers: numbers of the buffers to write to; tasks are
+    [(number, list)] then.
     """
 
-    def __init__(self, plans: Callable[[], Iterator], rows: int, buffers: Iterator[int] | None = None) -> None:
+    def __init__(
+        self, plans: Callable[[], Iterator], rows: int, buffers: Iterator[int] | None = None
+    ) -> None:
         self.plans, self.rows, self.buffers = plans, rows, buffers
 
     def __iter__(self) -> Iterator[list]:
@@ -276,11 +313,14 @@ class _Crops:
     def __getitem__(self, task: tuple) -> list[torch.Tensor]:
         index, views = task
         image = torch.from_numpy(self.beton.read(index))
-        return [_resized(image, box, side, "bilinear")[0].permute(1, 2, 0) for side, box, _ in views]
+        return [
+            _resized(image, box, side, "bilinear")[0].permute(1, 2, 0) for side, box, _ in views
+        ]
 
 
 class _SharedBuffers:
-    """A data set: (number of a buffer, images of a task) -> (that number, how many images the buffer holds now).
+    """A data set: (number of a buffer, images of a task) -> (that number, how many images the
+    buffer holds now).
 
     buffers: of each view, float32 (ring, rows, 3, side, side), for augmented and normalized images.
     """
@@ -305,7 +345,8 @@ class _SharedBuffers:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """PyTorch computes in one thread: faster for one image, and sums do not depend on the number of threads."""
+    """PyTorch computes in one thread: faster for one image, and sums do not depend on the number of
+    threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -314,11 +355,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def cut_and_resize(image: np.ndarray, box: Sequence[int], side: int, mode: str = "bilinear") -> torch.Tensor:
-    """The part `box` of an image at side x side pixels, with antialiasing, as torchvision's resized_crop does.
+def cut_and_resize(
+    image: np.ndarray, box: Sequence[int], side: int, mode: str = "bilinear"
+) -> torch.Tensor:
+    """The part `box` of an image at side x side pixels, with antialiasing, as torchvision's
+    resized_crop does.
 
-    image: uint8 (height, width, 3) NumPy array. box: xmin, ymin, xmax, ymax in pixels. mode: bilinear or bicubic.
-    Returns uint8 (3, side, side).
+    image: uint8 (height, width, 3) NumPy array. box: xmin, ymin, xmax, ymax in pixels. mode:
+    bilinear or bicubic. Returns uint8 (3, side, side).
     """
     return _resized(torch.from_numpy(image), box, side, mode)[0]
 
@@ -326,8 +370,9 @@ def cut_and_resize(image: np.ndarray, box: Sequence[int], side: int, mode: str =
 def random_crop(
     image: np.ndarray, draws: np.ndarray, view: augment.View, side: int, mode: str = "bilinear"
 ) -> torch.Tensor:
-    """The crop of an image that a view draws, resized: uint8 (3, side, side). image, mode: as `cut_and_resize` takes
-    them. draws: float64 (1, 64) of randomness.uniforms, of which augment.draw_parameters takes the rest."""
+    """The crop of an image that a view draws, resized: uint8 (3, side, side). image, mode: as
+    `cut_and_resize` takes them. draws: float64 (1, 64) of randomness.uniforms, of which
+    augment.draw_parameters takes the rest."""
     [box] = augment.crop_boxes(draws, [image.shape[:2]], view).tolist()
     return cut_and_resize(image, box, side, mode)
 
@@ -335,11 +380,14 @@ def random_crop(
 def _resized(image: torch.Tensor, box: Sequence[int], side: int, mode: str) -> torch.Tensor:
     """uint8 (1, 3, side, side), channels last. image: uint8 tensor (height, width, 3).
 
-    The cut is one view of the image whose strides are plainly channels last, that of the batch included: PyTorch then
-    reads it, and writes the result, without turning the pixels to channels first and back, which takes half the time.
+    The cut is one view of the image whose strides are plainly channels last, that of the batch
+    included: PyTorch then reads it, and writes the result, without turning the pixels to channels
+    first and back, which takes half the time.
     """
     xmin, ymin, xmax, ymax = box
     row, column, channel = image.stride()
     start = image.storage_offset() + ymin * row + xmin * column
-    cut = image.as_strided((1, 3, ymax - ymin, xmax - xmin), (len(image) * row, channel, row, column), start)
+    cut = image.as_strided(
+        (1, 3, ymax - ymin, xmax - xmin), (len(image) * row, channel, row, column), start
+    )
     return F.interpolate(cut, size=(side, side), mode=mode, antialias=True)

@@ -15,16 +15,23 @@ from dejavu_utils.errors import InputError
 class FfcvLoader:
     """The published pipelines in FFCV-SSL's loader, behind NativeLoader's interface.
 
-    Its deviations from this project's loader: its crops are square, its hue shift is one-sided, the order of its color
-    jitter is fixed, and its random numbers are not seeded, so that two runs differ. InputError where FFCV-SSL is not
-    installed; ValueError if there is not one whole batch, or a view asks for what it does not have.
+    Its deviations from this project's loader: its crops are square, its hue shift is one-sided, the
+    order of its color jitter is fixed, and its random numbers are not seeded, so that two runs
+    differ. InputError where FFCV-SSL is not installed; ValueError if there is not one whole batch,
+    or a view asks for what it does not have.
     """
 
-    def __init__(self, beton: Beton, batching: Batching, views: list[augment.View], seed: int) -> None:
+    def __init__(
+        self, beton: Beton, batching: Batching, views: list[augment.View], seed: int
+    ) -> None:
         if not ffcv_is_installed():
-            raise InputError("--data.loader ffcv: FFCV-SSL is not installed here; install it or take native")
+            raise InputError(
+                "--data.loader ffcv: FFCV-SSL is not installed here; install it or take native"
+            )
         if any((view.flip, view.aspect) != (0.5, (3 / 4, 4 / 3)) for view in views):
-            raise ValueError("FFCV-SSL's loader flips every second image and keeps the published aspects")
+            raise ValueError(
+                "FFCV-SSL's loader flips every second image and keeps the published aspects"
+            )
         self._steps = batching.steps(beton)
         self.beton, self.batching, self.views, self.seed = beton, batching, views, seed
         self._compiled: dict[int, Any] = {}  # FFCV's loaders by resolution
@@ -34,7 +41,8 @@ class FfcvLoader:
         return self._steps
 
     def epoch(self, epoch: int, resolution: int, first_step: int = 0) -> Batches:
-        """What NativeLoader.epoch yields; the steps before `first_step` are read and thrown away."""
+        """What NativeLoader.epoch yields; the steps before `first_step` are read and thrown
+        away."""
         if resolution not in self._compiled:
             self._compiled[resolution] = self._compile(resolution)
         loader = self._compiled[resolution]
@@ -44,7 +52,10 @@ class FfcvLoader:
                 break
             if step >= first_step:
                 named = dict(zip(loader.pipelines, batch))
-                yield [named[name] for name in self._names()], named["label"].flatten().to(self.batching.device)
+                yield (
+                    [named[name] for name in self._names()],
+                    named["label"].flatten().to(self.batching.device),
+                )
 
     def _names(self) -> list[str]:
         return ["image", *(f"image_{number}" for number in range(1, len(self.views)))]
@@ -55,7 +66,9 @@ class FfcvLoader:
         from ffcv.transforms import ToTensor
 
         names = self._names()
-        pipelines = {name: self._pipeline(view, resolution) for name, view in zip(names, self.views)}
+        pipelines = {
+            name: self._pipeline(view, resolution) for name, view in zip(names, self.views)
+        }
         return Loader(
             self.beton.path,
             batch_size=self.batching.batch_size,
@@ -78,7 +91,9 @@ class FfcvLoader:
         steps = [
             RandomResizedCropRGBImageDecoder((side, side), scale=view.area, ratio=view.aspect),
             transforms.RandomHorizontalFlip(),
-            transforms.RandomColorJitter(view.jitter, view.brightness, view.contrast, view.saturation, view.hue),
+            transforms.RandomColorJitter(
+                view.jitter, view.brightness, view.contrast, view.saturation, view.hue
+            ),
             transforms.RandomGrayscale(view.grayscale),
         ]
         if view.solarize:

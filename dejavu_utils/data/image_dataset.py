@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def evaluation_transform(resolution: int | None = None, preprocessing: Preprocessing = Preprocessing()) -> Callable:  # noqa: B008 (frozen)
-    """PIL image -> normalized float32 (3, resolution, resolution); None: as many pixels as `preprocessing` says."""
+def evaluation_transform(
+    resolution: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
+) -> Callable:
+    """PIL image -> normalized float32 (3, resolution, resolution); None: as many pixels as
+    `preprocessing` says."""
     from torchvision import transforms
 
     like = preprocessing.at(resolution)
@@ -32,7 +36,8 @@ def evaluation_transform(resolution: int | None = None, preprocessing: Preproces
 
 
 class EachTransform:
-    """PIL image -> what each of several transforms makes of it. A class, since workers pickle it."""
+    """PIL image -> what each of several transforms makes of it. A class, since workers pickle
+    it."""
 
     def __init__(self, *transforms: Callable) -> None:
         self.transforms = transforms
@@ -42,18 +47,20 @@ class EachTransform:
 
 
 def without_far_ends(image: Image.Image) -> Image.Image:
-    """At most 32 short sides of the middle: a strip of 20 000 x 1 pixels would need 4 GB when it is resized."""
+    """At most 32 short sides of the middle: a strip of 20 000 x 1 pixels would need 4 GB when it is
+    resized."""
     short = min(image.size)
     left, top = (max(0, (side - 32 * short) // 2) for side in image.size)
     return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
 class IndexedImages:
-    """A PyTorch data set of images, cut to `crops` (None: whole images) and transformed: (tensor, label) each.
+    """A PyTorch data set of images, cut to `crops` (None: whole images) and transformed: (tensor,
+    label) each.
 
-    indices: int64 (n,). crops: n of (xmin, ymin, xmax, ymax) in pixels. transform: PIL image -> tensor.
-    skip_unreadable: give None for an image that cannot be decoded, for `collate_readable`, instead of an InputError.
-    Views that depend on more than the image override `view`.
+    indices: int64 (n,). crops: n of (xmin, ymin, xmax, ymax) in pixels. transform: PIL image ->
+    tensor. skip_unreadable: give None for an image that cannot be decoded, for `collate_readable`,
+    instead of an InputError. Views that depend on more than the image override `view`.
     """
 
     def __init__(
@@ -88,7 +95,8 @@ class IndexedImages:
 
 
 def collate_readable(items: list) -> tuple:
-    """(images float (m, 3, h, w) or an empty tensor, labels int64 (m,), bool (n,): which of the n could be read).
+    """(images float (m, 3, h, w) or an empty tensor, labels int64 (m,), bool (n,): which of the n
+    could be read).
 
     Where the transform gives several tensors of an image, the images are a list of as many batches.
     """
@@ -96,5 +104,7 @@ def collate_readable(items: list) -> tuple:
 
     readable = torch.tensor([item is not None for item in items])
     kept = [item for item in items if item is not None]
-    images = torch.utils.data.default_collate([image for image, _ in kept]) if kept else torch.empty(0)
+    images = (
+        torch.utils.data.default_collate([image for image, _ in kept]) if kept else torch.empty(0)
+    )
     return images, torch.tensor([label for _, label in kept], dtype=torch.int64), readable

@@ -1,4 +1,5 @@
-"""Index files (.npy) of images, checked against the listing of their folder, and the record of the partition."""
+"""Index files (.npy) of images, checked against the listing of their folder, and the record of the
+partition."""
 
 import json
 from pathlib import Path
@@ -16,8 +17,9 @@ UNFINISHED_FILE = "partition.unfinished"  # there while imagenet_partition.py wr
 def load_indices(path: str | Path | None, flag: str, listing: ImageListing) -> np.ndarray:
     """The image indices in an .npy file, int64 (n,), checked against the listing.
 
-    Where a partition.json lies in the file's folder or the one above, its fingerprint must be that of the listing;
-    index files made by others (without one) only have to be in range. InputError names the flag and what differs.
+    Where a partition.json lies in the file's folder or the one above, its fingerprint must be that
+    of the listing; index files made by others (without one) only have to be in range. InputError
+    names the flag and what differs.
     """
     if not path or not Path(path).is_file():
         raise InputError(f"{flag} {path or ''}: no such file; make it with imagenet_partition.py")
@@ -28,10 +30,14 @@ def load_indices(path: str | Path | None, flag: str, listing: ImageListing) -> n
     if not isinstance(indices, np.ndarray):
         raise InputError(f"{flag} {path}: not an .npy file of indices, but an archive")
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise InputError(f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices")
+        raise InputError(
+            f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices"
+        )
     for folder in (Path(path).parent, Path(path).parent.parent):
         if (folder / UNFINISHED_FILE).is_file():
-            raise InputError(f"{flag} {path}: imagenet_partition.py did not finish in {folder}; rerun it")
+            raise InputError(
+                f"{flag} {path}: imagenet_partition.py did not finish in {folder}; rerun it"
+            )
         if (folder / PARTITION_FILE).is_file():
             _check_fingerprint(folder / PARTITION_FILE, listing, f"{flag} {path}")
             break
@@ -42,7 +48,9 @@ def load_indices(path: str | Path | None, flag: str, listing: ImageListing) -> n
         )
     indices = indices.astype(np.int64)
     if len(indices) and np.bincount(indices).max() > 1:
-        raise InputError(f"{flag} {path}: holds an index twice; make it again with imagenet_partition.py")
+        raise InputError(
+            f"{flag} {path}: holds an index twice; make it again with imagenet_partition.py"
+        )
     return indices
 
 
@@ -50,12 +58,16 @@ def _check_fingerprint(partition_file: Path, listing: ImageListing, source: str)
     try:
         recorded = json.loads(partition_file.read_text(encoding="utf-8"))["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{partition_file}: not written by imagenet_partition.py ({error!r}); make it again") from None
+        raise InputError(
+            f"{partition_file}: not written by imagenet_partition.py ({error!r}); make it again"
+        ) from None
     current = listing.fingerprint
     if recorded.get("sha256") == current["sha256"]:
         return
     before, now = recorded.get("by_class", {}), current["by_class"]
-    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changed = [
+        name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
+    ]
     raise InputError(
         f"{source}: made for another image folder than {listing.root}: {recorded.get('images')} images then, "
         f"{current['images']} now; {len(changed)} classes differ, the first is {changed[0] if changed else '?'}; "
@@ -64,5 +76,6 @@ def _check_fingerprint(partition_file: Path, listing: ImageListing, source: str)
 
 
 def save_partition_record(folder: str | Path, record: dict, listing: ImageListing) -> None:
-    """Writes partition.json: `record` and the listing's fingerprint, which `load_indices` compares."""
+    """Writes partition.json: `record` and the listing's fingerprint, which `load_indices`
+    compares."""
     save_json(Path(folder) / PARTITION_FILE, {**record, "fingerprint": listing.fingerprint})

@@ -1,7 +1,9 @@
-"""Near-copies: images that show the same picture in another size, compression or mirrored, found by a perceptual hash.
+"""Near-copies: images that show the same picture in another size, compression or mirrored, found by
+a perceptual hash.
 
-A near-copy of an attacked image in the other training set, or in the public set, makes the test say less than there is:
-the reference model has then seen the picture, too. Needs NumPy and Pillow alone.
+A near-copy of an attacked image in the other training set, or in the public set, makes the test say
+less than there is: the reference model has then seen the picture, too. Needs NumPy and Pillow
+alone.
 """
 
 import itertools
@@ -22,7 +24,8 @@ FILE = "near_duplicates.npz"
 MOST_BITS = 12  # of 128 that differ between near-copies
 SHARD = 2048  # images that a worker gets at once, and that are saved together
 _RUN = 1000  # images alike in a part of the hash that are compared with each
-_BLOCKS = MOST_BITS + 2  # of two hashes that differ in at most MOST_BITS bits, two blocks at least agree
+# of two hashes that differ in at most MOST_BITS bits, two blocks at least agree
+_BLOCKS = MOST_BITS + 2
 PASSES = _BLOCKS * (_BLOCKS - 1) // 2
 # Bits that are neighbors in the image tell much the same: blocks are made of bits from all over it.
 _ORDER = np.arange(128).reshape(8, 16).T.ravel()
@@ -30,7 +33,8 @@ _ORDER = np.arange(128).reshape(8, 16).T.ravel()
 
 @dataclass
 class Signatures:
-    """What is kept of n images. hashes: uint64 (n, 2), 128 bits; mirrored: the same of the mirrored image.
+    """What is kept of n images. hashes: uint64 (n, 2), 128 bits; mirrored: the same of the mirrored
+    image.
 
     thumbnails: uint8 (n, 8, 8, 3), RGB. readable: bool (n,).
     """
@@ -43,9 +47,11 @@ class Signatures:
 
 @dataclass
 class NearCopies:
-    """Which of n images are near-copies. groups: int64 (n,), images of one number are alike to the last bit.
+    """Which of n images are near-copies. groups: int64 (n,), images of one number are alike to the
+    last bit.
 
-    pairs: int64 (m, 2), groups whose images are near-copies of each other's; each pair once, the smaller first.
+    pairs: int64 (m, 2), groups whose images are near-copies of each other's; each pair once, the
+    smaller first.
     """
 
     groups: np.ndarray
@@ -53,13 +59,16 @@ class NearCopies:
 
 
 def signature_shards(listing: ImageListing, num_workers: int) -> Compute:
-    """What ShardStore.map takes: the Signatures of the listing's images, read by `num_workers` processes."""
+    """What ShardStore.map takes: the Signatures of the listing's images, read by `num_workers`
+    processes."""
 
     def compute(shards: Sequence[Shard], on_progress: OnProgress) -> Iterator[tuple[str, Arrays]]:
         chunks = [listing.paths[shard.start : shard.stop] for shard in shards]
         with ProcessPoolExecutor(num_workers) as pool:
             read = pool.map if num_workers > 1 else map
-            for shard, images in zip(shards, read(signatures, chunks, itertools.repeat(listing.root))):
+            for shard, images in zip(
+                shards, read(signatures, chunks, itertools.repeat(listing.root))
+            ):
                 on_progress(shard.stop - shard.start)
                 yield shard.name, vars(images)
 
@@ -75,8 +84,8 @@ def concatenated(parts: Iterable[Arrays]) -> Signatures:
 def signatures(paths: Sequence[str | Path], root: str | Path = "") -> Signatures:
     """The Signatures of image files, whose paths are relative to root.
 
-    The hash is a difference hash (Krawetz 2013): is a pixel of the image reduced to 9 x 8 brighter than its left
-    neighbor, is one of 8 x 9 brighter than its upper one?
+    The hash is a difference hash (Krawetz 2013): is a pixel of the image reduced to 9 x 8 brighter
+    than its left neighbor, is one of 8 x 9 brighter than its upper one?
     """
     n = len(paths)
     bits, thumbnails = np.zeros((2, n, 128), bool), np.zeros((n, 8, 8, 3), np.uint8)
@@ -104,13 +113,17 @@ def _hash_bits(across: np.ndarray, down: np.ndarray) -> np.ndarray:
     return np.concatenate([brighter_than_left.ravel(), brighter_than_above.ravel()])[_ORDER]
 
 
-def find_near_copies(images: Signatures, on_progress: OnProgress = lambda count: None) -> NearCopies:
-    """NearCopies of images: hashes at most MOST_BITS apart and thumbnails alike, as they are or one mirrored.
+def find_near_copies(
+    images: Signatures, on_progress: OnProgress = lambda count: None
+) -> NearCopies:
+    """NearCopies of images: hashes at most MOST_BITS apart and thumbnails alike, as they are or one
+    mirrored.
 
-    Thumbnails are alike where the root mean square of their difference is at most 3 + 0.15 of their standard
-    deviation, in levels of 0 to 255: two pictures of plain sky have one hash. Time is about n log n: pairs are looked
-    for among images that agree in two of the hash's blocks (multi-index hashing, Norouzi et al. 2012). on_progress:
-    called with 1 for each of PASSES such pairs of blocks.
+    Thumbnails are alike where the root mean square of their difference is at most 3 + 0.15 of their
+    standard deviation, in levels of 0 to 255: two pictures of plain sky have one hash. Time is
+    about n log n: pairs are looked for among images that agree in two of the hash's blocks
+    (multi-index hashing, Norouzi et al. 2012). on_progress: called with 1 for each of PASSES such
+    pairs of blocks.
     """
     pixels = images.thumbnails.reshape(len(images.readable), -1)
     rows = np.concatenate([images.hashes.view(np.uint8), pixels], axis=1)
@@ -124,7 +137,8 @@ def find_near_copies(images: Signatures, on_progress: OnProgress = lambda count:
     first = first[np.argsort(brightness, kind="stable")]
     n = len(first)
     hashes = np.concatenate([images.hashes[first], images.mirrored[first]])
-    # faiss's IndexBinaryMultiHash(128, 7, 18) finds the same pairs of 300,000 hashes in 244 s, this in 26 s (one core).
+    # faiss's IndexBinaryMultiHash(128, 7, 18) finds the same pairs of 300,000 hashes in 244 s, this
+    # in 26 s (one core).
     codes = np.empty(0, np.int64)  # of pairs, see _verified
     for i, j in itertools.combinations(range(_BLOCKS), 2):
         keys = (_block(hashes, i) << np.uint64(12)) | _block(hashes, j)
@@ -147,7 +161,8 @@ def _block(hashes: np.ndarray, number: int) -> np.ndarray:
 
 
 def _agreeing(keys: np.ndarray, n: int) -> Iterator[np.ndarray]:
-    """Yields int64 (m, 2): rows with one key, the first of them no mirrored one (those are the rows from n on)."""
+    """Yields int64 (m, 2): rows with one key, the first of them no mirrored one (those are the rows
+    from n on)."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     places = np.arange(len(keys))
@@ -168,7 +183,9 @@ def _ones(words: np.ndarray) -> np.ndarray:
     return np.unpackbits(words.view(np.uint8), axis=1).sum(axis=1)
 
 
-def _verified(candidates: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray, first: np.ndarray) -> np.ndarray:
+def _verified(
+    candidates: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray, first: np.ndarray
+) -> np.ndarray:
     """Codes a * n + b (a < b) of the candidates that are near-copies."""
     n = len(first)
     for word in (hashes[:, :1], hashes):  # the first half of the bits refuses most of them
@@ -185,7 +202,8 @@ def _verified(candidates: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray
 
 
 def pairs_between(copies: NearCopies, first: np.ndarray, second: np.ndarray | None = None) -> int:
-    """How many pairs of near-copies have one image in `first` and the other in `second`, which share no image.
+    """How many pairs of near-copies have one image in `first` and the other in `second`, which
+    share no image.
 
     second: None counts the pairs within `first`. Sets are int (.,) of image indices.
     """
@@ -203,7 +221,8 @@ def _members(copies: NearCopies, images: np.ndarray) -> np.ndarray:
 
 
 def with_near_copy(copies: NearCopies, images: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """bool (n,): has the image a near-copy among `others`? An image that is among them is no copy of itself.
+    """bool (n,): has the image a near-copy among `others`? An image that is among them is no copy
+    of itself.
 
     images, others: int (.,), image indices.
     """
@@ -216,21 +235,33 @@ def with_near_copy(copies: NearCopies, images: np.ndarray, others: np.ndarray) -
 
 
 def near_copies_beside(index_path: str | Path, listing: ImageListing) -> NearCopies | None:
-    """The NearCopies that the partition of an index file kept; None if it looked for none, or at other images."""
+    """The NearCopies that the partition of an index file kept; None if it looked for none, or at
+    other images."""
     folder = Path(index_path).parent  # {n}_per_class, in the partition's folder
-    return load_near_copies(folder / FILE, listing) or load_near_copies(folder.parent / FILE, listing)
+    return load_near_copies(folder / FILE, listing) or load_near_copies(
+        folder.parent / FILE, listing
+    )
 
 
-def save_near_copies(path: str | Path, copies: NearCopies, listing: ImageListing, key: str = "") -> None:
+def save_near_copies(
+    path: str | Path, copies: NearCopies, listing: ImageListing, key: str = ""
+) -> None:
     """Writes the npz that `load_near_copies` reads. key: text that says what the images were."""
     with complete_file(path) as temporary:
         np.savez_compressed(
-            temporary, groups=copies.groups, pairs=copies.pairs, key=key, listing=listing.fingerprint["sha256"]
+            temporary,
+            groups=copies.groups,
+            pairs=copies.pairs,
+            key=key,
+            listing=listing.fingerprint["sha256"],
         )
 
 
-def load_near_copies(path: str | Path, listing: ImageListing, key: str | None = None) -> NearCopies | None:
-    """The NearCopies of an npz; None if there is no such file, it is damaged, or of other images than the listing's.
+def load_near_copies(
+    path: str | Path, listing: ImageListing, key: str | None = None
+) -> NearCopies | None:
+    """The NearCopies of an npz; None if there is no such file, it is damaged, or of other images
+    than the listing's.
 
     key: what `save_near_copies` was given, if it must be the same.
     """
@@ -238,5 +269,8 @@ def load_near_copies(path: str | Path, listing: ImageListing, key: str | None = 
         saved = load_npz(path, "listing", "key", "groups", "pairs")
     except ValueError:
         return None
-    is_same = str(saved["listing"]) == listing.fingerprint["sha256"] and key in (None, str(saved["key"]))
+    is_same = str(saved["listing"]) == listing.fingerprint["sha256"] and key in (
+        None,
+        str(saved["key"]),
+    )
     return NearCopies(saved["groups"], saved["pairs"]) if is_same else None

@@ -1,4 +1,5 @@
-"""Splitting a boxed image folder into training sets A and B and a public set X: pure functions of labels and boxes."""
+"""Splitting a boxed image folder into training sets A and B and a public set X: pure functions of
+labels and boxes."""
 
 import os
 import stat
@@ -12,7 +13,8 @@ from dejavu_utils.imagenet import ImageListing
 
 @dataclass
 class Partition:
-    """Image indices, int64 (.,), each class by class. train_A = bbox_A + shared, train_B = bbox_B + shared."""
+    """Image indices, int64 (.,), each class by class. train_A = bbox_A + shared, train_B = bbox_B +
+    shared."""
 
     bbox_A: np.ndarray
     bbox_B: np.ndarray
@@ -35,11 +37,12 @@ def split(
 ) -> Partition:
     """The partition with `per_class` training images of each class (Meehan et al. 2023, section 4).
 
-    labels: int (n,), class of each image, sorted. boxed: bool (n,). order: int (n,), a permutation of the images
-    within each class that says which come first; None for the order of the indices. With m boxed images in a class and
-    b = min(m // 2, per_class): the first b boxed go to bbox_A, the next b to bbox_B, the rest to public (first); of the
-    images without a box the first per_class - b are shared, the rest public. A class too small gives what it has.
-    usable: bool (n,), which images may be in a set; None for all.
+    labels: int (n,), class of each image, sorted. boxed: bool (n,). order: int (n,), a permutation
+    of the images within each class that says which come first; None for the order of the indices.
+    With m boxed images in a class and b = min(m // 2, per_class): the first b boxed go to bbox_A,
+    the next b to bbox_B, the rest to public (first); of the images without a box the first
+    per_class - b are shared, the rest public. A class too small gives what it has. usable: bool
+    (n,), which images may be in a set; None for all.
     """
     order = np.arange(len(labels)) if order is None else order
     sets: dict[str, list[np.ndarray]] = {field.name: [order[:0]] for field in fields(Partition)}
@@ -59,7 +62,9 @@ def split(
         sets["public"] += [with_box[2 * b :], without[per_class - b :]]
         sets["train_A"] += [first, shared]
         sets["train_B"] += [second, shared]
-    return Partition(**{name: np.concatenate(parts).astype(np.int64) for name, parts in sets.items()})
+    return Partition(
+        **{name: np.concatenate(parts).astype(np.int64) for name, parts in sets.items()}
+    )
 
 
 def _class_bounds(labels: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -68,8 +73,11 @@ def _class_bounds(labels: np.ndarray) -> Iterator[tuple[int, int]]:
     return zip(bounds, bounds[1:])
 
 
-def largest_with_public(labels: np.ndarray, boxed: np.ndarray, usable: np.ndarray | None = None) -> int:
-    """The largest number per class whose partition leaves a public image; 0 if none does. Arguments as of `split`."""
+def largest_with_public(
+    labels: np.ndarray, boxed: np.ndarray, usable: np.ndarray | None = None
+) -> int:
+    """The largest number per class whose partition leaves a public image; 0 if none does. Arguments
+    as of `split`."""
     least, most = 0, len(labels)
     while least < most:  # the larger the training sets, the smaller the public set
         middle = (least + most + 1) // 2
@@ -81,7 +89,8 @@ def largest_with_public(labels: np.ndarray, boxed: np.ndarray, usable: np.ndarra
 
 
 def equal_partitions(partitions: dict[int, Partition]) -> dict[int, int]:
-    """{size per class: the smallest size whose partition is the same}, of those that have one, as small classes do."""
+    """{size per class: the smallest size whose partition is the same}, of those that have one, as
+    small classes do."""
     equal: dict[int, int] = {}
     sizes = sorted(partitions)
     for smaller, larger in zip(sizes, sizes[1:]):
@@ -95,7 +104,8 @@ def _equal(one: Partition, other: Partition) -> bool:
 
 
 def shuffled_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A random order of the images within each class, int64 (n,), the same on every machine for a seed."""
+    """A random order of the images within each class, int64 (n,), the same on every machine for a
+    seed."""
     order = np.arange(len(labels))
     for label, (start, stop) in enumerate(_class_bounds(labels)):
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, label])))
@@ -104,7 +114,8 @@ def shuffled_order(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def equal_classes(public: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The first images of each class in `public`, as many of each as the smallest class has; class by class.
+    """The first images of each class in `public`, as many of each as the smallest class has; class
+    by class.
 
     Classes without an image there are left out.
     """
@@ -130,17 +141,27 @@ def check(
     for per_class, p in sorted(partitions.items()):
         sizes = f"{per_class} per class"
         times = np.bincount(np.concatenate([p.bbox_A, p.bbox_B, p.shared, p.public]), minlength=n)
-        results.append((f"{sizes}: bbox_A, bbox_B, shared and public are disjoint", bool(times.max() <= 1)))
-        results.append((f"{sizes}: every image is in one of them", np.array_equal(times > 0, expected)))
+        results.append(
+            (f"{sizes}: bbox_A, bbox_B, shared and public are disjoint", bool(times.max() <= 1))
+        )
+        results.append(
+            (f"{sizes}: every image is in one of them", np.array_equal(times > 0, expected))
+        )
         boxed_alike = _equal_in_each_class(labels, p.bbox_A, p.bbox_B)
         balanced = boxed_alike and _equal_in_each_class(labels, p.train_A, p.train_B)
         results.append((f"{sizes}: A and B are equal in each class", balanced))
-        complete = _is_union(p.train_A, p.bbox_A, p.shared) and _is_union(p.train_B, p.bbox_B, p.shared)
-        results.append((f"{sizes}: train_A and train_B are their boxed images and the shared ones", complete))
+        complete = _is_union(p.train_A, p.bbox_A, p.shared) and _is_union(
+            p.train_B, p.bbox_B, p.shared
+        )
+        results.append(
+            (f"{sizes}: train_A and train_B are their boxed images and the shared ones", complete)
+        )
     per_class_sizes = sorted(partitions)
     for smaller, larger in zip(per_class_sizes, per_class_sizes[1:]):
         contained = bool(np.isin(partitions[larger].public, partitions[smaller].public).all())
-        results.append((f"public of {larger} per class is contained in public of {smaller}", contained))
+        results.append(
+            (f"public of {larger} per class is contained in public of {smaller}", contained)
+        )
     return results
 
 

@@ -1,4 +1,5 @@
-"""What a number was made from: the record in every artefact, and what each reader must find equal in two records.
+"""What a number was made from: the record in every artefact, and what each reader must find equal
+in two records.
 
 Paths are told, never compared: equal contents under two names are one thing.
 """
@@ -34,14 +35,24 @@ Value = str | int | float | bool | None
 _OTHER_MODELS = ("models.*.weights", "models.*.images", "models.*.epoch")
 _OTHER_SETS = ("sets.*", "crops.digest", "files")
 _CONTROLS = ("sets.shared_idx_pth", "sets.public_idx_pth", "sets.unseen_idx_pth")
-_NOT_AN_ENCODERS = ("models.*.shown", "crops.*", "public", "votes.*", "settings.*", "precision", "resolution", "files")
+_NOT_AN_ENCODERS = (
+    "models.*.shown",
+    "crops.*",
+    "public",
+    "votes.*",
+    "settings.*",
+    "precision",
+    "resolution",
+    "files",
+)
 READERS: dict[str, tuple[str, ...]] = {
     "training": (),  # resumed
     "rcdm": (),  # resumed
     "probe": (),  # resumed
     "shards": (),
     "crops": (),
-    "reconstruction": (*_NOT_AN_ENCODERS, "sets.*"),  # an RCDM's encoder and images against an attack's
+    # an RCDM's encoder and images against an attack's
+    "reconstruction": (*_NOT_AN_ENCODERS, "sets.*"),
     "attack_dir": (*_NOT_AN_ENCODERS, *_CONTROLS),  # label-free scores against an attack
     "epochs": _OTHER_MODELS,  # points of one figure, from here on
     "datasets": (*_OTHER_MODELS, *_OTHER_SETS),
@@ -50,16 +61,22 @@ READERS: dict[str, tuple[str, ...]] = {
     "layers": ("votes.layer",),
     "corner_crop_frac": (*_OTHER_MODELS, "crops.*"),
     "runs": ("models.*.weights", "models.*.images", *_OTHER_SETS, "public"),
-    "one_model": ("sets.*", "crops.digest", "files"),  # of one of an attack's models against the test of it alone
+    # of one of an attack's models against the test of it alone
+    "one_model": ("sets.*", "crops.digest", "files"),
     "table": (*_OTHER_MODELS, *_OTHER_SETS, "votes.layer"),
 }
-_WORDS = {"images": "image folder", "public": "public set", "files": "image files", "formats": "version of the formats"}
+_WORDS = {
+    "images": "image folder",
+    "public": "public set",
+    "files": "image files",
+    "formats": "version of the formats",
+}
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A network. weights: SHA-256 of its weights. images: TrainingImages.digest of what it was trained on. shown: how
-    images are shown to it, as text. None: unknown."""
+    """A network. weights: SHA-256 of its weights. images: TrainingImages.digest of what it was
+    trained on. shown: how images are shown to it, as text. None: unknown."""
 
     weights: str | None = None
     images: str | None = None
@@ -69,7 +86,8 @@ class ModelRecord:
 
     @classmethod
     def of(cls, network: Network, resolution: int | None = None) -> ModelRecord:
-        """Of a network that loading.load_network gave, shown images at `resolution` pixels (None: its own)."""
+        """Of a network that loading.load_network gave, shown images at `resolution` pixels (None:
+        its own)."""
         about = network.about
         images = TrainingImages.of_plain(about["train_images"])
         shown = str(network.preprocessing.at(resolution))
@@ -81,10 +99,10 @@ class ModelRecord:
 class Provenance:
     """The record. Each entry is None where it is unknown, and is then not compared.
 
-    images: SHA-256 of the listing (ImageListing.fingerprint). sets: {flag of an index file: SHA-256 of its indices}.
-    crops: {"digest", "rule", "margin", "least_side"}. public: SHA-256 of the indices. beton: Beton.digest. votes: {"k",
-    "k_attk", "layer"}. files: SHA-256 of sizes and times of the image files. settings: {flag: value}, what else the
-    artefact depends on.
+    images: SHA-256 of the listing (ImageListing.fingerprint). sets: {flag of an index file: SHA-256
+    of its indices}. crops: {"digest", "rule", "margin", "least_side"}. public: SHA-256 of the
+    indices. beton: Beton.digest. votes: {"k", "k_attk", "layer"}. files: SHA-256 of sizes and times
+    of the image files. settings: {flag: value}, what else the artefact depends on.
     """
 
     models: Mapping[str, ModelRecord] | None = None
@@ -106,13 +124,16 @@ class Provenance:
 
     @classmethod
     def from_plain(cls, carried: object) -> Provenance | None:
-        """From what `plain` gave; None for anything else. Entries that a later version added are left aside."""
+        """From what `plain` gave; None for anything else. Entries that a later version added are
+        left aside."""
         if not isinstance(carried, dict) or not isinstance(carried.get("formats"), int):
             return None
         known: dict[str, Any] = {entry.name: carried.get(entry.name) for entry in fields(cls)}
         models = known.pop("models")
         try:
-            return cls(models and {name: ModelRecord(**of_one) for name, of_one in models.items()}, **known)
+            return cls(
+                models and {name: ModelRecord(**of_one) for name, of_one in models.items()}, **known
+            )
         except (AttributeError, TypeError):
             return None
 
@@ -129,14 +150,16 @@ class Provenance:
         return entries
 
     def of_model(self, name: str, alias: str = "encoder") -> Provenance:
-        """The same with this model alone, under another name: what an RCDM of one of an attack's models agrees with."""
+        """The same with this model alone, under another name: what an RCDM of one of an attack's
+        models agrees with."""
         models = self.models or {}
         return replace(self, models={alias: models[name]} if name in models else None)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An entry that two records do not share. here, there: its value in either, digests shortened."""
+    """An entry that two records do not share. here, there: its value in either, digests
+    shortened."""
 
     entry: str
     here: str
@@ -157,9 +180,11 @@ class Difference:
         return f"{self.words} ({self.here} here, {self.there} there)"
 
 
-def differences(here: Provenance, there: Provenance, ignoring: Iterable[str] = ()) -> list[Difference]:
-    """Where two records differ. An entry that either does not know is not compared, but a model or a set that only one
-    of them has is a difference. ignoring: entries, * for any text."""
+def differences(
+    here: Provenance, there: Provenance, ignoring: Iterable[str] = ()
+) -> list[Difference]:
+    """Where two records differ. An entry that either does not know is not compared, but a model or
+    a set that only one of them has is a difference. ignoring: entries, * for any text."""
     mine, theirs = here.flat(), there.flat()
     found = []
     for entry in dict.fromkeys([*mine, *theirs]):
@@ -167,7 +192,10 @@ def differences(here: Provenance, there: Provenance, ignoring: Iterable[str] = (
             continue
         group = entry.partition(".")[0]
         absent = entry not in mine or entry not in theirs
-        named = group in ("models", "sets") and None not in (getattr(here, group), getattr(there, group))
+        named = group in ("models", "sets") and None not in (
+            getattr(here, group),
+            getattr(there, group),
+        )
         values = mine.get(entry), theirs.get(entry)
         comparable = None not in values or (absent and named and values != (None, None))
         if comparable and values[0] != values[1]:
@@ -176,7 +204,8 @@ def differences(here: Provenance, there: Provenance, ignoring: Iterable[str] = (
 
 
 def first_difference_in_words(reader: str, here: Provenance, there: Provenance) -> str | None:
-    """What a reader of two artefacts must say before it joins them; None where they agree. reader: one of READERS."""
+    """What a reader of two artefacts must say before it joins them; None where they agree. reader:
+    one of READERS."""
     found = differences(here, there, READERS[reader])
     return str(found[0]) if found else None
 
@@ -189,17 +218,23 @@ def check_same(
     sources: Mapping[str, str],
     remedy: str,
 ) -> list[str]:
-    """InputError that names both for the first entry in which what is here is not what the artefact was made from.
+    """InputError that names both for the first entry in which what is here is not what the artefact
+    was made from.
 
-    reader: one of READERS. made: the artefact, as text. sources: {entry, * for any text: flag and path that it comes
-    from}. remedy: what to do. Returns notes: one for an artefact without a record.
+    reader: one of READERS. made: the artefact, as text. sources: {entry, * for any text: flag and
+    path that it comes from}. remedy: what to do. Returns notes: one for an artefact without a
+    record.
     """
     if there is None:
         return [f"{made} does not say what it was made from: that it fits is not checked"]
     for found in differences(here, there, READERS[reader]):
-        source = next((text for pattern, text in sources.items() if fnmatch(found.entry, pattern)), None)
+        source = next(
+            (text for pattern, text in sources.items() if fnmatch(found.entry, pattern)), None
+        )
         if source is None:
-            raise InputError(f"{found.words} {found.here}: {made} was made with {found.there}; {remedy}")
+            raise InputError(
+                f"{found.words} {found.here}: {made} was made with {found.there}; {remedy}"
+            )
         what = f"{found.words}: {found.there}, not {found.here}"
         raise InputError(f"{source}: {made} was made from something else ({what}); {remedy}")
     return []
@@ -214,7 +249,8 @@ def read_record(path: Path) -> Provenance | None:
 
 
 def weights_digest(network: Network) -> str:
-    """SHA-256 of names, shapes and bytes of a network's weights, by name: the same for a copy of its file."""
+    """SHA-256 of names, shapes and bytes of a network's weights, by name: the same for a copy of
+    its file."""
     import torch
 
     found = hashlib.sha256()
@@ -250,9 +286,10 @@ def _shown(value: Value) -> str:
 
 @dataclass
 class TrainingImages:
-    """Images of a training set. indices: int64 (n,), sorted ImageFolder positions. listing: SHA-256 of the paths of the
-    image folder that they are positions in (ImageListing.fingerprint). crops: what was cut out of them, as text; ""
-    for whole images. labels: SHA-256 of the labels in the order of the .beton. beton: Beton.digest, None if unknown."""
+    """Images of a training set. indices: int64 (n,), sorted ImageFolder positions. listing: SHA-256
+    of the paths of the image folder that they are positions in (ImageListing.fingerprint). crops:
+    what was cut out of them, as text; "" for whole images. labels: SHA-256 of the labels in the
+    order of the .beton. beton: Beton.digest, None if unknown."""
 
     indices: np.ndarray
     listing: str
@@ -278,14 +315,23 @@ class TrainingImages:
         import torch
 
         indices = torch.from_numpy(self.indices.astype(np.int32))
-        return {"indices": indices, "listing": self.listing, "crops": self.crops, "digest": self.digest}
+        return {
+            "indices": indices,
+            "listing": self.listing,
+            "crops": self.crops,
+            "digest": self.digest,
+        }
 
     @classmethod
     def of_plain(cls, carried: dict | None) -> TrainingImages | None:
         """From what `plain` gave to a checkpoint; None for None."""
         if not isinstance(carried, dict):
             return None
-        return cls(carried["indices"].numpy().astype(np.int64), carried["listing"], carried.get("crops", ""))
+        return cls(
+            carried["indices"].numpy().astype(np.int64),
+            carried["listing"],
+            carried.get("crops", ""),
+        )
 
 
 def save_training_images(
@@ -295,17 +341,28 @@ def save_training_images(
     crops: str = "",
     record: Provenance | None = None,
 ) -> None:
-    """Writes FILE.beton.images.npz. indices: int64 (n,), in the order of the .beton. record: of the .beton."""
-    about = {"listing": listing.fingerprint["sha256"], "crops": crops, "labels": digest(listing.labels[indices])}
+    """Writes FILE.beton.images.npz. indices: int64 (n,), in the order of the .beton. record: of the
+    .beton."""
+    about = {
+        "listing": listing.fingerprint["sha256"],
+        "crops": crops,
+        "labels": digest(listing.labels[indices]),
+    }
     text = json.dumps({**about, MADE_FROM: record and record.plain()})
     with complete_file(f"{beton_path}{SUFFIX}") as temporary:
-        np.savez_compressed(temporary, indices=np.sort(indices).astype(np.int32), about=np.array(text))
+        np.savez_compressed(
+            temporary, indices=np.sort(indices).astype(np.int32), about=np.array(text)
+        )
 
 
-def load_training_images(beton: Beton, contents: str | None = None) -> tuple[TrainingImages | None, list[str]]:
-    """(the TrainingImages of a .beton, notes); None where no file lies beside it, or one of another .beton.
+def load_training_images(
+    beton: Beton, contents: str | None = None
+) -> tuple[TrainingImages | None, list[str]]:
+    """(the TrainingImages of a .beton, notes); None where no file lies beside it, or one of another
+    .beton.
 
-    contents: Beton.digest, which tells apart data sets whose labels are equal; None: labels alone are compared.
+    contents: Beton.digest, which tells apart data sets whose labels are equal; None: labels alone
+    are compared.
     """
     path = Path(f"{beton.path}{SUFFIX}")
     images = read_training_images(beton.path)
@@ -315,7 +372,9 @@ def load_training_images(beton: Beton, contents: str | None = None) -> tuple[Tra
     both_known = contents is not None and images.beton is not None
     others = both_known and images.beton != contents and images.beton != beton.older_digest
     if others or images.labels != digest(beton.labels):
-        return None, [f"warning: {path} lies beside {beton.path} and was written for another .beton; it is not used"]
+        return None, [
+            f"warning: {path} lies beside {beton.path} and was written for another .beton; it is not used"
+        ]
     return images, []
 
 
@@ -325,6 +384,8 @@ def read_training_images(path: str | Path) -> TrainingImages | None:
         saved = load_npz(f"{path}{SUFFIX}", "about", "indices")
         about = json.loads(str(saved["about"]))
         record = Provenance.from_plain(about.pop(MADE_FROM, None))
-        return TrainingImages(saved["indices"].astype(np.int64), **about, beton=record.beton if record else None)
+        return TrainingImages(
+            saved["indices"].astype(np.int64), **about, beton=record.beton if record else None
+        )
     except (ValueError, TypeError):
         return None

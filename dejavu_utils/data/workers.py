@@ -1,7 +1,7 @@
 """Worker processes that load images, batch after batch, and which images can be read at all.
 
-Every stage that reads image files through workers does it here: if shared memory, file handles or RAM run out, fewer
-workers are started or the run ends with one line; it never hangs.
+Every stage that reads image files through workers does it here: if shared memory, file handles or
+RAM run out, fewer workers are started or the run ends with one line; it never hangs.
 """
 
 import ctypes
@@ -34,7 +34,8 @@ _SHARED = "/dev/shm"  # through which PyTorch's workers hand over their batches,
 _PREFETCH = 2  # batches that each worker has loaded or loads, PyTorch's default
 _PR_SET_PDEATHSIG = 1  # of prctl, in sys/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
-_TO_STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}  # signals that ask a run to stop
+# signals that ask a run to stop
+_TO_STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 _CPU = torch.device("cpu")
 
 
@@ -47,13 +48,14 @@ def batches(
     flag: str = "--num_workers",
     prefetch: int | None = None,
 ) -> Iterator:
-    """Yields the batches of a data set, each collated from the items at the next of `positions`, in their order.
+    """Yields the batches of a data set, each collated from the items at the next of `positions`, in
+    their order.
 
-    positions: of each batch, int; may have no end, and is begun twice. num_workers: workers, for which flag is the
-    name; 0: this process loads. device: where the batches will go (pinned memory for a GPU). prefetch: batches that
-    each worker has loaded or loads; not given: two, but where /dev/shm is too small for them fewer, or fewer workers,
-    which is said. InputError with the remedy if workers cannot be started or die, and with the name of an image that
-    cannot be read.
+    positions: of each batch, int; may have no end, and is begun twice. num_workers: workers, for
+    which flag is the name; 0: this process loads. device: where the batches will go (pinned memory
+    for a GPU). prefetch: batches that each worker has loaded or loads; not given: two, but where
+    /dev/shm is too small for them fewer, or fewer workers, which is said. InputError with the
+    remedy if workers cannot be started or die, and with the name of an image that cannot be read.
     """
     workers: set = set()
     try:
@@ -62,10 +64,15 @@ def batches(
             num_workers, prefetch = workers_that_fit_shared_memory(size, num_workers, flag)
         options: dict[str, Any] = {}
         if num_workers:
-            # PDEATHSIG follows the thread that starts a worker: only the main one lives as long as the run.
+            # PDEATHSIG follows the thread that starts a worker: only the main one lives as long as
+            # the run.
             parent = os.getpid() if threading.current_thread() is threading.main_thread() else None
-            options = {"prefetch_factor": prefetch, "worker_init_fn": partial(_start_worker, parent)}
-            # Also in processes that were not forked themselves: there new ones would take seconds to import PyTorch.
+            options = {
+                "prefetch_factor": prefetch,
+                "worker_init_fn": partial(_start_worker, parent),
+            }
+            # Also in processes that were not forked themselves: there new ones would take seconds
+            # to import PyTorch.
             options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
         with warnings.catch_warnings():
             # The user gave the number; PyTorch's own look at the cores would only repeat a note.
@@ -92,9 +99,9 @@ def batches(
 def _started(loader: DataLoader, workers: set) -> Iterator:
     """The loader's iterator; its workers are added to `workers`.
 
-    Signals wait while workers are forked: until `_start_worker` runs, a worker has the run's handlers, and a SIGTERM
-    that is to end it would be noted there and lost. PyTorch's SIGCHLD handler is removed: it can raise at any line, and
-    `next` finds dead workers within seconds.
+    Signals wait while workers are forked: until `_start_worker` runs, a worker has the run's
+    handlers, and a SIGTERM that is to end it would be noted there and lost. PyTorch's SIGCHLD
+    handler is removed: it can raise at any line, and `next` finds dead workers within seconds.
     """
     handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
     blocked = _TO_STOP if sys.platform == "linux" else set()
@@ -110,11 +117,13 @@ def _started(loader: DataLoader, workers: set) -> Iterator:
 
 
 def _start_worker(parent: int | None, _: int) -> None:
-    """Runs first in a worker. parent: process id of the run, if its main thread has started the worker.
+    """Runs first in a worker. parent: process id of the run, if its main thread has started the
+    worker.
 
-    Signals that ask a run to stop reach all its processes at times (SLURM, Ctrl-C): a worker goes on loading until the
-    run has stopped where it is safe. It ends with its parent, at its parent's SIGTERM, and if a thread of it cannot
-    hand over a batch: PyTorch would drop that batch, and the run would wait for it forever.
+    Signals that ask a run to stop reach all its processes at times (SLURM, Ctrl-C): a worker goes
+    on loading until the run has stopped where it is safe. It ends with its parent, at its parent's
+    SIGTERM, and if a thread of it cannot hand over a batch: PyTorch would drop that batch, and the
+    run would wait for it forever.
     """
     for signum in _TO_STOP - {signal.SIGTERM}:
         signal.signal(signum, signal.SIG_IGN)
@@ -138,7 +147,8 @@ def _start_worker(parent: int | None, _: int) -> None:
 
 
 def _end_if_parent_terminates() -> None:
-    """multiprocessing terminates workers when the run ends; SIGTERM from anyone else is a request to the run."""
+    """multiprocessing terminates workers when the run ends; SIGTERM from anyone else is a request
+    to the run."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
@@ -155,7 +165,8 @@ def _batch_bytes(dataset: Any, positions: Iterable) -> int:
 
 
 def workers_that_fit_shared_memory(size: int, num_workers: int, flag: str) -> tuple[int, int]:
-    """(workers, batches that each prefetches) for which the shared memory has room; says if they are fewer.
+    """(workers, batches that each prefetches) for which the shared memory has room; says if they
+    are fewer.
 
     size: bytes of a batch. num_workers: workers that are wanted, for which flag is the name.
     """
@@ -172,7 +183,11 @@ def workers_that_fit_shared_memory(size: int, num_workers: int, flag: str) -> tu
     workers = num_workers
     while not fits(workers, 1):
         workers -= 1
-    who = f"only {workers} load images, one batch ahead each" if workers else "this process loads them"
+    who = (
+        f"only {workers} load images, one batch ahead each"
+        if workers
+        else "this process loads them"
+    )
     _say_once(
         f"note: {_SHARED} is too small for what {num_workers} workers prefetch ({flag}): {who}; more room "
         "(docker run --shm-size=8g) or smaller batches are faster"
@@ -191,7 +206,8 @@ def _bytes_of(item: Any) -> int:
     return sum(map(_bytes_of, item)) if isinstance(item, (tuple, list)) else 8
 
 
-# What messages of PyTorch and the system say of a cause; workers that have ended say it by their exit codes.
+# What messages of PyTorch and the system say of a cause; workers that have ended say it by their
+# exit codes.
 _WORDS = {
     errno.EMFILE: "Too many open files|ancdata",
     errno.ENOSPC: "No space left|Bus error|shared memory",
@@ -236,9 +252,12 @@ def readable(
     on_progress: Callable[[int], object] = lambda count: None,
     flag: str = "--num_workers",
 ) -> np.ndarray:
-    """bool (n,): which of the images at `indices` can be decoded. on_progress: called with the images done since."""
+    """bool (n,): which of the images at `indices` can be decoded. on_progress: called with the
+    images done since."""
     images = IndexedImages(listing, indices, _nothing, skip_unreadable=True)
-    positions = [range(start, min(start + 64, len(indices))) for start in range(0, len(indices), 64)]
+    positions = [
+        range(start, min(start + 64, len(indices))) for start in range(0, len(indices), 64)
+    ]
     can_be_read = [np.empty(0, bool)]
     for _, _, batch in batches(images, positions, num_workers, collate=collate_readable, flag=flag):
         can_be_read.append(batch.numpy())
@@ -258,8 +277,8 @@ def without_unreadable(
     on_progress: Callable[[int], object] = lambda count: None,
     flag: str = "--num_workers",
 ) -> np.ndarray:
-    """The indices of the images that can be decoded, int64; the processes divide the images among them. InputError if
-    there are none.
+    """The indices of the images that can be decoded, int64; the processes divide the images among
+    them. InputError if there are none.
 
     on_progress: called with the number of images that this process has done since the last call.
     """

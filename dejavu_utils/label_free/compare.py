@@ -1,4 +1,5 @@
-"""The two instruments on the same images: SSLMem and the déjà vu test's margin of votes, joined image by image."""
+"""The two instruments on the same images: SSLMem and the déjà vu test's margin of votes, joined
+image by image."""
 
 import json
 from pathlib import Path
@@ -20,11 +21,11 @@ def scores(table: pd.DataFrame, layer: str) -> np.ndarray:
 
 
 def read_margins(folder: str | Path, flag: str) -> dict[str, pd.DataFrame]:
-    """{"A": DataFrame by image index, "B": ...} of an attack's folder: path, attack_{outcome, target_share,
-    reference_share, margin}.
+    """{"A": DataFrame by image index, "B": ...} of an attack's folder: path, attack_{outcome,
+    target_share, reference_share, margin}.
 
-    The shares are those of the votes that the true label got from either model, margin is target - reference.
-    InputError, which names the flag, for a folder that holds none.
+    The shares are those of the votes that the true label got from either model, margin is target -
+    reference. InputError, which names the flag, for a folder that holds none.
     """
     margins = {}
     for name in SETS:
@@ -34,28 +35,37 @@ def read_margins(folder: str | Path, flag: str) -> dict[str, pd.DataFrame]:
             columns = pd.DataFrame({"path": table["path"], "attack_outcome": table["share"]})
             columns["attack_target_share"] = table["target_vote_share"]
             columns["attack_reference_share"] = table["reference_vote_share"]
-            columns["attack_margin"] = columns["attack_target_share"] - columns["attack_reference_share"]
+            columns["attack_margin"] = (
+                columns["attack_target_share"] - columns["attack_reference_share"]
+            )
             margins[name] = columns.dropna()
         except FileNotFoundError:
-            raise InputError(f"{flag}: {path}: no such file; label_inference_attack.py writes it") from None
+            raise InputError(
+                f"{flag}: {path}: no such file; label_inference_attack.py writes it"
+            ) from None
         except (OSError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{flag}: {path} is no table of an attack with votes ({error})") from None
+            raise InputError(
+                f"{flag}: {path} is no table of an attack with votes ({error})"
+            ) from None
     return margins
 
 
 def with_margins(table: pd.DataFrame, margins: pd.DataFrame) -> pd.DataFrame:
-    """A table of sslmem_{set}.csv with the columns of `read_margins`, empty where an image was not attacked."""
+    """A table of sslmem_{set}.csv with the columns of `read_margins`, empty where an image was not
+    attacked."""
     return table.join(margins.drop(columns="path"), on="index")
 
 
 def about_other_images(paths: dict[int, str], table: pd.DataFrame) -> bool:
-    """Is a table of `read_margins` or `read_scores` about other images than these? paths: {image index: path}."""
+    """Is a table of `read_margins` or `read_scores` about other images than these? paths: {image
+    index: path}."""
     there = table["path"][table.index.isin(list(paths))]
     return not len(there) or bool((there != there.index.map(paths)).any())
 
 
 def read_scores(folder: str | Path) -> dict[str, pd.DataFrame]:
-    """{"A": DataFrame of path and {layer}_sslmem by image index, "B": ...} of a folder of sslmem.py.
+    """{"A": DataFrame of path and {layer}_sslmem by image index, "B": ...} of a folder of
+    sslmem.py.
 
     InputError for a folder that holds none.
     """
@@ -90,9 +100,11 @@ def read_directions(folder: str | Path) -> dict[str, dict]:
 
 
 def outcome_means(tables: dict[str, pd.DataFrame], sets: dict, top_k: int) -> pd.DataFrame:
-    """Mean SSLMem of the images of each outcome: one row per layer and outcome, with value, low, high and n.
+    """Mean SSLMem of the images of each outcome: one row per layer and outcome, with value, low,
+    high and n.
 
-    tables: of `read_scores`. sets: {"A", "B"} -> results.AttackedSet. An outcome of no image has NaN.
+    tables: of `read_scores`. sets: {"A", "B"} -> results.AttackedSet. An outcome of no image has
+    NaN.
     """
     parts = []
     for name, attacked in sets.items():
@@ -102,7 +114,11 @@ def outcome_means(tables: dict[str, pd.DataFrame], sets: dict, top_k: int) -> pd
     for column in score_columns(table):
         for number, outcome in enumerate(OUTCOMES):
             values = table[column][table["outcome"] == number].dropna().to_numpy()
-            row = {"layer": column.removesuffix(SCORE), "outcome": outcome, **vars(mean_estimate(values))}
+            row = {
+                "layer": column.removesuffix(SCORE),
+                "outcome": outcome,
+                **vars(mean_estimate(values)),
+            }
             rows.append({**row, "n": len(values)})
     return pd.DataFrame(rows)
 
@@ -113,11 +129,12 @@ def attacked_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def correlations(table: pd.DataFrame, layers: list[str]) -> dict[str, dict]:
-    """{layer: rank correlations of SSLMem with what the attack found, and "outcomes": mean SSLMem of each}.
+    """{layer: rank correlations of SSLMem with what the attack found, and "outcomes": mean SSLMem
+    of each}.
 
-    table: of `with_margins`. Correlations: "overall" and "within_classes", both with the margin of votes, and
-    "target_share" and "reference_share", with its two parts: a margin can also go with SSLMem because the image is hard
-    for the reference.
+    table: of `with_margins`. Correlations: "overall" and "within_classes", both with the margin of
+    votes, and "target_share" and "reference_share", with its two parts: a margin can also go with
+    SSLMem because the image is hard for the reference.
     """
     attacked = attacked_rows(table)
     labels = attacked["label"].to_numpy()

@@ -1,4 +1,5 @@
-"""sslmem_gallery.html: the images with the greatest and the least SSLMem to look at, with the views that gave it."""
+"""sslmem_gallery.html: the images with the greatest and the least SSLMem to look at, with the views
+that gave it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from dejavu_utils.analysis.gallery import IMAGE, SMALL, class_name, data_uri, readable_image, save_page
+from dejavu_utils.analysis.gallery import (
+    IMAGE,
+    SMALL,
+    class_name,
+    data_uri,
+    readable_image,
+    save_page,
+)
 from dejavu_utils.analysis.report import POPULATION
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.label_free.compare import SCORE
@@ -24,12 +32,13 @@ def save_sslmem_gallery(
     per_group: int = 12,
     header: Sequence[str] = (),
 ) -> None:
-    """Writes the HTML page: at each layer, the `per_group` most and least memorized images of both sets.
+    """Writes the HTML page: at each layer, the `per_group` most and least memorized images of both
+    sets.
 
-    tables: {"A", "B"} -> table of sslmem_{set}.csv. layers: the last, which memorizes most, comes first on the page.
-    views_of: image index -> its views as PIL images. An image that cannot be read any more is named in its place. The
-    page loads nothing, as attack_gallery.html. header: lines that say which models and epochs it is about, and what
-    they score.
+    tables: {"A", "B"} -> table of sslmem_{set}.csv. layers: the last, which memorizes most, comes
+    first on the page. views_of: image index -> its views as PIL images. An image that cannot be
+    read any more is named in its place. The page loads nothing, as attack_gallery.html. header:
+    lines that say which models and epochs it is about, and what they score.
     """
     examples = pd.concat([table.assign(set=name) for name, table in tables.items()])
     groups = []
@@ -42,12 +51,25 @@ def save_sslmem_gallery(
         )
         least = "Below 0 the model that never saw the image aligns its views better: chance does this too."
         groups.append(_group("most", layer, most, ordered.head(per_group), listing, views_of))
-        groups.append(_group("least", layer, least, ordered.tail(per_group)[::-1], listing, views_of))
-    save_page(path, "sslmem_gallery.html", title="Label-free scores: examples", groups=groups, header=header)
+        groups.append(
+            _group("least", layer, least, ordered.tail(per_group)[::-1], listing, views_of)
+        )
+    save_page(
+        path,
+        "sslmem_gallery.html",
+        title="Label-free scores: examples",
+        groups=groups,
+        header=header,
+    )
 
 
 def _group(
-    name: str, layer: str, meaning: str, rows: pd.DataFrame, listing: ImageListing, views_of: Callable
+    name: str,
+    layer: str,
+    meaning: str,
+    rows: pd.DataFrame,
+    listing: ImageListing,
+    views_of: Callable,
 ) -> dict[str, Any]:
     """The examples with the most or the least SSLMem."""
     return {
@@ -59,7 +81,9 @@ def _group(
     }
 
 
-def _example(row: dict[str, Any], layer: str, listing: ImageListing, views_of: Callable) -> dict[str, Any]:
+def _example(
+    row: dict[str, Any], layer: str, listing: ImageListing, views_of: Callable
+) -> dict[str, Any]:
     image, name = readable_image(listing, row["index"]), row["set"]
     models = []
     for role, model in (("target", name), ("reference", TWIN[name])):

@@ -1,8 +1,9 @@
-"""Augmented views of images under several networks at once: how far apart an image's views lie, and what units do.
+"""Augmented views of images under several networks at once: how far apart an image's views lie, and
+what units do.
 
-For memorization without labels (SSLMem, UnitMem). Each image is decoded once; its views are the training's, drawn from
-a stream that depends on (seed, image index) alone. Images are cut into shards, which several processes share and a
-ShardStore keeps, so that a killed run can resume.
+For memorization without labels (SSLMem, UnitMem). Each image is decoded once; its views are the
+training's, drawn from a stream that depends on (seed, image index) alone. Images are cut into
+shards, which several processes share and a ShardStore keeps, so that a killed run can resume.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,8 @@ _PARTS = ("largest", "image", "total")  # of UnitMaxima, in pieces
 
 
 def views_of_training(settings: dict[str, Any] | None) -> list[View]:
-    """The training's views 1 and 2, as augment.View, from a checkpoint's flat settings; None: the published ones."""
+    """The training's views 1 and 2, as augment.View, from a checkpoint's flat settings; None: the
+    published ones."""
     augment_settings, settings = Augment(), settings or {}
     for name in vars(augment_settings):
         if f"augment.{name}" in settings:
@@ -43,14 +45,18 @@ def views_of_training(settings: dict[str, Any] | None) -> list[View]:
 
 
 class Views:
-    """(image index, PIL image) -> `count` views for each kind of network: tuple of float32 (count, 3, side, side).
+    """(image index, PIL image) -> `count` views for each kind of network: tuple of float32 (count,
+    3, side, side).
 
-    pair: augment.Views that take turns, the first first. kinds: list of Preprocessing; a view differs between them in
-    side, interpolation and normalization only. Everything is done on the CPU, each image by itself with a blur of its
-    own (the training draws one for a batch): bit for bit the same views on every device and in any batch.
+    pair: augment.Views that take turns, the first first. kinds: list of Preprocessing; a view
+    differs between them in side, interpolation and normalization only. Everything is done on the
+    CPU, each image by itself with a blur of its own (the training draws one for a batch): bit for
+    bit the same views on every device and in any batch.
     """
 
-    def __init__(self, pair: Sequence[View], count: int, seed: int, kinds: Sequence[Preprocessing]) -> None:
+    def __init__(
+        self, pair: Sequence[View], count: int, seed: int, kinds: Sequence[Preprocessing]
+    ) -> None:
         self.pair, self.count, self.seed, self.kinds = pair, count, seed, kinds
 
     def __call__(self, index: int, image: Image.Image) -> tuple[torch.Tensor, ...]:
@@ -87,9 +93,9 @@ class _ViewedImages(IndexedImages):
 
 
 class UnitMaxima:
-    """Of the units of a layer over images: largest activation float64 (width,), the image's row int64 (-1: never
-    active; the first among equals), and the total float64. An image's activation is the mean over its views, after a
-    ReLU."""
+    """Of the units of a layer over images: largest activation float64 (width,), the image's row
+    int64 (-1: never active; the first among equals), and the total float64. An image's activation
+    is the mean over its views, after a ReLU."""
 
     def __init__(self, width: int) -> None:
         self.largest = np.zeros(width)
@@ -111,9 +117,9 @@ class UnitMaxima:
 
 @dataclass
 class Alignment:
-    """Of an image set. rows: int64 (m,), the images that could be read. distances: {(model, layer): float64 (m,)}, mean
-    L2 distance over all pairs of an image's views between representations of length 1. units: {(model, layer):
-    UnitMaxima}, whose images are positions in the set."""
+    """Of an image set. rows: int64 (m,), the images that could be read. distances: {(model, layer):
+    float64 (m,)}, mean L2 distance over all pairs of an image's views between representations of
+    length 1. units: {(model, layer): UnitMaxima}, whose images are positions in the set."""
 
     rows: np.ndarray
     distances: dict[Key, np.ndarray]
@@ -153,7 +159,8 @@ class Alignment:
 
 
 def mean_distance(representations: torch.Tensor) -> torch.Tensor:
-    """float (n, views, width) -> float64 (n,): mean L2 distance over all pairs of views, each divided by its length."""
+    """float (n, views, width) -> float64 (n,): mean L2 distance over all pairs of views, each
+    divided by its length."""
     unit = F.normalize(representations.double(), dim=2)
     views = unit.shape[1]
     distances = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist")
@@ -161,37 +168,44 @@ def mean_distance(representations: torch.Tensor) -> torch.Tensor:
 
 
 class ViewDistances:
-    """The Alignment of image sets. embedder: its batch_size counts images, not views. views: of the embedder's kinds.
-    store: keeps the shards."""
+    """The Alignment of image sets. embedder: its batch_size counts images, not views. views: of the
+    embedder's kinds. store: keeps the shards."""
 
     def __init__(self, embedder: Embedder, views: Views, store: ShardStore) -> None:
         self.embedder, self.views, self.store = embedder, views, store
 
     def align(self, images: ImageSet, progress: ProgressOf) -> Alignment | None:
-        """The Alignment of an ImageSet. All processes must call this; each does its part, the first gets the whole,
-        the others None. progress: total -> context manager whose `update` is told of each batch."""
+        """The Alignment of an ImageSet. All processes must call this; each does its part, the first
+        gets the whole, the others None. progress: total -> context manager whose `update` is told
+        of each batch."""
         shards, compute = self.embedder.shards(images), partial(self.measure_shards, images)
         pieces = self.store.map(shards, compute, progress)
         if rank():
             return None
         whole = Alignment.empty(self.embedder.widths)
-        for piece in pieces:  # in the order of the shards, so that no sum depends on which process did what
+        # in the order of the shards, so that no sum depends on which process did what
+        for piece in pieces:
             whole.merge(piece)
         return whole
 
     def measure(self, batch: Sequence[torch.Tensor]) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
-        """{(model, layer): (mean distance float64 (n,), activations float64 (n, width))}; InputError for values that
-        are not finite. batch: for each kind float (n, views, 3, h, w)."""
+        """{(model, layer): (mean distance float64 (n,), activations float64 (n, width))};
+        InputError for values that are not finite. batch: for each kind float (n, views, 3, h,
+        w)."""
         on_device = self.on_device(batch)
-        host = to_host([tensor for pair in on_device.values() for tensor in pair])  # one synchronization with a GPU
+        # one synchronization with a GPU
+        host = to_host([tensor for pair in on_device.values() for tensor in pair])
         measured = dict(zip(on_device, zip(host[::2], host[1::2])))
-        for (model, layer), (distances, _) in measured.items():  # of a view that is not finite neither is the distance
+        # of a view that is not finite neither is the distance
+        for (model, layer), (distances, _) in measured.items():
             is_finite, network = bool(np.isfinite(distances).all()), self.embedder.networks[model]
             check_finite(is_finite, network, layer, self.embedder.inference.precision)
         return measured
 
     @torch.inference_mode()
-    def on_device(self, batch: Sequence[torch.Tensor]) -> dict[Key, tuple[torch.Tensor, torch.Tensor]]:
+    def on_device(
+        self, batch: Sequence[torch.Tensor]
+    ) -> dict[Key, tuple[torch.Tensor, torch.Tensor]]:
         """What `measure` gives, as tensors on the device, unchecked."""
         measured = {}
         shown = [views.flatten(0, 1) for views in batch]
@@ -207,7 +221,9 @@ class ViewDistances:
         """Yields (name, {"rows", "distance|model|layer", ...}) of each shard."""
         embedder = self.embedder
         skip_unreadable = embedder.inference.skip_unreadable
-        dataset = _ViewedImages(embedder.listing, images.indices, self.views, skip_unreadable=skip_unreadable)
+        dataset = _ViewedImages(
+            embedder.listing, images.indices, self.views, skip_unreadable=skip_unreadable
+        )
         for shard, batches in embedder.read_shards(dataset, shards, on_progress):
             measured = Alignment.empty(embedder.widths)
             for rows, views in batches:

@@ -9,8 +9,9 @@ Scores = dict[str, tuple[np.ndarray, np.ndarray]]  # {name: (of members, of non-
 
 
 def member_scores(tables: dict[str, pd.DataFrame], layer: str) -> Scores:
-    """Of model A and of model B minus the mean pair distance, and SSLMem of the twins, for model A. Where both controls
-    are given, model A's on public against unseen images, too: neither was trained on, so that the AUC is 0.5.
+    """Of model A and of model B minus the mean pair distance, and SSLMem of the twins, for model A.
+    Where both controls are given, model A's on public against unseen images, too: neither was
+    trained on, so that the AUC is 0.5.
 
     tables: as sslmem_{set}.csv hold them. On set B the target is model B.
     """

@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dejavu_utils.analysis.figures import draw_margins, draw_means, draw_roc, draw_units, save_figure
+from dejavu_utils.analysis.figures import (
+    draw_margins,
+    draw_means,
+    draw_roc,
+    draw_units,
+    save_figure,
+)
 from dejavu_utils.analysis.intervals import Estimate, proportion
 from dejavu_utils.analysis.membership import SAME_DRAW, Membership, membership_in_words, roc_table
 from dejavu_utils.analysis.report import POINTWISE, figure_in_words, models_in_words
@@ -40,9 +46,10 @@ Units = dict[tuple[str, str, str], np.ndarray]  # {(model, set, layer): UnitMem 
 
 @dataclass
 class Measured:
-    """What was measured. sets: {set: int64 (n,) image indices}, A and B, then those of CONTROLS that were given.
-    alignments: of each set. layers: names, in the order of the network. margins: of the attack on the same
-    images, as compare.read_margins gives them, or None. views_of: image index -> the views as PIL images."""
+    """What was measured. sets: {set: int64 (n,) image indices}, A and B, then those of CONTROLS
+    that were given. alignments: of each set. layers: names, in the order of the network. margins:
+    of the attack on the same images, as compare.read_margins gives them, or None. views_of: image
+    index -> the views as PIL images."""
 
     listing: ImageListing
     sets: dict[str, np.ndarray]
@@ -64,7 +71,9 @@ class LayerScores:
     less_control: Estimate | None = entry(
         "SSLMem minus that of images that neither model saw", absent=True, default=None
     )
-    delta: Estimate | None = entry("SSLMem minus that of the layer before (LayerMem)", absent=True, default=None)
+    delta: Estimate | None = entry(
+        "SSLMem minus that of the layer before (LayerMem)", absent=True, default=None
+    )
 
 
 @dataclass
@@ -81,10 +90,18 @@ class SslmemResults:
     """results.json of sslmem.py."""
 
     sets: dict[str, SetScores] = entry("by set")
-    both: ByLayer = entry("mean SSLMem of both directions: what one model aligns better everywhere is gone")
-    control: ByLayer = entry("the same of images that neither trained on, every second in the place of set A")
-    attack: dict[str, dict] | None = entry("by set and layer: rank correlations with the votes", absent=True)
-    membership: dict[str, dict[str, Membership]] = entry("by layer and score: sets A and B told apart")
+    both: ByLayer = entry(
+        "mean SSLMem of both directions: what one model aligns better everywhere is gone"
+    )
+    control: ByLayer = entry(
+        "the same of images that neither trained on, every second in the place of set A"
+    )
+    attack: dict[str, dict] | None = entry(
+        "by set and layer: rank correlations with the votes", absent=True
+    )
+    membership: dict[str, dict[str, Membership]] = entry(
+        "by layer and score: sets A and B told apart"
+    )
     unitmem: dict[str, Any] = entry("how UnitMem is defined")
     warnings: list[str] = entry("what the reader must know")
     settings: dict[str, Any] = entry("the flags")
@@ -112,7 +129,9 @@ def write_folder(folder: str | Path, measured: Measured, about: dict[str, Any]) 
         sets=sets,
         both={layer: _mean_of_directions(tables, layer) for layer in layers},
         control=_placebo(tables, layers),
-        attack={name: correlations(tables[name], layers) for name in SETS} if measured.margins else None,
+        attack={name: correlations(tables[name], layers) for name in SETS}
+        if measured.margins
+        else None,
         membership={layer: memberships(of_layer) for layer, of_layer in members.items()},
         unitmem={"rest": "mean of the other images", "never active": 0},
         **about,
@@ -136,7 +155,9 @@ def write_folder(folder: str | Path, measured: Measured, about: dict[str, Any]) 
         save_figure(folder / f"sslmem_membership_{layer}", draw_roc, curves, caption)
         if measured.margins:
             attacked = pd.concat([attacked_rows(tables[name]).assign(set=name) for name in SETS])
-            points = attacked.rename(columns={"attack_margin": "margin", f"{layer}{SCORE}": "sslmem"})
+            points = attacked.rename(
+                columns={"attack_margin": "margin", f"{layer}{SCORE}": "sslmem"}
+            )
             save_figure(folder / f"sslmem_margin_{layer}", draw_margins, points, caption)
     header = models_in_words(about.get(MADE_FROM))
     for layer, estimate in results.both.items():
@@ -158,7 +179,8 @@ def caption_of(layer: str, measured: Measured, about: dict[str, Any]) -> str:
 
 
 def _table_of(name: str, measured: Measured) -> pd.DataFrame:
-    """One row an image that could be read, as sslmem_{set}.csv holds them. The target is model B on set B, else A."""
+    """One row an image that could be read, as sslmem_{set}.csv holds them. The target is model B on
+    set B, else A."""
     alignment, listing = measured.alignments[name], measured.listing
     indices = measured.sets[name][alignment.rows]
     paths = [listing.text(index) for index in indices]
@@ -185,10 +207,13 @@ def _statistics(name: str, tables: Tables, layers: list[str]) -> dict[str, Layer
     for layer in layers:
         of_images = scores(table, layer)
         means = {
-            what: mean_estimate(table[f"{layer}_{what}"].to_numpy()) for what in ("normalized", "target", "reference")
+            what: mean_estimate(table[f"{layer}_{what}"].to_numpy())
+            for what in ("normalized", "target", "reference")
         }
         above = proportion(int((of_images > 0).sum()), len(of_images))
-        of_layer = statistics[layer] = LayerScores(score=mean_estimate(of_images), above_0=above, **means)
+        of_layer = statistics[layer] = LayerScores(
+            score=mean_estimate(of_images), above_0=above, **means
+        )
         control = _control(tables, layer)
         if len(control) and name not in NEITHER:
             sign = 1 if name == "B" else -1  # the control's target is model A
@@ -253,12 +278,18 @@ def _units_of(measured: Measured) -> tuple[Units, pd.DataFrame]:
 
 def sslmem_in_words(results: SslmemResults) -> list[str]:
     """What results.json says, in lines of text."""
-    lines = ["mean SSLMem (above 0: the target aligns an image's views better), with 95 % intervals:"]
+    lines = [
+        "mean SSLMem (above 0: the target aligns an image's views better), with 95 % intervals:"
+    ]
     for name, part in results.sets.items():
         who = f"set {name}" if name in SETS else f"{name} (control)"
         for layer, figures in part.layers.items():
             above = f"{100 * figures.above_0.value:.0f} % of {part.images} images above 0"
-            less = f"; minus control {figure_in_words(figures.less_control)}" if figures.less_control else ""
+            less = (
+                f"; minus control {figure_in_words(figures.less_control)}"
+                if figures.less_control
+                else ""
+            )
             lines.append(f"  {who}, {layer}: {figure_in_words(figures.score)}{less}; {above}")
     for layer, figure in results.both.items():
         control = ""
@@ -271,7 +302,10 @@ def sslmem_in_words(results: SslmemResults) -> list[str]:
     lines.append(f"  {SAME_DRAW}")
     for name, of_set in (results.attack or {}).items():
         for layer, of_layer in of_set.items():
-            overall, within = figure_in_words(of_layer["overall"]), figure_in_words(of_layer["within_classes"])
+            overall, within = (
+                figure_in_words(of_layer["overall"]),
+                figure_in_words(of_layer["within_classes"]),
+            )
             target = figure_in_words(of_layer["target_share"])
             reference = figure_in_words(of_layer["reference_share"])
             lines.append(

@@ -1,6 +1,8 @@
-"""Memorization without labels: SSLMem of images and layers, UnitMem of units, and how SSLMem goes with another score.
+"""Memorization without labels: SSLMem of images and layers, UnitMem of units, and how SSLMem goes
+with another score.
 
-SSLMem: Wang et al. 2024, arXiv 2401.12233. LayerMem and UnitMem: Wang et al. 2024, arXiv 2409.19069.
+SSLMem: Wang et al. 2024, arXiv 2401.12233. LayerMem and UnitMem: Wang et al. 2024, arXiv
+2409.19069.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ class CountedEstimate(Estimate):
 
 
 def sslmem(target: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Scores of images, float64 (n,): above 0 where the target, which trained on the image, aligns its views better.
+    """Scores of images, float64 (n,): above 0 where the target, which trained on the image, aligns
+    its views better.
 
     target, reference: float (n,), mean distance between an image's views under each.
     """
@@ -28,7 +31,8 @@ def sslmem(target: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def range_normalized(scores: np.ndarray) -> np.ndarray:
-    """Scores divided by their range over the tested images, as published, float64 (n,); 0 where they are all equal."""
+    """Scores divided by their range over the tested images, as published, float64 (n,); 0 where
+    they are all equal."""
     width = np.ptp(scores) if len(scores) else 0.0
     return scores / width if width > 0 else np.zeros(len(scores))
 
@@ -43,9 +47,10 @@ def mean_estimate(values: np.ndarray) -> Estimate:
 def weighted_means(*samples: tuple[float, np.ndarray]) -> Estimate:
     """A weighted sum of the means of independent samples, with Welch's 95 % interval.
 
-    samples: (weight, values float (n,)). Degrees of freedom are Welch and Satterthwaite's, rounded down. NaN where a
-    sample is too small. Scores of two sets under one pair of models share what one model aligns better everywhere: with
-    weights that take it away, the rest is what training on an image adds.
+    samples: (weight, values float (n,)). Degrees of freedom are Welch and Satterthwaite's, rounded
+    down. NaN where a sample is too small. Scores of two sets under one pair of models share what
+    one model aligns better everywhere: with weights that take it away, the rest is what training on
+    an image adds.
     """
     value = variance = below = 0.0
     for weight, values in samples:
@@ -64,10 +69,12 @@ def weighted_means(*samples: tuple[float, np.ndarray]) -> Estimate:
 
 
 def unitmem(largest: np.ndarray, total: np.ndarray, n: int) -> np.ndarray:
-    """(max - rest) / (max + rest) of each unit, float64 (units,) from 0 to 1; rest: mean of the other images.
+    """(max - rest) / (max + rest) of each unit, float64 (units,) from 0 to 1; rest: mean of the
+    other images.
 
-    largest, total: float64 (units,), maximum and sum over n images of a unit's activation, which is 0 or more. A unit
-    that is the same for all images has 0, one that is never active too; with one image all are 0.
+    largest, total: float64 (units,), maximum and sum over n images of a unit's activation, which is
+    0 or more. A unit that is the same for all images has 0, one that is never active too; with one
+    image all are 0.
     """
     rest = largest
     if n > 1:
@@ -76,12 +83,15 @@ def unitmem(largest: np.ndarray, total: np.ndarray, n: int) -> np.ndarray:
     return np.divide(lead, both, out=np.zeros(len(both)), where=both > 0)
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None) -> CountedEstimate:
+def rank_correlation(
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None
+) -> CountedEstimate:
     """Spearman's rank correlation of two float (n,), equal values sharing their rank.
 
-    groups: int (n,); ranks are then taken within each group, divided by its size + 1, and compared after the group's
-    mean is taken away: what the two share within groups. 95 % interval: Fisher's z with the variance (1 + r^2 / 2) /
-    (n - 3) of Bonett and Wright 2000; of n, one is lost for each group after the first. NaN where it is not defined.
+    groups: int (n,); ranks are then taken within each group, divided by its size + 1, and compared
+    after the group's mean is taken away: what the two share within groups. 95 % interval: Fisher's
+    z with the variance (1 + r^2 / 2) / (n - 3) of Bonett and Wright 2000; of n, one is lost for
+    each group after the first. NaN where it is not defined.
     """
     if groups is None:
         groups = np.zeros(len(x), np.int64)

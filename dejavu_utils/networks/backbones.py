@@ -1,7 +1,8 @@
 """Backbones built from the names and shapes of their weights.
 
-torchvision's ResNets and VGGs, ResNets of any width (VICReg's and SwAV's w2, SimCLR's 2x and 4x), and the vision
-transformer that DINO, DINOv2, MAE, MoCo v3 and I-JEPA share, which takes images of other sizes as each publishes it.
+torchvision's ResNets and VGGs, ResNets of any width (VICReg's and SwAV's w2, SimCLR's 2x and 4x),
+and the vision transformer that DINO, DINOv2, MAE, MoCo v3 and I-JEPA share, which takes images of
+other sizes as each publishes it.
 """
 
 import math
@@ -31,10 +32,16 @@ _NAMES: dict[tuple, str] = {
 
 
 class ResNet(resnet.ResNet):
-    """torchvision's ResNet without its classifier, all widths multiplied by `times`, the first convolution's too."""
+    """torchvision's ResNet without its classifier, all widths multiplied by `times`, the first
+    convolution's too."""
 
     def __init__(
-        self, block: Any, layers: list[int], times: float = 1.0, groups: int = 1, width_per_group: int = 64
+        self,
+        block: Any,
+        layers: list[int],
+        times: float = 1.0,
+        groups: int = 1,
+        width_per_group: int = 64,
     ) -> None:
         self.times = times
         super().__init__(block, layers, groups=groups, width_per_group=width_per_group)
@@ -71,14 +78,16 @@ def resnet_of_shapes(shapes: dict[str, tuple]) -> tuple[ResNet, str]:
 
 
 class VisionTransformer(timm.models.VisionTransformer):
-    """timm's transformer, but for images of another size than its position table's: that is interpolated (bicubic) to
-    the grid's size, or (`offset`, DINO's) by a factor of (side + offset) / side of the table, as its project does."""
+    """timm's transformer, but for images of another size than its position table's: that is
+    interpolated (bicubic) to the grid's size, or (`offset`, DINO's) by a factor of (side + offset)
+    / side of the table, as its project does."""
 
     pos_embed: Any
     offset, antialias = 0.0, False
 
     def _pos_embed(self, patches: torch.Tensor) -> torch.Tensor:
-        """float (n, height, width, channels) -> float (n, tokens, channels), the class token and registers first."""
+        """float (n, height, width, channels) -> float (n, tokens, channels), the class token and
+        registers first."""
         tokens = patches.flatten(1, 2) + self._positions(*patches.shape[1:3])
         for token in (self.reg_token, self.cls_token):
             if token is not None:
@@ -92,16 +101,21 @@ class VisionTransformer(timm.models.VisionTransformer):
         table = self.pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
         options: dict[str, Any] = {"size": (height, width)}
         if self.offset:
-            options = {"scale_factor": ((height + self.offset) / side, (width + self.offset) / side)}
+            options = {
+                "scale_factor": ((height + self.offset) / side, (width + self.offset) / side)
+            }
         table = F.interpolate(table, mode="bicubic", antialias=self.antialias, **options)
         return table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
 
 
-def vit_of_shapes(shapes: dict[str, tuple], heads: int | None = None) -> tuple[VisionTransformer, str]:
-    """(network, name) for {name: shape} of its weights under timm's names, as `timms_names` gives them.
+def vit_of_shapes(
+    shapes: dict[str, tuple], heads: int | None = None
+) -> tuple[VisionTransformer, str]:
+    """(network, name) for {name: shape} of its weights under timm's names, as `timms_names` gives
+    them.
 
-    heads: as usual for the width, unless given. ValueError for a width that is none of the usual ones: shapes do not
-    tell the number of heads.
+    heads: as usual for the width, unless given. ValueError for a width that is none of the usual
+    ones: shapes do not tell the number of heads.
     """
     _, positions, width = shapes["pos_embed"]
     hidden = shapes["blocks.0.mlp.fc1.weight"][0]
@@ -135,9 +149,11 @@ def vit_of_shapes(shapes: dict[str, tuple], heads: int | None = None) -> tuple[V
 
 
 def timms_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of a vision transformer as DINO, DINOv2, MAE, MoCo v3 and I-JEPA name them -> as timm does.
+    """Weights of a vision transformer as DINO, DINOv2, MAE, MoCo v3 and I-JEPA name them -> as timm
+    does.
 
-    The class token's entry of the position table is added to that token, once: timm's table is of the patches alone.
+    The class token's entry of the position table is added to that token, once: timm's table is of
+    the patches alone.
     """
     renamed = {}
     for name, value in state.items():
@@ -151,7 +167,8 @@ def timms_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """1 + the largest number in the first group of a pattern that names match; ValueError if none does."""
+    """1 + the largest number in the first group of a pattern that names match; ValueError if none
+    does."""
     numbers = 0
     for name in names:
         match = re.match(pattern, name)
@@ -168,13 +185,15 @@ def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, tuple]:
 
 
 def architectures() -> tuple[str, ...]:
-    """Names of the torchvision backbones whose checkpoints can be rebuilt without settings: the resnets and vggs."""
+    """Names of the torchvision backbones whose checkpoints can be rebuilt without settings: the
+    resnets and vggs."""
     names = torchvision.models.list_models(module=torchvision.models)
     return tuple(n for n in names if n.startswith(("resnet", "vgg")))
 
 
 def arch_of_shapes(shapes: dict, fc: bool = False) -> str:
-    """Name of the backbone whose weights have these names and shapes; ValueError if it is none of `architectures`."""
+    """Name of the backbone whose weights have these names and shapes; ValueError if it is none of
+    `architectures`."""
     for arch in architectures():
         with torch.device("meta"):
             candidate, _ = backbone_named(arch, fc)

@@ -1,6 +1,7 @@
 """Embeddings of image sets under several networks at once, each image read and decoded once.
 
-The images are cut into shards, which several processes share and a ShardStore keeps, so that a killed run can resume.
+The images are cut into shards, which several processes share and a ShardStore keeps, so that a
+killed run can resume.
 """
 
 from argparse import Namespace
@@ -13,7 +14,12 @@ import numpy as np
 import torch
 
 from dejavu_utils.cli import from_flags
-from dejavu_utils.data.image_dataset import EachTransform, IndexedImages, collate_readable, evaluation_transform
+from dejavu_utils.data.image_dataset import (
+    EachTransform,
+    IndexedImages,
+    collate_readable,
+    evaluation_transform,
+)
 from dejavu_utils.data.workers import batches
 from dejavu_utils.files import check_free_space
 from dejavu_utils.imagenet import ImageListing
@@ -37,14 +43,17 @@ _SHARDS = 64  # at least, if the batches allow it, so that many processes have w
 
 Key = tuple[str, str]  # (model, layer)
 Embeddings = dict[Key, np.ndarray]
-Batch = tuple[np.ndarray, Any]  # rows that could be read int64 (m,), and the images that the loader gives of them
+# rows that could be read int64 (m,), and the images that the loader gives of them
+Batch = tuple[np.ndarray, Any]
 
 
 @dataclass
 class ImageSet:
-    """Images to embed: a name for messages, their indices int64 (n,), and their crops int64 (n, 4) or None.
+    """Images to embed: a name for messages, their indices int64 (n,), and their crops int64 (n, 4)
+    or None.
 
-    shown: {network: bool (n,), which of them it is shown}; networks that are not named are shown all."""
+    shown: {network: bool (n,), which of them it is shown}; networks that are not named are shown
+    all."""
 
     name: str
     indices: np.ndarray
@@ -57,9 +66,10 @@ class ImageSet:
 
 @dataclass
 class Inference:
-    """How networks are run over images. batch_size: images. num_workers: processes that load images.
-    skip_unreadable: leave out images that cannot be read, instead of an InputError that names the first. resolution:
-    side of the networks' input in pixels, as typed; None: each network's own."""
+    """How networks are run over images. batch_size: images. num_workers: processes that load
+    images. skip_unreadable: leave out images that cannot be read, instead of an InputError that
+    names the first. resolution: side of the networks' input in pixels, as typed; None: each
+    network's own."""
 
     device: torch.device
     precision: str = "fp32"
@@ -70,17 +80,18 @@ class Inference:
 
     @classmethod
     def of(cls, args: Namespace) -> "Inference":
-        """From the flags of cli.add_inference_flags; on the CPU until the process has its device."""
+        """From the flags of cli.add_inference_flags; on the CPU until the process has its
+        device."""
         return from_flags(cls, args, device=torch.device("cpu"))
 
 
 class Embedder:
     """Embeddings of image sets under several networks.
 
-    networks: {model: Network} in eval mode on the device. layers: {model: names of its layers}. inference: Inference.
-    Keys of embeddings are (model, layer). Each image is decoded once, and shown to every network as that one's
-    preprocessing says. Outputs of the layer LOGITS are class scores: they are kept, and no neighbors are searched for
-    them.
+    networks: {model: Network} in eval mode on the device. layers: {model: names of its layers}.
+    inference: Inference. Keys of embeddings are (model, layer). Each image is decoded once, and
+    shown to every network as that one's preprocessing says. Outputs of the layer LOGITS are class
+    scores: they are kept, and no neighbors are searched for them.
     """
 
     def __init__(
@@ -91,7 +102,11 @@ class Embedder:
         inference: Inference,
     ) -> None:
         self.networks, self.layers, self.listing = networks, layers, listing
-        self.inference, self.device, self.batch_size = inference, inference.device, inference.batch_size
+        self.inference, self.device, self.batch_size = (
+            inference,
+            inference.device,
+            inference.batch_size,
+        )
         self.shown = {model: network.preprocessing for model, network in networks.items()}
         self.kinds = list(dict.fromkeys(self.shown.values()))
         transforms = [evaluation_transform(preprocessing=kind) for kind in self.kinds]
@@ -103,7 +118,8 @@ class Embedder:
         self.scores = [key for key in self.widths if key[1] == LOGITS]
 
     def without_scores(self) -> "Embedder":
-        """The Embedder of the networks that public images are embedded with; itself if those are all of them."""
+        """The Embedder of the networks that public images are embedded with; itself if those are
+        all of them."""
         if not self.scores:
             return self
         layers: dict[str, list[str]] = {}
@@ -117,15 +133,17 @@ class Embedder:
     def embed_later(
         self, images: Sequence[torch.Tensor], chosen: dict[str, np.ndarray] | None = None
     ) -> Callable[[], Embeddings]:
-        """A function that waits for {key: float32 (n, width) in NumPy} and returns it; a GPU works on it meanwhile.
+        """A function that waits for {key: float32 (n, width) in NumPy} and returns it; a GPU works
+        on it meanwhile.
 
-        images: a batch for each of `kinds`, float (n, 3, h, w). chosen: {network: bool (n,), rows that it is shown};
-        others are shown all. What a network is not shown is NaN. The function raises an InputError for other values
-        that are not finite.
+        images: a batch for each of `kinds`, float (n, 3, h, w). chosen: {network: bool (n,), rows
+        that it is shown}; others are shown all. What a network is not shown is NaN. The function
+        raises an InputError for other values that are not finite.
         """
         chosen = chosen or {}
         outputs = self.outputs(images, chosen)
-        # One copy for all of them, and for whether they are finite: a GPU is waited for once per batch.
+        # One copy for all of them, and for whether they are finite: a GPU is waited for once per
+        # batch.
         finite = torch.stack([torch.isfinite(output).all() for output in outputs.values()])
         copies = to_host_later([finite.float(), *outputs.values()])
 
@@ -147,7 +165,8 @@ class Embedder:
     def outputs(
         self, images: Sequence[torch.Tensor], chosen: Mapping[str, np.ndarray] | None = None
     ) -> dict[Key, torch.Tensor]:
-        """Outputs on the device, unchecked: {key: float32 (m, width)} of the m rows that a network is shown, if any."""
+        """Outputs on the device, unchecked: {key: float32 (m, width)} of the m rows that a network
+        is shown, if any."""
         batches = {}
         for kind, batch in zip(self.kinds, images):
             batches[kind] = batch.to(self.device, non_blocking=True)
@@ -174,14 +193,17 @@ class Embedder:
     def read_shards(
         self, dataset: IndexedImages, shards: Sequence[Shard], on_progress: OnProgress
     ) -> Iterator[tuple[Shard, Iterator[Batch]]]:
-        """Yields each shard with an iterator over its batches, which must be used up before the next shard.
+        """Yields each shard with an iterator over its batches, which must be used up before the
+        next shard.
 
         Batches do not cross shards: what is computed from a shard depends on nothing else.
         """
         positions = []
         for shard in shards:
             positions += self._positions(shard)
-        loader = batches(dataset, positions, self.inference.num_workers, self.device, collate_readable)
+        loader = batches(
+            dataset, positions, self.inference.num_workers, self.device, collate_readable
+        )
         for shard in shards:
             yield shard, self._batches_of(shard, loader, on_progress)
 
@@ -190,7 +212,9 @@ class Embedder:
         starts = range(shard.start, shard.stop, self.batch_size)
         return [range(start, min(start + self.batch_size, shard.stop)) for start in starts]
 
-    def _batches_of(self, shard: Shard, loader: Iterator, on_progress: OnProgress) -> Iterator[Batch]:
+    def _batches_of(
+        self, shard: Shard, loader: Iterator, on_progress: OnProgress
+    ) -> Iterator[Batch]:
         for positions in self._positions(shard):
             images, _, readable = next(loader)
             rows = positions.start + np.flatnonzero(readable.numpy())
@@ -199,14 +223,20 @@ class Embedder:
             on_progress(len(positions))
 
     def embed_shards(
-        self, images: ImageSet, shards: Sequence[Shard], on_progress: OnProgress = lambda count: None
+        self,
+        images: ImageSet,
+        shards: Sequence[Shard],
+        on_progress: OnProgress = lambda count: None,
     ) -> Iterator[tuple[str, np.ndarray, Embeddings]]:
-        """Yields (name, rows int64 (m,) of `images` that could be read, {key: float32 (m, width)}) of each shard.
+        """Yields (name, rows int64 (m,) of `images` that could be read, {key: float32 (m, width)})
+        of each shard.
 
         shards: those of `shards(images)` that are wanted. What a network is not shown is NaN.
         """
         skip_unreadable = self.inference.skip_unreadable
-        dataset = IndexedImages(self.listing, images.indices, self.transform, images.crops, skip_unreadable)
+        dataset = IndexedImages(
+            self.listing, images.indices, self.transform, images.crops, skip_unreadable
+        )
         for shard, shard_batches in self.read_shards(dataset, shards, on_progress):
             size, filled = count_images([shard]), 0
             rows = np.empty(size, np.int64)
@@ -221,8 +251,11 @@ class Embedder:
                 filled = place.stop
             yield shard.name, rows[:filled], {key: array[:filled] for key, array in arrays.items()}
 
-    def _embedded(self, images: ImageSet, batches: Iterator[Batch]) -> Iterator[tuple[np.ndarray, Embeddings]]:
-        """Yields (rows, embeddings) of each batch; the GPU has the next batch before it is waited for."""
+    def _embedded(
+        self, images: ImageSet, batches: Iterator[Batch]
+    ) -> Iterator[tuple[np.ndarray, Embeddings]]:
+        """Yields (rows, embeddings) of each batch; the GPU has the next batch before it is waited
+        for."""
         before: tuple[np.ndarray, Callable[[], Embeddings]] | None = None
         for rows, batch in batches:
             chosen = {model: is_shown[rows] for model, is_shown in images.shown.items()}
@@ -233,11 +266,15 @@ class Embedder:
         if before:
             yield before[0], before[1]()
 
-    def embed_set(self, images: ImageSet, store: ShardStore, progress: ProgressOf) -> tuple[np.ndarray, Embeddings]:
-        """(rows int64 (m,) that could be read, {key: float32 (m, width)}) of a whole set, in its order.
+    def embed_set(
+        self, images: ImageSet, store: ShardStore, progress: ProgressOf
+    ) -> tuple[np.ndarray, Embeddings]:
+        """(rows int64 (m,) that could be read, {key: float32 (m, width)}) of a whole set, in its
+        order.
 
-        All processes must call this; each embeds its part and gets the whole, as one copy per node, mapped from files
-        of the store. progress: number of images -> context manager whose `update` is told of each batch.
+        All processes must call this; each embeds its part and gets the whole, as one copy per node,
+        mapped from files of the store. progress: number of images -> context manager whose `update`
+        is told of each batch.
         """
         shards = self.shards(images)
         if rank() == 0:
@@ -245,7 +282,9 @@ class Embedder:
             missing = count_images(shard for shard in shards if shard.name not in saved)
             row_bytes = 4 * sum(self.widths.values())  # once in the shards, and once joined
             check_free_space(
-                store.folder, row_bytes * (missing + len(images)), "make room, or give another --output_dir"
+                store.folder,
+                row_bytes * (missing + len(images)),
+                "make room, or give another --output_dir",
             )
         store.map(shards, partial(self.shard_arrays, images), progress)
         whole = store.joined(images.name, shards)
@@ -255,7 +294,8 @@ class Embedder:
     def shard_arrays(
         self, images: ImageSet, shards: Sequence[Shard], on_progress: OnProgress
     ) -> Iterator[tuple[str, Arrays]]:
-        """What `embed_shards` gives as a ShardStore keeps it: (name, {"rows", "model|layer", ...}) of each shard."""
+        """What `embed_shards` gives as a ShardStore keeps it: (name, {"rows", "model|layer", ...})
+        of each shard."""
         for name, rows, embedded in self.embed_shards(images, shards, on_progress):
             arrays = {array_key(key): array for key, array in embedded.items()}
             yield name, {"rows": rows, **arrays}
@@ -266,7 +306,8 @@ def array_key(key: Key) -> str:
 
 
 def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
-    """Tensors of one device and type as NumPy arrays. From a GPU they come in one copy into page-locked memory."""
+    """Tensors of one device and type as NumPy arrays. From a GPU they come in one copy into
+    page-locked memory."""
     return to_host_later(tensors)()
 
 

@@ -1,8 +1,10 @@
-"""Checkpoints that other projects published: one table of layouts, recognized by the names of their weights.
+"""Checkpoints that other projects published: one table of layouts, recognized by the names of their
+weights.
 
-A layout says where in the file the backbone and the projector lie, what is built from their names and shapes, and how
-the published evaluation shows images to the network. Weights are renamed and then loaded strictly; what is left out is
-named. What a file does not tell (heads of a transformer, normalization) is asked for with --arch.
+A layout says where in the file the backbone and the projector lie, what is built from their names
+and shapes, and how the published evaluation shows images to the network. Weights are renamed and
+then loaded strictly; what is left out is named. What a file does not tell (heads of a transformer,
+normalization) is asked for with --arch.
 """
 
 import re
@@ -30,8 +32,9 @@ BICUBIC = Preprocessing(interpolation="bicubic")
 
 @dataclass(frozen=True)
 class Layout:
-    """A project's networks. loss: name it has among ours. activation: between the projector's layers. heads: of its
-    transformers, None: as usual for the width. offset, antialias: of the interpolation of their positions."""
+    """A project's networks. loss: name it has among ours. activation: between the projector's
+    layers. heads: of its transformers, None: as usual for the width. offset, antialias: of the
+    interpolation of their positions."""
 
     title: str
     loss: str | None = None
@@ -45,7 +48,9 @@ class Layout:
 LAYOUTS = {
     "vicreg": Layout("VICReg", "vicreg"),
     "barlow": Layout("Barlow Twins", "barlow"),
-    "swav": Layout("SwAV, DeepCluster-v2 or SeLa-v2", preprocessing=Preprocessing(std=(0.228, *STD[1:]))),
+    "swav": Layout(
+        "SwAV, DeepCluster-v2 or SeLa-v2", preprocessing=Preprocessing(std=(0.228, *STD[1:]))
+    ),
     "dino": Layout("DINO", "dino", nn.GELU, BICUBIC, offset=0.1),
     "dinov2": Layout("DINOv2", "dino", nn.GELU, BICUBIC, offset=0.1),
     "dinov2_reg": Layout("DINOv2 with registers", "dino", nn.GELU, BICUBIC, antialias=True),
@@ -53,11 +58,14 @@ LAYOUTS = {
     "ijepa": Layout("I-JEPA", preprocessing=BICUBIC),
     "moco": Layout("MoCo v1 or v2"),
     "mocov3": Layout("MoCo v3", heads=12),
-    "simclr": Layout("SimCLR, converted", preprocessing=Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)),
+    "simclr": Layout(
+        "SimCLR, converted", preprocessing=Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
+    ),
     "supervised": Layout("supervised, by its classifier", "supervised"),
     "backbone": Layout("a backbone alone"),
 }
-# (last word of the backbone's prefix, prefix of the projector beside or within it, layout); the first that fits.
+# (last word of the backbone's prefix, prefix of the projector beside or within it, layout); the
+# first that fits.
 _PLACES = (
     ("encoder_q.", "encoder_q.fc.", "moco"),
     ("base_encoder.", "base_encoder.fc.", "mocov3"),
@@ -68,16 +76,29 @@ _PLACES = (
     ("", "projection_head.", "swav"),
 )
 # One in each backbone.
-_ANCHOR = re.compile(r"(|.*\.)(?:layer1\.0\.conv1\.weight|cls_token|blocks\.0\.attn\.qkv\.weight|features\.0\.weight)")
-_SECOND = re.compile(r"(encoder_k|momentum_\w+|student\w*|target_\w+)\.")  # an encoder that is not the one to test
+_ANCHOR = re.compile(
+    r"(|.*\.)(?:layer1\.0\.conv1\.weight|cls_token|blocks\.0\.attn\.qkv\.weight|features\.0\.weight)"
+)
+# an encoder that is not the one to test
+_SECOND = re.compile(r"(encoder_k|momentum_\w+|student\w*|target_\w+)\.")
 _CLASSIFIER = re.compile(r"(fc|head)\.(weight|bias)")
-# Within a backbone's prefix, but of no use to it: masks, decoders, other heads. Everything else must be loaded.
-BESIDE = re.compile(r"mask_token|masked_embed|decoder_.*|(projection_head|prototypes|classifier|head|fc)\..*|queue.*")
+# Within a backbone's prefix, but of no use to it: masks, decoders, other heads. Everything else
+# must be loaded.
+BESIDE = re.compile(
+    r"mask_token|masked_embed|decoder_.*|(projection_head|prototypes|classifier|head|fc)\..*|queue.*"
+)
 _NESTS = ("model", "teacher", "state_dict", "target_encoder", "student")
-# What files of other projects look like: (pattern of a name, what has such names); the first that fits.
+# What files of other projects look like: (pattern of a name, what has such names); the first that
+# fits.
 _LOOKS = (
-    (r"(.*\.)?(embeddings\.|encoder\.layer\.|layer\.0\.attention).*", "a file of Hugging Face's transformers"),
-    (r"(.*\.)?(encoder\.layers\.encoder_layer_0\.|conv_proj\.).*", "torchvision's vision transformer"),
+    (
+        r"(.*\.)?(embeddings\.|encoder\.layer\.|layer\.0\.attention).*",
+        "a file of Hugging Face's transformers",
+    ),
+    (
+        r"(.*\.)?(encoder\.layers\.encoder_layer_0\.|conv_proj\.).*",
+        "torchvision's vision transformer",
+    ),
     (r"(visual|image_encoder|vision_model)\..*", "an image encoder of CLIP"),
     (r"(.*\.)?layer1\.0\.conv1\.weight", "a ResNet as torchvision names it"),
     (r"(.*\.)?blocks\.0\..*", "a transformer as timm, DINO and MAE name it"),
@@ -94,14 +115,19 @@ _DINOV3 = {
 
 
 def weights_in(checkpoint: Any) -> tuple[Weights, str]:
-    """({name: tensor} without the prefixes of wrappers, where it lay in the file) of a checkpoint of any layout.
+    """({name: tensor} without the prefixes of wrappers, where it lay in the file) of a checkpoint
+    of any layout.
 
     ValueError where the weights cannot be told from the rest.
     """
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"holds a {type(checkpoint).__name__}, expected the weights of a network by their names")
+        raise ValueError(
+            f"holds a {type(checkpoint).__name__}, expected the weights of a network by their names"
+        )
     if {"resnet", "head"} <= checkpoint.keys():
-        raise ValueError("holds SimCLR v2, which has an architecture of its own (selective kernels): not built in here")
+        raise ValueError(
+            "holds SimCLR v2, which has an architecture of its own (selective kernels): not built in here"
+        )
     nests: dict[str, Weights] = {}
     for name, nest in {**checkpoint, "": checkpoint}.items():
         for key, value in nest.items() if isinstance(nest, dict) else ():
@@ -110,17 +136,24 @@ def weights_in(checkpoint: Any) -> tuple[Weights, str]:
     chosen = next((name for name in (*_NESTS, "") if name in nests), next(iter(nests), None))
     if chosen is None or (len(nests) > 1 and chosen not in (*_NESTS, "")):
         entries = ", ".join(map(str, list(checkpoint)[:8])) or "nothing"
-        raise ValueError(f"holds {entries}; expected weights by their names, or {', '.join(_NESTS)} with weights in it")
-    state = {re.sub(r"(?<![^.])(?:module|_orig_mod)\.", "", name): value for name, value in nests[chosen].items()}
+        raise ValueError(
+            f"holds {entries}; expected weights by their names, or {', '.join(_NESTS)} with weights in it"
+        )
+    state = {
+        re.sub(r"(?<![^.])(?:module|_orig_mod)\.", "", name): value
+        for name, value in nests[chosen].items()
+    }
     if len(state) < len(nests[chosen]):
         raise ValueError("two of its weights have the same name without module. and _orig_mod.")
     return state, chosen
 
 
 def prefix_of(state: Weights, anchor: re.Pattern = _ANCHOR) -> str:
-    """Prefix of a network's names, "" for a bare one; a momentum encoder or a student is left aside.
+    """Prefix of a network's names, "" for a bare one; a momentum encoder or a student is left
+    aside.
 
-    anchor: pattern of a name that the network has once, its first group the prefix. ValueError for none or several.
+    anchor: pattern of a name that the network has once, its first group the prefix. ValueError for
+    none or several.
     """
     prefixes = set()
     for name in state:
@@ -135,7 +168,9 @@ def prefix_of(state: Weights, anchor: re.Pattern = _ANCHOR) -> str:
     if len(first) == 1:
         return first[0]
     what = f"networks under {', '.join(first)}" if first else looks_like(state)
-    raise ValueError(f"holds {what}; expected one torchvision resnet or vgg or one ViT, others are named with --arch")
+    raise ValueError(
+        f"holds {what}; expected one torchvision resnet or vgg or one ViT, others are named with --arch"
+    )
 
 
 def looks_like(state: Weights) -> str:
@@ -152,11 +187,14 @@ def other_names(state: Weights, arch: str) -> str:
     return f"holds {looks_like(state)}, which are not those of {arch}: give a file with {arch}'s names, or its network"
 
 
-def layout_of(state: Weights, prefix: str, nest: str, known: str | None = None) -> tuple[str, str | None]:
-    """(name of the layout, prefix of the projector or None) of weights whose backbone has this prefix.
+def layout_of(
+    state: Weights, prefix: str, nest: str, known: str | None = None
+) -> tuple[str, str | None]:
+    """(name of the layout, prefix of the projector or None) of weights whose backbone has this
+    prefix.
 
-    known: the layout's name, where it is given. ValueError for a transformer whose heads or normalization
-    the file does not determine.
+    known: the layout's name, where it is given. ValueError for a transformer whose heads or
+    normalization the file does not determine.
     """
     *outer, word = re.findall(r"[^.]*\.", prefix) or [""]
     root = "".join(outer)
@@ -164,8 +202,12 @@ def layout_of(state: Weights, prefix: str, nest: str, known: str | None = None) 
         if place == word and any(key.startswith(root + projector) for key in state):
             barlow = name == "vicreg" and f"{root}projector.0.bias" not in state
             return known or ("barlow" if barlow else name), root + projector
-    bare = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return known or {"encoder_q.": "moco", "base_encoder.": "mocov3"}.get(word) or _layout_of_bare(bare, nest), None
+    bare = {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+    return known or {"encoder_q.": "moco", "base_encoder.": "mocov3"}.get(word) or _layout_of_bare(
+        bare, nest
+    ), None
 
 
 def _layout_of_bare(bare: Weights, nest: str) -> str:
@@ -173,8 +215,11 @@ def _layout_of_bare(bare: Weights, nest: str) -> str:
     if "blocks.0.attn.qkv.weight" in bare:
         return _layout_of_transformer(bare, nest, classified)
     if "cls_token" in bare:
-        raise ValueError(f"holds {looks_like(bare)}; expected one ViT, others are named with --arch")
-    # A converted network has counted no batches of training; published supervised ones have, or keep no count.
+        raise ValueError(
+            f"holds {looks_like(bare)}; expected one ViT, others are named with --arch"
+        )
+    # A converted network has counted no batches of training; published supervised ones have, or
+    # keep no count.
     converted = nest == "state_dict" and int(bare.get("bn1.num_batches_tracked", 1)) == 0
     wide = "conv1.weight" in bare and bare["conv1.weight"].shape[0] > 64
     if not classified:
@@ -188,7 +233,9 @@ def _layout_of_transformer(bare: Weights, nest: str, classified: bool) -> str:
         depth = count(bare, r"blocks\.(\d+)\.")
         plain, gated = _DINOV3.get((width, depth), ("base", "base"))
         size = gated if "blocks.0.mlp.w1.weight" in bare else plain
-        raise ValueError(f"holds DINOv3, which timm builds: give --arch timm:vit_{size}_patch16_dinov3")
+        raise ValueError(
+            f"holds DINOv3, which timm builds: give --arch timm:vit_{size}_patch16_dinov3"
+        )
     if classified:
         raise ValueError(
             "holds a transformer with a classifier: its weights tell neither heads nor normalization; give --arch, for "
@@ -216,8 +263,9 @@ def _layout_of_transformer(bare: Weights, nest: str, classified: bool) -> str:
 def network_of_layout(state: Weights, name: str, prefix: str, projector: str | None) -> Network:
     """Network of the layout `name`, in eval mode, its weights loaded strictly.
 
-    state: {name: tensor}. prefix, projector: of the backbone's and the projector's names, as `layout_of` gives them.
-    ValueError, KeyError or RuntimeError where weights are missing, too many or of other shapes.
+    state: {name: tensor}. prefix, projector: of the backbone's and the projector's names, as
+    `layout_of` gives them. ValueError, KeyError or RuntimeError where weights are missing, too many
+    or of other shapes.
     """
     layout = LAYOUTS[name]
     backbone, classifier, left_out = {}, {}, []
@@ -254,7 +302,8 @@ def network_of_layout(state: Weights, name: str, prefix: str, projector: str | N
 
 
 def describe(network: Network, origin: str, left_out: Sequence[str] = ()) -> str:
-    """What is said about a network of another project. left_out: names of the file that are not used."""
+    """What is said about a network of another project. left_out: names of the file that are not
+    used."""
     groups: dict[str, list[str]] = {}
     for name in left_out:
         groups.setdefault(name.partition(".")[0], []).append(name)
@@ -281,14 +330,19 @@ def _backbone(shapes: dict[str, tuple], layout: Layout) -> tuple[Any, str]:
     return net, arch
 
 
-def _projector(state: Weights, prefix: str | None, activation: type) -> tuple[nn.Sequential, Weights]:
-    """(its layers, {our name: tensor}): a matrix begins a layer, an activation ends all but the last."""
+def _projector(
+    state: Weights, prefix: str | None, activation: type
+) -> tuple[nn.Sequential, Weights]:
+    """(its layers, {our name: tensor}): a matrix begins a layer, an activation ends all but the
+    last."""
     modules: dict[tuple, Weights] = {}
     for key, value in state.items():
         if prefix and key.startswith(prefix):
             number, _, leaf = key.removeprefix(prefix).rpartition(".")
             if not re.fullmatch(r"[\d.]*", number):
-                raise ValueError(f"its projector has {key}: only linear layers and normalizations are built in here")
+                raise ValueError(
+                    f"its projector has {key}: only linear layers and normalizations are built in here"
+                )
             place = tuple(map(int, number.split("."))) if number else ()
             modules.setdefault(place, {})[leaf] = value
     layers: list[list[nn.Module]] = []

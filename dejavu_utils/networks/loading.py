@@ -1,4 +1,5 @@
-"""Any network that can be tested: a checkpoint of train_SSL.py, a public one, or timm's and torchvision's by name."""
+"""Any network that can be tested: a checkpoint of train_SSL.py, a public one, or timm's and
+torchvision's by name."""
 
 import argparse
 import math
@@ -50,7 +51,8 @@ ARCH_HELP = (
     "the network, where its checkpoint does not tell: a name of timm or torchvision (timm:NAME, torchvision:NAME), or "
     "the project: " + ", ".join(LAYOUTS)
 )
-_OWN = re.compile(r"(|.*\.)net\.(?:layer1\.0\.conv1|features\.0)\.weight")  # a backbone as train_SSL.py names it
+# a backbone as train_SSL.py names it
+_OWN = re.compile(r"(|.*\.)net\.(?:layer1\.0\.conv1|features\.0)\.weight")
 
 
 def is_named(model: str) -> bool:
@@ -59,7 +61,8 @@ def is_named(model: str) -> bool:
 
 
 def file_of(model: str) -> str | None:
-    """The file that a model is loaded from: itself, or what follows the @ of "timm:NAME@FILE"; None: from a cache."""
+    """The file that a model is loaded from: itself, or what follows the @ of "timm:NAME@FILE";
+    None: from a cache."""
     return os.path.expanduser(model.partition("@")[2]) or None if is_named(model) else model
 
 
@@ -79,9 +82,9 @@ def existing_model(model: str, flag: str, args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model as a flag names it. path: as load_network takes it. arch: where the file does not tell. resolution: side
-    of its images in pixels; None: its own. mlp, loss, resnet50: what the user says that it is, where typed. prefix: of
-    the flags of arch and loss ("ssl_")."""
+    """A model as a flag names it. path: as load_network takes it. arch: where the file does not
+    tell. resolution: side of its images in pixels; None: its own. mlp, loss, resnet50: what the
+    user says that it is, where typed. prefix: of the flags of arch and loss ("ssl_")."""
 
     flag: str
     path: str
@@ -93,8 +96,11 @@ class ModelFile:
     prefix: str = ""
 
     def load(self) -> Network:
-        """The network in eval mode on the CPU, after a line about it; InputError where the user says something else."""
-        network = load_network(self.path, self.flag, self.arch, f"--{self.prefix}arch", self.resolution)
+        """The network in eval mode on the CPU, after a line about it; InputError where the user
+        says something else."""
+        network = load_network(
+            self.path, self.flag, self.arch, f"--{self.prefix}arch", self.resolution
+        )
         self.check(network)
         say(f"{network.source}: {network.notes}")
         return network
@@ -109,17 +115,22 @@ class ModelFile:
             widths = "-".join(map(str, mlp_widths(self.mlp, "--mlp")))
             self._check(f"--mlp {widths}", network.source, widths, network.mlp)
         if self.loss and self.loss not in losses:
-            self._check(f"--{self.prefix}loss {self.loss}", network.source, self.loss, " or ".join(losses))
+            self._check(
+                f"--{self.prefix}loss {self.loss}", network.source, self.loss, " or ".join(losses)
+            )
         if self.resnet50:
             self._check("--resnet50", network.source, "resnet50", network.arch)
 
     def _check(self, flag: str, source: str, typed: str, held: str | None) -> None:
         if typed != held:
-            raise InputError(f"{flag}: {source} holds {held or 'none'}; leave the flag out or name another checkpoint")
+            raise InputError(
+                f"{flag}: {source} holds {held or 'none'}; leave the flag out or name another checkpoint"
+            )
 
 
 def check_known(model: str, source: str) -> None:
-    """InputError for a name ("timm:NAME@FILE", with or without the file) that its collection does not have."""
+    """InputError for a name ("timm:NAME@FILE", with or without the file) that its collection does
+    not have."""
     kind, _, name = model.partition("@")[0].partition(":")
     if kind == "timm":
         check_timm_name(name, source)
@@ -134,13 +145,15 @@ def load_network(
     arch_flag: str = "--arch",
     resolution: int | None = None,
 ) -> Network:
-    """The network of a checkpoint, in eval mode on the CPU, its weights loaded strictly; `notes` says what it is.
+    """The network of a checkpoint, in eval mode on the CPU, its weights loaded strictly; `notes`
+    says what it is.
 
-    model: a file; "timm:NAME" or "torchvision:NAME", their pretrained weights from their caches, else downloaded; or
-    one of these with "@FILE". arch: for files that do not tell, a name of LAYOUTS, or of timm or torchvision (with that
-    word and a colon before it, or not); arch_flag: its name. resolution: side of the images that it will be shown, in
-    pixels; None: that of its training or published evaluation. Either is in `preprocessing`. InputError names the flag,
-    and says what is missing.
+    model: a file; "timm:NAME" or "torchvision:NAME", their pretrained weights from their caches,
+    else downloaded; or one of these with "@FILE". arch: for files that do not tell, a name of
+    LAYOUTS, or of timm or torchvision (with that word and a colon before it, or not); arch_flag:
+    its name. resolution: side of the images that it will be shown, in pixels; None: that of its
+    training or published evaluation. Either is in `preprocessing`. InputError names the flag, and
+    says what is missing.
     """
     network = _loaded(str(model), flag, arch, arch_flag)
     network.source = f"{flag} {model}"
@@ -162,7 +175,15 @@ def _loaded(model: str, flag: str, arch: str | None, arch_flag: str) -> Network:
     checkpoint = load_checkpoint(path, flag, read_weights)
     try:
         return _from_file(checkpoint, arch, source, path.name)
-    except (ValueError, KeyError, AttributeError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         reason = one_line(error)
         if type(error) is not ValueError:
             reason = f"does not hold the network it describes: {reason}"
@@ -175,7 +196,9 @@ def _from_file(checkpoint: Any, arch: str | None, source: str, file_name: str) -
     state, nest = weights_in(checkpoint)
     if any(map(_OWN.fullmatch, state)):
         root = prefix_of(state, _OWN)
-        own = {name.removeprefix(root): value for name, value in state.items() if name.startswith(root)}
+        own = {
+            name.removeprefix(root): value for name, value in state.items() if name.startswith(root)
+        }
         return _own(network_of(own, checkpoint), arch)
     if arch and arch not in LAYOUTS:
         return _built_by_name(arch, source, state, file_name)
@@ -193,16 +216,23 @@ def _own(network: SSLNetwork, arch: str | None) -> SSLNetwork:
     return network
 
 
-def _built_by_name(arch: str, source: str, state: dict[str, torch.Tensor], file_name: str) -> Network:
-    """timm's or torchvision's network with the weights of a file; its classifier's too, if they are there."""
+def _built_by_name(
+    arch: str, source: str, state: dict[str, torch.Tensor], file_name: str
+) -> Network:
+    """timm's or torchvision's network with the weights of a file; its classifier's too, if they are
+    there."""
     collected = _collected(arch, source, file_name)
     net, classifier = collected.net, collected.classifier
     names = set(net.state_dict())
-    first = next(name for name in net.state_dict() if not name.endswith("token") and name != "pos_embed")
+    first = next(
+        name for name in net.state_dict() if not name.endswith("token") and name != "pos_embed"
+    )
     anchor = re.compile(rf"(|.*\.){re.escape(first)}")
     has_network = any(map(anchor.fullmatch, state))
     prefix = prefix_of(state, anchor) if has_network else ""
-    needed = {prefix + name for name in names if not classifier or not name.startswith(f"{classifier}.")}
+    needed = {
+        prefix + name for name in names if not classifier or not name.startswith(f"{classifier}.")
+    }
     if not needed <= state.keys():
         state = _renamed_by_timm(state, net, arch)
         prefix = prefix_of(state, anchor)
@@ -216,18 +246,25 @@ def _built_by_name(arch: str, source: str, state: dict[str, torch.Tensor], file_
     if classifier and not any(name.startswith(f"{classifier}.") for name in weights):
         replace_module(net, classifier, nn.Identity())
         collected.classifier = None
-    elif classifier and len(weights.get(f"{classifier}.weight", ())):  # of as many classes as the file has
-        replace_module(net, classifier, nn.Linear(collected.width, len(weights[f"{classifier}.weight"])))
+    # of as many classes as the file has
+    elif classifier and len(weights.get(f"{classifier}.weight", ())):
+        replace_module(
+            net, classifier, nn.Linear(collected.width, len(weights[f"{classifier}.weight"]))
+        )
     net.load_state_dict(weights)
     return _assembled(collected, arch, left_out)
 
 
-def _renamed_by_timm(state: dict[str, torch.Tensor], net: nn.Module, arch: str) -> dict[str, torch.Tensor]:
-    """Weights of another project under timm's names, where timm knows that project; ValueError where it does not."""
+def _renamed_by_timm(
+    state: dict[str, torch.Tensor], net: nn.Module, arch: str
+) -> dict[str, torch.Tensor]:
+    """Weights of another project under timm's names, where timm knows that project; ValueError
+    where it does not."""
     rename = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     try:
         renamed = rename(dict(state), net) if rename else state
-    except Exception:  # timm expects the files of the projects that it knows, and fails in any way on others
+    # timm expects the files of the projects that it knows, and fails in any way on others
+    except Exception:
         renamed = state
     if len(renamed.keys() & net.state_dict().keys()) < len(net.state_dict()) / 2:
         raise ValueError(other_names(state, arch))
@@ -262,7 +299,8 @@ def _pretrained(arch: str, source: str) -> Network:
 
 @dataclass
 class _Collected:
-    """A network of a collection. classifier: its path, None where it is none or several Linear. width: before it."""
+    """A network of a collection. classifier: its path, None where it is none or several Linear.
+    width: before it."""
 
     net: nn.Module
     classifier: str | None
@@ -276,7 +314,9 @@ class _Collected:
         resize = math.floor(side / config["crop_pct"])
         mean, std = tuple(config["mean"]), tuple(config["std"])
         name = config.get("classifier")
-        is_linear = isinstance(name, str) and isinstance(dict(net.named_modules()).get(name), nn.Linear)
+        is_linear = isinstance(name, str) and isinstance(
+            dict(net.named_modules()).get(name), nn.Linear
+        )
         preprocessing = Preprocessing(side, resize, config["interpolation"], mean, std)
         return cls(net, name if is_linear else None, timm_width(net), preprocessing)
 
@@ -290,8 +330,11 @@ def _collected(arch: str, source: str, file_name: str | None = None) -> _Collect
     if kind == "timm" or (not kind and name not in known):
         try:
             return _Collected.of_timm(timm_network(name, source))
-        except (OSError, RuntimeError, ValueError) as error:  # hf-hub: its configuration is downloaded
-            raise InputError(f"{source}: timm cannot build {name} ({one_line(error, 150)})") from None
+        # hf-hub: its configuration is downloaded
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{source}: timm cannot build {name} ({one_line(error, 150)})"
+            ) from None
     check_known(f"torchvision:{name}", source)
     if name in ("googlenet", "inception_v3"):
         raise InputError(f"{source}: gives several outputs, and cannot be a backbone here")
@@ -302,26 +345,36 @@ def _collected(arch: str, source: str, file_name: str | None = None) -> _Collect
     versions = torchvision.models.get_model_weights(name)
     shown = versions.DEFAULT
     if file_name:
-        # A file under another name: the first version's images, which are those of most training outside torchvision.
+        # A file under another name: the first version's images, which are those of most training
+        # outside torchvision.
         same = [version for version in versions if version.url.rpartition("/")[2] == file_name]
         shown = (same or list(versions))[0]
     images = shown.transforms()
     mean, std = tuple(images.mean), tuple(images.std)
     side, resize = images.crop_size[0], images.resize_size[0]
-    return _Collected(net, classifier, width, Preprocessing(side, resize, images.interpolation.value, mean, std))
+    return _Collected(
+        net, classifier, width, Preprocessing(side, resize, images.interpolation.value, mean, std)
+    )
 
 
 def _assembled(collected: _Collected, arch: str, left_out: Sequence[str] = ()) -> Network:
-    """The Network around a network of a collection; its classifier, if it has one, gives the logits."""
+    """The Network around a network of a collection; its classifier, if it has one, gives the
+    logits."""
     net: Any = collected.net
     classifier = collected.classifier
     heads = getattr(net, "pretrained_cfg", {}).get("classifier")
-    if isinstance(heads, (list, tuple)) or isinstance(dict(net.named_modules()).get(heads), nn.Conv2d):
-        net.reset_classifier(0)  # no Linear gives its logits: a convolution does, or the mean of several heads
+    if isinstance(heads, (list, tuple)) or isinstance(
+        dict(net.named_modules()).get(heads), nn.Conv2d
+    ):
+        # no Linear gives its logits: a convolution does, or the mean of several heads
+        net.reset_classifier(0)
     module = replace_module(net, classifier, nn.Identity()) if classifier else None
     network = Network(net, collected.width, nn.Sequential())
     kind, _, name = arch.partition(":")
-    network.arch, network.preprocessing = name if kind in COLLECTIONS else arch, collected.preprocessing
+    network.arch, network.preprocessing = (
+        name if kind in COLLECTIONS else arch,
+        collected.preprocessing,
+    )
     if module is not None:
         last = module[-1] if isinstance(module, nn.Sequential) else module
         network.fc, network.num_classes, network.loss = module, last.out_features, "supervised"
@@ -330,7 +383,8 @@ def _assembled(collected: _Collected, arch: str, left_out: Sequence[str] = ()) -
 
 
 def network_of(state: dict[str, torch.Tensor], checkpoint: dict) -> SSLNetwork:
-    """The SSLNetwork with these weights, {name: tensor}, in eval mode; checkpoint: where its settings are, if any."""
+    """The SSLNetwork with these weights, {name: tensor}, in eval mode; checkpoint: where its
+    settings are, if any."""
     state = without_prefix(state)
     settings = checkpoint.get("settings")
     if settings:
@@ -338,7 +392,11 @@ def network_of(state: dict[str, torch.Tensor], checkpoint: dict) -> SSLNetwork:
         network = network_from_settings(model, settings["training.loss"], checkpoint["num_classes"])
         trained_side = settings.get("resolution.max_res")
         network.evaluation_side = _evaluation_side(trained_side)
-        network.notes = f"{network.arch}, trained at {trained_side} pixels" if trained_side else str(network.arch)
+        network.notes = (
+            f"{network.arch}, trained at {trained_side} pixels"
+            if trained_side
+            else str(network.arch)
+        )
     else:
         network = _network_from_shapes(shapes_of(state))
         network.notes = f"{network.arch}, without the settings of its training"
@@ -350,9 +408,9 @@ def network_of(state: dict[str, torch.Tensor], checkpoint: dict) -> SSLNetwork:
 def _evaluation_side(trained_side: int | None) -> int | None:
     """Side of the images that a network of train_SSL.py is shown, in pixels.
 
-    Random crops enlarge objects, so that a test at up to a third more pixels than the training is common practice
-    (Touvron et al. 2019, arXiv 1906.06423). The published models were trained at 192 and tested at 224; a model of
-    small images is shown images of its own size.
+    Random crops enlarge objects, so that a test at up to a third more pixels than the training is
+    common practice (Touvron et al. 2019, arXiv 1906.06423). The published models were trained at
+    192 and tested at 224; a model of small images is shown images of its own size.
     """
     published = Preprocessing().side
     if trained_side and trained_side <= published <= trained_side * 4 / 3:
@@ -361,7 +419,11 @@ def _evaluation_side(trained_side: int | None) -> int | None:
 
 
 def _network_from_shapes(shapes: dict[str, tuple]) -> SSLNetwork:
-    backbone = {name.removeprefix("net."): shape for name, shape in shapes.items() if name.startswith("net.")}
+    backbone = {
+        name.removeprefix("net."): shape
+        for name, shape in shapes.items()
+        if name.startswith("net.")
+    }
     fc = "fc.weight" in backbone
     arch = arch_of_shapes(backbone, fc)
     widths = []
@@ -375,8 +437,11 @@ def _network_from_shapes(shapes: dict[str, tuple]) -> SSLNetwork:
         loss = "byol"
     elif "fc.2.weight" in shapes:
         loss, num_classes = "supervised", shapes["fc.2.weight"][0]
-    network = SSLNetwork(arch, "-".join(widths) or "1", loss, num_classes, fc=fc, remove_head=not widths)
-    network.loss = None  # its heads do not tell it: VICReg and SimCLR train the same network, BYOL and MoCo v3 another
+    network = SSLNetwork(
+        arch, "-".join(widths) or "1", loss, num_classes, fc=fc, remove_head=not widths
+    )
+    # its heads do not tell it: VICReg and SimCLR train the same network, BYOL and MoCo v3 another
+    network.loss = None
     if len(network.losses()) == 1:
         network.loss = loss
     return network

@@ -1,9 +1,11 @@
-"""Diffusion conditioned on a representation: the noise schedule, the training loss, sampling, and the two U-Nets.
+"""Diffusion conditioned on a representation: the noise schedule, the training loss, sampling, and
+the two U-Nets.
 
-Sources: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (cosine schedule, learned variance, respacing, importance
-sampling of steps), Song et al. 2021 (DDIM), Dhariwal & Nichol 2021 (the ADM U-Net), Bordes et al. 2021 (RCDM: a Linear
-of the representation is added to the time embedding). Conventions, and so the numbers, are those of guided diffusion;
-the two backends differ in the U-Net alone.
+Sources: Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (cosine schedule, learned variance,
+respacing, importance sampling of steps), Song et al. 2021 (DDIM), Dhariwal & Nichol 2021 (the ADM
+U-Net), Bordes et al. 2021 (RCDM: a Linear of the representation is added to the time embedding).
+Conventions, and so the numbers, are those of guided diffusion; the two backends differ in the U-Net
+alone.
 """
 
 import math
@@ -23,12 +25,13 @@ NOISE_SCHEDULES = ("linear", "cosine")
 
 
 class Diffusion:
-    """The forward process q(x_t | x_0) over T steps, the loss of a U-Net that reverses it, and sampling.
+    """The forward process q(x_t | x_0) over T steps, the loss of a U-Net that reverses it, and
+    sampling.
 
-    flags: diffusion_steps (T), noise_schedule, learn_sigma, predict_xstart, use_kl, rescale_timesteps and
-    rescale_learned_sigmas of the command line, as a dict. respacing: "" for all steps, "100" for so many steps of DDPM,
-    "ddim50" for so many of DDIM without noise; ValueError where T has no such subset. The last dimensions of images are
-    (3, side, side).
+    flags: diffusion_steps (T), noise_schedule, learn_sigma, predict_xstart, use_kl,
+    rescale_timesteps and rescale_learned_sigmas of the command line, as a dict. respacing: "" for
+    all steps, "100" for so many steps of DDPM, "ddim50" for so many of DDIM without noise;
+    ValueError where T has no such subset. The last dimensions of images are (3, side, side).
     """
 
     def __init__(self, flags: Mapping[str, Any], respacing: str = "") -> None:
@@ -76,7 +79,8 @@ class Diffusion:
         return self._tables[device]
 
     def noised(self, start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t given x_0. start, noise: float (n, 3, s, s); t: int64 (n,), positions among the kept steps."""
+        """x_t given x_0. start, noise: float (n, 3, s, s); t: int64 (n,), positions among the kept
+        steps."""
         return self._at("signal", t) * start + self._at("noise", t) * noise
 
     def output(self, unet: UNet, x: Tensor, t: Tensor, representation: Tensor) -> Tensor:
@@ -94,10 +98,13 @@ class Diffusion:
         pixel_range: (low, high) that the predicted x_0 is clipped to, if given.
         """
         if self.learn_sigma:
-            # The range of Nichol & Dhariwal 2021, equation 15; the output in [-1, 1] goes to [0, 1].
+            # The range of Nichol & Dhariwal 2021, equation 15; the output in [-1, 1] goes to [0,
+            # 1].
             output, weight = output.chunk(2, dim=1)
             weight = (weight + 1) / 2
-            log_variance = weight * self._at("log_beta", t) + (1 - weight) * self._at("log_posterior", t)
+            log_variance = weight * self._at("log_beta", t) + (1 - weight) * self._at(
+                "log_posterior", t
+            )
         else:
             log_variance = self._at("log_large", t).expand_as(x)
         start = output
@@ -111,12 +118,15 @@ class Diffusion:
         """Of q(x_{t-1} | x_t, x_0)."""
         return self._at("mean_start", t) * start + self._at("mean_now", t) * x
 
-    def losses(self, unet: UNet, start: Tensor, t: Tensor, noise: Tensor, representation: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, unet: UNet, start: Tensor, t: Tensor, noise: Tensor, representation: Tensor
+    ) -> dict[str, Tensor]:
         """{"loss", "mse", "vb"} of each image, float32 (n,).
 
-        vb: the step's term of the variational bound in bits per dimension, through the variance alone (the mean is
-        detached); mse: of the predicted noise (or x_0). loss = mse + vb with a learned variance, mse without; vb x
-        steps with use_kl. rescale_learned_sigmas weighs vb by steps / 1000.
+        vb: the step's term of the variational bound in bits per dimension, through the variance
+        alone (the mean is detached); mse: of the predicted noise (or x_0). loss = mse + vb with a
+        learned variance, mse without; vb x steps with use_kl. rescale_learned_sigmas weighs vb by
+        steps / 1000.
         """
         x = self.noised(start, t, noise)
         output = self.output(unet, x, t, representation)
@@ -135,7 +145,8 @@ class Diffusion:
         return {"loss": mse + vb, "mse": mse, "vb": vb}
 
     def _bound(self, output: Tensor, start: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """KL(q(x_{t-1} | x_t, x_0) || p) in bits per dimension, the decoder's code length at the first step; (n,)."""
+        """KL(q(x_{t-1} | x_t, x_0) || p) in bits per dimension, the decoder's code length at the
+        first step; (n,)."""
         _, mean, log_variance = self.reverse(output, x, t)
         true_mean = self._posterior_mean(start, x, t)
         true_log = self._at("log_posterior", t)
@@ -155,10 +166,12 @@ class Diffusion:
         pixel_range: tuple[float, float] = PIXEL_RANGE,
         on_progress: Callable[[int], object] = lambda count: None,
     ) -> Tensor:
-        """Images in pixel_range, float32 (n, 3, side, side), by DDPM, or DDIM where the respacing says so.
+        """Images in pixel_range, float32 (n, 3, side, side), by DDPM, or DDIM where the respacing
+        says so.
 
-        representation: float (n, width). seeds: n int; an image's noise depends on its own seed alone, and so neither
-        on the other images of the batch nor on the device. on_progress: called after each step with n.
+        representation: float (n, width). seeds: n int; an image's noise depends on its own seed
+        alone, and so neither on the other images of the batch nor on the device. on_progress:
+        called after each step with n.
         """
         device = representation.device
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -191,12 +204,15 @@ class Losses(nn.Module):
         super().__init__()
         self.unet, self.process = unet, process
 
-    def forward(self, images: Tensor, t: Tensor, noise: Tensor, representations: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, t: Tensor, noise: Tensor, representations: Tensor
+    ) -> dict[str, Tensor]:
         return self.process.losses(self.unet, images, t, noise, representations)
 
 
 def betas(name: str, steps: int) -> np.ndarray:
-    """Variances of the forward process, float64 (steps,); name: linear (Ho et al.) or cosine (Nichol & Dhariwal)."""
+    """Variances of the forward process, float64 (steps,); name: linear (Ho et al.) or cosine
+    (Nichol & Dhariwal)."""
     if name == "linear":
         return np.linspace(0.1 / steps, 20.0 / steps, steps)  # 1e-4 to 0.02 at 1000 steps
     kept = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -206,8 +222,9 @@ def betas(name: str, steps: int) -> np.ndarray:
 def kept_steps(steps: int, respacing: str) -> list[int]:
     """The steps that a respaced schedule keeps, a rising list of int below `steps`.
 
-    "" keeps all; "ddim50": 50 at a constant whole stride from 0 on; "100": 100 evenly spread from the first to the
-    last; "10,20,70": so many of each of equal sections. ValueError where that cannot be.
+    "" keeps all; "ddim50": 50 at a constant whole stride from 0 on; "100": 100 evenly spread from
+    the first to the last; "10,20,70": so many of each of equal sections. ValueError where that
+    cannot be.
     """
     if respacing.startswith("ddim"):
         count = int(respacing[len("ddim") :])
@@ -229,10 +246,12 @@ def kept_steps(steps: int, respacing: str) -> list[int]:
 
 
 def _code_length(start: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Minus the log-probability (nats, mean over an image) of 8-bit pixels under a discretized Gaussian; (n,).
+    """Minus the log-probability (nats, mean over an image) of 8-bit pixels under a discretized
+    Gaussian; (n,).
 
-    Bins are those of pixels in [-1, 1], half of 2 / 255 to each side, with open ends (Ho et al. 2020, equation 13), and
-    the normal distribution function is its tanh approximation, as in guided diffusion.
+    Bins are those of pixels in [-1, 1], half of 2 / 255 to each side, with open ends (Ho et al.
+    2020, equation 13), and the normal distribution function is its tanh approximation, as in guided
+    diffusion.
     """
     scale, half_bin = torch.exp(-log_scale), 1 / 255
     upper = _normal_cdf((start - mean + half_bin) * scale).clamp(min=0.0)
@@ -253,8 +272,11 @@ class UniformSteps:
         self.steps, self.device = steps, device
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
-        """(t int64 (n,), weights float32 (n,)) on the device, from PyTorch's global generator on the CPU."""
-        return to_device(torch.randint(self.steps, (n,)), self.device), torch.ones(n, device=self.device)
+        """(t int64 (n,), weights float32 (n,)) on the device, from PyTorch's global generator on
+        the CPU."""
+        return to_device(torch.randint(self.steps, (n,)), self.device), torch.ones(
+            n, device=self.device
+        )
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Records the losses (n,) at steps t, of all processes."""
@@ -269,8 +291,8 @@ class UniformSteps:
 class LossSecondMomentSteps(UniformSteps):
     """Draws steps by the root of their loss's second moment over the last 10, and weighs them back.
 
-    Nichol & Dhariwal 2021, section 3.3. Uniform until every step has been seen ten times. What it records stays on the
-    device, which is never waited for.
+    Nichol & Dhariwal 2021, section 3.3. Uniform until every step has been seen ten times. What it
+    records stays on the device, which is never waited for.
     """
 
     HISTORY, UNIFORM_SHARE = 10, 0.001
@@ -293,8 +315,8 @@ class LossSecondMomentSteps(UniformSteps):
         same = t[:, None] == t
         before = same.tril(-1).sum(dim=1)
         after = same.triu(1).sum(dim=1)
-        # Those that ten later ones of the same step push out again are written into a column that is dropped: of two
-        # writes to one place it is not known which is the last.
+        # Those that ten later ones of the same step push out again are written into a column that
+        # is dropped: of two writes to one place it is not known which is the last.
         place = (self.counts[t] + before) % self.HISTORY
         place = torch.where(after < self.HISTORY, place, self.HISTORY)
         wider = F.pad(self.history, (0, 1)).index_put_((t, place), losses.double())

@@ -21,9 +21,15 @@ from dejavu_utils.reconstruction.rcdm import NEIGHBORS, SAMPLES, Source, conditi
 
 
 def image_transform(side: int) -> transforms.Compose:
-    """PIL image -> float32 (3, side, side) in [0, 1]: short side to int(256 x side / 224), then the centre."""
+    """PIL image -> float32 (3, side, side) in [0, 1]: short side to int(256 x side / 224), then the
+    centre."""
     return transforms.Compose(
-        [without_far_ends, transforms.Resize(int(256 * side / 224)), transforms.CenterCrop(side), transforms.ToTensor()]
+        [
+            without_far_ends,
+            transforms.Resize(int(256 * side / 224)),
+            transforms.CenterCrop(side),
+            transforms.ToTensor(),
+        ]
     )
 
 
@@ -31,8 +37,9 @@ def image_transform(side: int) -> transforms.Compose:
 class Reconstructions:
     """Pictures of n attacked images, float32 (..., 3, side, side) in [0, 1] each.
 
-    rows: the chosen rows of the table. images, crops: (n, ...). neighbors: {source name: (n, 5, ...) or None}.
-    samples: {source name: (n, samples, ...)}. tiles: {source name: what files call it}.
+    rows: the chosen rows of the table. images, crops: (n, ...). neighbors: {source name: (n, 5,
+    ...) or None}. samples: {source name: (n, samples, ...)}. tiles: {source name: what files call
+    it}.
     """
 
     rows: pd.DataFrame
@@ -44,7 +51,9 @@ class Reconstructions:
 
     def head(self, count: int) -> "Reconstructions":
         """The first `count` of them."""
-        neighbors = {source: None if x is None else x[:count] for source, x in self.neighbors.items()}
+        neighbors = {
+            source: None if x is None else x[:count] for source, x in self.neighbors.items()
+        }
         samples = {source: x[:count] for source, x in self.samples.items()}
         images, crops = self.images[:count], self.crops[:count]
         return Reconstructions(self.rows[:count], images, crops, neighbors, samples, self.tiles)
@@ -60,7 +69,8 @@ def reconstruct(
 ) -> Reconstructions:
     """Reconstructions of the images in `rows` (of Attack.tables[attacked]) by every Source.
 
-    Both models start from the same noise. respacing: steps, as dejavu_utils.diffusion.Diffusion takes them.
+    Both models start from the same noise. respacing: steps, as dejavu_utils.diffusion.Diffusion
+    takes them.
     """
     indices = rows["index"].to_numpy(np.int64)
     if not len(indices):
@@ -68,7 +78,9 @@ def reconstruct(
     first = sources[0]
     side, listing = first.rcdm.side, first.attack.listing
     crops = first.attack.crops(indices)
-    shown = Reconstructions(rows, _pictures(listing, indices, side), _pictures(listing, indices, side, crops))
+    shown = Reconstructions(
+        rows, _pictures(listing, indices, side), _pictures(listing, indices, side, crops)
+    )
     for source in sources:
         condition, neighbors = conditions(source, attacked, indices)
         seeds = sample_seeds(indices, samples, seed)
@@ -82,14 +94,17 @@ def reconstruct(
     return shown
 
 
-def _pictures(listing: ImageListing, indices: np.ndarray, side: int, crops: np.ndarray | None = None) -> torch.Tensor:
+def _pictures(
+    listing: ImageListing, indices: np.ndarray, side: int, crops: np.ndarray | None = None
+) -> torch.Tensor:
     images = IndexedImages(listing, indices, image_transform(side), crops)
     pictures, _, _ = collate_readable([images[position] for position in range(len(images))])
     return pictures
 
 
 def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> Figure:
-    """Figure: for each example its image and crop, and a line per model: nearest public images and samples.
+    """Figure: for each example its image and crop, and a line per model: nearest public images and
+    samples.
 
     names: of the classes, one per label.
     """
@@ -111,7 +126,8 @@ def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> 
         """x, y: inches from the left and the top."""
         pad, side = 0.02, cell - 0.04
         axes = figure.add_axes(
-            ((x + pad) / width, 1 - (y + pad + side) / height, side / width, side / height), frameon=False
+            ((x + pad) / width, 1 - (y + pad + side) / height, side / width, side / height),
+            frameon=False,
         )
         axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_xticks([])
@@ -145,7 +161,8 @@ def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> 
 
 
 def save_tiles(folder: str | Path, shown: Reconstructions) -> None:
-    """Writes samps_patches.png (images beside crops), NNs_{tile}.png and recon_{tile}.png, a line per example."""
+    """Writes samps_patches.png (images beside crops), NNs_{tile}.png and recon_{tile}.png, a line
+    per example."""
     folder = Path(folder)
     beside = torch.stack([shown.images, shown.crops], dim=1)
     save_grid(folder / "samps_patches.png", beside.flatten(0, 1), 2)

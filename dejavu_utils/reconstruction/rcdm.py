@@ -1,8 +1,9 @@
-"""From a background crop to pictures of what a model remembers: trained RCDMs, choosing examples, rows and tiles.
+"""From a background crop to pictures of what a model remembers: trained RCDMs, choosing examples,
+rows and tiles.
 
-An attacked image is reconstructed from its crop alone: the condition is the mean backbone embedding of the crop's
-nearest public neighbors (the attack's files name them), with the crop's own projector embedding beside it (Meehan et
-al. 2023, section 5; RCDM: Bordes et al. 2021).
+An attacked image is reconstructed from its crop alone: the condition is the mean backbone embedding
+of the crop's nearest public neighbors (the attack's files name them), with the crop's own projector
+embedding beside it (Meehan et al. 2023, section 5; RCDM: Bordes et al. 2021).
 """
 
 import json
@@ -53,14 +54,20 @@ _ENCODER = "encoder"
 class Rcdm:
     """A trained RCDM and the encoder that conditions it, in eval mode; both go to `device`.
 
-    network: the SSL model. layers: whose outputs, side by side, are the representation. side: of the samples, pixels.
-    resolution: side of the encoder's input.
+    network: the SSL model. layers: whose outputs, side by side, are the representation. side: of
+    the samples, pixels. resolution: side of the encoder's input.
     """
 
     record: Provenance | None = None  # what it was made from
     trained_on: TrainingImages | None = None
 
-    def __init__(self, unet: torch.nn.Module, network: Network, settings: dict[str, Any], device: torch.device) -> None:
+    def __init__(
+        self,
+        unet: torch.nn.Module,
+        network: Network,
+        settings: dict[str, Any],
+        device: torch.device,
+    ) -> None:
         self.unet, self.network, self.device = unet.to(device).eval(), network.to(device), device
         self.settings, self.layers = settings, settings["layers"]
         self.side, self.resolution = settings["image_size"], settings["ssl_resolution"]
@@ -69,9 +76,11 @@ class Rcdm:
     def embed(
         self, listing: ImageListing, indices: np.ndarray, crops: np.ndarray | None = None
     ) -> dict[str, torch.Tensor]:
-        """The encoder's outputs for images (or their crops): {layer: float32 (n, width)} on the CPU.
+        """The encoder's outputs for images (or their crops): {layer: float32 (n, width)} on the
+        CPU.
 
-        layers: backbone and projector, or logits. indices: int (n,). crops: n of (xmin, ymin, xmax, ymax).
+        layers: backbone and projector, or logits. indices: int (n,). crops: n of (xmin, ymin, xmax,
+        ymax).
         """
         inference = Inference(self.device, batch_size=_AT_ONCE)
         embedder = Embedder({_ENCODER: self.network}, {_ENCODER: self.layers}, listing, inference)
@@ -87,9 +96,11 @@ class Rcdm:
         respacing: str = "",
         on_progress: Callable[[int], object] = lambda count: None,
     ) -> torch.Tensor:
-        """Images in [0, 1], float32 (n, 3, side, side) on the CPU. conditions: float (n, width). seeds: n int.
+        """Images in [0, 1], float32 (n, 3, side, side) on the CPU. conditions: float (n, width).
+        seeds: n int.
 
-        respacing: steps, as dejavu_utils.diffusion.Diffusion takes them. on_progress: called with n after each step.
+        respacing: steps, as dejavu_utils.diffusion.Diffusion takes them. on_progress: called with n
+        after each step.
         """
         process = Diffusion(self.settings, respacing)
         low, high = self.settings["pixel_range"]
@@ -97,7 +108,9 @@ class Rcdm:
         for start in range(0, len(conditions), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
             condition = conditions[rows].to(self.device)
-            images = process.sample(self.unet, condition, self.side, seeds[rows], (low, high), on_progress)
+            images = process.sample(
+                self.unet, condition, self.side, seeds[rows], (low, high), on_progress
+            )
             parts.append(((images - low) / (high - low)).cpu())
         return torch.cat(parts)
 
@@ -108,21 +121,28 @@ def load_rcdm(
     settings: dict[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> Rcdm:
-    """The Rcdm of a folder of train_RCDM.py (its last average), or of one of its model*.pt and ema_*.pt files.
+    """The Rcdm of a folder of train_RCDM.py (its last average), or of one of its model*.pt and
+    ema_*.pt files.
 
     ssl_model_pth: the encoder, if it has moved since the training. settings: of the U-Net, for
-    files without a params.json beside them (those of the rcdm package). InputError names a file that does not fit.
+    files without a params.json beside them (those of the rcdm package). InputError names a file
+    that does not fit.
     """
     path = Path(path)
     weights_path = _last_average(path) if path.is_dir() else path
     if settings is None:
         params = weights_path.parent / "params.json"
         if not params.is_file():
-            raise InputError(f"{params}: no such file; train_RCDM.py writes it beside its checkpoints")
+            raise InputError(
+                f"{params}: no such file; train_RCDM.py writes it beside its checkpoints"
+            )
         settings = json.loads(params.read_text(encoding="utf-8"))
     encoder_path = ssl_model_pth or settings["ssl_model_pth"]
     network = load_network(
-        encoder_path, "ssl_model_pth", settings.get("ssl_arch"), resolution=settings["ssl_resolution"]
+        encoder_path,
+        "ssl_model_pth",
+        settings.get("ssl_arch"),
+        resolution=settings["ssl_resolution"],
     )
     record = Provenance.from_plain(settings.get(MADE_FROM))
     encoder = Provenance(models={"encoder": ModelRecord.of(network, settings["ssl_resolution"])})
@@ -130,13 +150,19 @@ def load_rcdm(
     remedy = "name the encoder that it was trained with"
     for note in check_same("reconstruction", encoder, record, f"{weights_path}", sources, remedy):
         say(f"note: {note}")
-    settings = {"pixel_range": list(PIXEL_RANGE), **settings, "width": sum(map(network.width, settings["layers"]))}
+    settings = {
+        "pixel_range": list(PIXEL_RANGE),
+        **settings,
+        "width": sum(map(network.width, settings["layers"])),
+    }
     unet = build_unet(choose_backend(settings["backend"]), settings, settings["width"])
     try:
         unet.load_state_dict(load_checkpoint(weights_path, "RCDM"))
     except (RuntimeError, AttributeError, TypeError) as error:
         reason = one_line(error)
-        raise InputError(f"{weights_path}: not the U-Net that its params.json describes: {reason}") from None
+        raise InputError(
+            f"{weights_path}: not the U-Net that its params.json describes: {reason}"
+        ) from None
     rcdm = Rcdm(unet, network, settings, device or choose_device())
     rcdm.record = record or encoder
     rcdm.trained_on = read_training_images(weights_path.parent / TRAINED_ON)
@@ -157,9 +183,10 @@ def _last_average(folder: Path) -> Path:
 class Attack:
     """A folder of label_inference_attack.py, with the images and boxes that were attacked.
 
-    tables: {"A", "B"} -> one row per attacked image (dejavu_utils.results.example_table). Where the images lie and how
-    crops were chosen is taken from the folder's results.json. image_dir and bbox_dir: if they lie elsewhere now, or
-    there is no such file; min_px and crop_rule are for folders without one.
+    tables: {"A", "B"} -> one row per attacked image (dejavu_utils.results.example_table). Where the
+    images lie and how crops were chosen is taken from the folder's results.json. image_dir and
+    bbox_dir: if they lie elsewhere now, or there is no such file; min_px and crop_rule are for
+    folders without one.
     """
 
     def __init__(
@@ -171,56 +198,83 @@ class Attack:
         crop_rule: str = "paper",
     ) -> None:
         self.folder = existing_folder(folder, "the attack")
-        self.settings: dict[str, Any] = {"min_px": min_px, "crop_rule": crop_rule, "use_corner_crop": 0, "k_attk": 0}
+        self.settings: dict[str, Any] = {
+            "min_px": min_px,
+            "crop_rule": crop_rule,
+            "use_corner_crop": 0,
+            "k_attk": 0,
+        }
         results = read_results(self.folder)
         if results:
             self.settings.update(results.settings)
         self.record = read_record(self.folder / "results.json")
         self.bbox_dir = bbox_dir or self.settings.get("imgnet_bbox_pth")
         image_dir = image_dir or self.settings.get("imgnet_train_pth")
-        self.listing = list_images(image_dir, f"image_dir (the attack {folder} was made with this path)")
+        self.listing = list_images(
+            image_dir, f"image_dir (the attack {folder} was made with this path)"
+        )
         there = Provenance(images=self.listing.fingerprint["sha256"])
         sources = {"images": f"image_dir {image_dir}"}
         remedy, made = "name the folder as it was", f"the attack {folder}"
         for note in check_same("reconstruction", there, self.record, made, sources, remedy):
             say(f"note: {note}")
         self.sets = read_attack(self.folder, self.settings["k_attk"])
-        self.tables = {name: example_table(attacked, self.listing) for name, attacked in self.sets.items()}
+        self.tables = {
+            name: example_table(attacked, self.listing) for name, attacked in self.sets.items()
+        }
 
     def class_table(self, attacked: str, class_names: Sequence[str]) -> pd.DataFrame:
         """results.class_table of one attacked set, "A" or "B". class_names: one per label."""
         return class_table({attacked: self.sets[attacked]}, class_names)
 
     def crops(self, indices: np.ndarray) -> np.ndarray:
-        """int64 (n, 4): xmin, ymin, xmax, ymax of each image's crop. InputError for an image without one."""
+        """int64 (n, 4): xmin, ymin, xmax, ymax of each image's crop. InputError for an image
+        without one."""
         rule = CropRule.of(self.settings)
-        annotations = Annotations(self.bbox_dir, self.listing, "the attack's boxes") if rule.reads_boxes else None
+        annotations = (
+            Annotations(self.bbox_dir, self.listing, "the attack's boxes")
+            if rule.reads_boxes
+            else None
+        )
         found = take_crops(self.listing, indices, rule, annotations)
         absent = np.setdiff1d(indices, found.indices)
         if len(absent):
-            raise InputError(f"{self.bbox_dir}: {self.listing.paths[absent[0]]} has no background crop: not attacked")
+            raise InputError(
+                f"{self.bbox_dir}: {self.listing.paths[absent[0]]} has no background crop: not attacked"
+            )
         return found.crops
 
-    def neighbors(self, model: str, attacked: str, indices: np.ndarray, count: int = NEIGHBORS) -> np.ndarray:
+    def neighbors(
+        self, model: str, attacked: str, indices: np.ndarray, count: int = NEIGHBORS
+    ) -> np.ndarray:
         """Image indices of the nearest public images of each crop, int64 (n, count), nearest first.
 
-        model, attacked: "A" or "B". InputError for images that were not attacked, or an attack without neighbors.
+        model, attacked: "A" or "B". InputError for images that were not attacked, or an attack
+        without neighbors.
         """
         attacked_indices = load_array(attack_path(self.folder, model, attacked, "attk_idxs"))
         nearest = load_array(attack_path(self.folder, model, attacked, "neighb_idxs"))
         row_of = {int(index): row for row, index in enumerate(attacked_indices.ravel())}
         absent = [index for index in indices if int(index) not in row_of]
         if absent:
-            raise InputError(f"image {absent[0]} is not among the attacked images of set {attacked} in {self.folder}")
+            raise InputError(
+                f"image {absent[0]} is not among the attacked images of set {attacked} in {self.folder}"
+            )
         if nearest.shape[1] < count:
-            raise InputError(f"{self.folder}: holds only {nearest.shape[1]} neighbors, {count} are needed")
+            raise InputError(
+                f"{self.folder}: holds only {nearest.shape[1]} neighbors, {count} are needed"
+            )
         rows = [row_of[int(index)] for index in indices]
         return nearest[rows, :count].astype(np.int64)
 
 
 def most_confident(table: pd.DataFrame, label: int, count: int = 40) -> pd.DataFrame:
     """Rows of a class that the target model is most confident of, the most confident first."""
-    return table[table["label"] == label].sort_values("target_confidence", ascending=False, kind="stable").head(count)
+    return (
+        table[table["label"] == label]
+        .sort_values("target_confidence", ascending=False, kind="stable")
+        .head(count)
+    )
 
 
 def most_memorized(table: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -230,8 +284,11 @@ def most_memorized(table: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def most_correlated(table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Rows that both models name correctly, sorted by the smaller of the two confidences, the largest first."""
-    return _first(table, "correlated", table[["target_confidence", "reference_confidence"]].min(axis=1), count)
+    """Rows that both models name correctly, sorted by the smaller of the two confidences, the
+    largest first."""
+    return _first(
+        table, "correlated", table[["target_confidence", "reference_confidence"]].min(axis=1), count
+    )
 
 
 def _first(table: pd.DataFrame, outcome: str, values: pd.Series, count: int) -> pd.DataFrame:
@@ -240,7 +297,8 @@ def _first(table: pd.DataFrame, outcome: str, values: pd.Series, count: int) -> 
 
 
 def picked(table: pd.DataFrame, indices: Sequence[int]) -> pd.DataFrame:
-    """Rows of the images with these indices, in their order. InputError for one that was not attacked."""
+    """Rows of the images with these indices, in their order. InputError for one that was not
+    attacked."""
     rows = table.set_index("index", drop=False)
     absent = [index for index in indices if index not in rows.index]
     if absent:
@@ -249,14 +307,16 @@ def picked(table: pd.DataFrame, indices: Sequence[int]) -> pd.DataFrame:
 
 
 def class_names(listing: ImageListing, path: str | None = None) -> list[str]:
-    """Names to show, one per label: those of a json (imagenet.read_class_names), else the folder names."""
+    """Names to show, one per label: those of a json (imagenet.read_class_names), else the folder
+    names."""
     names = read_class_names(path, "the class names") if path else {}
     return [names.get(folder, folder) for folder in listing.classes]
 
 
 @dataclass
 class Source:
-    """A model whose memory is shown. name: in figures, e.g. "target"; tile: in file names, e.g. "A".
+    """A model whose memory is shown. name: in figures, e.g. "target"; tile: in file names, e.g.
+    "A".
 
     model: the letter of the model in the attack's file names.
     """
@@ -269,7 +329,8 @@ class Source:
 
 
 def check_rcdms(attack: Attack, rcdms: Mapping[str, Rcdm]) -> list[str]:
-    """Warnings; InputError unless each RCDM's encoder is the attack's model and their images lie in one folder.
+    """Warnings; InputError unless each RCDM's encoder is the attack's model and their images lie in
+    one folder.
 
     rcdms: {"A": Rcdm, "B": ...} of the attack's models.
     """
@@ -278,7 +339,9 @@ def check_rcdms(attack: Attack, rcdms: Mapping[str, Rcdm]) -> list[str]:
         source, remedy = f"the RCDM of model {name}", "name the RCDM of the attacked model"
         there = attack.record.of_model(name) if attack.record else None
         made = f"the attack {attack.folder}"
-        warnings += check_same("reconstruction", rcdm.record or Provenance(), there, made, {"*": source}, remedy)
+        warnings += check_same(
+            "reconstruction", rcdm.record or Provenance(), there, made, {"*": source}, remedy
+        )
         if rcdm.trained_on is None:
             warnings.append(f"{source} does not say which images it was trained on")
             continue
@@ -300,9 +363,11 @@ def sources_of(
     rcdm_supervised: Rcdm | None = None,
     attack_supervised: Attack | None = None,
 ) -> list[Source]:
-    """[target, reference] for an attacked set, "A" or "B", and the supervised model if its RCDM is given.
+    """[target, reference] for an attacked set, "A" or "B", and the supervised model if its RCDM is
+    given.
 
-    attack_supervised: the Attack of the supervised models; its model is the one that was trained on the attacked set.
+    attack_supervised: the Attack of the supervised models; its model is the one that was trained on
+    the attacked set.
     """
     reference = TWIN[attacked]
     rcdms = {"A": rcdm_A, "B": rcdm_B}
@@ -312,12 +377,19 @@ def sources_of(
         Source("reference", rcdms[reference], attack, reference, reference),
     ]
     if rcdm_supervised is not None:
-        sources.append(Source("supervised", rcdm_supervised, attack_supervised or attack, attacked, "supervised"))
+        sources.append(
+            Source(
+                "supervised", rcdm_supervised, attack_supervised or attack, attacked, "supervised"
+            )
+        )
     return sources
 
 
-def conditions(source: Source, attacked: str, indices: np.ndarray) -> tuple[torch.Tensor, np.ndarray | None]:
-    """What an RCDM is given for each attacked image, float32 (n, width), and the neighbors int64 (n, 5), or None.
+def conditions(
+    source: Source, attacked: str, indices: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray | None]:
+    """What an RCDM is given for each attacked image, float32 (n, width), and the neighbors int64
+    (n, 5), or None.
 
     Of an RCDM of logits: the crop's logits, without neighbors.
     """

@@ -1,4 +1,5 @@
-"""What the training of an RCDM is made of beside its loop: flags of the model, order of images, files of a step."""
+"""What the training of an RCDM is made of beside its loop: flags of the model, order of images,
+files of a step."""
 
 import argparse
 import itertools
@@ -14,7 +15,13 @@ import torch
 
 from dejavu_utils.checkpoint import tensor_bytes
 from dejavu_utils.cli import from_flags, positive_int, zero_or_one
-from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, TrainingImages, check_same
+from dejavu_utils.data.provenance import (
+    MADE_FROM,
+    ModelRecord,
+    Provenance,
+    TrainingImages,
+    check_same,
+)
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import check_free_space, digest
 from dejavu_utils.imagenet import ImageListing
@@ -26,21 +33,38 @@ from dejavu_utils.reconstruction.unets import choose_backend
 from dejavu_utils.runtime.distributed import any_process, rank, sum_over_processes, world_size
 from dejavu_utils.runtime.processes import StopSignal
 
-# What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name -> (default, type, help).
+# What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name ->
+# (default, type, help).
 MODEL_FLAGS: dict[str, tuple[Any, Any, str]] = {  # default, type or choices, help
     "image_size": (64, positive_int, "side of the generated images, pixels, 32 to 256"),
     "num_channels": (128, positive_int, "channels of the U-Net's first level"),
     "num_res_blocks": (2, positive_int, "residual blocks a level"),
-    "channel_mult": ("", str, "channels of each level / num_channels, for instance 1,2,4; empty: by image_size"),
+    "channel_mult": (
+        "",
+        str,
+        "channels of each level / num_channels, for instance 1,2,4; empty: by image_size",
+    ),
     "attention_resolutions": ("16,8", str, "sides (pixels) of the levels that have attention"),
     "num_heads": (4, positive_int, "heads of the attention"),
     "num_heads_upsample": (-1, int, "heads on the way up; -1 = num_heads"),
     "num_head_channels": (-1, int, "channels per head, instead of num_heads; -1: not given"),
     "dropout": (0.0, float, "within the residual blocks"),
     "resblock_updown": (False, "bool", "residual blocks change the resolution"),
-    "use_scale_shift_norm": (True, "bool", "the condition scales and shifts the normalized features"),
-    "use_checkpoint": (False, "bool", "save memory: compute activations again in the backward pass"),
-    "use_new_attention_order": (False, "bool", "order of the attention's weights (rcdm backend only)"),
+    "use_scale_shift_norm": (
+        True,
+        "bool",
+        "the condition scales and shifts the normalized features",
+    ),
+    "use_checkpoint": (
+        False,
+        "bool",
+        "save memory: compute activations again in the backward pass",
+    ),
+    "use_new_attention_order": (
+        False,
+        "bool",
+        "order of the attention's weights (rcdm backend only)",
+    ),
     "learn_sigma": (False, "bool", "learn the variance of the reverse process"),
     "diffusion_steps": (1000, positive_int, "steps of the diffusion"),
     "noise_schedule": ("linear", NOISE_SCHEDULES, "variances of the noise that is added"),
@@ -49,10 +73,21 @@ MODEL_FLAGS: dict[str, tuple[Any, Any, str]] = {  # default, type or choices, he
     "rescale_timesteps": (False, "bool", "the U-Net sees steps x 1000 / diffusion_steps"),
     "rescale_learned_sigmas": (False, "bool", "loss: weigh the bound by diffusion_steps / 1000"),
 }
-# A run that is resumed must have these as before: the weights would not fit, or the images come in another order.
-SAME_WHEN_RESUMED = (*MODEL_FLAGS, "backend", "layers", "width", "ssl_resolution", "batch_size", "processes", "seed")
+# A run that is resumed must have these as before: the weights would not fit, or the images come in
+# another order.
+SAME_WHEN_RESUMED = (
+    *MODEL_FLAGS,
+    "backend",
+    "layers",
+    "width",
+    "ssl_resolution",
+    "batch_size",
+    "processes",
+    "seed",
+)
 SAME_WHEN_RESUMED += ("images", "schedule_sampler")
-TRAINED_ON = "train"  # in a folder: the file before whose SUFFIX data.provenance says which images were trained on
+# in a folder: the file before whose SUFFIX data.provenance says which images were trained on
+TRAINED_ON = "train"
 
 
 def add_model_flags(group: argparse._ArgumentGroup) -> None:
@@ -65,8 +100,9 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """The training of an RCDM, by the flags of the same names. encoder: of the --ssl flags. ema_rates: of --ema_rate.
-    settings: all flags, as the U-Net, the diffusion and params.json take them."""
+    """The training of an RCDM, by the flags of the same names. encoder: of the --ssl flags.
+    ema_rates: of --ema_rate. settings: all flags, as the U-Net, the diffusion and params.json take
+    them."""
 
     out_dir: str
     encoder: ModelFile
@@ -108,7 +144,11 @@ class Job:
         )
         settings = {**vars(args), "backend": choose_backend(args.backend)}
         return from_flags(
-            cls, args, encoder=encoder, ema_rates=ema_rates(args.ema_rate, "--ema_rate"), settings=settings
+            cls,
+            args,
+            encoder=encoder,
+            ema_rates=ema_rates(args.ema_rate, "--ema_rate"),
+            settings=settings,
         )
 
     def due(self, step: int, interval: int) -> bool:
@@ -120,7 +160,8 @@ class Job:
 
 
 def ema_rates(text: str, flag: str) -> list[float]:
-    """ "0.999,0.9999" -> [0.999, 0.9999], fractions of the old average that an update keeps; InputError names flag."""
+    """ "0.999,0.9999" -> [0.999, 0.9999], fractions of the old average that an update keeps;
+    InputError names flag."""
     try:
         rates = [float(rate) for rate in text.split(",")]
     except ValueError:
@@ -142,7 +183,8 @@ def same_when_resumed(settings: Mapping[str, Any]) -> dict[str, Any]:
 def record_of(
     encoder: "Encoder", listing: ImageListing, indices: np.ndarray, settings: Mapping[str, Any]
 ) -> Provenance:
-    """The Provenance of an RCDM. encoder: Encoder. listing, indices: its images. settings: {name: value} of the run."""
+    """The Provenance of an RCDM. encoder: Encoder. listing, indices: its images. settings: {name:
+    value} of the run."""
     return Provenance(
         models={"encoder": encoder.record},
         images=listing.fingerprint["sha256"],
@@ -154,30 +196,36 @@ def record_of(
 def check_resumed(
     record: Provenance, training: Mapping[str, Any], folder: str | Path, settings: Mapping[str, Any]
 ) -> list[str]:
-    """Notes; InputError for the first thing that `folder` was made from and this run, of this record, is not.
+    """Notes; InputError for the first thing that `folder` was made from and this run, of this
+    record, is not.
 
     training: what its opt{step}.pt says. settings: {name: value} of this run.
     """
     flags = {"models.*": "ssl_model_pth", "images": "data_dir", "sets.*": "dataset_indices"}
     sources = {entry: f"--{flag} {settings[flag]}" for entry, flag in flags.items()}
     remedy = "use the same, or another --out_dir"
-    of_settings = Provenance(settings=same_when_resumed(training["settings"]))  # older checkpoints have these alone
+    # older checkpoints have these alone
+    of_settings = Provenance(settings=same_when_resumed(training["settings"]))
     there = Provenance.from_plain(training.get(MADE_FROM))
     notes = check_same("rcdm", record, there, str(folder), sources, remedy)
     return notes + check_same("rcdm", record, of_settings, str(folder), sources, remedy)
 
 
 def check_room(job: Job, unet: torch.nn.Module, step: int) -> None:
-    """InputError if the disk has no room for the files of all saves after a step; of the next one in an endless run."""
+    """InputError if the disk has no room for the files of all saves after a step; of the next one
+    in an endless run."""
     steps_left = max(0, job.lr_anneal_steps - step) if job.lr_anneal_steps else 1
     saves = math.ceil(steps_left / job.save_interval)
     copies = 1 + len(job.ema_rates) + 2  # the weights, their averages, and AdamW's two moments
     needed = saves * copies * tensor_bytes(unet.state_dict())
-    check_free_space(Path(job.out_dir), needed, "make room, name another --out_dir, or raise --save_interval")
+    check_free_space(
+        Path(job.out_dir), needed, "make room, name another --out_dir, or raise --save_interval"
+    )
 
 
 class Encoder:
-    """The frozen SSL model: its normalized images, float (n, 3, r, r) -> representations, float32 (n, width).
+    """The frozen SSL model: its normalized images, float (n, 3, r, r) -> representations, float32
+    (n, width).
 
     layers: whose outputs, side by side, are the representation.
     """
@@ -188,29 +236,41 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat(list(self.network.embed_layers(images, self.layers).values()), dim=1).float()
+        return torch.cat(
+            list(self.network.embed_layers(images, self.layers).values()), dim=1
+        ).float()
 
     def trained_on(self, listing: ImageListing, indices: np.ndarray) -> list[str]:
-        """Warnings (list of str) about images that it was trained on: an RCDM must not see what it may reveal.
+        """Warnings (list of str) about images that it was trained on: an RCDM must not see what it
+        may reveal.
 
         listing, indices: the RCDM's images.
         """
         source = self.network.source
         images = TrainingImages.of_plain(self.network.about["train_images"])
         if images is None:
-            return [f"{source} does not say which images it was trained on: that none is among these is not checked"]
+            return [
+                f"{source} does not say which images it was trained on: that none is among these is not checked"
+            ]
         if not images.is_of(listing):
-            return [f"{source} was trained on images of another folder: that none is among these is not checked"]
+            return [
+                f"{source} was trained on images of another folder: that none is among these is not checked"
+            ]
         seen = images.seen(indices)
         what = f"{source} was trained on {seen} of its {len(indices)} images"
-        return [f"{what}; train the RCDM on public images alone to show memorization"] if seen else []
+        return (
+            [f"{what}; train the RCDM on public images alone to show memorization"] if seen else []
+        )
 
 
 @torch.no_grad()
 def update_averages(
-    averages: dict[float, dict[str, torch.Tensor]], network: torch.nn.Module, skipped: torch.Tensor | None = None
+    averages: dict[float, dict[str, torch.Tensor]],
+    network: torch.nn.Module,
+    skipped: torch.Tensor | None = None,
 ) -> None:
-    """Moves {rate: state dict} towards the network's weights, in place; skipped: a scalar, where it is 1 by nothing."""
+    """Moves {rate: state dict} towards the network's weights, in place; skipped: a scalar, where it
+    is 1 by nothing."""
     weights = network.state_dict()
     for rate, average in averages.items():
         share = 1 - rate if skipped is None else [(1 - rate) * (1 - skipped)] * len(average)
@@ -220,8 +280,8 @@ def update_averages(
 class Batches:
     """The positions of this process's images, step after step without an end, from `step` on.
 
-    The images follow one another in an order that (seed, epoch) alone decides; a step takes the next batch_size of
-    them for every process.
+    The images follow one another in an order that (seed, epoch) alone decides; a step takes the
+    next batch_size of them for every process.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, step: int) -> None:
@@ -259,8 +319,8 @@ class StepFiles:
         return self.folder / f"samples{step:06d}.png"
 
     def last_complete(self, rates: Sequence[float], flag: str) -> int | None:
-        """The last step that has all its files, or None. InputError, naming the flag of the averages' rates, if all
-        steps lack the same averages."""
+        """The last step that has all its files, or None. InputError, naming the flag of the
+        averages' rates, if all steps lack the same averages."""
         steps = []
         for path in self.folder.glob("opt*.pt"):
             match = re.fullmatch(r"opt(\d+)\.pt", path.name)
@@ -277,7 +337,8 @@ class StepFiles:
         return None
 
     def refuse_others(self, step: int, flag: str) -> None:
-        """InputError, naming the flag of the folder, for files of later steps there that no run of ours has written."""
+        """InputError, naming the flag of the folder, for files of later steps there that no run of
+        ours has written."""
         if (self.folder / "params.json").is_file():  # written before the first step is
             return
         for path in sorted(self.folder.glob("*.pt")):
@@ -290,7 +351,8 @@ class StepFiles:
 
     @staticmethod
     def step_of(path: str | Path) -> int:
-        """The step in the name of model012345.pt; 0 where there is none, as for weights somebody published."""
+        """The step in the name of model012345.pt; 0 where there is none, as for weights somebody
+        published."""
         match = re.fullmatch(r"model(\d+)\.pt", Path(path).name)
         return int(match[1]) if match else 0
 
@@ -300,12 +362,17 @@ class _Stopped(Exception):
 
 
 def shared_samples(
-    process: Diffusion, unet: torch.nn.Module, representations: torch.Tensor, side: int, stop: StopSignal
+    process: Diffusion,
+    unet: torch.nn.Module,
+    representations: torch.Tensor,
+    side: int,
+    stop: StopSignal,
 ) -> torch.Tensor | None:
-    """One sample from each representation, float32 (n, 3, side, side) on the CPU; the processes share the work.
+    """One sample from each representation, float32 (n, 3, side, side) on the CPU; the processes
+    share the work.
 
-    process: Diffusion. representations: float (n, width), the same in all processes. The noise of sample i has seed i.
-    None is returned if any process was asked to stop meanwhile.
+    process: Diffusion. representations: float (n, width), the same in all processes. The noise of
+    sample i has seed i. None is returned if any process was asked to stop meanwhile.
     """
 
     def check_stop(count: int) -> None:
@@ -313,10 +380,15 @@ def shared_samples(
             raise _Stopped
 
     n, device = len(representations), representations.device
-    own, samples = list(range(n)[rank() :: world_size()]), torch.zeros(n, 3, side, side, device=device)
+    own, samples = (
+        list(range(n)[rank() :: world_size()]),
+        torch.zeros(n, 3, side, side, device=device),
+    )
     try:
         if own:  # there may be more processes than samples
-            samples[own] = process.sample(unet, representations[own], side, own, on_progress=check_stop)
+            samples[own] = process.sample(
+                unet, representations[own], side, own, on_progress=check_stop
+            )
     except _Stopped:
         pass  # the others may not know yet: all ask below
     if any_process([stop.received is not None], device)[0]:

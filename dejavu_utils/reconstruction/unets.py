@@ -15,7 +15,8 @@ _DEFAULT_MULTIPLIERS = {64: "1,2,3,4", 128: "1,1,2,3,4", 256: "1,1,2,2,4,4"}
 
 
 def choose_backend(name: str) -> str:
-    """rcdm or diffusers; auto is rcdm where the package can be imported, else diffusers. InputError if it is absent."""
+    """rcdm or diffusers; auto is rcdm where the package can be imported, else diffusers. InputError
+    if it is absent."""
     packages = {"rcdm": "guided_diffusion_rcdm", "diffusers": "diffusers"}
     if name == "auto":
         name = "rcdm" if importlib.util.find_spec(packages["rcdm"]) else "diffusers"
@@ -29,22 +30,29 @@ def choose_backend(name: str) -> str:
 
 
 def channel_multipliers(flags: Flags) -> list[int]:
-    """[1, 1, 2, 3, 4] of --channel_mult, or the package's default for the image side. InputError if neither fits."""
+    """[1, 1, 2, 3, 4] of --channel_mult, or the package's default for the image side. InputError if
+    neither fits."""
     side = flags["image_size"]
     text = flags["channel_mult"] or _DEFAULT_MULTIPLIERS.get(side)
     if text is None:
-        raise InputError(f"--image_size {side}: needs --channel_mult, for instance 1,2,4 (only 64, 128, 256 have one)")
+        raise InputError(
+            f"--image_size {side}: needs --channel_mult, for instance 1,2,4 (only 64, 128, 256 have one)"
+        )
     multipliers = _whole_numbers("channel_mult", text)
     if side % 2 ** (len(multipliers) - 1):
-        raise InputError(f"--channel_mult {text}: {len(multipliers)} levels cannot halve --image_size {side} evenly")
+        raise InputError(
+            f"--channel_mult {text}: {len(multipliers)} levels cannot halve --image_size {side} evenly"
+        )
     return multipliers
 
 
 def attention_levels(flags: Flags) -> list[int]:
-    """Levels of the U-Net (0: full resolution) that have attention. InputError for what is no list of sides."""
+    """Levels of the U-Net (0: full resolution) that have attention. InputError for what is no list
+    of sides."""
     sides = [flags["image_size"] >> level for level in range(len(channel_multipliers(flags)))]
     text = flags["attention_resolutions"]
-    # Published flags name more sides than a smaller model has; those have no effect, as in the package.
+    # Published flags name more sides than a smaller model has; those have no effect, as in the
+    # package.
     named = _whole_numbers("attention_resolutions", text) if text else []
     return [sides.index(side) for side in named if side in sides]
 
@@ -55,15 +63,18 @@ def _whole_numbers(flag: str, text: str) -> list[int]:
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
-        raise InputError(f"--{flag} {text}: expected positive whole numbers with commas between, for instance 1,2,4")
+        raise InputError(
+            f"--{flag} {text}: expected positive whole numbers with commas between, for instance 1,2,4"
+        )
     return numbers
 
 
 def build_unet(backend: str, flags: Flags, width: int) -> nn.Module:
-    """The U-Net, called as unet(x (n, 3, s, s), steps (n,), feat=representation (n, width)) -> (n, 3 or 6, s, s).
+    """The U-Net, called as unet(x (n, 3, s, s), steps (n,), feat=representation (n, width)) -> (n,
+    3 or 6, s, s).
 
-    backend: one of BACKENDS. Weights are float32 (mixed
-    precision is autocast's work), drawn from PyTorch's global generator. InputError for flags that do not fit together.
+    backend: one of BACKENDS. Weights are float32 (mixed precision is autocast's work), drawn from
+    PyTorch's global generator. InputError for flags that do not fit together.
     """
     multipliers = channel_multipliers(flags)
     try:
@@ -83,14 +94,22 @@ def _rcdm_unet(flags: Flags, multipliers: list[int], width: int) -> nn.Module:
 
     if flags["num_channels"] % 32:
         raise ValueError("its normalization has 32 groups: give a multiple of 32 channels")
-    names = ("num_heads", "num_head_channels", "num_heads_upsample", "dropout", "use_checkpoint", "resblock_updown")
+    names = (
+        "num_heads",
+        "num_head_channels",
+        "num_heads_upsample",
+        "dropout",
+        "use_checkpoint",
+        "resblock_updown",
+    )
     names += ("use_scale_shift_norm", "use_new_attention_order", "learn_sigma")
     return create_model(
         flags["image_size"],
         flags["num_channels"],
         flags["num_res_blocks"],
         channel_mult=",".join(map(str, multipliers)),
-        attention_resolutions=flags["attention_resolutions"] or str(2 * flags["image_size"]),  # a side no level has
+        # a side no level has
+        attention_resolutions=flags["attention_resolutions"] or str(2 * flags["image_size"]),
         feat_cond=True,
         ssl_dim=width,
         **{name: flags[name] for name in names},
@@ -98,7 +117,8 @@ def _rcdm_unet(flags: Flags, multipliers: list[int], width: int) -> nn.Module:
 
 
 class _DiffusersUNet(nn.Module):
-    """diffusers' UNet2DModel as ADM has it: scale-shift normalization, zero at the end of every residual branch."""
+    """diffusers' UNet2DModel as ADM has it: scale-shift normalization, zero at the end of every
+    residual branch."""
 
     def __init__(self, flags: Flags, multipliers: list[int], width: int) -> None:
         super().__init__()
@@ -109,22 +129,33 @@ class _DiffusersUNet(nn.Module):
         channels = flags["num_channels"]
         groups = min(32, channels // 4)
         if not groups or channels % groups:
-            raise ValueError(f"{channels} channels do not divide into {groups} groups of normalization")
+            raise ValueError(
+                f"{channels} channels do not divide into {groups} groups of normalization"
+            )
         attention = attention_levels(flags)
         updown = flags["resblock_updown"]
-        plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if updown else ("DownBlock2D", "UpBlock2D")
+        plain = (
+            ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+            if updown
+            else ("DownBlock2D", "UpBlock2D")
+        )
         levels = range(len(multipliers))
         self.unet: Any = UNet2DModel(
             sample_size=flags["image_size"],
             out_channels=6 if flags["learn_sigma"] else 3,
-            down_block_types=tuple("AttnDownBlock2D" if i in attention else plain[0] for i in levels),
-            up_block_types=tuple("AttnUpBlock2D" if i in attention else plain[1] for i in reversed(levels)),
+            down_block_types=tuple(
+                "AttnDownBlock2D" if i in attention else plain[0] for i in levels
+            ),
+            up_block_types=tuple(
+                "AttnUpBlock2D" if i in attention else plain[1] for i in reversed(levels)
+            ),
             block_out_channels=tuple(channels * multiplier for multiplier in multipliers),
             layers_per_block=flags["num_res_blocks"],
             downsample_type="resnet" if updown else "conv",
             upsample_type="resnet" if updown else "conv",
             dropout=flags["dropout"],
-            attention_head_dim=1,  # set below: a width of heads is all that it knows, and one that may not fit
+            # set below: a width of heads is all that it knows, and one that may not fit
+            attention_head_dim=1,
             norm_num_groups=groups,
             resnet_time_scale_shift="scale_shift" if flags["use_scale_shift_norm"] else "default",
             class_embed_type="identity",
@@ -149,7 +180,11 @@ def _set_heads(attention: Any, flags: Flags, upsampling: bool) -> None:
     if flags["num_head_channels"] > 0:
         heads, rest = divmod(attention.inner_dim, flags["num_head_channels"])
     else:
-        heads = flags["num_heads_upsample"] if upsampling and flags["num_heads_upsample"] > 0 else flags["num_heads"]
+        heads = (
+            flags["num_heads_upsample"]
+            if upsampling and flags["num_heads_upsample"] > 0
+            else flags["num_heads"]
+        )
         rest = attention.inner_dim % heads
     if rest or not heads:
         raise ValueError(f"{attention.inner_dim} channels do not divide into heads")

@@ -12,10 +12,11 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def set_ieee_fp32() -> None:
-    """From now on float32 is computed as IEEE has it, by products and convolutions too, whatever the environment says.
+    """From now on float32 is computed as IEEE has it, by products and convolutions too, whatever
+    the environment says.
 
-    Without this PyTorch lets convolutions round their inputs to TF32, which has 10 of the 23 bits; for speed there are
-    bf16 and fp16, by name.
+    Without this PyTorch lets convolutions round their inputs to TF32, which has 10 of the 23 bits;
+    for speed there are bf16 and fp16, by name.
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -34,7 +35,8 @@ def ieee_fp32() -> Iterator[None]:
 
 
 def choose_device(index: int | None = 0, flag: str = "the GPU") -> torch.device:
-    """The GPU with this index if there is one, else the CPU; None: the CPU. flag: what gave the index, for an error.
+    """The GPU with this index if there is one, else the CPU; None: the CPU. flag: what gave the
+    index, for an error.
 
     float32 is IEEE's on it (`set_ieee_fp32`).
     """
@@ -42,7 +44,9 @@ def choose_device(index: int | None = 0, flag: str = "the GPU") -> torch.device:
     if index is None or not torch.cuda.is_available():
         return torch.device("cpu")
     if index >= torch.cuda.device_count():
-        raise InputError(f"{flag} {index}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+        raise InputError(
+            f"{flag} {index}: this machine has {torch.cuda.device_count()} GPUs, counted from 0"
+        )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -65,18 +69,25 @@ def gpu_problem() -> str:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16 for one of PRECISIONS: auto is bf16 on GPUs that have it, else fp16; fp32 on CPUs."""
+    """fp32, bf16 or fp16 for one of PRECISIONS: auto is bf16 on GPUs that have it, else fp16; fp32
+    on CPUs."""
     if name != "auto":
         return name
     if device.type == "cpu":
         return "fp32"
     # Older GPUs emulate bf16, slowly, and PyTorch counts that as support.
-    return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    return (
+        "bf16" if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    )
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on the device; a GPU takes it from page-locked memory, and is not waited for."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

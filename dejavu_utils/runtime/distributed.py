@@ -1,4 +1,5 @@
-"""Exchanges between the processes of a run: embeddings with gradients, gradients, sums read late, agreement.
+"""Exchanges between the processes of a run: embeddings with gradients, gradients, sums read late,
+agreement.
 
 With one process all of it is the identity.
 """
@@ -36,10 +37,16 @@ def sum_over_processes(x: torch.Tensor) -> torch.Tensor:
 
 
 def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Which of these flags are set in any process: list of bool, in one exchange; all processes must call this."""
+    """Which of these flags are set in any process: list of bool, in one exchange; all processes
+    must call this."""
     if world_size() == 1:
         return [bool(flag) for flag in flags]
-    return [total > 0 for total in sum_over_processes(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
+    return [
+        total > 0
+        for total in sum_over_processes(
+            torch.tensor(flags, dtype=torch.float32, device=device)
+        ).tolist()
+    ]
 
 
 def from_first(value: T) -> T:
@@ -69,9 +76,10 @@ def wait_for_all() -> None:
 def gather(x: torch.Tensor) -> torch.Tensor:
     """float (n, d) of each process -> float (n x processes, d), in the order of the processes.
 
-    Meant for a loss of the whole batch that every process computes: the gradient of the own rows is multiplied by the
-    number of processes, so that the mean over processes of the parameters' gradients (as DistributedDataParallel takes
-    it) is the gradient of that loss. Backward needs no communication.
+    Meant for a loss of the whole batch that every process computes: the gradient of the own rows is
+    multiplied by the number of processes, so that the mean over processes of the parameters'
+    gradients (as DistributedDataParallel takes it) is the gradient of that loss. Backward needs no
+    communication.
     """
     return _Gather.apply(x) if world_size() > 1 else x
 
@@ -102,23 +110,35 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 def data_parallel(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """The module in DistributedDataParallel where there are several processes.
 
-    Buffers are not broadcast: batch norm over all processes keeps them equal. PyTorch renames the option in 2.14, and
-    warns of the older name.
+    Buffers are not broadcast: batch norm over all processes keeps them equal. PyTorch renames the
+    option in 2.14, and warns of the older name.
     """
     if world_size() == 1:
         return module
     known = inspect.signature(DistributedDataParallel).parameters
     broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     devices = [device.index] if device.type == "cuda" else None
-    options: dict[str, Any] = {"device_ids": devices, "gradient_as_bucket_view": True, broadcast: False}
+    options: dict[str, Any] = {
+        "device_ids": devices,
+        "gradient_as_bucket_view": True,
+        broadcast: False,
+    }
     return DistributedDataParallel(module, **options)
 
 
-def agreed(read: Callable[[], T], place: Callable[[T], str], source: str, patience: int = 60, pause: int = 5) -> T:
-    """What read() gives in this process, once all processes read the same place; all of them must call this.
+def agreed(
+    read: Callable[[], T],
+    place: Callable[[T], str],
+    source: str,
+    patience: int = 60,
+    pause: int = 5,
+) -> T:
+    """What read() gives in this process, once all processes read the same place; all of them must
+    call this.
 
-    On a network file system one machine may see late what another has written: it gets `patience` seconds, with a look
-    every `pause`. place: names the place of a run that was read. source: flag and path, for the InputError after that.
+    On a network file system one machine may see late what another has written: it gets `patience`
+    seconds, with a look every `pause`. place: names the place of a run that was read. source: flag
+    and path, for the InputError after that.
     """
     for left in range(patience, -1, -pause):
         value = read()
@@ -135,10 +155,11 @@ def agreed(read: Callable[[], T], place: Callable[[T], str], source: str, patien
 
 
 class LateSums:
-    """All-reduced sums of a few numbers, returned one call late so that reading them does not synchronize with the GPU.
+    """All-reduced sums of a few numbers, returned one call late so that reading them does not
+    synchronize with the GPU.
 
-    All processes get the same sums at the same call. late: False returns them at once; not given: False on CPUs, where
-    there is nothing to wait for.
+    All processes get the same sums at the same call. late: False returns them at once; not given:
+    False on CPUs, where there is nothing to wait for.
     """
 
     def __init__(self, device: torch.device, late: bool | None = None):
@@ -146,11 +167,13 @@ class LateSums:
         self._pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
 
     def __call__(self, *values: float | torch.Tensor) -> list[float] | None:
-        """The sums of the values of the last call; None at the first. values: numbers, or scalars on the device."""
+        """The sums of the values of the last call; None at the first. values: numbers, or scalars
+        on the device."""
         scalars = []
         for value in values:
             if not isinstance(value, torch.Tensor):
-                # full, not tensor: a number is filled in on the GPU, a tensor made of it would be copied there
+                # full, not tensor: a number is filled in on the GPU, a tensor made of it would be
+                # copied there
                 value = torch.full((), float(value), dtype=torch.float64, device=self.device)
             scalars.append(value.double())
         sums = sum_over_processes(torch.stack(scalars))
@@ -159,7 +182,9 @@ class LateSums:
         before = self.last()
         done = None
         if self.device.type == "cuda":
-            sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True).copy_(sums, non_blocking=True)
+            sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True).copy_(
+                sums, non_blocking=True
+            )
             done = torch.cuda.Event()
             done.record()
         self._pending = (sums, done)

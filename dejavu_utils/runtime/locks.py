@@ -15,19 +15,21 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import is_alive
 
 
-# Why not filelock, which PyTorch brings along: it would take off the call of flock below. The rest it has not: who
-# holds the lock, for the error and for the requeued job of a dead machine. What it has must not be: where there is no
-# flock, a file that outlives a killed run, after which the same command would not resume; and some of its versions
-# empty the file, with the holder's name in it, before they hold it.
+# Why not filelock, which PyTorch brings along: it would take off the call of flock below. The rest
+# it has not: who holds the lock, for the error and for the requeued job of a dead machine. What it
+# has must not be: where there is no flock, a file that outlives a killed run, after which the same
+# command would not resume; and some of its versions empty the file, with the holder's name in it,
+# before they hold it.
 @contextmanager
 def locked(path: str | Path, flag: str, job: str | None = None, restart: int = 0) -> Iterator[None]:
     """Keeps a second run from writing into the folder of the lock file `path` until the block ends.
 
-    flag: what names that folder, for the error. job, restart: number of the SLURM job and how often it was requeued,
-    if it is one. The lock is flock's, which ends with its process however that dies, on network file systems too;
-    where those have no locks, nothing is locked. The file says who holds it. A requeued job does not wait for the lock
-    of its own earlier run (a server may take minutes to see that a machine is gone). InputError if another run holds
-    it. An unexpected exception in the block says where the finished pieces are.
+    flag: what names that folder, for the error. job, restart: number of the SLURM job and how often
+    it was requeued, if it is one. The lock is flock's, which ends with its process however that
+    dies, on network file systems too; where those have no locks, nothing is locked. The file says
+    who holds it. A requeued job does not wait for the lock of its own earlier run (a server may
+    take minutes to see that a machine is gone). InputError if another run holds it. An unexpected
+    exception in the block says where the finished pieces are.
     """
     path = Path(path)
     me = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "restart": restart}
@@ -35,23 +37,29 @@ def locked(path: str | Path, flag: str, job: str | None = None, restart: int = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _lock(path, flag, me)
     except OSError as error:
-        raise InputError(f"{flag} {path.parent}: cannot be written into ({error.strerror or error})") from None
+        raise InputError(
+            f"{flag} {path.parent}: cannot be written into ({error.strerror or error})"
+        ) from None
     try:
         yield
     except (InputError, OSError):  # cli.run has one line for these
         raise
     except Exception:  # its traceback follows
-        sys.stderr.write(f"{flag} {path.parent}: keeps what was saved; the same command resumes from it\n")
+        sys.stderr.write(
+            f"{flag} {path.parent}: keeps what was saved; the same command resumes from it\n"
+        )
         raise
     finally:
         if handle is not None:
-            path.unlink(missing_ok=True)  # while it is held: `_lock` looks whether it got the file of this name
+            # while it is held: `_lock` looks whether it got the file of this name
+            path.unlink(missing_ok=True)
             handle.close()
 
 
 def _lock(path: Path, flag: str, me: dict[str, Any]) -> TextIO | None:
     """The open lock file; None where there are no locks, or only one of this job's earlier run."""
-    deadline = time.monotonic() + 10  # the reading processes of a run that was killed hold its lock a little longer
+    # the reading processes of a run that was killed hold its lock a little longer
+    deadline = time.monotonic() + 10
     while True:
         handle = open(path, "a+", encoding="utf-8")
         try:
@@ -74,9 +82,14 @@ def _lock(path: Path, flag: str, me: dict[str, Any]) -> TextIO | None:
         if me["job"] and owner.get("job") == me["job"] and owner.get("restart", 0) < me["restart"]:
             return None
         dead = owner.get("host") == me["host"] and not is_alive(owner.get("pid", 0))
-        if owner and not dead or time.monotonic() > deadline:  # a holder without a name is just writing it
+        # a holder without a name is just writing it
+        if owner and not dead or time.monotonic() > deadline:
             job = f", SLURM job {owner['job']}" if owner.get("job") else ""
-            who = f"process {owner.get('pid')} on {owner.get('host')}{job}" if owner else "another process"
+            who = (
+                f"process {owner.get('pid')} on {owner.get('host')}{job}"
+                if owner
+                else "another process"
+            )
             raise InputError(
                 f"{flag} {path.parent}: {who} writes there now; wait for it, or name another folder (if you are "
                 f"certain that it is gone: remove {path})"

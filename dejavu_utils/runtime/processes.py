@@ -1,4 +1,5 @@
-"""The processes of a run: starting them, how they find each other, and how they stop where it is safe."""
+"""The processes of a run: starting them, how they find each other, and how they stop where it is
+safe."""
 
 import math
 import os
@@ -21,10 +22,12 @@ from dejavu_utils.log import say
 from dejavu_utils.runtime.devices import choose_device, gpu_problem
 from dejavu_utils.runtime.distributed import LateSums, any_process, wait_for_all, world_size
 
-JOB_PROCESS = "DEJAVU_JOB_PROCESS"  # number of the process that submitit started: its children inherit only the name
+# number of the process that submitit started: its children inherit only the name
+JOB_PROCESS = "DEJAVU_JOB_PROCESS"
 _NAME_PATIENCE = 20  # seconds for the first process's host name to resolve
 _MEETING = timedelta(minutes=15)  # from the first process's start to the last one's
-# No validation, save or look at the images takes longer; a process that dies ends the others long before.
+# No validation, save or look at the images takes longer; a process that dies ends the others long
+# before.
 _LONGEST_WAIT = timedelta(days=7)
 
 
@@ -33,29 +36,37 @@ def init_distributed(
 ) -> torch.device:
     """Joins the processes of this job, if it has several, and returns this process's device.
 
-    port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number. gpu: which to take
-    where there is one process (gpu_flag: what says so, for an error); None: in all of them the CPU. long_waits: the
-    processes exchange little but may wait for each other for hours: gloo, not NCCL, whatever the device. Reads what
-    torchrun, `start_here` or the start of a job say in the environment. InputError if that does not go together, if the
-    processes do not find each other, or if a job that asked for GPUs can use none; elsewhere the CPU takes their place.
+    port: where the processes of a SLURM job meet; 0: one that submitit draws from the job's number.
+    gpu: which to take where there is one process (gpu_flag: what says so, for an error); None: in
+    all of them the CPU. long_waits: the processes exchange little but may wait for each other for
+    hours: gloo, not NCCL, whatever the device. Reads what torchrun, `start_here` or the start of a
+    job say in the environment. InputError if that does not go together, if the processes do not
+    find each other, or if a job that asked for GPUs can use none; elsewhere the CPU takes their
+    place.
     """
     rank, processes, local = rank_from_environment()
     problem = gpu_problem() if gpu is not None else ""
     if problem and in_submitit_job():
-        raise InputError(f"this job asked for GPUs, and {socket.gethostname()} has none for it: {problem}")
+        raise InputError(
+            f"this job asked for GPUs, and {socket.gethostname()} has none for it: {problem}"
+        )
     if processes == 1:
         device = choose_device(gpu, gpu_flag)
     else:
-        # A process that sees one GPU has its own: SLURM bound it. (NCCL refuses two processes on the same one.)
+        # A process that sees one GPU has its own: SLURM bound it. (NCCL refuses two processes on
+        # the same one.)
         gpus = torch.cuda.device_count() if gpu is not None and not problem else 0
         if gpus > 1 and local >= gpus:
-            raise InputError(f"process {local + 1} of this machine has no GPU, there are {gpus}: start one per GPU")
+            raise InputError(
+                f"process {local + 1} of this machine has no GPU, there are {gpus}: start one per GPU"
+            )
         device = choose_device(None if not gpus else 0 if gpus == 1 else local)
         if not torch.distributed.is_initialized():
             if port and in_submitit_job():
                 os.environ["MASTER_PORT"] = str(port)
             _meet(rank, processes, device if device.type == "cuda" and not long_waits else None)
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")  # no note if the user hid the GPUs
+    # no note if the user hid the GPUs
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
     if problem and not hidden and any(Path("/dev").glob("nvidia[0-9]*")):
         say(f"note: computes on the CPU, although there is a GPU: {problem}")
     return device
@@ -64,7 +75,8 @@ def init_distributed(
 def rank_from_environment() -> tuple[int, int, int]:
     """(rank, world size, rank on this machine) from the environment, else (0, 1, 0).
 
-    InputError names the variable that is missing or wrong: a shell may have kept some of another program.
+    InputError names the variable that is missing or wrong: a shell may have kept some of another
+    program.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
@@ -75,8 +87,14 @@ def rank_from_environment() -> tuple[int, int, int]:
     def checked(name: str, numbers: range | None = None) -> int:
         text = given.get(name)
         if text is None or numbers and not (text.isdecimal() and int(text) in numbers):
-            wrong = f"is {text}, not a number from {numbers[0]} to {numbers[-1]}" if numbers and text else "is not set"
-            others = ", ".join(f"{other} is {value}" for other, value in given.items() if other != name)
+            wrong = (
+                f"is {text}, not a number from {numbers[0]} to {numbers[-1]}"
+                if numbers and text
+                else "is not set"
+            )
+            others = ", ".join(
+                f"{other} is {value}" for other, value in given.items() if other != name
+            )
             raise InputError(
                 f"{name} {wrong}, and in the environment {others}: unset RANK and WORLD_SIZE to run one process, or "
                 "start all of them with torchrun"
@@ -94,18 +112,27 @@ def rank_from_environment() -> tuple[int, int, int]:
 
 
 def _meet(rank: int, processes: int, gpu: torch.device | None) -> None:
-    """Joins the processes: by NCCL if they have GPUs and exchange much, by gloo where gpu is None."""
+    """Joins the processes: by NCCL if they have GPUs and exchange much, by gloo where gpu is
+    None."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     _check_name(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     try:
         store, _, _ = next(rendezvous("env://", timeout=_MEETING))
         torch.distributed.init_process_group(
             "nccl" if gpu else "gloo",
-            **{"store": store, "rank": rank, "world_size": processes, "timeout": _LONGEST_WAIT, "device_id": gpu},
+            **{
+                "store": store,
+                "rank": rank,
+                "world_size": processes,
+                "timeout": _LONGEST_WAIT,
+                "device_id": gpu,
+            },
         )
     except (RuntimeError, ValueError, OSError) as error:
         if "EADDRINUSE" in str(error):
-            raise InputError(f"MASTER_PORT {os.environ['MASTER_PORT']} is in use here: give another") from None
+            raise InputError(
+                f"MASTER_PORT {os.environ['MASTER_PORT']} is in use here: give another"
+            ) from None
         reason = one_line(str(error).strip().splitlines()[-1])
         raise InputError(
             f"process {rank} of {processes} does not find the others at {where} (MASTER_ADDR, MASTER_PORT): {reason}; "
@@ -114,7 +141,8 @@ def _meet(rank: int, processes: int, gpu: torch.device | None) -> None:
 
 
 def _check_name(host: str, port: str) -> None:
-    """InputError unless the first process's host name resolves here within some seconds; PyTorch tries for minutes."""
+    """InputError unless the first process's host name resolves here within some seconds; PyTorch
+    tries for minutes."""
     deadline = time.monotonic() + _NAME_PATIENCE
     while True:
         try:
@@ -131,7 +159,8 @@ def _check_name(host: str, port: str) -> None:
 
 
 def in_submitit_job() -> bool:
-    """Is this the process that submitit started for a job? (Not a shell or a notebook that runs within one.)"""
+    """Is this the process that submitit started for a job? (Not a shell or a notebook that runs
+    within one.)"""
     return os.environ.get(JOB_PROCESS) == str(os.getpid())
 
 
@@ -149,7 +178,8 @@ def processes_here() -> int:
 def start_here(job: Callable[[], None], processes: int) -> None:
     """Calls a launch.ScriptJob in `processes` processes of this machine.
 
-    Under torchrun this process is one of them. Signals are passed on to the processes; the first that fails ends all.
+    Under torchrun this process is one of them. Signals are passed on to the processes; the first
+    that fails ends all.
     """
     rank_from_environment()
     if "RANK" in os.environ or processes == 1:
@@ -157,7 +187,9 @@ def start_here(job: Callable[[], None], processes: int) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    context = torch.multiprocessing.spawn(_spawned, args=(job, processes, port), nprocs=processes, join=False)
+    context = torch.multiprocessing.spawn(
+        _spawned, args=(job, processes, port), nprocs=processes, join=False
+    )
 
     def pass_on(signum: int, _: object) -> None:
         # Ctrl-C reaches the processes by itself; a second SIGINT would tell them not to save.
@@ -175,8 +207,15 @@ def start_here(job: Callable[[], None], processes: int) -> None:
 
 
 def _spawned(rank: int, job: Callable[[], None], processes: int, port: int) -> None:
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    os.environ.update({name: str(number) for name, number in {**numbers, "MASTER_PORT": port}.items()})
+    numbers = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+    }
+    os.environ.update(
+        {name: str(number) for name, number in {**numbers, "MASTER_PORT": port}.items()}
+    )
     os.environ["MASTER_ADDR"] = "localhost"
     run(job)
 
@@ -184,8 +223,8 @@ def _spawned(rank: int, job: Callable[[], None], processes: int, port: int) -> N
 class StopSignal:
     """Notes that this process was asked to stop, so that the work can end where it is safe.
 
-    `received`: the signal, or None. SIGUSR2 is what submitit's jobs get before their time limit and when they are
-    preempted; the SIGTERM beside it is left to submitit.
+    `received`: the signal, or None. SIGUSR2 is what submitit's jobs get before their time limit and
+    when they are preempted; the SIGTERM beside it is left to submitit.
     """
 
     SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
@@ -208,8 +247,8 @@ class StopSignal:
         return any_process([self.received is not None], device)[0]
 
     def leave(self, text: str) -> NoReturn:
-        """Says why and ends all processes, once everything is saved: as submitit wants it in its jobs, else with 128 +
-        signal. All processes must call this."""
+        """Says why and ends all processes, once everything is saved: as submitit wants it in its
+        jobs, else with 128 + signal. All processes must call this."""
         say(text)
         wait_for_all()
         disconnect()
@@ -218,21 +257,25 @@ class StopSignal:
         previous = self._previous.get(signum)
         if in_submitit_job() and callable(previous):
             try:
-                previous(signum, None)  # requeues the job and exits; returns in all processes but the first
+                # requeues the job and exits; returns in all processes but the first
+                previous(signum, None)
             except subprocess.CalledProcessError as error:
                 if error.returncode >= 0:
                     raise
-                # A job that is queued again is ended, and with it, at times, the process that asked for that.
+                # A job that is queued again is ended, and with it, at times, the process that asked
+                # for that.
             time.sleep(120)
         sys.exit(128 + signum)
 
 
 class StepWatch:
-    """Watches the steps of a training in all its processes: is the loss finite, and was any of them asked to stop?
+    """Watches the steps of a training in all its processes: is the loss finite, and was any of them
+    asked to stop?
 
-    The loop calls `step` after each step, and `finish` before it saves. Both return the sums over the processes that
-    have arrived, [] for none; on a GPU those of a step arrive with the next one (LateSums). `asked` turns True at the
-    same step in all processes: they then save and leave. remedy: what to try where the loss is not finite.
+    The loop calls `step` after each step, and `finish` before it saves. Both return the sums over
+    the processes that have arrived, [] for none; on a GPU those of a step arrive with the next one
+    (LateSums). `asked` turns True at the same step in all processes: they then save and leave.
+    remedy: what to try where the loss is not finite.
     """
 
     def __init__(self, stop: StopSignal, device: torch.device, remedy: str) -> None:
@@ -240,7 +283,8 @@ class StepWatch:
         self._sums = LateSums(device)
 
     def step(self, place: str, loss: float | torch.Tensor, *values: torch.Tensor) -> list[float]:
-        """values: further numbers to sum. InputError for a loss that is not finite; place: words for where that is."""
+        """values: further numbers to sum. InputError for a loss that is not finite; place: words
+        for where that is."""
         return self._arrived(place, self._sums(loss, *values, self.stop.received is not None))
 
     def finish(self, place: str) -> list[float]:
@@ -252,7 +296,9 @@ class StepWatch:
             return []
         *values, asked = sums
         if not math.isfinite(values[0]):
-            raise InputError(f"the loss is {values[0]} {place}; the last good checkpoint is kept: try {self.remedy}")
+            raise InputError(
+                f"the loss is {values[0]} {place}; the last good checkpoint is kept: try {self.remedy}"
+            )
         self.asked = self.asked or asked > 0
         return values
 

@@ -1,4 +1,5 @@
-"""Finished shards of a long pass over images, kept so that a killed run can resume: arrays in files of one folder."""
+"""Finished shards of a long pass over images, kept so that a killed run can resume: arrays in files
+of one folder."""
 
 import json
 import time
@@ -15,7 +16,8 @@ from dejavu_utils.files import complete_file, load_npz, save_json
 from dejavu_utils.log import Progress
 
 _KEY = "key.json"
-_PATIENCE = 60  # seconds after which a network file system must show what another machine has written
+# seconds after which a network file system must show what another machine has written
+_PATIENCE = 60
 
 Arrays = dict[str, np.ndarray]
 OnProgress = Callable[[int], object]  # called with the number of images done since the last call
@@ -23,14 +25,16 @@ ProgressOf = Callable[[int], AbstractContextManager[Progress]]  # of so many ima
 
 
 class Shard(NamedTuple):
-    """Consecutive images of a set, from `start` to before `stop`; name: of the piece that holds their arrays."""
+    """Consecutive images of a set, from `start` to before `stop`; name: of the piece that holds
+    their arrays."""
 
     name: str
     start: int
     stop: int
 
 
-Compute = Callable[[Sequence[Shard], OnProgress], Iterator[tuple[str, Arrays]]]  # (name, arrays) of each shard
+# (name, arrays) of each shard
+Compute = Callable[[Sequence[Shard], OnProgress], Iterator[tuple[str, Arrays]]]
 
 
 def shards_of(name: str, images: int, size: int) -> list[Shard]:
@@ -48,8 +52,8 @@ def count_images(shards: Iterable[Shard]) -> int:
 class ShardStore:
     """Pieces below `folder` that belong to the work described by `key` (what json can hold).
 
-    `start` removes those of other work. Several processes may use one folder: each saves pieces of its own names, one
-    alone calls `start` and `remove`, and needs the key.
+    `start` removes those of other work. Several processes may use one folder: each saves pieces of
+    its own names, one alone calls `start` and `remove`, and needs the key.
     """
 
     def __init__(self, folder: str | Path, key: object) -> None:
@@ -66,14 +70,18 @@ class ShardStore:
             save_json(self.folder / _KEY, self.key)
         return len(self.names())
 
-    def map(self, shards: Sequence[Shard], compute: Compute, progress: ProgressOf) -> Iterator[Arrays]:
-        """The arrays of each shard, in order; those that no earlier run has saved are computed and saved first.
+    def map(
+        self, shards: Sequence[Shard], compute: Compute, progress: ProgressOf
+    ) -> Iterator[Arrays]:
+        """The arrays of each shard, in order; those that no earlier run has saved are computed and
+        saved first.
 
-        All processes must call this; each computes its part of the missing shards. A shard's arrays must depend on
-        nothing else, so that neither the number of processes nor an interruption changes them. The iterator that is
-        returned may be left unread.
+        All processes must call this; each computes its part of the missing shards. A shard's arrays
+        must depend on nothing else, so that neither the number of processes nor an interruption
+        changes them. The iterator that is returned may be left unread.
         """
-        from dejavu_utils.runtime import distributed  # takes seconds: partitions are made without torch
+        # takes seconds: partitions are made without torch
+        from dejavu_utils.runtime import distributed
 
         names = set(distributed.from_first(self.names()))
         missing = [shard for shard in shards if shard.name not in names]
@@ -95,10 +103,11 @@ class ShardStore:
                 saving.result()
 
     def joined(self, name: str, shards: Sequence[Shard]) -> Arrays:
-        """The arrays of all shards, one below the other, mapped from files of the folder that are called after `name`.
+        """The arrays of all shards, one below the other, mapped from files of the folder that are
+        called after `name`.
 
-        All processes must call this. The processes of a node share the memory of the mapped files; writing into the
-        arrays copies the page that is written.
+        All processes must call this. The processes of a node share the memory of the mapped files;
+        writing into the arrays copies the page that is written.
         """
         from dejavu_utils.runtime import distributed
 
@@ -116,7 +125,9 @@ class ShardStore:
         for array, first in self.load(shards[0].name).items():
             path = self.folder / f"{name}_{array.replace('|', '_')}.npy"
             with complete_file(path) as temporary:
-                whole = np.lib.format.open_memmap(temporary, "w+", first.dtype, (rows, *first.shape[1:]))
+                whole = np.lib.format.open_memmap(
+                    temporary, "w+", first.dtype, (rows, *first.shape[1:])
+                )
                 filled = 0
                 for shard in shards:
                     part = self.load(shard.name, array)[array]
@@ -135,7 +146,8 @@ class ShardStore:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stub takes them for allow_pickle
 
     def load(self, name: str, *wanted: str) -> Arrays:
-        """{array name: array} of the wanted arrays, or of all. InputError if the piece is missing or damaged."""
+        """{array name: array} of the wanted arrays, or of all. InputError if the piece is missing
+        or damaged."""
         path = self.folder / f"{name}.npz"
         _wait_for(path)
         try:

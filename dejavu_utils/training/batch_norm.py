@@ -22,15 +22,22 @@ class _Sum(torch.autograd.Function):
 
 
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with every BatchNorm over the batches of all processes; names in the state dict stay the same.
+    """The module with every BatchNorm over the batches of all processes; names in the state dict
+    stay the same.
 
-    InputError for layers that do more than normalize (some of timm's hold an activation): they would lose it.
+    InputError for layers that do more than normalize (some of timm's hold an activation): they
+    would lose it.
     """
     if world_size() == 1:
         return module
     for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d):
-            raise InputError(f"--model.arch: its {type(layer).__name__} layers cannot be synchronized: use one process")
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and type(layer) not in (
+            nn.BatchNorm1d,
+            nn.BatchNorm2d,
+        ):
+            raise InputError(
+                f"--model.arch: its {type(layer).__name__} layers cannot be synchronized: use one process"
+            )
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return _convert(module)
@@ -38,7 +45,9 @@ def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
 
 def _convert(module: nn.Module) -> nn.Module:
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        converted = _CpuSyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine)
+        converted = _CpuSyncBatchNorm(
+            module.num_features, module.eps, module.momentum, module.affine
+        )
         converted.load_state_dict(module.state_dict())
         return converted
     for name, child in module.named_children():
@@ -47,7 +56,8 @@ def _convert(module: nn.Module) -> nn.Module:
 
 
 class _CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """nn.SyncBatchNorm for CPUs, which has no twin there: mean and variance over the batches of all processes."""
+    """nn.SyncBatchNorm for CPUs, which has no twin there: mean and variance over the batches of all
+    processes."""
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
         pass
@@ -62,7 +72,8 @@ class _CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         centered = x.float() - mean.view(shape)
         variance = _Sum.apply(centered.square().sum(dims)) / n
         with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None  # nn.BatchNorm's default
+            # nn.BatchNorm's default
+            assert self.running_mean is not None and self.running_var is not None
             assert self.num_batches_tracked is not None and self.momentum is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

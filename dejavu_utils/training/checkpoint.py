@@ -1,4 +1,5 @@
-"""What a training starts or resumes from: its checkpoint, declared once, its images, and public weights."""
+"""What a training starts or resumes from: its checkpoint, declared once, its images, and public
+weights."""
 
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -20,10 +21,11 @@ SAME_OR_ANOTHER = "use the same, or another --logging.folder"
 
 @dataclass
 class TrainingCheckpoint:
-    """What train_SSL.py saves, all of it plain: in model.pth to resume from, in model_ep{E}.pth a `snapshot`.
+    """What train_SSL.py saves, all of it plain: in model.pth to resume from, in model_ep{E}.pth a
+    `snapshot`.
 
-    Attack, probe and reconstruction rebuild the network from `model`, `settings` and `num_classes` alone. Fields added
-    later need a default, so that older checkpoints still load.
+    Attack, probe and reconstruction rebuild the network from `model`, `settings` and `num_classes`
+    alone. Fields added later need a default, so that older checkpoints still load.
     """
 
     epoch: int  # whole epochs that are done
@@ -43,7 +45,8 @@ class TrainingCheckpoint:
     made_from: dict | None = None  # the record, Provenance.plain
 
     def snapshot(self) -> "TrainingCheckpoint":
-        """The same without what only resuming needs, two thirds of it: optimizers and the method's own state."""
+        """The same without what only resuming needs, two thirds of it: optimizers and the method's
+        own state."""
         return replace(self, objective={}, optimizer={}, optimizer_probes={}, scaler={}, meter={})
 
     def save(self, path: str | Path) -> None:
@@ -51,7 +54,8 @@ class TrainingCheckpoint:
 
     @classmethod
     def agreed(cls, path: Path) -> "TrainingCheckpoint | None":
-        """What `save` wrote, the same in all processes; None if there is nothing. InputError for something else."""
+        """What `save` wrote, the same in all processes; None if there is nothing. InputError for
+        something else."""
         flag = "--logging.folder"
         saved = agreed_checkpoint(path, flag)
         if saved is None:
@@ -66,7 +70,8 @@ class TrainingCheckpoint:
 
 
 def agreed_checkpoint(path: Path, flag: str) -> dict[str, Any] | None:
-    """What a checkpoint to resume from holds, the same in all processes; None if there is none. flag: of its folder."""
+    """What a checkpoint to resume from holds, the same in all processes; None if there is none.
+    flag: of its folder."""
 
     def read() -> dict[str, Any]:
         saved = load_checkpoint(path, flag) if path.is_file() else {}
@@ -94,9 +99,14 @@ class TrainingSet:
 
 
 def check_same_start(
-    checkpoint: TrainingCheckpoint, train_set: TrainingSet, record: Provenance, settings: Settings, path: Path
+    checkpoint: TrainingCheckpoint,
+    train_set: TrainingSet,
+    record: Provenance,
+    settings: Settings,
+    path: Path,
 ) -> list[str]:
-    """InputError unless a run on these images, from these weights, may resume from the checkpoint; notes."""
+    """InputError unless a run on these images, from these weights, may resume from the checkpoint;
+    notes."""
     source = f"--data.train_dataset {settings.data.train_dataset}"
     images, before = train_set.images, TrainingImages.of_plain(checkpoint.train_images)
     others = images and before and images.digest != before.digest
@@ -111,9 +121,11 @@ def check_same_start(
 
 
 def check_room(checkpoint: TrainingCheckpoint, settings: Settings) -> None:
-    """InputError if the disk has no room for what a training will save: snapshots, model.pth, final weights.
+    """InputError if the disk has no room for what a training will save: snapshots, model.pth, final
+    weights.
 
-    checkpoint: of the start, without the optimizer's state, which is at least as large as the weights.
+    checkpoint: of the start, without the optimizer's state, which is at least as large as the
+    weights.
     """
     folder, every = Path(settings.logging.folder), settings.logging.snapshot_freq
     coming = range(checkpoint.epoch + 1, settings.training.epochs + 1)
@@ -122,7 +134,9 @@ def check_room(checkpoint: TrainingCheckpoint, settings: Settings) -> None:
     needed = snapshots * tensor_bytes(vars(checkpoint.snapshot())) + weights
     if not (folder / "model.pth").exists():
         needed += tensor_bytes(vars(checkpoint)) + weights
-    check_free_space(folder, needed, "make room, name another --logging.folder, or raise --logging.snapshot_freq")
+    check_free_space(
+        folder, needed, "make room, name another --logging.folder, or raise --logging.snapshot_freq"
+    )
 
 
 def start_from(model: Model, network: SSLNetwork) -> dict[str, ModelRecord]:
@@ -132,11 +146,15 @@ def start_from(model: Model, network: SSLNetwork) -> dict[str, ModelRecord]:
     try:
         network.net.load_state_dict(public.net.state_dict())
     except RuntimeError as error:
-        remedy = f"--model.arch {public.arch}" if public.arch != model.arch else "another checkpoint"
+        remedy = (
+            f"--model.arch {public.arch}" if public.arch != model.arch else "another checkpoint"
+        )
         raise InputError(
             f"{source}: does not fit --model.arch {model.arch} ({one_line(error)}); give {remedy}"
         ) from None
-    say(f"the backbone starts from {model.weights} ({public.notes or public.arch}); projector and head are new")
+    say(
+        f"the backbone starts from {model.weights} ({public.notes or public.arch}); projector and head are new"
+    )
     return {"start": ModelRecord.of(public)}
 
 

@@ -1,7 +1,9 @@
-"""Settings as dataclasses, one per section, read by one parser: the lines of a YAML file are flags like typed ones.
+"""Settings as dataclasses, one per section, read by one parser: the lines of a YAML file are flags
+like typed ones.
 
-A section is a dataclass whose fields are made with `setting`; the settings of a script are a dataclass of sections. As
-a flat dict, {"section.name": value}, they are what flags, params.json and checkpoints carry.
+A section is a dataclass whose fields are made with `setting`; the settings of a script are a
+dataclass of sections. As a flat dict, {"section.name": value}, they are what flags, params.json and
+checkpoints carry.
 """
 
 import argparse
@@ -43,7 +45,8 @@ def setting(
     above: float = -math.inf,
     most: float = math.inf,
 ) -> T:
-    """A field of a section. text: its help. kind: argparse type; without one the default's, for a number within limits.
+    """A field of a section. text: its help. kind: argparse type; without one the default's, for a
+    number within limits.
 
     least, most: the smallest and the largest number that works; above: what it must exceed.
     """
@@ -60,7 +63,9 @@ def _number(kind: type, least: float, above: float, most: float) -> Callable[[st
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole' if kind is int else 'finite'} number")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a {'whole' if kind is int else 'finite'} number"
+            )
         if value < least:
             raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
         if value <= above:
@@ -93,7 +98,8 @@ class Sections:
 
     @classmethod
     def from_flat(cls: type[S], values: Flat) -> S:
-        """Missing settings have their defaults, unknown ones are left out: older checkpoints have fewer, or others."""
+        """Missing settings have their defaults, unknown ones are left out: older checkpoints have
+        fewer, or others."""
         settings = cls()
         for key in cls.fields().keys() & values.keys():
             section, name = key.split(".")
@@ -102,17 +108,27 @@ class Sections:
 
 
 class SettingsParser(Parser):
-    """A Parser with a flag --section.name for every setting of a class of Sections, and --config-file for a YAML file.
+    """A Parser with a flag --section.name for every setting of a class of Sections, and
+    --config-file for a YAML file.
 
-    without_effect: patterns of names ("lr.*") that older files and commands carry; they are accepted and reported.
+    without_effect: patterns of names ("lr.*") that older files and commands carry; they are
+    accepted and reported.
     """
 
-    def __init__(self, sections: type[Sections], without_effect: Sequence[str] = (), **kwargs: str) -> None:
+    def __init__(
+        self, sections: type[Sections], without_effect: Sequence[str] = (), **kwargs: str
+    ) -> None:
         super().__init__(argument_default=argparse.SUPPRESS, conflict_handler="resolve", **kwargs)
         self.sections, self.without_effect = sections, without_effect
         self.config_file: Path | None = None  # the file that `read` has read
-        self.add_argument("--config-file", dest="config_file", help="YAML file of sections and settings")
-        self.add_argument("ignored", nargs="?", help="an optional last word (published commands end in 0); ignored")
+        self.add_argument(
+            "--config-file", dest="config_file", help="YAML file of sections and settings"
+        )
+        self.add_argument(
+            "ignored",
+            nargs="?",
+            help="an optional last word (published commands end in 0); ignored",
+        )
         groups = {}
         for key, field in sections.fields().items():
             section, _, name = key.partition(".")
@@ -134,7 +150,8 @@ class SettingsParser(Parser):
     def read(self, argv: Sequence[str] | None = None) -> tuple[Flat, list[str]]:
         """({"section.name": value}, notices) from the command line; flag beats YAML beats default.
 
-        InputError for an unknown name, in the file or on the command line, and for a value that its flag does not take.
+        InputError for an unknown name, in the file or on the command line, and for a value that its
+        flag does not take.
         """
         values: Flat = {key: field.default for key, field in self.sections.fields().items()}
         given, notices = self._parsed(sys.argv[1:] if argv is None else argv)
@@ -154,20 +171,25 @@ class SettingsParser(Parser):
         """({name: value}, notices) of the words alone, without defaults."""
         ignored = {}
         for flag in dict.fromkeys(word.partition("=")[0] for word in words):
-            if flag.startswith("--") and any(fnmatch(flag[2:], pattern) for pattern in self.without_effect):
+            if flag.startswith("--") and any(
+                fnmatch(flag[2:], pattern) for pattern in self.without_effect
+            ):
                 ignored[flag[2:]] = f"{flag} has no effect here and is ignored"
                 self.add_argument(flag, dest=flag[2:], nargs="?", help=argparse.SUPPRESS)
         given, unknown = self.parse_known_args(words)
         if unknown:
             what = "unknown flag" if unknown[0].startswith("-") else "unexpected argument"
             self.error(f"{what} {unknown[0].split('=')[0]}")
-        return {key: value for key, value in vars(given).items() if key not in ignored}, list(ignored.values())
+        return {key: value for key, value in vars(given).items() if key not in ignored}, list(
+            ignored.values()
+        )
 
 
 def _flags_of_yaml(path: Path) -> Iterator[str]:
     """--section.name=value for each line of a YAML file of two levels.
 
-    Values stay as they are written: YAML 1.1 itself makes 43200 of 12:00:00, 8 of 010, true of yes, and text of 1e-6.
+    Values stay as they are written: YAML 1.1 itself makes 43200 of 12:00:00, 8 of 010, true of yes,
+    and text of 1e-6.
     """
     try:
         document = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
@@ -178,7 +200,9 @@ def _flags_of_yaml(path: Path) -> Iterator[str]:
             if not isinstance(value, yaml.ScalarNode):
                 raise InputError(f"{section}.{name}: takes one value, not a list or a section")
             if value.tag == _NULL:
-                raise InputError(f'{section}.{name}: has no value; write one, "" for an empty text, or leave it out')
+                raise InputError(
+                    f'{section}.{name}: has no value; write one, "" for an empty text, or leave it out'
+                )
             yield f"--{section}.{name}={value.value}"
 
 

@@ -1,4 +1,5 @@
-"""The training losses as pure functions of embeddings. With several processes: of the embeddings of all of them."""
+"""The training losses as pure functions of embeddings. With several processes: of the embeddings of
+all of them."""
 
 import functools
 import math
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 
 
 def _in_float32(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Embeddings to float32, and no autocast: it would compute the matrix products of a loss in half precision."""
+    """Embeddings to float32, and no autocast: it would compute the matrix products of a loss in
+    half precision."""
 
     @functools.wraps(loss)
     def wrapped(z1: torch.Tensor, z2: torch.Tensor, *args: float, **kwargs: float) -> torch.Tensor:
@@ -22,12 +24,17 @@ def _in_float32(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
 
 @_in_float32
 def vicreg(
-    z1: torch.Tensor, z2: torch.Tensor, sim_coeff: float = 25.0, std_coeff: float = 25.0, cov_coeff: float = 1.0
+    z1: torch.Tensor,
+    z2: torch.Tensor,
+    sim_coeff: float = 25.0,
+    std_coeff: float = 25.0,
+    cov_coeff: float = 1.0,
 ) -> torch.Tensor:
     """VICReg (Bardes et al. 2022, arXiv 2105.04906) of two views' embeddings, float (n, d) each.
 
-    Mean squared error; hinge on each dimension's standard deviation (mean over both views); squared off-diagonal
-    covariances of both views / d. Variance and covariance divide by n - 1. Returns a scalar in float32.
+    Mean squared error; hinge on each dimension's standard deviation (mean over both views); squared
+    off-diagonal covariances of both views / d. Variance and covariance divide by n - 1. Returns a
+    scalar in float32.
     """
     invariance = F.mse_loss(z1, z2)
     variance = covariance = 0
@@ -42,7 +49,8 @@ def vicreg(
 
 @_in_float32
 def simclr(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.15) -> torch.Tensor:
-    """NT-Xent (Chen et al. 2020, arXiv 2002.05709) of two views' embeddings, float (n, d) each; a scalar in float32.
+    """NT-Xent (Chen et al. 2020, arXiv 2002.05709) of two views' embeddings, float (n, d) each; a
+    scalar in float32.
 
     Each of the 2n views is classified among the 2n - 1 others by cosine similarity / temperature.
     """
@@ -56,10 +64,11 @@ def simclr(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.15) -> tor
 
 @_in_float32
 def barlow(z1: torch.Tensor, z2: torch.Tensor, lambd: float = 0.0051) -> torch.Tensor:
-    """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230) of batch-normalized embeddings, float (n, d) each.
+    """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230) of batch-normalized embeddings, float
+    (n, d) each.
 
-    c = z1' z2 / n is their cross-correlation; the loss is the sum of (c_ii - 1)^2 + lambd x the sum of the squared
-    off-diagonal elements, a scalar in float32.
+    c = z1' z2 / n is their cross-correlation; the loss is the sum of (c_ii - 1)^2 + lambd x the sum
+    of the squared off-diagonal elements, a scalar in float32.
     """
     z1, z2 = z1 / math.sqrt(len(z1)), z2 / math.sqrt(len(z2))
     diagonal = (z1 * z2).sum(dim=0)
@@ -80,11 +89,12 @@ def _square_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def byol(predictions: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """BYOL (Grill et al. 2020, arXiv 2006.07733): mean over the batch of the SUM of both directions' 2 - 2 cos.
+    """BYOL (Grill et al. 2020, arXiv 2006.07733): mean over the batch of the SUM of both
+    directions' 2 - 2 cos.
 
-    predictions: the student's predictor outputs of view 1 and view 2, float (n, d) each. targets: the teacher's
-    projections of view 1 and view 2; view 1 is predicted from view 2's target and the other way round. A scalar in
-    float32.
+    predictions: the student's predictor outputs of view 1 and view 2, float (n, d) each. targets:
+    the teacher's projections of view 1 and view 2; view 1 is predicted from view 2's target and the
+    other way round. A scalar in float32.
     """
     loss: Any = 0
     for prediction, target in zip(predictions, reversed(targets)):
@@ -101,16 +111,20 @@ def dino(
     student_temp: float,
     teacher_temp: float,
 ) -> torch.Tensor:
-    """DINO (Caron et al. 2021, arXiv 2104.14294): cross-entropy of the teacher's centred, sharpened distribution.
+    """DINO (Caron et al. 2021, arXiv 2104.14294): cross-entropy of the teacher's centred, sharpened
+    distribution.
 
-    students: the student's outputs of all views (two large ones first, then the small ones), float (n, d) each.
-    teachers: the teacher's outputs of the two large views. center: float (d,). Mean over the pairs of different views,
-    2 (2 + s) - 2 of them with s small views. A scalar in float32.
+    students: the student's outputs of all views (two large ones first, then the small ones), float
+    (n, d) each. teachers: the teacher's outputs of the two large views. center: float (d,). Mean
+    over the pairs of different views, 2 (2 + s) - 2 of them with s small views. A scalar in
+    float32.
     """
     loss: Any = 0
     pairs = 0
     with torch.autocast(center.device.type, enabled=False):
-        sharpened = [F.softmax((t.detach().float() - center) / teacher_temp, dim=1) for t in teachers]
+        sharpened = [
+            F.softmax((t.detach().float() - center) / teacher_temp, dim=1) for t in teachers
+        ]
         logs = [F.log_softmax(s.float() / student_temp, dim=1) for s in students]
         for number, target in enumerate(sharpened):
             for other, log in enumerate(logs):
@@ -121,14 +135,19 @@ def dino(
 
 
 def mocov3(
-    queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], temperature: float = 1.0, first: int = 0
+    queries: Sequence[torch.Tensor],
+    keys: Sequence[torch.Tensor],
+    temperature: float = 1.0,
+    first: int = 0,
 ) -> torch.Tensor:
-    """MoCo v3 (Chen et al. 2021, arXiv 2104.02057, algorithm 1): InfoNCE of both directions, x 2 temperature each.
+    """MoCo v3 (Chen et al. 2021, arXiv 2104.02057, algorithm 1): InfoNCE of both directions, x 2
+    temperature each.
 
-    queries: the student's predictor outputs of view 1 and view 2, float (n, d) each. keys: the teacher's projections of
-    the whole batch, float (N, d) each; those of the queries' own images are the n rows from `first` on. A query of view
-    1 is classified among the keys of view 2 by cosine similarity / temperature, and the other way round. A scalar in
-    float32, the mean over queries of the sum of both directions.
+    queries: the student's predictor outputs of view 1 and view 2, float (n, d) each. keys: the
+    teacher's projections of the whole batch, float (N, d) each; those of the queries' own images
+    are the n rows from `first` on. A query of view 1 is classified among the keys of view 2 by
+    cosine similarity / temperature, and the other way round. A scalar in float32, the mean over
+    queries of the sum of both directions.
     """
     loss: Any = 0
     for query, key in zip(queries, reversed(keys)):

@@ -1,4 +1,5 @@
-"""Linear probes on the layers of a network, and the losses and accuracies of an epoch over all processes."""
+"""Linear probes on the layers of a network, and the losses and accuracies of an epoch over all
+processes."""
 
 from typing import Any
 
@@ -9,10 +10,12 @@ from dejavu_utils.runtime.distributed import sum_over_processes, world_size
 
 
 class Meter:
-    """Sums of losses and probes' hits over the batches of an epoch; kept on the device until they are asked for."""
+    """Sums of losses and probes' hits over the batches of an epoch; kept on the device until they
+    are asked for."""
 
     def __init__(self) -> None:
-        self.sums: Any = 0  # float64 (probes, 3): sums of the loss, correct images, images correct among five
+        # float64 (probes, 3): sums of the loss, correct images, images correct among five
+        self.sums: Any = 0
         self.loss_sum: Any = 0
         self.loss: Any = 0  # of the last batch
         self.batches = self.count = 0
@@ -44,7 +47,8 @@ class Meter:
             self.loss_sum, self.loss = (sum_over_processes(losses) / world_size()).unbind()
 
     def total(self, probes: int, device: torch.device) -> "Meter":
-        """Makes the sums of every process their total; they may have seen different numbers of images, or none."""
+        """Makes the sums of every process their total; they may have seen different numbers of
+        images, or none."""
         if not self.count:
             self.sums = torch.zeros(probes, 3, dtype=torch.float64, device=device)
         self.sums = sum_over_processes(self.sums)
@@ -75,7 +79,8 @@ class Meter:
 
 
 def correct_in_top(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-    """[how many labels are the first prediction, how many among the first five], scalars on the device.
+    """[how many labels are the first prediction, how many among the first five], scalars on the
+    device.
 
     logits: float (n, classes). labels: int64 (n,).
     """
@@ -92,7 +97,8 @@ class Probes(nn.Module):
         self.probes = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
 
     def forward(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """list of float (n, width) -> list of float32 (n, num_classes); no gradient reaches the outputs.
+        """list of float (n, width) -> list of float32 (n, num_classes); no gradient reaches the
+        outputs.
 
         In float32 whatever precision the network runs in: in bf16 two classes often tie.
         """

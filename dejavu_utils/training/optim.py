@@ -11,12 +11,13 @@ from torch import nn
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888) with momentum.
 
-    q = eta |p| / |g + wd p| (1 if a norm is 0); mu = momentum mu + q (g + wd p); p -= lr mu. Parameters of one
-    dimension (biases, normalization) get neither decay nor q.
+    q = eta |p| / |g + wd p| (1 if a norm is 0); mu = momentum mu + q (g + wd p); p -= lr mu.
+    Parameters of one dimension (biases, normalization) get neither decay nor q.
     """
 
-    # torch.amp.GradScaler then hands over `grad_scale`, by which the gradients are still multiplied, and `found_inf`, 1
-    # where the step is to be skipped, as tensors; without this it would wait for the device to know whether to call it.
+    # torch.amp.GradScaler then hands over `grad_scale`, by which the gradients are still
+    # multiplied, and `found_inf`, 1 where the step is to be skipped, as tensors; without this it
+    # would wait for the device to know whether to call it.
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -27,12 +28,14 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         eta: float = 1e-3,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update. Each line is one operation for all parameters together: on a GPU a network of hundreds of
-        parameters would otherwise spend more time on starting kernels than in them."""
+        """One update. Each line is one operation for all parameters together: on a GPU a network of
+        hundreds of parameters would otherwise spend more time on starting kernels than in them."""
         loss = closure() if closure else None
         scale, skipped = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
@@ -55,7 +58,14 @@ class LARS(torch.optim.Optimizer):
                 torch._foreach_add_(moving, list(updates.values()))
                 torch._foreach_sub_(parameters, moving, alpha=group["lr"])
             else:
-                _sgd_unless(skipped, parameters, list(updates.values()), moving, group["momentum"], group["lr"])
+                _sgd_unless(
+                    skipped,
+                    parameters,
+                    list(updates.values()),
+                    moving,
+                    group["momentum"],
+                    group["lr"],
+                )
         return loss
 
 
@@ -67,14 +77,24 @@ def _sgd_unless(
     momentum: float,
     lr: float,
 ) -> None:
-    """The same three operations in one that does nothing where `skipped`, a scalar on the device, is 1."""
-    rest: dict[str, Any] = {"weight_decay": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
+    """The same three operations in one that does nothing where `skipped`, a scalar on the device,
+    is 1."""
+    rest: dict[str, Any] = {
+        "weight_decay": 0.0,
+        "dampening": 0.0,
+        "nesterov": False,
+        "maximize": False,
+    }
     rest["is_first_step"] = False
     moving = moving if momentum else []  # as the kernel wants it
-    torch._fused_sgd_(parameters, updates, moving, momentum=momentum, lr=lr, found_inf=skipped, **rest)
+    torch._fused_sgd_(
+        parameters, updates, moving, momentum=momentum, lr=lr, found_inf=skipped, **rest
+    )
 
 
-def _scaled_updates(parameters: list[torch.Tensor], weight_decay: float, eta: float) -> Sequence[torch.Tensor]:
+def _scaled_updates(
+    parameters: list[torch.Tensor], weight_decay: float, eta: float
+) -> Sequence[torch.Tensor]:
     """q (g + wd p) of each parameter."""
     updates = torch._foreach_mul(parameters, weight_decay)
     torch._foreach_add_(updates, [p.grad for p in parameters])  # type: ignore[misc]
@@ -85,7 +105,9 @@ def _scaled_updates(parameters: list[torch.Tensor], weight_decay: float, eta: fl
     return updates
 
 
-def make_optimizer(name: str, model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, model: nn.Module, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """sgd, adamw or lars over the model's parameters; those of one dimension get no weight decay.
 
     The learning rate is set before every step, from `learning_rate`.
@@ -100,24 +122,33 @@ def make_optimizer(name: str, model: nn.Module, momentum: float, weight_decay: f
     if name == "sgd":
         fused = parameters[0].device.type == "cuda"
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=fused)
-        # A checkpoint says what its own device had; fp16's scaler goes by what this optimizer was made with.
+        # A checkpoint says what its own device had; fp16's scaler goes by what this optimizer was
+        # made with.
 
         def keep_fused(optimizer: torch.optim.Optimizer) -> None:
             for group in optimizer.param_groups:
                 group["fused"] = fused
 
         sgd.register_load_state_dict_post_hook(keep_fused)
-        if momentum:  # as the first step would have it; but where fp16 skips that one, it leaves them undefined
+        # as the first step would have it; but where fp16 skips that one, it leaves them undefined
+        if momentum:
             for p in parameters:
                 sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return sgd
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)  # one pass over the parameters, on CPUs too
+    # one pass over the parameters, on CPUs too
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
 def learning_rate(
-    step: int, total_steps: int, warmup_steps: int, base_lr: float, batch_size: int, end_lr_ratio: float
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    base_lr: float,
+    batch_size: int,
+    end_lr_ratio: float,
 ) -> float:
-    """Linear warm-up from 0 to base_lr x batch_size / 256, then a cosine to end_lr_ratio of that."""
+    """Linear warm-up from 0 to base_lr x batch_size / 256, then a cosine to end_lr_ratio of
+    that."""
     peak = base_lr * batch_size / 256
     if step < warmup_steps:
         return peak * step / warmup_steps
@@ -127,8 +158,8 @@ def learning_rate(
 
 
 def resolution_at(epoch: int, min_res: int, max_res: int, start_ramp: int, end_ramp: int) -> int:
-    """Side of the training crops in pixels: min up to start_ramp, max from end_ramp, between them the nearest multiple
-    of 32 on the straight line."""
+    """Side of the training crops in pixels: min up to start_ramp, max from end_ramp, between them
+    the nearest multiple of 32 on the straight line."""
     if epoch <= start_ramp:
         return min_res
     if epoch >= end_ramp:
@@ -143,7 +174,8 @@ def teacher_momentum(step: int, total_steps: int, base: float) -> float:
 
 
 def teacher_temperature(epoch: int, first: float, last: float, warmup_epochs: int) -> float:
-    """DINO's teacher temperature: linear from `first` to `last` over the warm-up epochs, then `last`."""
+    """DINO's teacher temperature: linear from `first` to `last` over the warm-up epochs, then
+    `last`."""
     if epoch >= warmup_epochs - 1:
         return last
     return first + (last - first) * epoch / (warmup_epochs - 1)

@@ -16,7 +16,9 @@ from dejavu_utils.training.methods import METHODS
 
 @dataclass
 class Model(Architecture):
-    arch: str = setting("resnet50", "backbone: a classifier of torchvision (resnet101, vgg16, ...) or timm, by name")
+    arch: str = setting(
+        "resnet50", "backbone: a classifier of torchvision (resnet101, vgg16, ...) or timm, by name"
+    )
     weights: str = setting(
         "",
         "public checkpoint that the backbone starts from: a file that the attack reads, timm:NAME or torchvision:NAME; "
@@ -25,8 +27,12 @@ class Model(Architecture):
     )
     mlp: str = setting("2048-512", "widths of the projector's layers")
     mlp_coeff: float = setting(1.0, "scales the projector's last hidden width", above=0)
-    remove_head: int = setting(0, "1: no projector, the loss acts on the backbone's output", zero_or_one)
-    fc: int = setting(0, "1: a Linear(width, 256) at the end of the backbone (resnets)", zero_or_one)
+    remove_head: int = setting(
+        0, "1: no projector, the loss acts on the backbone's output", zero_or_one
+    )
+    fc: int = setting(
+        0, "1: a Linear(width, 256) at the end of the backbone (resnets)", zero_or_one
+    )
     proj_relu: int = setting(0, "1: a ReLU after the projector's last layer", zero_or_one)
 
 
@@ -36,7 +42,8 @@ class Resolution:
     max_res: int = setting(224, "side of the training crops from end_ramp on, pixels", least=16)
     start_ramp: int = setting(10, "epoch (from 0) up to which crops have min_res")
     end_ramp: int = setting(
-        30, "epoch from which crops have max_res; between, the nearest multiple of 32 on the line between the two"
+        30,
+        "epoch from which crops have max_res; between, the nearest multiple of 32 on the line between the two",
     )
 
 
@@ -44,7 +51,9 @@ class Resolution:
 class Data:
     train_dataset: str = setting("", ".beton to train on", expanded)
     val_dataset: str = setting("", ".beton for the probes' validation", expanded)
-    num_workers: int = setting(10, "processes that read images, at most one per core; 0: none", least=0)
+    num_workers: int = setting(
+        10, "processes that read images, at most one per core; 0: none", least=0
+    )
     in_memory: int = setting(0, "1: read the whole .beton into memory first", zero_or_one)
     random_seed: int = setting(0, "seed of the weights, the order of images and the views", least=0)
     loader: str = setting(
@@ -56,10 +65,14 @@ class Data:
 
 @dataclass
 class Augment:
-    min_area: float = setting(0.08, "smallest fraction of an image's area that a crop shows", above=0)
+    min_area: float = setting(
+        0.08, "smallest fraction of an image's area that a crop shows", above=0
+    )
     max_area: float = setting(1.0, "largest fraction of an image's area that a crop shows", most=1)
     jitter: float = setting(
-        1.0, "strength of the color jitter, 1 = brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1", least=0
+        1.0,
+        "strength of the color jitter, 1 = brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1",
+        least=0,
     )
     blur: int = setting(1, "1: Gaussian blur on view 1", zero_or_one)
     solarize: float = setting(0.2, "probability of solarizing view 2", least=0, most=1)
@@ -74,7 +87,9 @@ class Vicreg:
 
 @dataclass
 class Simclr:
-    temperature: float = setting(0.15, "temperature of the softmax over cosine similarities", above=0)
+    temperature: float = setting(
+        0.15, "temperature of the softmax over cosine similarities", above=0
+    )
 
 
 @dataclass
@@ -96,20 +111,26 @@ class Dino:
     teacher_temp: float = setting(0.07, "teacher's temperature after the warm-up", above=0)
     warmup_teacher_temp_epochs: int = setting(50, "epochs from the one to the other", least=0)
     student_temp: float = setting(0.1, "student's temperature", above=0)
-    center_momentum: float = setting(0.9, "fraction of the old centre that an update keeps", least=0, most=1)
+    center_momentum: float = setting(
+        0.9, "fraction of the old centre that an update keeps", least=0, most=1
+    )
     momentum_teacher: float = setting(0.996, f"{_TEACHER}, at first; 1 at last", least=0, most=1)
 
 
 @dataclass
 class Mocov3:
-    temperature: float = setting(1.0, "temperature of the softmax over cosine similarities", above=0)
+    temperature: float = setting(
+        1.0, "temperature of the softmax over cosine similarities", above=0
+    )
     momentum_teacher: float = setting(0.996, f"{_TEACHER}; rises to 1 by a cosine", least=0, most=1)
 
 
 @dataclass
 class Logging:
     folder: str = setting("", "where everything is written", expanded)
-    log_level: int = setting(2, "0: the log file only; 1: a line per epoch on stdout; 2: progress within epochs too")
+    log_level: int = setting(
+        2, "0: the log file only; 1: a line per epoch on stdout; 2: progress within epochs too"
+    )
     checkpoint_freq: int = setting(5, "epochs between two writes of model.pth", least=1)
     snapshot_freq: int = setting(50, "epochs between two snapshots model_ep{E}.pth", least=1)
 
@@ -124,16 +145,24 @@ class Validation:
 class Training:
     loss: str = setting("simclr", "SSL method, or supervised", choices=LOSSES)
     # A batch of one has no variance for batch normalization.
-    batch_size: int = setting(512, "images per process; the global batch is that of all processes", least=2)
+    batch_size: int = setting(
+        512, "images per process; the global batch is that of all processes", least=2
+    )
     epochs: int = setting(30, "passes over the training set", least=1)
     optimizer: str = setting("adamw", "optimizer", choices=("sgd", "adamw", "lars"))
-    base_lr: float = setting(5e-4, "learning rate after warm-up = base_lr x global batch / 256", least=0)
+    base_lr: float = setting(
+        5e-4, "learning rate after warm-up = base_lr x global batch / 256", least=0
+    )
     end_lr_ratio: float = setting(0.001, "last learning rate / largest learning rate", least=0)
     warmup_epochs: int = setting(10, "epochs of linear warm-up, fewer than epochs", least=0)
     momentum: float = setting(0.9, "momentum of sgd and lars", least=0, most=1)
-    weight_decay: float = setting(4e-5, "decay of weights; biases and normalization have none", least=0)
+    weight_decay: float = setting(
+        4e-5, "decay of weights; biases and normalization have none", least=0
+    )
     label_smoothing: float = setting(0.0, "of the supervised loss", least=0, most=1)
-    num_small_crops: int = setting(0, "dino: further views of 96 pixels, of 5 to 40 % of an image's area", least=0)
+    num_small_crops: int = setting(
+        0, "dino: further views of 96 pixels, of 5 to 40 % of an image's area", least=0
+    )
     eval_freq: int = setting(50, "epochs between two validations of the probes", least=1)
     eval_only: int = setting(0, "1: only validate the probes of model.pth", zero_or_one)
     train_probes_only: int = setting(
@@ -142,15 +171,23 @@ class Training:
         zero_or_one,
     )
     clip_grad: float = setting(0.0, "largest norm of the gradient, 0 = no limit", least=0)
-    precision: str = setting("auto", "auto = bf16 on GPUs that have it, else fp16; fp32 on CPUs", choices=PRECISIONS)
+    precision: str = setting(
+        "auto", "auto = bf16 on GPUs that have it, else fp16; fp32 on CPUs", choices=PRECISIONS
+    )
     compile: int = setting(0, "1: torch.compile the network", zero_or_one)
 
 
 @dataclass
 class Dist:
-    use_submitit: int = setting(0, "1: submit a SLURM job; 0: train here, on up to ngpus GPUs or the CPU", zero_or_one)
-    world_size: int = setting(0, "processes on this machine with use_submitit 0; 0: one per GPU, one on a CPU", least=0)
-    ngpus: int = setting(8, "GPUs, and so processes, per node; 0: no GPU, world_size processes per node", least=0)
+    use_submitit: int = setting(
+        0, "1: submit a SLURM job; 0: train here, on up to ngpus GPUs or the CPU", zero_or_one
+    )
+    world_size: int = setting(
+        0, "processes on this machine with use_submitit 0; 0: one per GPU, one on a CPU", least=0
+    )
+    ngpus: int = setting(
+        8, "GPUs, and so processes, per node; 0: no GPU, world_size processes per node", least=0
+    )
     nodes: int = setting(1, "nodes", least=1)
     timeout: int = setting(2800, "time limit of the job, minutes", least=1)
     partition: str = setting("", "SLURM partition")
@@ -159,13 +196,17 @@ class Dist:
     cpus_per_task: int = setting(10, "CPU cores per process", least=1)
     dependency: str = setting("", "SLURM dependency, for instance afterok:123")
     port: int = setting(
-        0, "where the processes of a SLURM job meet; 0: drawn from the job's number", least=0, most=65535
+        0,
+        "where the processes of a SLURM job meet; 0: drawn from the job's number",
+        least=0,
+        most=65535,
     )
 
 
 @dataclass
 class Settings(Sections):
-    """All settings of a training. Their flat form is what flags, YAML files, params.json and checkpoints carry."""
+    """All settings of a training. Their flat form is what flags, YAML files, params.json and
+    checkpoints carry."""
 
     model: Model = field(default_factory=Model)
     resolution: Resolution = field(default_factory=Resolution)
@@ -195,8 +236,8 @@ WITHOUT_EFFECT = (
     "training.distributed",
     "training.use_ssl",
 )
-# May differ when a run is resumed: what does not touch the weights. (Images and public weights are compared by their
-# contents.)
+# May differ when a run is resumed: what does not touch the weights. (Images and public weights are
+# compared by their contents.)
 MAY_DIFFER = (
     "model.weights",
     "logging.",
@@ -229,13 +270,19 @@ def check_settings(settings: Settings) -> None:
         )
     if resolution.end_ramp < resolution.start_ramp:
         raise InputError("--resolution.end_ramp: must not come before --resolution.start_ramp")
-    check_arch(settings.model.arch, [resolution.min_res, resolution.max_res, settings.validation.resolution])
+    check_arch(
+        settings.model.arch,
+        [resolution.min_res, resolution.max_res, settings.validation.resolution],
+    )
     if settings.augment.min_area > settings.augment.max_area:
-        raise InputError("--augment.min_area: must be above 0 and at most --augment.max_area, which is at most 1")
+        raise InputError(
+            "--augment.min_area: must be above 0 and at most --augment.max_area, which is at most 1"
+        )
 
 
 def first_difference(before: Settings, now: Settings) -> tuple[str, object, object] | None:
-    """("section.name", value before, value now) of the first setting that makes `now` another run; None: the same one.
+    """("section.name", value before, value now) of the first setting that makes `now` another run;
+    None: the same one.
 
     before, now: Settings.
     """
@@ -248,7 +295,8 @@ def first_difference(before: Settings, now: Settings) -> tuple[str, object, obje
 
 @torch.no_grad()
 def check_arch(arch: str, sides: Sequence[int]) -> None:
-    """InputError unless a backbone of this name can be built, and takes square images of these sides (pixels)."""
+    """InputError unless a backbone of this name can be built, and takes square images of these
+    sides (pixels)."""
     with torch.device("meta"):  # shapes only
         try:
             net = backbone_named(arch, False)[0].eval()
@@ -261,4 +309,6 @@ def check_arch(arch: str, sides: Sequence[int]) -> None:
                 net(torch.empty(1, 3, side, side))
             except (RuntimeError, AssertionError, ValueError) as error:
                 reason = one_line(error, 150)
-                raise InputError(f"model.arch {arch}: does not take images of {side} pixels ({reason})") from None
+                raise InputError(
+                    f"model.arch {arch}: does not take images of {side} pixels ({reason})"
+                ) from None

@@ -13,11 +13,14 @@ from dejavu_utils.training.methods.method import Method
 
 
 class BarlowTwins(Method):
-    """The correlation is that of the embeddings of all processes, normalized by the network's `bn`."""
+    """The correlation is that of the embeddings of all processes, normalized by the network's
+    `bn`."""
 
     sees_all = ("bn",)
 
-    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
+    def loss(
+        self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int
+    ) -> Tensor:
         z1, z2 = (gather(z.float()) for z in embeddings)
         with torch.autocast(z1.device.type, enabled=False):
             bn: Any = self.network.bn

@@ -25,11 +25,15 @@ class Byol(WithTeacher):
     def check(cls, settings: Settings) -> None:
         super().check(settings)
         if settings.model.remove_head:
-            raise InputError("--model.remove_head 1: BYOL predicts the projector's output; leave it out")
+            raise InputError(
+                "--model.remove_head 1: BYOL predicts the projector's output; leave it out"
+            )
 
     @staticmethod
     def embedding(network: Any, output: Tensor) -> Tensor:
         return network.predictor(output)
 
-    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
+    def loss(
+        self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int
+    ) -> Tensor:
         return losses.byol(embeddings, self.targets(views))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Dino(WithTeacher):
-    """A teacher sees the two large views, the network these and small ones; the teacher's outputs are centred."""
+    """A teacher sees the two large views, the network these and small ones; the teacher's outputs
+    are centred."""
 
     small_views = True
 
@@ -32,7 +33,9 @@ class Dino(WithTeacher):
         small = [small_view(settings.augment)] * settings.training.num_small_crops
         return two_views(settings.augment) + small
 
-    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
+    def loss(
+        self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int
+    ) -> Tensor:
         own, targets = self.settings.dino, self.targets(views)
         temperature = teacher_temperature(
             epoch, own.warmup_teacher_temp, own.teacher_temp, own.warmup_teacher_temp_epochs

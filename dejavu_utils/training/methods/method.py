@@ -21,8 +21,9 @@ if TYPE_CHECKING:  # the settings check themselves by their methods
 class Method:
     """A loss, the views it wants, and what it keeps from step to step.
 
-    settings: dejavu_utils.training.settings.Settings. network: SSLNetwork. total_steps: of the whole run. With several
-    processes each calls it with its own images; the mean of their gradients is the gradient of the run.
+    settings: dejavu_utils.training.settings.Settings. network: SSLNetwork. total_steps: of the
+    whole run. With several processes each calls it with its own images; the mean of their gradients
+    is the gradient of the run.
     """
 
     small_views = False  # does it take small views?
@@ -37,21 +38,27 @@ class Method:
     def check(cls, settings: Settings) -> None:
         """InputError for settings that the method cannot work with."""
         if settings.training.num_small_crops and not cls.small_views:
-            raise InputError(f"--training.num_small_crops: {settings.training.loss} has no small crops; leave it out")
+            raise InputError(
+                f"--training.num_small_crops: {settings.training.loss} has no small crops; leave it out"
+            )
 
     @staticmethod
     def views(settings: Settings) -> list[augment.View]:
-        """The views of an image, a list of augment.View; those from the third on have one size of their own."""
+        """The views of an image, a list of augment.View; those from the third on have one size of
+        their own."""
         return two_views(settings.augment)
 
     @staticmethod
     def embedding(network: Any, output: Tensor) -> Tensor:
-        """What the loss is made of, float (n, d), from the output of the network's last layer, float (n, width)."""
+        """What the loss is made of, float (n, d), from the output of the network's last layer,
+        float (n, width)."""
         return output
 
-    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
-        """The loss, a float32 scalar. embeddings: of ViewsForward. views: list of float (n, 3, h, w). labels: int64
-        (n,). epoch: from 0."""
+    def loss(
+        self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int
+    ) -> Tensor:
+        """The loss, a float32 scalar. embeddings: of ViewsForward. views: list of float (n, 3, h,
+        w). labels: int64 (n,). epoch: from 0."""
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
@@ -66,15 +73,19 @@ class Method:
 
 
 class WithTeacher(Method):
-    """A method with a teacher, an exponential moving average of the network's parameters; its batch norm trains along.
+    """A method with a teacher, an exponential moving average of the network's parameters; its batch
+    norm trains along.
 
     momentum: fraction of the old teacher that the first update keeps; it rises to 1 by a cosine.
     """
 
-    def __init__(self, settings: Settings, network: SSLNetwork, total_steps: int, momentum: float) -> None:
+    def __init__(
+        self, settings: Settings, network: SSLNetwork, total_steps: int, momentum: float
+    ) -> None:
         super().__init__(settings, network, total_steps)
         self.momentum = momentum
-        self.teacher = copy.deepcopy(network).requires_grad_(False)  # in training mode, as published
+        # in training mode, as published
+        self.teacher = copy.deepcopy(network).requires_grad_(False)
 
     @torch.no_grad()
     def targets(self, views: list[Tensor]) -> list[Tensor]:
@@ -84,7 +95,9 @@ class WithTeacher(Method):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         momentum = teacher_momentum(step, self.total_steps, self.momentum)
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.network.parameters()), 1 - momentum)
+        torch._foreach_lerp_(
+            list(self.teacher.parameters()), list(self.network.parameters()), 1 - momentum
+        )
 
     def state_dict(self) -> dict:
         return {"teacher": self.teacher.state_dict()}
@@ -96,8 +109,8 @@ class WithTeacher(Method):
 class ViewsForward(nn.Module):
     """All views in one call, as DistributedDataParallel wants it.
 
-    embedding: Method.embedding. forward(views): list of float (n, 3, h, w) -> (outputs of all layers for view 1,
-    embeddings: float (n, d) of each view).
+    embedding: Method.embedding. forward(views): list of float (n, 3, h, w) -> (outputs of all
+    layers for view 1, embeddings: float (n, d) of each view).
     """
 
     def __init__(self, network: SSLNetwork, embedding: Callable[[Any, Tensor], Tensor]) -> None:
@@ -124,7 +137,9 @@ def two_views(settings: Augment) -> list[augment.View]:
 
 def small_view(settings: Augment) -> augment.View:
     """DINO's small view, with the color jitter of the section augment."""
-    return augment.View(**{**_common(settings), "area": augment.SMALL_VIEW.area}, side=augment.SMALL_VIEW.side)
+    return augment.View(
+        **{**_common(settings), "area": augment.SMALL_VIEW.area}, side=augment.SMALL_VIEW.side
+    )
 
 
 def _common(settings: Augment) -> dict:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class MoCoV3(WithTeacher):
-    """The network's predictor finds the teacher's key of the other view among those of the images of all processes."""
+    """The network's predictor finds the teacher's key of the other view among those of the images
+    of all processes."""
 
     def __init__(self, settings: Settings, network: SSLNetwork, total_steps: int) -> None:
         super().__init__(settings, network, total_steps, settings.mocov3.momentum_teacher)
@@ -26,13 +27,17 @@ class MoCoV3(WithTeacher):
     def check(cls, settings: Settings) -> None:
         super().check(settings)
         if settings.model.remove_head:
-            raise InputError("--model.remove_head 1: MoCo v3 predicts the projector's output; leave it out")
+            raise InputError(
+                "--model.remove_head 1: MoCo v3 predicts the projector's output; leave it out"
+            )
 
     @staticmethod
     def embedding(network: Any, output: Tensor) -> Tensor:
         return network.predictor(output)
 
-    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
+    def loss(
+        self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int
+    ) -> Tensor:
         keys = [gather(key.float()) for key in self.targets(views)]
         first = rank() * len(embeddings[0])
         return losses.mocov3(embeddings, keys, self.settings.mocov3.temperature, first)

@@ -12,6 +12,8 @@ from dejavu_utils.training.methods.method import Method
 class SimCLR(Method):
     """Each view is told apart from those of the images of all processes."""
 
-    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
+    def loss(
+        self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int
+    ) -> Tensor:
         z1, z2 = (gather(z.float()) for z in embeddings)
         return losses.simclr(z1, z2, self.settings.simclr.temperature)

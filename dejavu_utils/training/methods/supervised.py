@@ -25,6 +25,8 @@ class Supervised(Method):
     def embedding(network: Any, output: Tensor) -> Tensor:
         return network.fc(output)
 
-    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
+    def loss(
+        self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int
+    ) -> Tensor:
         smoothing = self.settings.training.label_smoothing
         return F.cross_entropy(embeddings[0].float(), labels, label_smoothing=smoothing)

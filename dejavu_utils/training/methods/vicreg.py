@@ -12,7 +12,9 @@ from dejavu_utils.training.methods.method import Method
 class VICReg(Method):
     """Variance and covariance are those of the embeddings of all processes."""
 
-    def loss(self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int) -> Tensor:
+    def loss(
+        self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int
+    ) -> Tensor:
         z1, z2 = (gather(z.float()) for z in embeddings)
         weights = self.settings.vicreg
         return losses.vicreg(z1, z2, weights.sim_coeff, weights.std_coeff, weights.cov_coeff)
