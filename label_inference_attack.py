@@ -73,8 +73,8 @@ from dejavu_utils.files import check_place, complete_files
 from dejavu_utils.imagenet import list_images, read_class_names
 from dejavu_utils.log import Progress
 from dejavu_utils.models import L2, LOSSES
-from dejavu_utils.naming import SETS, attack_path
-from dejavu_utils.networks.embedder import LOGITS, Embedder, ImageSet, Inference
+from dejavu_utils.naming import LOGITS, SETS, attack_path
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
 from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size

@@ -16,6 +16,7 @@ from typing import Any
 SETS = ("A", "B")
 # of a model the one that was trained on the other set; of a set the other
 TWIN = {"A": "B", "B": "A"}
+LOGITS = "logits"  # a layer's name
 # Folders of attacks, by what is attacked, or how.
 ATTACK_FOLDERS = {
     "projector": "attack_sweeps",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from dejavu_utils.analysis.attack_files import AttackResults, LevelResults
 from dejavu_utils.analysis.intervals import Estimate, difference, holm, p_value
-from dejavu_utils.naming import SETS
+from dejavu_utils.naming import LOGITS, SETS
 from dejavu_utils.typed_json import from_json
 
 # of the way from chance to the ceiling: a reference above this leaves little room for a score
@@ -34,7 +34,7 @@ class Evidence:
     ceiling: k-NN accuracy on whole public images, None if it is not known. margin: vote share of
     the true label, target - reference, None if there is none. sets: score of each set. delta: of
     the test of one model, the score on images that it never saw. probe: accuracy of training's own
-    linear probe, if it is known.
+    linear probe, if it is known. rule: whose accuracy the ceiling is.
     """
 
     n: int
@@ -48,6 +48,7 @@ class Evidence:
     one_model: bool = False
     delta: Estimate | None = None
     probe: float | None = None
+    rule: str = "k-NN"
 
     @classmethod
     def of(cls, results: AttackResults) -> "Evidence":
@@ -71,6 +72,7 @@ class Evidence:
             one_model=both.one_model is not None,
             delta=delta,
             probe=results.probe_accuracy,
+            rule="the classifier's" if results.settings.get("layer") == LOGITS else "k-NN",
         )
 
     @property
@@ -82,7 +84,7 @@ class Evidence:
     def words(self) -> dict[str, str]:
         """The fields of the sentences."""
         fields = {"n": str(self.n), "chance": per_cent(replace(self.reference, value=self.chance))}
-        fields["score"] = points(self.score)
+        fields["score"], fields["rule"] = points(self.score), self.rule
         for name in ("target", "reference"):
             fields[name] = per_cent(getattr(self, name))
         fields["reference_interval"] = per_cent(self.reference, interval=True)
@@ -139,7 +141,7 @@ CONCLUSIONS = (
     Branch(
         "not interpretable",
         "the ceiling's interval is not above chance",
-        "not interpretable: the ceiling, k-NN accuracy on whole public images, is {ceiling}, not above the chance "
+        "not interpretable: the ceiling, {rule} accuracy on whole public images, is {ceiling}, not above the chance "
         "level of {chance}. The representations do not separate the classes, so no score says anything about "
         "memorization.",
         _not_interpretable,
@@ -282,7 +284,9 @@ def verdict(results: AttackResults) -> list[str]:
         f"labels): {words['chance']}.",
     ]
     if evidence.ceiling:
-        sentences.append(f"Ceiling (k-NN accuracy on whole, uncropped images): {words['ceiling']}.")
+        sentences.append(
+            f"Ceiling ({evidence.rule} accuracy on whole, uncropped images): {words['ceiling']}."
+        )
     sentences.append(memorized_by_chance(memorized, misrepresented, results.both.n))
     sentences += [f"warning: {text}" for text in results.warnings]
     return [*sentences, concluding]

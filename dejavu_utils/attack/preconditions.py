@@ -14,8 +14,7 @@ from dejavu_utils.files import digest
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.log import say
 from dejavu_utils.models import Network, SSLNetwork
-from dejavu_utils.naming import SETS, TWIN
-from dejavu_utils.networks.embedder import LOGITS
+from dejavu_utils.naming import LOGITS, SETS, TWIN
 
 # Settings in which the two trainings may differ: they do not change what a model could learn.
 MAY_DIFFER = (

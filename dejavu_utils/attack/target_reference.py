@@ -13,8 +13,7 @@ from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.models import Network, SSLNetwork
-from dejavu_utils.naming import SETS, TWIN
-from dejavu_utils.networks.embedder import LOGITS
+from dejavu_utils.naming import LOGITS, SETS, TWIN
 
 ONE = "M"  # the only model's name
 # images that the only model never saw: judged like the set

@@ -24,6 +24,7 @@ from dejavu_utils.data.workers import batches
 from dejavu_utils.files import check_free_space
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.models import Network
+from dejavu_utils.naming import LOGITS
 from dejavu_utils.networks.inference import check_finite
 from dejavu_utils.runtime.devices import autocast, to_device
 from dejavu_utils.runtime.distributed import rank
@@ -37,7 +38,6 @@ from dejavu_utils.runtime.resumable import (
     shards_of,
 )
 
-LOGITS = "logits"  # a layer's name
 SHARD = 4096  # images at most; a killed process loses two
 _SHARDS = 64  # at least, if the batches allow it, so that many processes have work
 

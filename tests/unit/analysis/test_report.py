@@ -165,6 +165,8 @@ def test_verdict_in_the_field_s_words():
     assert "is reliable as a population estimate; it does not identify individual images." in text
     assert "warning" not in text
     assert "eiling" not in text_of(0.22, 0.21)  # nothing is known of it
+    of_logits = replace(results_of(0.487, 0.216, ceiling=0.99), settings={"layer": "logits"})
+    assert "Ceiling (the classifier's accuracy on whole, uncropped images): 99.0 %" in "\n".join(verdict(of_logits))
 
 
 def test_one_set_above_0_and_the_other_not_is_no_difference():
