@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from harness import alternate, natural_images
@@ -88,6 +89,7 @@ def loader_side(kind, args, path, views):
 
 def opencv_rate(args, path, views):
     """Images per second of processes that keep nothing of what they read; their start does not count."""
+    cv2.setNumThreads(1)  # before the processes are forked: in them, it would wait for threads that they do not have
     processes = max(1, args.num_workers)
     barrier = multiprocessing.Barrier(processes + 1)
     shares = [range(number, args.images, processes) for number in range(processes)]
@@ -107,9 +109,6 @@ def opencv_rate(args, path, views):
 
 
 def read_with_opencv(barrier, path, indices, views, resolution, epochs):
-    import cv2
-
-    cv2.setNumThreads(1)
     beton = Beton(path)
     barrier.wait()
     for epoch in range(epochs):
