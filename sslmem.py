@@ -21,7 +21,6 @@ divide the images; what is finished is kept in OUTPUT_DIR/unfinished/; rerun the
         --imgnet_train_pth $IMAGENET_DATASET_DIR
 """
 
-from dejavu_utils.analysis.attack_files import read_results
 from dejavu_utils.finished import leave_if_finished
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
@@ -35,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dejavu_utils.analysis.attack_files import read_results
 from dejavu_utils.attack.preconditions import (
     IndexSet,
     Origin,

@@ -80,7 +80,7 @@ def agreed_checkpoint(path: Path, flag: str) -> dict[str, Any] | None:
         return saved
 
     def place(saved: dict[str, Any]) -> str:
-        return f"epoch {saved.get('epoch')} step {saved.get('steps_done')}"
+        return f"epoch {saved.get('epoch')} step {saved.get('steps_done')}" if saved else "none"
 
     return agreed(read, place, f"{flag} {path}") or None
 
