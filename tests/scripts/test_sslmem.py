@@ -294,8 +294,8 @@ def test_less_control_removes_a_difference_everywhere():
     for _ in range(1000):
         scores, control = rng.normal(0.5, 1, 30), rng.normal(0.2, 0.3, 200)  # 0.2: better everywhere
         found = sslmem.weighted_means((1, scores), (-1, control))
-        assert found["value"] == pytest.approx(scores.mean() - control.mean())
-        covered += found["low"] < 0.3 < found["high"]
+        assert found.value == pytest.approx(scores.mean() - control.mean())
+        covered += found.low < 0.3 < found.high
     assert 930 <= covered <= 970
     one = sslmem.weighted_means((1, scores))
     assert vars(one) == pytest.approx(vars(sslmem.mean_estimate(scores)))
