@@ -253,12 +253,12 @@ def test_rank_correlation_overall_and_within_groups():
     y = np.round(2 * x + rng.normal(size=300))  # with equal values
     pandas = pd.DataFrame({"x": x, "y": y}).corr(method="spearman").iloc[0, 1]
     found = sslmem.rank_correlation(x, y)
-    assert found["value"] == pytest.approx(pandas) and found["low"] < found["value"] < found["high"]
+    assert found.value == pytest.approx(pandas) and found.low < found.value < found.high
     shifted = 10 * groups + rng.normal(size=300)  # related through the groups alone
-    assert sslmem.rank_correlation(x + 10 * groups, shifted)["value"] > 0.8
+    assert sslmem.rank_correlation(x + 10 * groups, shifted).value > 0.8
     within = sslmem.rank_correlation(x + 10 * groups, shifted, groups)
-    assert within["low"] < 0 < within["high"] and within.n == 300
-    assert np.isnan(sslmem.rank_correlation(np.ones(9), x[:9])["value"])
+    assert within.low < 0 < within.high and within.n == 300
+    assert np.isnan(sslmem.rank_correlation(np.ones(9), x[:9]).value)
 
 
 @pytest.mark.parametrize(
