@@ -38,7 +38,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dejavu_utils.analysis.attack_files import check_one_kind
 from dejavu_utils.analysis.attack_output import (
     Context,
     check_ceilings,
@@ -47,6 +46,7 @@ from dejavu_utils.analysis.attack_output import (
     summary_lines,
     write_layer,
 )
+from dejavu_utils.analysis.results_json import check_one_kind
 from dejavu_utils.attack.job import BOXES, ImageSets, Job, ModelFiles
 from dejavu_utils.attack.preconditions import Origin, copied_elsewhere
 from dejavu_utils.attack.search import Queries, k_with_self, nearest_public, unreadable_in_words, work_in_words

@@ -37,9 +37,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dejavu_utils.analysis.attack_files import RESULTS, ProbeAccuracies, ProbeResults
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.report import figure_in_words
+from dejavu_utils.analysis.results_json import RESULTS, ProbeAccuracies, ProbeResults
 from dejavu_utils.analysis.tables import top_accuracies
 from dejavu_utils.attack.preconditions import check_validation_set
 from dejavu_utils.checkpoint import save_checkpoint
@@ -50,6 +50,7 @@ from dejavu_utils.cli import (
     existing_file,
     existing_folder,
     expanded,
+    from_flags,
     non_negative_int,
     positive_int,
     run,
@@ -133,17 +134,15 @@ class Job:
     @classmethod
     def of(cls, args: Namespace) -> "Job":
         known = args.arch, args.resolution, args.mlp, args.loss, args.resnet50
-        return cls(
+        return from_flags(
+            cls,
+            args,
             folder=Path(args.output_dir),
             model=ModelFile("--model_pth", args.model_pth, *known),
             layer="projector" if args.use_projector else "backbone",
             image_folder=args.imgnet_train_pth,
             train=args.train_idx_pth,
             val=args.val_idx_pth,
-            start_lr=args.start_lr,
-            end_lr=args.end_lr,
-            epochs=args.epochs,
-            seed=args.seed,
             inference=Inference.of(args),
             settings=vars(args),
         )
@@ -172,7 +171,8 @@ def probe(given: tuple[Job, Resources]) -> None:
     listing = list_images(job.image_folder, "--imgnet_train_pth")
     train = probed_images(job, "--train_idx_pth", job.train, listing)
     val = probed_images(job, "--val_idx_pth", job.val, listing)
-    check_validation_set(network, listing, train, val, f"--val_idx_pth {job.val}")
+    for warning in check_validation_set(network, listing, train, val, f"--val_idx_pth {job.val}"):
+        say(f"warning: {warning}")
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler requeues the job
     state = ProbeRun(job, network, listing, train, val, stop)
     checkpoint = agreed_checkpoint(state.path, "--output_dir")

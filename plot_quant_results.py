@@ -34,7 +34,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from dejavu_utils.analysis.attack_files import attacked_layers, read_attack, read_confidences, read_results
+from dejavu_utils.analysis.attack_files import CLASSIFIERS, read_attack, read_confidences
 from dejavu_utils.analysis.figures import (
     STYLES,
     draw_accuracies,
@@ -60,6 +60,7 @@ from dejavu_utils.analysis.frames import (
     Attack,
     ScoredPoint,
     accuracy_table,
+    attacks_by_votes,
     class_scores,
     confidence_table,
     criteria_table,
@@ -69,6 +70,7 @@ from dejavu_utils.analysis.frames import (
     layer_utility_table,
     partition_table,
     probe_table,
+    sslmem_table,
     utility_table,
     vote_table,
 )
@@ -87,6 +89,7 @@ from dejavu_utils.analysis.points import (
     what_votes,
 )
 from dejavu_utils.analysis.report import POINTWISE
+from dejavu_utils.analysis.results_json import attacked_layers, read_results
 from dejavu_utils.analysis.tables import directions
 from dejavu_utils.cli import Parser, existing_folder, expanded, positive_int, run, zero_or_one
 from dejavu_utils.errors import InputError
@@ -307,12 +310,13 @@ def plot_layer(output: Output, series: Series, attack: Attack, point: Path) -> N
     output.save("attk_confidence", draw_confidence, caption, confidence_table, sets, attack.ceiling)
     output.save("attk_classes", draw_classes, caption, class_scores, sets)
     if attack.layer != "logits":
-        output.save("attk_votes", draw_votes, caption, vote_table, attack.folder, series.k)
+        by_votes = attacks_by_votes(attack.folder, series.k, sets)
+        output.save("attk_votes", draw_votes, caption, vote_table, by_votes)
     results, scores = read_results(attack.folder), margin_scores(directions(sets))
     if results and results.both.one_model:
         confidences = read_confidences(attack.folder)
         output.save_table("attk_memorization_confidence", draw_entropies, caption, confidences)
-        pairs = attack.folder / "attack_classifiers.csv"
+        pairs = attack.folder / CLASSIFIERS
         if pairs.is_file():  # older attacks have none
             output.save_table("attk_classifiers", draw_classifiers, caption, pd.read_csv(pairs))
     elif scores:
@@ -321,22 +325,6 @@ def plot_layer(output: Output, series: Series, attack: Attack, point: Path) -> N
     sslmem = beside(read_scores, point)
     if sslmem:
         output.save("attk_sslmem_outcomes", draw_means, caption, outcome_means, sslmem, sets)
-
-
-def sslmem_table(accuracies: dict[int, pd.DataFrame], sslmem: dict[int, dict | None], top_k: int) -> pd.DataFrame:
-    """The déjà vu score beside the mean SSLMem, of the epochs that have both.
-
-    accuracies: {top_k: accuracy_table against epochs}. sslmem: {epoch: {layer: estimate as in JSON}, or None}.
-    """
-    rows = []
-    for row in accuracies[top_k].to_dict("records"):
-        if sslmem[row["epoch"]]:
-            score = {"value": row["score"], "low": row["score_low"], "high": row["score_high"]}
-            rows.append({"epoch": row["epoch"], "instrument": "deja_vu", "of": f"{row['pct_confidence']:g}", **score})
-    for epoch, layers in sslmem.items():
-        for layer, mean in (layers or {}).items():
-            rows.append({"epoch": epoch, "instrument": "sslmem", "of": layer, **mean})
-    return pd.DataFrame(rows)
 
 
 def beside(read: Callable[[Path], T], attack: Path) -> T | None:

@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dejavu_utils.analysis.attack_files import read_results
+from dejavu_utils.analysis.results_json import read_results
 from dejavu_utils.attack.preconditions import (
     IndexSet,
     Origin,
@@ -50,6 +50,7 @@ from dejavu_utils.cli import (
     existing_file,
     existing_folder,
     expanded,
+    from_flags,
     non_negative_int,
     positive_int,
     run,
@@ -148,14 +149,13 @@ class Job:
             path = getattr(args, flag.strip("-"))
             if path:
                 sets[name] = flag, path
-        return cls(
+        return from_flags(
+            cls,
+            args,
             folder=args.output_dir,
             models=models,
-            layers=args.layers,
             image_folder=args.imgnet_train_pth,
             sets=sets,
-            views=args.views,
-            seed=args.seed,
             attack=args.attack_dir,
             inference=Inference.of(args),
             settings=vars(args),

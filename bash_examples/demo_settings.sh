@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by demo.sh and its followers: the variables that change the demo, its folders, and training two models at once.
 
-whole 0 SEED
+whole 0 SEED TRAIN_SEED
 whole 1 EPOCHS PER_CLASS CLASSES SNAPSHOTS K OMP_NUM_THREADS
 choice LOSS simclr vicreg barlow byol dino mocov3 supervised
 choice PRECISION auto fp32 bf16 fp16

@@ -18,11 +18,12 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import RESULTS, AttackResults, read_results, read_split
+from dejavu_utils.analysis.attack_files import read_split
 from dejavu_utils.analysis.figures import draw_one_against_two, save_figure
 from dejavu_utils.analysis.intervals import Estimate, bounds, mean_of_estimates
 from dejavu_utils.analysis.one_model import spread_of, widened
 from dejavu_utils.analysis.report import figure_in_words
+from dejavu_utils.analysis.results_json import RESULTS, AttackResults, read_results
 from dejavu_utils.analysis.tables import part_statistics
 from dejavu_utils.attack.target_reference import ONE
 from dejavu_utils.cli import Parser, existing_file, expanded, run

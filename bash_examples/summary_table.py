@@ -28,10 +28,11 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
 from dejavu_utils.analysis.agreement import disagreements, distinct
-from dejavu_utils.analysis.attack_files import RESULTS, AttackResults, LevelResults, read_attack, read_split
+from dejavu_utils.analysis.attack_files import read_attack, read_split
 from dejavu_utils.analysis.figures import draw_agreement, save_figure
 from dejavu_utils.analysis.intervals import Estimate, bounds, combine_runs, within
 from dejavu_utils.analysis.report import POINTWISE, Evidence, conclusion_of_rows, figure_in_words, side
+from dejavu_utils.analysis.results_json import RESULTS, AttackResults, LevelResults
 from dejavu_utils.analysis.runs import agreement_in_words, agreement_table, memorized_images, short_names
 from dejavu_utils.analysis.tables import part_statistics, read_statistics
 from dejavu_utils.cli import Parser, existing_folder, expanded, run

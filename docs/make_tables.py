@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
 from dejavu_utils.analysis import report
-from dejavu_utils.analysis.attack_files import AttackResults, ProbeResults
 from dejavu_utils.analysis.intervals import Estimate
+from dejavu_utils.analysis.results_json import AttackResults, ProbeResults
 from dejavu_utils.cli import Parser, run
 from dejavu_utils.data.provenance import READERS
 

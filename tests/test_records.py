@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, assert_one_line_error, flags, ok, run_here, save_untrained
 from stages import call, settings
 
-from dejavu_utils.analysis.attack_files import read_results
+from dejavu_utils.analysis.results_json import read_results
 from dejavu_utils.data.provenance import READERS, ModelRecord, Provenance, first_difference_in_words
 
 MODEL = ModelRecord("a" * 64, "b" * 64, 3, "resnet18", "short side 36")

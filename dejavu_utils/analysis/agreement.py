@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from dejavu_utils.analysis.attack_files import RESULTS, file_digest
+from dejavu_utils.analysis.attack_files import file_digest
+from dejavu_utils.analysis.results_json import RESULTS
 from dejavu_utils.data.provenance import first_difference_in_words, read_record
 
 Key = TypeVar("Key")

@@ -11,15 +11,7 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis import one_model
-from dejavu_utils.analysis.attack_files import (
-    RESULTS,
-    AttackedSet,
-    AttackResults,
-    NearCopies,
-    TopAccuracies,
-    file_digests,
-    read_attack,
-)
+from dejavu_utils.analysis.attack_files import CLASSIFIERS, AttackedSet, file_digests, read_attack
 from dejavu_utils.analysis.gallery import Attacked, save_gallery
 from dejavu_utils.analysis.membership import (
     SAME_DRAW,
@@ -39,6 +31,7 @@ from dejavu_utils.analysis.report import (
     statistical_warnings,
     verdict,
 )
+from dejavu_utils.analysis.results_json import RESULTS, AttackResults, NearCopies, TopAccuracies
 from dejavu_utils.analysis.tables import (
     attack_statistics,
     ceiling,
@@ -247,7 +240,7 @@ def write_layer(
     if result.judged:
         _add_one_model(results, tables, result)
         attacked = {name: result.judged[name] for name in SETS}
-        save_csv(folder / "attack_classifiers.csv", one_model.classifier_agreement(attacked))
+        save_csv(folder / CLASSIFIERS, one_model.classifier_agreement(attacked))
     elif scores := margin_scores(directions(sets)):
         results.membership = membership(*scores)
     for name in UNSEEN.values():

@@ -11,13 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from dejavu_utils.analysis.attack_files import (
-    AttackedSet,
-    ProbeResults,
-    TopAccuracies,
-    read_attack,
-    read_ceiling,
-)
+from dejavu_utils.analysis.attack_files import AttackedSet, read_attack
 from dejavu_utils.analysis.intervals import Z95, Estimate, bounds, difference
 from dejavu_utils.analysis.memorization import (
     OUTCOMES,
@@ -28,6 +22,7 @@ from dejavu_utils.analysis.memorization import (
 )
 from dejavu_utils.analysis.online_probe import Accuracies
 from dejavu_utils.analysis.report import clear_of_chance
+from dejavu_utils.analysis.results_json import ProbeResults, TopAccuracies, read_ceiling
 from dejavu_utils.analysis.tables import accuracy_columns, confidence_curve, directions
 
 CURVE = range(10, 101, 2)  # per cents of the confidence curve
@@ -171,10 +166,8 @@ def gap_table(
     """
     rows = []
     for row in probes[top_k].to_dict("records"):
-        train, val = (
-            Estimate(row[f"{of}_acc"], row[f"{of}_low"], row[f"{of}_high"])
-            for of in ("train", "val")
-        )
+        train = Estimate(row["train_acc"], row["train_low"], row["train_high"])
+        val = Estimate(row["val_acc"], row["val_low"], row["val_high"])
         gap = difference(train, val)
         if row[x] in positions:
             rows.append({x: row[x], "probe_gap": gap.value, **bounds("probe_gap", gap)})
@@ -227,17 +220,45 @@ def grid_table(points: Sequence[SweepPoint], top_k: int) -> pd.DataFrame:
     return pd.DataFrame(rows).rename(columns=_SHORT).drop(columns="pct_confidence")
 
 
+def sslmem_table(
+    accuracies: dict[int, pd.DataFrame], sslmem: dict[int, dict | None], top_k: int
+) -> pd.DataFrame:
+    """The déjà vu score beside the mean SSLMem, of the epochs that have both.
+
+    accuracies: {top_k: accuracy_table against epochs}. sslmem: {epoch: {layer: estimate as in
+    JSON}, or None}.
+    """
+    rows = []
+    for row in accuracies[top_k].to_dict("records"):
+        if sslmem[row["epoch"]]:
+            score = {"value": row["score"], "low": row["score_low"], "high": row["score_high"]}
+            of = f"{row['pct_confidence']:g}"
+            rows.append({"epoch": row["epoch"], "instrument": "deja_vu", "of": of, **score})
+    for epoch, layers in sslmem.items():
+        for layer, mean in (layers or {}).items():
+            rows.append({"epoch": epoch, "instrument": "sslmem", "of": layer, **mean})
+    return pd.DataFrame(rows)
+
+
 def confidence_table(sets: Sets, ceiling: TopAccuracies | None, top_k: int) -> pd.DataFrame:
     """The confidence curve of one attack."""
     curve = confidence_curve(sets, CURVE, ceiling)
     return curve[curve["top_k"] == top_k].drop(columns="top_k")
 
 
-def vote_table(folder: Path, most: int, top_k: int) -> pd.DataFrame:
-    """Target, reference and score of an attack against the neighbors that vote, up to `most`."""
+def attacks_by_votes(folder: Path, most: int, sets: Sets) -> dict[int, Sets]:
+    """{k: an attack's sets if k neighbors vote}, for the k of VOTES below `most` and for `most`,
+    whose sets are given."""
+    fewer = {k: read_attack(folder, k) for k in VOTES if k < most}
+    return {**fewer, most: sets}
+
+
+def vote_table(by_votes: dict[int, Sets], top_k: int) -> pd.DataFrame:
+    """Target, reference and score of an attack against the neighbors that vote. by_votes: of
+    `attacks_by_votes`."""
     rows = []
-    for k in sorted({k for k in VOTES if k < most} | {most}):
-        (summary,) = summarize_levels(directions(read_attack(folder, k)), top_k, [100])
+    for k, sets in by_votes.items():
+        (summary,) = summarize_levels(directions(sets), top_k, [100])
         rows.append({"k": k, **accuracy_columns(summary)})
     return pd.DataFrame(rows).rename(columns=_SHORT)
 

@@ -186,12 +186,8 @@ class _Page:
         attacked: Attacked,
         boxes_of: Callable | None,
     ) -> None:
-        self.listing, self.class_names, self.attacked, self.boxes_of = (
-            listing,
-            class_names,
-            attacked,
-            boxes_of,
-        )
+        self.listing, self.class_names = listing, class_names
+        self.attacked, self.boxes_of = attacked, boxes_of
         self.rows = {int(index): row for row, index in enumerate(attacked.indices)}
 
     def example(self, attacked_set: AttackedSet, name: str, row: int) -> dict[str, Any]:

@@ -450,8 +450,8 @@ def _mean_share(padded: np.ndarray, weights: np.ndarray) -> tuple[Estimate, np.n
     """(mean share of the votes, with Wilson's interval for as many examples as give a proportion
     the shares' variance; the shares minus their mean; their variance).
 
-    padded: the shares with the examples that `summarize_votes` adds at the end, of which only the
-    interval knows.
+    padded: the shares, and at the end the examples that `summarize_votes` adds: they count for the
+    interval, not for the mean.
     """
     n = len(padded) - 4
     smoothed = np.average(padded, weights=weights)

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import MemorizationConfidence, OneModelResults
 from dejavu_utils.analysis.intervals import (
     Estimate,
     bounds,
@@ -25,6 +24,7 @@ from dejavu_utils.analysis.intervals import (
     proportion,
     t_half_width,
 )
+from dejavu_utils.analysis.results_json import MemorizationConfidence, OneModelResults
 from dejavu_utils.naming import SETS
 
 LEAST_SEEDS = 3  # from which a spread is taken

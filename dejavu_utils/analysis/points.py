@@ -11,16 +11,17 @@ from typing import Any
 import pandas as pd
 
 from dejavu_utils.analysis.agreement import disagreements, foreign_probe
-from dejavu_utils.analysis.attack_files import (
+from dejavu_utils.analysis.attack_files import TooManyVotes
+from dejavu_utils.analysis.figures import Draw, save_figure
+from dejavu_utils.analysis.frames import Attack, ScoredPoint, SweepPoint
+from dejavu_utils.analysis.memorization import TOP_KS
+from dejavu_utils.analysis.online_probe import Accuracies, online_probes
+from dejavu_utils.analysis.results_json import (
     ProbeResults,
     attacked_layers,
     read_probe,
     read_results,
 )
-from dejavu_utils.analysis.figures import Draw, save_figure
-from dejavu_utils.analysis.frames import Attack, ScoredPoint, SweepPoint
-from dejavu_utils.analysis.memorization import TOP_KS
-from dejavu_utils.analysis.online_probe import Accuracies, online_probes
 from dejavu_utils.data.provenance import READERS
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
@@ -115,8 +116,8 @@ class Series:
         """The Attack of one layer's folder."""
         try:
             return Attack.read(folder, layer, self.k, tuple(self.pct_confidences))
-        except InputError as error:
-            raise InputError(str(error).replace("k_attk is", "--k_neighb is")) from None
+        except TooManyVotes as error:
+            raise TooManyVotes(error.path, error.votes, error.neighbors, "--k_neighb") from None
 
     def own_probes(self, attacks: Sweeps, probes: Sweeps) -> Sweeps:
         """The probes without those of another model than the attack's at the same point; notes
@@ -237,9 +238,9 @@ def read_all(
     def read_one(path: Path) -> Any:
         try:
             return read(path)
+        except TooManyVotes:  # of every point, and easily mended
+            raise
         except InputError as error:
-            if "--k_neighb" in str(error):  # of every point, and easily mended
-                raise
             return error
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

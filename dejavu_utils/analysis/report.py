@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from dejavu_utils.analysis.attack_files import AttackResults, LevelResults
 from dejavu_utils.analysis.intervals import Estimate, difference, holm, p_value
+from dejavu_utils.analysis.results_json import AttackResults, LevelResults
 from dejavu_utils.naming import LOGITS, SETS
 from dejavu_utils.typed_json import from_json
 

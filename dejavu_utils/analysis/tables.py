@@ -8,18 +8,17 @@ import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import (
-    AttackedSet,
+from dejavu_utils.analysis.attack_files import AttackedSet, read_attack
+from dejavu_utils.analysis.intervals import Estimate, bounds, proportion
+from dejavu_utils.analysis.memorization import TOP_KS
+from dejavu_utils.analysis.results_json import (
     AttackResults,
     LevelResults,
     SetResults,
     TopAccuracies,
     TopResults,
-    read_attack,
     read_results,
 )
-from dejavu_utils.analysis.intervals import Estimate, bounds, proportion
-from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
 

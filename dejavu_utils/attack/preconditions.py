@@ -12,7 +12,6 @@ from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest
 from dejavu_utils.imagenet import ImageListing
-from dejavu_utils.log import say
 from dejavu_utils.models import Network, SSLNetwork
 from dejavu_utils.naming import LOGITS, SETS, TWIN
 
@@ -104,23 +103,21 @@ def check_number_of_classes(network: Network, listing: ImageListing) -> None:
 def class_warnings(
     listing: ImageListing, sets: Mapping[str, IndexSet], public: np.ndarray
 ) -> list[str]:
-    """Warnings about classes that no neighbor can have, and about folders named by numbers that
-    sort as text.
+    """A warning where attacked images are of classes that no neighbor can have.
 
     public: int64 (p,), image indices.
     """
-    warnings = []
     attacked = np.concatenate([listing.labels[indices] for _, indices in sets.values()])
     without_public = np.setdiff1d(attacked, listing.labels[public])
-    if len(without_public):
-        images = int(np.isin(attacked, without_public).sum())
-        names = ", ".join(listing.classes[label] for label in without_public[:5])
-        warnings.append(
-            f"{len(without_public)} of {len(listing.classes)} classes, with {images} of {len(attacked)} images of the "
-            f"attacked sets, have no public image ({names}): no neighbor can have their label, so they are never "
-            "predicted; add public images of them"
-        )
-    return warnings
+    if not len(without_public):
+        return []
+    images = int(np.isin(attacked, without_public).sum())
+    names = ", ".join(listing.classes[label] for label in without_public[:5])
+    return [
+        f"{len(without_public)} of {len(listing.classes)} classes, with {images} of {len(attacked)} images of the "
+        f"attacked sets, have no public image ({names}): no neighbor can have their label, so they are never "
+        "predicted; add public images of them"
+    ]
 
 
 def numbered_folders(listing: ImageListing) -> list[str]:
@@ -206,9 +203,9 @@ def check_training_set(
 
 def check_validation_set(
     network: Network, listing: ImageListing, train: np.ndarray, val: np.ndarray, source: str
-) -> None:
-    """Counts the validation images of a probe, int (n,), that it or its encoder is trained on, in
-    warnings.
+) -> list[str]:
+    """Warnings that count the validation images of a probe, int (n,), that it or its encoder is
+    trained on.
 
     train: int (m,), what the probe is trained on. source: flag and path of val. InputError if the
     probe sees them all.
@@ -219,12 +216,14 @@ def check_validation_set(
         raise InputError(
             f"{source}: all {of} are among those of --train_idx_pth; give other images"
         )
+    warnings = []
     if probed:
-        say(f"warning: {source}: {probed} {of} are among those of --train_idx_pth")
+        warnings.append(f"{source}: {probed} {of} are among those of --train_idx_pth")
     images = TrainingImages.of_plain(network.about["train_images"])
     seen = images.seen(val) if images and images.is_of(listing) else 0
     if seen:
-        say(f"warning: {source}: {network.source} was trained on {seen} {of}")
+        warnings.append(f"{source}: {network.source} was trained on {seen} {of}")
+    return warnings
 
 
 def copied_elsewhere(

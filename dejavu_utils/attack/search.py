@@ -181,13 +181,8 @@ class _PublicSearch:
         pieces: ShardStore,
         name: str,
     ) -> None:
-        self.embedder, self.public, self.searches, self.pieces, self.name = (
-            embedder,
-            public,
-            searches,
-            pieces,
-            name,
-        )
+        self.embedder, self.public, self.searches = embedder, public, searches
+        self.pieces, self.name = pieces, name
         self.shards: list[str] = []
         self.unreadable: list[int] = []
         self._saved_at, self._duration = time.monotonic(), 0.0

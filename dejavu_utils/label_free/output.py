@@ -302,10 +302,8 @@ def sslmem_in_words(results: SslmemResults) -> list[str]:
     lines.append(f"  {SAME_DRAW}")
     for name, of_set in (results.attack or {}).items():
         for layer, of_layer in of_set.items():
-            overall, within = (
-                figure_in_words(of_layer["overall"]),
-                figure_in_words(of_layer["within_classes"]),
-            )
+            overall = figure_in_words(of_layer["overall"])
+            within = figure_in_words(of_layer["within_classes"])
             target = figure_in_words(of_layer["target_share"])
             reference = figure_in_words(of_layer["reference_share"])
             lines.append(

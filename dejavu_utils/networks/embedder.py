@@ -102,11 +102,8 @@ class Embedder:
         inference: Inference,
     ) -> None:
         self.networks, self.layers, self.listing = networks, layers, listing
-        self.inference, self.device, self.batch_size = (
-            inference,
-            inference.device,
-            inference.batch_size,
-        )
+        self.inference = inference
+        self.device, self.batch_size = inference.device, inference.batch_size
         self.shown = {model: network.preprocessing for model, network in networks.items()}
         self.kinds = list(dict.fromkeys(self.shown.values()))
         transforms = [evaluation_transform(preprocessing=kind) for kind in self.kinds]

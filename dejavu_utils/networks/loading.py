@@ -299,13 +299,14 @@ def _pretrained(arch: str, source: str) -> Network:
 
 @dataclass
 class _Collected:
-    """A network of a collection. classifier: its path, None where it is none or several Linear.
-    width: before it."""
+    """A network of a collection. classifier: its path, None where it is no Linear. width: before it.
+    other_head: does a convolution or the mean of several heads give its logits?"""
 
     net: nn.Module
     classifier: str | None
     width: int
     preprocessing: Preprocessing
+    other_head: bool = False
 
     @classmethod
     def of_timm(cls, net: Any) -> "_Collected":
@@ -314,11 +315,12 @@ class _Collected:
         resize = math.floor(side / config["crop_pct"])
         mean, std = tuple(config["mean"]), tuple(config["std"])
         name = config.get("classifier")
-        is_linear = isinstance(name, str) and isinstance(
-            dict(net.named_modules()).get(name), nn.Linear
-        )
+        several = isinstance(name, (list, tuple))
+        head = None if several else dict(net.named_modules()).get(name)
+        classifier = name if isinstance(head, nn.Linear) else None
         preprocessing = Preprocessing(side, resize, config["interpolation"], mean, std)
-        return cls(net, name if is_linear else None, timm_width(net), preprocessing)
+        other_head = several or isinstance(head, nn.Conv2d)
+        return cls(net, classifier, timm_width(net), preprocessing, other_head)
 
 
 def _collected(arch: str, source: str, file_name: str | None = None) -> _Collected:
@@ -362,19 +364,13 @@ def _assembled(collected: _Collected, arch: str, left_out: Sequence[str] = ()) -
     logits."""
     net: Any = collected.net
     classifier = collected.classifier
-    heads = getattr(net, "pretrained_cfg", {}).get("classifier")
-    if isinstance(heads, (list, tuple)) or isinstance(
-        dict(net.named_modules()).get(heads), nn.Conv2d
-    ):
-        # no Linear gives its logits: a convolution does, or the mean of several heads
-        net.reset_classifier(0)
+    if collected.other_head:
+        net.reset_classifier(0)  # timm's networks then give their features
     module = replace_module(net, classifier, nn.Identity()) if classifier else None
     network = Network(net, collected.width, nn.Sequential())
     kind, _, name = arch.partition(":")
-    network.arch, network.preprocessing = (
-        name if kind in COLLECTIONS else arch,
-        collected.preprocessing,
-    )
+    network.arch = name if kind in COLLECTIONS else arch
+    network.preprocessing = collected.preprocessing
     if module is not None:
         last = module[-1] if isinstance(module, nn.Sequential) else module
         network.fc, network.num_classes, network.loss = module, last.out_features, "supervised"

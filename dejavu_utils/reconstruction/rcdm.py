@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dejavu_utils.analysis.attack_files import load_array, read_attack, read_results
+from dejavu_utils.analysis.attack_files import load_array, read_attack
+from dejavu_utils.analysis.results_json import read_results
 from dejavu_utils.analysis.tables import class_table, example_table
 from dejavu_utils.checkpoint import load_checkpoint
 from dejavu_utils.cli import existing_folder

@@ -380,10 +380,8 @@ def shared_samples(
             raise _Stopped
 
     n, device = len(representations), representations.device
-    own, samples = (
-        list(range(n)[rank() :: world_size()]),
-        torch.zeros(n, 3, side, side, device=device),
-    )
+    own = list(range(n)[rank() :: world_size()])
+    samples = torch.zeros(n, 3, side, side, device=device)
     try:
         if own:  # there may be more processes than samples
             samples[own] = process.sample(

@@ -65,12 +65,8 @@ class ScriptJob:
         lock: tuple[Path, str] | None = None,
         submitted: bool = False,
     ) -> None:
-        self.function, self.arguments, self.lock, self.submitted = (
-            function,
-            arguments,
-            lock,
-            submitted,
-        )
+        self.function, self.arguments = function, arguments
+        self.lock, self.submitted = lock, submitted
 
     def __call__(self) -> None:
         if self.submitted:
@@ -215,10 +211,11 @@ def launch(
     print(submit(job, path, resources, "--local 1", logs))
 
 
-def init_from_args(args: Resources, port: int = 0, long_waits: bool = False) -> torch.device:
-    """`init_distributed` for a function that was called with cli.add_launch_flags' args; this
-    process's device."""
-    gpu = None if not args.ngpus else args.local_gpu if args.local else 0
+def init_from_args(resources: Resources, port: int = 0, long_waits: bool = False) -> torch.device:
+    """`init_distributed` for a function that `launch` has called; this process's device."""
+    gpu = None
+    if resources.ngpus:
+        gpu = resources.local_gpu if resources.local else 0
     return init_distributed(port, gpu, long_waits, "--local_gpu")
 
 

@@ -11,8 +11,9 @@ import pytest
 from helpers import ABSENT, assert_one_line_error, flags, ok, read_json, run_here
 from PIL import Image
 
-from dejavu_utils.analysis.attack_files import read_attack, read_ceiling, read_probe
+from dejavu_utils.analysis.attack_files import read_attack
 from dejavu_utils.analysis.memorization import summarize
+from dejavu_utils.analysis.results_json import read_ceiling, read_probe
 from dejavu_utils.analysis.tables import attack_statistics
 from dejavu_utils.typed_json import to_json
 

@@ -416,6 +416,10 @@ def test_the_costs_formula_agrees_with_the_demo_within_a_half(monkeypatch):
     seconds = (costs.training(flags, "resnet18").core_hours() * 3600 - costs.START) / costs.CLASSES
     for measured in (0.252, 0.372):
         assert 1 / 1.5 < seconds / measured < 1.5
+    # And 105 s of network and 46 s of loading in 300 epochs of the demo's own, 250 images each (docs/demo.md).
+    flags = costs.typed_flags([*words[:2], "--training.epochs", "300", "--data.train_dataset", "250_A.beton"])
+    monkeypatch.setattr(costs, "CLASSES", 1)
+    assert 1 / 1.5 < costs.training(flags, "test_resnet").core_hours() * 3600 / (105 + 46 + costs.START) < 1.5
 
 
 def small_data(tmp_path):

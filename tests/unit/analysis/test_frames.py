@@ -7,7 +7,7 @@ import numpy as np
 
 from dejavu_utils.analysis import frames
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import AttackedSet, ProbeAccuracies, ProbeResults, TopAccuracies
+from dejavu_utils.analysis.attack_files import AttackedSet
 from dejavu_utils.analysis.frames import (
     Attack,
     ScoredPoint,
@@ -22,6 +22,7 @@ from dejavu_utils.analysis.frames import (
 )
 from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.online_probe import online_probes, read_probes
+from dejavu_utils.analysis.results_json import ProbeAccuracies, ProbeResults, TopAccuracies
 
 CLASSES, OF_CLASS, K = 24, 60, 20
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from dejavu_utils.analysis import frames
-from dejavu_utils.analysis.attack_files import ProbeAccuracies, ProbeResults, TopAccuracies, read_attack
+from dejavu_utils.analysis.attack_files import read_attack
 from dejavu_utils.analysis.frames import accuracy_table, partition_table
 from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.points import GRID, Series, compared, what_is_probed
+from dejavu_utils.analysis.results_json import ProbeAccuracies, ProbeResults, TopAccuracies
 from dejavu_utils.analysis.tables import attack_statistics
 from dejavu_utils.data.provenance import ModelRecord, Provenance
 from dejavu_utils.typed_json import to_json

@@ -7,15 +7,6 @@ import numpy as np
 import pytest
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import (
-    AttackResults,
-    LevelResults,
-    NearCopies,
-    OneModelResults,
-    SetResults,
-    TopAccuracies,
-    TopResults,
-)
 from dejavu_utils.analysis.intervals import Estimate, holm, p_value, proportion
 from dejavu_utils.analysis.report import (
     CONCLUSIONS,
@@ -30,6 +21,15 @@ from dejavu_utils.analysis.report import (
     points,
     statistical_warnings,
     verdict,
+)
+from dejavu_utils.analysis.results_json import (
+    AttackResults,
+    LevelResults,
+    NearCopies,
+    OneModelResults,
+    SetResults,
+    TopAccuracies,
+    TopResults,
 )
 from dejavu_utils.typed_json import from_json, to_json
 

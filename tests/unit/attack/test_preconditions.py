@@ -10,10 +10,10 @@ from helpers import assert_one_line_error, draw_tree, flags, load, read_json, ru
 from PIL import Image
 from stages import SMALL_ATTACK
 
-from dejavu_utils.analysis.attack_files import TopAccuracies
 from dejavu_utils.analysis.attack_output import check_ceilings
 from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.memorization import predict_from_neighbors
+from dejavu_utils.analysis.results_json import TopAccuracies
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.data import near_copies as duplicates
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
