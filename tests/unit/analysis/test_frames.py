@@ -65,7 +65,8 @@ def test_equal_classes_lie_inside_what_chance_spreads():
 def test_votes_equal_the_single_runs(monkeypatch):
     memorized = np.full(CLASSES, 0.4)
     monkeypatch.setattr(frames, "read_attack", lambda folder, k: sets_of(memorized, k))
-    frame = vote_table(Path("attack"), K, 1).set_index("k")
+    by_votes = frames.attacks_by_votes(Path("attack"), K, sets_of(memorized, K))
+    frame = vote_table(by_votes, 1).set_index("k")
     assert frame.index.tolist() == [1, 2, 5, 10, 20]
     for k in (2, 20):
         summary = mem.summarize([of_set.attack for of_set in sets_of(memorized, k).values()], 1)
