@@ -222,7 +222,7 @@ def compare_accuracy(flags, images, device):
         changes = [str(word) for name, value in {**ACCURACY, "seed": seed}.items() for word in (f"--{name}", value)]
         options = lin_probe.parse_args([*flags, *changes])
         with contextlib.redirect_stdout(io.StringIO()):
-            lin_probe.probe(options)
+            lin_probe.probe((lin_probe.Job.of(options), lin_probe.Resources.of(options, options.num_workers)))
         final = json.loads((Path(options.output_dir) / "results.json").read_text())["final"]
         found["lin_probe.py"].append(final["val"]["top_1"]["value"])
         for name, views in (("published, own views", OwnViews), ("published, torchvision", TorchvisionViews)):

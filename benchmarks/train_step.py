@@ -45,6 +45,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--optimizer", default="lars")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", type=int, default=0, help="1: train_SSL.py's network by torch.compile")
     parser.add_argument("--steps", type=int, default=5, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--num_workers", type=int, default=2, help="processes of the loader")
@@ -127,7 +128,7 @@ def our_step(args, device, precision):
     settings = Settings()
     settings.model.arch, settings.model.mlp, settings.training.loss = args.arch, args.mlp, "vicreg"
     settings.training.optimizer, settings.training.precision = args.optimizer, precision
-    settings.training.batch_size = args.batch_size
+    settings.training.batch_size, settings.training.compile = args.batch_size, args.compile
     state = train_SSL.TrainingRun(settings, CLASSES, device, 1000)
     state.network.train()
     return lambda views, labels: state.step(views, labels, 0.01, 0)

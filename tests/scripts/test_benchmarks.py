@@ -1,6 +1,8 @@
 """Every part of every benchmark runs, at sizes that measure nothing."""
 
+import importlib
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,3 +41,31 @@ def test_part_runs(part, monkeypatch, capsys):
 def test_probe_runs(monkeypatch, capsys):
     run_benchmark("lin_probe.py", "--images 20 --rounds 1 --resolution 32 --num_workers 0", monkeypatch)
     assert "top-1 of whole probes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_parts_for_a_gpu_run(tmp_path):
+    parts = ["search", "resnet101", "vit_small", "fp16", "attack", "probe"]  # compiling takes minutes on a CPU
+    command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--tiny", "--out", tmp_path, "--parts"]
+    result = subprocess.run([*command, *parts], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + "".join(path.read_text() for path in tmp_path.glob("*.txt"))
+    assert [line.split(":")[0] for line in (tmp_path / "parts.txt").read_text().splitlines()] == parts
+    for part in parts[:-1]:
+        assert "[" in (tmp_path / f"{part}.txt").read_text()  # a median with its range
+
+
+def test_a_part_that_takes_too_long_is_ended_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    parts = {
+        "endless": gpu.Part("-c __import__('time').sleep(99)", "", "", 1),
+        "failing": gpu.Part("-c 1/0", "", "", 60),
+    }
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("endless: limit after 1 s") and second.startswith("failing: exit status 1")
+    assert "ZeroDivisionError" in (tmp_path / "out/failing.txt").read_text()
