@@ -20,8 +20,8 @@ Several processes (--ngpus, --nodes, --world_size) divide the images; rerun the 
         --public_idx_pth $INDEX_FOLDER/500_per_class/public.npy \\
         --imgnet_train_pth $IMAGENET_DATASET_DIR --imgnet_bbox_pth $IMAGENET_BBOX_ANNOTATIONS
     python label_inference_attack.py --local 1 --output_dir /tmp/attack --k 50 --k_attk 50 \\
-        --resolution 32 --min_px 32 --model_A_pth demo/seed0/simclr_600epochs/simclr_dssweep_50pc_A/model_ep600.pth \\
-        --model_B_pth demo/seed0/simclr_600epochs/simclr_dssweep_50pc_B/model_ep600.pth \\
+        --resolution 32 --min_px 32 --model_A_pth demo/seed0/simclr_300epochs/simclr_dssweep_50pc_A/model_ep300.pth \\
+        --model_B_pth demo/seed0/simclr_300epochs/simclr_dssweep_50pc_B/model_ep300.pth \\
         --bbox_A_idx_pth demo/seed0/index/50_per_class/bbox_A.npy \\
         --bbox_B_idx_pth demo/seed0/index/50_per_class/bbox_B.npy \\
         --public_idx_pth demo/seed0/index/50_per_class/public.npy \\

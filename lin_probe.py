@@ -12,7 +12,7 @@ batch of --batch_size images among them, so that their number changes the figure
         --end_lr 0.1 --epochs 20 --train_idx_pth $INDEX_FOLDER/300_per_class/train_A.npy \\
         --val_idx_pth $INDEX_FOLDER/val_set.npy --imgnet_train_pth $IMAGENET_DATASET_DIR \\
         --output_dir $LOGGING_FOLDER/vicreg/lin_probe_sweeps_with_aug/lp_vicreg_300pc_1000ep
-    python lin_probe.py --local 1 --model_pth demo/seed0/simclr_600epochs/simclr_dssweep_50pc_A/model_ep600.pth \\
+    python lin_probe.py --local 1 --model_pth demo/seed0/simclr_300epochs/simclr_dssweep_50pc_A/model_ep300.pth \\
         --start_lr 0.05 --end_lr 0.005 --epochs 10 --resolution 32 \\
         --train_idx_pth demo/seed0/index/50_per_class/train_A.npy --val_idx_pth demo/seed0/index/val_set.npy \\
         --imgnet_train_pth demo/seed0/data/images --output_dir /tmp/probe

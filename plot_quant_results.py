@@ -22,7 +22,7 @@ each outcome. With --sweep_param attk_params_* and lp_param_vals_* instead.
         --lin_probe_folder_path $LOGGING_FOLDER/vicreg/lin_probe_sweeps_with_aug \\
         --save_path $LOGGING_FOLDER/vicreg/plot
     python plot_quant_results.py --model simclr --k_neighb 50 --epoch_sweep_dataset 50 --dataset_sweep_epoch 600 \\
-        --pct_confidences '20,100' --attk_folder_path demo/seed0/simclr_600epochs/attack_sweeps \\
+        --pct_confidences '20,100' --attk_folder_path demo/seed0/simclr_300epochs/attack_sweeps \\
         --plot_lin_probe 0 --save_path /tmp/plot
 """
 

@@ -13,7 +13,7 @@ complete step.
         --out_dir $LOGGING_FOLDER/RCDM/vicreg/rcdm_vicreg_1000ep_300pc_A --nodes 4 --ngpus 8 --image_size 128 \\
         --num_channels 256 --attention_resolutions 32,16,8 --resblock_updown True --learn_sigma True --use_fp16 True
     python train_RCDM.py --local 1 --feat_cond --data_dir demo/seed0/data/images --out_dir /tmp/rcdm \\
-        --ssl_model_pth demo/seed0/simclr_600epochs/simclr_dssweep_50pc_A/model_ep600.pth \\
+        --ssl_model_pth demo/seed0/simclr_300epochs/simclr_dssweep_50pc_A/model_ep300.pth \\
         --dataset_indices demo/seed0/index/50_per_class/public.npy --ssl_resolution 32 --image_size 32 \\
         --num_channels 32 --channel_mult 1,2,4 --num_res_blocks 1 --attention_resolutions 8 --learn_sigma True \\
         --batch_size 32 --lr 1e-3 --ema_rate 0.995 --lr_anneal_steps 1000 --save_interval 500

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a measured déjà vu: draws a data set with a known answer and runs every stage on it, with the scripts
-# and flags that ImageNet users use. About 6 to 9 minutes on two CPU cores; finished stages are skipped when rerun.
+# and flags that ImageNet users use. About 5 minutes on two CPU cores; finished stages are skipped when rerun.
 #
 #   bash bash_examples/demo.sh
 #   SEED=1 DEMO_DIR=/tmp/demo bash bash_examples/demo.sh
@@ -36,7 +36,7 @@ projector=$attack last_probe=$probe
 
 cd "$root"
 started=$SECONDS
-echo "The demo writes below $run and takes about 6 to 9 minutes on two cores, 110 MB of disk. Rerun it to resume."
+echo "The demo writes below $run and takes about 5 minutes on two cores, 110 MB of disk. Rerun it to resume."
 
 say "1/7 data: $run/data"
 if [ -e "$run/data/demo.json" ]; then

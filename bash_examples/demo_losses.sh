@@ -3,7 +3,7 @@
 # criteria_* and score_utility_*. Finished losses are skipped when rerun. About as long as the demo for each loss.
 #
 #   bash bash_examples/demo_losses.sh
-#   LOSSES="simclr vicreg" EPOCHS=300 bash bash_examples/demo_losses.sh
+#   LOSSES="simclr vicreg" EPOCHS=150 bash bash_examples/demo_losses.sh
 [[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd -- "$(dirname -- "$0")/.." && pwd)

@@ -6,9 +6,9 @@ representation of whole images (public ones, that RCDM was trained on; as many t
 and on reconstructions from crops under target and reference model: of all attacked examples, and of each outcome.
 
     python bash_examples/judge_rcdm.py --save_path /tmp/judged.json --judge_pth demo/seed0/judge/model_ep100.pth \\
-        --attack demo/seed0/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep \\
-        --rcdm_A demo/seed0/simclr_600epochs/RCDM/rcdm_simclr_600ep_50pc_A \\
-        --rcdm_B demo/seed0/simclr_600epochs/RCDM/rcdm_simclr_600ep_50pc_B \\
+        --attack demo/seed0/simclr_300epochs/attack_sweeps/NN_attk_simclr_50pc_300ep \\
+        --rcdm_A demo/seed0/simclr_300epochs/RCDM/rcdm_simclr_300ep_50pc_A \\
+        --rcdm_B demo/seed0/simclr_300epochs/RCDM/rcdm_simclr_300ep_50pc_B \\
         --unseen_idx_pth demo/seed0/judge/test.npy --public_idx_pth demo/seed0/index/50_per_class/public.npy
 """
 

@@ -4,8 +4,8 @@ Reads the folder of the attack on models A and B, and for each model that was al
 folder of that attack, as A=FOLDER or B=FOLDER; prints the table, writes it to --save_path and draws it beside.
 
     python bash_examples/one_model_table.py --chance 0.2 --save_path /tmp/one_model.csv \\
-        --two_models demo/seed0/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep \\
-        A=demo/seed0/simclr_600epochs/one_model_sweeps/NN_attk_simclr_50pc_600ep_A
+        --two_models demo/seed0/simclr_300epochs/attack_sweeps/NN_attk_simclr_50pc_300ep \\
+        A=demo/seed0/simclr_300epochs/one_model_sweeps/NN_attk_simclr_50pc_300ep_A
 """
 
 import sys

@@ -9,11 +9,11 @@ has a column path and one of 0 and 1, each attack's images with a 1 and those wi
 as *_agreement.csv and a figure. The table ends with what it says, where the gallery is, and what to run next.
 
     python bash_examples/summary_table.py --save_path /tmp/summary.csv \\
-        projector=demo/seed0/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep
+        projector=demo/seed0/simclr_300epochs/attack_sweeps/NN_attk_simclr_50pc_300ep
     python bash_examples/summary_table.py --save_path /tmp/runs.csv \\
-        --runs demo/seed?/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep
+        --runs demo/seed?/simclr_300epochs/attack_sweeps/NN_attk_simclr_50pc_300ep
     python bash_examples/summary_table.py --save_path /tmp/tied.csv --split demo/seed0_correlation0.8/data/tied.csv \\
-        projector=demo/seed0_correlation0.8/simclr_600epochs/attack_sweeps/NN_attk_simclr_50pc_600ep
+        projector=demo/seed0_correlation0.8/simclr_300epochs/attack_sweeps/NN_attk_simclr_50pc_300ep
 """
 
 import sys

@@ -1,10 +1,10 @@
 """Draws the documentation's pictures and writes its numbers from finished demos.
 
 Reads the folders of bash_examples/demo.sh: the pictures are of the first, the numbers of all. Writes, below --docs,
-crops.png, augmented_pairs.png, memorized.png, demo_accuracy.png; after demo_sslmem.sh label_free_{epochs,margin,images}
-.png; after demo_rcdm.sh reconstructions.png; figures.json, the numbers; and into *.md beside and above it the blocks
-between <!-- demo: NAME --> and <!-- end -->, which are tables of these numbers. A demo of several losses
-(demo_losses.sh) and the agreement of two trainings (runs_agreement.csv) in the same folder are read, too.
+crops.png, augmented_pairs.png, memorized.png, demo_accuracy.png; after demo_sslmem.sh demo_membership.png and
+label_free_{epochs,margin,images}.png; after demo_losses.sh demo_{criteria,utility}.png; with the agreement of two
+trainings (runs_agreement.csv) demo_agreement.png; after demo_rcdm.sh reconstructions.png; figures.json, the numbers;
+and into *.md beside and above it the blocks between <!-- demo: NAME --> and <!-- end -->, tables of these numbers.
 
     python docs/make_pictures.py demo/seed0
     python docs/make_pictures.py --docs /tmp/docs demo/seed0 demo/seed1 demo/seed2
@@ -67,8 +67,12 @@ class Demo:
         return max(attacks, key=lambda path: int(re.search(r"_(\d+)ep$", path.name)[1]))
 
     def point(self):
-        """What its folders' names share: simclr_50pc_600ep."""
+        """What its folders' names share: simclr_50pc_400ep."""
         return self.last_attack().name.removeprefix("NN_attk_")
+
+    def label_free(self):
+        """The folder of demo_sslmem.sh's scores at the last snapshot; it need not exist."""
+        return self.results / "sslmem_sweeps" / f"sslmem_{self.point()}"
 
     def index(self, name):
         return np.load(next((self.folder / "index").glob("*_per_class")) / f"{name}.npy")
@@ -106,14 +110,20 @@ def draw_all(demo, docs):
     beton = next((demo.folder / "betons").glob("*_A.beton"))
     draw_pairs(Beton(beton)).savefig(docs / "augmented_pairs.png")
     draw_memorization(listing, demo).savefig(docs / "memorized.png")
-    plots = demo.results / "plot"
-    with_legend = plots / "attk_epochs_acc_top1_legend.png"
-    accuracy = with_legend if with_legend.exists() else plots / "attk_epochs_acc_top1.png"
-    shutil.copy(accuracy, docs / "demo_accuracy.png")
-    scores = demo.results / "sslmem_sweeps" / f"sslmem_{demo.point()}"
+    plots, scores = demo.results / "plot", demo.label_free()
+    for name, figure in (
+        ("demo_accuracy", plots / "attk_epochs_acc_top1"),
+        ("demo_criteria", demo.folder / "plot_losses/criteria_top1"),
+        ("demo_utility", demo.folder / "plot_losses/score_utility_top1"),
+        ("demo_agreement", demo.folder / "runs_agreement"),
+        ("demo_membership", scores / "sslmem_membership_projector"),
+        ("label_free_epochs", plots / "score_sslmem_top1"),
+        ("label_free_margin", scores / "sslmem_margin_projector"),
+    ):
+        drawn = Path(f"{figure}_legend.png")  # the figure with its legend
+        if drawn.exists():
+            shutil.copy(drawn, docs / f"{name}.png")
     if scores.is_dir():
-        shutil.copy(plots / "score_sslmem_top1.png", docs / "label_free_epochs.png")
-        shutil.copy(scores / "sslmem_margin_projector.png", docs / "label_free_margin.png")
         draw_sslmem(listing, scores).savefig(docs / "label_free_images.png", dpi=70)
     if (demo.results / "RCDM").is_dir():
         save_figure(docs / "reconstructions.png", draw_reconstructions(demo))
@@ -134,7 +144,24 @@ def numbers_of(demo):
     for name, path in (("losses", "plot_losses/criteria_top1.csv"), ("agreement", "runs_agreement.csv")):
         if (demo.folder / path).exists():
             tables[name] = pd.read_csv(demo.folder / path)
+    if demo.label_free().is_dir():
+        tables["membership"] = membership_of(demo.label_free())
     return {"run": demo.results.name, **{name: rows_of(table) for name, table in tables.items()}}
+
+
+def membership_of(scores):
+    """A row per layer and score of demo_sslmem.sh: AUC, and true-positive rate at 1 % false positives."""
+    rows = []
+    for layer, of_layer in json.loads((scores / "results.json").read_text())["membership"].items():
+        for score, found in of_layer.items():
+            rows.append({"layer": layer, "score": score, **columns("auc", found["auc"])})
+            rows[-1] |= columns("tpr", found["tpr_at_1_percent"])
+    return pd.DataFrame(rows)
+
+
+def columns(name, estimate):
+    """{"auc": 0.8, "auc_low": 0.7, "auc_high": 0.9}"""
+    return {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
 
 
 def rows_of(table):
@@ -210,12 +237,21 @@ def agreement_table(numbers):
     return "\n".join(dict.fromkeys(lines))
 
 
+def membership_table(numbers):
+    """One row per layer and score: how well it tells members from images that the model never saw."""
+    lines = ["| layer | score | AUC | true-positive rate at 1 % false positives |", "| --- " * 4 + "|"]
+    for row in first(numbers).get("membership", []):
+        lines.append(f"| {row['layer']} | {row['score']} | {estimate(row, 'auc')} | {estimate(row, 'tpr')} |")
+    return "\n".join(lines)
+
+
 TABLES = {
     "summary": summary_table,
     "epochs": epochs_table,
     "seeds": seeds_table,
     "losses": losses_table,
     "agreement": agreement_table,
+    "membership": membership_table,
 }
 
 

@@ -16,7 +16,7 @@ STAGES += ["plot_quant_results.py", "train_RCDM.py"]
 FOLDERS = ["IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS", "INDEX_FOLDER", "BETONS_FOLDER", "LOGGING_FOLDER"]
 COMMANDS = list(documented_commands())
 FIGURES = ROOT / "docs/figures.json"
-TABLES = ("summary", "epochs", "seeds")
+TABLES = ("summary", "epochs", "seeds", "losses", "agreement", "membership")
 
 
 def test_the_readme_is_one_page_with_each_stage():

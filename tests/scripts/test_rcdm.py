@@ -577,7 +577,7 @@ def test_reconstructions_show_what_the_target_remembers(tmp_path):
                 ["bash", str(ROOT / "bash_examples" / script)], env=environment, capture_output=True, text=True
             )
         )
-    folder = tmp_path / "seed7/simclr_600epochs/RCDM/reconstructions"
+    folder = tmp_path / "seed7/simclr_300epochs/RCDM/reconstructions"
     judged = read_json(folder / "judged.json")
     assert judged["real images"]["value"] >= 0.95, result.stdout
     for figure in judged["samples from whole images"].values():
