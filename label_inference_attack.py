@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_utils.analysis.attack_output import (
+    Answers,
     Context,
     check_ceilings,
     counts_of,
@@ -306,8 +307,9 @@ def attack(given: tuple[Job, Resources]) -> None:
         settings = {**job.settings, "resolution": shown, "device": str(device), "reference": comparison.kind}
         beside = job.images.attacked.get("A")
         copied = copied_elsewhere(beside, origins, comparison.reference, sets, public_indices, listing)
+        answers = Answers(listing, queries, public, searched, job.k, job.k_attk or job.k)
         for layer in layers:
-            result = layer_result(layer, listing, queries, public, searched, (job.k, job.k_attk), comparison)
+            result = layer_result(layer, answers, comparison)
             result.copied = copied
             context = Context(
                 counts_of(parts, result, len(public), len(searched.unreadable), len(listing.classes)),
@@ -318,7 +320,7 @@ def attack(given: tuple[Job, Resources]) -> None:
             )
             folder = job.folder / layer if job.models.chosen else job.folder
             with complete_files(folder, last="results.json") as new:
-                results = write_layer(new, result, listing, job.k_attk, context)
+                results = write_layer(new, result, listing, context)
             print("\n".join(["", *summary_lines(layer, results), f"  {folder}"]), flush=True)
         if len(searched.unreadable):
             print(unreadable_in_words(listing, public_indices[searched.unreadable]))

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.report import figure_in_words
@@ -231,7 +232,7 @@ class RandomCrops(IndexedImages):
         super().__init__(listing, indices[epoch_order(seed, epoch, len(indices))], np.array)
         self.side, self.seed, self.epoch = side, seed, epoch
 
-    def view(self, position: int, image: Image.Image) -> torch.Tensor:
+    def view(self, position: int, image: Image.Image) -> Tensor:
         draws = uniforms(self.seed, self.epoch, self.STREAM, position, 1)
         return random_crop(np.array(image), draws, VIEW, self.side, "bicubic")
 
@@ -278,7 +279,7 @@ class ProbeRun:
         self.saved = time.monotonic()
 
     @torch.inference_mode()
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
+    def embed(self, images: Tensor) -> Tensor:
         """float (n, 3, h, w) on the device -> float32 (n, width)."""
         outputs = self.embedder.outputs([images]) if len(images) else {}
         return next(iter(outputs.values()), torch.empty(0, self.width, device=self.device))
@@ -314,7 +315,7 @@ class ProbeRun:
                 if due:
                     self.save()
 
-    def batches(self, crops: RandomCrops) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    def batches(self, crops: RandomCrops) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """Yields this process's part of each batch that is left of the epoch: (first, size, images, labels).
 
         first: position in the data set of the part's first image. size: images of the whole batch. images, labels: of
@@ -359,7 +360,7 @@ class ProbeRun:
             f"{record['val_top_5']:.4f}"
         )
 
-    def features(self, indices: np.ndarray, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def features(self, indices: np.ndarray, what: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (float32 (n, width), labels int64 (n,)) on the CPU: this process's images, test transform."""
         images = ImageSet(what, indices)
         shards = self.embedder.shards(images)
@@ -375,7 +376,7 @@ class ProbeRun:
                     self.save_and_leave()
 
     @torch.no_grad()
-    def count_correct(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, int]:
+    def count_correct(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[int, int]:
         """{1: count, 5: count} of the labels among the classifier's first 1 and 5, over all processes."""
         counts = torch.zeros(len(TOP_KS), dtype=torch.float64, device=self.device)
         for features, labels in batches:

@@ -59,6 +59,7 @@ from dejavu_utils.analysis.figures import (
 from dejavu_utils.analysis.frames import (
     Attack,
     ScoredPoint,
+    SweepPoint,
     accuracy_table,
     attacks_by_votes,
     class_scores,
@@ -66,7 +67,6 @@ from dejavu_utils.analysis.frames import (
     criteria_table,
     gap_table,
     grid_table,
-    layer_table,
     layer_utility_table,
     partition_table,
     probe_table,
@@ -81,7 +81,6 @@ from dejavu_utils.analysis.points import (
     Output,
     Series,
     compared,
-    differing,
     note,
     place_in_network,
     probes_of,
@@ -218,12 +217,11 @@ def plot_model(series: Series, folder: Path, style: str) -> Output:
     grid = attacks.pop(GRID, [])
     first = next(iter(attacks.values()))[0].content
     output = Output(folder, style, first.classes, series.param)
-    captions, accuracies = {}, {}
+    captions, levels = {}, series.pct_confidences
     for x, points in attacks.items():
         stem = f"attk_{PLURALS[x]}"
         captions[x] = series.caption(x, [point.content for point in points])
-        levels = series.pct_confidences
-        accuracies[x] = output.save(f"{stem}_acc", draw_accuracies, captions[x], accuracy_table, points, levels, x)
+        output.save(f"{stem}_acc", draw_accuracies, captions[x], accuracy_table, points, levels, x)
         output.save(f"{stem}_partition", draw_partition, captions[x], partition_table, points, x)
     if not series.param:
         plot_point(output, series)
@@ -233,19 +231,18 @@ def plot_model(series: Series, folder: Path, style: str) -> Output:
         output.save("attk_grid_lines", draw_grid_lines, caption, grid_table, grid)
     if "epoch" in attacks:
         sslmem = {point.value: beside(read_directions, point.path) for point in attacks["epoch"]}
-        output.save("score_sslmem", draw_epochs, captions["epoch"], sslmem_table, accuracies["epoch"], sslmem)
+        output.save("score_sslmem", draw_epochs, captions["epoch"], sslmem_table, attacks["epoch"], sslmem, levels)
     probes = series.read_probes()
     own_probes = series.own_probes(attacks, probes)
     for x, points in probes.items():
         stem = "lp_param_vals" if x == "param" else f"lp_{PLURALS[x]}"
         probed = what_is_probed([point.content for point in points])
         caption = f"{series.model}, {series.fixed(x)},\n{probed}"
-        accuracies_of_probes = output.save(stem, draw_probes, caption, probe_table, points, x)
+        output.save(stem, draw_probes, caption, probe_table, points, x)
         if x in attacks:
             stem = "score_probe_gap" + ("" if x == "epoch" else f"_{PLURALS[x]}")
-            own = [point.value for point in own_probes[x]]
             caption = f"{captions[x]}\n{probed}"
-            output.save(stem, draw_gap, caption, gap_table, accuracies[x], accuracies_of_probes, own, x)
+            output.save(stem, draw_gap, caption, gap_table, attacks[x], own_probes[x], levels, x)
     plot_utility(output, f"{series.model}, ", series.scored(attacks, own_probes), series.k)
     return output
 
@@ -295,12 +292,12 @@ def plot_point(output: Output, series: Series) -> None:
         note(f"no {series.layer} in {point}: no figure of the confidence")
     if len(attacks) > 1:
         caption = series.caption(None, list(attacks.values()))
-        differs = differing("layers", {layer: attack.folder for layer, attack in attacks.items()})
-        levels = series.pct_confidences
-        output.save("attk_layers_acc", draw_layers, caption, layer_table, attacks, differs, levels)
+        points = [SweepPoint(layer, attack.folder, attack) for layer, attack in attacks.items()]
+        points, levels = compared(points, "layers"), series.pct_confidences
+        output.save("attk_layers_acc", draw_layers, caption, accuracy_table, points, levels, "layer")
         caption += "\nprobes of the training"
         probes = probes_of(layers)
-        output.save("attk_layers_utility", draw_layer_utility, caption, layer_utility_table, attacks, probes)
+        output.save("attk_layers_utility", draw_layer_utility, caption, layer_utility_table, points, probes)
 
 
 def plot_layer(output: Output, series: Series, attack: Attack, point: Path) -> None:

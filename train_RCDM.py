@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.cli import (
@@ -268,7 +269,7 @@ def load_encoder(job: Job, device: torch.device) -> Encoder:
     return Encoder(network, layers, device)
 
 
-def copies(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+def copies(network: torch.nn.Module) -> dict[str, Tensor]:
     """{name: copy} of a network's weights."""
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
@@ -311,13 +312,13 @@ class RcdmRun:
         self.diffusion = diffusion.Diffusion(job.settings)
         self.step_sampler = diffusion.STEP_SAMPLERS[job.schedule_sampler](len(self.diffusion), device)
         self.forward: Any = data_parallel(diffusion.Losses(self.unet, self.diffusion), device)
-        self.last_loss: float | torch.Tensor = 0.0
+        self.last_loss: float | Tensor = 0.0
         self.sums, self.since = {}, (0, time.time())
 
     def note_skipped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self.skipped = getattr(optimizer, "found_inf", None)
 
-    def train_step(self, images: torch.Tensor, encoder_images: torch.Tensor) -> None:
+    def train_step(self, images: Tensor, encoder_images: Tensor) -> None:
         """One update from images in PIXEL_RANGE, float (n, 3, s, s), and the same as the encoder sees them."""
         job, n = self.job, len(images)
         seed_step(job.seed, self.step, rank(), world_size())
@@ -393,7 +394,7 @@ class RcdmRun:
         ours = due and self.files.optimizer(self.step).is_file()
         return any_process([rank() == 0 and ours and not self.files.samples(self.step).is_file()], self.device)[0]
 
-    def save_samples(self, images: torch.Tensor, encoder_images: torch.Tensor, stop: StopSignal) -> bool:
+    def save_samples(self, images: Tensor, encoder_images: Tensor, stop: StopSignal) -> bool:
         """samples{step}.png: images, and below each two samples from its representation by the first average.
 
         The processes share the samples. False, and no file, if one of them was asked to stop meanwhile.

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from dejavu_utils.cli import default_workers, run
@@ -313,7 +314,7 @@ class TrainingRun:
         """The next step is the first of a new epoch."""
         self.epoch, self.steps_done, self.meter = self.epoch + 1, 0, Meter()
 
-    def step(self, views: list[torch.Tensor], labels: torch.Tensor, rate: float, step: int) -> torch.Tensor:
+    def step(self, views: list[Tensor], labels: Tensor, rate: float, step: int) -> Tensor:
         """One update of the network, its teacher and the probes; returns the loss, a scalar on the device."""
         with autocast(self.device, self.precision):
             if self.frozen:
@@ -333,7 +334,7 @@ class TrainingRun:
         self.meter.add(loss, logits, probe_losses, labels)
         return loss.detach()
 
-    def update_network(self, loss: torch.Tensor, rate: float, step: int) -> None:
+    def update_network(self, loss: Tensor, rate: float, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)

@@ -31,6 +31,7 @@ from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import MEAN, STD
+from dejavu_utils.label_free.scores import CountedEstimate
 from dejavu_utils.log import Progress
 from dejavu_utils.naming import SETS, TWIN
 from dejavu_utils.networks.loading import load_network
@@ -90,7 +91,7 @@ def main():
     crops = {"all": accuracies(attacks)}
     votes = [attack.tables[name]["share"].to_numpy() for name in SETS]
     for outcome in mem.OUTCOMES:
-        chosen = [only(judged, vote == outcome) for judged, vote in zip(attacks, votes)]
+        chosen = [judged.chosen(vote == outcome) for judged, vote in zip(attacks, votes)]
         crops[outcome] = {**accuracies(chosen), "n": sum(len(judged.labels) for judged in chosen)}
     found["samples from crops"] = crops
     save_json(args.save_path, to_json({**found, "settings": vars(args)}))
@@ -147,22 +148,16 @@ def judged_attack(args, attack, attacked, rcdms, judge):
     return mem.DirectedAttack(*predictions, table["label"].to_numpy())
 
 
-def only(judged, chosen):
-    predictions = [mem.Predictions(p.top[chosen], p.confidence[chosen]) for p in (judged.target, judged.reference)]
-    return mem.DirectedAttack(*predictions, judged.labels[chosen])
-
-
 def estimate(hits):
-    return {**vars(mean_of_proportions(hits)), "n": sum(map(len, hits))}
+    return CountedEstimate(**vars(mean_of_proportions(hits)), n=sum(map(len, hits)))
 
 
 def report(found, chance):
     print(f"\nThe judge is correct (chance {chance:.3f}), 95 % intervals:")
-    print(
-        f"  on {found['real images']['n']} real images it was not trained on: {figure_in_words(found['real images'])}"
-    )
+    real = found["real images"]
+    print(f"  on {real.n} real images it was not trained on: {figure_in_words(real)}")
     for kind, figure in found["samples from whole images"].items():
-        print(f"  on samples from {figure['n']} {kind}: {figure_in_words(figure)}")
+        print(f"  on samples from {figure.n} {kind}: {figure_in_words(figure)}")
     print("  on reconstructions from crops of attacked examples:")
     for outcome, figures in found["samples from crops"].items():
         count = f" ({figures['n']} by the vote of neighbors)" if "n" in figures else ""

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 from dejavu_utils.analysis.agreement import disagreements, distinct
 from dejavu_utils.analysis.attack_files import read_attack, read_split
 from dejavu_utils.analysis.figures import draw_agreement, save_figure
-from dejavu_utils.analysis.intervals import Estimate, bounds, combine_runs, within
+from dejavu_utils.analysis.intervals import Estimate, combine_runs, estimate_columns, within
 from dejavu_utils.analysis.report import POINTWISE, Evidence, conclusion_of_rows, figure_in_words, side
 from dejavu_utils.analysis.results_json import RESULTS, AttackResults, LevelResults
 from dejavu_utils.analysis.runs import agreement_in_words, agreement_table, memorized_images, short_names
@@ -159,10 +159,10 @@ def row_and_line(
     words = {}
     for name in COLUMNS:
         estimate = getattr(figures, name)
-        row |= {name: estimate.value, **bounds(name, estimate)}
+        row |= estimate_columns(name, estimate)
         words[name] = figure_in_words(estimate)
     if ceiling:
-        row |= {"ceiling": ceiling.value, **bounds("ceiling", ceiling)}
+        row |= estimate_columns("ceiling", ceiling)
     limits = [f"{value:.3f}" if value is not None else "" for value in (chance, ceiling and ceiling.value)]
     return row, (label, who(pct), words["target"], words["reference"], *limits, words["score"])
 

@@ -42,13 +42,7 @@ CLASSIFIERS = "attack_classifiers.csv"
 
 
 class TooManyVotes(InputError):
-    """More neighbors are to vote than a file holds. flag: what the user calls their number."""
-
-    def __init__(self, path: Path, votes: int, neighbors: int, flag: str = "k_attk") -> None:
-        super().__init__(
-            f"{path}: {flag} is {votes}, but the neighbor files hold only {neighbors} neighbors"
-        )
-        self.path, self.votes, self.neighbors = path, votes, neighbors
+    """More neighbors are to vote than a file holds."""
 
 
 @dataclass
@@ -63,7 +57,10 @@ class AttackedSet:
         return AttackedSet(self.idxs[rows], self.attack.chosen(rows))
 
 
-def read_attack(folder: str | Path, k_attk: int = 0) -> dict[str, AttackedSet]:
+Sets = dict[str, AttackedSet]  # by name, A and B
+
+
+def read_attack(folder: str | Path, k_attk: int = 0) -> Sets:
     """{"A": AttackedSet, "B": AttackedSet} from the neighbor (or score) files of an attack, their
     rows in any order.
 
@@ -109,8 +106,11 @@ def _predictions(
         return mem.predict_from_scores(_fitting(load_array(path), idxs, path), labels)
     path = attack_path(folder, model, attacked, "neighb_labels")
     neighbor_labels = _fitting(load_array(path), idxs, path)
-    if k_attk > neighbor_labels.shape[1]:
-        raise TooManyVotes(path, k_attk, neighbor_labels.shape[1])
+    kept = neighbor_labels.shape[1]
+    if k_attk > kept:
+        raise TooManyVotes(
+            f"{path}: k_attk is {k_attk}, but the neighbor files hold only {kept} neighbors"
+        )
     return mem.predict_from_neighbors(neighbor_labels, k_attk, labels)
 
 

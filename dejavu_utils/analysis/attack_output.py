@@ -11,7 +11,13 @@ import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis import one_model
-from dejavu_utils.analysis.attack_files import CLASSIFIERS, AttackedSet, file_digests, read_attack
+from dejavu_utils.analysis.attack_files import (
+    CLASSIFIERS,
+    AttackedSet,
+    Sets,
+    file_digests,
+    read_attack,
+)
 from dejavu_utils.analysis.gallery import Attacked, save_gallery
 from dejavu_utils.analysis.membership import (
     SAME_DRAW,
@@ -70,14 +76,14 @@ class LayerResult:
     nearest: dict[tuple[str, str], np.ndarray]
     scores: dict[tuple[str, str], np.ndarray]
     ceiling: dict[str, TopAccuracies]
-    votes: int = 0
+    votes: int
     copied: dict[str, np.ndarray] | None = None
     judged: dict[str, ClassifierComparison] = field(default_factory=dict)
     half: dict[str, ClassifierComparison] = field(default_factory=dict)
 
 
 @dataclass
-class _Answers:
+class Answers:
     """What the networks answer to the queries, part after part (the attacked sets, and the public
     images of CEILING).
 
@@ -91,28 +97,24 @@ class _Answers:
     k: int
     votes: int
 
-    def __post_init__(self) -> None:
-        """indices: {part: int64 (n,)}, images that could be read. crops: {part: int64 (n, 4)},
-        theirs."""
-        images = self.queries.images
-        assert images.crops is not None
-        self.among, self.rows, self.indices, self.crops = {}, {}, {}, {}
-        for part in self.queries.parts:
-            self.among[part] = self.queries.among(part, self.searched.rows)
-            self.rows[part] = self.searched.rows[self.among[part]]
-            self.indices[part] = images.indices[self.rows[part]]
-            self.crops[part] = images.crops[self.rows[part]]
+    def among(self, part: str) -> np.ndarray:
+        """bool (m,): which of the crops that could be read belong to a part?"""
+        return self.queries.among(part, self.searched.rows)
+
+    def rows(self, part: str) -> np.ndarray:
+        """Those of a part that could be read, as positions among the queries, int64 (n,)."""
+        return self.searched.rows[self.among(part)]
 
     def labels(self, part: str) -> np.ndarray:
-        return self.listing.labels[self.indices[part]]
+        return self.listing.labels[self.queries.images.indices[self.rows(part)]]
 
     def of(self, key: Key, part: str) -> np.ndarray:
         """Image indices of the nearest public images, int64 (n, k); of LOGITS the scores, float32
         (n, classes)."""
-        array = self.searched.arrays[key][self.among[part]]
+        array = self.searched.arrays[key][self.among(part)]
         if key[1] == LOGITS:
             return array
-        return self.public.indices[self.queries.neighbors(self.rows[part], array, self.k)]
+        return self.public.indices[self.queries.neighbors(self.rows(part), array, self.k)]
 
     def predictions(self, key: Key, part: str) -> mem.Predictions:
         answers, labels = self.of(key, part), self.labels(part)
@@ -122,23 +124,15 @@ class _Answers:
         return mem.predict_from_neighbors(voters, min(self.votes, voters.shape[1]), labels)
 
 
-def layer_result(
-    layer: str,
-    listing: ImageListing,
-    queries: Queries,
-    public: ImageSet,
-    searched: SearchResult,
-    votes: tuple[int, int],
-    comparison: TargetReference,
-) -> LayerResult:
-    """What a search says of one layer.
-
-    votes: (k neighbors that are kept, nearest of them that vote, 0 for all). Scores of classifiers
-    are the log of their mean probability.
-    """
-    k, k_attk = votes
-    answers = _Answers(listing, queries, public, searched, k, k_attk or k)
-    result = LayerResult(answers.indices, answers.crops, {}, {}, {}, k_attk or k)
+def layer_result(layer: str, answers: Answers, comparison: TargetReference) -> LayerResult:
+    """What a search says of one layer. Scores of classifiers are the log of their mean
+    probability."""
+    images = answers.queries.images
+    assert images.crops is not None
+    result = LayerResult({}, {}, {}, {}, {}, answers.votes)
+    for part in answers.queries.parts:
+        rows = answers.rows(part)
+        result.indices[part], result.crops[part] = images.indices[rows], images.crops[rows]
     if comparison.classifiers:
         result.judged = _compared(answers, layer, comparison, comparison.reference)
         result.half = _compared(answers, layer, comparison, comparison.half)
@@ -146,16 +140,12 @@ def layer_result(
         (target,) = comparison.keys(layer, [comparison.target[name]])
         references = comparison.keys(layer, comparison.reference[name])
         of_references = [answers.of(key, name) for key in references]
-        joint = (
-            one_model.log_mean_probabilities(of_references)
-            if comparison.classifiers
-            else of_references[0]
-        )
-        for key, model, array in (
-            (target, name, answers.of(target, name)),
-            (references[0], TWIN[name], joint),
-        ):
-            kept = result.scores if key[1] == LOGITS else result.nearest
+        joint = of_references[0]
+        if comparison.classifiers:
+            joint = one_model.log_mean_probabilities(of_references)
+        own = answers.of(target, name)
+        for model, (_, of), array in ((name, target, own), (TWIN[name], references[0], joint)):
+            kept = result.scores if of == LOGITS else result.nearest
             kept[model, name] = array
     for model, key in zip(comparison.models, comparison.keys(layer, comparison.models)):
         result.ceiling[model] = ceiling(answers.predictions(key, CEILING), answers.labels(CEILING))
@@ -163,7 +153,7 @@ def layer_result(
 
 
 def _compared(
-    answers: _Answers, layer: str, comparison: TargetReference, references: dict[str, list[str]]
+    answers: Answers, layer: str, comparison: TargetReference, references: dict[str, list[str]]
 ) -> dict[str, ClassifierComparison]:
     """{set: the model against the classifiers that are its references}."""
     compared = {}
@@ -185,19 +175,15 @@ def counts_of(
     public: number of public images. unreadable: number of these that could not be read. classes:
     number of classes.
     """
-    counts: dict[str, Any] = {
-        name: dict(part.counts) for name, part in parts.items() if name != CEILING
-    }
-    for name in counts:
-        lost = counts[name]["attacked"] - len(result.indices[name])
-        counts[name]["attacked"] -= lost
-        counts[name][UNREADABLE] += lost
-    return {
-        **counts,
-        "public": public - unreadable,
-        f"public, {UNREADABLE}": unreadable,
-        "classes": classes,
-    }
+    counts: dict[str, Any] = {}
+    for name, part in parts.items():
+        if name != CEILING:
+            attacked = len(result.indices[name])
+            lost = part.counts["attacked"] - attacked
+            unread = part.counts[UNREADABLE] + lost
+            counts[name] = {**part.counts, "attacked": attacked, UNREADABLE: unread}
+    counts |= {"public": public - unreadable, f"public, {UNREADABLE}": unreadable}
+    return {**counts, "classes": classes}
 
 
 @dataclass
@@ -217,17 +203,15 @@ class Context:
 
 
 def write_layer(
-    folder: str | Path, result: LayerResult, listing: ImageListing, k_attk: int, context: Context
+    folder: Path, result: LayerResult, listing: ImageListing, context: Context
 ) -> AttackResults:
     """Writes everything about one layer into `folder`, results.json last, and returns what that
     holds.
 
-    k_attk: neighbors that vote, 0 for all. What the figures themselves warn of is added to the
-    warnings.
+    What the figures themselves warn of is added to the warnings.
     """
-    folder = Path(folder)
     _save_arrays(folder, result, listing)
-    sets = read_attack(folder, k_attk)
+    sets = read_attack(folder, result.votes)
     _save_sweeps(folder, sets)
     tables = {name: example_table(sets[name], listing) for name in SETS}
     results = attack_statistics(sets)
@@ -336,7 +320,7 @@ def _add_one_model(
 
 
 def _near_copies(
-    sets: dict[str, AttackedSet], tables: dict[str, pd.DataFrame], copied: Mapping[str, np.ndarray]
+    sets: Sets, tables: dict[str, pd.DataFrame], copied: Mapping[str, np.ndarray]
 ) -> NearCopies:
     """Of each set the images that have a near-copy elsewhere, into the tables as well; figures of
     all others."""
@@ -350,13 +334,13 @@ def _near_copies(
     return NearCopies(counts["A"], counts["B"], without)
 
 
-def _save_sweeps(folder: Path, sets: dict[str, AttackedSet]) -> None:
+def _save_sweeps(folder: Path, sets: Sets) -> None:
     """Writes the accuracies at 100 fractions of confidence, of each model on each set."""
     for name in SETS:
         attack = sets[name].attack
         for model, predictions in ((name, attack.target), (TWIN[name], attack.reference)):
             for top_k in TOP_KS:
-                sweep = mem.accuracy_sweep(predictions, attack.labels, top_k, mem.SWEEP_FRACTIONS)
+                sweep = mem.accuracy_sweep(predictions, attack.labels, top_k)
                 save_npy(folder / f"top_{top_k}_conf_sweep_{model}_attk_{name}.npy", sweep)
 
 
@@ -369,19 +353,16 @@ def summary_lines(layer: str, results: AttackResults) -> list[str]:
     ]
     for pct, figures in top_1.accuracy.items():
         who = "all examples" if pct == "100" else f"the most confident {pct} %"
-        target, reference, score = map(
-            figure_in_words, (figures.target, figures.reference, figures.score)
-        )
-        chance = chance_in_words(figures)
+        target, reference = figure_in_words(figures.target), figure_in_words(figures.reference)
+        chance, score = chance_in_words(figures), figure_in_words(figures.score)
         lines.append(
             f"  {who}: target {target}, reference {reference}{chance}, déjà vu score {score}"
         )
     shares = [f"{outcome} {figure_in_words(top_1.shares[outcome])}" for outcome in mem.OUTCOMES]
     lines.append(f"  {', '.join(shares)}")
-    ceilings = [
-        f"model {model} {figure_in_words(of_model.top_1)}"
-        for model, of_model in results.ceiling.items()
-    ]
+    ceilings = []
+    for model, of_model in results.ceiling.items():
+        ceilings.append(f"model {model} {figure_in_words(of_model.top_1)}")
     lines.append(f"  ceiling (the same vote on whole public images): {', '.join(ceilings)}")
     if results.near_copies and results.near_copies.without:
         without = results.near_copies.without

@@ -14,6 +14,7 @@ else is said, its first column is the axis.
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ STYLES = ("plain", "science")
 COLORS = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
+MODELS = {"target": "target", "reference": "reference"}
 # of accuracies, if known: gray lines
 LIMITS: dict[str, Any] = {"chance": ":", "ceiling": (0, (6, 1.5, 1, 1.5))}
 X_LABELS = {
@@ -44,6 +46,9 @@ X_LABELS = {
 }
 OPEN = {"linestyle": "--", "markerfacecolor": "white"}  # of the reference
 _GRAY: dict[str, Any] = {"color": "0.45", "linewidth": 1, "zorder": 0}
+_ZERO: dict[str, Any] = {"color": "0.6", "linewidth": 0.7, "zorder": 0}  # of lines at 0
+_HATCH: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
+_HATCH["zorder"] = 0
 _SIZE = (3.4, 2.5)  # inches; a second panel below takes as much again as _PANEL
 _PANEL = 1.4
 _LEGEND_WIDTH = 1.25
@@ -120,61 +125,38 @@ def _style(name: str) -> Iterator[None]:
 def draw_accuracies(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """Target and reference accuracy, a color for each confidence level; chance and ceiling of the
     last level."""
-    (axes,) = _panels(figure, f"top-{top_k} accuracy")
-    places = _x_axis(axes, frame)
+    (panel,) = _panels(figure, frame, f"top-{top_k} accuracy")
     for number, (pct, rows) in enumerate(frame.groupby("pct_confidence")):
-        of_level = places[rows.index]
-        _curve(axes, of_level, rows, "target", number, label=_who(pct))
-        _curve(axes, of_level, rows, "reference", number, **OPEN)
-    for name, look in (("target", {}), ("reference", OPEN)):
-        axes.plot(
-            [],
-            [],
-            label=name,
-            **{"color": "0.3", "marker": "o", "markersize": 4, "linewidth": 1.3, **look},
-        )
-    _limits(axes, of_level, rows)
-    _hatch(axes, of_level, rows)
+        panel.curve(rows, "target", number, label=_who(pct))
+        panel.curve(rows, "reference", number, **OPEN)
+    for name, changes in (("target", {}), ("reference", OPEN)):
+        look = {**_look(0), "color": "0.3", "linewidth": 1.3, **changes}
+        panel.axes.plot([], [], label=name, **look)
+    panel.limits(rows)
+    panel.hatch(rows)
 
 
 def draw_partition(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """The fractions of the four outcomes."""
-    (axes,) = _panels(figure, f"fraction of attacked images (top-{top_k})")
-    places = _x_axis(axes, frame)
-    for number, outcome in enumerate(OUTCOMES):
-        _curve(axes, places, frame, outcome, number, label=outcome, linestyle=LINES[number])
-    _hatch(axes, places, frame)
+    (panel,) = _panels(figure, frame, f"fraction of attacked images (top-{top_k})")
+    panel.curves(frame, {outcome: outcome for outcome in OUTCOMES})
+    panel.hatch(frame)
 
 
 def draw_probes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """The linear probe's training and validation accuracy."""
-    (axes,) = _panels(figure, f"linear probe, top-{top_k} accuracy")
-    places = _x_axis(axes, frame)
-    _curve(axes, places, frame, "train", 0, label="training set")
-    _curve(axes, places, frame, "val", 1, label="validation set", linestyle="--")
+    (panel,) = _panels(figure, frame, f"linear probe, top-{top_k} accuracy")
+    panel.curves(frame, {"train": "training set", "val": "validation set"})
 
 
 def draw_gap(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """The déjà vu score of each confidence level beside probe_gap, the linear probe's accuracy on
     training images - that on validation images."""
-    (axes,) = _panels(figure, f"difference in top-{top_k} accuracy")
-    places = _x_axis(axes, frame)
-    number = 0
-    for pct, rows in frame.groupby("pct_confidence"):
-        _curve(
-            axes, places[rows.index], rows, "score", number, label=f"déjà vu score,\n{_who(pct)}"
-        )
-        number += 1
-    _curve(
-        axes,
-        places[rows.index],
-        rows,
-        "probe_gap",
-        number,
-        label="probe: training\n- validation set",
-        **OPEN,
-    )
-    _zero(axes)
+    (panel,) = _panels(figure, frame, f"difference in top-{top_k} accuracy")
+    for number, (pct, rows) in enumerate(frame.groupby("pct_confidence")):
+        panel.curve(rows, "score", number, label=f"déjà vu score,\n{_who(pct)}")
+    panel.curve(rows, "probe_gap", number + 1, label="probe: training\n- validation set", **OPEN)
+    _zero(panel.axes)
 
 
 def draw_layers(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
@@ -207,53 +189,44 @@ def draw_layer_utility(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 def _draw_above_score(figure: Figure, rows: pd.DataFrame, y_label: str, names: list[str]) -> None:
     """Accuracies of each row side by side, in a panel below the déjà vu score. names: of the
     estimates."""
-    axes, below = _panels(figure, y_label, "déjà vu score")
-    places = _x_axis(below, rows)
+    panel, below = _panels(figure, rows, y_label, "déjà vu score")
     words = {"probe_val": "linear probe,\nvalidation"}
-    _side_by_side(axes, places, [(words.get(name, name), rows, name) for name in names])
-    for name in _known(rows):
-        axes.hlines(
-            rows[name], places - 0.4, places + 0.4, label=name, linestyle=LIMITS[name], **_GRAY
-        )
-    _bars(below, places, rows, "score", len(names), "déjà vu score")
-    _zero(below)
-    for panel in (axes, below):
-        _hatch(panel, places, rows)
+    panel.side_by_side([(words.get(name, name), rows, name) for name in names])
+    left, right = panel.places - 0.4, panel.places + 0.4
+    for name, look in _limits_of(rows):
+        panel.axes.hlines(rows[name], left, right, **look)
+    below.bars(rows, "score", len(names), "déjà vu score")
+    _zero(below.axes)
+    panel.hatch(rows)
+    below.hatch(rows)
 
 
 def draw_one_against_two(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """The score of the test of one model beside that of two, a group for each model."""
-    (axes,) = _panels(figure, f"difference in top-{top_k} accuracy")
+    (panel,) = _panels(figure, frame, f"difference in top-{top_k} accuracy")
     names = {"two_models": "two models", "one_model": "one model", "delta": "delta"}
     names["score_minus_delta"] = "score - delta"
-    _side_by_side(
-        axes, _x_axis(axes, frame), [(label, frame, name) for name, label in names.items()]
-    )
-    _zero(axes)
+    panel.side_by_side([(label, frame, name) for name, label in names.items()])
+    _zero(panel.axes)
 
 
 def draw_classifiers(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """How often two classifiers of a set predict the same class; a color for each pair."""
-    (axes,) = _panels(figure, "same prediction, fraction")
+    (panel,) = _panels(figure, frame, "same prediction, fraction", x="set")
     pairs = "classifiers " + frame["first"].astype(str) + ", " + frame["second"].astype(str)
-    places = _x_axis(axes, frame, "set")
-    _side_by_side(
-        axes, places, [(name, rows, "agreement") for name, rows in frame.groupby(pairs, sort=False)]
-    )
+    of_pairs = frame.groupby(pairs, sort=False)
+    panel.side_by_side([(name, rows, "agreement") for name, rows in of_pairs])
 
 
 def draw_means(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """Mean SSLMem, a color for each value of the first column, against the second. frame: value,
     low, high."""
-    (axes,) = _panels(figure, "mean SSLMem")
     group, x = frame.columns[:2]
-    frame = frame.rename(columns={"low": "value_low", "high": "value_high"})
-    places = _x_axis(axes, frame, x)
-    axes.set_xlabel(f"outcome of the attack (top-{top_k})" if x == "outcome" else x)
-    _side_by_side(
-        axes, places, [(name, rows, "value") for name, rows in frame.groupby(group, sort=False)]
-    )
-    _zero(axes)
+    (panel,) = _panels(figure, frame, "mean SSLMem", x=x)
+    panel.axes.set_xlabel(f"outcome of the attack (top-{top_k})" if x == "outcome" else x)
+    of_groups = frame.groupby(group, sort=False)
+    panel.side_by_side([(name, rows, "value") for name, rows in of_groups])
+    _zero(panel.axes)
 
 
 def draw_epochs(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
@@ -262,61 +235,51 @@ def draw_epochs(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     frame: its axis, instrument ("deja_vu" or "sslmem"), of (per cent of the examples, or a layer),
     value, low, high.
     """
-    axes, below = _panels(figure, f"déjà vu score, top-{top_k}", "mean SSLMem")
-    frame = frame.rename(columns={"low": "value_low", "high": "value_high"})
-    places = _x_axis(below, frame)
+    above, below = _panels(figure, frame, f"déjà vu score, top-{top_k}", "mean SSLMem")
     for number, ((kind, of), rows) in enumerate(frame.groupby(["instrument", "of"], sort=False)):
         panel, label, line = below, f"SSLMem, {of}", "--"
         if kind == "deja_vu":
-            panel, label, line = axes, f"déjà vu score,\n{_who(float(of))}", "-"
-        _curve(panel, places[rows.index], rows, "value", number, label=label, linestyle=line)
-    for panel in (axes, below):
-        _zero(panel)
+            panel, label, line = above, f"déjà vu score,\n{_who(float(of))}", "-"
+        panel.curve(rows, "value", number, label=label, linestyle=line)
+    _zero(above.axes)
+    _zero(below.axes)
 
 
 def draw_confidence(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """Accuracy on the most confident examples against their fraction of all."""
-    (axes,) = _panels(figure, f"top-{top_k} accuracy")
-    places = _x_axis(axes, frame)
-    _mark_positions(axes, np.arange(20, 101, 20))
-    _curve(axes, places, frame, "target", 0, label="target", marker="")
-    _curve(axes, places, frame, "reference", 1, label="reference", marker="", linestyle="--")
-    _limits(axes, places, frame)
-    _hatch(axes, places, frame)
+    (panel,) = _panels(figure, frame, f"top-{top_k} accuracy")
+    _mark_positions(panel.axes, np.arange(20, 101, 20))
+    panel.curves(frame, MODELS, marker="")
+    panel.limits(frame)
+    panel.hatch(frame)
 
 
 def draw_votes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """Target and reference accuracy, and in a panel below the déjà vu score, against the neighbors
     that vote."""
-    axes, below = _panels(figure, f"top-{top_k} accuracy", "déjà vu score")
-    places = _x_axis(below, frame.astype({"k": str}))
-    for number, name in enumerate(("target", "reference")):
-        _curve(axes, places, frame, name, number, label=name, linestyle=LINES[number])
-    _curve(below, places, frame, "score", 2, label="déjà vu score")
-    _limits(axes, places, frame)
-    _zero(below)
+    labels = f"top-{top_k} accuracy", "déjà vu score"
+    panel, below = _panels(figure, frame.astype({"k": str}), *labels)
+    panel.curves(frame, MODELS)
+    below.curve(frame, "score", 2, label="déjà vu score")
+    panel.limits(frame)
+    _zero(below.axes)
 
 
 def draw_grid_lines(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """The déjà vu score against epochs, a color for each data set size."""
-    (axes,) = _panels(figure, f"déjà vu score, top-{top_k}")
-    places = _x_axis(axes, frame, "epoch")
+    (panel,) = _panels(figure, frame, f"déjà vu score, top-{top_k}", x="epoch")
     for number, (dataset, rows) in enumerate(frame.groupby("dataset")):
-        look = {"label": f"{dataset:g} per class", "linestyle": LINES[number % len(LINES)]}
-        _curve(axes, places[rows.index], rows, "score", number, **look)
-    _zero(axes)
-    _hatch(axes, places, frame)
+        line = LINES[number % len(LINES)]
+        panel.curve(rows, "score", number, label=f"{dataset:g} per class", linestyle=line)
+    _zero(panel.axes)
+    panel.hatch(frame)
 
 
 def draw_grid(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """Heat map of the déjà vu score over data set sizes and epochs."""
     matrix = frame.pivot(index="dataset", columns="epoch", values="score")
-    _draw_matrix(
-        figure,
-        matrix,
-        f"{X_LABELS['epoch']}; in the cells: déjà vu score, top-{top_k}",
-        X_LABELS["dataset"],
-    )
+    x_label = f"{X_LABELS['epoch']}; in the cells: déjà vu score, top-{top_k}"
+    _draw_matrix(figure, matrix, x_label, X_LABELS["dataset"])
 
 
 def draw_agreement(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
@@ -336,17 +299,14 @@ def draw_agreement(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 
 def _draw_matrix(figure: Figure, matrix: pd.DataFrame, x_label: str, y_label: str) -> None:
     """A heat map with its numbers."""
-    (axes,) = _panels(figure, y_label)
+    axes = _axes(figure, y_label)
     values = matrix.to_numpy(float)
     axes.pcolormesh(values, cmap="Blues", edgecolors="white", linewidth=0.5)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            color = "white" if value > middle else "black"
-            text = f"{value:.2f}"
-            axes.text(
-                column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color=color
-            )
+            look = {"color": "white" if value > middle else "black", "fontsize": 6.5}
+            axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", **look)
     axes.set_yticks(np.arange(len(matrix)) + 0.5, matrix.index.astype(str))
     axes.set_ylim(0, len(matrix))
     _name_places(axes, np.arange(len(matrix.columns)) + 0.5, list(matrix.columns.astype(str)))
@@ -356,9 +316,10 @@ def _draw_matrix(figure: Figure, matrix: pd.DataFrame, x_label: str, y_label: st
 def draw_utility(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """Déjà vu score against probe_val, a color for each model; joined: the points that no other
     beats in both."""
-    (axes,) = _panels(figure, f"déjà vu score, top-{top_k}")
+    panel = _Panel(_axes(figure, f"déjà vu score, top-{top_k}"), frame["probe_val"])
     for number, (model, rows) in enumerate(frame.groupby("model", sort=False)):
-        _bars(axes, rows["probe_val"], rows, "score", number, str(model))
+        panel.bars(rows, "score", number, str(model))
+    axes = panel.axes
     front = frame[frame["on_front"] == 1].sort_values("probe_val")
     axes.plot(front["probe_val"], front["score"], label="Pareto front", linestyle="--", **_GRAY)
     _zero(axes)
@@ -373,25 +334,16 @@ def draw_roc(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     frame: columns score (a name), false_positive_rate, true_positive_rate. The axes begin at one
     non-member: lower rates cannot be told apart.
     """
-    (axes,) = _panels(figure, "true-positive rate")
+    axes = _axes(figure, "true-positive rate")
     rates = frame["false_positive_rate"]
     least = rates[rates > 0].min()
     for number, (name, rows) in enumerate(frame.groupby("score", sort=False)):
-        look: dict[str, Any] = {
-            "color": COLORS[number % len(COLORS)],
-            "linestyle": LINES[number % len(LINES)],
-        }
-        axes.plot(
-            rows["false_positive_rate"],
-            rows["true_positive_rate"],
-            label=name,
-            linewidth=1.3,
-            **look,
-        )
-    axes.plot([least, 1], [least, 1], label="chance", linestyle=LIMITS["chance"], **_GRAY)
-    axes.set(
-        xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1), xlabel="false-positive rate"
-    )
+        look = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number % len(LINES)]}
+        curve = rows["false_positive_rate"], rows["true_positive_rate"]
+        axes.plot(*curve, label=name, linewidth=1.3, **look)
+    ends = (least, 1)
+    axes.plot(ends, ends, label="chance", linestyle=LIMITS["chance"], **_GRAY)
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="false-positive rate")
     ticks = 10.0 ** np.arange(np.ceil(np.log10(least)), 0.5)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
@@ -399,17 +351,17 @@ def draw_roc(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 def draw_entropies(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """How many memorized images have which memorization confidence, by its definitions published
     and corrected."""
-    (axes,) = _panels(figure, "memorized images")
+    axes = _axes(figure, "memorized images")
     values = frame[["published", "corrected"]].dropna(axis="columns", how="all")
     bins = np.linspace(min(0.0, values.min(axis=None)), max(0.0, values.max(axis=None)), 31)
     _histograms(axes, values, bins)
-    axes.axvline(0, color="0.6", linewidth=0.7, zorder=0)
+    axes.axvline(0, **_ZERO)
     axes.set_xlabel("memorization confidence, nats")
 
 
 def draw_units(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """How many units have which UnitMem, over each column's images."""
-    (axes,) = _panels(figure, "units")
+    axes = _axes(figure, "units")
     _histograms(axes, frame, np.linspace(0, 1, 41))
     axes.set_xlabel("UnitMem")
 
@@ -428,7 +380,7 @@ def draw_classes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     frame: columns score, n, low, high, chance_low, chance_high. Filled: classes whose simultaneous
     interval lies outside what chance spreads.
     """
-    (axes,) = _panels(figure, "classes")
+    axes = _axes(figure, "classes")
     scores = frame["score"]
     apart = (frame["low"] > frame["chance_high"]) | (frame["high"] < frame["chance_low"])
     typical = frame.iloc[(frame["n"] - frame["n"].median()).abs().argmin()]
@@ -437,7 +389,7 @@ def draw_classes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     axes.hist(scores[apart], bins, color=COLORS[0], label="outside the spread\n(simultaneous)")
     spread = typical["chance_low"], typical["chance_high"]
     axes.axvspan(*spread, color="0.85", zorder=0, label="spread by chance\naround the mean")
-    axes.axvline(0, color="0.6", linewidth=0.7, zorder=0)
+    axes.axvline(0, **_ZERO)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(f"déjà vu score of a class, top-{top_k}")
@@ -446,35 +398,107 @@ def draw_classes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
 def draw_margins(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     """sslmem of each image against margin, of the true label's share of the votes, a color for each
     set."""
-    (axes,) = _panels(figure, "SSLMem")
+    axes = _axes(figure, "SSLMem")
     for number, (name, rows) in enumerate(frame.groupby("set")):
-        look: dict[str, Any] = {
-            "marker": MARKERS[number],
-            "color": COLORS[number],
-            "alpha": 0.5,
-            "linewidths": 0,
-        }
+        look: dict[str, Any] = {"marker": MARKERS[number], "color": COLORS[number]}
+        look |= {"alpha": 0.5, "linewidths": 0}
         axes.scatter(rows["margin"], rows["sslmem"], s=8, label=f"set {name}", **look)
     _zero(axes)
-    axes.axvline(0, color="0.6", linewidth=0.7, zorder=0)
+    axes.axvline(0, **_ZERO)
     axes.set_xticks(np.linspace(-1, 1, 5))
     axes.set_xlabel("margin of votes, target - reference")
 
 
-def _panels(figure: Figure, *labels: str) -> list[Axes]:
-    """A panel for each label of a vertical axis, from above."""
-    panels = list(figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0])
-    for axes, label in zip(panels, labels):
+@dataclass
+class _Panel:
+    """Axes, and where each row of the figure's table lies on the horizontal one. rows: of that
+    table. name: of an estimate in it."""
+
+    axes: Axes
+    places: pd.Series
+
+    def curve(self, rows: pd.DataFrame, name: str, number: int, **changes: Any) -> None:
+        """A line with the band of its interval; of one point a marker with a bar."""
+        places, (value, low, high) = self.places[rows.index], _estimates(rows, name)
+        look = {**_look(number), "linewidth": 1.3, **changes}
+        color = look["color"]
+        if len(rows) == 1:
+            look |= {"linestyle": "none", "marker": look["marker"] or "o"}
+            self.axes.vlines(places, low, high, color=color, linewidth=1)
+        self.axes.plot(places, value, **look)
+        self.axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+
+    def curves(self, rows: pd.DataFrame, labels: dict[str, str], **changes: Any) -> None:
+        """A line for each of several estimates. labels: {name: label}."""
+        for number, (name, label) in enumerate(labels.items()):
+            line = LINES[number]
+            self.curve(rows, name, number, label=label, linestyle=line, **changes)
+
+    def bars(
+        self, rows: pd.DataFrame, name: str, number: int, label: str, shift: float = 0.0
+    ) -> None:
+        """Markers with the bars of their intervals, `shift` to the right of their places."""
+        value, *ends = _estimates(rows, name)
+        look = {**_look(number), "linestyle": "none", "capsize": 2, "elinewidth": 1}
+        if name == "reference":
+            look["markerfacecolor"] = "white"
+        places = self.places[rows.index] + shift
+        self.axes.errorbar(places, value, np.abs(ends - value), label=label, **look)
+
+    def side_by_side(self, groups: list[tuple[str, pd.DataFrame, str]]) -> None:
+        """Markers of several estimates, shifted against each other. groups: (label, rows,
+        name)."""
+        for number, (label, rows, name) in enumerate(groups):
+            shift = 0.15 * (number - (len(groups) - 1) / 2)
+            self.bars(rows, name, number, label, shift)
+        self.axes.set_xlim(-0.5, self.places.max() + 0.5)
+
+    def limits(self, rows: pd.DataFrame) -> None:
+        """Lines of chance and ceiling; from side to side where there is but one point."""
+        for name, look in _limits_of(rows):
+            if len(rows) == 1:
+                self.axes.axhline(rows[name].iloc[0], **look)
+            else:
+                self.axes.plot(self.places[rows.index], rows[name], **look)
+
+    def hatch(self, rows: pd.DataFrame) -> None:
+        """Hatches the points whose column `interpretable` is 0, up to halfway to their
+        neighbors."""
+        if "interpretable" not in rows:
+            return
+        places = self.places[rows.index]
+        centers = np.unique(places)
+        middles = (centers[1:] + centers[:-1]) / 2
+        margin = 0.04 * np.ptp(centers) or 0.5
+        ends = np.concatenate([[centers[0] - margin], middles, [centers[-1] + margin]])
+        for place in places[rows["interpretable"] == 0]:
+            number = int(np.searchsorted(centers, place))
+            self.axes.axvspan(ends[number], ends[number + 1], label="not interpretable", **_HATCH)
+
+
+def _axes(figure: Figure, y_label: str) -> Axes:
+    """The axes of a figure of one panel."""
+    axes = figure.subplots()
+    axes.set_ylabel(y_label)
+    return axes
+
+
+def _panels(
+    figure: Figure, frame: pd.DataFrame, *y_labels: str, x: str | None = None
+) -> list[_Panel]:
+    """A panel for each label of a vertical axis, from above. x: column of their horizontal axis, by
+    default the first."""
+    every = list(figure.subplots(len(y_labels), 1, sharex=True, squeeze=False)[:, 0])
+    for axes, label in zip(every, y_labels):
         axes.set_ylabel(label)
-    return panels
+    places = _x_axis(every[-1], frame[x or frame.columns[0]])
+    return [_Panel(axes, places) for axes in every]
 
 
-def _x_axis(axes: Axes, frame: pd.DataFrame, x: str | None = None) -> pd.Series:
-    """Label and ticks of the axis x, by default the first column; returns where each row lies:
-    numbers where all are, else one place for each word."""
-    x = x or frame.columns[0]
-    axes.set_xlabel(X_LABELS.get(x, x))
-    values = frame[x]
+def _x_axis(axes: Axes, values: pd.Series) -> pd.Series:
+    """Label and ticks of the axis; returns where each row lies: numbers where all are, else one
+    place for each word."""
+    axes.set_xlabel(X_LABELS.get(values.name, values.name))
     if pd.api.types.is_numeric_dtype(values):
         _mark_positions(axes, np.unique(values.astype(float)))
         return values.astype(float)
@@ -512,31 +536,11 @@ def _mark_positions(axes: Axes, positions: np.ndarray) -> None:
 
 def _estimates(rows: pd.DataFrame, name: str) -> np.ndarray:
     """float64 (3, rows): value, low and high of an estimate."""
-    value = f"{name}_acc" if f"{name}_acc" in rows else name
-    return rows[[value, f"{name}_low", f"{name}_high"]].to_numpy(float).T
-
-
-def _curve(
-    axes: Axes, places: pd.Series, rows: pd.DataFrame, name: str, number: int, **changes: Any
-) -> None:
-    """A line with the band of its interval; of one point a marker with a bar."""
-    value, low, high = _estimates(rows, name)
-    look = {**_look(number), "linewidth": 1.3, **changes}
-    color = look["color"]
-    if len(rows) == 1:
-        look |= {"linestyle": "none", "marker": look["marker"] or "o"}
-        axes.vlines(places, low, high, color=color, linewidth=1)
-    axes.plot(places, value, **look)
-    axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
-
-
-def _bars(axes: Axes, places: Any, rows: pd.DataFrame, name: str, number: int, label: str) -> None:
-    """Markers with the bars of their intervals."""
-    value, *ends = _estimates(rows, name)
-    look = {**_look(number), "linestyle": "none", "capsize": 2, "elinewidth": 1}
-    if name == "reference":
-        look["markerfacecolor"] = "white"
-    axes.errorbar(places, value, np.abs(ends - value), label=label, **look)
+    if name == "value":
+        columns = ["value", "low", "high"]
+    else:
+        columns = [f"{name}_acc" if f"{name}_acc" in rows else name, f"{name}_low", f"{name}_high"]
+    return rows[columns].to_numpy(float).T
 
 
 def _look(number: int) -> dict[str, Any]:
@@ -547,58 +551,19 @@ def _look(number: int) -> dict[str, Any]:
     }
 
 
-def _side_by_side(
-    axes: Axes, places: pd.Series, groups: list[tuple[str, pd.DataFrame, str]]
-) -> None:
-    """Markers of several estimates, shifted against each other. groups: (label, rows, name of the
-    estimate)."""
-    for number, (label, rows, name) in enumerate(groups):
-        shift = 0.15 * (number - (len(groups) - 1) / 2)
-        _bars(axes, places[rows.index] + shift, rows, name, number, label)
-    axes.set_xlim(-0.5, places.max() + 0.5)
-
-
 def _zero(axes: Axes) -> None:
-    axes.axhline(0, color="0.6", linewidth=0.7, zorder=0)
+    axes.axhline(0, **_ZERO)
 
 
 def _who(pct: float) -> str:
     return "all examples" if pct == 100 else f"most confident {pct:g} %"
 
 
-def _known(rows: pd.DataFrame) -> list[str]:
-    """Those of LIMITS that the rows hold."""
-    return [name for name in LIMITS if name in rows and rows[name].notna().any()]
-
-
-def _limits(axes: Axes, places: pd.Series, rows: pd.DataFrame) -> None:
-    """Lines of chance and ceiling; from side to side where there is but one point."""
-    for name in _known(rows):
-        look = {"label": name, "linestyle": LIMITS[name], **_GRAY}
-        if len(rows) == 1:
-            axes.axhline(rows[name].iloc[0], **look)
-        else:
-            axes.plot(places, rows[name], **look)
-
-
-def _hatch(axes: Axes, places: pd.Series, rows: pd.DataFrame) -> None:
-    """Hatches the points whose column `interpretable` is 0, up to halfway to their neighbors."""
-    if "interpretable" not in rows:
-        return
-    centers = np.unique(places)
-    middles = (centers[1:] + centers[:-1]) / 2
-    margin = 0.04 * np.ptp(centers) or 0.5
-    ends = np.concatenate([[centers[0] - margin], middles, [centers[-1] + margin]])
-    look: dict[str, Any] = {
-        "facecolor": "none",
-        "edgecolor": "0.6",
-        "hatch": "////",
-        "linewidth": 0,
-        "zorder": 0,
-    }
-    for place in places[rows["interpretable"] == 0]:
-        number = int(np.searchsorted(centers, place))
-        axes.axvspan(ends[number], ends[number + 1], label="not interpretable", **look)
+def _limits_of(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, look) of those of LIMITS that the rows hold."""
+    for name, line in LIMITS.items():
+        if name in rows and rows[name].notna().any():
+            yield name, {"label": name, "linestyle": line, **_GRAY}
 
 
 def _finish(axes: Axes) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from dejavu_utils.analysis.attack_files import AttackedSet, read_attack
-from dejavu_utils.analysis.intervals import Z95, Estimate, bounds, difference
+from dejavu_utils.analysis.attack_files import Sets, read_attack
+from dejavu_utils.analysis.intervals import Z95, Estimate, bounds, difference, estimate_columns
 from dejavu_utils.analysis.memorization import (
     OUTCOMES,
     TOP_KS,
+    DirectedAttack,
     Summary,
     summarize_classes,
     summarize_levels,
@@ -32,8 +33,6 @@ PERMUTATIONS = 1000
 
 _SHORT = {"target_acc": "target", "reference_acc": "reference"}
 _UNKNOWN = Estimate(np.nan, np.nan, np.nan)
-
-Sets = dict[str, AttackedSet]
 
 
 @dataclass(frozen=True)
@@ -71,21 +70,13 @@ class Attack:
     ) -> "Attack":
         attacks = directions(sets)
         every = sorted({*pct_confidences, 100})
-        levels = {
-            top_k: dict(zip(every, summarize_levels(attacks, top_k, every))) for top_k in TOP_KS
-        }
-        named = []
-        for attack in attacks:
-            named += [attack.labels, attack.target.top.ravel()]
-        classes = np.setdiff1d(np.concatenate(named), [-1])
-        return cls(
-            folder,
-            layer,
-            sum(len(attack.labels) for attack in attacks),
-            len(classes),
-            levels,
-            ceiling,
-        )
+        levels = {}
+        for top_k in TOP_KS:
+            levels[top_k] = dict(zip(every, summarize_levels(attacks, top_k, every)))
+        joined = DirectedAttack.joined(attacks)
+        named = np.union1d(joined.labels, joined.target.top)
+        classes = np.setdiff1d(named, [-1])
+        return cls(folder, layer, len(joined.labels), len(classes), levels, ceiling)
 
     def interpretable(self, top_k: int) -> float:
         """1 where the ceiling is above chance, 0 where it is not, NaN where it is not known."""
@@ -102,27 +93,30 @@ class Attack:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A point of a sweep. value: on the axis. path: its folder. content: Attack or ProbeResults.
-    differs: how it was made otherwise than the first point, beside what the axis varies; "" where
-    it was not."""
+    """A point of a sweep, or a layer of one. value: on the axis. path: its folder. content: Attack
+    or ProbeResults. differs: how it was made otherwise than the first point, beside what the axis
+    varies; "" where it was not."""
 
     value: Any
     path: Path
     content: Any
     differs: str = ""
 
+    @property
+    def folder(self) -> Path:
+        """Of its results.json."""
+        return self.content.folder if isinstance(self.content, Attack) else self.path
+
 
 def accuracy_table(
     points: Sequence[SweepPoint], pct_confidences: Sequence[float], x: str, top_k: int
 ) -> pd.DataFrame:
-    """Accuracies of a sweep of attacks, a row for each point and confidence level. x: column of the
-    axis."""
+    """Accuracies of attacks, a row for each point and confidence level. x: column of the axis."""
     rows = []
     for point in points:
         for pct in pct_confidences:
-            rows.append(
-                {x: point.value, **point.content.columns(top_k, pct), "differs": point.differs}
-            )
+            columns = point.content.columns(top_k, pct)
+            rows.append({x: point.value, **columns, "differs": point.differs})
     return pd.DataFrame(rows)
 
 
@@ -134,9 +128,8 @@ def partition_table(points: Sequence[SweepPoint], x: str, top_k: int) -> pd.Data
         row = {x: point.value, **{outcome: outcomes[outcome].value for outcome in OUTCOMES}}
         for outcome in OUTCOMES:
             row |= bounds(outcome, outcomes[outcome])
-        rows.append(
-            {**row, "interpretable": point.content.interpretable(top_k), "differs": point.differs}
-        )
+        row["interpretable"] = point.content.interpretable(top_k)
+        rows.append({**row, "differs": point.differs})
     return pd.DataFrame(rows)
 
 
@@ -146,66 +139,51 @@ def probe_table(points: Sequence[SweepPoint], x: str, top_k: int) -> pd.DataFram
     for point in points:
         final = point.content.final
         train, val = final.train.of(top_k), final.val.of(top_k)
-        accuracies = {x: point.value, "train_acc": train.value, "val_acc": val.value}
-        rows.append(
-            {**accuracies, **bounds("train", train), **bounds("val", val), "differs": point.differs}
-        )
+        row = {x: point.value, "train_acc": train.value, "val_acc": val.value}
+        row |= {**bounds("train", train), **bounds("val", val)}
+        rows.append({**row, "differs": point.differs})
     return pd.DataFrame(rows)
 
 
 def gap_table(
-    attacks: dict[int, pd.DataFrame],
-    probes: dict[int, pd.DataFrame],
-    positions: list,
+    attacks: Sequence[SweepPoint],
+    probes: Sequence[SweepPoint],
+    pct_confidences: Sequence[float],
     x: str,
     top_k: int,
 ) -> pd.DataFrame:
-    """The déjà vu score beside the linear probe's gap, of the positions that have both.
-
-    attacks, probes: {top_k: `accuracy_table`, `probe_table`}.
-    """
+    """The déjà vu score beside the linear probe's gap, of the points that have both."""
+    probe_at = {probe.value: probe for probe in probes}
     rows = []
-    for row in probes[top_k].to_dict("records"):
-        train = Estimate(row["train_acc"], row["train_low"], row["train_high"])
-        val = Estimate(row["val_acc"], row["val_low"], row["val_high"])
-        gap = difference(train, val)
-        if row[x] in positions:
-            rows.append({x: row[x], "probe_gap": gap.value, **bounds("probe_gap", gap)})
-    scores = attacks[top_k][[x, "pct_confidence", "score", "score_low", "score_high"]]
-    return scores.merge(
-        pd.DataFrame(rows, columns=[x, "probe_gap", "probe_gap_low", "probe_gap_high"]), on=x
-    )
-
-
-def layer_table(
-    attacks: dict[str, Attack],
-    differs: dict[str, str],
-    pct_confidences: Sequence[float],
-    top_k: int,
-) -> pd.DataFrame:
-    """Accuracies of the layers of one point, in the network's order. attacks, differs: by layer."""
-    rows = []
-    for layer, attack in attacks.items():
+    for point in attacks:
+        if point.value not in probe_at:
+            continue
+        probe = probe_at[point.value]
+        final = probe.content.final
+        gap = difference(final.train.of(top_k), final.val.of(top_k))
+        differs = "; ".join(filter(None, (point.differs, probe.differs)))
         for pct in pct_confidences:
-            rows.append({"layer": layer, **attack.columns(top_k, pct), "differs": differs[layer]})
+            score = point.content.levels[top_k][pct].score
+            columns = {**estimate_columns("score", score), **estimate_columns("probe_gap", gap)}
+            rows.append({x: point.value, "pct_confidence": pct, **columns, "differs": differs})
     return pd.DataFrame(rows)
 
 
-def layer_utility_table(attacks: dict[str, Attack], probes: Accuracies, top_k: int) -> pd.DataFrame:
+def layer_utility_table(
+    layers: Sequence[SweepPoint], probes: Accuracies, top_k: int
+) -> pd.DataFrame:
     """The déjà vu score of each layer beside training's own probe on it, of the layers that have
     both; empty for one.
 
-    attacks: {layer: Attack}, in the network's order. probes: of `online_probes`.
+    layers: in the network's order. probes: of `online_probes`.
     """
     rows = []
-    for layer, attack in attacks.items():
-        if layer in probes:
-            columns = attack.columns(top_k)
-            score = {
-                name: columns[name]
-                for name in ("score", "score_low", "score_high", "interpretable")
-            }
-            rows.append({"layer": layer, "probe_val": probes[layer][top_k], **score})
+    for point in layers:
+        if point.value in probes:
+            row = {"layer": point.value, "probe_val": probes[point.value][top_k]}
+            row |= estimate_columns("score", point.content.levels[top_k][100].score)
+            row["interpretable"] = point.content.interpretable(top_k)
+            rows.append({**row, "differs": point.differs})
     return pd.DataFrame(rows if len(rows) > 1 else [])
 
 
@@ -221,19 +199,21 @@ def grid_table(points: Sequence[SweepPoint], top_k: int) -> pd.DataFrame:
 
 
 def sslmem_table(
-    accuracies: dict[int, pd.DataFrame], sslmem: dict[int, dict | None], top_k: int
+    points: Sequence[SweepPoint],
+    sslmem: dict[int, dict | None],
+    pct_confidences: Sequence[float],
+    top_k: int,
 ) -> pd.DataFrame:
     """The déjà vu score beside the mean SSLMem, of the epochs that have both.
 
-    accuracies: {top_k: accuracy_table against epochs}. sslmem: {epoch: {layer: estimate as in
-    JSON}, or None}.
+    points: attacks against epochs. sslmem: {epoch: {layer: estimate as in JSON}, or None}.
     """
     rows = []
-    for row in accuracies[top_k].to_dict("records"):
-        if sslmem[row["epoch"]]:
-            score = {"value": row["score"], "low": row["score_low"], "high": row["score_high"]}
-            of = f"{row['pct_confidence']:g}"
-            rows.append({"epoch": row["epoch"], "instrument": "deja_vu", "of": of, **score})
+    for point in points:
+        for pct in pct_confidences if sslmem[point.value] else ():
+            score = vars(point.content.levels[top_k][pct].score)
+            row = {"epoch": point.value, "instrument": "deja_vu", "of": f"{pct:g}"}
+            rows.append({**row, **score})
     for epoch, layers in sslmem.items():
         for layer, mean in (layers or {}).items():
             rows.append({"epoch": epoch, "instrument": "sslmem", "of": layer, **mean})
@@ -271,32 +251,32 @@ def class_scores(sets: Sets, top_k: int) -> pd.DataFrame:
     chance_low, chance_high: 2.5 and 97.5 % of the scores that as many images drawn from all classes
     have.
     """
-    attacks, gains = directions(sets), []
-    for attack in attacks:
-        target, reference = attack.correct(top_k)
-        gains.append(target.astype(float) - reference)
-    every_gain = np.concatenate(gains)
-    labels = np.concatenate([attack.labels for attack in attacks])
-    summary = summarize_classes(attacks, top_k, int(labels.max()) + 1)
-    large = int((summary.n >= LEAST_OF_CLASS).sum())
-    wider = norm.ppf(1 - 0.025 / max(large, 1)) / Z95
-    rng, rows = np.random.default_rng(0), []
-    for label in np.flatnonzero(summary.n).tolist():
-        n, score = int(summary.n[label]), summary.score.at(label)
-        row = {"class": label, "n": n, "target": summary.target.value[label]}
-        row |= {
-            "reference": summary.reference.value[label],
-            "score": score.value,
-            "low": np.nan,
-            "high": np.nan,
-        }
-        drawn = every_gain[rng.integers(0, len(every_gain), (PERMUTATIONS, n))].mean(axis=1)
-        if n >= LEAST_OF_CLASS:
-            row["low"] = max(-1.0, score.value - wider * (score.value - score.low))
-            row["high"] = min(1.0, score.value + wider * (score.high - score.value))
-        row["chance_low"], row["chance_high"] = np.quantile(drawn, (0.025, 0.975))
-        rows.append(row)
-    return pd.DataFrame(rows).sort_values(["score", "class"], ascending=[False, True])
+    joined = DirectedAttack.joined(directions(sets))
+    target, reference = joined.correct(top_k)
+    gains = target.astype(float) - reference
+    summary = summarize_classes([joined], top_k, int(joined.labels.max()) + 1)
+    score = summary.score
+    large = summary.n >= LEAST_OF_CLASS
+    wider = norm.ppf(1 - 0.025 / max(int(large.sum()), 1)) / Z95
+    low = np.maximum(-1, score.value - wider * (score.value - score.low))
+    high = np.minimum(1, score.value + wider * (score.high - score.value))
+    columns = {
+        "class": np.arange(len(large)),
+        "n": summary.n,
+        "target": summary.target.value,
+        "reference": summary.reference.value,
+        "score": score.value,
+        "low": np.where(large, low, np.nan),
+        "high": np.where(large, high, np.nan),
+    }
+    frame = pd.DataFrame(columns)[summary.n > 0]
+    rng, by_chance = np.random.default_rng(0), []
+    for n in frame["n"]:
+        drawn = gains[rng.integers(0, len(gains), (PERMUTATIONS, n))].mean(axis=1)
+        by_chance.append(np.quantile(drawn, (0.025, 0.975)))
+    chance_low, chance_high = np.transpose(by_chance)
+    frame = frame.assign(chance_low=chance_low, chance_high=chance_high)
+    return frame.sort_values(["score", "class"], ascending=[False, True])
 
 
 @dataclass(frozen=True)
@@ -314,24 +294,23 @@ class ScoredPoint:
     probe: ProbeResults | None
     differs: str = ""
 
+    @property
+    def folder(self) -> Path:
+        """Of the attack's results.json."""
+        return self.attack.folder
+
     def row(self, top_k: int) -> dict[str, Any]:
         """What the point adds to the accuracies: whose they are, and the probe's validation
         accuracy."""
-        row = {
+        probe = self.probe.final.val.of(top_k) if self.probe else _UNKNOWN
+        return {
             "setting": self.setting,
             "value": self.value,
             "epoch": self.epoch,
             "dataset": self.dataset,
-        }
-        row["layer"] = self.attack.layer
-        for name, column in self.attack.columns(top_k).items():
-            row[_SHORT.get(name, name)] = column
-        del row["pct_confidence"]
-        probe = self.probe.final.val.of(top_k) if self.probe else _UNKNOWN
-        return {
-            **row,
-            "probe_val": probe.value,
-            **bounds("probe_val", probe),
+            "layer": self.attack.layer,
+            **self.attack.columns(top_k),
+            **estimate_columns("probe_val", probe),
             "differs": self.differs,
         }
 
@@ -346,6 +325,7 @@ def criteria_table(
     """
     first = ["loss", "epoch", "dataset", "layer", "target", "reference", "score", "probe_val"]
     frame = pd.DataFrame([{"loss": point.model, **point.row(top_k)} for point in points])
+    frame = frame.rename(columns=_SHORT).drop(columns="pct_confidence")
     frame = frame[[*first, *frame.columns.difference(first, sort=False)]]
     drawn = (frame["epoch"] == epoch) & (
         frame["dataset"].eq(dataset) | (frame["setting"] == "param")

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import AttackedSet
+from dejavu_utils.analysis.attack_files import AttackedSet, Sets
 from dejavu_utils.analysis.report import memorized_by_chance
 from dejavu_utils.data.annotations import Unusable
 from dejavu_utils.errors import InputError
@@ -70,7 +70,7 @@ class Attacked:
 
 def save_gallery(
     path: str | Path,
-    sets: dict[str, AttackedSet],
+    sets: Sets,
     listing: ImageListing,
     attacked: Attacked,
     boxes_of: Callable | None = None,
@@ -157,7 +157,7 @@ def readable_image(listing: ImageListing, index: int) -> Image.Image | None:
 
 
 def _most_confident(
-    sets: dict[str, AttackedSet], outcome: int, order: Callable, count: int
+    sets: Sets, outcome: int, order: Callable, count: int
 ) -> tuple[list[tuple[str, int]], int]:
     """([(set, row in that set)] of the most confident examples with this outcome, how many have
     it)."""

@@ -98,6 +98,11 @@ def bounds(name: str, estimate: Estimate) -> dict[str, Any]:
     return {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
+def estimate_columns(name: str, estimate: Estimate) -> dict[str, Any]:
+    """{name, name_low, name_high} of an estimate: columns of a table."""
+    return {name: estimate.value, **bounds(name, estimate)}
+
+
 def t_half_width(values: np.ndarray | Sequence[float]) -> float:
     """Half of Student's 95 % interval of the mean of a sample, float (n,); NaN for fewer than
     two."""

@@ -5,7 +5,7 @@ NumPy only. Definitions: Meehan et al. 2023 (arXiv 2304.13850), sections 3 and 4
 model that was trained on the attacked set, "reference" the model that was not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,13 @@ class Predictions:
         vote_share = None if self.vote_share is None else self.vote_share[rows]
         return Predictions(self.top[rows], self.confidence[rows], vote_share)
 
+    @classmethod
+    def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """Those of several sets, one after the other; without vote shares."""
+        top = [part.top for part in parts]
+        confidence = [part.confidence for part in parts]
+        return cls(np.concatenate(top), np.concatenate(confidence))
+
     def correct(self, labels: np.ndarray, top_k: int) -> np.ndarray:
         """bool (n,): is the true label among the first top_k predictions? labels: int (n,)."""
         return (self.top[:, :top_k] == np.asarray(labels).reshape(-1, 1)).any(axis=1)
@@ -65,32 +72,36 @@ def predict_from_neighbors(
     nearest member; a class without a neighbor is never predicted. ValueError if k_attk > k.
     """
     neighbor_labels = np.asarray(neighbor_labels)
-    n, k = neighbor_labels.shape
+    k = neighbor_labels.shape[1]
     votes = k_attk or k
     if votes > k:
         raise ValueError(f"k_attk is {votes}, but the neighbor files hold only {k} neighbors")
-    top = np.full((n, 5), -1, dtype=np.int64)
-    confidence = np.empty(n)
-    vote_share = None if labels is None else np.empty(n)
+    return _in_blocks(_vote, neighbor_labels[:, :votes], labels)
+
+
+def _in_blocks(predict: Callable, voters: np.ndarray, labels: np.ndarray | None) -> Predictions:
+    """Predictions of a bounded number of rows at once. predict: (voters, labels) of some rows ->
+    their top, confidence and vote share."""
+    n = len(voters)
+    true = np.full(n, -1) if labels is None else np.asarray(labels)
+    top = np.empty((n, 5), dtype=np.int64)
+    confidence, vote_share = np.empty(n), np.empty(n)
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        voters = neighbor_labels[rows, :votes]
-        top[rows], confidence[rows] = _vote(voters)
-        if labels is not None and vote_share is not None:
-            agreeing = voters == np.asarray(labels)[rows, None]
-            vote_share[rows] = agreeing.sum(axis=1) / votes
-    return Predictions(top, confidence, vote_share)
+        top[rows], confidence[rows], vote_share[rows] = predict(voters[rows], true[rows])
+    return Predictions(top, confidence, None if labels is None else vote_share)
 
 
-def _vote(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(top int64 (n, 5), confidence float64 (n,)) of neighbors' labels, int (n, k), nearest first.
+def _vote(voters: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(top int64 (n, 5), confidence and vote share float64 (n,)) of neighbors' labels, int (n, k),
+    nearest first.
 
     Sorted by label, a row falls into one group per class; no array of n x classes is needed.
     """
-    n, k = labels.shape
+    n, k = voters.shape
     # stable: each group begins with its nearest member
-    nearest_first = np.argsort(labels, axis=1, kind="stable")
-    grouped = np.take_along_axis(labels, nearest_first, axis=1)
+    nearest_first = np.argsort(voters, axis=1, kind="stable")
+    grouped = np.take_along_axis(voters, nearest_first, axis=1)
     begins = np.ones((n, k), dtype=bool)
     begins[:, 1:] = grouped[:, 1:] != grouped[:, :-1]
     group_starts = np.flatnonzero(begins)
@@ -112,7 +123,8 @@ def _vote(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     fractions = counts / k
     p_log_p = np.zeros(n * k)
     p_log_p[group_starts] = fractions * np.log(fractions)
-    return top, p_log_p.reshape(n, k).sum(axis=1)
+    vote_share = (voters == labels[:, None]).sum(axis=1) / k
+    return top, p_log_p.reshape(n, k).sum(axis=1), vote_share
 
 
 def predict_from_scores(scores: np.ndarray, labels: np.ndarray | None = None) -> Predictions:
@@ -121,34 +133,27 @@ def predict_from_scores(scores: np.ndarray, labels: np.ndarray | None = None) ->
 
     labels: int (n,), the true ones, for their softmax probability; 0 for a label that has no score.
     """
-    scores = np.asarray(scores)
+    return _in_blocks(_rank, np.asarray(scores), labels)
+
+
+def _rank(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(top int64 (n, 5), largest score and softmax of the label float64 (n,)) of scores, float (n,
+    classes)."""
     n, classes = scores.shape
-    top = np.full((n, 5), -1, dtype=np.int64)
-    confidence = np.empty(n)
-    vote_share = None if labels is None else np.empty(n)
-    for start in range(0, n, _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        of_rows = scores[rows]
-        largest = of_rows.max(axis=1).astype(np.float64)
-        confidence[rows] = largest
-        if labels is not None and vote_share is not None:
-            vote_share[rows] = _softmax_of(of_rows, largest, np.asarray(labels)[rows])
-        left = of_rows.copy()
-        for rank in range(min(5, classes)):
-            best = left.argmax(axis=1)  # the first of equals
-            top[rows, rank] = best
-            np.put_along_axis(left, best[:, None], -np.inf, axis=1)
-    return Predictions(top, confidence, vote_share)
-
-
-def _softmax_of(scores: np.ndarray, largest: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float64 (n,): probability of these classes, 0 for one without a score. largest: of each row's
-    scores."""
-    has_score = (labels >= 0) & (labels < scores.shape[1])
+    largest = scores.max(axis=1).astype(np.float64)
+    has_score = (labels >= 0) & (labels < classes)
     columns = np.where(has_score, labels, 0)[:, None]
     own = np.take_along_axis(scores, columns, axis=1)[:, 0].astype(np.float64)
     total = np.exp(scores - largest[:, None]).sum(axis=1)
-    return np.where(has_score, np.exp(own - largest) / total, 0.0)
+    probability = np.where(has_score, np.exp(own - largest) / total, 0.0)
+
+    top = np.full((n, 5), -1, dtype=np.int64)
+    left = scores.copy()
+    for rank in range(min(5, classes)):
+        best = left.argmax(axis=1)  # the first of equals
+        top[:, rank] = best
+        np.put_along_axis(left, best[:, None], -np.inf, axis=1)
+    return top, largest, probability
 
 
 def accuracy_sweep(
@@ -164,9 +169,8 @@ def accuracy_sweep(
     of them.
     """
     correct = predictions.correct(labels, top_k)
-    return (
-        _ConfidenceLevels(predictions.confidence, correct, np.asarray(fractions)).accuracy().value
-    )
+    levels = _ConfidenceLevels(predictions.confidence, correct, np.asarray(fractions))
+    return levels.accuracy().value
 
 
 @dataclass
@@ -178,6 +182,13 @@ class DirectedAttack:
     reference: Predictions
     labels: np.ndarray
 
+    @classmethod
+    def joined(cls, attacks: Sequence["DirectedAttack"]) -> "DirectedAttack":
+        """Several attacked sets as one, without vote shares."""
+        target = Predictions.joined([attack.target for attack in attacks])
+        reference = Predictions.joined([attack.reference for attack in attacks])
+        return cls(target, reference, np.concatenate([attack.labels for attack in attacks]))
+
     def correct(self, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """bool (n,) each: is the true label among the target's, and among the reference's, first
         top_k predictions?"""
@@ -185,7 +196,8 @@ class DirectedAttack:
 
     def outcomes(self, top_k: int) -> np.ndarray:
         """Index into OUTCOMES of each example, int64 (n,)."""
-        return outcomes_of(*self.correct(top_k))
+        target, reference = self.correct(top_k)
+        return np.where(target, np.where(reference, 1, 0), np.where(reference, 2, 3))
 
     def chosen(self, rows: np.ndarray) -> "DirectedAttack":
         """Some of its examples. rows: int (m,), or bool (n,)."""
@@ -301,10 +313,8 @@ class _ConfidenceLevels:
 
     def _places(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(above, end, part) of selections of these sizes."""
-        group = np.searchsorted(self.ties, sizes, side="left") - 1
-        group = np.clip(group, 0, None)
-        following = np.minimum(group + 1, len(self.ties) - 1)
-        above, end = self.ties[group], self.ties[following]
+        group = np.maximum(np.searchsorted(self.ties, sizes, side="left") - 1, 0)
+        above, end = self.ties[group], self.ties[group + 1]
         part = (sizes - above) / np.maximum(end - above, 1)
         return above, end, np.where(sizes > 0, part, 0.0)
 
@@ -483,24 +493,26 @@ class ClassSummary:
 def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: int) -> ClassSummary:
     """Accuracies, score and mean confidence of each class; intervals and chance as in
     `summarize`."""
-    labels = np.concatenate([attack.labels for attack in attacks])
-    n = np.bincount(labels, minlength=num_classes)
-    target_correct = np.concatenate([attack.correct(top_k)[0] for attack in attacks])
-    reference_correct = np.concatenate([attack.correct(top_k)[1] for attack in attacks])
-    target = proportion(np.bincount(labels, target_correct, minlength=num_classes), n)
-    reference = proportion(np.bincount(labels, reference_correct, minlength=num_classes), n)
+    attack = DirectedAttack.joined(attacks)
+    labels = attack.labels
 
-    predicted = np.concatenate([attack.reference.top[:, :top_k] for attack in attacks])
+    def total(values: np.ndarray | None = None) -> np.ndarray:
+        """Sum of values (n,) over the examples of each class; without them their number."""
+        return np.bincount(labels, values, minlength=num_classes)
+
+    n = total()
+    target_correct, reference_correct = attack.correct(top_k)
+    target = proportion(total(target_correct), n)
+    reference = proportion(total(reference_correct), n)
+
+    predicted = attack.reference.top[:, :top_k]
     is_class = (predicted >= 0) & (predicted < num_classes)
     times = np.bincount(predicted[is_class], minlength=num_classes)
     chance = np.where(n > 0, fraction_of(times, len(labels)), np.nan)
 
     # The correlation of the two models' answers (phi), with half an example of each outcome added.
-    outcome = outcomes_of(target_correct, reference_correct)
-    counts = [
-        np.bincount(labels, outcome == code, minlength=num_classes) + 0.5
-        for code in range(len(OUTCOMES))
-    ]
+    outcome = attack.outcomes(top_k)
+    counts = [total(outcome == code) + 0.5 for code in range(len(OUTCOMES))]
     memorized, correlated, misrepresented, unassociated = counts
     of_target = (memorized + correlated) * (misrepresented + unassociated)
     of_reference = (correlated + misrepresented) * (memorized + unassociated)
@@ -508,21 +520,10 @@ def summarize_classes(attacks: list[DirectedAttack], top_k: int, num_classes: in
     score = difference(target, reference, together / np.sqrt(of_target * of_reference))
     score = Estimate(score.value, np.maximum(-1, score.low), np.minimum(1, score.high))
 
-    def mean_confidence(of_sets: list[Predictions]) -> np.ndarray:
-        confidence = np.concatenate([predictions.confidence for predictions in of_sets])
-        return fraction_of(np.bincount(labels, confidence, minlength=num_classes), n)
-
-    target_confidence = mean_confidence([attack.target for attack in attacks])
-    reference_confidence = mean_confidence([attack.reference for attack in attacks])
+    target_confidence = fraction_of(total(attack.target.confidence), n)
+    reference_confidence = fraction_of(total(attack.reference.confidence), n)
     return ClassSummary(
         n, target, reference, score, chance, target_confidence, reference_confidence
-    )
-
-
-def outcomes_of(target_correct: np.ndarray, reference_correct: np.ndarray) -> np.ndarray:
-    """Index into OUTCOMES of each example; bool (n,), bool (n,) -> int64 (n,)."""
-    return np.where(
-        target_correct, np.where(reference_correct, 1, 0), np.where(reference_correct, 2, 3)
     )
 
 
@@ -532,12 +533,10 @@ def align_rows(first_idxs: np.ndarray, second_idxs: np.ndarray) -> tuple[np.ndar
 
     ValueError if an index occurs twice or the two files do not hold the same images.
     """
-    orders = []
-    for idxs in (first_idxs, second_idxs):
-        order = np.argsort(idxs, kind="stable")
-        if (np.diff(np.asarray(idxs)[order]) == 0).any():
-            raise ValueError("an image index occurs twice among the attacked examples")
-        orders.append(order)
-    if not np.array_equal(np.asarray(first_idxs)[orders[0]], np.asarray(second_idxs)[orders[1]]):
+    first, first_rows = np.unique(first_idxs, return_index=True)
+    second, second_rows = np.unique(second_idxs, return_index=True)
+    if len(first) < len(first_idxs) or len(second) < len(second_idxs):
+        raise ValueError("an image index occurs twice among the attacked examples")
+    if not np.array_equal(first, second):
         raise ValueError("the two models were not attacked with the same images")
-    return orders[0], orders[1]
+    return first_rows, second_rows

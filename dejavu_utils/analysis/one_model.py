@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.intervals import (
     Estimate,
-    bounds,
     difference,
+    estimate_columns,
     fraction_of,
     proportion,
     t_half_width,
@@ -73,14 +74,8 @@ def classifier_agreement(compared: dict[str, ClassifierComparison]) -> pd.DataFr
             enumerate(of_set.predicted, 1), 2
         ):
             agreement = proportion(int((one == other).sum()), len(one))
-            row = {
-                "set": name,
-                "first": first,
-                "second": second,
-                "images": len(one),
-                "agreement": agreement.value,
-            }
-            rows.append({**row, **bounds("agreement", agreement)})
+            row = {"set": name, "first": first, "second": second, "images": len(one)}
+            rows.append({**row, **estimate_columns("agreement", agreement)})
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -89,8 +84,7 @@ def log_mean_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:
     (n, classes)."""
     total = np.zeros((len(logits[0]), max(one.shape[1] for one in logits)))
     for one in logits:
-        shifted = np.exp(one.astype(np.float64) - one.max(axis=1, keepdims=True))
-        total[:, : one.shape[1]] += shifted / shifted.sum(axis=1, keepdims=True)
+        total[:, : one.shape[1]] += softmax(one.astype(np.float64), axis=1)
     return np.log(np.maximum(total / len(logits), np.finfo(np.float32).tiny)).astype(np.float32)
 
 

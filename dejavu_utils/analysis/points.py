@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -39,6 +39,7 @@ GRID = "grid"  # of epochs and sizes, beside these
 AT_ONCE = 4  # points that are read: each holds the files of an attack
 TOP_5_CLASSES = 20  # with fewer, five predictions are correct too often by chance
 
+T = TypeVar("T", SweepPoint, ScoredPoint)
 Sweeps = dict[str, list[SweepPoint]]  # by column of the axis, or GRID
 
 
@@ -117,14 +118,14 @@ class Series:
         try:
             return Attack.read(folder, layer, self.k, tuple(self.pct_confidences))
         except TooManyVotes as error:
-            raise TooManyVotes(error.path, error.votes, error.neighbors, "--k_neighb") from None
+            raise TooManyVotes(str(error).replace(" k_attk ", " --k_neighb ")) from None
 
     def own_probes(self, attacks: Sweeps, probes: Sweeps) -> Sweeps:
         """The probes without those of another model than the attack's at the same point; notes
         them."""
         own: Sweeps = {}
         for x, of_sweep in probes.items():
-            attacked = {point.value: point.content.folder for point in attacks.get(x, ())}
+            attacked = {point.value: point.folder for point in attacks.get(x, ())}
             kept = []
             for point in of_sweep:
                 attack = attacked.get(point.value)
@@ -175,11 +176,14 @@ class Series:
         contents, reasons = read_all(list(dict.fromkeys(paths)), read)
         points: Sweeps = {}
         for x, of_sweep in wanted.items():
-            complete = [(value, path) for value, path in of_sweep if path in contents]
+            complete = []
+            for value, path in of_sweep:
+                if path in contents:
+                    complete.append(SweepPoint(value, path, contents[path]))
             if x == GRID and not self._has_grid(complete):
                 continue
             if complete:
-                points[x] = self._compared(x, complete, contents)
+                points[x] = compared(complete, self._reader(x))
             else:
                 note(
                     f"no {prefix}{sweeps[x][0].format('*')} in {folder}: no figure of {PLURALS[x]}"
@@ -195,38 +199,27 @@ class Series:
             )
         return points
 
-    def _has_grid(self, points: list[tuple[Any, Path]]) -> bool:
+    def _has_grid(self, points: list[SweepPoint]) -> bool:
         """Are there points of neither of the two sweeps?"""
-        return any(size != self.dataset and epoch != self.epoch for (size, epoch), _ in points)
+        for point in points:
+            size, epoch = point.value
+            if size != self.dataset and epoch != self.epoch:
+                return True
+        return False
 
-    def _compared(
-        self, x: str, complete: list[tuple[Any, Path]], contents: dict[Path, Any]
-    ) -> list[SweepPoint]:
-        """The points of a sweep, with how each was made otherwise than the first; notes it."""
-        reader = "datasets" if x == GRID else PLURALS[x]
+    def _reader(self, x: str) -> str:
+        """One of provenance.READERS: of the points along this axis."""
         if self.param in READERS:
-            reader = self.param
-        folders = {}
-        for value, path in complete:
-            content = contents[path]
-            folders[value] = content.folder if isinstance(content, Attack) else path
-        differs = differing(reader, folders)
-        return [SweepPoint(value, path, contents[path], differs[value]) for value, path in complete]
+            return self.param
+        return "datasets" if x == GRID else PLURALS[x]
 
 
-def differing(reader: str, folders: dict[Any, Path]) -> dict[Any, str]:
-    """`agreement.disagreements` whose notes are printed."""
+def compared(points: Sequence[T], reader: str = "table") -> list[T]:
+    """The points of one figure, with how each was made otherwise than the first; notes it."""
+    folders = {number: point.folder for number, point in enumerate(points)}
     differs, notes = disagreements(reader, folders)
     for text in notes:
         note(text)
-    return differs
-
-
-def compared(points: Sequence[ScoredPoint]) -> list[ScoredPoint]:
-    """The points of one figure, with how each was made otherwise than the first."""
-    differs = differing(
-        "table", {number: point.attack.folder for number, point in enumerate(points)}
-    )
     return [replace(point, differs=differs[number]) for number, point in enumerate(points)]
 
 
@@ -243,14 +236,15 @@ def read_all(
         except InputError as error:
             return error
 
+    contents, reasons = {}, []
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        contents = dict(zip(paths, pool.map(read_one, paths)))
-    reasons = [error for error in contents.values() if isinstance(error, InputError)]
-    for error in reasons:
-        note(f"left out: {error}")
-    return {
-        path: content for path, content in contents.items() if not isinstance(content, InputError)
-    }, reasons
+        for path, content in zip(paths, pool.map(read_one, paths)):
+            if isinstance(content, InputError):
+                reasons.append(content)
+                note(f"left out: {content}")
+            else:
+                contents[path] = content
+    return contents, reasons
 
 
 @cache
@@ -328,14 +322,12 @@ class Output:
         caption: str,
         table: Callable[..., pd.DataFrame],
         *arguments: Any,
-    ) -> dict[int, pd.DataFrame]:
+    ) -> None:
         """Draws and writes {stem}_top1 and {stem}_top5. table: called with the arguments and top_k,
-        gives what is drawn. Returns {top_k: DataFrame}."""
-        frames = {}
+        gives what is drawn."""
         for top_k in TOP_KS:
-            frames[top_k] = table(*arguments, top_k)
-            self.save_table(f"{stem}_top{top_k}", draw, caption, frames[top_k], top_k)
-        return frames
+            name, frame = f"{stem}_top{top_k}", table(*arguments, top_k)
+            self.save_table(name, draw, caption, frame, top_k)
 
     def save_table(
         self, name: str, draw: Draw, caption: str, frame: pd.DataFrame, top_k: int = 1

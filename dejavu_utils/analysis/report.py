@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from dejavu_utils.analysis.intervals import Estimate, difference, holm, p_value
 from dejavu_utils.analysis.results_json import AttackResults, LevelResults
 from dejavu_utils.naming import LOGITS, SETS
-from dejavu_utils.typed_json import from_json
 
 # of the way from chance to the ceiling: a reference above this leaves little room for a score
 NEAR_CEILING = 0.8
@@ -42,13 +41,13 @@ class Evidence:
     reference: Estimate
     score: Estimate
     chance: float
-    ceiling: Estimate | None = None
-    margin: Estimate | None = None
-    sets: dict[str, Estimate] | None = None
-    one_model: bool = False
-    delta: Estimate | None = None
-    probe: float | None = None
-    rule: str = "k-NN"
+    ceiling: Estimate | None
+    margin: Estimate | None
+    sets: dict[str, Estimate]
+    one_model: bool
+    delta: Estimate | None
+    probe: float | None
+    rule: str
 
     @classmethod
     def of(cls, results: AttackResults) -> "Evidence":
@@ -93,9 +92,9 @@ class Evidence:
             fields[name] = points(estimate) if estimate else ""
         if self.ceiling:
             fields["ceiling"] = per_cent(self.ceiling, interval=True)
-        if self.sets:
-            fields["score_A"], fields["score_B"] = (points(self.sets[name]) for name in "AB")
-            fields["difference"] = points(difference(self.sets["A"], self.sets["B"]))
+        for name, score in self.sets.items():
+            fields[f"score_{name}"] = points(score)
+        fields["difference"] = points(difference(self.sets["A"], self.sets["B"]))
         if self.probe is not None:
             fields["probe"] = f"{100 * self.probe:.1f} %"
         return fields
@@ -135,6 +134,11 @@ def _no_room(evidence: Evidence) -> bool:
         return False
     half_width = (evidence.score.high - evidence.score.low) / 2
     return evidence.ceiling.value - evidence.reference.value < half_width
+
+
+def _sets_differ(evidence: Evidence) -> bool:
+    """Does the interval of score(A) - score(B) exclude 0?"""
+    return side(difference(evidence.sets["A"], evidence.sets["B"])) != 0
 
 
 CONCLUSIONS = (
@@ -199,14 +203,14 @@ WARNINGS = (
         "two models; the interval of score(A) - score(B) does not include 0",
         "the scores of set A, {score_A}, and set B, {score_B}, differ by {difference}: were the two models trained the "
         "same way?",
-        lambda evidence: _sets_differ(evidence),
+        _sets_differ,
     ),
     Branch(
         "baseline differs",
         "one model; the interval of delta does not include 0",
         "on images that the model never saw it differs from the classifiers, too, by {delta}: the score cannot be read "
         "without subtracting it",
-        lambda evidence: evidence.delta is not None and bool(side(evidence.delta)),
+        lambda evidence: evidence.delta is not None and side(evidence.delta) != 0,
     ),
     Branch(
         "reference near the ceiling",
@@ -426,9 +430,8 @@ def one_model_lines(results: AttackResults) -> list[str]:
     return lines
 
 
-def figure_in_words(figure: Estimate | dict | None) -> str:
+def figure_in_words(estimate: Estimate | None) -> str:
     """An estimate as 0.400 [0.350, 0.450], with as many digits as its interval's width deserves."""
-    estimate = from_json(Estimate, figure) if isinstance(figure, dict) else figure
     if estimate is None or math.isnan(estimate.value):
         return "none"
     value, low, high = _rounded(estimate, 1, 3)
@@ -492,19 +495,12 @@ def _near_copies(results: AttackResults) -> list[str]:
     ]
 
 
-def _sets_differ(evidence: Evidence) -> bool:
-    """Does the interval of score(A) - score(B) exclude 0?"""
-    return evidence.sets is not None and bool(
-        side(difference(evidence.sets["A"], evidence.sets["B"]))
-    )
-
-
 def _counts(results: AttackResults) -> list[int]:
     """[memorized, misrepresented] images of both sets."""
     counts = []
     for outcome in ("memorized", "misrepresented"):
-        of_sets = [results.of(name) for name in SETS]
-        counts.append(
-            sum(round(of_set.n * of_set.top_1.shares[outcome].value) for of_set in of_sets)
-        )
+        images = 0
+        for of_set in (results.A, results.B):
+            images += round(of_set.n * of_set.top_1.shares[outcome].value)
+        counts.append(images)
     return counts

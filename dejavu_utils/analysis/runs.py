@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dejavu_utils.analysis.attack_files import AttackedSet
-from dejavu_utils.analysis.intervals import Estimate, bounds, difference, proportion
+from dejavu_utils.analysis.attack_files import Sets
+from dejavu_utils.analysis.intervals import Estimate, difference, estimate_columns, proportion
 from dejavu_utils.analysis.memorization import OUTCOMES
 from dejavu_utils.errors import InputError
 
 
-def memorized_images(sets: dict[str, AttackedSet]) -> pd.Series:
+def memorized_images(sets: Sets) -> pd.Series:
     """bool by (set, image index): is it memorized (top-1)? sets: of read_attack."""
     parts = []
     for name, attacked in sets.items():
@@ -63,11 +63,10 @@ def agreement_table(runs: dict[str, pd.Series]) -> pd.DataFrame:
             raise InputError(f"--agreement: {first} and {second} have no attacked image in common")
         in_first = runs[first][common].to_numpy(bool)
         in_second = runs[second][common].to_numpy(bool)
-        above = above_chance(in_first, in_second)
-        row = {"first": first, "second": second, "images": len(common), "above_chance": above.value}
-        rows.append(
-            {**row, **bounds("above_chance", above), "kappa": cohens_kappa(in_first, in_second)}
-        )
+        row = {"first": first, "second": second, "images": len(common)}
+        row |= estimate_columns("above_chance", above_chance(in_first, in_second))
+        row["kappa"] = cohens_kappa(in_first, in_second)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -87,10 +86,5 @@ def short_names(folders: Sequence[str]) -> list[str]:
     parts = [str(folder).strip("/").split("/") for folder in folders]
     if len({len(part) for part in parts}) > 1:
         return [f"run {number}" for number in range(1, len(folders) + 1)]
-    differing = [
-        place for place in range(len(parts[0])) if len({part[place] for part in parts}) > 1
-    ]
-    return [
-        "/".join(part[place] for place in differing) or str(folder)
-        for part, folder in zip(parts, folders)
-    ]
+    differing = [len(set(names)) > 1 for names in zip(*parts)]
+    return ["/".join(itertools.compress(part, differing)) or "/".join(part) for part in parts]

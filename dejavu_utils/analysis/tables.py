@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dejavu_utils.analysis import memorization as mem
-from dejavu_utils.analysis.attack_files import AttackedSet, read_attack
-from dejavu_utils.analysis.intervals import Estimate, bounds, proportion
+from dejavu_utils.analysis.attack_files import AttackedSet, Sets, read_attack
+from dejavu_utils.analysis.intervals import Estimate, bounds, estimate_columns, proportion
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.results_json import (
     AttackResults,
@@ -26,7 +26,7 @@ CONFIDENCES = (5, 20, 100)  # per cent of the examples, in results.json
 MODELS = ("target", "reference")
 
 
-def attack_statistics(sets: dict[str, AttackedSet]) -> AttackResults:
+def attack_statistics(sets: Sets) -> AttackResults:
     """The figures of `read_attack`'s sets, of each and of both."""
     return AttackResults(
         both=set_statistics(list(sets.values())),
@@ -126,7 +126,7 @@ def example_table(attacked: AttackedSet, listing: ImageListing) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def directions(sets: dict[str, AttackedSet]) -> list[mem.DirectedAttack]:
+def directions(sets: Sets) -> list[mem.DirectedAttack]:
     """The DirectedAttacks of `read_attack`'s sets, as memorization.summarize takes them."""
     return [attacked.attack for attacked in sets.values()]
 
@@ -163,11 +163,11 @@ def accuracy_columns(
         "chance": summary.chance,
     }
     if top:
-        columns |= {"ceiling": top.value, **bounds("ceiling", top)}
+        columns |= estimate_columns("ceiling", top)
     return columns
 
 
-def class_table(sets: dict[str, AttackedSet], classes: Sequence[str]) -> pd.DataFrame:
+def class_table(sets: Sets, classes: Sequence[str]) -> pd.DataFrame:
     """One row per class, top-1, all sets together, as attack_classes.csv holds them: the largest
     score first.
 
@@ -190,7 +190,7 @@ def class_table(sets: dict[str, AttackedSet], classes: Sequence[str]) -> pd.Data
 
 
 def confidence_curve(
-    sets: dict[str, AttackedSet],
+    sets: Sets,
     pct_confidences: Sequence[float] = tuple(range(1, 101)),
     ceiling: TopAccuracies | None = None,
 ) -> pd.DataFrame:
@@ -213,9 +213,8 @@ def confidence_curve(
         ):
             row: dict[str, Any] = {"top_k": top_k, "pct_confidence": pct}
             for name in MODELS:
-                row[f"{name}_threshold"] = np.mean(
-                    [_threshold(of_set, pct) for of_set in ranked[name]]
-                )
+                thresholds = [_threshold(of_set, pct) for of_set in ranked[name]]
+                row[f"{name}_threshold"] = np.mean(thresholds)
             rows.append({**row, **accuracy_columns(summary, top)})
     return pd.DataFrame(rows)
 

@@ -207,7 +207,7 @@ class _PublicSearch:
         self.pieces.save_each(self.embedder.shard_arrays(self.public, missing, bar.update))
         readable = self._joined(block, "rows")
         for key, search in self.searches.items():
-            search.add(self._joined(block, array_key(key)), readable)
+            search.add(self._joined(block, array_key(*key)), readable)
         for shard in block:
             self.shards.append(shard.name)
             self.unreadable += np.setdiff1d(range(shard.start, shard.stop), readable).tolist()
@@ -225,9 +225,9 @@ class _PublicSearch:
             "unreadable": np.array(self.unreadable, np.int64),
         }
         for key, search in self.searches.items():
-            arrays[f"{array_key(key)}|distances"], arrays[f"{array_key(key)}|positions"] = (
-                search.best
-            )
+            distances, positions = search.best
+            arrays[array_key(*key, "distances")] = distances
+            arrays[array_key(*key, "positions")] = positions
         self.pieces.save(self.name, **arrays)
         for shard in self.shards:
             self.pieces.drop(shard)
@@ -238,7 +238,8 @@ class _PublicSearch:
         """Adds what an earlier run or another process saved under this name."""
         piece = self.pieces.load(name)
         for key, search in self.searches.items():
-            search.merge(piece[f"{array_key(key)}|distances"], piece[f"{array_key(key)}|positions"])
+            distances = piece[array_key(*key, "distances")]
+            search.merge(distances, piece[array_key(*key, "positions")])
         self.shards += piece["shards"].tolist()
         self.unreadable += piece["unreadable"].tolist()
 

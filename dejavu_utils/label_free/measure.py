@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from dejavu_utils.data import augment
@@ -22,7 +23,7 @@ from dejavu_utils.data.augment import View
 from dejavu_utils.data.beton_loader import random_crop
 from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.imagenet import Preprocessing
-from dejavu_utils.networks.embedder import Embedder, ImageSet, Key, to_host
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Key, array_key, to_host
 from dejavu_utils.networks.inference import check_finite
 from dejavu_utils.randomness import uniforms
 from dejavu_utils.runtime.distributed import rank
@@ -31,7 +32,6 @@ from dejavu_utils.training.methods.method import two_views
 from dejavu_utils.training.settings import Augment
 
 _EPOCH = 2**31  # no training has so many: what is drawn here was not drawn there
-_PARTS = ("largest", "image", "total")  # of UnitMaxima, in pieces
 
 
 def views_of_training(settings: dict[str, Any] | None) -> list[View]:
@@ -59,7 +59,7 @@ class Views:
     ) -> None:
         self.pair, self.count, self.seed, self.kinds = pair, count, seed, kinds
 
-    def __call__(self, index: int, image: Image.Image) -> tuple[torch.Tensor, ...]:
+    def __call__(self, index: int, image: Image.Image) -> tuple[Tensor, ...]:
         pixels, threads = np.array(image), torch.get_num_threads()
         torch.set_num_threads(1)  # a sum's last bits depend on how many threads share it
         try:
@@ -74,7 +74,7 @@ class Views:
         levels = views * std[:, None, None] + mean[:, None, None]
         return [to_pil_image(view) for view in levels.clamp(0, 1).mul(255).round().byte()]
 
-    def _of(self, kind: Preprocessing, index: int, pixels: np.ndarray) -> torch.Tensor:
+    def _of(self, kind: Preprocessing, index: int, pixels: np.ndarray) -> Tensor:
         views = torch.empty((self.count, 3, kind.side, kind.side))
         for number in range(self.count):
             view = self.pair[number % len(self.pair)]
@@ -88,77 +88,73 @@ class Views:
 class _ViewedImages(IndexedImages):
     """A PyTorch data set: (views, label) of each image. transform: Views."""
 
-    def view(self, position: int, image: Image.Image) -> tuple[torch.Tensor, ...]:
+    def view(self, position: int, image: Image.Image) -> tuple[Tensor, ...]:
         return self.transform(int(self.indices[position]), image)
 
 
-class UnitMaxima:
-    """Of the units of a layer over images: largest activation float64 (width,), the image's row
-    int64 (-1: never active; the first among equals), and the total float64. An image's activation
-    is the mean over its views, after a ReLU."""
+@dataclass
+class LayerAlignment:
+    """Of a model's layer over images. distance: float64 (m,), mean L2 distance over all pairs of an
+    image's views between representations of length 1. Of its units, float64 (width,) each: largest
+    activation, the image's row (int64; -1: never active; the first among equals), and the total. An
+    image's activation is the mean over its views, after a ReLU."""
 
-    def __init__(self, width: int) -> None:
-        self.largest = np.zeros(width)
-        self.image = np.full(width, -1)
-        self.total = np.zeros(width)
+    distance: np.ndarray
+    largest: np.ndarray
+    image: np.ndarray
+    total: np.ndarray
 
-    def add(self, activations: np.ndarray, rows: np.ndarray) -> None:
-        """activations: float64 (n, width), 0 or more. rows: int64 (n,)."""
-        first = rows[activations.argmax(axis=0)]
-        self.merge(activations.max(axis=0), first, activations.sum(axis=0))
-
-    def merge(self, largest: np.ndarray, image: np.ndarray, total: np.ndarray) -> None:
-        """Those of images that come after."""
-        greater = largest > self.largest
-        self.largest = np.where(greater, largest, self.largest)
-        self.image = np.where(greater, image, self.image)
-        self.total += total
+    def merge(self, other: "LayerAlignment") -> None:
+        """Adds images that come after."""
+        self.distance = np.append(self.distance, other.distance)
+        greater = other.largest > self.largest
+        self.largest = np.where(greater, other.largest, self.largest)
+        self.image = np.where(greater, other.image, self.image)
+        self.total = self.total + other.total
 
 
 @dataclass
 class Alignment:
-    """Of an image set. rows: int64 (m,), the images that could be read. distances: {(model, layer):
-    float64 (m,)}, mean L2 distance over all pairs of an image's views between representations of
-    length 1. units: {(model, layer): UnitMaxima}, whose images are positions in the set."""
+    """Of an image set. rows: int64 (m,), the images that could be read, as positions in the set.
+    layers: by (model, layer)."""
 
     rows: np.ndarray
-    distances: dict[Key, np.ndarray]
-    units: dict[Key, UnitMaxima]
+    layers: dict[Key, LayerAlignment]
 
     @classmethod
     def empty(cls, widths: dict[Key, int]) -> "Alignment":
         """Of no image. widths: of each layer."""
-        alignment = cls(np.empty(0, np.int64), {}, {})
+        layers = {}
         for key, width in widths.items():
-            alignment.distances[key], alignment.units[key] = np.empty(0), UnitMaxima(width)
-        return alignment
+            zeros = np.zeros(width)
+            layers[key] = LayerAlignment(np.empty(0), zeros, np.full(width, -1), zeros)
+        return cls(np.empty(0, np.int64), layers)
 
     def add(self, rows: np.ndarray, measured: dict[Key, tuple[np.ndarray, np.ndarray]]) -> None:
         """Adds images that come after. measured: of `ViewDistances.measure`."""
         self.rows = np.append(self.rows, rows)
-        for key, (distances, activations) in measured.items():
-            self.distances[key] = np.append(self.distances[key], distances)
-            self.units[key].add(activations, rows)
+        for key, (distance, activations) in measured.items():
+            first = rows[activations.argmax(axis=0)]
+            largest, total = activations.max(axis=0), activations.sum(axis=0)
+            self.layers[key].merge(LayerAlignment(distance, largest, first, total))
 
     def arrays(self) -> Arrays:
         """As a ShardStore keeps it."""
         arrays = {"rows": self.rows}
-        for key, units in self.units.items():
-            arrays[_word("distance", key)] = self.distances[key]
-            for part in _PARTS:
-                arrays[_word(part, key)] = getattr(units, part)
+        for key, layer in self.layers.items():
+            for part, values in vars(layer).items():
+                arrays[array_key(part, *key)] = values
         return arrays
 
     def merge(self, arrays: Arrays) -> None:
         """Adds the images of another Alignment's `arrays`, which come after."""
         self.rows = np.append(self.rows, arrays["rows"])
-        for key, units in self.units.items():
-            distances = arrays[_word("distance", key)]
-            self.distances[key] = np.append(self.distances[key], distances)
-            units.merge(*[arrays[_word(part, key)] for part in _PARTS])
+        for key, layer in self.layers.items():
+            parts = {part: arrays[array_key(part, *key)] for part in vars(layer)}
+            layer.merge(LayerAlignment(**parts))
 
 
-def mean_distance(representations: torch.Tensor) -> torch.Tensor:
+def mean_distance(representations: Tensor) -> Tensor:
     """float (n, views, width) -> float64 (n,): mean L2 distance over all pairs of views, each
     divided by its length."""
     unit = F.normalize(representations.double(), dim=2)
@@ -188,7 +184,7 @@ class ViewDistances:
             whole.merge(piece)
         return whole
 
-    def measure(self, batch: Sequence[torch.Tensor]) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
+    def measure(self, batch: Sequence[Tensor]) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
         """{(model, layer): (mean distance float64 (n,), activations float64 (n, width))};
         InputError for values that are not finite. batch: for each kind float (n, views, 3, h,
         w)."""
@@ -203,9 +199,7 @@ class ViewDistances:
         return measured
 
     @torch.inference_mode()
-    def on_device(
-        self, batch: Sequence[torch.Tensor]
-    ) -> dict[Key, tuple[torch.Tensor, torch.Tensor]]:
+    def on_device(self, batch: Sequence[Tensor]) -> dict[Key, tuple[Tensor, Tensor]]:
         """What `measure` gives, as tensors on the device, unchecked."""
         measured = {}
         shown = [views.flatten(0, 1) for views in batch]
@@ -229,7 +223,3 @@ class ViewDistances:
             for rows, views in batches:
                 measured.add(rows, self.measure(views))
             yield shard.name, measured.arrays()
-
-
-def _word(part: str, key: Key) -> str:
-    return "|".join((part, *key))

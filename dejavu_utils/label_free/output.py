@@ -17,7 +17,13 @@ from dejavu_utils.analysis.figures import (
     save_figure,
 )
 from dejavu_utils.analysis.intervals import Estimate, proportion
-from dejavu_utils.analysis.membership import SAME_DRAW, Membership, membership_in_words, roc_table
+from dejavu_utils.analysis.membership import (
+    SAME_DRAW,
+    Membership,
+    membership,
+    membership_in_words,
+    roc_table,
+)
 from dejavu_utils.analysis.report import POINTWISE, figure_in_words, models_in_words
 from dejavu_utils.data.provenance import MADE_FROM
 from dejavu_utils.files import save_csv, save_json, save_npy
@@ -25,7 +31,6 @@ from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.label_free.compare import SCORE, attacked_rows, correlations, scores, with_margins
 from dejavu_utils.label_free.gallery import save_sslmem_gallery
 from dejavu_utils.label_free.measure import Alignment
-from dejavu_utils.label_free.members import member_scores, memberships
 from dejavu_utils.label_free.scores import (
     mean_estimate,
     range_normalized,
@@ -124,7 +129,10 @@ def write_folder(folder: str | Path, measured: Measured, about: dict[str, Any]) 
     for name, table in tables.items():
         unreadable = len(measured.sets[name]) - len(table)
         sets[name] = SetScores(len(table), unreadable, _statistics(name, tables, layers))
-    members = {layer: member_scores(tables, layer) for layer in layers}
+    members, memberships = {}, {}
+    for layer in layers:
+        members[layer] = member_scores(tables, layer)
+        memberships[layer] = {who: membership(*pair) for who, pair in members[layer].items()}
     results = SslmemResults(
         sets=sets,
         both={layer: _mean_of_directions(tables, layer) for layer in layers},
@@ -132,7 +140,7 @@ def write_folder(folder: str | Path, measured: Measured, about: dict[str, Any]) 
         attack={name: correlations(tables[name], layers) for name in SETS}
         if measured.margins
         else None,
-        membership={layer: memberships(of_layer) for layer, of_layer in members.items()},
+        membership=memberships,
         unitmem={"rest": "mean of the other images", "never active": 0},
         **about,
     )
@@ -187,8 +195,8 @@ def _table_of(name: str, measured: Measured) -> pd.DataFrame:
     table = pd.DataFrame({"index": indices, "path": paths, "label": listing.labels[indices]})
     target = name if name in SETS else "A"
     for layer in measured.layers:
-        of_target = alignment.distances[target, layer]
-        of_reference = alignment.distances[TWIN[target], layer]
+        of_target = alignment.layers[target, layer].distance
+        of_reference = alignment.layers[TWIN[target], layer].distance
         of_images = sslmem(of_target, of_reference)
         table[f"{layer}{SCORE}"] = of_images
         table[f"{layer}_normalized"] = range_normalized(of_images)
@@ -247,13 +255,34 @@ def _placebo(tables: Tables, layers: list[str]) -> ByLayer:
     return placebo
 
 
+def member_scores(tables: Tables, layer: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{score: (of members, of non-members)}, of set A against set B: minus the mean pair distance
+    of model A and of model B, and SSLMem of the twins, for model A. Where both controls are given,
+    model A's on public against unseen images, too: neither was trained on, so that the AUC is 0.5.
+
+    On set B the target is model B.
+    """
+
+    def column(name: str, what: str) -> np.ndarray:
+        return tables[name][f"{layer}_{what}"].to_numpy(np.float64)
+
+    members = {
+        "model A": (-column("A", "target"), -column("B", "reference")),
+        "model B": (-column("B", "target"), -column("A", "reference")),
+        "twins": (column("A", "sslmem"), -column("B", "sslmem")),
+    }
+    if "public" in tables and "unseen" in tables:
+        members["public against unseen"] = -column("public", "target"), -column("unseen", "target")
+    return {name: pair for name, pair in members.items() if len(pair[0]) and len(pair[1])}
+
+
 def _units_of(measured: Measured) -> tuple[Units, pd.DataFrame]:
     """(UnitMem, its summary as unitmem.csv holds it)."""
     units, rows = {}, []
     for name, alignment in measured.alignments.items():
         for model in SETS:
             for layer in measured.layers:
-                part = alignment.units[model, layer]
+                part = alignment.layers[model, layer]
                 values = unitmem(part.largest, part.total, len(alignment.rows))
                 units[model, name, layer] = values
                 median, upper, most = np.quantile(values, (0.5, 0.9, 1))
@@ -296,8 +325,8 @@ def sslmem_in_words(results: SslmemResults) -> list[str]:
         if results.control:
             control = f"; placebo (control split in two) {figure_in_words(results.control[layer])}"
         lines.append(f"  both directions, {layer}: {figure_in_words(figure)}{control}")
-    for layer, memberships_of_layer in results.membership.items():
-        for who, result in memberships_of_layer.items():
+    for layer, of_layer in results.membership.items():
+        for who, result in of_layer.items():
             lines.append(f"  membership, {layer}, {who}: {membership_in_words(result)}")
     lines.append(f"  {SAME_DRAW}")
     for name, of_set in (results.attack or {}).items():

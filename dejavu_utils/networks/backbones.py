@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from timm.layers import Mlp, SwiGLUPacked
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import resnet
 
 from dejavu_utils.models import backbone_named
@@ -85,7 +85,7 @@ class VisionTransformer(timm.models.VisionTransformer):
     pos_embed: Any
     offset, antialias = 0.0, False
 
-    def _pos_embed(self, patches: torch.Tensor) -> torch.Tensor:
+    def _pos_embed(self, patches: Tensor) -> Tensor:
         """float (n, height, width, channels) -> float (n, tokens, channels), the class token and
         registers first."""
         tokens = patches.flatten(1, 2) + self._positions(*patches.shape[1:3])
@@ -94,7 +94,7 @@ class VisionTransformer(timm.models.VisionTransformer):
                 tokens = torch.cat([token.expand(len(tokens), -1, -1), tokens], dim=1)
         return tokens
 
-    def _positions(self, height: int, width: int) -> torch.Tensor:
+    def _positions(self, height: int, width: int) -> Tensor:
         side = math.isqrt(self.pos_embed.shape[1])
         if (height, width) == (side, side):
             return self.pos_embed
@@ -148,7 +148,7 @@ def vit_of_shapes(
     return net, f"vit_{width}x{depth}_{heads}heads_patch{patch}"
 
 
-def timms_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def timms_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a vision transformer as DINO, DINOv2, MAE, MoCo v3 and I-JEPA name them -> as timm
     does.
 
@@ -179,7 +179,7 @@ def count(names: Iterable[str], pattern: str) -> int:
     return numbers
 
 
-def shapes_of(state: dict[str, torch.Tensor]) -> dict[str, tuple]:
+def shapes_of(state: dict[str, Tensor]) -> dict[str, tuple]:
     """{name: shape} of weights."""
     return {name: tuple(value.shape) for name, value in state.items()}
 

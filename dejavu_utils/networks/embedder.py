@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dejavu_utils.cli import from_flags
 from dejavu_utils.data.image_dataset import (
@@ -128,7 +129,7 @@ class Embedder:
 
     @torch.inference_mode()
     def embed_later(
-        self, images: Sequence[torch.Tensor], chosen: dict[str, np.ndarray] | None = None
+        self, images: Sequence[Tensor], chosen: dict[str, np.ndarray] | None = None
     ) -> Callable[[], Embeddings]:
         """A function that waits for {key: float32 (n, width) in NumPy} and returns it; a GPU works
         on it meanwhile.
@@ -160,14 +161,14 @@ class Embedder:
         return checked
 
     def outputs(
-        self, images: Sequence[torch.Tensor], chosen: Mapping[str, np.ndarray] | None = None
-    ) -> dict[Key, torch.Tensor]:
+        self, images: Sequence[Tensor], chosen: Mapping[str, np.ndarray] | None = None
+    ) -> dict[Key, Tensor]:
         """Outputs on the device, unchecked: {key: float32 (m, width)} of the m rows that a network
         is shown, if any."""
         batches = {}
         for kind, batch in zip(self.kinds, images):
             batches[kind] = batch.to(self.device, non_blocking=True)
-        outputs: dict[Key, torch.Tensor] = {}
+        outputs: dict[Key, Tensor] = {}
         for model, network in self.networks.items():
             batch = batches[self.shown[model]]
             rows = None if chosen is None else chosen.get(model)
@@ -286,7 +287,7 @@ class Embedder:
         store.map(shards, partial(self.shard_arrays, images), progress)
         whole = store.joined(images.name, shards)
         rows = np.array(whole["rows"])
-        return rows, {key: whole[array_key(key)] for key in self.widths}
+        return rows, {key: whole[array_key(*key)] for key in self.widths}
 
     def shard_arrays(
         self, images: ImageSet, shards: Sequence[Shard], on_progress: OnProgress
@@ -294,21 +295,22 @@ class Embedder:
         """What `embed_shards` gives as a ShardStore keeps it: (name, {"rows", "model|layer", ...})
         of each shard."""
         for name, rows, embedded in self.embed_shards(images, shards, on_progress):
-            arrays = {array_key(key): array for key, array in embedded.items()}
+            arrays = {array_key(*key): array for key, array in embedded.items()}
             yield name, {"rows": rows, **arrays}
 
 
-def array_key(key: Key) -> str:
-    return "|".join(key)
+def array_key(*words: str) -> str:
+    """The name of an array in a ShardStore."""
+    return "|".join(words)
 
 
-def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
+def to_host(tensors: list[Tensor]) -> list[np.ndarray]:
     """Tensors of one device and type as NumPy arrays. From a GPU they come in one copy into
     page-locked memory."""
     return to_host_later(tensors)()
 
 
-def to_host_later(tensors: list[torch.Tensor]) -> Callable[[], list[np.ndarray]]:
+def to_host_later(tensors: list[Tensor]) -> Callable[[], list[np.ndarray]]:
     """A function that waits for the copies that `to_host` returns, and returns them."""
     if tensors[0].device.type != "cuda":
         return lambda: [tensor.cpu().numpy() for tensor in tensors]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from dejavu_utils.checkpoint import load_checkpoint, without_prefix
 from dejavu_utils.cli import existing_or_awaited_file
@@ -216,9 +216,7 @@ def _own(network: SSLNetwork, arch: str | None) -> SSLNetwork:
     return network
 
 
-def _built_by_name(
-    arch: str, source: str, state: dict[str, torch.Tensor], file_name: str
-) -> Network:
+def _built_by_name(arch: str, source: str, state: dict[str, Tensor], file_name: str) -> Network:
     """timm's or torchvision's network with the weights of a file; its classifier's too, if they are
     there."""
     collected = _collected(arch, source, file_name)
@@ -255,9 +253,7 @@ def _built_by_name(
     return _assembled(collected, arch, left_out)
 
 
-def _renamed_by_timm(
-    state: dict[str, torch.Tensor], net: nn.Module, arch: str
-) -> dict[str, torch.Tensor]:
+def _renamed_by_timm(state: dict[str, Tensor], net: nn.Module, arch: str) -> dict[str, Tensor]:
     """Weights of another project under timm's names, where timm knows that project; ValueError
     where it does not."""
     rename = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
@@ -378,7 +374,7 @@ def _assembled(collected: _Collected, arch: str, left_out: Sequence[str] = ()) -
     return network.eval()
 
 
-def network_of(state: dict[str, torch.Tensor], checkpoint: dict) -> SSLNetwork:
+def network_of(state: dict[str, Tensor], checkpoint: dict) -> SSLNetwork:
     """The SSLNetwork with these weights, {name: tensor}, in eval mode; checkpoint: where its
     settings are, if any."""
     state = without_prefix(state)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -43,10 +44,10 @@ class Reconstructions:
     """
 
     rows: pd.DataFrame
-    images: torch.Tensor
-    crops: torch.Tensor
-    neighbors: dict[str, torch.Tensor | None] = field(default_factory=dict)
-    samples: dict[str, torch.Tensor] = field(default_factory=dict)
+    images: Tensor
+    crops: Tensor
+    neighbors: dict[str, Tensor | None] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)
     tiles: dict[str, str] = field(default_factory=dict)
 
     def head(self, count: int) -> "Reconstructions":
@@ -96,7 +97,7 @@ def reconstruct(
 
 def _pictures(
     listing: ImageListing, indices: np.ndarray, side: int, crops: np.ndarray | None = None
-) -> torch.Tensor:
+) -> Tensor:
     images = IndexedImages(listing, indices, image_transform(side), crops)
     pictures, _, _ = collate_readable([images[position] for position in range(len(images))])
     return pictures
@@ -122,7 +123,7 @@ def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> 
     def write(x: float, y: float, words: str, size: int = 7, **place: Any) -> None:
         figure.text(x / width, 1 - y / height, words, fontsize=size, **place)
 
-    def put(picture: torch.Tensor, x: float, y: float) -> None:
+    def put(picture: Tensor, x: float, y: float) -> None:
         """x, y: inches from the left and the top."""
         pad, side = 0.02, cell - 0.04
         axes = figure.add_axes(
@@ -174,7 +175,7 @@ def save_tiles(folder: str | Path, shown: Reconstructions) -> None:
             save_grid(folder / f"NNs_{tile}.png", nearest.flatten(0, 1), NEIGHBORS)
 
 
-def save_grid(path: str | Path, images: torch.Tensor, columns: int) -> None:
+def save_grid(path: str | Path, images: Tensor, columns: int) -> None:
     """A png of images in [0, 1], float (n, 3, s, s), so many to a line."""
     grid = make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=1.0)
     levels = (grid * 255).round().byte()

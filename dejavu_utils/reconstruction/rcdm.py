@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from dejavu_utils.analysis.attack_files import load_array, read_attack
 from dejavu_utils.analysis.results_json import read_results
@@ -76,7 +77,7 @@ class Rcdm:
 
     def embed(
         self, listing: ImageListing, indices: np.ndarray, crops: np.ndarray | None = None
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Tensor]:
         """The encoder's outputs for images (or their crops): {layer: float32 (n, width)} on the
         CPU.
 
@@ -92,11 +93,11 @@ class Rcdm:
 
     def sample(
         self,
-        conditions: torch.Tensor,
+        conditions: Tensor,
         seeds: Sequence[int],
         respacing: str = "",
         on_progress: Callable[[int], object] = lambda count: None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Images in [0, 1], float32 (n, 3, side, side) on the CPU. conditions: float (n, width).
         seeds: n int.
 
@@ -388,7 +389,7 @@ def sources_of(
 
 def conditions(
     source: Source, attacked: str, indices: np.ndarray
-) -> tuple[torch.Tensor, np.ndarray | None]:
+) -> tuple[Tensor, np.ndarray | None]:
     """What an RCDM is given for each attacked image, float32 (n, width), and the neighbors int64
     (n, 5), or None.
 

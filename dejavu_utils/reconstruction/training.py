@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dejavu_utils.checkpoint import tensor_bytes
 from dejavu_utils.cli import from_flags, positive_int, zero_or_one
@@ -235,7 +236,7 @@ class Encoder:
         self.network, self.width = network.to(device), sum(map(network.width, layers))
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         return torch.cat(
             list(self.network.embed_layers(images, self.layers).values()), dim=1
         ).float()
@@ -265,9 +266,9 @@ class Encoder:
 
 @torch.no_grad()
 def update_averages(
-    averages: dict[float, dict[str, torch.Tensor]],
+    averages: dict[float, dict[str, Tensor]],
     network: torch.nn.Module,
-    skipped: torch.Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> None:
     """Moves {rate: state dict} towards the network's weights, in place; skipped: a scalar, where it
     is 1 by nothing."""
@@ -364,10 +365,10 @@ class _Stopped(Exception):
 def shared_samples(
     process: Diffusion,
     unet: torch.nn.Module,
-    representations: torch.Tensor,
+    representations: Tensor,
     side: int,
     stop: StopSignal,
-) -> torch.Tensor | None:
+) -> Tensor | None:
     """One sample from each representation, float32 (n, 3, side, side) on the CPU; the processes
     share the work.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dejavu_utils.errors import InputError
 
@@ -171,7 +171,7 @@ class _DiffusersUNet(nn.Module):
                 _zero(module.conv2)
         _zero(self.unet.conv_out)
 
-    def forward(self, x: torch.Tensor, steps: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, steps: Tensor, feat: Tensor) -> Tensor:
         return self.unet(x, steps, class_labels=self.embedding(feat), return_dict=False)[0]
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.runtime.distributed import sum_over_processes, world_size
@@ -13,11 +13,11 @@ class _Sum(torch.autograd.Function):
     """The sum over all processes; so is its gradient, since every process's loss depends on it."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return sum_over_processes(x.clone())
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return sum_over_processes(gradient.clone())
 
 
@@ -59,10 +59,10 @@ class _CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """nn.SyncBatchNorm for CPUs, which has no twin there: mean and variance over the batches of all
     processes."""
 
-    def _check_input_dim(self, x: torch.Tensor) -> None:
+    def _check_input_dim(self, x: Tensor) -> None:
         pass
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         dims = [d for d in range(x.dim()) if d != 1]

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def _in_float32(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Embeddings to float32, and no autocast: it would compute the matrix products of a loss in
     half precision."""
 
     @functools.wraps(loss)
-    def wrapped(z1: torch.Tensor, z2: torch.Tensor, *args: float, **kwargs: float) -> torch.Tensor:
+    def wrapped(z1: Tensor, z2: Tensor, *args: float, **kwargs: float) -> Tensor:
         with torch.autocast(z1.device.type, enabled=False):
             return loss(z1.float(), z2.float(), *args, **kwargs)
 
@@ -24,12 +25,12 @@ def _in_float32(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
 
 @_in_float32
 def vicreg(
-    z1: torch.Tensor,
-    z2: torch.Tensor,
+    z1: Tensor,
+    z2: Tensor,
     sim_coeff: float = 25.0,
     std_coeff: float = 25.0,
     cov_coeff: float = 1.0,
-) -> torch.Tensor:
+) -> Tensor:
     """VICReg (Bardes et al. 2022, arXiv 2105.04906) of two views' embeddings, float (n, d) each.
 
     Mean squared error; hinge on each dimension's standard deviation (mean over both views); squared
@@ -48,7 +49,7 @@ def vicreg(
 
 
 @_in_float32
-def simclr(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.15) -> torch.Tensor:
+def simclr(z1: Tensor, z2: Tensor, temperature: float = 0.15) -> Tensor:
     """NT-Xent (Chen et al. 2020, arXiv 2002.05709) of two views' embeddings, float (n, d) each; a
     scalar in float32.
 
@@ -63,7 +64,7 @@ def simclr(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.15) -> tor
 
 
 @_in_float32
-def barlow(z1: torch.Tensor, z2: torch.Tensor, lambd: float = 0.0051) -> torch.Tensor:
+def barlow(z1: Tensor, z2: Tensor, lambd: float = 0.0051) -> Tensor:
     """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230) of batch-normalized embeddings, float
     (n, d) each.
 
@@ -76,7 +77,7 @@ def barlow(z1: torch.Tensor, z2: torch.Tensor, lambd: float = 0.0051) -> torch.T
     return (diagonal - 1).square().sum() + lambd * off_diagonal
 
 
-def _square_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _square_of_product(a: Tensor, b: Tensor) -> Tensor:
     """The sum of the squares of a' b, for float (n, d) each.
 
     ||a' b||^2 = <a a', b b'>: products of n x n in place of d x d where there are fewer rows than columns, which with
@@ -88,7 +89,7 @@ def _square_of_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return gram.square().sum() if a is b else (gram * (b @ b.T)).sum()
 
 
-def byol(predictions: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
+def byol(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     """BYOL (Grill et al. 2020, arXiv 2006.07733): mean over the batch of the SUM of both
     directions' 2 - 2 cos.
 
@@ -105,12 +106,12 @@ def byol(predictions: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -
 
 
 def dino(
-    students: Sequence[torch.Tensor],
-    teachers: Sequence[torch.Tensor],
-    center: torch.Tensor,
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    center: Tensor,
     student_temp: float,
     teacher_temp: float,
-) -> torch.Tensor:
+) -> Tensor:
     """DINO (Caron et al. 2021, arXiv 2104.14294): cross-entropy of the teacher's centred, sharpened
     distribution.
 
@@ -135,11 +136,11 @@ def dino(
 
 
 def mocov3(
-    queries: Sequence[torch.Tensor],
-    keys: Sequence[torch.Tensor],
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
     temperature: float = 1.0,
     first: int = 0,
-) -> torch.Tensor:
+) -> Tensor:
     """MoCo v3 (Chen et al. 2021, arXiv 2104.02057, algorithm 1): InfoNCE of both directions, x 2
     temperature each.
 

@@ -4,7 +4,7 @@ processes."""
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dejavu_utils.runtime.distributed import sum_over_processes, world_size
 
@@ -23,10 +23,10 @@ class Meter:
     @torch.no_grad()
     def add(
         self,
-        loss: torch.Tensor,
-        logits: list[torch.Tensor],
-        probe_losses: list[torch.Tensor],
-        labels: torch.Tensor,
+        loss: Tensor,
+        logits: list[Tensor],
+        probe_losses: list[Tensor],
+        labels: Tensor,
     ) -> None:
         """A batch: its loss, and of each probe logits float (n, classes) and loss."""
         rows = []
@@ -78,7 +78,7 @@ class Meter:
             setattr(self, name, value.to(device) if torch.is_tensor(value) else value)
 
 
-def correct_in_top(logits: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+def correct_in_top(logits: Tensor, labels: Tensor) -> list[Tensor]:
     """[how many labels are the first prediction, how many among the first five], scalars on the
     device.
 
@@ -96,7 +96,7 @@ class Probes(nn.Module):
         super().__init__()
         self.probes = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
 
-    def forward(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, outputs: list[Tensor]) -> list[Tensor]:
         """list of float (n, width) -> list of float32 (n, num_classes); no gradient reaches the
         outputs.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class LARS(torch.optim.Optimizer):
@@ -70,10 +70,10 @@ class LARS(torch.optim.Optimizer):
 
 
 def _sgd_unless(
-    skipped: torch.Tensor,
-    parameters: list[torch.Tensor],
-    updates: list[torch.Tensor],
-    moving: list[torch.Tensor],
+    skipped: Tensor,
+    parameters: list[Tensor],
+    updates: list[Tensor],
+    moving: list[Tensor],
     momentum: float,
     lr: float,
 ) -> None:
@@ -92,9 +92,7 @@ def _sgd_unless(
     )
 
 
-def _scaled_updates(
-    parameters: list[torch.Tensor], weight_decay: float, eta: float
-) -> Sequence[torch.Tensor]:
+def _scaled_updates(parameters: list[Tensor], weight_decay: float, eta: float) -> Sequence[Tensor]:
     """q (g + wd p) of each parameter."""
     updates = torch._foreach_mul(parameters, weight_decay)
     torch._foreach_add_(updates, [p.grad for p in parameters])  # type: ignore[misc]

@@ -15,7 +15,7 @@ from dejavu_utils.analysis.membership import (
 )
 from dejavu_utils.analysis.memorization import DirectedAttack, Predictions
 from dejavu_utils.analysis.runs import above_chance, agreement_in_words, agreement_table, cohens_kappa, short_names
-from dejavu_utils.label_free.members import member_scores, memberships
+from dejavu_utils.label_free.output import member_scores
 
 
 def test_auc_is_mann_whitney_s_and_swapping_gives_one_minus_it():
@@ -98,11 +98,12 @@ def test_distances_of_one_model_and_of_twins():
         return pd.DataFrame({**columns, "projector_sslmem": reference - target})
 
     tables = {"A": table(0.2), "B": table(0.2), "public": table(0), "unseen": table(0)}
-    found = memberships(member_scores(tables, "projector"))
+    scores = member_scores(tables, "projector")
+    found = {name: membership(*pair) for name, pair in scores.items()}
     assert all(found[name].auc.low > 0.6 for name in ("model A", "model B", "twins"))
     assert found["public against unseen"].auc.low < 0.5 < found["public against unseen"].auc.high
     assert found["twins"].tpr_at_01_percent is None  # fewer than 1000 non-members
-    swapped = memberships(member_scores({"A": tables["B"], "B": tables["A"]}, "projector"))
-    assert swapped["model A"].auc.value == found["model B"].auc.value
-    table_of_curves = roc_table(member_scores(tables, "projector"))
+    swapped = member_scores({"A": tables["B"], "B": tables["A"]}, "projector")
+    assert membership(*swapped["model A"]).auc.value == found["model B"].auc.value
+    table_of_curves = roc_table(scores)
     assert table_of_curves["score"].nunique() == 4 and table_of_curves.iloc[0, 1:].tolist() == [0, 0]
