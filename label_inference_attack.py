@@ -73,11 +73,11 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import check_place, complete_files
 from dejavu_utils.imagenet import list_images, read_class_names
 from dejavu_utils.log import Progress
-from dejavu_utils.models import L2, LOSSES
+from dejavu_utils.models import L2
 from dejavu_utils.naming import LOGITS, SETS, attack_path
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import prepared_for_inference
-from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
+from dejavu_utils.networks.loading import ModelFile, add_network_flags, existing_model
 from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
 from dejavu_utils.runtime.launch import Resources, init_from_args, launch
 from dejavu_utils.runtime.resumable import ShardStore
@@ -97,10 +97,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
                 nargs="+",
                 help=f"for --model_oss_pth: classifiers trained on {what}set {name}'s crops, with different seeds",
             )
-    group.add_argument("--arch", help=ARCH_HELP)
-    group.add_argument("--mlp", help="must match the checkpoints if given: widths of the projector")
-    group.add_argument("--loss", choices=LOSSES, help="must match the checkpoints if given: training objective")
-    group.add_argument("--resnet50", action="store_true", help="must match the checkpoints if given: the backbone")
+    add_network_flags(group)
     group.add_argument(
         "--use_backbone", type=zero_or_one, default=0, help="1: embed with the backbone; 0: with the projector"
     )
@@ -226,13 +223,9 @@ def check_args(args: Namespace) -> None:
 
 def model_files(args: Namespace) -> dict[str, ModelFile]:
     """{name: ModelFile}: models A and B, or the only one and the classifiers in place of its twin."""
-
-    def tested(flag: str, path: str) -> ModelFile:
-        return ModelFile(flag, path, args.arch, args.resolution, args.mlp, args.loss, args.resnet50)
-
     if not args.model_oss_pth:
-        return {"A": tested("--model_A_pth", args.model_A_pth), "B": tested("--model_B_pth", args.model_B_pth)}
-    files = {ONE: tested("--model_oss_pth", args.model_oss_pth)}
+        return {name: ModelFile.of(args, f"--model_{name}_pth") for name in SETS}
+    files = {ONE: ModelFile.of(args, "--model_oss_pth")}
     kinds = ["reference"]
     if args.half_reference_A_pth or args.half_reference_B_pth:
         kinds.append("half_reference")

@@ -26,7 +26,6 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -66,10 +65,10 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
 from dejavu_utils.imagenet import ImageListing, list_images
 from dejavu_utils.log import Progress, say
-from dejavu_utils.models import LOSSES, Network
+from dejavu_utils.models import Network
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import check_layers, prepared_for_inference
-from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
+from dejavu_utils.networks.loading import ModelFile, add_network_flags, existing_model
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
 from dejavu_utils.runtime.distributed import average_gradients, rank, sum_over_processes, world_size
 from dejavu_utils.runtime.launch import Resources, init_from_args, launch
@@ -96,10 +95,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         help="checkpoint of train_SSL.py, a public one, or timm:NAME, torchvision:NAME",
     )
     group.add_argument("--use_projector", action="store_true", help="probe the projector's output, not the backbone's")
-    group.add_argument("--arch", help=ARCH_HELP)
-    group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")
-    group.add_argument("--loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
-    group.add_argument("--resnet50", action="store_true", help="must match the checkpoint if given: the backbone")
+    add_network_flags(group)
     group = parser.add_argument_group("data")
     group.add_argument("--train_idx_pth", type=expanded, required=True, help=".npy of the training images")
     group.add_argument("--val_idx_pth", type=expanded, required=True, help=".npy of the validation images")
@@ -134,12 +130,11 @@ class Job:
 
     @classmethod
     def of(cls, args: Namespace) -> "Job":
-        known = args.arch, args.resolution, args.mlp, args.loss, args.resnet50
         return from_flags(
             cls,
             args,
             folder=Path(args.output_dir),
-            model=ModelFile("--model_pth", args.model_pth, *known),
+            model=ModelFile.of(args, "--model_pth"),
             layer="projector" if args.use_projector else "backbone",
             image_folder=args.imgnet_train_pth,
             train=args.train_idx_pth,
@@ -198,10 +193,9 @@ def probed_images(job: Job, flag: str, path: str, listing: ImageListing) -> np.n
         raise InputError(f"{flag} {path}: holds no index")
     if not job.inference.skip_unreadable:
         return indices
-    with Progress(len(indices), "images checked for being readable") if rank() == 0 else nullcontext() as bar:
-        on_progress = (lambda count: bar.update(count * world_size())) if bar else lambda count: None
-        device, workers = job.inference.device, job.inference.num_workers
-        kept = without_unreadable(listing, indices, device, workers, on_progress)
+    device, workers = job.inference.device, job.inference.num_workers
+    with Progress(len(indices), "images checked for being readable", quiet=rank() > 0) as bar:
+        kept = without_unreadable(listing, indices, device, workers, lambda count: bar.update(count * world_size()))
     say(f"{len(indices) - len(kept)} of {len(indices)} images cannot be read and are left out")
     return kept
 
@@ -329,13 +323,12 @@ class ProbeRun:
         own = [positions for _, positions in parts if positions]
         read = batches(crops, own, inference.num_workers, self.device)
         what = f"images of epoch {self.epoch + 1}"
-        with Progress(sum(size for size, _ in parts), what) if rank() == 0 else nullcontext() as progress:
+        with Progress(sum(size for size, _ in parts), what, quiet=rank() > 0) as progress:
             for size, positions in parts:
                 images, labels = next(read) if positions else (torch.empty(0, 3, 1, 1), torch.empty(0).long())
                 images = images.to(self.device, non_blocking=True)
                 yield positions.start, size, images, labels.to(self.device, non_blocking=True)
-                if progress:
-                    progress.update(size)
+                progress.update(size)
 
     def count(self, sums: Sequence[float]) -> None:
         """Adds a step's sums over all processes: of the loss, and of the correct images."""
@@ -365,9 +358,8 @@ class ProbeRun:
         images = ImageSet(what, indices)
         shards = self.embedder.shards(images)
         own = shards[rank() :: world_size()]
-        with Progress(count_images(own), f"{what} embedded") if rank() == 0 else nullcontext() as bar:
-            on_progress = bar.update if bar else lambda count: None
-            embedded = self.embedder.embed_shards(images, own, on_progress)
+        with Progress(count_images(own), f"{what} embedded", quiet=rank() > 0) as bar:
+            embedded = self.embedder.embed_shards(images, own, bar.update)
             for _ in range(0, len(shards), world_size()):
                 for _, rows, embeddings in islice(embedded, 1):  # the last round may have none for this process
                     [features] = embeddings.values()

@@ -142,9 +142,7 @@ class Job:
     def of(cls, args: Namespace) -> "Job":
         models, sets = {}, {}
         for name in SETS:
-            models[name] = ModelFile(
-                f"--model_{name}_pth", getattr(args, f"model_{name}_pth"), args.arch, args.resolution
-            )
+            models[name] = ModelFile.of(args, f"--model_{name}_pth")
         for name, flag in FLAGS.items():
             path = getattr(args, flag.strip("-"))
             if path:

@@ -20,7 +20,6 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -274,7 +273,7 @@ class TrainingRun:
         resolution = resolution_at(self.epoch, ramp.min_res, ramp.max_res, ramp.start_ramp, ramp.end_ramp)
         self.network.train(not self.frozen)
         quiet = settings.logging.log_level < 2 or rank() > 0
-        with nullcontext() if quiet else Progress(len(loader), f"steps of epoch {self.epoch + 1}") as progress:
+        with Progress(len(loader), f"steps of epoch {self.epoch + 1}", quiet=quiet) as progress:
             for views, labels in loader.epoch(self.epoch, resolution, first_step):
                 step = self.epoch * len(loader) + self.steps_done
                 rate = learning_rate(step, **self.schedule)
@@ -283,8 +282,7 @@ class TrainingRun:
                 loss = self.step(views, labels, rate, step)
                 self.steps_done += 1
                 watch.step(self.place(), loss)
-                if progress:
-                    progress.update()
+                progress.update()
                 if watch.asked and self.steps_done < len(loader):
                     watch.finish(self.place())
                     return None

@@ -17,12 +17,18 @@ class Progress:
     """`with Progress(total, "images") as progress: ... progress.update(count)`; writes to stderr.
 
     total: how many units of work there are. what: their name. seconds: between two lines of a log.
+    quiet: write nothing.
     """
 
     def __init__(
-        self, total: int, what: str, seconds: float = 10.0, stream: TextIO | None = None
+        self,
+        total: int,
+        what: str,
+        seconds: float = 10.0,
+        stream: TextIO | None = None,
+        quiet: bool = False,
     ) -> None:
-        self.total, self.what, self.done = total, what, 0
+        self.total, self.what, self.done, self.quiet = total, what, 0, quiet
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
         self.every = 0.2 if self.terminal else seconds
@@ -39,6 +45,8 @@ class Progress:
             self._show(now)
 
     def _show(self, now: float, last: bool = False) -> None:
+        if self.quiet:
+            return
         rate = self.done / max(now - self.started, 1e-9)
         text = f"{self.done}/{self.total} {self.what}, {rate:.0f}/s"
         if not last and rate > 0:

@@ -22,6 +22,7 @@ from dejavu_utils.imagenet import Preprocessing
 from dejavu_utils.log import say
 from dejavu_utils.models import (
     ABOUT,
+    LOSSES,
     Architecture,
     Network,
     SSLNetwork,
@@ -53,6 +54,15 @@ ARCH_HELP = (
 )
 # a backbone as train_SSL.py names it
 _OWN = re.compile(r"(|.*\.)net\.(?:layer1\.0\.conv1|features\.0)\.weight")
+
+
+def add_network_flags(group: argparse._ArgumentGroup) -> None:
+    """The flags that say what a model is."""
+    matches = "must match the checkpoint if given"
+    group.add_argument("--arch", help=ARCH_HELP)
+    group.add_argument("--mlp", help=f"{matches}: widths of the projector")
+    group.add_argument("--loss", choices=LOSSES, help=f"{matches}: training objective")
+    group.add_argument("--resnet50", action="store_true", help=f"{matches}: the backbone")
 
 
 def is_named(model: str) -> bool:
@@ -94,6 +104,16 @@ class ModelFile:
     loss: str | None = None
     resnet50: bool = False
     prefix: str = ""
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, flag: str) -> "ModelFile":
+        """The model of this flag, as the flags of `add_network_flags`, where there are any, and
+        --resolution say that it is."""
+        typed = vars(args)
+        path = typed[flag.removeprefix("--")]
+        resnet50 = typed.get("resnet50", False)
+        known = args.arch, args.resolution, typed.get("mlp"), typed.get("loss"), resnet50
+        return cls(flag, path, *known)
 
     def load(self) -> Network:
         """The network in eval mode on the CPU, after a line about it; InputError where the user

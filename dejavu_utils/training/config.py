@@ -11,7 +11,6 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -25,15 +24,6 @@ T = TypeVar("T")
 Flat = dict[str, object]  # {"section.name": value}
 S = TypeVar("S", bound="Sections")
 _NULL = "tag:yaml.org,2002:null"
-
-
-@dataclass(frozen=True)
-class Option:
-    """A setting's help text, its argparse type and, if only some values work, these."""
-
-    text: str
-    kind: Callable[[str], object]
-    choices: Sequence[str] | None = None
 
 
 def setting(
@@ -51,7 +41,8 @@ def setting(
     least, most: the smallest and the largest number that works; above: what it must exceed.
     """
     kind = kind or (str if isinstance(default, str) else _number(type(default), least, above, most))
-    return dataclasses.field(default=default, metadata={"option": Option(text, kind, choices)})
+    metadata = {"text": text, "kind": kind, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def _number(kind: type, least: float, above: float, most: float) -> Callable[[str], float]:
@@ -132,15 +123,16 @@ class SettingsParser(Parser):
         groups = {}
         for key, field in sections.fields().items():
             section, _, name = key.partition(".")
-            groups[section] = groups.get(section) or self.add_argument_group(section)
-            option = field.metadata["option"]
-            text = option.text.replace("%", "%%")  # argparse formats help texts
+            if section not in groups:
+                groups[section] = self.add_argument_group(section)
+            text = field.metadata["text"].replace("%", "%%")  # argparse formats help texts
+            choices = field.metadata["choices"]
             groups[section].add_argument(
                 f"--{key}",
                 dest=key,
-                type=option.kind,
-                choices=option.choices,
-                metavar=None if option.choices else name.upper(),
+                type=field.metadata["kind"],
+                choices=choices,
+                metavar=None if choices else name.upper(),
                 help=text if field.default == "" else f"{text} (default: {field.default})",
             )
 
@@ -169,20 +161,19 @@ class SettingsParser(Parser):
 
     def _parsed(self, words: Sequence[str]) -> tuple[Flat, list[str]]:
         """({name: value}, notices) of the words alone, without defaults."""
-        ignored = {}
-        for flag in dict.fromkeys(word.partition("=")[0] for word in words):
-            if flag.startswith("--") and any(
-                fnmatch(flag[2:], pattern) for pattern in self.without_effect
-            ):
-                ignored[flag[2:]] = f"{flag} has no effect here and is ignored"
-                self.add_argument(flag, dest=flag[2:], nargs="?", help=argparse.SUPPRESS)
+        notices = {}
+        for word in words:
+            flag = word.partition("=")[0]
+            name = flag.removeprefix("--")
+            if flag != name and any(fnmatch(name, pattern) for pattern in self.without_effect):
+                notices[name] = f"{flag} has no effect here and is ignored"
+                self.add_argument(flag, dest=name, nargs="?", help=argparse.SUPPRESS)
         given, unknown = self.parse_known_args(words)
         if unknown:
             what = "unknown flag" if unknown[0].startswith("-") else "unexpected argument"
             self.error(f"{what} {unknown[0].split('=')[0]}")
-        return {key: value for key, value in vars(given).items() if key not in ignored}, list(
-            ignored.values()
-        )
+        values = {key: value for key, value in vars(given).items() if key not in notices}
+        return values, list(notices.values())
 
 
 def _flags_of_yaml(path: Path) -> Iterator[str]:

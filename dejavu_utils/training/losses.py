@@ -12,13 +12,17 @@ from torch import Tensor
 
 
 def _in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Embeddings to float32, and no autocast: it would compute the matrix products of a loss in
-    half precision."""
+    """Embeddings (or lists of them) to float32, and no autocast: it would compute the matrix
+    products of a loss in half precision."""
 
     @functools.wraps(loss)
-    def wrapped(z1: Tensor, z2: Tensor, *args: float, **kwargs: float) -> Tensor:
-        with torch.autocast(z1.device.type, enabled=False):
-            return loss(z1.float(), z2.float(), *args, **kwargs)
+    def wrapped(first: Any, second: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(first, Tensor):
+            given = first.float(), second.float()
+        else:
+            given = [z.float() for z in first], [z.float() for z in second]
+        with torch.autocast(given[0][0].device.type, enabled=False):
+            return loss(*given, *args, **kwargs)
 
     return wrapped
 
@@ -89,6 +93,7 @@ def _square_of_product(a: Tensor, b: Tensor) -> Tensor:
     return gram.square().sum() if a is b else (gram * (b @ b.T)).sum()
 
 
+@_in_float32
 def byol(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     """BYOL (Grill et al. 2020, arXiv 2006.07733): mean over the batch of the SUM of both
     directions' 2 - 2 cos.
@@ -99,12 +104,12 @@ def byol(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     """
     loss: Any = 0
     for prediction, target in zip(predictions, reversed(targets)):
-        with torch.autocast(prediction.device.type, enabled=False):
-            cosine = F.cosine_similarity(prediction.float(), target.detach().float(), dim=1)
+        cosine = F.cosine_similarity(prediction, target.detach(), dim=1)
         loss = loss + (2 - 2 * cosine).mean()
     return loss
 
 
+@_in_float32
 def dino(
     students: Sequence[Tensor],
     teachers: Sequence[Tensor],
@@ -122,19 +127,17 @@ def dino(
     """
     loss: Any = 0
     pairs = 0
-    with torch.autocast(center.device.type, enabled=False):
-        sharpened = [
-            F.softmax((t.detach().float() - center) / teacher_temp, dim=1) for t in teachers
-        ]
-        logs = [F.log_softmax(s.float() / student_temp, dim=1) for s in students]
-        for number, target in enumerate(sharpened):
-            for other, log in enumerate(logs):
-                if other != number:
-                    loss = loss - (target * log).sum(dim=1).mean()
-                    pairs += 1
+    logs = [F.log_softmax(student / student_temp, dim=1) for student in students]
+    for number, teacher in enumerate(teachers):
+        target = F.softmax((teacher.detach() - center) / teacher_temp, dim=1)
+        for other, log in enumerate(logs):
+            if other != number:
+                loss = loss - (target * log).sum(dim=1).mean()
+                pairs += 1
     return loss / pairs
 
 
+@_in_float32
 def mocov3(
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
@@ -152,9 +155,7 @@ def mocov3(
     """
     loss: Any = 0
     for query, key in zip(queries, reversed(keys)):
-        with torch.autocast(query.device.type, enabled=False):
-            normalized = F.normalize(query.float(), dim=1)
-            similarity = normalized @ F.normalize(key.detach().float(), dim=1).T
-            own = torch.arange(first, first + len(query), device=query.device)
-            loss = loss + 2 * temperature * F.cross_entropy(similarity / temperature, own)
+        similarity = F.normalize(query, dim=1) @ F.normalize(key.detach(), dim=1).T
+        own = torch.arange(first, first + len(query), device=query.device)
+        loss = loss + 2 * temperature * F.cross_entropy(similarity / temperature, own)
     return loss

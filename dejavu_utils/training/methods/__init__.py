@@ -8,9 +8,11 @@ A new one, `toy`, takes
   attack and probe rebuild it without this folder). `--training.loss` and the `--loss` flags take their choices there;
 * if it has settings, a dataclass in dejavu_utils/training/settings.py and a line in its class Settings: they are
   `--toy.NAME`, and `settings.toy.NAME` in the method. A loss that is a formula of its own belongs in
-  dejavu_utils/training/losses.py, with a test against a reference in tests/test_losses.py.
-Then `configs/toy_cfg.yaml` makes it a method of bash_examples/sweep.sh (LOSS=toy), and tests/test_distributed.py and
-tests/test_train.py train it like the others: two processes as one, stopped and resumed as uninterrupted.
+  dejavu_utils/training/losses.py, with a test against a reference in
+  tests/unit/training/test_losses.py.
+Then `configs/toy_cfg.yaml` makes it a method of bash_examples/sweep.sh (LOSS=toy), and
+tests/unit/runtime/test_distributed.py and tests/scripts/test_train.py train it like the others: two processes as one,
+stopped and resumed as uninterrupted.
 """
 
 from dejavu_utils.training.methods.barlow import BarlowTwins

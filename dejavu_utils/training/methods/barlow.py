@@ -1,7 +1,5 @@
 """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

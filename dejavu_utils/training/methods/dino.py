@@ -25,8 +25,11 @@ class Dino(WithTeacher):
     small_views = True
 
     def __init__(self, settings: Settings, network: SSLNetwork, total_steps: int) -> None:
-        super().__init__(settings, network, total_steps, settings.dino.momentum_teacher)
+        super().__init__(settings, network, total_steps)
         self.center = torch.zeros(network.projector_width, device=next(network.parameters()).device)
+
+    def momentum(self) -> float:
+        return self.settings.dino.momentum_teacher
 
     @staticmethod
     def views(settings: Settings) -> list[View]:

@@ -74,18 +74,16 @@ class Method:
 
 class WithTeacher(Method):
     """A method with a teacher, an exponential moving average of the network's parameters; its batch
-    norm trains along.
+    norm trains along."""
 
-    momentum: fraction of the old teacher that the first update keeps; it rises to 1 by a cosine.
-    """
-
-    def __init__(
-        self, settings: Settings, network: SSLNetwork, total_steps: int, momentum: float
-    ) -> None:
+    def __init__(self, settings: Settings, network: SSLNetwork, total_steps: int) -> None:
         super().__init__(settings, network, total_steps)
-        self.momentum = momentum
         # in training mode, as published
         self.teacher = copy.deepcopy(network).requires_grad_(False)
+
+    def momentum(self) -> float:
+        """Fraction of the old teacher that the first update keeps; it rises to 1 by a cosine."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def targets(self, views: list[Tensor]) -> list[Tensor]:
@@ -94,7 +92,7 @@ class WithTeacher(Method):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        momentum = teacher_momentum(step, self.total_steps, self.momentum)
+        momentum = teacher_momentum(step, self.total_steps, self.momentum())
         torch._foreach_lerp_(
             list(self.teacher.parameters()), list(self.network.parameters()), 1 - momentum
         )
@@ -104,6 +102,24 @@ class WithTeacher(Method):
 
     def load_state_dict(self, state: dict) -> None:
         self.teacher.load_state_dict(state["teacher"])
+
+
+class WithPredictor(WithTeacher):
+    """The network's predictor, behind the projector, is to give what the teacher gives."""
+
+    title: str
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        super().check(settings)
+        if settings.model.remove_head:
+            raise InputError(
+                f"--model.remove_head 1: {cls.title} predicts the projector's output; leave it out"
+            )
+
+    @staticmethod
+    def embedding(network: Any, output: Tensor) -> Tensor:
+        return network.predictor(output)
 
 
 class ViewsForward(nn.Module):

@@ -1,7 +1,5 @@
 """SimCLR (Chen et al. 2020, arXiv 2002.05709)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from dejavu_utils.runtime.distributed import gather

@@ -1,7 +1,5 @@
 """VICReg (Bardes et al. 2022, arXiv 2105.04906)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from dejavu_utils.runtime.distributed import gather
