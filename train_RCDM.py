@@ -196,7 +196,6 @@ def check_args(args: Namespace) -> None:
         diffusion.kept_steps(args.diffusion_steps, args.timestep_respacing)
     except ValueError as error:
         raise InputError(f"--timestep_respacing {args.timestep_respacing}: {error}") from None
-    Job.of(args)
 
 
 def train(given: tuple[Job, Resources]) -> None:

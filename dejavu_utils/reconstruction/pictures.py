@@ -1,7 +1,7 @@
 """Reconstructions as pictures: rows and tiles."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +34,35 @@ def image_transform(side: int) -> transforms.Compose:
     )
 
 
-@dataclass
-class Reconstructions:
-    """Pictures of n attacked images, float32 (..., 3, side, side) in [0, 1] each.
+@dataclass(frozen=True)
+class OfSource:
+    """What a Source, whose name and tile these are, shows of n images, float32 (n, ..., 3, side,
+    side): samples, and neighbors, 5 or (without any) 0."""
 
-    rows: the chosen rows of the table. images, crops: (n, ...). neighbors: {source name: (n, 5,
-    ...) or None}. samples: {source name: (n, samples, ...)}. tiles: {source name: what files call
-    it}.
-    """
+    name: str
+    tile: str
+    samples: Tensor
+    neighbors: Tensor
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Pictures of n attacked images, float32 (n, ..., 3, side, side) in [0, 1] each. rows: the
+    chosen rows of the table."""
 
     rows: pd.DataFrame
     images: Tensor
     crops: Tensor
-    neighbors: dict[str, Tensor | None] = field(default_factory=dict)
-    samples: dict[str, Tensor] = field(default_factory=dict)
-    tiles: dict[str, str] = field(default_factory=dict)
+    sources: list[OfSource]
 
     def head(self, count: int) -> "Reconstructions":
         """The first `count` of them."""
-        neighbors = {
-            source: None if x is None else x[:count] for source, x in self.neighbors.items()
-        }
-        samples = {source: x[:count] for source, x in self.samples.items()}
+        sources = []
+        for of_source in self.sources:
+            samples, neighbors = of_source.samples[:count], of_source.neighbors[:count]
+            sources.append(replace(of_source, samples=samples, neighbors=neighbors))
         images, crops = self.images[:count], self.crops[:count]
-        return Reconstructions(self.rows[:count], images, crops, neighbors, samples, self.tiles)
+        return Reconstructions(self.rows[:count], images, crops, sources)
 
 
 def reconstruct(
@@ -78,21 +83,18 @@ def reconstruct(
         raise InputError(f"there is no such example in set {attacked}: nothing to reconstruct")
     first = sources[0]
     side, listing = first.rcdm.side, first.attack.listing
-    crops = first.attack.crops(indices)
-    shown = Reconstructions(
-        rows, _pictures(listing, indices, side), _pictures(listing, indices, side, crops)
-    )
+    images = _pictures(listing, indices, side)
+    crops = _pictures(listing, indices, side, first.attack.crops(indices))
+    shown = []
     for source in sources:
         condition, neighbors = conditions(source, attacked, indices)
         seeds = sample_seeds(indices, samples, seed)
-        images = source.rcdm.sample(condition.repeat_interleave(samples, dim=0), seeds, respacing)
-        shown.samples[source.name] = images.unflatten(0, (len(indices), samples))
-        shown.tiles[source.name] = source.tile
-        shown.neighbors[source.name] = None
-        if neighbors is not None:
-            pictures = _pictures(listing, neighbors.ravel(), source.rcdm.side)
-            shown.neighbors[source.name] = pictures.unflatten(0, neighbors.shape)
-    return shown
+        sampled = source.rcdm.sample(condition.repeat_interleave(samples, dim=0), seeds, respacing)
+        sampled = sampled.unflatten(0, (len(indices), samples))
+        nearest = _pictures(listing, neighbors.ravel(), source.rcdm.side)
+        nearest = nearest.unflatten(0, neighbors.shape)
+        shown.append(OfSource(source.name, source.tile, sampled, nearest))
+    return Reconstructions(rows, images, crops, shown)
 
 
 def _pictures(
@@ -109,8 +111,8 @@ def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> 
 
     names: of the classes, one per label.
     """
-    sources = list(shown.samples)
-    samples = shown.samples[sources[0]].shape[1]
+    sources = shown.sources
+    samples = sources[0].samples.shape[1]
     cell, gap, edge, label = 0.62, 0.2, 0.08, 0.68  # inches
     head = 0.3 + (0.25 if title else 0)
     block = max(len(sources) * cell, cell + 0.2)  # the image has its class below
@@ -151,12 +153,10 @@ def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> 
         write(edge + cell, middle + cell + 0.03, names[row.label], ha="center", va="top")
         for number, source in enumerate(sources):
             y = top + number * cell
-            write(first - 0.08, y + cell / 2, source, ha="right", va="center")
-            nearest = shown.neighbors[source]
-            if nearest is not None:
-                for column, picture in enumerate(nearest[example]):
-                    put(picture, first + column * cell, y)
-            for column, picture in enumerate(shown.samples[source][example]):
+            write(first - 0.08, y + cell / 2, source.name, ha="right", va="center")
+            for column, picture in enumerate(source.neighbors[example]):
+                put(picture, first + column * cell, y)
+            for column, picture in enumerate(source.samples[example]):
                 put(picture, second + column * cell, y)
     return figure
 
@@ -167,12 +167,11 @@ def save_tiles(folder: str | Path, shown: Reconstructions) -> None:
     folder = Path(folder)
     beside = torch.stack([shown.images, shown.crops], dim=1)
     save_grid(folder / "samps_patches.png", beside.flatten(0, 1), 2)
-    for source, samples in shown.samples.items():
-        tile = shown.tiles[source]
-        save_grid(folder / f"recon_{tile}.png", samples.flatten(0, 1), samples.shape[1])
-        nearest = shown.neighbors[source]
-        if nearest is not None:
-            save_grid(folder / f"NNs_{tile}.png", nearest.flatten(0, 1), NEIGHBORS)
+    for source in shown.sources:
+        samples, nearest = source.samples, source.neighbors
+        save_grid(folder / f"recon_{source.tile}.png", samples.flatten(0, 1), samples.shape[1])
+        if nearest.shape[1]:
+            save_grid(folder / f"NNs_{source.tile}.png", nearest.flatten(0, 1), NEIGHBORS)
 
 
 def save_grid(path: str | Path, images: Tensor, columns: int) -> None:

@@ -221,9 +221,9 @@ class Attack:
         for note in check_same("reconstruction", there, self.record, made, sources, remedy):
             say(f"note: {note}")
         self.sets = read_attack(self.folder, self.settings["k_attk"])
-        self.tables = {
-            name: example_table(attacked, self.listing) for name, attacked in self.sets.items()
-        }
+        self.tables = {}
+        for name, attacked in self.sets.items():
+            self.tables[name] = example_table(attacked, self.listing)
 
     def class_table(self, attacked: str, class_names: Sequence[str]) -> pd.DataFrame:
         """results.class_table of one attacked set, "A" or "B". class_names: one per label."""
@@ -233,18 +233,16 @@ class Attack:
         """int64 (n, 4): xmin, ymin, xmax, ymax of each image's crop. InputError for an image
         without one."""
         rule = CropRule.of(self.settings)
-        annotations = (
-            Annotations(self.bbox_dir, self.listing, "the attack's boxes")
-            if rule.reads_boxes
-            else None
-        )
-        found = take_crops(self.listing, indices, rule, annotations)
-        absent = np.setdiff1d(indices, found.indices)
+        annotations = None
+        if rule.reads_boxes:
+            annotations = Annotations(self.bbox_dir, self.listing, "the attack's boxes")
+        cropped = take_crops(self.listing, indices, rule, annotations)
+        absent = np.setdiff1d(indices, cropped.indices)
         if len(absent):
             raise InputError(
                 f"{self.bbox_dir}: {self.listing.paths[absent[0]]} has no background crop: not attacked"
             )
-        return found.crops
+        return cropped.crops
 
     def neighbors(
         self, model: str, attacked: str, indices: np.ndarray, count: int = NEIGHBORS
@@ -256,9 +254,9 @@ class Attack:
         """
         attacked_indices = load_array(attack_path(self.folder, model, attacked, "attk_idxs"))
         nearest = load_array(attack_path(self.folder, model, attacked, "neighb_idxs"))
-        row_of = {int(index): row for row, index in enumerate(attacked_indices.ravel())}
-        absent = [index for index in indices if int(index) not in row_of]
-        if absent:
+        rows = pd.Series(np.arange(len(nearest)), attacked_indices.ravel()).reindex(indices)
+        absent = rows.index[rows.isna()]
+        if len(absent):
             raise InputError(
                 f"image {absent[0]} is not among the attacked images of set {attacked} in {self.folder}"
             )
@@ -266,17 +264,13 @@ class Attack:
             raise InputError(
                 f"{self.folder}: holds only {nearest.shape[1]} neighbors, {count} are needed"
             )
-        rows = [row_of[int(index)] for index in indices]
-        return nearest[rows, :count].astype(np.int64)
+        return nearest[rows.to_numpy(int), :count].astype(np.int64)
 
 
 def most_confident(table: pd.DataFrame, label: int, count: int = 40) -> pd.DataFrame:
     """Rows of a class that the target model is most confident of, the most confident first."""
-    return (
-        table[table["label"] == label]
-        .sort_values("target_confidence", ascending=False, kind="stable")
-        .head(count)
-    )
+    of_class = table[table["label"] == label]
+    return of_class.sort_values("target_confidence", ascending=False, kind="stable").head(count)
 
 
 def most_memorized(table: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -288,9 +282,8 @@ def most_memorized(table: pd.DataFrame, count: int) -> pd.DataFrame:
 def most_correlated(table: pd.DataFrame, count: int) -> pd.DataFrame:
     """Rows that both models name correctly, sorted by the smaller of the two confidences, the
     largest first."""
-    return _first(
-        table, "correlated", table[["target_confidence", "reference_confidence"]].min(axis=1), count
-    )
+    smaller = table[["target_confidence", "reference_confidence"]].min(axis=1)
+    return _first(table, "correlated", smaller, count)
 
 
 def _first(table: pd.DataFrame, outcome: str, values: pd.Series, count: int) -> pd.DataFrame:
@@ -373,31 +366,26 @@ def sources_of(
     """
     reference = TWIN[attacked]
     rcdms = {"A": rcdm_A, "B": rcdm_B}
-    check_rcdms(attack, {name: rcdm for name, rcdm in rcdms.items() if rcdm is not None})
+    check_rcdms(attack, rcdms)
     sources = [
         Source("target", rcdms[attacked], attack, attacked, attacked),
         Source("reference", rcdms[reference], attack, reference, reference),
     ]
     if rcdm_supervised is not None:
-        sources.append(
-            Source(
-                "supervised", rcdm_supervised, attack_supervised or attack, attacked, "supervised"
-            )
-        )
+        other, name = attack_supervised or attack, "supervised"
+        sources.append(Source(name, rcdm_supervised, other, attacked, name))
     return sources
 
 
-def conditions(
-    source: Source, attacked: str, indices: np.ndarray
-) -> tuple[Tensor, np.ndarray | None]:
+def conditions(source: Source, attacked: str, indices: np.ndarray) -> tuple[Tensor, np.ndarray]:
     """What an RCDM is given for each attacked image, float32 (n, width), and the neighbors int64
-    (n, 5), or None.
+    (n, 5).
 
-    Of an RCDM of logits: the crop's logits, without neighbors.
+    Of an RCDM of logits: the crop's logits, and no neighbors, (n, 0).
     """
     crop = source.rcdm.embed(source.attack.listing, indices, source.attack.crops(indices))
     if "logits" in crop:
-        return crop["logits"], None
+        return crop["logits"], np.empty((len(indices), 0), np.int64)
     neighbors = source.attack.neighbors(source.model, attacked, indices)
     public, rows = np.unique(neighbors, return_inverse=True)
     backbone = source.rcdm.embed(source.attack.listing, public)["backbone"]
