@@ -25,9 +25,9 @@ import numpy as np
 
 from dejavu_utils.cli import (
     Parser,
+    add_paths,
     default_workers,
     existing_folder,
-    expanded,
     non_negative_int,
     positive_int,
     run,
@@ -71,14 +71,13 @@ Partitions = dict[int, Partition]  # by images per class
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--imgnet_dir", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
-    parser.add_argument(
-        "--bbox_dir",
-        type=expanded,
-        help="folder of CLASS/ID.xml, or one above it; without it all images of A and B differ, and corner crops alone "
-        "can be attacked",
-    )
-    parser.add_argument("--save_dir", type=expanded, required=True, help="where the index files are written")
+    add_paths(parser, {"--imgnet_dir": "image folder, CLASS/ID.JPEG"})
+    boxes = {
+        "--bbox_dir": "folder of CLASS/ID.xml, or one above it; without it all images of A and B differ, and corner "
+        "crops alone can be attacked"
+    }
+    add_paths(parser, boxes, required=False)
+    add_paths(parser, {"--save_dir": "where the index files are written"})
     parser.add_argument(
         "--per_class",
         type=positive_int,

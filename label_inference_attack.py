@@ -57,6 +57,7 @@ from dejavu_utils.cli import (
     add_crop_flags,
     add_inference_flags,
     add_launch_flags,
+    add_paths,
     check_crop_flags,
     existing_file,
     existing_folder,
@@ -85,10 +86,14 @@ from dejavu_utils.runtime.resumable import ShardStore
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--output_dir", type=expanded, required=True, help="where everything is written")
+    add_paths(parser, {"--output_dir": "where everything is written"})
     group = parser.add_argument_group("models")
-    for name, what in (("A", "the model trained on set A"), ("B", "that trained on set B"), ("oss", "the only model")):
-        group.add_argument(f"--model_{name}_pth", type=expanded, help=f"checkpoint of {what}")
+    checkpoints = {
+        "--model_A_pth": "checkpoint of the model trained on set A",
+        "--model_B_pth": "checkpoint of that trained on set B",
+        "--model_oss_pth": "checkpoint of the only model",
+    }
+    add_paths(group, checkpoints, required=False)
     for kind, what in (("", ""), ("half_", "half of ")):
         for name in SETS:
             group.add_argument(
@@ -130,22 +135,19 @@ def add_data_flags(group: _ArgumentGroup) -> None:
             type=expanded,
             help=f".npy of the images only set {name} has; not with --placebo",
         )
-    group.add_argument(
-        "--unseen_idx_pth", type=expanded, help="with --model_oss_pth: .npy of boxed images that it was not trained on"
-    )
-    group.add_argument("--public_idx_pth", type=expanded, required=True, help=".npy of the public images")
-    group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
-    group.add_argument(
-        BOXES, type=expanded, help="folder of CLASS/ID.xml, or one above it; not read with --use_corner_crop"
-    )
-    group.add_argument(
-        "--class_names",
-        type=expanded,
-        help="json of {class folder: name}, or lines of both (LOC_synset_mapping.txt), for the gallery",
-    )
-    group.add_argument(
-        "--crop_cache", type=expanded, help=".npz that keeps the crops for other attacks; OUTPUT_DIR/crops.npz"
-    )
+    unseen = {"--unseen_idx_pth": "with --model_oss_pth: .npy of boxed images that it was not trained on"}
+    add_paths(group, unseen, required=False)
+    images = {
+        "--public_idx_pth": ".npy of the public images",
+        "--imgnet_train_pth": "image folder, CLASS/ID.JPEG",
+    }
+    add_paths(group, images)
+    beside = {
+        BOXES: "folder of CLASS/ID.xml, or one above it; not read with --use_corner_crop",
+        "--class_names": "json of {class folder: name}, or lines of both (LOC_synset_mapping.txt), for the gallery",
+        "--crop_cache": ".npz that keeps the crops for other attacks; OUTPUT_DIR/crops.npz",
+    }
+    add_paths(group, beside, required=False)
 
 
 def add_attack_flags(group: _ArgumentGroup) -> None:

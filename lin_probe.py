@@ -47,9 +47,9 @@ from dejavu_utils.cli import (
     Parser,
     add_inference_flags,
     add_launch_flags,
+    add_paths,
     existing_file,
     existing_folder,
-    expanded,
     from_flags,
     non_negative_int,
     positive_int,
@@ -86,20 +86,18 @@ _SECONDS_BETWEEN_SAVES = 600
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--output_dir", type=expanded, required=True, help="where results.json is written")
+    add_paths(parser, {"--output_dir": "where results.json is written"})
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model_pth",
-        type=expanded,
-        required=True,
-        help="checkpoint of train_SSL.py, a public one, or timm:NAME, torchvision:NAME",
-    )
+    add_paths(group, {"--model_pth": "checkpoint of train_SSL.py, a public one, or timm:NAME, torchvision:NAME"})
     group.add_argument("--use_projector", action="store_true", help="probe the projector's output, not the backbone's")
     add_network_flags(group)
     group = parser.add_argument_group("data")
-    group.add_argument("--train_idx_pth", type=expanded, required=True, help=".npy of the training images")
-    group.add_argument("--val_idx_pth", type=expanded, required=True, help=".npy of the validation images")
-    group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
+    images = {
+        "--train_idx_pth": ".npy of the training images",
+        "--val_idx_pth": ".npy of the validation images",
+        "--imgnet_train_pth": "image folder, CLASS/ID.JPEG",
+    }
+    add_paths(group, images)
     group = parser.add_argument_group("training of the classifier")
     group.add_argument("--start_lr", type=float, default=10.0, help="learning rate of the first step")
     group.add_argument("--end_lr", type=float, default=1.0, help="learning rate after the last step")

@@ -32,7 +32,7 @@ import pandas as pd
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
-from dejavu_utils.cli import Parser, expanded, non_negative_int, positive_int, run
+from dejavu_utils.cli import Parser, add_paths, non_negative_int, positive_int, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv, save_json
 from dejavu_utils.log import Progress
@@ -63,7 +63,7 @@ OBJECTS = (
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--save_dir", type=expanded, required=True, help="folder for images/, boxes/ and demo.json")
+    add_paths(parser, {"--save_dir": "folder for images/, boxes/ and demo.json"})
     parser.add_argument("--classes", type=positive_int, default=5, help="number of classes")
     parser.add_argument("--images_per_class", type=positive_int, default=200, help="images of each class")
     parser.add_argument("--unboxed_per_class", type=int, default=10, help="of these, images without a box XML")

@@ -90,7 +90,7 @@ from dejavu_utils.analysis.points import (
 from dejavu_utils.analysis.report import POINTWISE
 from dejavu_utils.analysis.results_json import attacked_layers, read_results
 from dejavu_utils.analysis.tables import directions
-from dejavu_utils.cli import Parser, existing_folder, expanded, positive_int, run, zero_or_one
+from dejavu_utils.cli import Parser, add_paths, existing_folder, expanded, positive_int, run, zero_or_one
 from dejavu_utils.errors import InputError
 from dejavu_utils.label_free.compare import outcome_means, read_directions, read_scores
 from dejavu_utils.naming import ATTACK_FOLDERS, ATTACK_PREFIX, LAYERS_BESIDE, SWEEPS, sslmem_beside, sweep_of
@@ -100,7 +100,7 @@ T = TypeVar("T")
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--save_path", type=expanded, required=True, help="folder for the figures and their numbers")
+    add_paths(parser, {"--save_path": "folder for the figures and their numbers"})
     parser.add_argument(
         "--model",
         nargs="+",

@@ -47,9 +47,9 @@ from dejavu_utils.cli import (
     Parser,
     add_inference_flags,
     add_launch_flags,
+    add_paths,
     existing_file,
     existing_folder,
-    expanded,
     from_flags,
     non_negative_int,
     positive_int,
@@ -88,10 +88,10 @@ FLAGS |= {name: f"--{name}_idx_pth" for name in CONTROLS}
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--output_dir", type=expanded, required=True, help="where everything is written")
+    add_paths(parser, {"--output_dir": "where everything is written"})
     group = parser.add_argument_group("models")
-    group.add_argument("--model_A_pth", type=expanded, required=True, help="checkpoint of the model trained on set A")
-    group.add_argument("--model_B_pth", type=expanded, required=True, help="checkpoint of the model trained on set B")
+    for name in SETS:
+        add_paths(group, {f"--model_{name}_pth": f"checkpoint of the model trained on set {name}"})
     group.add_argument("--arch", help=ARCH_HELP)
     group.add_argument(
         "--layers",
@@ -100,22 +100,24 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "and the projector if there is one",
     )
     group = parser.add_argument_group("data")
-    group.add_argument("--bbox_A_idx_pth", type=expanded, required=True, help=".npy of the images only set A has")
-    group.add_argument("--bbox_B_idx_pth", type=expanded, required=True, help=".npy of the images only set B has")
-    group.add_argument("--shared_idx_pth", type=expanded, help="control: .npy of images that both models trained on")
-    group.add_argument("--public_idx_pth", type=expanded, help="control: .npy of images that neither trained on")
-    group.add_argument("--unseen_idx_pth", type=expanded, help="control: .npy of others that neither trained on")
-    group.add_argument("--imgnet_train_pth", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
+    for name in SETS:
+        add_paths(group, {f"--bbox_{name}_idx_pth": f".npy of the images only set {name} has"})
+    controls = {
+        "--shared_idx_pth": "control: .npy of images that both models trained on",
+        "--public_idx_pth": "control: .npy of images that neither trained on",
+        "--unseen_idx_pth": "control: .npy of others that neither trained on",
+    }
+    add_paths(group, controls, required=False)
+    add_paths(group, {"--imgnet_train_pth": "image folder, CLASS/ID.JPEG"})
     group = parser.add_argument_group("scores")
     group.add_argument(
         "--views", type=positive_int, default=10, help="augmented views of an image; all pairs of them are compared"
     )
     group.add_argument("--seed", type=non_negative_int, default=0, help="seed of the augmented views")
-    group.add_argument(
-        "--attack_dir",
-        type=expanded,
-        help="folder of an attack on the same images (attack_A.csv, attack_B.csv), to compare the two scores",
-    )
+    attack = {
+        "--attack_dir": "folder of an attack on the same images (attack_A.csv, attack_B.csv), to compare the two scores"
+    }
+    add_paths(group, attack, required=False)
     add_inference_flags(parser, batch_size=256)
     add_launch_flags(parser, timeout=2800, mem_gb=60)
     return parser.parse_args(argv)

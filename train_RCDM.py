@@ -39,6 +39,7 @@ from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.cli import (
     Parser,
     add_launch_flags,
+    add_paths,
     existing_file,
     existing_folder,
     expanded,
@@ -94,11 +95,9 @@ GRID_COLUMNS, GRID_SAMPLES = 8, 2  # of samples{step}.png
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--out_dir", type=expanded, required=True, help="where everything is written")
+    add_paths(parser, {"--out_dir": "where everything is written"})
     group = parser.add_argument_group("encoder")
-    group.add_argument(
-        "--ssl_model_pth", type=expanded, required=True, help="checkpoint of train_SSL.py, a public one, or timm:NAME"
-    )
+    add_paths(group, {"--ssl_model_pth": "checkpoint of train_SSL.py, a public one, or timm:NAME"})
     group.add_argument("--ssl_loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
     group.add_argument("--ssl_arch", help=ARCH_HELP)
     group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")
@@ -114,10 +113,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--ssl_resolution", type=positive_int, help="side of the encoder's input, pixels; default: its own"
     )
     group = parser.add_argument_group("data")
-    group.add_argument("--data_dir", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
-    group.add_argument(
-        "--dataset_indices", type=expanded, required=True, help=".npy of the images to train on: the public set"
-    )
+    images = {
+        "--data_dir": "image folder, CLASS/ID.JPEG",
+        "--dataset_indices": ".npy of the images to train on: the public set",
+    }
+    add_paths(group, images)
     group.add_argument("--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count")
     group.add_argument("--workers", type=non_negative_int, default=8, help="processes that read images")
     group = parser.add_argument_group("model and diffusion")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.cli import Parser, add_crop_flags, check_crop_flags, expanded, positive_int, run
+from dejavu_utils.cli import Parser, add_crop_flags, add_paths, check_crop_flags, expanded, positive_int, run
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import frame_warnings, in_words, take_crops
@@ -34,9 +34,12 @@ from dejavu_utils.log import Progress
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--imgnet-path", type=expanded, required=True, help="image folder, CLASS/ID.JPEG")
-    parser.add_argument("--idx-path", type=expanded, required=True, help=".npy of the indices to write")
-    parser.add_argument("--write-path", type=expanded, required=True, help="the .beton to write")
+    paths = {
+        "--imgnet-path": "image folder, CLASS/ID.JPEG",
+        "--idx-path": ".npy of the indices to write",
+        "--write-path": "the .beton to write",
+    }
+    add_paths(parser, paths)
     parser.add_argument(
         "--write-mode", choices=MODES, default="raw", help="raw pixels, jpg, or smart: see --smart-threshold"
     )

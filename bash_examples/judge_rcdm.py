@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.intervals import mean_of_proportions
 from dejavu_utils.analysis.report import figure_in_words
-from dejavu_utils.cli import Parser, existing_folder, expanded, non_negative_int, run
+from dejavu_utils.cli import Parser, add_paths, existing_folder, non_negative_int, run
 from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.errors import InputError
@@ -43,21 +43,18 @@ from dejavu_utils.typed_json import to_json
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--attack", type=expanded, required=True, help="folder of label_inference_attack.py")
-    parser.add_argument(
-        "--rcdm_A", type=expanded, required=True, help="folder of train_RCDM.py with model A as the encoder"
-    )
-    parser.add_argument("--rcdm_B", type=expanded, required=True, help="the same with model B")
-    parser.add_argument("--judge_pth", type=expanded, required=True, help="supervised checkpoint of train_SSL.py")
-    parser.add_argument(
-        "--unseen_idx_pth", type=expanded, required=True, help=".npy of real images that the judge was not trained on"
-    )
-    parser.add_argument(
-        "--public_idx_pth", type=expanded, required=True, help=".npy of the images that the RCDMs were trained on"
-    )
+    paths = {
+        "--attack": "folder of label_inference_attack.py",
+        "--rcdm_A": "folder of train_RCDM.py with model A as the encoder",
+        "--rcdm_B": "the same with model B",
+        "--judge_pth": "supervised checkpoint of train_SSL.py",
+        "--unseen_idx_pth": ".npy of real images that the judge was not trained on",
+        "--public_idx_pth": ".npy of the images that the RCDMs were trained on",
+    }
+    add_paths(parser, paths)
     parser.add_argument("--respacing", default="25", help="steps of the sampling: 25, ddim25, ...; empty: all")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the sampling noise")
-    parser.add_argument("--save_path", type=expanded, required=True, help="json of the figures")
+    add_paths(parser, {"--save_path": "json of the figures"})
     return parser.parse_args(argv)
 
 

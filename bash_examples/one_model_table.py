@@ -26,7 +26,7 @@ from dejavu_utils.analysis.report import figure_in_words
 from dejavu_utils.analysis.results_json import RESULTS, AttackResults, read_results
 from dejavu_utils.analysis.tables import part_statistics
 from dejavu_utils.attack.target_reference import ONE
-from dejavu_utils.cli import Parser, existing_file, expanded, run
+from dejavu_utils.cli import Parser, add_paths, existing_file, run
 from dejavu_utils.data.provenance import Provenance, first_difference_in_words
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
@@ -40,15 +40,14 @@ HEADS = dict(zip((*COLUMNS, "tied"), ("two models", "one model", "one - two", "d
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("attacks", nargs="+", metavar="MODEL=FOLDER", help="attacks with --model_oss_pth, by model")
-    parser.add_argument("--two_models", type=expanded, required=True, help="folder of the attack on both models")
+    add_paths(parser, {"--two_models": "folder of the attack on both models"})
     parser.add_argument("--chance", type=float, required=True, help="accuracy of guessing, 1 / classes")
-    parser.add_argument(
-        "--tied",
-        type=expanded,
-        help="tied.csv of make_demo_dataset.py --correlation: the known accuracy is that of a model that reads "
-        "backgrounds, and the score of the tied images, expected to be 0, is another column",
-    )
-    parser.add_argument("--save_path", type=expanded, required=True, help="csv of the same figures, unrounded")
+    tied = {
+        "--tied": "tied.csv of make_demo_dataset.py --correlation: the known accuracy is that of a model that reads "
+        "backgrounds, and the score of the tied images, expected to be 0, is another column"
+    }
+    add_paths(parser, tied, required=False)
+    add_paths(parser, {"--save_path": "csv of the same figures, unrounded"})
     return parser.parse_args(argv)
 
 

@@ -35,7 +35,7 @@ from dejavu_utils.analysis.report import POINTWISE, Evidence, conclusion_of_rows
 from dejavu_utils.analysis.results_json import RESULTS, AttackResults, LevelResults
 from dejavu_utils.analysis.runs import agreement_in_words, agreement_table, memorized_images, short_names
 from dejavu_utils.analysis.tables import part_statistics, read_statistics
-from dejavu_utils.cli import Parser, existing_folder, expanded, run
+from dejavu_utils.cli import Parser, add_paths, existing_folder, expanded, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv
 from dejavu_utils.log import print_table
@@ -57,13 +57,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("attacks", nargs="*", metavar="LABEL=FOLDER", help="folders of label_inference_attack.py")
     parser.add_argument("--runs", type=expanded, nargs="+", metavar="FOLDER", help="folders of one attack's runs")
-    parser.add_argument(
-        "--split", type=expanded, help="csv of path and a column of 0 and 1: the images of either alone"
-    )
+    split = {"--split": "csv of path and a column of 0 and 1: the images of either alone"}
+    add_paths(parser, split, required=False)
     parser.add_argument("--agreement", action="store_true", help="image by image: is the same memorized in all --runs?")
     parser.add_argument("--k_attk", type=int, default=0, help="neighbors that vote; 0: as in results.json, else all")
     parser.add_argument("--pct_confidences", type=int, nargs="+", default=[100, 20], help="per cents in results.json")
-    parser.add_argument("--save_path", type=expanded, required=True, help="csv of the same figures, unrounded")
+    add_paths(parser, {"--save_path": "csv of the same figures, unrounded"})
     parser.add_argument("--next", default=NEXT, help="what the last line suggests")
     return parser.parse_args(argv)
 

@@ -119,6 +119,14 @@ def _whole_number(text: str, least: int) -> int:
     return int(text)
 
 
+def add_paths(
+    group: argparse._ActionsContainer, texts: dict[str, str], required: bool = True
+) -> None:
+    """A flag for each path. texts: {flag: help}."""
+    for flag, text in texts.items():
+        group.add_argument(flag, type=expanded, required=required, help=text)
+
+
 def from_flags(kind: type[T], args: argparse.Namespace, **others: Any) -> T:
     """A dataclass whose fields are called like flags, but for `others`, which are given."""
     values = {name: getattr(args, name) for name in kind.__dataclass_fields__ if name not in others}  # type: ignore

@@ -34,8 +34,7 @@ def _file_digest(path: Path, changed: int) -> str:
     if path.suffix != ".npy":
         return hashlib.sha256(path.read_bytes()).hexdigest()
     order = np.argsort(load_array(path.with_name(f"{path.name[:8]}_attk_idxs.npy")).ravel())
-    array = load_array(path)
-    return digest(_fitting(array, order, path)[order])
+    return digest(_load_rows(path, len(order))[order])
 
 
 CLASSIFIERS = "attack_classifiers.csv"
@@ -71,47 +70,39 @@ def read_attack(folder: str | Path, k_attk: int = 0) -> Sets:
 
 
 def _read_set(folder: Path, attacked: str, k_attk: int) -> AttackedSet:
-    target, reference = attacked, TWIN[attacked]
-    idxs, labels, predictions = {}, {}, {}
-    for model in SETS:
-        idxs[model] = load_array(attack_path(folder, model, attacked, "attk_idxs")).ravel()
-        path = attack_path(folder, model, attacked, "labels")
-        labels[model] = _fitting(load_array(path).ravel(), idxs[model], path)
-        predictions[model] = _predictions(
-            folder, model, attacked, idxs[model], labels[model], k_attk
-        )
+    twin = TWIN[attacked]
+    idxs, labels, target = _read_model(folder, attacked, attacked, k_attk)
+    twin_idxs, twin_labels, reference = _read_model(folder, twin, attacked, k_attk)
     try:
-        rows, reference_rows = mem.align_rows(idxs[target], idxs[reference])
+        rows, twin_rows = mem.align_rows(idxs, twin_idxs)
     except ValueError as error:
-        raise InputError(
-            f"{attack_path(folder, target, attacked, 'attk_idxs')}: {error}; attack again"
-        ) from None
-    in_order = labels[target][rows]
-    if not np.array_equal(in_order, labels[reference][reference_rows]):
-        raise InputError(
-            f"{attack_path(folder, reference, attacked, 'labels')}: not the labels of the other model"
-        )
-    of_target = predictions[target].chosen(rows)
-    of_reference = predictions[reference].chosen(reference_rows)
-    attack = mem.DirectedAttack(of_target, of_reference, in_order.astype(np.int64))
-    return AttackedSet(idxs[target][rows].astype(np.int64), attack)
+        path = attack_path(folder, attacked, attacked, "attk_idxs")
+        raise InputError(f"{path}: {error}; attack again") from None
+    labels = labels[rows].astype(np.int64)
+    if not np.array_equal(labels, twin_labels[twin_rows]):
+        path = attack_path(folder, twin, attacked, "labels")
+        raise InputError(f"{path}: not the labels of the other model")
+    attack = mem.DirectedAttack(target.chosen(rows), reference.chosen(twin_rows), labels)
+    return AttackedSet(idxs[rows].astype(np.int64), attack)
 
 
-def _predictions(
-    folder: Path, model: str, attacked: str, idxs: np.ndarray, labels: np.ndarray, k_attk: int
-) -> mem.Predictions:
-    """In the order of the files."""
+def _read_model(
+    folder: Path, model: str, attacked: str, k_attk: int
+) -> tuple[np.ndarray, np.ndarray, mem.Predictions]:
+    """(image indices, labels, predictions) of a model on a set, in the order of the files."""
+    idxs = load_array(attack_path(folder, model, attacked, "attk_idxs")).ravel()
+    labels = _load_rows(attack_path(folder, model, attacked, "labels"), len(idxs)).ravel()
     path = attack_path(folder, model, attacked, "scores")
     if path.is_file():
-        return mem.predict_from_scores(_fitting(load_array(path), idxs, path), labels)
+        return idxs, labels, mem.predict_from_scores(_load_rows(path, len(idxs)), labels)
     path = attack_path(folder, model, attacked, "neighb_labels")
-    neighbor_labels = _fitting(load_array(path), idxs, path)
+    neighbor_labels = _load_rows(path, len(idxs))
     kept = neighbor_labels.shape[1]
     if k_attk > kept:
         raise TooManyVotes(
             f"{path}: k_attk is {k_attk}, but the neighbor files hold only {kept} neighbors"
         )
-    return mem.predict_from_neighbors(neighbor_labels, k_attk, labels)
+    return idxs, labels, mem.predict_from_neighbors(neighbor_labels, k_attk, labels)
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -127,10 +118,11 @@ def load_array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: not a complete .npy file ({error}); attack again") from None
 
 
-def _fitting(array: np.ndarray, idxs: np.ndarray, path: Path) -> np.ndarray:
-    if len(array) != len(idxs):
+def _load_rows(path: Path, count: int) -> np.ndarray:
+    array = load_array(path)
+    if len(array) != count:
         raise InputError(
-            f"{path}: has {len(array)} rows where the attacked indices are {len(idxs)}; attack again"
+            f"{path}: has {len(array)} rows where the attacked indices are {count}; attack again"
         )
     return array
 

@@ -91,26 +91,25 @@ def save_gallery(
     policy forbids it. An image that cannot be read any more is named in its place. Definitions:
     memorization.OUTCOMES.
     """
-    page, neighbors = _Page(listing, class_names or {}, attacked, boxes_of), attacked.neighbors
+    page = _Page(listing, class_names or {}, attacked, boxes_of)
+    neighbors = attacked.neighbors
     groups: list[dict[str, Any]] = []
     counts, total = {}, sum(len(attacked_set.idxs) for attacked_set in sets.values())
     for outcome, meaning, order_in_words, order in _GROUPS:
         chosen, counts[outcome] = _most_confident(
             sets, mem.OUTCOMES.index(outcome), order, per_group
         )
-        groups.append(
-            {
-                "id": outcome,
-                "name": outcome,
-                "meaning": meaning,
-                "order": f"the most confident first: by {order_in_words}",
-                "count": counts[outcome],
-                "examples": [page.example(sets[name], name, row) for name, row in chosen],
-            }
-        )
-    groups[0]["by_chance"] = memorized_by_chance(
-        counts["memorized"], counts["misrepresented"], total
-    )
+        group = {
+            "id": outcome,
+            "name": outcome,
+            "meaning": meaning,
+            "order": f"the most confident first: by {order_in_words}",
+            "count": counts[outcome],
+            "examples": [page.example(sets[name], name, row) for name, row in chosen],
+        }
+        groups.append(group)
+    memorized, misrepresented = counts["memorized"], counts["misrepresented"]
+    groups[0]["by_chance"] = memorized_by_chance(memorized, misrepresented, total)
     legend: list[tuple[str | None, str]] = [
         ("crop", "light blue, solid: the crop that both models see")
     ]
@@ -128,8 +127,7 @@ def save_gallery(
         total=total,
         header=header,
         neighbors=neighbors is not None,
-        classifiers=neighbors is not None
-        and any((nearest < 0).any() for nearest in neighbors.values()),
+        classifiers=any((nearest < 0).any() for nearest in (neighbors or {}).values()),
         legend=legend,
     )
 

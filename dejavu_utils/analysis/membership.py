@@ -92,12 +92,8 @@ def roc_table(scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
     parts = []
     for name, (members, non_members) in scores.items():
         false_positives, true_positives = roc_curve(members, non_members)
-        columns = {
-            "score": name,
-            "false_positive_rate": false_positives,
-            "true_positive_rate": true_positives,
-        }
-        parts.append(pd.DataFrame(columns))
+        columns = {"false_positive_rate": false_positives, "true_positive_rate": true_positives}
+        parts.append(pd.DataFrame({"score": name, **columns}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -118,9 +114,8 @@ def margin_scores(attacks: Sequence[DirectedAttack]) -> tuple[np.ndarray, np.nda
 def membership_in_words(result: Membership) -> str:
     """AUC and true-positive rates in a line."""
     parts = [f"AUC {_in_words(result.auc)}"]
-    for rate, estimate in zip(
-        ("1 %", "0.1 %"), (result.tpr_at_1_percent, result.tpr_at_01_percent)
-    ):
+    rates = {"1 %": result.tpr_at_1_percent, "0.1 %": result.tpr_at_01_percent}
+    for rate, estimate in rates.items():
         if estimate is not None:
             parts.append(f"true-positive rate {_in_words(estimate)} at {rate} false positives")
     return ", ".join(parts)

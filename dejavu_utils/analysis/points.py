@@ -128,11 +128,9 @@ class Series:
             attacked = {point.value: point.folder for point in attacks.get(x, ())}
             kept = []
             for point in of_sweep:
-                attack = attacked.get(point.value)
-                if attack and foreign_probe(attack, point.path):
-                    note(
-                        f"{point.path} is of another model than {attack}: no score beside this probe"
-                    )
+                path, attack = point.path, attacked.get(point.value)
+                if attack and foreign_probe(attack, path):
+                    note(f"{path} is of another model than {attack}: no score beside this probe")
                 else:
                     kept.append(point)
             own[x] = kept
@@ -149,9 +147,8 @@ class Series:
                 value = point.value
                 epoch = value if x == "epoch" else self.epoch
                 dataset = {"epoch": self.dataset, "dataset": value}.get(x)
-                scored = ScoredPoint(
-                    self.model, x, value, epoch, dataset, point.content, of_probes.get(value)
-                )
+                probe = of_probes.get(value)
+                scored = ScoredPoint(self.model, x, value, epoch, dataset, point.content, probe)
                 points.setdefault((epoch, dataset, value if x == "param" else None), scored)
         return list(points.values())
 

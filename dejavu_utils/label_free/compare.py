@@ -32,13 +32,15 @@ def read_margins(folder: str | Path, flag: str) -> dict[str, pd.DataFrame]:
         path = Path(folder) / f"attack_{name}.csv"
         try:
             table = pd.read_csv(path).set_index("index")
-            columns = pd.DataFrame({"path": table["path"], "attack_outcome": table["share"]})
-            columns["attack_target_share"] = table["target_vote_share"]
-            columns["attack_reference_share"] = table["reference_vote_share"]
-            columns["attack_margin"] = (
-                columns["attack_target_share"] - columns["attack_reference_share"]
-            )
-            margins[name] = columns.dropna()
+            target, reference = table["target_vote_share"], table["reference_vote_share"]
+            columns = {
+                "path": table["path"],
+                "attack_outcome": table["share"],
+                "attack_target_share": target,
+                "attack_reference_share": reference,
+                "attack_margin": target - reference,
+            }
+            margins[name] = pd.DataFrame(columns).dropna()
         except FileNotFoundError:
             raise InputError(
                 f"{flag}: {path}: no such file; label_inference_attack.py writes it"
@@ -109,18 +111,24 @@ def outcome_means(tables: dict[str, pd.DataFrame], sets: dict, top_k: int) -> pd
     parts = []
     for name, attacked in sets.items():
         of_set = tables[name].reindex(attacked.idxs)
-        parts.append(of_set.assign(outcome=attacked.attack.outcomes(top_k)))
-    table, rows = pd.concat(parts), []
+        outcomes = np.array(OUTCOMES)[attacked.attack.outcomes(top_k)]
+        parts.append(of_set.assign(outcome=outcomes))
+    table = pd.concat(parts)
+    rows = []
     for column in score_columns(table):
-        for number, outcome in enumerate(OUTCOMES):
-            values = table[column][table["outcome"] == number].dropna().to_numpy()
-            row = {
-                "layer": column.removesuffix(SCORE),
-                "outcome": outcome,
-                **vars(mean_estimate(values)),
-            }
-            rows.append({**row, "n": len(values)})
+        means = _means_by_outcome(table[column], table["outcome"])
+        for outcome, mean in means.items():
+            layer = column.removesuffix(SCORE)
+            rows.append({"layer": layer, "outcome": outcome, **vars(mean)})
     return pd.DataFrame(rows)
+
+
+def _means_by_outcome(scores: pd.Series, outcomes: pd.Series) -> dict[str, CountedEstimate]:
+    means = {}
+    for outcome in OUTCOMES:
+        values = scores[outcomes == outcome].dropna().to_numpy()
+        means[outcome] = CountedEstimate(**vars(mean_estimate(values)), n=len(values))
+    return means
 
 
 def attacked_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -144,10 +152,7 @@ def correlations(table: pd.DataFrame, layers: list[str]) -> dict[str, dict]:
     of_layers: dict[str, dict] = {}
     for layer in layers:
         of_layer = scores(attacked, layer)
-        outcomes: dict[str, CountedEstimate] = {}
-        for outcome in OUTCOMES:
-            values = of_layer[attacked["attack_outcome"] == outcome]
-            outcomes[outcome] = CountedEstimate(**vars(mean_estimate(values)), n=len(values))
+        outcomes = _means_by_outcome(attacked[f"{layer}{SCORE}"], attacked["attack_outcome"])
         of_layers[layer] = {
             "overall": rank_correlation(of_layer, margin),
             "within_classes": rank_correlation(of_layer, margin, labels),
