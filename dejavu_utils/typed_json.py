@@ -19,6 +19,11 @@ def entry(meaning: str, absent: bool = False, **options: Any) -> Any:
     return field(metadata={"help": meaning, "absent": absent}, **options)
 
 
+def optional(meaning: str) -> Any:
+    """An `entry` that the file does not have where it is None, as it is by default."""
+    return entry(meaning, absent=True, default=None)
+
+
 def to_json(value: object) -> Any:
     """What json.dump takes. JSON has no NaN: a figure that no example tells is null."""
     if is_dataclass(value):

@@ -16,7 +16,7 @@ from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.membership import Membership
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.naming import ATTACKED_LAYER, LAYERS_BESIDE, attack_path
-from dejavu_utils.typed_json import entry, from_json
+from dejavu_utils.typed_json import entry, from_json, optional
 
 RESULTS = "results.json"
 T = TypeVar("T")
@@ -86,18 +86,14 @@ class OneModelResults:
     spread_in_intervals: bool = entry(
         "do the intervals include the training of the classifiers?", default=False
     )
-    reference_accuracy_by_seed: list[float] | None = entry(
-        "accuracy of each classifier; of one set", absent=True, default=None
+    reference_accuracy_by_seed: list[float] | None = optional(
+        "accuracy of each classifier; of one set"
     )
-    reference_sd: float | None = entry(
-        "standard deviation of these; null for one classifier; of one set",
-        absent=True,
-        default=None,
+    reference_sd: float | None = optional(
+        "standard deviation of these; null for one classifier; of one set"
     )
-    reference_agreement: float | None = entry(
-        "fraction of images for which two classifiers predict the same class, mean over pairs; of one set",
-        absent=True,
-        default=None,
+    reference_agreement: float | None = optional(
+        "fraction of images for which two classifiers predict the same class, mean over pairs; of one set"
     )
     memorization_confidence: MemorizationConfidence | None = entry(
         "null where the model's predictions are no votes, or no example is memorized", default=None
@@ -115,7 +111,7 @@ class SetResults:
         "mean share of the votes for the true label: target, reference, margin; empty without votes",
         default_factory=dict,
     )
-    one_model: OneModelResults | None = entry("with --model_oss_pth", absent=True, default=None)
+    one_model: OneModelResults | None = optional("with --model_oss_pth")
 
 
 @dataclass
@@ -136,9 +132,7 @@ class NearCopies:
 
     A: int = entry("images of set A")
     B: int = entry("images of set B")
-    without: SetResults | None = entry(
-        "figures of both sets without these images", absent=True, default=None
-    )
+    without: SetResults | None = optional("figures of both sets without these images")
 
 
 @dataclass
@@ -163,27 +157,17 @@ class AttackResults:
     settings: dict[str, Any] = entry(
         "the flags, and layer, device, reference", default_factory=dict
     )
-    made_from: dict[str, Any] | None = entry(
-        "the record of data.provenance", absent=True, default=None
+    made_from: dict[str, Any] | None = optional("the record of data.provenance")
+    near_copies: NearCopies | None = optional("if the partition looked for near-copies")
+    probe_accuracy: float | None = optional("of training's own linear probe, if it is known")
+    membership: Membership | None = optional(
+        "of set A against set B for model A, by the margin of votes; not of one model"
     )
-    near_copies: NearCopies | None = entry(
-        "if the partition looked for near-copies", absent=True, default=None
+    files: dict[str, str] | None = optional(
+        "SHA-256 of each file beside this one that others read; of arrays in the order of the image indices"
     )
-    probe_accuracy: float | None = entry(
-        "of training's own linear probe, if it is known", absent=True, default=None
-    )
-    membership: Membership | None = entry(
-        "of set A against set B for model A, by the margin of votes; not of one model",
-        absent=True,
-        default=None,
-    )
-    files: dict[str, str] | None = entry(
-        "SHA-256 of each file beside this one that others read; of arrays in the order of the image indices",
-        absent=True,
-        default=None,
-    )
-    conclusion: str | None = entry("name of the concluding sentence", absent=True, default=None)
-    conclusion_in_words: str | None = entry("the concluding sentence", absent=True, default=None)
+    conclusion: str | None = optional("name of the concluding sentence")
+    conclusion_in_words: str | None = optional("the concluding sentence")
 
     def of(self, group: str) -> SetResults:
         """Of "both", "A" or "B"."""
@@ -302,9 +286,7 @@ class ProbeResults:
     settings: dict[str, Any] = entry(
         "the flags, and layer, device, processes", default_factory=dict
     )
-    made_from: dict[str, Any] | None = entry(
-        "the record of data.provenance", absent=True, default=None
-    )
+    made_from: dict[str, Any] | None = optional("the record of data.provenance")
 
 
 def read_probe(folder: str | Path) -> ProbeResults:

@@ -39,7 +39,7 @@ from dejavu_utils.label_free.scores import (
     weighted_means,
 )
 from dejavu_utils.naming import SETS, TWIN
-from dejavu_utils.typed_json import entry, to_json
+from dejavu_utils.typed_json import entry, optional, to_json
 
 CONTROLS = ("shared", "public", "unseen")
 NEITHER = ("public", "unseen")  # sets that neither model trained on
@@ -73,12 +73,8 @@ class LayerScores:
     above_0: Estimate = entry("fraction of the images whose SSLMem is above 0")
     target: Estimate = entry("distance between an image's views under the target")
     reference: Estimate = entry("the same under the reference")
-    less_control: Estimate | None = entry(
-        "SSLMem minus that of images that neither model saw", absent=True, default=None
-    )
-    delta: Estimate | None = entry(
-        "SSLMem minus that of the layer before (LayerMem)", absent=True, default=None
-    )
+    less_control: Estimate | None = optional("SSLMem minus that of images that neither model saw")
+    delta: Estimate | None = optional("SSLMem minus that of the layer before (LayerMem)")
 
 
 @dataclass
