@@ -25,6 +25,7 @@ import numpy as np
 
 from dejavu_utils.cli import (
     Parser,
+    add_flags,
     add_paths,
     default_workers,
     existing_folder,
@@ -85,15 +86,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         default=[100, 200, 300, 400, 500],
         help="n: images of each class in a training set, one partition for each",
     )
-    parser.add_argument(
-        "--seed", type=non_negative_int, help="shuffle the images of each class; not given: the order of the indices"
-    )
-    parser.add_argument(
-        "--near_duplicates", type=zero_or_one, default=0, help="1: look for near-copies, which means reading all images"
-    )
-    parser.add_argument(
-        "--num_workers", type=positive_int, default=default_workers(), help="processes that look for near-copies"
-    )
+    flags = {
+        "--seed": (None, non_negative_int, "shuffle the images of each class; not given: the order of the indices"),
+        "--near_duplicates": (0, zero_or_one, "1: look for near-copies, which means reading all images"),
+        "--num_workers": (default_workers(), positive_int, "processes that look for near-copies"),
+    }
+    add_flags(parser, flags)
     return parser.parse_args(argv)
 
 

@@ -55,6 +55,7 @@ from dejavu_utils.attack.target_reference import ONE
 from dejavu_utils.cli import (
     Parser,
     add_crop_flags,
+    add_flags,
     add_inference_flags,
     add_launch_flags,
     add_paths,
@@ -103,15 +104,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
                 help=f"for --model_oss_pth: classifiers trained on {what}set {name}'s crops, with different seeds",
             )
     add_network_flags(group)
-    group.add_argument(
-        "--use_backbone", type=zero_or_one, default=0, help="1: embed with the backbone; 0: with the projector"
-    )
-    group.add_argument(
-        "--use_supervised_linear",
-        type=zero_or_one,
-        default=0,
-        help="1: a supervised model's logits are the class scores, without neighbors",
-    )
+    logits = "1: a supervised model's logits are the class scores, without neighbors"
+    outputs = {
+        "--use_backbone": (0, zero_or_one, "1: embed with the backbone; 0: with the projector"),
+        "--use_supervised_linear": (0, zero_or_one, logits),
+    }
+    add_flags(group, outputs)
     group.add_argument(
         "--layers",
         type=lambda text: text.split(","),
@@ -151,8 +149,11 @@ def add_data_flags(group: _ArgumentGroup) -> None:
 
 
 def add_attack_flags(group: _ArgumentGroup) -> None:
-    group.add_argument("--k", type=positive_int, default=100, help="public neighbors that are saved")
-    group.add_argument("--k_attk", type=int, help="nearest of them that vote; 0 = k; default: 100, at most k")
+    votes = {
+        "--k": (100, positive_int, "public neighbors that are saved"),
+        "--k_attk": (None, int, "nearest of them that vote; 0 = k; default: 100, at most k"),
+    }
+    add_flags(group, votes)
     add_crop_flags(group)
     group.add_argument(
         "--use_corner_crop",
@@ -167,7 +168,7 @@ def add_attack_flags(group: _ArgumentGroup) -> None:
         action="store_true",
         help="attack public images, which neither model saw, in place of sets A and B: the score is expected to be 0",
     )
-    group.add_argument("--corner_crop_frac", type=float, default=0.3, help="side of that corner / side of the image")
+    add_flags(group, {"--corner_crop_frac": (0.3, float, "side of that corner / side of the image")})
 
 
 def main() -> None:

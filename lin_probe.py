@@ -45,6 +45,7 @@ from dejavu_utils.attack.preconditions import check_validation_set
 from dejavu_utils.checkpoint import save_checkpoint
 from dejavu_utils.cli import (
     Parser,
+    add_flags,
     add_inference_flags,
     add_launch_flags,
     add_paths,
@@ -98,11 +99,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         "--imgnet_train_pth": "image folder, CLASS/ID.JPEG",
     }
     add_paths(group, images)
-    group = parser.add_argument_group("training of the classifier")
-    group.add_argument("--start_lr", type=float, default=10.0, help="learning rate of the first step")
-    group.add_argument("--end_lr", type=float, default=1.0, help="learning rate after the last step")
-    group.add_argument("--epochs", type=positive_int, default=2, help="passes over the training images")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of the classifier, image order and views")
+    training = {
+        "--start_lr": (10.0, float, "learning rate of the first step"),
+        "--end_lr": (1.0, float, "learning rate after the last step"),
+        "--epochs": (2, positive_int, "passes over the training images"),
+        "--seed": (0, non_negative_int, "seed of the classifier, image order and views"),
+    }
+    add_flags(parser.add_argument_group("training of the classifier"), training)
     add_inference_flags(parser, batch_size=64)
     add_launch_flags(parser, timeout=1440, mem_gb=100)
     return parser.parse_args(argv)

@@ -32,7 +32,7 @@ import pandas as pd
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
-from dejavu_utils.cli import Parser, add_paths, non_negative_int, positive_int, run
+from dejavu_utils.cli import Parser, add_flags, add_paths, non_negative_int, positive_int, run
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import save_csv, save_json
 from dejavu_utils.log import Progress
@@ -64,16 +64,17 @@ OBJECTS = (
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     add_paths(parser, {"--save_dir": "folder for images/, boxes/ and demo.json"})
-    parser.add_argument("--classes", type=positive_int, default=5, help="number of classes")
-    parser.add_argument("--images_per_class", type=positive_int, default=200, help="images of each class")
-    parser.add_argument("--unboxed_per_class", type=int, default=10, help="of these, images without a box XML")
-    parser.add_argument("--side", type=positive_int, default=128, help="height and width of an image in pixels")
-    parser.add_argument("--object_size", type=float, default=0.5, help="diameter of an object / side of the image")
-    parser.add_argument(
-        "--correlation", type=float, default=0.0, help="fraction of the images with a background of their class"
-    )
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="same seed, same files")
-    parser.add_argument("--num_workers", type=positive_int, default=2, help="processes that draw")
+    flags = {
+        "--classes": (5, positive_int, "number of classes"),
+        "--images_per_class": (200, positive_int, "images of each class"),
+        "--unboxed_per_class": (10, int, "of these, images without a box XML"),
+        "--side": (128, positive_int, "height and width of an image in pixels"),
+        "--object_size": (0.5, float, "diameter of an object / side of the image"),
+        "--correlation": (0.0, float, "fraction of the images with a background of their class"),
+        "--seed": (0, non_negative_int, "same seed, same files"),
+        "--num_workers": (2, positive_int, "processes that draw"),
+    }
+    add_flags(parser, flags)
     return parser.parse_args(argv)
 
 

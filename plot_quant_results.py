@@ -90,7 +90,7 @@ from dejavu_utils.analysis.points import (
 from dejavu_utils.analysis.report import POINTWISE
 from dejavu_utils.analysis.results_json import attacked_layers, read_results
 from dejavu_utils.analysis.tables import directions
-from dejavu_utils.cli import Parser, add_paths, existing_folder, expanded, positive_int, run, zero_or_one
+from dejavu_utils.cli import Parser, add_flags, add_paths, existing_folder, expanded, positive_int, run, zero_or_one
 from dejavu_utils.errors import InputError
 from dejavu_utils.label_free.compare import outcome_means, read_directions, read_scores
 from dejavu_utils.naming import ATTACK_FOLDERS, ATTACK_PREFIX, LAYERS_BESIDE, SWEEPS, sslmem_beside, sweep_of
@@ -119,23 +119,19 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument(
         "--lin_probe_folder_path", type=expanded, nargs="+", help="folder of the linear probes, one for each model"
     )
-    parser.add_argument("--k_neighb", type=positive_int, default=100, help="nearest public neighbors that vote")
-    parser.add_argument(
-        "--pct_confidences",
-        type=percentages,
-        default="5,10,30",
-        help="per cent of the examples, the most confident ones, that the accuracies are taken over",
-    )
-    parser.add_argument("--epoch_sweep_dataset", type=int, default=300, help="images per class of the sweep of epochs")
-    parser.add_argument(
-        "--dataset_sweep_epoch", type=int, default=1000, help="epochs of the sweeps of data set sizes and parameters"
-    )
-    parser.add_argument(
-        "--layer", help="layer of the attacks, for all but attk_layers; default: projector, or the one that is there"
-    )
-    parser.add_argument("--style", choices=STYLES, default=STYLES[0], help="science: SciencePlots', if it is installed")
-    text = "figures against this parameter instead: section.setting of train_SSL.py, or corner_crop_frac"
-    parser.add_argument("--sweep_param", type=sweep_parameter, help=text)
+    levels = "per cent of the examples, the most confident ones, that the accuracies are taken over"
+    layer = "layer of the attacks, for all but attk_layers; default: projector, or the one that is there"
+    param = "figures against this parameter instead: section.setting of train_SSL.py, or corner_crop_frac"
+    flags = {
+        "--k_neighb": (100, positive_int, "nearest public neighbors that vote"),
+        "--pct_confidences": ("5,10,30", percentages, levels),
+        "--epoch_sweep_dataset": (300, int, "images per class of the sweep of epochs"),
+        "--dataset_sweep_epoch": (1000, int, "epochs of the sweeps of data set sizes and parameters"),
+        "--layer": (None, str, layer),
+        "--style": (STYLES[0], STYLES, "science: SciencePlots', if it is installed"),
+        "--sweep_param": (None, sweep_parameter, param),
+    }
+    add_flags(parser, flags)
     parser.add_argument("--sweep_values", type=number_or_word, nargs="+", help="these values only")
     return parser.parse_args(argv)
 

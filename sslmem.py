@@ -45,6 +45,7 @@ from dejavu_utils.attack.preconditions import (
 )
 from dejavu_utils.cli import (
     Parser,
+    add_flags,
     add_inference_flags,
     add_launch_flags,
     add_paths,
@@ -110,10 +111,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add_paths(group, controls, required=False)
     add_paths(group, {"--imgnet_train_pth": "image folder, CLASS/ID.JPEG"})
     group = parser.add_argument_group("scores")
-    group.add_argument(
-        "--views", type=positive_int, default=10, help="augmented views of an image; all pairs of them are compared"
-    )
-    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of the augmented views")
+    views = {
+        "--views": (10, positive_int, "augmented views of an image; all pairs of them are compared"),
+        "--seed": (0, non_negative_int, "seed of the augmented views"),
+    }
+    add_flags(group, views)
     attack = {
         "--attack_dir": "folder of an attack on the same images (attack_A.csv, attack_B.csv), to compare the two scores"
     }

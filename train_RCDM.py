@@ -38,6 +38,7 @@ from torch import Tensor
 from dejavu_utils.checkpoint import load_checkpoint, save_checkpoint
 from dejavu_utils.cli import (
     Parser,
+    add_flags,
     add_launch_flags,
     add_paths,
     existing_file,
@@ -98,20 +99,20 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add_paths(parser, {"--out_dir": "where everything is written"})
     group = parser.add_argument_group("encoder")
     add_paths(group, {"--ssl_model_pth": "checkpoint of train_SSL.py, a public one, or timm:NAME"})
-    group.add_argument("--ssl_loss", choices=LOSSES, help="must match the checkpoint if given: training objective")
-    group.add_argument("--ssl_arch", help=ARCH_HELP)
-    group.add_argument("--mlp", help="must match the checkpoint if given: widths of the projector")
+    known = {
+        "--ssl_loss": (None, LOSSES, "must match the checkpoint if given: training objective"),
+        "--ssl_arch": (None, str, ARCH_HELP),
+        "--mlp": (None, str, "must match the checkpoint if given: widths of the projector"),
+    }
+    add_flags(group, known)
     group.add_argument("--feat_cond", action="store_true", help="condition on the representation; always needed")
-    group.add_argument("--ssl_from_ckpt", type=zero_or_one, default=1, help="the encoder is --ssl_model_pth; always 1")
-    group.add_argument(
-        "--use_supervised_activations",
-        type=zero_or_one,
-        default=0,
-        help="1: the representation is a supervised model's logits; 0: backbone and projector side by side",
-    )
-    group.add_argument(
-        "--ssl_resolution", type=positive_int, help="side of the encoder's input, pixels; default: its own"
-    )
+    logits = "1: the representation is a supervised model's logits; 0: backbone and projector side by side"
+    shown = {
+        "--ssl_from_ckpt": (1, zero_or_one, "the encoder is --ssl_model_pth; always 1"),
+        "--use_supervised_activations": (0, zero_or_one, logits),
+        "--ssl_resolution": (None, positive_int, "side of the encoder's input, pixels; default: its own"),
+    }
+    add_flags(group, shown)
     group = parser.add_argument_group("data")
     images = {
         "--data_dir": "image folder, CLASS/ID.JPEG",
@@ -119,44 +120,40 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     }
     add_paths(group, images)
     group.add_argument("--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count")
-    group.add_argument("--workers", type=non_negative_int, default=8, help="processes that read images")
+    add_flags(group, {"--workers": (8, non_negative_int, "processes that read images")})
     group = parser.add_argument_group("model and diffusion")
-    group.add_argument("--backend", choices=("auto", *unets.BACKENDS), default="auto", help="auto: rcdm if installed")
+    add_flags(group, {"--backend": ("auto", ("auto", *unets.BACKENDS), "auto: rcdm if installed")})
     add_model_flags(group)
-    group.add_argument("--class_cond", type=zero_or_one, default=0, help="always False: the label must not be told")
-    group.add_argument(
-        "--timestep_respacing",
-        default="auto",
-        help='steps of the sample grids: 100, ddim50, ...; auto: 100, or all if --diffusion_steps are fewer; "": all',
-    )
-    group = parser.add_argument_group("training")
-    group.add_argument("--batch_size", type=positive_int, default=1, help="images per process and step")
-    group.add_argument("--microbatch", type=int, default=-1, help="images at once, to save memory; -1 = batch_size")
-    group.add_argument("--lr", type=float, default=1e-4, help="learning rate of AdamW")
-    group.add_argument("--weight_decay", type=float, default=0.0, help="of AdamW")
-    group.add_argument(
-        "--lr_anneal_steps", type=non_negative_int, default=0, help="steps in all, lr falls to 0; 0 = no end"
-    )
-    group.add_argument("--ema_rate", default="0.9999", help="averages of the weights, for instance 0.999,0.9999")
-    group.add_argument("--schedule_sampler", choices=diffusion.STEP_SAMPLERS, default="uniform", help="draws the steps")
-    group.add_argument("--use_fp16", type=zero_or_one, default=0, help="mixed precision, where there is a GPU")
-    group.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="auto: with --use_fp16 True bf16 on GPUs that have it, else fp16; fp32 without it and on CPUs",
-    )
-    group.add_argument("--fp16_scale_growth", type=float, default=1e-3, help="growth of log2(loss scale) per step")
-    group.add_argument("--log_interval", type=positive_int, default=10, help="steps between two lines of the log")
-    group.add_argument("--save_interval", type=positive_int, default=10000, help="steps between two checkpoints")
-    text = "model{step}.pt to start from, if --out_dir is not further"
-    group.add_argument("--resume_checkpoint", type=expanded, default="", help=text)
-    group.add_argument("--seed", type=non_negative_int, default=0, help="of weights, order of images, steps and noise")
+    respacing = 'steps of the sample grids: 100, ddim50, ...; auto: 100, or all if --diffusion_steps are fewer; "": all'
+    diffused = {
+        "--class_cond": (0, zero_or_one, "always False: the label must not be told"),
+        "--timestep_respacing": ("auto", str, respacing),
+    }
+    add_flags(group, diffused)
+    auto = "auto: with --use_fp16 True bf16 on GPUs that have it, else fp16; fp32 without it and on CPUs"
+    training = {
+        "--batch_size": (1, positive_int, "images per process and step"),
+        "--microbatch": (-1, int, "images at once, to save memory; -1 = batch_size"),
+        "--lr": (1e-4, float, "learning rate of AdamW"),
+        "--weight_decay": (0.0, float, "of AdamW"),
+        "--lr_anneal_steps": (0, non_negative_int, "steps in all, lr falls to 0; 0 = no end"),
+        "--ema_rate": ("0.9999", str, "averages of the weights, for instance 0.999,0.9999"),
+        "--schedule_sampler": ("uniform", tuple(diffusion.STEP_SAMPLERS), "draws the steps"),
+        "--use_fp16": (0, zero_or_one, "mixed precision, where there is a GPU"),
+        "--precision": ("auto", PRECISIONS, auto),
+        "--fp16_scale_growth": (1e-3, float, "growth of log2(loss scale) per step"),
+        "--log_interval": (10, positive_int, "steps between two lines of the log"),
+        "--save_interval": (10000, positive_int, "steps between two checkpoints"),
+        "--resume_checkpoint": ("", expanded, "model{step}.pt to start from, if --out_dir is not further"),
+        "--seed": (0, non_negative_int, "of weights, order of images, steps and noise"),
+    }
+    add_flags(parser.add_argument_group("training"), training)
     group = add_launch_flags(parser, timeout=2800, mem_gb=0, ngpus=8, nodes=2)
-    group.add_argument("--comment", default="", help="SLURM comment")
-    group.add_argument(
-        "--port", type=non_negative_int, default=0, help="where a job's processes meet; 0: by its number"
-    )
+    launched = {
+        "--comment": ("", str, "SLURM comment"),
+        "--port": (0, non_negative_int, "where a job's processes meet; 0: by its number"),
+    }
+    add_flags(group, launched)
     group = parser.add_argument_group("accepted without effect")
     group.add_argument("--use_head", action="store_true")
     group.add_argument("--no_shared", action="store_true")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.cli import Parser, add_crop_flags, add_paths, check_crop_flags, expanded, positive_int, run
+from dejavu_utils.cli import Parser, add_crop_flags, add_flags, add_paths, check_crop_flags, expanded, positive_int, run
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import frame_warnings, in_words, take_crops
@@ -40,17 +40,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         "--write-path": "the .beton to write",
     }
     add_paths(parser, paths)
-    parser.add_argument(
-        "--write-mode", choices=MODES, default="raw", help="raw pixels, jpg, or smart: see --smart-threshold"
-    )
-    parser.add_argument(
-        "--smart-threshold",
-        type=positive_int,
-        help="smart: raw pixels up to so many bytes, jpg above; raw if not given",
-    )
-    parser.add_argument("--max-resolution", type=positive_int, default=512, help="longest side of an image, pixels")
-    parser.add_argument("--jpeg-quality", type=positive_int, default=90, help="1 to 100")
-    parser.add_argument("--num-workers", type=positive_int, default=8, help="threads that read and encode")
+    encoding = {
+        "--write-mode": ("raw", MODES, "raw pixels, jpg, or smart: see --smart-threshold"),
+        "--smart-threshold": (None, positive_int, "smart: raw pixels up to so many bytes, jpg above; raw if not given"),
+        "--max-resolution": (512, positive_int, "longest side of an image, pixels"),
+        "--jpeg-quality": (90, positive_int, "1 to 100"),
+        "--num-workers": (8, positive_int, "threads that read and encode"),
+    }
+    add_flags(parser, encoding)
     parser.add_argument(
         "--skip-unreadable",
         "--skip_unreadable",

@@ -17,7 +17,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
-from dejavu_utils.cli import Parser, positive_int, run
+from dejavu_utils.cli import Parser, add_flags, positive_int, run
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.runtime.devices import autocast
 
@@ -27,8 +27,11 @@ FEW_IMAGES, EMULATED = 2, 4  # images per view of a short step; slower by this f
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--steps", type=positive_int, default=4, help="steps in each precision")
-    parser.add_argument("--batch_size", type=positive_int, default=64, help="images in two views each, 32 pixels wide")
+    flags = {
+        "--steps": (4, positive_int, "steps in each precision"),
+        "--batch_size": (64, positive_int, "images in two views each, 32 pixels wide"),
+    }
+    add_flags(parser, flags)
     return parser.parse_args(argv)
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.intervals import mean_of_proportions
 from dejavu_utils.analysis.report import figure_in_words
-from dejavu_utils.cli import Parser, add_paths, existing_folder, non_negative_int, run
+from dejavu_utils.cli import Parser, add_flags, add_paths, existing_folder, non_negative_int, run
 from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.errors import InputError
@@ -52,8 +52,11 @@ def parse_args(argv=None):
         "--public_idx_pth": ".npy of the images that the RCDMs were trained on",
     }
     add_paths(parser, paths)
-    parser.add_argument("--respacing", default="25", help="steps of the sampling: 25, ddim25, ...; empty: all")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the sampling noise")
+    sampling = {
+        "--respacing": ("25", str, "steps of the sampling: 25, ddim25, ...; empty: all"),
+        "--seed": (0, non_negative_int, "of the sampling noise"),
+    }
+    add_flags(parser, sampling)
     add_paths(parser, {"--save_path": "json of the figures"})
     return parser.parse_args(argv)
 

@@ -127,6 +127,14 @@ def add_paths(
         group.add_argument(flag, type=expanded, required=required, help=text)
 
 
+def add_flags(group: argparse._ActionsContainer, flags: dict[str, tuple[Any, Any, str]]) -> None:
+    """A flag for each entry. flags: {flag: (default, argparse type or choices, help)}."""
+    for flag, (default, kind, text) in flags.items():
+        choices = kind if isinstance(kind, tuple) else None
+        kind = None if choices else kind
+        group.add_argument(flag, type=kind, choices=choices, default=default, help=text)
+
+
 def from_flags(kind: type[T], args: argparse.Namespace, **others: Any) -> T:
     """A dataclass whose fields are called like flags, but for `others`, which are given."""
     values = {name: getattr(args, name) for name in kind.__dataclass_fields__ if name not in others}  # type: ignore

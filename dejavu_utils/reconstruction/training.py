@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dejavu_utils.checkpoint import tensor_bytes
-from dejavu_utils.cli import from_flags, positive_int, zero_or_one
+from dejavu_utils.cli import add_flags, from_flags, positive_int, zero_or_one
 from dejavu_utils.data.provenance import (
     MADE_FROM,
     ModelRecord,
@@ -50,29 +50,33 @@ MODEL_FLAGS: dict[str, tuple[Any, Any, str]] = {  # default, type or choices, he
     "num_heads_upsample": (-1, int, "heads on the way up; -1 = num_heads"),
     "num_head_channels": (-1, int, "channels per head, instead of num_heads; -1: not given"),
     "dropout": (0.0, float, "within the residual blocks"),
-    "resblock_updown": (False, "bool", "residual blocks change the resolution"),
+    "resblock_updown": (False, zero_or_one, "residual blocks change the resolution"),
     "use_scale_shift_norm": (
         True,
-        "bool",
+        zero_or_one,
         "the condition scales and shifts the normalized features",
     ),
     "use_checkpoint": (
         False,
-        "bool",
+        zero_or_one,
         "save memory: compute activations again in the backward pass",
     ),
     "use_new_attention_order": (
         False,
-        "bool",
+        zero_or_one,
         "order of the attention's weights (rcdm backend only)",
     ),
-    "learn_sigma": (False, "bool", "learn the variance of the reverse process"),
+    "learn_sigma": (False, zero_or_one, "learn the variance of the reverse process"),
     "diffusion_steps": (1000, positive_int, "steps of the diffusion"),
     "noise_schedule": ("linear", NOISE_SCHEDULES, "variances of the noise that is added"),
-    "use_kl": (False, "bool", "loss: the variational bound alone"),
-    "predict_xstart": (False, "bool", "the U-Net predicts the image, not the noise"),
-    "rescale_timesteps": (False, "bool", "the U-Net sees steps x 1000 / diffusion_steps"),
-    "rescale_learned_sigmas": (False, "bool", "loss: weigh the bound by diffusion_steps / 1000"),
+    "use_kl": (False, zero_or_one, "loss: the variational bound alone"),
+    "predict_xstart": (False, zero_or_one, "the U-Net predicts the image, not the noise"),
+    "rescale_timesteps": (False, zero_or_one, "the U-Net sees steps x 1000 / diffusion_steps"),
+    "rescale_learned_sigmas": (
+        False,
+        zero_or_one,
+        "loss: weigh the bound by diffusion_steps / 1000",
+    ),
 }
 # A run that is resumed must have these as before: the weights would not fit, or the images come in
 # another order.
@@ -93,10 +97,7 @@ TRAINED_ON = "train"
 
 def add_model_flags(group: argparse._ArgumentGroup) -> None:
     """Adds a flag for each of MODEL_FLAGS to a parser's group."""
-    for name, (default, kind, text) in MODEL_FLAGS.items():
-        choices = kind if isinstance(kind, tuple) else None
-        kind = zero_or_one if kind == "bool" else str if choices else kind
-        group.add_argument(f"--{name}", type=kind, choices=choices, default=default, help=text)
+    add_flags(group, {f"--{name}": flag for name, flag in MODEL_FLAGS.items()})
 
 
 @dataclass(frozen=True)
