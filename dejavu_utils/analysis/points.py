@@ -161,30 +161,20 @@ class Series:
         read: Callable,
     ) -> Sweeps:
         """The points of each sweep that has one. InputError if none has."""
-        wanted: dict[str, list[tuple[Any, Path]]] = {}
-        for x, (name, value) in sweeps.items():
-            wanted[x] = []
-            for position, path in sweep_points(folder, prefix + name, value):
-                if x != "param" or not self.values or position in self.values:
-                    wanted[x].append((position, path))
-        paths = []
-        for of_sweep in wanted.values():
-            paths += [path for _, path in of_sweep]
-        contents, reasons = read_all(list(dict.fromkeys(paths)), read)
         points: Sweeps = {}
-        for x, of_sweep in wanted.items():
-            complete = []
-            for value, path in of_sweep:
-                if path in contents:
-                    complete.append(SweepPoint(value, path, contents[path]))
+        reasons: list[InputError] = []
+        for x, (name, value) in sweeps.items():
+            wanted = sweep_points(folder, prefix + name, value)
+            if x == "param" and self.values:
+                wanted = [(position, path) for position, path in wanted if position in self.values]
+            complete, errors = read_all(wanted, read)
+            reasons += errors
             if x == GRID and not self._has_grid(complete):
                 continue
             if complete:
                 points[x] = compared(complete, self._reader(x))
             else:
-                note(
-                    f"no {prefix}{sweeps[x][0].format('*')} in {folder}: no figure of {PLURALS[x]}"
-                )
+                note(f"no {prefix}{name.format('*')} in {folder}: no figure of {PLURALS[x]}")
         if not points.keys() & PLURALS.keys():
             if reasons:
                 raise InputError(f"{flag}: no point could be read; the last reason: {reasons[-1]}")
@@ -221,9 +211,10 @@ def compared(points: Sequence[T], reader: str = "table") -> list[T]:
 
 
 def read_all(
-    paths: list[Path], read: Callable[[Path], Any]
-) -> tuple[dict[Path, Any], list[InputError]]:
-    """({path: what `read` gives}, why others are left out, which is noted), several at a time."""
+    wanted: list[tuple[Any, Path]], read: Callable[[Path], Any]
+) -> tuple[list[SweepPoint], list[InputError]]:
+    """(points, why others are left out, which is noted), several read at a time. wanted: (value,
+    folder) of each."""
 
     def read_one(path: Path) -> Any:
         try:
@@ -233,15 +224,16 @@ def read_all(
         except InputError as error:
             return error
 
-    contents, reasons = {}, []
+    points, reasons = [], []
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for path, content in zip(paths, pool.map(read_one, paths)):
+        contents = pool.map(read_one, [path for _, path in wanted])
+        for (value, path), content in zip(wanted, contents):
             if isinstance(content, InputError):
                 reasons.append(content)
                 note(f"left out: {content}")
             else:
-                contents[path] = content
-    return contents, reasons
+                points.append(SweepPoint(value, path, content))
+    return points, reasons
 
 
 @cache
