@@ -6,15 +6,14 @@ apart; line styles and markers do so for all. Bands and bars are pointwise 95 % 
 not interpretable, the ceiling is not above chance. A figure has one unit per axis: accuracies,
 differences and distances have panels of their own.
 
-A function that draws takes (figure, frame, top_k). frame: the numbers that are saved beside the
-figure; an estimate has columns NAME (an accuracy NAME_acc), NAME_low and NAME_high. Where nothing
-else is said, its first column is the axis.
+A function that draws takes a Plot. Where nothing else is said, the first column of its table is
+the axis.
 """
 
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,33 @@ _SETTINGS: Any = {
     "ps.fonttype": 42,
 }
 
-Draw = Callable[[Figure, pd.DataFrame, int], None]
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure that is drawn from a table: the numbers that are saved beside it. An estimate has
+    columns NAME (an accuracy NAME_acc), NAME_low and NAME_high."""
+
+    figure: Figure
+    frame: pd.DataFrame
+    top_k: int
+
+    def axes(self, y_label: str) -> Axes:
+        """The axes of a figure of one panel."""
+        axes = self.figure.subplots()
+        axes.set_ylabel(y_label)
+        return axes
+
+    def panels(self, *y_labels: str, x: str | None = None) -> list["_Panel"]:
+        """A panel for each label of a vertical axis, from above. x: column of their horizontal
+        axis, by default the first."""
+        every = self.figure.subplots(len(y_labels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, label in zip(every, y_labels):
+            axes.set_ylabel(label)
+        places = _x_axis(every[-1], self.frame[x or self.frame.columns[0]])
+        return [_Panel(axes, places) for axes in every]
+
+
+Draw = Callable[[Plot], None]
 
 
 def save_figure(
@@ -87,7 +112,7 @@ def save_figure(
     with _style(style):
         for suffix in ("", "_legend"):
             figure = Figure(figsize=_SIZE, layout="constrained", dpi=300)
-            draw(figure, frame, top_k)
+            draw(Plot(figure, frame, top_k))
             panels = figure.axes
             figure.set_figheight(_SIZE[1] + _PANEL * (len(panels) - 1))
             for axes in panels:
@@ -122,11 +147,11 @@ def _style(name: str) -> Iterator[None]:
         yield
 
 
-def draw_accuracies(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_accuracies(plot: Plot) -> None:
     """Target and reference accuracy, a color for each confidence level; chance and ceiling of the
     last level."""
-    (panel,) = _panels(figure, frame, f"top-{top_k} accuracy")
-    for number, (pct, rows) in enumerate(frame.groupby("pct_confidence")):
+    (panel,) = plot.panels(f"top-{plot.top_k} accuracy")
+    for number, (pct, rows) in enumerate(plot.frame.groupby("pct_confidence")):
         panel.curve(rows, "target", number, label=_who(pct))
         panel.curve(rows, "reference", number, **OPEN)
     for name, changes in (("target", {}), ("reference", OPEN)):
@@ -136,60 +161,62 @@ def draw_accuracies(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     panel.hatch(rows)
 
 
-def draw_partition(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_partition(plot: Plot) -> None:
     """The fractions of the four outcomes."""
-    (panel,) = _panels(figure, frame, f"fraction of attacked images (top-{top_k})")
-    panel.curves(frame, {outcome: outcome for outcome in OUTCOMES})
-    panel.hatch(frame)
+    (panel,) = plot.panels(f"fraction of attacked images (top-{plot.top_k})")
+    panel.curves(plot.frame, {outcome: outcome for outcome in OUTCOMES})
+    panel.hatch(plot.frame)
 
 
-def draw_probes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_probes(plot: Plot) -> None:
     """The linear probe's training and validation accuracy."""
-    (panel,) = _panels(figure, frame, f"linear probe, top-{top_k} accuracy")
-    panel.curves(frame, {"train": "training set", "val": "validation set"})
+    (panel,) = plot.panels(f"linear probe, top-{plot.top_k} accuracy")
+    panel.curves(plot.frame, {"train": "training set", "val": "validation set"})
 
 
-def draw_gap(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_gap(plot: Plot) -> None:
     """The déjà vu score of each confidence level beside probe_gap, the linear probe's accuracy on
     training images - that on validation images."""
-    (panel,) = _panels(figure, frame, f"difference in top-{top_k} accuracy")
-    for number, (pct, rows) in enumerate(frame.groupby("pct_confidence")):
+    (panel,) = plot.panels(f"difference in top-{plot.top_k} accuracy")
+    for number, (pct, rows) in enumerate(plot.frame.groupby("pct_confidence")):
         panel.curve(rows, "score", number, label=f"déjà vu score,\n{_who(pct)}")
     panel.curve(rows, "probe_gap", number + 1, label="probe: training\n- validation set", **OPEN)
     _zero(panel.axes)
 
 
-def draw_layers(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_layers(plot: Plot) -> None:
     """Target and reference accuracy of each layer, of the largest fraction of examples; below, the
     déjà vu score."""
-    pct = frame["pct_confidence"].max()
-    rows = frame[frame["pct_confidence"] == pct]
-    label = f"top-{top_k} accuracy" + ("" if pct == 100 else f",\n{_who(pct)}")
-    _draw_above_score(figure, rows, label, ["target", "reference"])
+    pct = plot.frame["pct_confidence"].max()
+    rows = plot.frame[plot.frame["pct_confidence"] == pct]
+    label = f"top-{plot.top_k} accuracy" + ("" if pct == 100 else f",\n{_who(pct)}")
+    _draw_above_score(plot, rows, label, ["target", "reference"])
 
 
-def draw_criteria(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_criteria(plot: Plot) -> None:
     """Target, reference and probe accuracy of each training criterion, of the rows with drawn = 1;
     below, the score."""
-    rows = frame[frame["drawn"] == 1]
+    rows = plot.frame[plot.frame["drawn"] == 1]
     with_value = rows["loss"] + " " + rows["value"].astype(str)
     rows = rows.assign(loss=rows["loss"].where(rows["setting"] != "param", with_value))
     names = ["target", "reference", "probe_val"]
     if rows["probe_val"].isna().all():
         names.remove("probe_val")
-    _draw_above_score(figure, rows, f"top-{top_k} accuracy", names)
+    _draw_above_score(plot, rows, f"top-{plot.top_k} accuracy", names)
 
 
-def draw_layer_utility(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_layer_utility(plot: Plot) -> None:
     """Accuracy of training's linear probe at each layer; below, the déjà vu score."""
-    rows = frame.assign(probe_val_low=frame["probe_val"], probe_val_high=frame["probe_val"])
-    _draw_above_score(figure, rows, f"top-{top_k} accuracy", ["probe_val"])
+    rows = plot.frame.assign(
+        probe_val_low=plot.frame["probe_val"], probe_val_high=plot.frame["probe_val"]
+    )
+    _draw_above_score(plot, rows, f"top-{plot.top_k} accuracy", ["probe_val"])
 
 
-def _draw_above_score(figure: Figure, rows: pd.DataFrame, y_label: str, names: list[str]) -> None:
+def _draw_above_score(plot: Plot, rows: pd.DataFrame, y_label: str, names: list[str]) -> None:
     """Accuracies of each row side by side, in a panel below the déjà vu score. names: of the
     estimates."""
-    panel, below = _panels(figure, rows, y_label, "déjà vu score")
+    panel, below = replace(plot, frame=rows).panels(y_label, "déjà vu score")
     words = {"probe_val": "linear probe,\nvalidation"}
     panel.side_by_side([(words.get(name, name), rows, name) for name in names])
     left, right = panel.places - 0.4, panel.places + 0.4
@@ -201,42 +228,46 @@ def _draw_above_score(figure: Figure, rows: pd.DataFrame, y_label: str, names: l
     below.hatch(rows)
 
 
-def draw_one_against_two(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_one_against_two(plot: Plot) -> None:
     """The score of the test of one model beside that of two, a group for each model."""
-    (panel,) = _panels(figure, frame, f"difference in top-{top_k} accuracy")
+    (panel,) = plot.panels(f"difference in top-{plot.top_k} accuracy")
     names = {"two_models": "two models", "one_model": "one model", "delta": "delta"}
     names["score_minus_delta"] = "score - delta"
-    panel.side_by_side([(label, frame, name) for name, label in names.items()])
+    panel.side_by_side([(label, plot.frame, name) for name, label in names.items()])
     _zero(panel.axes)
 
 
-def draw_classifiers(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_classifiers(plot: Plot) -> None:
     """How often two classifiers of a set predict the same class; a color for each pair."""
-    (panel,) = _panels(figure, frame, "same prediction, fraction", x="set")
-    pairs = "classifiers " + frame["first"].astype(str) + ", " + frame["second"].astype(str)
-    of_pairs = frame.groupby(pairs, sort=False)
+    (panel,) = plot.panels("same prediction, fraction", x="set")
+    pairs = (
+        "classifiers " + plot.frame["first"].astype(str) + ", " + plot.frame["second"].astype(str)
+    )
+    of_pairs = plot.frame.groupby(pairs, sort=False)
     panel.side_by_side([(name, rows, "agreement") for name, rows in of_pairs])
 
 
-def draw_means(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_means(plot: Plot) -> None:
     """Mean SSLMem, a color for each value of the first column, against the second. frame: value,
     low, high."""
-    group, x = frame.columns[:2]
-    (panel,) = _panels(figure, frame, "mean SSLMem", x=x)
-    panel.axes.set_xlabel(f"outcome of the attack (top-{top_k})" if x == "outcome" else x)
-    of_groups = frame.groupby(group, sort=False)
+    group, x = plot.frame.columns[:2]
+    (panel,) = plot.panels("mean SSLMem", x=x)
+    panel.axes.set_xlabel(f"outcome of the attack (top-{plot.top_k})" if x == "outcome" else x)
+    of_groups = plot.frame.groupby(group, sort=False)
     panel.side_by_side([(name, rows, "value") for name, rows in of_groups])
     _zero(panel.axes)
 
 
-def draw_epochs(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_epochs(plot: Plot) -> None:
     """Déjà vu score, and in a panel below mean SSLMem.
 
     frame: its axis, instrument ("deja_vu" or "sslmem"), of (per cent of the examples, or a layer),
     value, low, high.
     """
-    above, below = _panels(figure, frame, f"déjà vu score, top-{top_k}", "mean SSLMem")
-    for number, ((kind, of), rows) in enumerate(frame.groupby(["instrument", "of"], sort=False)):
+    above, below = plot.panels(f"déjà vu score, top-{plot.top_k}", "mean SSLMem")
+    for number, ((kind, of), rows) in enumerate(
+        plot.frame.groupby(["instrument", "of"], sort=False)
+    ):
         panel, label, line = below, f"SSLMem, {of}", "--"
         if kind == "deja_vu":
             panel, label, line = above, f"déjà vu score,\n{_who(float(of))}", "-"
@@ -245,61 +276,64 @@ def draw_epochs(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     _zero(below.axes)
 
 
-def draw_confidence(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_confidence(plot: Plot) -> None:
     """Accuracy on the most confident examples against their fraction of all."""
-    (panel,) = _panels(figure, frame, f"top-{top_k} accuracy")
+    (panel,) = plot.panels(f"top-{plot.top_k} accuracy")
     _mark_positions(panel.axes, np.arange(20, 101, 20))
-    panel.curves(frame, MODELS, marker="")
-    panel.limits(frame)
-    panel.hatch(frame)
+    panel.curves(plot.frame, MODELS, marker="")
+    panel.limits(plot.frame)
+    panel.hatch(plot.frame)
 
 
-def draw_votes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_votes(plot: Plot) -> None:
     """Target and reference accuracy, and in a panel below the déjà vu score, against the neighbors
     that vote."""
-    labels = f"top-{top_k} accuracy", "déjà vu score"
-    panel, below = _panels(figure, frame.astype({"k": str}), *labels)
+    frame = plot.frame
+    words = replace(plot, frame=frame.astype({"k": str}))  # equal steps along the axis
+    panel, below = words.panels(f"top-{plot.top_k} accuracy", "déjà vu score")
     panel.curves(frame, MODELS)
     below.curve(frame, "score", 2, label="déjà vu score")
     panel.limits(frame)
     _zero(below.axes)
 
 
-def draw_grid_lines(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_grid_lines(plot: Plot) -> None:
     """The déjà vu score against epochs, a color for each data set size."""
-    (panel,) = _panels(figure, frame, f"déjà vu score, top-{top_k}", x="epoch")
-    for number, (dataset, rows) in enumerate(frame.groupby("dataset")):
+    (panel,) = plot.panels(f"déjà vu score, top-{plot.top_k}", x="epoch")
+    for number, (dataset, rows) in enumerate(plot.frame.groupby("dataset")):
         line = LINES[number % len(LINES)]
         panel.curve(rows, "score", number, label=f"{dataset:g} per class", linestyle=line)
     _zero(panel.axes)
-    panel.hatch(frame)
+    panel.hatch(plot.frame)
 
 
-def draw_grid(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_grid(plot: Plot) -> None:
     """Heat map of the déjà vu score over data set sizes and epochs."""
-    matrix = frame.pivot(index="dataset", columns="epoch", values="score")
-    x_label = f"{X_LABELS['epoch']}; in the cells: déjà vu score, top-{top_k}"
-    _draw_matrix(figure, matrix, x_label, X_LABELS["dataset"])
+    matrix = plot.frame.pivot(index="dataset", columns="epoch", values="score")
+    x_label = f"{X_LABELS['epoch']}; in the cells: déjà vu score, top-{plot.top_k}"
+    _draw_matrix(plot, matrix, x_label, X_LABELS["dataset"])
 
 
-def draw_agreement(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_agreement(plot: Plot) -> None:
     """Heat map of above_chance: of the images memorized in `first`, the fraction memorized in
     `second`.
 
     Runs have numbers, which the legend explains: names of folders are long.
     """
-    runs = list(frame["first"].unique())
-    matrix = frame.pivot(index="first", columns="second", values="above_chance").loc[runs, runs]
+    runs = list(plot.frame["first"].unique())
+    matrix = plot.frame.pivot(index="first", columns="second", values="above_chance").loc[
+        runs, runs
+    ]
     numbers = np.arange(1, len(runs) + 1)
     matrix = matrix.set_axis(numbers, axis=0).set_axis(numbers, axis=1)
-    _draw_matrix(figure, matrix, "also memorized in run (above chance)", "memorized in run")
+    _draw_matrix(plot, matrix, "also memorized in run (above chance)", "memorized in run")
     for number, name in zip(numbers, runs):
-        figure.axes[0].plot([], [], " ", label=textwrap.fill(f"{number}: {name}", 24))
+        plot.figure.axes[0].plot([], [], " ", label=textwrap.fill(f"{number}: {name}", 24))
 
 
-def _draw_matrix(figure: Figure, matrix: pd.DataFrame, x_label: str, y_label: str) -> None:
+def _draw_matrix(plot: Plot, matrix: pd.DataFrame, x_label: str, y_label: str) -> None:
     """A heat map with its numbers."""
-    axes = _axes(figure, y_label)
+    axes = plot.axes(y_label)
     values = matrix.to_numpy(float)
     axes.pcolormesh(values, cmap="Blues", edgecolors="white", linewidth=0.5)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
@@ -313,10 +347,11 @@ def _draw_matrix(figure: Figure, matrix: pd.DataFrame, x_label: str, y_label: st
     axes.set_xlabel(x_label)
 
 
-def draw_utility(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_utility(plot: Plot) -> None:
     """Déjà vu score against probe_val, a color for each model; joined: the points that no other
     beats in both."""
-    panel = _Panel(_axes(figure, f"déjà vu score, top-{top_k}"), frame["probe_val"])
+    frame = plot.frame
+    panel = _Panel(plot.axes(f"déjà vu score, top-{plot.top_k}"), frame["probe_val"])
     for number, (model, rows) in enumerate(frame.groupby("model", sort=False)):
         panel.bars(rows, "score", number, str(model))
     axes = panel.axes
@@ -324,20 +359,20 @@ def draw_utility(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     axes.plot(front["probe_val"], front["score"], label="Pareto front", linestyle="--", **_GRAY)
     _zero(axes)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel(f"linear probe, top-{top_k} accuracy")
+    axes.set_xlabel(f"linear probe, top-{plot.top_k} accuracy")
 
 
-def draw_roc(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_roc(plot: Plot) -> None:
     """True-positive against false-positive rate of each score, both axes logarithmic: what counts
     is the left end.
 
     frame: columns score (a name), false_positive_rate, true_positive_rate. The axes begin at one
     non-member: lower rates cannot be told apart.
     """
-    axes = _axes(figure, "true-positive rate")
-    rates = frame["false_positive_rate"]
+    axes = plot.axes("true-positive rate")
+    rates = plot.frame["false_positive_rate"]
     least = rates[rates > 0].min()
-    for number, (name, rows) in enumerate(frame.groupby("score", sort=False)):
+    for number, (name, rows) in enumerate(plot.frame.groupby("score", sort=False)):
         look = {"color": COLORS[number % len(COLORS)], "linestyle": LINES[number % len(LINES)]}
         curve = rows["false_positive_rate"], rows["true_positive_rate"]
         axes.plot(*curve, label=name, linewidth=1.3, **look)
@@ -348,21 +383,21 @@ def draw_roc(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
-def draw_entropies(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_entropies(plot: Plot) -> None:
     """How many memorized images have which memorization confidence, by its definitions published
     and corrected."""
-    axes = _axes(figure, "memorized images")
-    values = frame[["published", "corrected"]].dropna(axis="columns", how="all")
+    axes = plot.axes("memorized images")
+    values = plot.frame[["published", "corrected"]].dropna(axis="columns", how="all")
     bins = np.linspace(min(0.0, values.min(axis=None)), max(0.0, values.max(axis=None)), 31)
     _histograms(axes, values, bins)
     axes.axvline(0, **_ZERO)
     axes.set_xlabel("memorization confidence, nats")
 
 
-def draw_units(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_units(plot: Plot) -> None:
     """How many units have which UnitMem, over each column's images."""
-    axes = _axes(figure, "units")
-    _histograms(axes, frame, np.linspace(0, 1, 41))
+    axes = plot.axes("units")
+    _histograms(axes, plot.frame, np.linspace(0, 1, 41))
     axes.set_xlabel("UnitMem")
 
 
@@ -373,14 +408,15 @@ def _histograms(axes: Axes, frame: pd.DataFrame, bins: np.ndarray) -> None:
         axes.hist(frame[name].dropna(), bins, histtype="step", label=name, **look)
 
 
-def draw_classes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_classes(plot: Plot) -> None:
     """How many classes have which déjà vu score, and the range that chance gives the class with the
     median n.
 
     frame: columns score, n, low, high, chance_low, chance_high. Filled: classes whose simultaneous
     interval lies outside what chance spreads.
     """
-    axes = _axes(figure, "classes")
+    frame = plot.frame
+    axes = plot.axes("classes")
     scores = frame["score"]
     apart = (frame["low"] > frame["chance_high"]) | (frame["high"] < frame["chance_low"])
     typical = frame.iloc[(frame["n"] - frame["n"].median()).abs().argmin()]
@@ -392,14 +428,14 @@ def draw_classes(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
     axes.axvline(0, **_ZERO)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel(f"déjà vu score of a class, top-{top_k}")
+    axes.set_xlabel(f"déjà vu score of a class, top-{plot.top_k}")
 
 
-def draw_margins(figure: Figure, frame: pd.DataFrame, top_k: int) -> None:
+def draw_margins(plot: Plot) -> None:
     """sslmem of each image against margin, of the true label's share of the votes, a color for each
     set."""
-    axes = _axes(figure, "SSLMem")
-    for number, (name, rows) in enumerate(frame.groupby("set")):
+    axes = plot.axes("SSLMem")
+    for number, (name, rows) in enumerate(plot.frame.groupby("set")):
         look: dict[str, Any] = {"marker": MARKERS[number], "color": COLORS[number]}
         look |= {"alpha": 0.5, "linewidths": 0}
         axes.scatter(rows["margin"], rows["sslmem"], s=8, label=f"set {name}", **look)
@@ -474,25 +510,6 @@ class _Panel:
         for place in places[rows["interpretable"] == 0]:
             number = int(np.searchsorted(centers, place))
             self.axes.axvspan(ends[number], ends[number + 1], label="not interpretable", **_HATCH)
-
-
-def _axes(figure: Figure, y_label: str) -> Axes:
-    """The axes of a figure of one panel."""
-    axes = figure.subplots()
-    axes.set_ylabel(y_label)
-    return axes
-
-
-def _panels(
-    figure: Figure, frame: pd.DataFrame, *y_labels: str, x: str | None = None
-) -> list[_Panel]:
-    """A panel for each label of a vertical axis, from above. x: column of their horizontal axis, by
-    default the first."""
-    every = list(figure.subplots(len(y_labels), 1, sharex=True, squeeze=False)[:, 0])
-    for axes, label in zip(every, y_labels):
-        axes.set_ylabel(label)
-    places = _x_axis(every[-1], frame[x or frame.columns[0]])
-    return [_Panel(axes, places) for axes in every]
 
 
 def _x_axis(axes: Axes, values: pd.Series) -> pd.Series:

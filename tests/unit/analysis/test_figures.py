@@ -17,7 +17,7 @@ from dejavu_utils.analysis import figures
 def drawn(draw, frame):
     """The panels of a figure that is not written."""
     figure = Figure()
-    draw(figure, frame, 1)
+    draw(figures.Plot(figure, frame, 1))
     return figure.axes
 
 
