@@ -80,9 +80,9 @@ class Cost:
     read: float
     disk: float
 
-    def gpu_hours(self, workers: int = 10) -> float:
-        """Of a job with these workers to each GPU."""
-        return max(self.operations / GPU, self.read / workers) / 3600
+    def gpu_hours(self) -> float:
+        """Of a job with 10 workers to each GPU."""
+        return max(self.operations / GPU, self.read / 10) / 3600
 
     def core_hours(self) -> float:
         """Of a run without a GPU."""

@@ -162,13 +162,13 @@ def combine_runs(estimates: Sequence[Estimate]) -> RunSummary:
     )
 
 
-def within(summary: RunSummary, least: float, most: float = 1.0) -> Estimate:
-    """Mean of runs with its interval in [least, most]: the t interval on the logit scale, by the
-    delta method."""
-    width = most - least
+def within(summary: RunSummary, least: float) -> Estimate:
+    """Mean of runs with its interval in [least, 1]: the t interval on the logit scale, by the delta
+    method."""
+    width = 1 - least
     place = (summary.mean - least) / width
     if not 0 < place < 1:
-        return Estimate(summary.mean, max(least, summary.low), min(most, summary.high))
+        return Estimate(summary.mean, max(least, summary.low), min(1.0, summary.high))
     half = (summary.high - summary.low) / 2 / width / (place * (1 - place))
     center = math.log(place / (1 - place))
     low, high = (least + width * float(expit(center + side * half)) for side in (-1, 1))
@@ -183,12 +183,12 @@ def p_value(estimate: Estimate) -> float:
     return math.erfc(abs(value) / max(arm, 1e-12) * Z95 / math.sqrt(2))
 
 
-def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which of several hypotheses are rejected, with at most `level` chance of one false rejection
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """Which of several hypotheses are rejected, with at most 5 % chance of one false rejection
     (Holm 1979)."""
     rejected = [False] * len(p_values)
     for rank, place in enumerate(np.argsort(p_values, kind="stable")):
-        if p_values[place] > level / (len(p_values) - rank):
+        if p_values[place] > 0.05 / (len(p_values) - rank):
             break
         rejected[place] = True
     return rejected

@@ -88,21 +88,21 @@ def log_mean_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:
     return np.log(np.maximum(total / len(logits), np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def entropy_of_votes(probabilities: np.ndarray, votes: int, points: int = 8192) -> np.ndarray:
+def entropy_of_votes(probabilities: np.ndarray, votes: int) -> np.ndarray:
     """Mean entropy (nats) of the histogram of so many votes that are drawn from each row; float64
     (n,).
 
     probabilities: float (n, classes). A class of probability p adds the mean of -v log v over v =
-    Binomial(votes, p) / votes, a polynomial in p, which is tabulated in sqrt(p) at `points` places.
+    Binomial(votes, p) / votes, a polynomial in p, which is tabulated in sqrt(p).
     A histogram of few votes over many classes has less entropy than what it is drawn from, without
     any memorization.
     """
-    grid = np.linspace(0, 1, points) ** 2
+    grid = np.linspace(0, 1, 8192) ** 2
     inside = grid[1:-1]  # a class of probability 0 or 1 adds no entropy; nor do all votes, or none
     log_p, log_q = np.log(inside), np.log1p(-inside)
     steps = np.log(np.arange(votes, 0, -1)) - np.log(np.arange(1, votes + 1))
     log_choose = np.concatenate([[0.0], np.cumsum(steps)])
-    table = np.zeros(points)
+    table = np.zeros(len(grid))
     for count in range(1, votes):
         weight = np.exp(log_choose[count] + count * log_p + (votes - count) * log_q)
         table[1:-1] -= weight * count / votes * np.log(count / votes)

@@ -346,7 +346,7 @@ def _printed_accuracies(text: str) -> TopAccuracies | None:
     return TopAccuracies(top_1, top_5)
 
 
-def read_ceiling(folder: str | Path, k_attk: int = 0) -> TopAccuracies | None:
+def read_ceiling(folder: str | Path, k_attk: int) -> TopAccuracies | None:
     """The ceiling of an attack's folder, of this layer; None if its results.json, if there is one,
     does not say.
 

@@ -92,7 +92,7 @@ def part_statistics(
     return statistics
 
 
-def read_statistics(folder: str | Path, k_attk: int = 0) -> AttackResults:
+def read_statistics(folder: str | Path, k_attk: int) -> AttackResults:
     """The figures of an attack's folder: its results.json, or made from its neighbor (or score)
     files.
 

@@ -21,6 +21,7 @@ from dejavu_utils.label_free.compare import SCORE
 from dejavu_utils.naming import TWIN
 
 VIEWS = 5  # shown of each image
+PER_GROUP = 12  # images
 
 
 def save_sslmem_gallery(
@@ -29,11 +30,9 @@ def save_sslmem_gallery(
     listing: ImageListing,
     layers: list[str],
     views_of: Callable,
-    per_group: int = 12,
-    header: Sequence[str] = (),
+    header: Sequence[str],
 ) -> None:
-    """Writes the HTML page: at each layer, the `per_group` most and least memorized images of both
-    sets.
+    """Writes the HTML page: at each layer, the most and least memorized images of both sets.
 
     tables: {"A", "B"} -> table of sslmem_{set}.csv. layers: the last, which memorizes most, comes
     first on the page. views_of: image index -> its views as PIL images. An image that cannot be
@@ -50,9 +49,9 @@ def save_sslmem_gallery(
             f"for about half of them. {POPULATION}"
         )
         least = "Below 0 the model that never saw the image aligns its views better: chance does this too."
-        groups.append(_group("most", layer, most, ordered.head(per_group), listing, views_of))
+        groups.append(_group("most", layer, most, ordered.head(PER_GROUP), listing, views_of))
         groups.append(
-            _group("least", layer, least, ordered.tail(per_group)[::-1], listing, views_of)
+            _group("least", layer, least, ordered.tail(PER_GROUP)[::-1], listing, views_of)
         )
     save_page(
         path,

@@ -129,7 +129,7 @@ class Embedder:
 
     @torch.inference_mode()
     def embed_later(
-        self, images: Sequence[Tensor], chosen: dict[str, np.ndarray] | None = None
+        self, images: Sequence[Tensor], chosen: dict[str, np.ndarray]
     ) -> Callable[[], Embeddings]:
         """A function that waits for {key: float32 (n, width) in NumPy} and returns it; a GPU works
         on it meanwhile.
@@ -138,7 +138,6 @@ class Embedder:
         that it is shown}; others are shown all. What a network is not shown is NaN. The function
         raises an InputError for other values that are not finite.
         """
-        chosen = chosen or {}
         outputs = self.outputs(images, chosen)
         # One copy for all of them, and for whether they are finite: a GPU is waited for once per
         # batch.

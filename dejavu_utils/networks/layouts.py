@@ -187,9 +187,7 @@ def other_names(state: Weights, arch: str) -> str:
     return f"holds {looks_like(state)}, which are not those of {arch}: give a file with {arch}'s names, or its network"
 
 
-def layout_of(
-    state: Weights, prefix: str, nest: str, known: str | None = None
-) -> tuple[str, str | None]:
+def layout_of(state: Weights, prefix: str, nest: str, known: str | None) -> tuple[str, str | None]:
     """(name of the layout, prefix of the projector or None) of weights whose backbone has this
     prefix.
 
@@ -301,7 +299,7 @@ def network_of_layout(state: Weights, name: str, prefix: str, projector: str | N
     return network.float().eval()
 
 
-def describe(network: Network, origin: str, left_out: Sequence[str] = ()) -> str:
+def describe(network: Network, origin: str, left_out: Sequence[str]) -> str:
     """What is said about a network of another project. left_out: names of the file that are not
     used."""
     groups: dict[str, list[str]] = {}

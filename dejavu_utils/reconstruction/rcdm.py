@@ -121,7 +121,6 @@ def load_rcdm(
     path: str | Path,
     ssl_model_pth: str | None = None,
     settings: dict[str, Any] | None = None,
-    device: torch.device | None = None,
 ) -> Rcdm:
     """The Rcdm of a folder of train_RCDM.py (its last average), or of one of its model*.pt and
     ema_*.pt files.
@@ -165,7 +164,7 @@ def load_rcdm(
         raise InputError(
             f"{weights_path}: not the U-Net that its params.json describes: {reason}"
         ) from None
-    rcdm = Rcdm(unet, network, settings, device or choose_device())
+    rcdm = Rcdm(unet, network, settings, choose_device())
     rcdm.record = record or encoder
     rcdm.trained_on = read_training_images(weights_path.parent / TRAINED_ON)
     return rcdm
@@ -244,10 +243,9 @@ class Attack:
             )
         return cropped.crops
 
-    def neighbors(
-        self, model: str, attacked: str, indices: np.ndarray, count: int = NEIGHBORS
-    ) -> np.ndarray:
-        """Image indices of the nearest public images of each crop, int64 (n, count), nearest first.
+    def neighbors(self, model: str, attacked: str, indices: np.ndarray) -> np.ndarray:
+        """Image indices of the nearest public images of each crop, int64 (n, NEIGHBORS), nearest
+        first.
 
         model, attacked: "A" or "B". InputError for images that were not attacked, or an attack
         without neighbors.
@@ -260,11 +258,10 @@ class Attack:
             raise InputError(
                 f"image {absent[0]} is not among the attacked images of set {attacked} in {self.folder}"
             )
-        if nearest.shape[1] < count:
-            raise InputError(
-                f"{self.folder}: holds only {nearest.shape[1]} neighbors, {count} are needed"
-            )
-        return nearest[rows.to_numpy(int), :count].astype(np.int64)
+        kept = nearest.shape[1]
+        if kept < NEIGHBORS:
+            raise InputError(f"{self.folder}: holds only {kept} neighbors, {NEIGHBORS} are needed")
+        return nearest[rows.to_numpy(int), :NEIGHBORS].astype(np.int64)
 
 
 def most_confident(table: pd.DataFrame, label: int, count: int = 40) -> pd.DataFrame:
@@ -301,7 +298,7 @@ def picked(table: pd.DataFrame, indices: Sequence[int]) -> pd.DataFrame:
     return rows.loc[list(indices)]
 
 
-def class_names(listing: ImageListing, path: str | None = None) -> list[str]:
+def class_names(listing: ImageListing, path: str | None) -> list[str]:
     """Names to show, one per label: those of a json (imagenet.read_class_names), else the folder
     names."""
     names = read_class_names(path, "the class names") if path else {}
@@ -394,7 +391,7 @@ def conditions(source: Source, attacked: str, indices: np.ndarray) -> tuple[Tens
     return torch.cat([mean, *projected], dim=1), neighbors
 
 
-def sample_seeds(indices: Sequence[int] | np.ndarray, samples: int, seed: int = 0) -> list[int]:
+def sample_seeds(indices: Sequence[int] | np.ndarray, samples: int, seed: int) -> list[int]:
     """n x samples seeds, image after image, that depend on (seed, image, sample) alone."""
     seeds = []
     for index in indices:
