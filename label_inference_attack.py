@@ -215,7 +215,7 @@ def check_args(args: Namespace) -> None:
         raise InputError("--layers: names a layer twice")
     if args.layers and LOGITS in [layer.removesuffix(L2) for layer in args.layers]:
         raise InputError(f"--layers {LOGITS}: give --use_supervised_linear 1 instead")
-    check_one_kind(args.output_dir, bool(args.layers))
+    check_one_kind(Path(args.output_dir), bool(args.layers))
     for model, scored in (("A", args.use_supervised_linear), ("B", args.use_supervised_linear or args.model_oss_pth)):
         other = "neighb_labels" if scored else "scores"
         if attack_path(args.output_dir, model, "A", other).exists():

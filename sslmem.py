@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dejavu_utils.analysis.results_json import read_results
+from dejavu_utils.analysis.results_json import RESULTS, read_results
 from dejavu_utils.attack.preconditions import (
     IndexSet,
     Origin,
@@ -138,7 +138,7 @@ class Job:
     sets: Mapping[str, tuple[str, str]]
     views: int
     seed: int
-    attack: str | None
+    attack: Path | None
     inference: Inference
     settings: Mapping[str, object]
 
@@ -158,7 +158,7 @@ class Job:
             models=models,
             image_folder=args.imgnet_train_pth,
             sets=sets,
-            attack=args.attack_dir,
+            attack=Path(args.attack_dir) if args.attack_dir else None,
             inference=Inference.of(args),
             settings=vars(args),
         )
@@ -254,7 +254,7 @@ def load_sets(job: Job, listing: ImageListing) -> dict[str, IndexSet]:
     return sets
 
 
-def load_margins(folder: str, listing: ImageListing, sets: dict[str, IndexSet]) -> dict[str, pd.DataFrame]:
+def load_margins(folder: Path, listing: ImageListing, sets: dict[str, IndexSet]) -> dict[str, pd.DataFrame]:
     """What read_margins gives of --attack_dir; InputError if that is about other images than the sets."""
     margins = read_margins(folder, "--attack_dir")
     for name, table in margins.items():
@@ -290,9 +290,9 @@ def record_of(job: Job, networks: dict[str, Network], listing: ImageListing, set
     )
 
 
-def check_attack(folder: str, record: Provenance) -> list[str]:
+def check_attack(folder: Path, record: Provenance) -> list[str]:
     """Notes; InputError unless --attack_dir attacked the same models and images."""
-    results = Path(folder) / "results.json"
+    results = folder / RESULTS
     read_results(folder)  # its files are of one attack
     sources = {"*": f"--attack_dir {folder}"}
     remedy = "give the attack on these models and sets, or leave --attack_dir out"

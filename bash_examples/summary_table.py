@@ -91,23 +91,23 @@ def main() -> None:
     if args.agreement:
         table.says += " " + save_agreement(runs, args.k_attk, Path(args.save_path).with_suffix(""))
     print(f"What the table says: {table.says} {POINTWISE}")
-    print(f"Examples to look at: {Path(next(iter(folders.values()))) / 'attack_gallery.html'}")
+    print(f"Examples to look at: {next(iter(folders.values())) / 'attack_gallery.html'}")
     print(f"Next: {args.next}")
 
 
-def labeled(attacks: list[str]) -> dict[str, str]:
+def labeled(attacks: list[str]) -> dict[str, Path]:
     """{LABEL: FOLDER}"""
-    folders: dict[str, str] = {}
+    folders: dict[str, Path] = {}
     for attack in attacks:
         label, equals, folder = attack.partition("=")
         if not equals or label in folders:
             raise InputError(f"{attack}: name each attack as LABEL=FOLDER, with a label of its own")
-        folders[label] = folder
+        folders[label] = Path(folder)
     return folders
 
 
 def table_of_attacks(
-    attacks: dict[str, str], k_attk: int, levels: list[int], split: dict[str, set[str]], flag: str
+    attacks: dict[str, Path], k_attk: int, levels: list[int], split: dict[str, set[str]], flag: str
 ) -> Table:
     """An attack, part of its images and level in each row. split: paths of the parts' images. flag: with its file."""
     table = Table([], [("", "examples", "target", "reference", "chance", "ceiling", "déjà vu score")])
@@ -132,7 +132,7 @@ def table_of_attacks(
     return table
 
 
-def check_split(flag: str, folder: str, results: AttackResults, parts: dict[str, AttackResults]) -> None:
+def check_split(flag: str, folder: Path, results: AttackResults, parts: dict[str, AttackResults]) -> None:
     """InputError for a list that leaves attacked images out, or has none of one kind."""
     listed = sum(of_part.both.n for of_part in parts.values())
     if listed < results.both.n:
@@ -213,11 +213,11 @@ def save_agreement(folders: list, k_attk: int, path: Path) -> str:
     return agreement_in_words(table)
 
 
-def figures_at(results: AttackResults, pct: int, folder: str | Path) -> LevelResults:
+def figures_at(results: AttackResults, pct: int, folder: Path) -> LevelResults:
     """The figures of one level; InputError names those that there are."""
     accuracy = results.both.top_1.accuracy
     if str(pct) not in accuracy:
-        raise InputError(f"--pct_confidences {pct}: {Path(folder) / RESULTS} has {', '.join(accuracy)}")
+        raise InputError(f"--pct_confidences {pct}: {folder / RESULTS} has {', '.join(accuracy)}")
     return accuracy[str(pct)]
 
 

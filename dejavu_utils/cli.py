@@ -130,9 +130,8 @@ def add_paths(
 def add_flags(group: argparse._ActionsContainer, flags: dict[str, tuple[Any, Any, str]]) -> None:
     """A flag for each entry. flags: {flag: (default, argparse type or choices, help)}."""
     for flag, (default, kind, text) in flags.items():
-        choices = kind if isinstance(kind, tuple) else None
-        kind = None if choices else kind
-        group.add_argument(flag, type=kind, choices=choices, default=default, help=text)
+        options = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
+        group.add_argument(flag, default=default, help=text, **options)
 
 
 def from_flags(kind: type[T], args: argparse.Namespace, **others: Any) -> T:

@@ -13,17 +13,17 @@ Key = TypeVar("Key")
 _ARRAYS = "[AB]_attk_[AB]_*.npy"
 
 
-def distinct(folders: Sequence[str | Path]) -> tuple[list[str | Path], list[str]]:
+def distinct(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """(folders of independent runs, notes about those left out).
 
     A copy or a link is no further run, nor is another attack on the same images with one of the
     models.
     """
-    kept: list[str | Path] = []
-    names: dict[str, str | Path] = {}
+    kept: list[Path] = []
+    names: dict[str, Path] = {}
     notes = []
     for folder in folders:
-        identities = _identities(Path(folder))
+        identities = _identities(folder)
         same = next((names[identity] for identity in identities if identity in names), None)
         if same is None:
             kept.append(folder)
@@ -33,9 +33,7 @@ def distinct(folders: Sequence[str | Path]) -> tuple[list[str | Path], list[str]
     return kept, notes
 
 
-def disagreements(
-    reader: str, folders: Mapping[Key, str | Path]
-) -> tuple[dict[Key, str], list[str]]:
+def disagreements(reader: str, folders: Mapping[Key, Path]) -> tuple[dict[Key, str], list[str]]:
     """({key: how a folder was made otherwise than the first that has a record, in words; "" where
     it was not}, notes).
 
@@ -46,7 +44,7 @@ def disagreements(
     notes, unknown = [], []
     first, first_record = None, None
     for key, folder in folders.items():
-        record = read_record(Path(folder) / "results.json")
+        record = read_record(folder / RESULTS)
         if record is None:
             unknown.append(folder)
         elif first_record is None:
@@ -63,9 +61,9 @@ def disagreements(
     return words, notes
 
 
-def foreign_probe(attack: str | Path, probe: str | Path) -> bool:
+def foreign_probe(attack: Path, probe: Path) -> bool:
     """Do the records of these folders say that the probed network is none of the attacked ones?"""
-    attacked, probed = (read_record(Path(folder) / "results.json") for folder in (attack, probe))
+    attacked, probed = read_record(attack / RESULTS), read_record(probe / RESULTS)
     if not (attacked and probed and attacked.models and probed.models):
         return False
     weights = {model.weights for model in attacked.models.values()}

@@ -59,14 +59,14 @@ class AttackedSet:
 Sets = dict[str, AttackedSet]  # by name, A and B
 
 
-def read_attack(folder: str | Path, k_attk: int = 0) -> Sets:
+def read_attack(folder: Path, k_attk: int = 0) -> Sets:
     """{"A": AttackedSet, "B": AttackedSet} from the neighbor (or score) files of an attack, their
     rows in any order.
 
     k_attk: neighbors that vote, 0 for all. InputError names the file that is missing or does not
     fit the others.
     """
-    return {attacked: _read_set(Path(folder), attacked, k_attk) for attacked in SETS}
+    return {attacked: _read_set(folder, attacked, k_attk) for attacked in SETS}
 
 
 def _read_set(folder: Path, attacked: str, k_attk: int) -> AttackedSet:
@@ -150,12 +150,12 @@ def read_split(path: str | Path, flag: str) -> dict[str, set[str]]:
     return {name: kinds[1], f"not {name}": kinds[0]}
 
 
-def read_confidences(folder: str | Path) -> pd.DataFrame:
+def read_confidences(folder: Path) -> pd.DataFrame:
     """Memorization confidence of the memorized images of the test of one model, nats: columns set,
     index, published, corrected. Empty where attack_{A,B}.csv has none."""
     tables = []
     for name in SETS:
-        path = Path(folder) / f"attack_{name}.csv"
+        path = folder / f"attack_{name}.csv"
         table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
         if "memorization_confidence" not in table:
             return pd.DataFrame()

@@ -203,12 +203,11 @@ def mean_ceiling(ceilings: dict[str, TopAccuracies]) -> TopAccuracies:
     return TopAccuracies(mean(1), mean(5))
 
 
-def read_results(folder: str | Path) -> AttackResults | None:
+def read_results(folder: Path) -> AttackResults | None:
     """results.json of an attack's folder (of one layer); None where there is none.
 
     InputError for another file, and where a file beside it is of another attack.
     """
-    folder = Path(folder)
     results = _read(folder / RESULTS, AttackResults, "label_inference_attack.py")
     if results and results.files:
         for name, contents in file_digests(folder).items():
@@ -229,14 +228,13 @@ def _read(path: Path, kind: type[T], script: str) -> T | None:
         raise InputError(f"{path}: was not written by {script} ({one_line(error)})") from None
 
 
-def attacked_layers(folder: str | Path) -> dict[str, Path]:
+def attacked_layers(folder: Path) -> dict[str, Path]:
     """{layer: folder} of an attack: subfolders backbone, projector.{i} and projector, or the folder
     itself.
 
     The folder's own files are those of the layer that its results.json names; without one, of
     LAYERS_BESIDE's if the folder above has such a name, else of the projector's output.
     """
-    folder = Path(folder)
     layers = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and ATTACKED_LAYER.fullmatch(path.name):
@@ -251,10 +249,10 @@ def attacked_layers(folder: str | Path) -> dict[str, Path]:
     return layers
 
 
-def check_one_kind(folder: str | Path, layers: bool) -> None:
+def check_one_kind(folder: Path, layers: bool) -> None:
     """InputError where an attack of several layers (with --layers) and one of a single layer would
     share a folder."""
-    others = [name for name, path in attacked_layers(folder).items() if path != Path(folder)]
+    others = [name for name, path in attacked_layers(folder).items() if path != folder]
     own = attack_path(folder, "A", "A", "attk_idxs").exists()
     if own and layers or others and not layers:
         what = "of one layer" if own else f"of the layers {', '.join(sorted(others))} (--layers)"
@@ -289,14 +287,13 @@ class ProbeResults:
     made_from: dict[str, Any] | None = optional("the record of data.provenance")
 
 
-def read_probe(folder: str | Path) -> ProbeResults:
+def read_probe(folder: Path) -> ProbeResults:
     """The results of a linear probe's folder.
 
     From results.json, or, in folders of others, from the dicts at the end of *_log.out: the last
     but one is validation, the last is training; those have no interval (NaN). The last log that a
     probe finished counts. InputError names a folder that holds neither.
     """
-    folder = Path(folder)
     results = _read(folder / RESULTS, ProbeResults, "lin_probe.py")
     if results:
         return results
@@ -346,7 +343,7 @@ def _printed_accuracies(text: str) -> TopAccuracies | None:
     return TopAccuracies(top_1, top_5)
 
 
-def read_ceiling(folder: str | Path, k_attk: int) -> TopAccuracies | None:
+def read_ceiling(folder: Path, k_attk: int) -> TopAccuracies | None:
     """The ceiling of an attack's folder, of this layer; None if its results.json, if there is one,
     does not say.
 

@@ -58,7 +58,7 @@ def _top_results(attacks: list[mem.DirectedAttack], top_k: int) -> TopResults:
 
 
 def part_statistics(
-    folder: str | Path, k_attk: int, parts: dict[str, set[str]]
+    folder: Path, k_attk: int, parts: dict[str, set[str]]
 ) -> dict[str, AttackResults]:
     """{part: `attack_statistics` of its images}, of parts of the images that an attack's folder is
     about.
@@ -71,7 +71,7 @@ def part_statistics(
     sets = read_attack(folder, k_attk or (results.k_attk if results else 0))
     paths = {}
     for name, attacked in sets.items():
-        table = Path(folder) / f"attack_{name}.csv"
+        table = folder / f"attack_{name}.csv"
         try:
             paths[name] = pd.read_csv(table, index_col="index")["path"].reindex(attacked.idxs)
         except (OSError, ValueError, KeyError) as error:
@@ -92,7 +92,7 @@ def part_statistics(
     return statistics
 
 
-def read_statistics(folder: str | Path, k_attk: int) -> AttackResults:
+def read_statistics(folder: Path, k_attk: int) -> AttackResults:
     """The figures of an attack's folder: its results.json, or made from its neighbor (or score)
     files.
 

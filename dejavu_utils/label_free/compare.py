@@ -20,7 +20,7 @@ def scores(table: pd.DataFrame, layer: str) -> np.ndarray:
     return table[f"{layer}{SCORE}"].to_numpy(np.float64)
 
 
-def read_margins(folder: str | Path, flag: str) -> dict[str, pd.DataFrame]:
+def read_margins(folder: Path, flag: str) -> dict[str, pd.DataFrame]:
     """{"A": DataFrame by image index, "B": ...} of an attack's folder: path, attack_{outcome,
     target_share, reference_share, margin}.
 
@@ -29,7 +29,7 @@ def read_margins(folder: str | Path, flag: str) -> dict[str, pd.DataFrame]:
     """
     margins = {}
     for name in SETS:
-        path = Path(folder) / f"attack_{name}.csv"
+        path = folder / f"attack_{name}.csv"
         try:
             table = pd.read_csv(path).set_index("index")
             target, reference = table["target_vote_share"], table["reference_vote_share"]
@@ -65,7 +65,7 @@ def about_other_images(paths: dict[int, str], table: pd.DataFrame) -> bool:
     return not len(there) or bool((there != there.index.map(paths)).any())
 
 
-def read_scores(folder: str | Path) -> dict[str, pd.DataFrame]:
+def read_scores(folder: Path) -> dict[str, pd.DataFrame]:
     """{"A": DataFrame of path and {layer}_sslmem by image index, "B": ...} of a folder of
     sslmem.py.
 
@@ -73,7 +73,7 @@ def read_scores(folder: str | Path) -> dict[str, pd.DataFrame]:
     """
     tables = {}
     for name in SETS:
-        path = Path(folder) / f"sslmem_{name}.csv"
+        path = folder / f"sslmem_{name}.csv"
         try:
             table = pd.read_csv(path).set_index("index")
             tables[name] = table[["path", *score_columns(table)]]
@@ -86,12 +86,12 @@ def score_columns(table: pd.DataFrame) -> list[str]:
     return [column for column in table if column.endswith(SCORE)]
 
 
-def read_directions(folder: str | Path) -> dict[str, dict]:
+def read_directions(folder: Path) -> dict[str, dict]:
     """{layer: {"value", "low", "high"}}, mean SSLMem of both directions, of a folder of sslmem.py.
 
     InputError for a folder that holds none.
     """
-    path = Path(folder) / "results.json"
+    path = folder / "results.json"
     try:
         directions = {}
         for layer, of in json.loads(path.read_text(encoding="utf-8"))["both"].items():

@@ -110,12 +110,12 @@ class SslmemResults:
     made_from: dict[str, Any] = entry("the record, Provenance.plain")
 
 
-def write_folder(folder: str | Path, measured: Measured, about: dict[str, Any]) -> SslmemResults:
+def write_folder(folder: Path, measured: Measured, about: dict[str, Any]) -> SslmemResults:
     """Writes everything into `folder`, results.json last, and returns what that holds.
 
     about: {"warnings", "settings", "views", "made_from"} for results.json.
     """
-    folder, layers = Path(folder), measured.layers
+    layers = measured.layers
     tables = {name: _table_of(name, measured) for name in measured.sets}
     for name, table in tables.items():
         save_csv(folder / f"sslmem_{name}.csv", table)

@@ -161,10 +161,9 @@ def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> 
     return figure
 
 
-def save_tiles(folder: str | Path, shown: Reconstructions) -> None:
+def save_tiles(folder: Path, shown: Reconstructions) -> None:
     """Writes samps_patches.png (images beside crops), NNs_{tile}.png and recon_{tile}.png, a line
     per example."""
-    folder = Path(folder)
     beside = torch.stack([shown.images, shown.crops], dim=1)
     save_grid(folder / "samps_patches.png", beside.flatten(0, 1), 2)
     for source in shown.sources:
@@ -174,7 +173,7 @@ def save_tiles(folder: str | Path, shown: Reconstructions) -> None:
             save_grid(folder / f"NNs_{source.tile}.png", nearest.flatten(0, 1), NEIGHBORS)
 
 
-def save_grid(path: str | Path, images: Tensor, columns: int) -> None:
+def save_grid(path: Path, images: Tensor, columns: int) -> None:
     """A png of images in [0, 1], float (n, 3, s, s), so many to a line."""
     grid = make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=1.0)
     levels = (grid * 255).round().byte()
@@ -182,7 +181,7 @@ def save_grid(path: str | Path, images: Tensor, columns: int) -> None:
         to_pil_image(levels).save(temporary)
 
 
-def save_figure(path: str | Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: Figure) -> None:
     """Writes a figure as the file type that the path's suffix names."""
     with complete_file(path) as temporary:
         figure.savefig(temporary)

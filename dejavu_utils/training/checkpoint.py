@@ -49,7 +49,7 @@ class TrainingCheckpoint:
         own state."""
         return replace(self, objective={}, optimizer={}, optimizer_probes={}, scaler={}, meter={})
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: Path) -> None:
         save_checkpoint(path, {entry.name: getattr(self, entry.name) for entry in fields(self)})
 
     @classmethod
@@ -158,7 +158,7 @@ def start_from(model: Model, network: SSLNetwork) -> dict[str, ModelRecord]:
     return {"start": ModelRecord.of(public)}
 
 
-def not_this_run(flag: str, path: str | Path, reason: str) -> InputError:
+def not_this_run(flag: str, path: Path, reason: str) -> InputError:
     """The error for a checkpoint whose parts are missing, or do not fit each other."""
     return InputError(
         f"{flag} {path}: a run cannot be resumed from it ({reason}); name another folder, or delete it to start anew"

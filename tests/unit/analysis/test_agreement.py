@@ -27,7 +27,7 @@ def test_equal_contents_count_once(tmp_path):
         shutil.copytree(one, tmp_path / name)
     for path in (tmp_path / "other order").glob("*.npy"):
         np.save(path, np.load(path)[::-1])
-    again = [tmp_path / "latest", f"{one}/", tmp_path / "copy", tmp_path / "other order"]
+    again = [tmp_path / "latest", one, tmp_path / "copy", tmp_path / "other order"]
     kept, notes = distinct([one, other, *again])
     assert kept == [one, other]
     assert [note.split(":")[0] for note in notes] == list(map(str, again))
