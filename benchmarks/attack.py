@@ -380,7 +380,7 @@ def one_file(folder):
 
 def whole_attack(folder):
     start = time.perf_counter()
-    sets = read_attack(folder)
+    sets = read_attack(Path(folder))
     attack_statistics(sets)
     class_table(sets, [str(label) for label in range(1000)])
     confidence_curve(sets)

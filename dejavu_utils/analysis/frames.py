@@ -200,13 +200,13 @@ def grid_table(points: Sequence[SweepPoint], top_k: int) -> pd.DataFrame:
 
 def sslmem_table(
     points: Sequence[SweepPoint],
-    sslmem: dict[int, dict | None],
+    sslmem: dict[int, dict[str, Estimate] | None],
     pct_confidences: Sequence[float],
     top_k: int,
 ) -> pd.DataFrame:
     """The déjà vu score beside the mean SSLMem, of the epochs that have both.
 
-    points: attacks against epochs. sslmem: {epoch: {layer: estimate as in JSON}, or None}.
+    points: attacks against epochs. sslmem: {epoch: {layer: estimate}, or None}.
     """
     rows = []
     for point in points:
@@ -216,7 +216,7 @@ def sslmem_table(
             rows.append({**row, **score})
     for epoch, layers in sslmem.items():
         for layer, mean in (layers or {}).items():
-            rows.append({"epoch": epoch, "instrument": "sslmem", "of": layer, **mean})
+            rows.append({"epoch": epoch, "instrument": "sslmem", "of": layer, **vars(mean)})
     return pd.DataFrame(rows)
 
 

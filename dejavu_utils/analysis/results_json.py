@@ -188,19 +188,13 @@ class AttackResults:
 
     @property
     def mean_ceiling(self) -> TopAccuracies | None:
-        """Of the models, None without any."""
-        return mean_ceiling(self.ceiling) if self.ceiling else None
-
-
-def mean_ceiling(ceilings: dict[str, TopAccuracies]) -> TopAccuracies:
-    """The mean over the models, of low and high too: the models see the same public images."""
-
-    def mean(top_k: int) -> Estimate:
-        estimates = [astuple(of_model.of(top_k)) for of_model in ceilings.values()]
-        value, low, high = np.mean(estimates, axis=0)
-        return Estimate(float(value), float(low), float(high))
-
-    return TopAccuracies(mean(1), mean(5))
+        """Mean over the models, of low and high too, since they see the same public images; None
+        without any."""
+        if not self.ceiling:
+            return None
+        estimates = [astuple(of_model) for of_model in self.ceiling.values()]
+        top_1, top_5 = np.mean(estimates, axis=0).tolist()
+        return TopAccuracies(Estimate(*top_1), Estimate(*top_5))
 
 
 def read_results(folder: Path) -> AttackResults | None:

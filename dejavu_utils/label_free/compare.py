@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.memorization import OUTCOMES
+from dejavu_utils.analysis.results_json import RESULTS
 from dejavu_utils.errors import InputError
 from dejavu_utils.label_free.scores import CountedEstimate, mean_estimate, rank_correlation
 from dejavu_utils.naming import SETS
+from dejavu_utils.typed_json import from_json
 
 SCORE = "_sslmem"  # after a layer's name: the column of its scores
 
@@ -86,17 +89,15 @@ def score_columns(table: pd.DataFrame) -> list[str]:
     return [column for column in table if column.endswith(SCORE)]
 
 
-def read_directions(folder: Path) -> dict[str, dict]:
-    """{layer: {"value", "low", "high"}}, mean SSLMem of both directions, of a folder of sslmem.py.
+def read_directions(folder: Path) -> dict[str, Estimate]:
+    """{layer: mean SSLMem of both directions} of a folder of sslmem.py.
 
     InputError for a folder that holds none.
     """
-    path = folder / "results.json"
+    path = folder / RESULTS
     try:
-        directions = {}
-        for layer, of in json.loads(path.read_text(encoding="utf-8"))["both"].items():
-            directions[layer] = {"value": of["value"], "low": of["low"], "high": of["high"]}
-        return directions
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return from_json(dict[str, Estimate], results["both"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: was not written by sslmem.py ({error!r})") from None
 

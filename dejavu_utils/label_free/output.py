@@ -25,6 +25,7 @@ from dejavu_utils.analysis.membership import (
     roc_table,
 )
 from dejavu_utils.analysis.report import POINTWISE, figure_in_words, models_in_words
+from dejavu_utils.analysis.results_json import RESULTS
 from dejavu_utils.data.provenance import MADE_FROM
 from dejavu_utils.files import save_csv, save_json, save_npy
 from dejavu_utils.imagenet import ImageListing
@@ -171,7 +172,7 @@ def write_folder(folder: Path, measured: Measured, about: dict[str, Any]) -> Ssl
     trained = {name: tables[name] for name in SETS}
     page = folder / "sslmem_gallery.html"
     save_sslmem_gallery(page, trained, measured.listing, layers, measured.views_of, header=header)
-    save_json(folder / "results.json", to_json(results))
+    save_json(folder / RESULTS, to_json(results))
     return results
 
 
