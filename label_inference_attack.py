@@ -74,13 +74,12 @@ from dejavu_utils.data.provenance import ModelRecord
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import check_place, complete_files
 from dejavu_utils.imagenet import list_images, read_class_names
-from dejavu_utils.log import Progress
 from dejavu_utils.models import L2
 from dejavu_utils.naming import LOGITS, SETS, attack_path
-from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference, progress_of
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import ModelFile, add_network_flags, existing_model
-from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
+from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all
 from dejavu_utils.runtime.launch import Resources, init_from_args, launch
 from dejavu_utils.runtime.resumable import ShardStore
 
@@ -298,6 +297,7 @@ def attack(given: tuple[Job, Resources]) -> None:
         if kept:
             print(f"resumes with {kept} pieces of the same attack", flush=True)
     wait_for_all()
+    progress = progress_of("images embedded")
     searched = nearest_public(embedder, queries.images, public, k_with_self(job.k, len(public)), pieces, progress)
     if searched and not rank():
         settings = {**job.settings, "resolution": shown, "device": str(device), "reference": comparison.kind}
@@ -322,10 +322,6 @@ def attack(given: tuple[Job, Resources]) -> None:
             print(unreadable_in_words(listing, public_indices[searched.unreadable]))
         pieces.remove()
     wait_for_all()
-
-
-def progress(total: int) -> Progress:
-    return Progress(total, "images embedded" + (f" by process {rank()}" if world_size() > 1 else ""))
 
 
 def pictures_of(job: Job, annotations: Annotations | None) -> dict[str, Any]:

@@ -73,15 +73,15 @@ from dejavu_utils.imagenet import ImageListing, list_images
 from dejavu_utils.label_free.compare import about_other_images, read_margins
 from dejavu_utils.label_free.measure import ViewDistances, Views, views_of_training
 from dejavu_utils.label_free.output import CONTROLS, Measured, sslmem_in_words, write_folder
-from dejavu_utils.log import Progress, say
+from dejavu_utils.log import say
 from dejavu_utils.models import Network
 from dejavu_utils.naming import SETS
-from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference, progress_of
 from dejavu_utils.networks.inference import check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
 from dejavu_utils.runtime.distributed import rank, wait_for_all, world_size
 from dejavu_utils.runtime.launch import Resources, init_from_args, launch
-from dejavu_utils.runtime.resumable import ProgressOf, ShardStore
+from dejavu_utils.runtime.resumable import ShardStore
 
 FLAGS = {"A": "--bbox_A_idx_pth", "B": "--bbox_B_idx_pth"}  # of the sets
 FLAGS |= {name: f"--{name}_idx_pth" for name in CONTROLS}
@@ -220,7 +220,7 @@ def measure(given: tuple[Job, Resources]) -> None:
     distances = ViewDistances(embedder, views, pieces)
     alignments = {}
     for name, of_set in sets.items():
-        alignment = distances.align(ImageSet(name, of_set.indices), progress_of(name))
+        alignment = distances.align(ImageSet(name, of_set.indices), progress_of(f"images of set {name} measured"))
         if alignment:
             alignments[name] = alignment
     if not rank():
@@ -313,11 +313,6 @@ def key_of(job: Job, record: Provenance, embedder: Embedder, views: Views, sets:
     }
     files = file_fingerprint(embedder.listing, np.concatenate([images.indices for images in sets.values()]))
     return replace(record, files=files, settings=settings).plain()
-
-
-def progress_of(name: str) -> ProgressOf:
-    who = f" by process {rank()}" if world_size() > 1 else ""
-    return lambda total: Progress(total, f"images of set {name} measured{who}")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,10 @@ def main() -> None:
         rows[model] = compared(model, two_models, Path(folder), args.chance, args.tied)
     columns = [*COLUMNS, *(["tied"] if args.tied else [])]
     if len(rows) > 1:  # of independent images, and other classifiers
-        rows["both"] = {name: mean([row[name] for row in rows.values()]) for name in (*columns, "truth")}
+        both = {}
+        for name in (*columns, "truth"):
+            both[name] = mean_of_estimates([row[name] for row in rows.values()], -np.inf, np.inf)
+        rows["both"] = both
     table = pd.DataFrame([csv_row(model, row) for model, row in rows.items()])
     save_csv(args.save_path, table)
     figure = Path(args.save_path).with_suffix("")
@@ -163,11 +166,6 @@ def score_of_tied(one_model: Path, tied: str) -> tuple[Estimate, float]:
             raise InputError(f"--tied {tied}: does not hold the images of {one_model}")
         fractions.append(parts["tied"].of(name).n / sum(counts))
     return parts["tied"].both.top_1.accuracy["100"].score, float(np.mean(fractions))
-
-
-def mean(estimates: list[Estimate]) -> Estimate:
-    """Mean of independent estimates: the root of the summed squared arms / their number."""
-    return mean_of_estimates(estimates, least=-np.inf, most=np.inf)
 
 
 if __name__ == "__main__":

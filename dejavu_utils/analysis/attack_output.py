@@ -53,10 +53,8 @@ from dejavu_utils.data.background_crops import CroppedImages
 from dejavu_utils.files import save_csv, save_json, save_npy
 from dejavu_utils.imagenet import UNREADABLE, ImageListing
 from dejavu_utils.naming import LOGITS, SETS, TWIN, attack_path
-from dejavu_utils.networks.embedder import ImageSet
+from dejavu_utils.networks.embedder import ImageSet, Key
 from dejavu_utils.typed_json import to_json
-
-Key = tuple[str, str]  # (network, layer)
 
 
 @dataclass

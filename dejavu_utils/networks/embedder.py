@@ -24,11 +24,12 @@ from dejavu_utils.data.image_dataset import (
 from dejavu_utils.data.workers import batches
 from dejavu_utils.files import check_free_space
 from dejavu_utils.imagenet import ImageListing
+from dejavu_utils.log import Progress
 from dejavu_utils.models import Network
 from dejavu_utils.naming import LOGITS
 from dejavu_utils.networks.inference import check_finite
 from dejavu_utils.runtime.devices import autocast, to_device
-from dejavu_utils.runtime.distributed import rank
+from dejavu_utils.runtime.distributed import rank, world_size
 from dejavu_utils.runtime.resumable import (
     Arrays,
     OnProgress,
@@ -296,6 +297,12 @@ class Embedder:
         for name, rows, embedded in self.embed_shards(images, shards, on_progress):
             arrays = {array_key(*key): array for key, array in embedded.items()}
             yield name, {"rows": rows, **arrays}
+
+
+def progress_of(what: str) -> ProgressOf:
+    """The progress of this process's images. what: is done with them."""
+    who = f" by process {rank()}" if world_size() > 1 else ""
+    return lambda total: Progress(total, f"{what}{who}")
 
 
 def array_key(*words: str) -> str:

@@ -343,26 +343,23 @@ def _projector(
                 )
             place = tuple(map(int, number.split("."))) if number else ()
             modules.setdefault(place, {})[leaf] = value
-    layers: list[list[nn.Module]] = []
-    weights: list[list[Weights]] = []
-    for _, part in sorted(modules.items()):
+    parts = [part for _, part in sorted(modules.items())]
+    layers: list[nn.Sequential] = []
+    for part in parts:
         if "running_mean" in part:
             module: nn.Module = nn.BatchNorm1d(len(part["running_mean"]), affine="weight" in part)
         else:
             width, width_in = part["weight"].shape
             module = nn.Linear(width_in, width, bias="bias" in part)
-            layers.append([])
-            weights.append([])
+            layers.append(nn.Sequential())
         layers[-1].append(module)
-        weights[-1].append(part)
-    projector, renamed = nn.Sequential(), {}
-    for layer, of_layer in zip(layers, weights):
-        if layer is not layers[-1]:
-            layer.append(activation())
-        alone = len(layer) == 1
-        start = f"projector.{len(projector)}"
-        for number, part in enumerate(of_layer):
-            for leaf, value in part.items():
-                renamed[f"{start}.{leaf}" if alone else f"{start}.{number}.{leaf}"] = value
-        projector.append(layer[0] if alone else nn.Sequential(*layer))
+    for layer in layers[:-1]:
+        layer.append(activation())
+    projector = nn.Sequential(*[layer if len(layer) > 1 else layer[0] for layer in layers])
+    built = (nn.Linear, nn.BatchNorm1d)
+    names = [name for name, module in projector.named_modules() if isinstance(module, built)]
+    renamed = {}
+    for name, part in zip(names, parts):
+        for leaf, value in part.items():
+            renamed[f"projector.{name}.{leaf}"] = value
     return projector, renamed
