@@ -269,8 +269,8 @@ class ProbeRun:
         self.optimizer = torch.optim.SGD(self.classifier.parameters(), lr=job.start_lr, momentum=0.9)
         self.epoch = self.steps_done = 0  # whole epochs, and steps of the one under way
         self.totals = [0.0] * (1 + len(TOP_KS))  # of this epoch so far: sum of the losses, correct images
-        self.records: list[dict[str, float]] = []
-        self.val_right: dict[int, int] = {}  # correct validation images after the last epoch
+        self.records = []
+        self.val_right = {}  # correct validation images after the last epoch
         self.saved = time.monotonic()
 
     @torch.inference_mode()

@@ -241,7 +241,7 @@ def measure(given: tuple[Job, Resources]) -> None:
 
 def load_sets(job: Job, listing: ImageListing) -> dict[str, IndexSet]:
     """The sets that are given, A and B first; InputError if one is too small or two overlap."""
-    sets: dict[str, IndexSet] = {}
+    sets = {}
     for name, (flag, path) in job.sets.items():
         indices = load_indices(path, flag, listing)
         if name not in SETS and not len(indices):

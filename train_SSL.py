@@ -19,7 +19,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -256,7 +256,7 @@ class TrainingRun:
         self.optimizer_probes = torch.optim.AdamW(self.probes.parameters(), lr=1e-4, fused=True)
         self.precision = choose_precision(settings.training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.forward: Callable = data_parallel(ViewsForward(network, method.embedding), device)
+        self.forward: Any = data_parallel(ViewsForward(network, method.embedding), device)
         if settings.training.compile:  # around it, so that exchanges are cut in where gradients are ready
             self.forward = torch.compile(self.forward)
 

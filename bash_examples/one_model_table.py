@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def csv_row(model: str, row: dict[str, Estimate]) -> dict[str, object]:
-    columns: dict[str, object] = {"model": model}
+    columns = {"model": model}
     for name, estimate in row.items():
         columns[name] = estimate.value
     for name, estimate in row.items():

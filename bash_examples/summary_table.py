@@ -75,7 +75,7 @@ def main() -> None:
         raise InputError("--agreement: compares the runs of --runs; name at least two")
     attacks, levels = labeled(args.attacks), args.pct_confidences
     runs, notes = distinct([existing_folder(folder, "--runs") for folder in args.runs or ()])
-    folders: dict[Any, Any] = {folder: folder for folder in runs} or attacks
+    folders = {folder: folder for folder in runs} or attacks
     differs, about_records = disagreements("runs" if runs else "table", folders)
     if runs:
         table = table_of_runs(runs, args.k_attk, levels, "; ".join(filter(None, differs.values())))
@@ -97,7 +97,7 @@ def main() -> None:
 
 def labeled(attacks: list[str]) -> dict[str, Path]:
     """{LABEL: FOLDER}"""
-    folders: dict[str, Path] = {}
+    folders = {}
     for attack in attacks:
         label, equals, folder = attack.partition("=")
         if not equals or label in folders:
@@ -154,7 +154,7 @@ def row_and_line(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(row of the csv, cells to print) of an attack and level."""
     chance = None if np.isnan(figures.chance) else figures.chance
-    row: dict[str, Any] = {"attack": label, "pct_confidence": pct, "chance": chance}
+    row = {"attack": label, "pct_confidence": pct, "chance": chance}
     words = {}
     for name in COLUMNS:
         estimate = getattr(figures, name)

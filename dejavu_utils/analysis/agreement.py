@@ -19,8 +19,8 @@ def distinct(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
     A copy or a link is no further run, nor is another attack on the same images with one of the
     models.
     """
-    kept: list[Path] = []
-    names: dict[str, Path] = {}
+    kept = []
+    names = {}
     notes = []
     for folder in folders:
         identities = _identities(folder)

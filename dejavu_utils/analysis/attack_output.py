@@ -173,15 +173,19 @@ def counts_of(
     public: number of public images. unreadable: number of these that could not be read. classes:
     number of classes.
     """
-    counts: dict[str, Any] = {}
+    counts = {}
     for name, part in parts.items():
         if name != CEILING:
             attacked = len(result.indices[name])
             lost = part.counts["attacked"] - attacked
             unread = part.counts[UNREADABLE] + lost
             counts[name] = {**part.counts, "attacked": attacked, UNREADABLE: unread}
-    counts |= {"public": public - unreadable, f"public, {UNREADABLE}": unreadable}
-    return {**counts, "classes": classes}
+    return {
+        **counts,
+        "public": public - unreadable,
+        f"public, {UNREADABLE}": unreadable,
+        "classes": classes,
+    }
 
 
 @dataclass

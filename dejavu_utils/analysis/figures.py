@@ -134,7 +134,7 @@ def _style(name: str) -> Iterator[None]:
 
     InputError where `science` (SciencePlots) is not installed.
     """
-    used: list[Any] = [_SETTINGS]
+    used = [_SETTINGS]
     if name == "science":
         try:
             import scienceplots  # noqa: F401  (adds its styles to matplotlib's)
@@ -404,7 +404,7 @@ def draw_units(plot: Plot) -> None:
 def _histograms(axes: Axes, frame: pd.DataFrame, bins: np.ndarray) -> None:
     """The outline of a histogram of each column."""
     for number, name in enumerate(frame):
-        look: dict[str, Any] = {"color": COLORS[number], "linestyle": LINES[number]}
+        look = {"color": COLORS[number], "linestyle": LINES[number]}
         axes.hist(frame[name].dropna(), bins, histtype="step", label=name, **look)
 
 
@@ -436,8 +436,12 @@ def draw_margins(plot: Plot) -> None:
     set."""
     axes = plot.axes("SSLMem")
     for number, (name, rows) in enumerate(plot.frame.groupby("set")):
-        look: dict[str, Any] = {"marker": MARKERS[number], "color": COLORS[number]}
-        look |= {"alpha": 0.5, "linewidths": 0}
+        look = {
+            "marker": MARKERS[number],
+            "color": COLORS[number],
+            "alpha": 0.5,
+            "linewidths": 0,
+        }
         axes.scatter(rows["margin"], rows["sslmem"], s=8, label=f"set {name}", **look)
     _zero(axes)
     axes.axvline(0, **_ZERO)

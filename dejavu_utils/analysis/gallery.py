@@ -93,7 +93,7 @@ def save_gallery(
     """
     page = _Page(listing, class_names or {}, attacked, boxes_of)
     neighbors = attacked.neighbors
-    groups: list[dict[str, Any]] = []
+    groups = []
     counts, total = {}, sum(len(attacked_set.idxs) for attacked_set in sets.values())
     for outcome, meaning, order_in_words, order in _GROUPS:
         chosen, counts[outcome] = _most_confident(

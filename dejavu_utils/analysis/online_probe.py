@@ -27,7 +27,7 @@ def online_probes(settings: Mapping[str, Any], made_from: Mapping[str, Any] | No
             return {}
         both.append(read_probes(Path(path).parent / "log", epoch))
     first, second = both
-    means: Accuracies = {}
+    means = {}
     for layer in first.keys() & second.keys():
         means[layer] = {
             top_k: float(np.mean([first[layer][top_k], second[layer][top_k]])) for top_k in (1, 5)
@@ -41,7 +41,7 @@ def read_probes(log: Path, epoch: int) -> Accuracies:
     The log numbers its layers: 0 is the backbone, the others are the projector's, whose last is its
     output.
     """
-    record: dict[str, float] = {}
+    record = {}
     try:
         for line in log.read_text(encoding="utf-8").splitlines():
             written = json.loads(line)
@@ -49,7 +49,7 @@ def read_probes(log: Path, epoch: int) -> Accuracies:
                 record.update(written)
     except (OSError, ValueError, AttributeError):
         return {}
-    accuracies: Accuracies = {}
+    accuracies = {}
     number = 0
     while f"top_1_val_layer{number}" in record:
         layer = f"projector.{number - 1}" if number else "backbone"

@@ -123,7 +123,7 @@ class Series:
     def own_probes(self, attacks: Sweeps, probes: Sweeps) -> Sweeps:
         """The probes without those of another model than the attack's at the same point; notes
         them."""
-        own: Sweeps = {}
+        own = {}
         for x, of_sweep in probes.items():
             attacked = {point.value: point.folder for point in attacks.get(x, ())}
             kept = []
@@ -138,7 +138,7 @@ class Series:
 
     def scored(self, attacks: Sweeps, probes: Sweeps) -> list[ScoredPoint]:
         """A ScoredPoint for each attack; the one where both sweeps meet counts once."""
-        points: dict[tuple, ScoredPoint] = {}
+        points = {}
         for x, of_sweep in attacks.items():
             if x == GRID:
                 continue
@@ -161,8 +161,8 @@ class Series:
         read: Callable,
     ) -> Sweeps:
         """The points of each sweep that has one. InputError if none has."""
-        points: Sweeps = {}
-        reasons: list[InputError] = []
+        points = {}
+        reasons = []
         for x, (name, value) in sweeps.items():
             wanted = sweep_points(folder, prefix + name, value)
             if x == "param" and self.values:

@@ -108,7 +108,7 @@ def read_statistics(folder: Path, k_attk: int) -> AttackResults:
 def example_table(attacked: AttackedSet, listing: ImageListing) -> pd.DataFrame:
     """One row per attacked example, as attack_{A,B}.csv holds them."""
     attack = attacked.attack
-    columns: dict[str, Any] = {
+    columns = {
         "index": attacked.idxs,
         "path": [listing.text(index) for index in attacked.idxs],
         "label": attack.labels,
@@ -211,10 +211,10 @@ def confidence_curve(
         for pct, summary in zip(
             pct_confidences, mem.summarize_levels(attacks, top_k, pct_confidences)
         ):
-            row: dict[str, Any] = {"top_k": top_k, "pct_confidence": pct}
+            row = {"top_k": top_k, "pct_confidence": pct}
             for name in MODELS:
                 thresholds = [_threshold(of_set, pct) for of_set in ranked[name]]
-                row[f"{name}_threshold"] = np.mean(thresholds)
+                row[f"{name}_threshold"] = float(np.mean(thresholds))
             rows.append({**row, **accuracy_columns(summary, top)})
     return pd.DataFrame(rows)
 

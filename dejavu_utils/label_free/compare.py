@@ -150,7 +150,7 @@ def correlations(table: pd.DataFrame, layers: list[str]) -> dict[str, dict]:
     margin = attacked["attack_margin"].to_numpy()
     target_share = attacked["attack_target_share"].to_numpy()
     reference_share = attacked["attack_reference_share"].to_numpy()
-    of_layers: dict[str, dict] = {}
+    of_layers = {}
     for layer in layers:
         of_layer = scores(attacked, layer)
         outcomes = _means_by_outcome(attacked[f"{layer}{SCORE}"], attacked["attack_outcome"])

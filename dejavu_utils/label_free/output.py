@@ -207,7 +207,7 @@ def _table_of(name: str, measured: Measured) -> pd.DataFrame:
 def _statistics(name: str, tables: Tables, layers: list[str]) -> dict[str, LayerScores]:
     """{layer: its LayerScores} of a set."""
     table = tables[name]
-    statistics: dict[str, LayerScores] = {}
+    statistics = {}
     before = None
     for layer in layers:
         of_images = scores(table, layer)

@@ -99,7 +99,7 @@ class VisionTransformer(timm.models.VisionTransformer):
         if (height, width) == (side, side):
             return self.pos_embed
         table = self.pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
-        options: dict[str, Any] = {"size": (height, width)}
+        options = {"size": (height, width)}
         if self.offset:
             options = {
                 "scale_factor": ((height + self.offset) / side, (width + self.offset) / side)

@@ -110,7 +110,7 @@ class Embedder:
         self.kinds = list(dict.fromkeys(self.shown.values()))
         transforms = [evaluation_transform(preprocessing=kind) for kind in self.kinds]
         self.transform = EachTransform(*transforms)
-        self.widths: dict[Key, int] = {}
+        self.widths = {}
         for model, network in networks.items():
             for layer in layers[model]:
                 self.widths[model, layer] = network.width(layer)
@@ -121,7 +121,7 @@ class Embedder:
         all of them."""
         if not self.scores:
             return self
-        layers: dict[str, list[str]] = {}
+        layers = {}
         for model, layer in self.widths:
             if layer != LOGITS:
                 layers.setdefault(model, []).append(layer)
@@ -168,7 +168,7 @@ class Embedder:
         batches = {}
         for kind, batch in zip(self.kinds, images):
             batches[kind] = batch.to(self.device, non_blocking=True)
-        outputs: dict[Key, Tensor] = {}
+        outputs = {}
         for model, network in self.networks.items():
             batch = batches[self.shown[model]]
             rows = None if chosen is None else chosen.get(model)

@@ -128,7 +128,7 @@ def weights_in(checkpoint: Any) -> tuple[Weights, str]:
         raise ValueError(
             "holds SimCLR v2, which has an architecture of its own (selective kernels): not built in here"
         )
-    nests: dict[str, Weights] = {}
+    nests = {}
     for name, nest in {**checkpoint, "": checkpoint}.items():
         for key, value in nest.items() if isinstance(nest, dict) else ():
             if isinstance(key, str) and torch.is_tensor(value):
@@ -160,7 +160,7 @@ def prefix_of(state: Weights, anchor: re.Pattern = _ANCHOR) -> str:
         match = anchor.fullmatch(name)
         if match:
             prefixes.add(match[1])
-    outer: list[str] = []  # of a network within another the outer one
+    outer = []  # of a network within another the outer one
     for prefix in sorted(prefixes):
         if not prefix.startswith(tuple(outer)):
             outer.append(prefix)
@@ -302,7 +302,7 @@ def network_of_layout(state: Weights, name: str, prefix: str, projector: str | N
 def describe(network: Network, origin: str, left_out: Sequence[str]) -> str:
     """What is said about a network of another project. left_out: names of the file that are not
     used."""
-    groups: dict[str, list[str]] = {}
+    groups = {}
     for name in left_out:
         groups.setdefault(name.partition(".")[0], []).append(name)
     dropped = []
@@ -333,7 +333,7 @@ def _projector(
 ) -> tuple[nn.Sequential, Weights]:
     """(its layers, {our name: tensor}): a matrix begins a layer, an activation ends all but the
     last."""
-    modules: dict[tuple, Weights] = {}
+    modules = {}
     for key, value in state.items():
         if prefix and key.startswith(prefix):
             number, _, leaf = key.removeprefix(prefix).rpartition(".")
@@ -344,10 +344,10 @@ def _projector(
             place = tuple(map(int, number.split("."))) if number else ()
             modules.setdefault(place, {})[leaf] = value
     parts = [part for _, part in sorted(modules.items())]
-    layers: list[nn.Sequential] = []
+    layers = []
     for part in parts:
         if "running_mean" in part:
-            module: nn.Module = nn.BatchNorm1d(len(part["running_mean"]), affine="weight" in part)
+            module = nn.BatchNorm1d(len(part["running_mean"]), affine="weight" in part)
         else:
             width, width_in = part["weight"].shape
             module = nn.Linear(width_in, width, bias="bias" in part)

@@ -233,7 +233,7 @@ def kept_steps(steps: int, respacing: str) -> list[int]:
                 return list(range(0, steps, stride))
         raise ValueError(f"no whole stride takes {count} of {steps} steps")
     counts = [int(part) for part in respacing.split(",")] if respacing else [steps]
-    kept: list[int] = []
+    kept = []
     start = 0
     for section, count in enumerate(counts):
         size = steps // len(counts) + (section < steps % len(counts))

@@ -140,7 +140,7 @@ class _DiffusersUNet(nn.Module):
             else ("DownBlock2D", "UpBlock2D")
         )
         levels = range(len(multipliers))
-        self.unet: Any = UNet2DModel(
+        self.unet = UNet2DModel(
             sample_size=flags["image_size"],
             out_channels=6 if flags["learn_sigma"] else 3,
             down_block_types=tuple(

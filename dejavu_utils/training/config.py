@@ -145,7 +145,7 @@ class SettingsParser(Parser):
         InputError for an unknown name, in the file or on the command line, and for a value that its
         flag does not take.
         """
-        values: Flat = {key: field.default for key, field in self.sections.fields().items()}
+        values = {key: field.default for key, field in self.sections.fields().items()}
         given, notices = self._parsed(sys.argv[1:] if argv is None else argv)
         given.pop("ignored", None)
         if "config_file" in given:

@@ -79,16 +79,19 @@ def _sgd_unless(
 ) -> None:
     """The same three operations in one that does nothing where `skipped`, a scalar on the device,
     is 1."""
-    rest: dict[str, Any] = {
-        "weight_decay": 0.0,
-        "dampening": 0.0,
-        "nesterov": False,
-        "maximize": False,
-    }
-    rest["is_first_step"] = False
     moving = moving if momentum else []  # as the kernel wants it
     torch._fused_sgd_(
-        parameters, updates, moving, momentum=momentum, lr=lr, found_inf=skipped, **rest
+        parameters,
+        updates,
+        moving,
+        weight_decay=0.0,
+        momentum=momentum,
+        lr=lr,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+        found_inf=skipped,
     )
 
 
