@@ -423,8 +423,8 @@ class RcdmRun:
         folder, source = model_path.parent, f"{model_path} (of {RESUMED})"
         files = StepFiles(folder)
         opt_path = files.optimizer(step)
-        saved = load_checkpoint(opt_path, RESUMED) if opt_path.is_file() else None
-        training = saved.pop("training", None) if saved else None
+        saved = load_checkpoint(opt_path, RESUMED) if opt_path.is_file() else {}
+        training = saved.pop("training", None)
         if training and folder.resolve() == self.files.folder.resolve():
             for note in check_resumed(self.record, training, folder, self.settings):
                 say(f"note: {note}")

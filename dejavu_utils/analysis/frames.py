@@ -14,7 +14,6 @@ from scipy.stats import norm
 from dejavu_utils.analysis.attack_files import Sets, read_attack
 from dejavu_utils.analysis.intervals import Z95, Estimate, bounds, difference, estimate_columns
 from dejavu_utils.analysis.memorization import (
-    OUTCOMES,
     TOP_KS,
     DirectedAttack,
     Summary,
@@ -125,9 +124,9 @@ def partition_table(points: Sequence[SweepPoint], x: str, top_k: int) -> pd.Data
     rows = []
     for point in points:
         outcomes = point.content.levels[top_k][100].outcomes
-        row = {x: point.value, **{outcome: outcomes[outcome].value for outcome in OUTCOMES}}
-        for outcome in OUTCOMES:
-            row |= bounds(outcome, outcomes[outcome])
+        row = {x: point.value, **{name: fraction.value for name, fraction in outcomes.items()}}
+        for name, fraction in outcomes.items():
+            row |= bounds(name, fraction)
         row["interpretable"] = point.content.interpretable(top_k)
         rows.append({**row, "differs": point.differs})
     return pd.DataFrame(rows)

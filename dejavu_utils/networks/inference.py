@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch.fx.experimental.optimization import fuse
-from torch.fx.proxy import TraceError
 
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.models import L2, Network
@@ -22,14 +21,7 @@ def prepared_for_inference(network: Network, layers: Sequence[str] = ()) -> Netw
     if not {layer.removesuffix(L2) for layer in layers} & set(network.inner_layers):
         try:
             network.net, network.inner_layers = fuse(network.net), ()
-        except (
-            TraceError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-            AttributeError,
-            NotImplementedError,
-        ):
+        except (TypeError, ValueError, RuntimeError, AttributeError):
             pass  # timm's backbones check and convert their inputs themselves
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 

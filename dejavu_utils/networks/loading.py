@@ -197,10 +197,9 @@ def _loaded(model: str, flag: str, arch: str | None, arch_flag: str) -> Network:
         return _from_file(checkpoint, arch, source, path.name)
     except (
         ValueError,
-        KeyError,
+        LookupError,
         AttributeError,
         TypeError,
-        IndexError,
         ArithmeticError,
         RuntimeError,
     ) as error:

@@ -89,8 +89,9 @@ SAME_WHEN_RESUMED = (
     "batch_size",
     "processes",
     "seed",
+    "images",
+    "schedule_sampler",
 )
-SAME_WHEN_RESUMED += ("images", "schedule_sampler")
 # in a folder: the file before whose SUFFIX data.provenance says which images were trained on
 TRAINED_ON = "train"
 

@@ -101,8 +101,10 @@ def _rcdm_unet(flags: Flags, multipliers: list[int], width: int) -> nn.Module:
         "dropout",
         "use_checkpoint",
         "resblock_updown",
+        "use_scale_shift_norm",
+        "use_new_attention_order",
+        "learn_sigma",
     )
-    names += ("use_scale_shift_norm", "use_new_attention_order", "learn_sigma")
     return create_model(
         flags["image_size"],
         flags["num_channels"],

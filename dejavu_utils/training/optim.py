@@ -40,7 +40,9 @@ class LARS(torch.optim.Optimizer):
         scale, skipped = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if scale is not None and parameters:
+            if not parameters:
+                continue
+            if scale is not None:
                 torch._foreach_div_([p.grad for p in parameters], scale)
             scaled = [p for p in parameters if p.ndim > 1]
             updates = {p: p.grad for p in parameters}
@@ -51,8 +53,6 @@ class LARS(torch.optim.Optimizer):
                 if "mu" not in self.state[p]:
                     self.state[p]["mu"] = torch.zeros_like(p)
             moving = [self.state[p]["mu"] for p in parameters]
-            if not parameters:
-                continue
             if skipped is None:
                 torch._foreach_mul_(moving, group["momentum"])
                 torch._foreach_add_(moving, list(updates.values()))

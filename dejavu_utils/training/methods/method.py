@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,25 +146,21 @@ class ViewsForward(nn.Module):
 def two_views(settings: Augment) -> list[augment.View]:
     """The published views 1 and 2, with the settings of the section augment."""
     common = _common(settings)
-    return [
-        augment.View(blur=bool(settings.blur), **common),
-        augment.View(solarize=settings.solarize, **common),
-    ]
+    return [replace(common, blur=bool(settings.blur)), replace(common, solarize=settings.solarize)]
 
 
 def small_view(settings: Augment) -> augment.View:
     """DINO's small view, with the color jitter of the section augment."""
-    return augment.View(
-        **{**_common(settings), "area": augment.SMALL_VIEW.area}, side=augment.SMALL_VIEW.side
-    )
+    small = augment.SMALL_VIEW
+    return replace(_common(settings), area=small.area, side=small.side)
 
 
-def _common(settings: Augment) -> dict:
+def _common(settings: Augment) -> augment.View:
     published = augment.View
-    return {
-        "area": (settings.min_area, settings.max_area),
-        "brightness": settings.jitter * published.brightness,
-        "contrast": settings.jitter * published.contrast,
-        "saturation": settings.jitter * published.saturation,
-        "hue": settings.jitter * published.hue,
-    }
+    return augment.View(
+        area=(settings.min_area, settings.max_area),
+        brightness=settings.jitter * published.brightness,
+        contrast=settings.jitter * published.contrast,
+        saturation=settings.jitter * published.saturation,
+        hue=settings.jitter * published.hue,
+    )
