@@ -14,6 +14,7 @@ from dejavu_utils.analysis.frames import (
     SweepPoint,
     class_scores,
     criteria_table,
+    gap_table,
     grid_table,
     layer_utility_table,
     on_front,
@@ -121,8 +122,25 @@ def test_utility_of_layers_is_that_of_the_training_log(tmp_path):
     made_from = {"models": {name: {"epoch": 100} for name in "AB"}}
     assert online_probes(settings, made_from) == probes and online_probes(settings, None) == {}
     attack = attack_of(np.full(CLASSES, 0.4))
-    frame = layer_utility_table({"backbone": attack, "projector": attack}, probes, 1)
+    layers = [SweepPoint("backbone", Path(), attack), SweepPoint("projector", Path(), attack, "public set")]
+    frame = layer_utility_table(layers, probes, 1)
     assert frame["probe_val"].tolist() == [0.5, 0.3] and list(frame.columns[:3]) == ["layer", "probe_val", "score"]
+    assert frame["differs"].tolist() == ["", "public set"]
+
+
+def test_the_gap_names_what_differs_in_the_attack_or_the_probe():
+    attack = attack_of(np.full(CLASSES, 0.4))
+    probes = ProbeResults(ProbeAccuracies(*(TopAccuracies(*[Estimate(v, v, v)] * 2) for v in (0.8, 0.5))))
+    attacks = [
+        SweepPoint(50, Path(), attack),
+        SweepPoint(100, Path(), attack, "public set"),
+        SweepPoint(300, Path(), attack),
+    ]
+    of_probes = [SweepPoint(50, Path(), probes, "start_lr"), SweepPoint(100, Path(), probes, "start_lr")]
+    frame = gap_table(attacks, of_probes, [100], "epoch", 1)
+    assert frame["epoch"].tolist() == [50, 100] and frame["probe_gap"].tolist() == [0.8 - 0.5] * 2
+    assert frame["differs"].tolist() == ["start_lr", "public set; start_lr"]
+    assert frame["score"][0] == attack.levels[1][100].score.value
 
 
 def test_the_grid_has_every_point():
