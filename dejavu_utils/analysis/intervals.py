@@ -27,7 +27,7 @@ class Estimate:
 
     def at(self, place: int) -> "Estimate":
         """One figure of arrays of several."""
-        return Estimate(float(self.value[place]), float(self.low[place]), float(self.high[place]))
+        return Estimate(self.value[place], self.low[place], self.high[place])
 
 
 def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
@@ -109,7 +109,7 @@ def t_half_width(values: np.ndarray | Sequence[float]) -> float:
     n = len(values)
     if n < 2:
         return math.nan
-    return float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / n**0.5
+    return stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / n**0.5
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,9 @@ def combine_runs(estimates: Sequence[Estimate]) -> RunSummary:
     if excess(0.0) > 0:
         tau_squared = most if excess(most) >= 0 else brentq(excess, 0.0, most, xtol=1e-18)
     weight, mean, squares = weighted(tau_squared)
-    half = float(stdtrit(runs - 1, 0.975)) * math.sqrt(squares / ((runs - 1) * weight))
-    spread = float(value.std(ddof=1))
-    return RunSummary(
-        runs, float(mean), float(mean - half), float(mean + half), spread, math.sqrt(tau_squared)
-    )
+    half = stdtrit(runs - 1, 0.975) * math.sqrt(squares / ((runs - 1) * weight))
+    sd, tau = value.std(ddof=1), math.sqrt(tau_squared)
+    return RunSummary(runs, mean, mean - half, mean + half, sd, tau)
 
 
 def within(summary: RunSummary, least: float) -> Estimate:
@@ -171,7 +169,7 @@ def within(summary: RunSummary, least: float) -> Estimate:
         return Estimate(summary.mean, max(least, summary.low), min(1.0, summary.high))
     half = (summary.high - summary.low) / 2 / width / (place * (1 - place))
     center = math.log(place / (1 - place))
-    low, high = (least + width * float(expit(center + side * half)) for side in (-1, 1))
+    low, high = (least + width * expit(center + side * half) for side in (-1, 1))
     return Estimate(summary.mean, low, high)
 
 

@@ -57,7 +57,7 @@ def auc(members: np.ndarray, non_members: np.ndarray) -> Estimate:
         part.var(ddof=1) / len(part) for part in (of_members, of_others) if len(part) > 1
     )
     half = Z95 * np.sqrt(variance)
-    return Estimate(float(value), float(max(0.0, value - half)), float(min(1.0, value + half)))
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half))
 
 
 def true_positive_rate(
@@ -72,7 +72,7 @@ def true_positive_rate(
     m, hits = len(members), int((members > threshold).sum())
     low = beta.ppf(0.025, hits, m - hits + 1) if hits else 0.0
     high = beta.ppf(0.975, hits + 1, m - hits) if hits < m else 1.0
-    return Estimate(hits / m, float(low), float(high))
+    return Estimate(hits / m, low, high)
 
 
 def roc_curve(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

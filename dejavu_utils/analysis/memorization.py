@@ -111,13 +111,13 @@ def _vote(voters: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     # One sortable number per class: more neighbors first, then the nearer of the nearest members.
     # -1: no class here.
-    keys = np.full(n * k, -1, dtype=np.int64)
+    keys = np.full(n * k, -1)
     keys[group_starts] = counts * k + (k - 1 - ranks)
     keys = keys.reshape(n, k)
     order = np.argsort(-keys, axis=1, kind="stable")[:, :5]
     classes = np.take_along_axis(grouped, order, axis=1)
     is_class = np.take_along_axis(keys, order, axis=1) >= 0
-    top = np.full((n, 5), -1, dtype=np.int64)
+    top = np.full((n, 5), -1)
     top[:, : order.shape[1]] = np.where(is_class, classes, -1)
 
     fractions = counts / k
@@ -147,7 +147,7 @@ def _rank(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     total = np.exp(scores - largest[:, None]).sum(axis=1)
     probability = np.where(has_score, np.exp(own - largest) / total, 0.0)
 
-    top = np.full((n, 5), -1, dtype=np.int64)
+    top = np.full((n, 5), -1)
     left = scores.copy()
     for rank in range(min(5, classes)):
         best = left.argmax(axis=1)  # the first of equals
@@ -242,7 +242,7 @@ def summarize_levels(
     attacks: list[DirectedAttack], top_k: int, pct_confidences: Sequence[float]
 ) -> list[Summary]:
     """`summarize` at several confidence levels, which share the sorting; in their order."""
-    fractions = np.array(pct_confidences, dtype=np.float64) / 100
+    fractions = np.array(pct_confidences) / 100
     targets, references, scores, chances = [], [], [], []
     for attack in attacks:
         of_target, of_reference = attack.correct(top_k)
@@ -263,7 +263,7 @@ def summarize_levels(
     summaries = []
     for level in range(len(fractions)):
         accuracies = (target_mean.at(level), reference_mean.at(level), score_mean.at(level))
-        summaries.append(Summary(*accuracies, float(chance[level]), outcomes))
+        summaries.append(Summary(*accuracies, chance[level], outcomes))
     return summaries
 
 

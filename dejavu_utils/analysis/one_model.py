@@ -73,7 +73,7 @@ def classifier_agreement(compared: dict[str, ClassifierComparison]) -> pd.DataFr
         for (first, one), (second, other) in itertools.combinations(
             enumerate(of_set.predicted, 1), 2
         ):
-            agreement = proportion(int((one == other).sum()), len(one))
+            agreement = proportion((one == other).sum(), len(one))
             row = {"set": name, "first": first, "second": second, "images": len(one)}
             rows.append({**row, **estimate_columns("agreement", agreement)})
     return pd.DataFrame(rows, columns=columns)
@@ -150,7 +150,7 @@ def widened(
     down = np.hypot(estimate.value - estimate.low, own)
     up = np.hypot(estimate.high - estimate.value, own)
     low, high = max(least, estimate.value - down), min(most, estimate.value + up)
-    return Estimate(estimate.value, float(low), float(high))
+    return Estimate(estimate.value, low, high)
 
 
 @dataclass
@@ -229,9 +229,9 @@ def _figures(
     if len(judged) == 1:
         (by_seed,) = accuracy.of_classifiers
         figures.reference_accuracy_by_seed = by_seed.tolist()
-        figures.reference_sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else math.nan
+        figures.reference_sd = np.std(by_seed, ddof=1) if len(by_seed) > 1 else math.nan
         pairs = classifier_agreement({"": judged[0]})
-        figures.reference_agreement = float(pairs["agreement"].mean()) if len(pairs) else None
+        figures.reference_agreement = pairs["agreement"].mean() if len(pairs) else None
     if never_seen:
         unseen_accuracy, unseen_margin = _by_accuracy(never_seen), _by_margin(never_seen)
         figures.delta = unseen_accuracy.widened()

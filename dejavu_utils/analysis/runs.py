@@ -34,12 +34,10 @@ def above_chance(first: np.ndarray, second: np.ndarray) -> Estimate:
     n, chosen = len(first), int(first.sum())
     if chosen == n:  # there are no others: nothing can lie above chance
         return Estimate(0.0, 0.0, 0.0)
-    among = proportion(int((first & second).sum()), chosen)
-    others = proportion(int((~first & second).sum()), n - chosen)
+    among = proportion((first & second).sum(), chosen)
+    others = proportion((~first & second).sum(), n - chosen)
     gap, fraction = difference(among, others), 1 - chosen / n
-    return Estimate(
-        float(fraction * gap.value), float(fraction * gap.low), float(fraction * gap.high)
-    )
+    return Estimate(fraction * gap.value, fraction * gap.low, fraction * gap.high)
 
 
 def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
@@ -47,7 +45,7 @@ def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
     equal."""
     observed, rates = (first == second).mean(), (first.mean(), second.mean())
     expected = rates[0] * rates[1] + (1 - rates[0]) * (1 - rates[1])
-    return float((observed - expected) / (1 - expected)) if expected < 1 else math.nan
+    return (observed - expected) / (1 - expected) if expected < 1 else math.nan
 
 
 def agreement_table(runs: dict[str, pd.Series]) -> pd.DataFrame:

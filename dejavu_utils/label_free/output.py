@@ -215,7 +215,7 @@ def _statistics(name: str, tables: Tables, layers: list[str]) -> dict[str, Layer
             what: mean_estimate(table[f"{layer}_{what}"].to_numpy())
             for what in ("normalized", "target", "reference")
         }
-        above = proportion(int((of_images > 0).sum()), len(of_images))
+        above = proportion((of_images > 0).sum(), len(of_images))
         of_layer = statistics[layer] = LayerScores(
             score=mean_estimate(of_images), above_0=above, **means
         )

@@ -39,7 +39,7 @@ def range_normalized(scores: np.ndarray) -> np.ndarray:
 
 def mean_estimate(values: np.ndarray) -> Estimate:
     """The mean with Student's 95 % interval; NaN where there are too few."""
-    mean = float(np.mean(values)) if len(values) else np.nan
+    mean = np.mean(values) if len(values) else np.nan
     half = t_half_width(values)
     return Estimate(mean, mean - half, mean + half)
 
@@ -58,13 +58,13 @@ def weighted_means(*samples: tuple[float, np.ndarray]) -> Estimate:
         value += weight * mean_estimate(values).value
         part = np.nan
         if n > 1:
-            part = weight**2 * float(np.var(values, ddof=1)) / n
+            part = weight**2 * np.var(values, ddof=1) / n
         variance += part
         below += part**2 / max(1, n - 1)
     half = np.nan
     if np.isfinite(variance):
         degrees = int(variance**2 / below) if below > 0 else 1
-        half = float(stdtrit(max(1, degrees), 0.975)) * variance**0.5
+        half = stdtrit(max(1, degrees), 0.975) * variance**0.5
     return Estimate(value, value - half, value + half)
 
 
@@ -112,7 +112,7 @@ def rank_correlation(
     scale = np.sqrt((first @ first) * (second @ second))
     if not scale > 0:
         return CountedEstimate(np.nan, np.nan, np.nan, n)
-    r = float(np.clip(first @ second / scale, -1, 1))
+    r = np.clip(first @ second / scale, -1, 1)
     effective = n - (count - 1) - 3
     if effective <= 0:
         return CountedEstimate(r, np.nan, np.nan, n)
@@ -120,4 +120,4 @@ def rank_correlation(
     with np.errstate(divide="ignore"):
         z = np.arctanh(r)
     low, high = np.tanh([z - half, z + half])
-    return CountedEstimate(r, float(low), float(high), n)
+    return CountedEstimate(r, low, high, n)
