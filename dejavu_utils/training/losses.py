@@ -16,11 +16,11 @@ def _in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     products of a loss in half precision."""
 
     @functools.wraps(loss)
-    def wrapped(first: Any, second: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if isinstance(first, Tensor):
-            given = first.float(), second.float()
+    def wrapped(z1: Any, z2: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(z1, Tensor):
+            given = z1.float(), z2.float()
         else:
-            given = [z.float() for z in first], [z.float() for z in second]
+            given = [z.float() for z in z1], [z.float() for z in z2]
         with torch.autocast(given[0][0].device.type, enabled=False):
             return loss(*given, *args, **kwargs)
 
