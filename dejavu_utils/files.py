@@ -137,6 +137,10 @@ def save_json(path: str | Path, data: object) -> None:
         temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
+def load_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def save_csv(path: str | Path, frame: Any) -> None:
     """Writes a pandas DataFrame, unrounded (17 significant digits read back to the same float)."""
     with complete_file(path) as temporary:

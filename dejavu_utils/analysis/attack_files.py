@@ -78,12 +78,12 @@ def _read_set(folder: Path, attacked: str, k_attk: int) -> AttackedSet:
     except ValueError as error:
         path = attack_path(folder, attacked, attacked, "attk_idxs")
         raise InputError(f"{path}: {error}; attack again") from None
-    labels = labels[rows].astype(np.int64)
+    labels = labels[rows].astype(int)
     if not np.array_equal(labels, twin_labels[twin_rows]):
         path = attack_path(folder, twin, attacked, "labels")
         raise InputError(f"{path}: not the labels of the other model")
     attack = mem.DirectedAttack(target.chosen(rows), reference.chosen(twin_rows), labels)
-    return AttackedSet(idxs[rows].astype(np.int64), attack)
+    return AttackedSet(idxs[rows].astype(int), attack)
 
 
 def _read_model(

@@ -42,7 +42,7 @@ class Predictions:
 
     def __post_init__(self) -> None:
         # no minus zero
-        self.confidence = np.round(np.asarray(self.confidence, dtype=np.float64), 10) + 0.0
+        self.confidence = np.round(np.asarray(self.confidence, dtype=float), 10) + 0.0
 
     def chosen(self, rows: np.ndarray) -> "Predictions":
         """Those of some examples. rows: int (m,), or bool (n,)."""
@@ -84,7 +84,7 @@ def _in_blocks(predict: Callable, voters: np.ndarray, labels: np.ndarray | None)
     their top, confidence and vote share."""
     n = len(voters)
     true = np.full(n, -1) if labels is None else np.asarray(labels)
-    top = np.empty((n, 5), dtype=np.int64)
+    top = np.empty((n, 5), dtype=int)
     confidence, vote_share = np.empty(n), np.empty(n)
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
@@ -140,10 +140,10 @@ def _rank(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """(top int64 (n, 5), largest score and softmax of the label float64 (n,)) of scores, float (n,
     classes)."""
     n, classes = scores.shape
-    largest = scores.max(axis=1).astype(np.float64)
+    largest = scores.max(axis=1).astype(float)
     has_score = (labels >= 0) & (labels < classes)
     columns = np.where(has_score, labels, 0)[:, None]
-    own = np.take_along_axis(scores, columns, axis=1)[:, 0].astype(np.float64)
+    own = np.take_along_axis(scores, columns, axis=1)[:, 0].astype(float)
     total = np.exp(scores - largest[:, None]).sum(axis=1)
     probability = np.where(has_score, np.exp(own - largest) / total, 0.0)
 
@@ -286,7 +286,7 @@ class _ConfidenceLevels:
     def __init__(self, confidence: np.ndarray, correct: np.ndarray, fractions: np.ndarray) -> None:
         n = len(correct)
         self.correct, self.fractions = correct, fractions
-        self.sizes = (fractions * n).astype(np.int64)
+        self.sizes = (fractions * n).astype(int)
         order = np.argsort(-confidence, kind="stable")
         ranked = confidence[order]
         changes = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
@@ -296,7 +296,7 @@ class _ConfidenceLevels:
         self.hits = self._hits(self.sizes)
 
         deviation = np.sqrt(n * fractions * (1 - fractions))
-        reach = np.ceil(2 * deviation).astype(np.int64) + 1
+        reach = np.ceil(2 * deviation).astype(int) + 1
         first = np.maximum(self.sizes - reach, 0)
         last = np.minimum(self.sizes + reach, n)
         self.threshold_accuracy = fraction_of(self._hits(last) - self._hits(first), last - first)
@@ -305,7 +305,7 @@ class _ConfidenceLevels:
         # pieces stand for all examples. chosen: how much of an example of each piece counts,
         # float64 (levels, pieces).
         cuts = np.unique(np.concatenate([self.above, self.end]))
-        self.piece = np.empty(n, dtype=np.int64)
+        self.piece = np.empty(n, dtype=int)
         self.piece[order] = np.searchsorted(cuts, np.arange(n), side="right")
         begins = np.concatenate([[-1], cuts])  # the first piece is selected as a whole, or empty
         tied = np.where(begins == self.above[:, None], self.part[:, None], 0.0)

@@ -84,7 +84,7 @@ def log_mean_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:
     (n, classes)."""
     total = np.zeros((len(logits[0]), max(one.shape[1] for one in logits)))
     for one in logits:
-        total[:, : one.shape[1]] += softmax(one.astype(np.float64), axis=1)
+        total[:, : one.shape[1]] += softmax(one.astype(float), axis=1)
     return np.log(np.maximum(total / len(logits), np.finfo(np.float32).tiny)).astype(np.float32)
 
 
@@ -108,7 +108,7 @@ def entropy_of_votes(probabilities: np.ndarray, votes: int) -> np.ndarray:
         table[1:-1] -= weight * count / votes * np.log(count / votes)
     entropy = np.empty(len(probabilities))
     for start in range(0, len(entropy), 4096):
-        rows = np.asarray(probabilities[start : start + 4096], dtype=np.float64)
+        rows = np.asarray(probabilities[start : start + 4096], dtype=float)
         entropy[start : start + 4096] = np.interp(np.sqrt(rows), np.sqrt(grid), table).sum(axis=1)
     return entropy
 
@@ -124,7 +124,7 @@ def memorization_confidence(
     many votes of it would have instead. target: Predictions from neighbors. log_probabilities:
     float (n, classes). votes: neighbors that vote.
     """
-    probabilities = np.exp(log_probabilities.astype(np.float64))
+    probabilities = np.exp(log_probabilities.astype(float))
     entropy = -(probabilities * log_probabilities).sum(axis=1)
     return {
         "published": entropy + target.confidence,

@@ -2,7 +2,6 @@
 which layers an attack's folder holds."""
 
 import ast
-import json
 import math
 import re
 from dataclasses import astuple, dataclass
@@ -15,6 +14,7 @@ from dejavu_utils.analysis.attack_files import file_digests
 from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.membership import Membership
 from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.files import load_json
 from dejavu_utils.naming import ATTACKED_LAYER, LAYERS_BESIDE, attack_path
 from dejavu_utils.typed_json import entry, from_json, optional
 
@@ -217,7 +217,7 @@ def _read(path: Path, kind: type[T], script: str) -> T | None:
     if not path.is_file():
         return None
     try:
-        return from_json(kind, json.loads(path.read_text(encoding="utf-8")))
+        return from_json(kind, load_json(path))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: was not written by {script} ({one_line(error)})") from None
 

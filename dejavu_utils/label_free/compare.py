@@ -1,7 +1,6 @@
 """The two instruments on the same images: SSLMem and the déjà vu test's margin of votes, joined
 image by image."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.memorization import OUTCOMES
 from dejavu_utils.analysis.results_json import RESULTS
 from dejavu_utils.errors import InputError
+from dejavu_utils.files import load_json
 from dejavu_utils.label_free.scores import CountedEstimate, mean_estimate, rank_correlation
 from dejavu_utils.naming import SETS
 from dejavu_utils.typed_json import from_json
@@ -20,7 +20,7 @@ SCORE = "_sslmem"  # after a layer's name: the column of its scores
 
 def scores(table: pd.DataFrame, layer: str) -> np.ndarray:
     """SSLMem of a layer, float64 (n,), of a table as sslmem_{set}.csv holds them."""
-    return table[f"{layer}{SCORE}"].to_numpy(np.float64)
+    return table[f"{layer}{SCORE}"].to_numpy(float)
 
 
 def read_margins(folder: Path, flag: str) -> dict[str, pd.DataFrame]:
@@ -96,8 +96,7 @@ def read_directions(folder: Path) -> dict[str, Estimate]:
     """
     path = folder / RESULTS
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        return from_json(dict[str, Estimate], results["both"])
+        return from_json(dict[str, Estimate], load_json(path)["both"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: was not written by sslmem.py ({error!r})") from None
 

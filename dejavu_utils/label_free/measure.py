@@ -128,7 +128,7 @@ class Alignment:
         for key, width in widths.items():
             zeros = np.zeros(width)
             layers[key] = LayerAlignment(np.empty(0), zeros, np.full(width, -1), zeros)
-        return cls(np.empty(0, np.int64), layers)
+        return cls(np.empty(0, int), layers)
 
     def add(self, rows: np.ndarray, measured: dict[Key, tuple[np.ndarray, np.ndarray]]) -> None:
         """Adds images that come after. measured: of `ViewDistances.measure`."""

@@ -261,7 +261,7 @@ def member_scores(tables: Tables, layer: str) -> dict[str, tuple[np.ndarray, np.
     """
 
     def column(name: str, what: str) -> np.ndarray:
-        return tables[name][f"{layer}_{what}"].to_numpy(np.float64)
+        return tables[name][f"{layer}_{what}"].to_numpy(float)
 
     members = {
         "model A": (-column("A", "target"), -column("B", "reference")),

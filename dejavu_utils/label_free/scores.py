@@ -27,7 +27,7 @@ def sslmem(target: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     target, reference: float (n,), mean distance between an image's views under each.
     """
-    return np.asarray(reference, np.float64) - np.asarray(target, np.float64)
+    return np.asarray(reference, float) - np.asarray(target, float)
 
 
 def range_normalized(scores: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def rank_correlation(
     each group after the first. NaN where it is not defined.
     """
     if groups is None:
-        groups = np.zeros(len(x), np.int64)
+        groups = np.zeros(len(x), int)
     ranks = np.zeros((2, len(x)))
     used = np.zeros(len(x), bool)
     count = 0

@@ -237,7 +237,7 @@ class Embedder:
         )
         for shard, shard_batches in self.read_shards(dataset, shards, on_progress):
             size, filled = count_images([shard]), 0
-            rows = np.empty(size, np.int64)
+            rows = np.empty(size, int)
             arrays = {}
             for key, width in self.widths.items():
                 arrays[key] = np.empty((size, width), np.float32)

@@ -78,7 +78,7 @@ def reconstruct(
     Both models start from the same noise. respacing: steps, as dejavu_utils.diffusion.Diffusion
     takes them.
     """
-    indices = rows["index"].to_numpy(np.int64)
+    indices = rows["index"].to_numpy(int)
     if not len(indices):
         raise InputError(f"there is no such example in set {attacked}: nothing to reconstruct")
     first = sources[0]

@@ -6,7 +6,6 @@ of the crop's nearest public neighbors (the attack's files name them), with the 
 embedding beside it (Meehan et al. 2023, section 5; RCDM: Bordes et al. 2021).
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from dejavu_utils.data.provenance import (
     read_training_images,
 )
 from dejavu_utils.errors import InputError, one_line
+from dejavu_utils.files import load_json
 from dejavu_utils.imagenet import ImageListing, list_images, read_class_names
 from dejavu_utils.log import say
 from dejavu_utils.models import Network
@@ -137,7 +137,7 @@ def load_rcdm(
             raise InputError(
                 f"{params}: no such file; train_RCDM.py writes it beside its checkpoints"
             )
-        settings = json.loads(params.read_text(encoding="utf-8"))
+        settings = load_json(params)
     encoder_path = ssl_model_pth or settings["ssl_model_pth"]
     network = load_network(
         encoder_path,
@@ -261,7 +261,7 @@ class Attack:
         kept = nearest.shape[1]
         if kept < NEIGHBORS:
             raise InputError(f"{self.folder}: holds only {kept} neighbors, {NEIGHBORS} are needed")
-        return nearest[rows.to_numpy(int), :NEIGHBORS].astype(np.int64)
+        return nearest[rows.to_numpy(int), :NEIGHBORS].astype(int)
 
 
 def most_confident(table: pd.DataFrame, label: int, count: int = 40) -> pd.DataFrame:
@@ -382,7 +382,7 @@ def conditions(source: Source, attacked: str, indices: np.ndarray) -> tuple[Tens
     """
     crop = source.rcdm.embed(source.attack.listing, indices, source.attack.crops(indices))
     if "logits" in crop:
-        return crop["logits"], np.empty((len(indices), 0), np.int64)
+        return crop["logits"], np.empty((len(indices), 0), int)
     neighbors = source.attack.neighbors(source.model, attacked, indices)
     public, rows = np.unique(neighbors, return_inverse=True)
     backbone = source.rcdm.embed(source.attack.listing, public)["backbone"]

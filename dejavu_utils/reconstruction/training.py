@@ -291,7 +291,7 @@ class Batches:
         self.n, self.batch_size, self.seed, self.step = n, batch_size, seed, step
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = -1, np.empty(0, np.int64)
+        epoch, order = -1, np.empty(0, int)
         for step in itertools.count(self.step):
             start = (step * world_size() + rank()) * self.batch_size
             batch = []
