@@ -106,8 +106,8 @@ class Embedder:
         self.networks, self.layers, self.listing = networks, layers, listing
         self.inference = inference
         self.device, self.batch_size = inference.device, inference.batch_size
-        self.shown = {model: network.preprocessing for model, network in networks.items()}
-        self.kinds = list(dict.fromkeys(self.shown.values()))
+        every = [network.preprocessing for network in networks.values()]
+        self.kinds = list(dict.fromkeys(every))
         transforms = [evaluation_transform(preprocessing=kind) for kind in self.kinds]
         self.transform = EachTransform(*transforms)
         self.widths = {}
@@ -170,7 +170,7 @@ class Embedder:
             batches[kind] = batch.to(self.device, non_blocking=True)
         outputs = {}
         for model, network in self.networks.items():
-            batch = batches[self.shown[model]]
+            batch = batches[network.preprocessing]
             rows = None if chosen is None else chosen.get(model)
             if rows is not None and not rows.all():
                 if not rows.any():
