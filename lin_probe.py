@@ -189,9 +189,7 @@ def probe(given: tuple[Job, Resources]) -> None:
 
 def probed_images(job: Job, flag: str, path: str, listing: ImageListing) -> np.ndarray:
     """The images of an index file, int64 (n,): those that can be read, if the others are to be left out."""
-    indices = load_indices(path, flag, listing)
-    if not len(indices):
-        raise InputError(f"{flag} {path}: holds no index")
+    indices = load_indices(path, flag, listing, may_be_empty=False)
     if not job.inference.skip_unreadable:
         return indices
     device, workers = job.inference.device, job.inference.num_workers

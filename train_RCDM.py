@@ -200,9 +200,7 @@ def train(given: tuple[Job, Resources]) -> None:
     device = init_from_args(resources, job.port)
     stop = StopSignal()
     listing = list_images(job.data_dir, "--data_dir")
-    indices = load_indices(job.dataset_indices, "--dataset_indices", listing)
-    if not len(indices):
-        raise InputError(f"--dataset_indices {job.dataset_indices}: holds no index")
+    indices = load_indices(job.dataset_indices, "--dataset_indices", listing, may_be_empty=False)
     encoder = load_encoder(job, device)
     if job.skip_unreadable:
         count = len(indices)

@@ -70,9 +70,7 @@ def main() -> None:
     if args.jpeg_quality > 100:
         raise InputError(f"--jpeg-quality {args.jpeg_quality}: must be between 1 and 100")
     listing = list_images(args.imgnet_path, "--imgnet-path")
-    indices = load_indices(args.idx_path, "--idx-path", listing)
-    if not len(indices):
-        raise InputError(f"--idx-path {args.idx_path}: holds no index")
+    indices = load_indices(args.idx_path, "--idx-path", listing, may_be_empty=False)
     crops, cut = None, ""
     if args.bbox_path:
         indices, crops, cut = background_crops(args, listing, indices)

@@ -14,7 +14,9 @@ PARTITION_FILE = "partition.json"
 UNFINISHED_FILE = "partition.unfinished"  # there while imagenet_partition.py writes
 
 
-def load_indices(path: str | Path | None, flag: str, listing: ImageListing) -> np.ndarray:
+def load_indices(
+    path: str | Path | None, flag: str, listing: ImageListing, may_be_empty: bool = True
+) -> np.ndarray:
     """The image indices in an .npy file, int64 (n,), checked against the listing.
 
     Where a partition.json lies in the file's folder or the one above, its fingerprint must be that
@@ -51,6 +53,8 @@ def load_indices(path: str | Path | None, flag: str, listing: ImageListing) -> n
         raise InputError(
             f"{flag} {path}: holds an index twice; make it again with imagenet_partition.py"
         )
+    if not (len(indices) or may_be_empty):
+        raise InputError(f"{flag} {path}: holds no index")
     return indices
 
 

@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 
 import yaml
 
-from dejavu_utils.cli import Parser, existing_file
+from dejavu_utils.cli import Parser, existing_file, zero_or_one
 from dejavu_utils.errors import InputError
 
 T = TypeVar("T")
@@ -43,6 +43,11 @@ def setting(
     kind = kind or (str if isinstance(default, str) else _number(type(default), least, above, most))
     metadata = {"text": text, "kind": kind, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def switch(text: str, default: int = 0) -> int:
+    """A `setting` that is 0 or 1."""
+    return setting(default, text, zero_or_one)
 
 
 def _number(kind: type, least: float, above: float, most: float) -> Callable[[str], float]:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dejavu_utils.cli import existing_file, expanded, zero_or_one
+from dejavu_utils.cli import existing_file, expanded
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.models import LOSSES, Architecture, backbone_named, mlp_widths
 from dejavu_utils.networks.loading import file_of
 from dejavu_utils.runtime.devices import PRECISIONS
-from dejavu_utils.training.config import Sections, setting
+from dejavu_utils.training.config import Sections, setting, switch
 from dejavu_utils.training.methods import METHODS
 
 
@@ -27,13 +27,9 @@ class Model(Architecture):
     )
     mlp: str = setting("2048-512", "widths of the projector's layers")
     mlp_coeff: float = setting(1.0, "scales the projector's last hidden width", above=0)
-    remove_head: int = setting(
-        0, "1: no projector, the loss acts on the backbone's output", zero_or_one
-    )
-    fc: int = setting(
-        0, "1: a Linear(width, 256) at the end of the backbone (resnets)", zero_or_one
-    )
-    proj_relu: int = setting(0, "1: a ReLU after the projector's last layer", zero_or_one)
+    remove_head: int = switch("1: no projector, the loss acts on the backbone's output")
+    fc: int = switch("1: a Linear(width, 256) at the end of the backbone (resnets)")
+    proj_relu: int = switch("1: a ReLU after the projector's last layer")
 
 
 @dataclass
@@ -54,7 +50,7 @@ class Data:
     num_workers: int = setting(
         10, "processes that read images, at most one per core; 0: none", least=0
     )
-    in_memory: int = setting(0, "1: read the whole .beton into memory first", zero_or_one)
+    in_memory: int = switch("1: read the whole .beton into memory first")
     random_seed: int = setting(0, "seed of the weights, the order of images and the views", least=0)
     loader: str = setting(
         "auto",
@@ -74,7 +70,7 @@ class Augment:
         "strength of the color jitter, 1 = brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1",
         least=0,
     )
-    blur: int = setting(1, "1: Gaussian blur on view 1", zero_or_one)
+    blur: int = switch("1: Gaussian blur on view 1", default=1)
     solarize: float = setting(0.2, "probability of solarizing view 2", least=0, most=1)
 
 
@@ -164,23 +160,21 @@ class Training:
         0, "dino: further views of 96 pixels, of 5 to 40 % of an image's area", least=0
     )
     eval_freq: int = setting(50, "epochs between two validations of the probes", least=1)
-    eval_only: int = setting(0, "1: only validate the probes of model.pth", zero_or_one)
-    train_probes_only: int = setting(
-        0,
-        "1: train new probes on model.pth's frozen network; writes probes_{seed}.pth and log_probes_{seed}",
-        zero_or_one,
+    eval_only: int = switch("1: only validate the probes of model.pth")
+    train_probes_only: int = switch(
+        "1: train new probes on model.pth's frozen network; writes probes_{seed}.pth and log_probes_{seed}"
     )
     clip_grad: float = setting(0.0, "largest norm of the gradient, 0 = no limit", least=0)
     precision: str = setting(
         "auto", "auto = bf16 on GPUs that have it, else fp16; fp32 on CPUs", choices=PRECISIONS
     )
-    compile: int = setting(0, "1: torch.compile the network", zero_or_one)
+    compile: int = switch("1: torch.compile the network")
 
 
 @dataclass
 class Dist:
-    use_submitit: int = setting(
-        0, "1: submit a SLURM job; 0: train here, on up to ngpus GPUs or the CPU", zero_or_one
+    use_submitit: int = switch(
+        "1: submit a SLURM job; 0: train here, on up to ngpus GPUs or the CPU"
     )
     world_size: int = setting(
         0, "processes on this machine with use_submitit 0; 0: one per GPU, one on a CPU", least=0
