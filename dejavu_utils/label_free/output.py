@@ -126,17 +126,23 @@ def write_folder(folder: Path, measured: Measured, about: dict[str, Any]) -> Ssl
     for name, table in tables.items():
         unreadable = len(measured.sets[name]) - len(table)
         sets[name] = SetScores(len(table), unreadable, _statistics(name, tables, layers))
-    members, memberships = {}, {}
+    both, placebo, memberships = {}, {}, {}
     for layer in layers:
-        members[layer] = member_scores(tables, layer)
-        memberships[layer] = {who: membership(*pair) for who, pair in members[layer].items()}
+        of_A, of_B = scores(tables["A"], layer), scores(tables["B"], layer)
+        both[layer] = weighted_means((0.5, of_A), (0.5, of_B))
+        control = _control(tables, layer)
+        if len(control):
+            placebo[layer] = weighted_means((0.5, control[::2]), (-0.5, control[1::2]))
+        members = member_scores(tables, layer)
+        memberships[layer] = {who: membership(*pair) for who, pair in members.items()}
+    attack = None
+    if measured.margins:
+        attack = {name: correlations(tables[name], layers) for name in SETS}
     results = SslmemResults(
         sets=sets,
-        both={layer: _mean_of_directions(tables, layer) for layer in layers},
-        control=_placebo(tables, layers),
-        attack={name: correlations(tables[name], layers) for name in SETS}
-        if measured.margins
-        else None,
+        both=both,
+        control=placebo,
+        attack=attack,
         membership=memberships,
         unitmem={"rest": "mean of the other images", "never active": 0},
         **about,
@@ -155,7 +161,7 @@ def write_folder(folder: Path, measured: Measured, about: dict[str, Any]) -> Ssl
         others = np.concatenate([units[model, TWIN[model], layer] for model in SETS])
         of_both = pd.DataFrame({"trained on": own, "not trained on": others})
         save_figure(folder / f"unitmem_{layer}", draw_units, of_both, caption)
-        curves = roc_table(members[layer])
+        curves = roc_table(member_scores(tables, layer))
         save_csv(folder / f"sslmem_membership_{layer}.csv", curves)
         save_figure(folder / f"sslmem_membership_{layer}", draw_roc, curves, caption)
         if measured.margins:
@@ -211,13 +217,12 @@ def _statistics(name: str, tables: Tables, layers: list[str]) -> dict[str, Layer
     before = None
     for layer in layers:
         of_images = scores(table, layer)
-        means = {
-            what: mean_estimate(table[f"{layer}_{what}"].to_numpy())
-            for what in ("normalized", "target", "reference")
-        }
-        above = proportion((of_images > 0).sum(), len(of_images))
         of_layer = statistics[layer] = LayerScores(
-            score=mean_estimate(of_images), above_0=above, **means
+            score=mean_estimate(of_images),
+            normalized=mean_estimate(table[f"{layer}_normalized"].to_numpy()),
+            above_0=proportion((of_images > 0).sum(), len(of_images)),
+            target=mean_estimate(table[f"{layer}_target"].to_numpy()),
+            reference=mean_estimate(table[f"{layer}_reference"].to_numpy()),
         )
         control = _control(tables, layer)
         if len(control) and name not in NEITHER:
@@ -236,20 +241,6 @@ def _control(tables: Tables, layer: str) -> np.ndarray:
         if name in tables:
             control.append(scores(tables[name], layer))
     return np.concatenate(control)
-
-
-def _mean_of_directions(tables: Tables, layer: str) -> Estimate:
-    return weighted_means((0.5, scores(tables["A"], layer)), (0.5, scores(tables["B"], layer)))
-
-
-def _placebo(tables: Tables, layers: list[str]) -> ByLayer:
-    """What `_mean_of_directions` gives for halves of the control; empty without one."""
-    placebo = {}
-    for layer in layers:
-        control = _control(tables, layer)
-        if len(control):
-            placebo[layer] = weighted_means((0.5, control[::2]), (-0.5, control[1::2]))
-    return placebo
 
 
 def member_scores(tables: Tables, layer: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -311,11 +302,9 @@ def sslmem_in_words(results: SslmemResults) -> list[str]:
         who = f"set {name}" if name in SETS else f"{name} (control)"
         for layer, figures in part.layers.items():
             above = f"{100 * figures.above_0.value:.0f} % of {part.images} images above 0"
-            less = (
-                f"; minus control {figure_in_words(figures.less_control)}"
-                if figures.less_control
-                else ""
-            )
+            less = ""
+            if figures.less_control:
+                less = f"; minus control {figure_in_words(figures.less_control)}"
             lines.append(f"  {who}, {layer}: {figure_in_words(figures.score)}{less}; {above}")
     for layer, figure in results.both.items():
         control = ""
