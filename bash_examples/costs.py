@@ -159,45 +159,45 @@ def cost_of(script: str, flags: Flags, arch: str) -> Cost:
     if script == "train_SSL.py":
         return training(flags, arch)
     if script == "train_RCDM.py":
-        gpus = int(value_of(flags, "nodes") or 2) * int(value_of(flags, "ngpus") or 8)
-        return Cost(gpus * int(value_of(flags, "timeout") or 2800) * 60 * GPU, 0, 0)  # at most
-    side = int(value_of(flags, "resolution") or 224)
+        gpus = number(flags, "nodes", 2) * number(flags, "ngpus", 8)
+        return Cost(gpus * number(flags, "timeout", 2800) * 60 * GPU, 0, 0)  # at most
+    side = number(flags, "resolution", 224)
     operations, _ = network(arch, side)
     fast = IMAGES_READ if side > 128 else IMAGES_READ_SMALL
     if script == "lin_probe.py":
         train, val = images(flags, "train_idx_pth"), images(flags, "val_idx_pth")
-        seen = train * (int(value_of(flags, "epochs") or 2) + 1) + val
+        seen = train * (number(flags, "epochs", 2) + 1) + val
         return Cost(seen * operations, seen / fast, 0)
     sets = [images(flags, f"bbox_{name}_idx_pth") for name in "AB"]
     if script == "sslmem.py":
         views = 10 * sum(sets)
         return Cost(2 * views * operations, views / fast, 0)
-    public, k = images(flags, "public_idx_pth"), int(value_of(flags, "k") or 100)
+    public, k = images(flags, "public_idx_pth"), number(flags, "k", 100)
     seen, width = sum(sets) + public, 8192 if side > 64 else 128
     search = 2 * 2 * sum(sets) * public * width
     return Cost(2 * seen * operations + search, seen / fast, 2 * sum(sets) * k * 16)
 
 
+def number(flags: Flags, name: str, default: float) -> float:
+    return float(value_of(flags, name) or default)
+
+
 def training(flags: Flags, arch: str) -> Cost:
     """Of train_SSL.py, whose resolution ramps up; incomplete batches are dropped."""
-
-    def number(name: str, default: float) -> float:
-        return float(value_of(flags, name) or default)
-
-    epochs = number("training.epochs", 30)
-    low, high = number("resolution.min_res", 64), number("resolution.max_res", 224)
-    ramp = min(epochs, (number("resolution.start_ramp", 10) + number("resolution.end_ramp", 30)) / 2)
+    epochs = number(flags, "training.epochs", 30)
+    low, high = number(flags, "resolution.min_res", 64), number(flags, "resolution.max_res", 224)
+    ramp = min(epochs, (number(flags, "resolution.start_ramp", 10) + number(flags, "resolution.end_ramp", 30)) / 2)
     side = ((low**2 * ramp + high**2 * (epochs - ramp)) / epochs) ** 0.5
     submitted = value_of(flags, "dist.use_submitit") == "1"
-    processes = number("dist.ngpus", 8) * number("dist.nodes", 1) if submitted else 1
-    batch = number("training.batch_size", 512) * processes
+    processes = number(flags, "dist.ngpus", 8) * number(flags, "dist.nodes", 1) if submitted else 1
+    batch = number(flags, "training.batch_size", 512) * processes
     seen = epochs * max(1, images(flags, "data.train_dataset") // batch) * batch
     operations, parameters = network(arch, side)
     widths = [int(width) for width in (value_of(flags, "model.mlp") or "2048-512").split("-")]
     projector = sum(before * after for before, after in zip([2048, *widths], widths))
     weights = parameters + projector + CLASSES * (2048 + sum(widths))  # with the online probes
     optimizers = 2 if value_of(flags, "training.optimizer") in ("", "adamw") else 1  # copies of the weights
-    snapshots = -(-epochs // number("logging.snapshot_freq", 50))  # the last epoch has one, too
+    snapshots = -(-epochs // number(flags, "logging.snapshot_freq", 50))  # the last epoch has one, too
     copies = snapshots + 1 + optimizers
     views = seen * (VIEWS_READ + VIEWS_OF_176_PX * (side / 176) ** 2)
     return Cost(seen * 2 * 3 * (operations + 2 * projector), views, 4 * weights * copies)

@@ -50,6 +50,11 @@ def switch(text: str, default: int = 0) -> int:
     return setting(default, text, zero_or_one)
 
 
+def fraction(default: float, text: str) -> float:
+    """A `setting` from 0 to 1."""
+    return setting(default, text, least=0, most=1)
+
+
 def _number(kind: type, least: float, above: float, most: float) -> Callable[[str], float]:
     """argparse type: a finite number of a kind, int or float, within limits."""
 

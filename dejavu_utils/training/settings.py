@@ -10,7 +10,7 @@ from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.models import LOSSES, Architecture, backbone_named, mlp_widths
 from dejavu_utils.networks.loading import file_of
 from dejavu_utils.runtime.devices import PRECISIONS
-from dejavu_utils.training.config import Sections, setting, switch
+from dejavu_utils.training.config import Sections, fraction, setting, switch
 from dejavu_utils.training.methods import METHODS
 
 
@@ -71,7 +71,7 @@ class Augment:
         least=0,
     )
     blur: int = switch("1: Gaussian blur on view 1", default=1)
-    solarize: float = setting(0.2, "probability of solarizing view 2", least=0, most=1)
+    solarize: float = fraction(0.2, "probability of solarizing view 2")
 
 
 @dataclass
@@ -98,7 +98,7 @@ _TEACHER = "fraction of the old teacher that an update keeps"
 
 @dataclass
 class Byol:
-    momentum_teacher: float = setting(0.996, f"{_TEACHER}; rises to 1 by a cosine", least=0, most=1)
+    momentum_teacher: float = fraction(0.996, f"{_TEACHER}; rises to 1 by a cosine")
 
 
 @dataclass
@@ -107,10 +107,8 @@ class Dino:
     teacher_temp: float = setting(0.07, "teacher's temperature after the warm-up", above=0)
     warmup_teacher_temp_epochs: int = setting(50, "epochs from the one to the other", least=0)
     student_temp: float = setting(0.1, "student's temperature", above=0)
-    center_momentum: float = setting(
-        0.9, "fraction of the old centre that an update keeps", least=0, most=1
-    )
-    momentum_teacher: float = setting(0.996, f"{_TEACHER}, at first; 1 at last", least=0, most=1)
+    center_momentum: float = fraction(0.9, "fraction of the old centre that an update keeps")
+    momentum_teacher: float = fraction(0.996, f"{_TEACHER}, at first; 1 at last")
 
 
 @dataclass
@@ -118,7 +116,7 @@ class Mocov3:
     temperature: float = setting(
         1.0, "temperature of the softmax over cosine similarities", above=0
     )
-    momentum_teacher: float = setting(0.996, f"{_TEACHER}; rises to 1 by a cosine", least=0, most=1)
+    momentum_teacher: float = fraction(0.996, f"{_TEACHER}; rises to 1 by a cosine")
 
 
 @dataclass
@@ -151,11 +149,11 @@ class Training:
     )
     end_lr_ratio: float = setting(0.001, "last learning rate / largest learning rate", least=0)
     warmup_epochs: int = setting(10, "epochs of linear warm-up, fewer than epochs", least=0)
-    momentum: float = setting(0.9, "momentum of sgd and lars", least=0, most=1)
+    momentum: float = fraction(0.9, "momentum of sgd and lars")
     weight_decay: float = setting(
         4e-5, "decay of weights; biases and normalization have none", least=0
     )
-    label_smoothing: float = setting(0.0, "of the supervised loss", least=0, most=1)
+    label_smoothing: float = fraction(0.0, "of the supervised loss")
     num_small_crops: int = setting(
         0, "dino: further views of 96 pixels, of 5 to 40 % of an image's area", least=0
     )
