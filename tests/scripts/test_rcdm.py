@@ -477,7 +477,7 @@ def test_the_absent_package_is_named_and_auto_does_without():
 def test_condition_is_neighbors_backbone_and_crops_projector(data, trained, attacked):
     attack = rec.Attack(attacked)
     rcdm = rec.load_rcdm(trained["B"])
-    source = rec.sources_of(attack, "A", None, rcdm)[1]  # the reference on set A: model B
+    source = rec.sources_of(attack, "A", rec.load_rcdm(trained["A"]), rcdm)[1]  # the reference on set A: model B
     indices = attack.tables["A"]["index"].to_numpy()[:3]
     found, neighbors = rec.conditions(source, "A", indices)
     assert neighbors.shape == (3, 5)
