@@ -53,6 +53,7 @@ from dejavu_utils.cli import (
     existing_folder,
     from_flags,
     non_negative_int,
+    non_negative_number,
     positive_int,
     run,
 )
@@ -100,8 +101,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     }
     add_paths(group, images)
     training = {
-        "--start_lr": (10.0, float, "learning rate of the first step"),
-        "--end_lr": (1.0, float, "learning rate after the last step"),
+        "--start_lr": (10.0, non_negative_number, "learning rate of the first step"),
+        "--end_lr": (1.0, non_negative_number, "learning rate after the last step"),
         "--epochs": (2, positive_int, "passes over the training images"),
         "--seed": (0, non_negative_int, "seed of the classifier, image order and views"),
     }
@@ -152,8 +153,6 @@ def main() -> None:
     existing_file(job.train, "--train_idx_pth")
     existing_file(job.val, "--val_idx_pth")
     existing_folder(job.image_folder, "--imgnet_train_pth")
-    if not 0 <= job.start_lr < float("inf") or not 0 <= job.end_lr < float("inf"):
-        raise InputError("--start_lr and --end_lr must not be negative or infinite")
     launch(probe, (job, resources), resources, (args.output_dir, "--output_dir"))
 
 
@@ -227,7 +226,7 @@ class RandomCrops(IndexedImages):
 
     def view(self, position: int, image: Image.Image) -> Tensor:
         draws = uniforms(self.seed, self.epoch, self.STREAM, position, 1)
-        return random_crop(np.array(image), draws, VIEW, self.side, "bicubic")
+        return random_crop(np.array(image), draws, VIEW, self.side, "bicubic")[0]
 
 
 class ProbeRun:

@@ -194,7 +194,7 @@ class OwnViews(Dataset):
         for number, view in enumerate((augment.FIRST_VIEW, augment.SECOND_VIEW)):
             draws = uniforms(int(torch.randint(2**31, ())), 0, number, position, 1)
             box = augment.crop_boxes(draws, [image.shape[:2]], view)[0]
-            crop = cut_and_resize(image, box, self.resolution, "bicubic")[None]
+            crop = cut_and_resize(image, box, self.resolution, "bicubic")
             views.append(augment.apply(crop, augment.draw_parameters(draws, view))[0])
         return *views, int(self.listing.labels[self.indices[position]])
 

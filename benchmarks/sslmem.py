@@ -67,7 +67,7 @@ def compare(args, networks, listing, device):
 
     def ours():
         with tempfile.TemporaryDirectory() as unfinished:
-            pieces = ShardStore(unfinished, {})
+            pieces = ShardStore(Path(unfinished), {})
             pieces.start()
             bar = contextlib.nullcontext(argparse.Namespace(update=lambda count: None))
             ViewDistances(embedder, views, pieces).align(images, lambda total: bar)

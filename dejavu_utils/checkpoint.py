@@ -25,7 +25,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in a checkpoint or a part of it."""
+    """Bytes of all tensors in dicts, lists and tuples."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     if isinstance(value, dict):

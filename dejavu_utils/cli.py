@@ -26,9 +26,8 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser with one-line errors, without abbreviated flags, whose help shows the
     defaults."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", _HelpFormatter)
-        super().__init__(allow_abbrev=False, **kwargs)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -57,11 +56,11 @@ def run(main: Callable[[], object]) -> None:
         main()
     except InputError as error:
         _fail(str(error))
+    except BrokenPipeError:
+        sys.exit(141)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            sys.exit(141)
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
+        file = f"{error.filename}: " if error.filename else ""
+        _fail(f"{file}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -119,6 +118,13 @@ def _whole_number(text: str, least: int) -> int:
     return int(text)
 
 
+def non_negative_number(text: str) -> float:
+    """argparse type of finite numbers from 0 on."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return float(text)
+
+
 def add_paths(
     group: argparse._ActionsContainer, texts: dict[str, str], required: bool = True
 ) -> None:
@@ -134,18 +140,18 @@ def add_flags(group: argparse._ActionsContainer, flags: dict[str, tuple[Any, Any
         group.add_argument(flag, default=default, help=text, **options)
 
 
-def from_flags(kind: type[T], args: argparse.Namespace, **others: Any) -> T:
-    """A dataclass whose fields are called like flags, but for `others`, which are given."""
-    values = {name: getattr(args, name) for name in kind.__dataclass_fields__ if name not in others}  # type: ignore
-    return kind(**values, **others)
+def from_flags(kind: type[T], args: object, **others: Any) -> T:
+    """A dataclass whose fields are called like flags; `others` are given. Fields that are neither
+    keep their default."""
+    names = kind.__dataclass_fields__.keys() & vars(args).keys()  # type: ignore[attr-defined]
+    return kind(**{name: getattr(args, name) for name in names - others.keys()}, **others)
 
 
 def default_workers(most: int = 10) -> int:
     """Worker processes for reading images: the cores this process may use, at most so many."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return min(cores, most)
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return min(len(os.sched_getaffinity(0)), most)
+    return min(os.cpu_count() or 1, most)
 
 
 def add_launch_flags(
@@ -268,7 +274,7 @@ def add_crop_flags(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "box_margin",
-        type=float,
+        type=non_negative_number,
         default=0.0,
         help="boxes grow by it on every side before a crop is cut: below 1 a fraction of the box's side, else pixels",
     )
@@ -280,9 +286,3 @@ def add_crop_flags(group: argparse._ArgumentGroup) -> None:
         default=0,
         help="1: scale boxes from the <size> in the XML to the image's; 0: where these differ, the image has no crop",
     )
-
-
-def check_crop_flags(args: argparse.Namespace) -> None:
-    """InputError for values of `add_crop_flags` that cannot work."""
-    if not 0 <= args.box_margin < math.inf:
-        raise InputError(f"--box_margin {args.box_margin}: must be 0 or more")

@@ -6,41 +6,35 @@ import math
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file
 
 
+@dataclass
 class Progress:
     """`with Progress(total, "images") as progress: ... progress.update(count)`; writes to stderr.
 
-    total: how many units of work there are. what: their name. seconds: between two lines of a log.
-    quiet: write nothing.
+    total: how many units of work there are. what: their name. quiet: write nothing. A bar on a
+    terminal, else a line every ten seconds.
     """
 
-    def __init__(
-        self,
-        total: int,
-        what: str,
-        seconds: float = 10.0,
-        stream: TextIO | None = None,
-        quiet: bool = False,
-    ) -> None:
-        self.total, self.what, self.done, self.quiet = total, what, 0, quiet
-        self.stream = stream or sys.stderr
-        self.terminal = self.stream.isatty()
-        self.every = 0.2 if self.terminal else seconds
+    total: int
+    what: str
+    done: int = 0
+    quiet: bool = False
 
     def __enter__(self) -> "Progress":
+        self.terminal = sys.stderr.isatty()
         self.started = self.shown = time.monotonic()
         return self
 
     def update(self, count: int = 1) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.shown >= self.every:
+        if now - self.shown >= (0.2 if self.terminal else 10):
             self.shown = now
             self._show(now)
 
@@ -52,24 +46,24 @@ class Progress:
         if not last and rate > 0:
             text += f", {(self.total - self.done) / rate:.0f} s left"
         if self.terminal:
-            filled = int(24 * self.done / max(self.total, 1))
-            self.stream.write(
-                f"\r[{'#' * filled}{'.' * (24 - filled)}] {text}\033[K" + ("\n" if last else "")
-            )
-        else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
+            bar = "#" * int(24 * self.done / max(self.total, 1))
+            text = f"\r[{bar:.<24}] {text}\033[K"
+        if last or not self.terminal:
+            text += "\n"
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
     def __exit__(self, *_: object) -> None:
         self._show(time.monotonic(), last=True)
 
 
+@dataclass
 class RunLog:
     """The log file `path`; `key` names the entry of its records that grows from line to line, epoch
     or step."""
 
-    def __init__(self, path: str | Path, key: str) -> None:
-        self.path, self.key = Path(path), key
+    path: Path
+    key: str
 
     def trim(self, last: int) -> None:
         """Drops the records after `last`, which will be written again, and a line that a crash has

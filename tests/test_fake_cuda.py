@@ -74,10 +74,9 @@ class Constants(TorchFunctionMode):
 @pytest.fixture(autouse=True)
 def nothing_fake_is_left():
     benchmark = torch.backends.cudnn.benchmark
-    made_once = (augment.constants, augment.own_constants)
-    [constants.cache_clear() for constants in made_once]
+    augment.constant.cache_clear()
     yield
-    [constants.cache_clear() for constants in made_once]
+    augment.constant.cache_clear()
     torch.backends.cudnn.benchmark = benchmark
 
 

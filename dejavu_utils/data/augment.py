@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dejavu_utils.imagenet import MEAN, STD, Preprocessing
 from dejavu_utils.runtime.devices import to_device
 
 _CROP_TRIES = 10
 _ORDERS = np.array(list(itertools.permutations(range(4))))
-# of one image: flip, jitter, order, factors, gray, solarize, sigma; as Parameters has them
-Drawn = tuple
+_SCALE = tuple(1 / std for std in STD)
+_SHIFT = tuple(-mean / std for mean, std in zip(MEAN, STD))
+_OPPOSITE_HUES = (11 / 6, 9 / 6, 7 / 6)  # of red, green and blue, in circles, and one more
+Drawn = tuple  # the Parameters of one image, in the order of the fields, as Python's numbers
 Factor = Any  # a number, or float (n, 1, 1, 1)
-Operation = Callable[..., torch.Tensor]  # images, factors -> images
+Operation = Callable[..., Tensor]  # images, factors -> images
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class View:
 FIRST_VIEW = View(blur=True)
 SECOND_VIEW = View(solarize=0.2)
 SMALL_VIEW = View(area=(0.05, 0.4), side=96)  # DINO's local crops
+PLAIN_VIEW = View(flip=0.0, jitter=0.0, grayscale=0.0)  # nothing follows the crop
 
 
 def crop_boxes(
@@ -64,24 +68,21 @@ def crop_boxes(
     height, width = np.asarray(sizes).astype(np.float64).T[:, :, None]
     low, high = view.area
     narrow, wide = view.aspect
-    area = height * width * (low + (high - low) * draws[:, 0:_CROP_TRIES])
+    area = height * width * (low + (high - low) * draws[:, :_CROP_TRIES])
     aspect = np.exp(np.log(narrow) + np.log(wide / narrow) * draws[:, _CROP_TRIES:20])
-    w = np.rint(np.sqrt(area * aspect))
-    h = np.rint(np.sqrt(area / aspect))
+    ratio = width / height
+    centre_w = np.where(ratio > wide, np.rint(height * wide), width)
+    centre_h = np.where(ratio < narrow, np.rint(width / narrow), height)
+    w = np.concatenate([np.rint(np.sqrt(area * aspect)), centre_w], axis=1)
+    h = np.concatenate([np.rint(np.sqrt(area / aspect)), centre_h], axis=1)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    fits[:, -1] = True
     first = fits.argmax(axis=1)[:, None]
     w = np.take_along_axis(w, first, 1)
     h = np.take_along_axis(h, first, 1)
-    x = np.floor(draws[:, 20:21] * (width - w + 1))
-    y = np.floor(draws[:, 21:22] * (height - h + 1))
-    ratio = width / height
-    whole_w = np.where(ratio > wide, np.rint(height * wide), width)
-    whole_h = np.where(ratio < narrow, np.rint(width / narrow), height)
-    none = ~fits.any(axis=1, keepdims=True)
-    w = np.where(none, whole_w, w)
-    h = np.where(none, whole_h, h)
-    x = np.where(none, (width - w) // 2, x)
-    y = np.where(none, (height - h) // 2, y)
+    is_centre = first == _CROP_TRIES
+    x = np.where(is_centre, (width - w) // 2, np.floor(draws[:, 20:21] * (width - w + 1)))
+    y = np.where(is_centre, (height - h) // 2, np.floor(draws[:, 21:22] * (height - h + 1)))
     return np.concatenate([x, y, x + w, y + h], axis=1).astype(np.int64)
 
 
@@ -96,50 +97,42 @@ def center_boxes(sizes: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Parameters:
-    """Of a batch, on the CPU, one entry per image: flip, gray, solarize bool (n,); factors float32
-    (n, 4) of brightness, contrast, saturation, hue; order int64 (n, 4), which of these comes first,
-    second, ...; jitter bool (n,); sigma: pixels of the batch's blur, or None."""
+    """Of a batch, NumPy, one row per image. flip, jitter, gray, solarize: bool (n,). order: int64
+    (n, 4), which of brightness, contrast, saturation and hue comes first, second, ... factors:
+    float32 (n, 4), theirs. sigma: float64 (n,), pixels of the blur, 0 for none; one for a batch."""
 
-    flip: torch.Tensor
-    jitter: torch.Tensor
-    factors: torch.Tensor
-    order: torch.Tensor
-    gray: torch.Tensor
-    solarize: torch.Tensor
-    sigma: float | None
+    flip: np.ndarray
+    jitter: np.ndarray
+    order: np.ndarray
+    factors: np.ndarray
+    gray: np.ndarray
+    solarize: np.ndarray
+    sigma: np.ndarray
 
     def __getitem__(self, rows: slice) -> "Parameters":
-        """The parameters of these rows of the batch; the blur stays the batch's."""
-        of_images = {name: values[rows] for name, values in vars(self).items() if name != "sigma"}
-        return Parameters(**of_images, sigma=self.sigma)
+        """The parameters of these rows of the batch."""
+        return Parameters(*(values[rows] for values in vars(self).values()))
 
     def rows(self) -> Iterator[Drawn]:
-        """Yields of each image (flip, jitter, order, factors, gray, solarize, sigma), as Python's
-        numbers."""
-        of_images = (self.flip, self.jitter, self.order, self.factors, self.gray, self.solarize)
-        return zip(*(values.tolist() for values in of_images), itertools.repeat(self.sigma))
+        """Yields the parameters of each image."""
+        return zip(*(values.tolist() for values in vars(self).values()))
 
     def operations(self) -> list[tuple[Operation, np.ndarray, np.ndarray]]:
         """What is to be done before the normalization, in order: [(function, rows, factors)].
 
         function: of images and factors, float32 (m, 3, h, w) and (m, 1, 1, 1); it may overwrite the
         images. rows: int64 (m,), the images it was drawn for, never none. factors: float32 (m,).
-        NumPy, so that no device has to be asked which images were drawn.
         """
-        factors, order, jitter = self.factors.numpy(), self.order.numpy(), self.jitter.numpy()
-        operations: list[tuple[Operation, np.ndarray, np.ndarray]] = []
-
-        def add(function: Operation, mask: np.ndarray, index: int = 0) -> None:
-            rows = np.flatnonzero(mask)
-            if len(rows):
-                operations.append((function, rows, factors[rows, index]))
-
-        add(_flipped, self.flip.numpy())
+        masks: list[tuple[Operation, np.ndarray, int]] = [(_flipped, self.flip, 0)]
         for place in range(4):
             for index, adjust in enumerate(_ADJUST):
-                add(adjust, jitter & (order[:, place] == index), index)
-        add(_grayed, self.gray.numpy())
-        add(_solarized, self.solarize.numpy())
+                masks.append((adjust, self.jitter & (self.order[:, place] == index), index))
+        masks += [(_grayed, self.gray, 0), (_solarized, self.solarize, 0)]
+        operations = []
+        for function, mask, index in masks:
+            rows = np.flatnonzero(mask)
+            if len(rows):
+                operations.append((function, rows, self.factors[rows, index]))
         return operations
 
 
@@ -151,42 +144,41 @@ def draw_parameters(draws: np.ndarray, view: View) -> Parameters:
     center = np.array([1.0, 1.0, 1.0, 0.0])
     low = np.maximum(center - strength, [0, 0, 0, -0.5])
     factors = low + (center + strength - low) * u[:, 2:6]
+    sigma = 0.1 + 1.9 * u[0, 9] if view.blur else 0.0
     return Parameters(
-        flip=torch.from_numpy(u[:, 0] < view.flip),
-        jitter=torch.from_numpy(u[:, 1] < view.jitter),
-        factors=torch.from_numpy(factors.astype(np.float32)),
-        order=torch.from_numpy(_ORDERS[(u[:, 6] * 24).astype(np.int64)]),
-        gray=torch.from_numpy(u[:, 7] < view.grayscale),
-        solarize=torch.from_numpy(u[:, 8] < view.solarize),
-        sigma=float(0.1 + 1.9 * u[0, 9]) if view.blur else None,
+        flip=u[:, 0] < view.flip,
+        jitter=u[:, 1] < view.jitter,
+        order=_ORDERS[(u[:, 6] * 24).astype(np.int64)],
+        factors=factors.astype(np.float32),
+        gray=u[:, 7] < view.grayscale,
+        solarize=u[:, 8] < view.solarize,
+        sigma=np.full(len(u), sigma),
     )
 
 
-def apply(
-    images: torch.Tensor, parameters: Parameters, out: torch.Tensor | None = None
-) -> torch.Tensor:
+def apply(images: Tensor, parameters: Parameters) -> Tensor:
     """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), augmented and normalized with ImageNet's mean and
     deviation.
 
-    out: where to write the result. On a CPU the images are done one by one, so that each stays in
-    the cache; on other devices all at once, as `apply_batched` does.
+    On a CPU the images are done one by one, so that each stays in the cache; on other devices all
+    at once, as `apply_batched` does.
     """
     if images.device.type != "cpu":
         return apply_batched(images, parameters)
-    out = torch.empty(images.shape) if out is None else out
+    out = torch.empty(images.shape)
     for row, drawn in enumerate(parameters.rows()):
         apply_to_one(images[row : row + 1], drawn, out[row : row + 1])
     return out
 
 
-def apply_to_one(image: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
+def apply_to_one(image: Tensor, drawn: Drawn, out: Tensor) -> None:
     """`apply` for one image on a CPU, with only the operations that it was drawn.
 
-    image: uint8 (1, 3, h, w). drawn: of it, from `Parameters.rows`. out: float32 (1, 3, h, w),
-    where the result goes.
+    image: uint8 (1, 3, h, w). drawn: from `Parameters.rows`. out: float32 (1, 3, h, w), where the
+    result goes.
     """
     flip, jitter, order, factors, gray, solarize, sigma = drawn
-    x = image.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    x = _fractions(image)
     if flip:
         x = _flipped(x)
     if jitter:
@@ -196,13 +188,13 @@ def apply_to_one(image: torch.Tensor, drawn: Drawn, out: torch.Tensor) -> None:
         x = _grayed(x)
     if solarize:
         x = _solarized(x)
-    if sigma is None:
-        _normalize(x, out)
-    else:
+    if sigma:
         _blur(_normalize(x, x), sigma, out)
+    else:
+        _normalize(x, out)
 
 
-def apply_batched(images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+def apply_batched(images: Tensor, parameters: Parameters) -> Tensor:
     """What `apply` does, with every operation on all images of the batch that it was drawn for at
     once.
 
@@ -220,132 +212,114 @@ def apply_batched(images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
             changed = function(x.index_select(0, chosen), factor.view(-1, 1, 1, 1))
             x.index_copy_(0, chosen, changed)
     _normalize(x, x)
-    return x if parameters.sigma is None else _blur(x, parameters.sigma, torch.empty_like(x))
+    sigma = float(parameters.sigma.max(initial=0))
+    return _blur(x, sigma, torch.empty_like(x)) if sigma else x
 
 
-def normalize(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), normalized with ImageNet's mean and deviation.
-    out: where to."""
-    x = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    return _normalize(x, x if out is None else out)
+def normalize(images: Tensor) -> Tensor:
+    """uint8 (n, 3, h, w) -> float32 (n, 3, h, w), normalized with ImageNet's mean and deviation."""
+    x = _fractions(images)
+    return _normalize(x, x)
 
 
-def renormalize(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+def renormalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """What `apply` gives, normalized with the mean and deviation of an imagenet.Preprocessing
     instead of ImageNet's."""
     if (preprocessing.mean, preprocessing.std) == (MEAN, STD):
         return images
-    scale, shift = own_constants(images.device, preprocessing.mean, preprocessing.std)
-    return torch.addcmul(shift, images, scale)
+    scale = tuple(std / own for std, own in zip(STD, preprocessing.std))
+    shift = tuple(
+        (mean - own_mean) / own
+        for mean, own_mean, own in zip(MEAN, preprocessing.mean, preprocessing.std)
+    )
+    return torch.addcmul(constant(shift, images.device), images, constant(scale, images.device))
 
 
 @functools.lru_cache(maxsize=32)
-def own_constants(
-    device: torch.device, means: tuple[float, ...], stds: tuple[float, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, shift) on a device, float32 (3, 1, 1), from ImageNet's normalization to another; made
-    once, as below."""
-    scale = [std / own for std, own in zip(STD, stds)]
-    shift = [(mean - own_mean) / own for mean, own_mean, own in zip(MEAN, means, stds)]
-    return torch.tensor(scale, device=device).view(3, 1, 1), torch.tensor(
-        shift, device=device
-    ).view(3, 1, 1)
+def constant(
+    values: tuple[float, ...], device: torch.device, height: int = 1, width: int = 1
+) -> Tensor:
+    """A number per channel on a device, float32 (3, height, width); made once, since it is a copy
+    that a GPU would have to be waited for."""
+    of_channels = torch.tensor(values, device=device).view(3, 1, 1)
+    return of_channels.expand(3, height, width).contiguous()
 
 
-@functools.lru_cache(maxsize=32)
-def constants(device: torch.device, height: int, width: int) -> tuple[torch.Tensor, ...]:
-    """(scale, shift, opposite hues) on a device, float32 that broadcasts over (n, 3, height,
-    width).
-
-    Made once, since each is a copy that a GPU would have to be waited for. `height` and `width` are
-    1 except on CPUs, which multiply and add three times as fast where the scale is given for every
-    pixel.
-    """
-    scale, shift = [1 / std for std in STD], [-mean / std for mean, std in zip(MEAN, STD)]
-    values = [
-        torch.tensor(v, device=device).view(3, 1, 1) for v in (scale, shift, [11 / 6, 9 / 6, 7 / 6])
-    ]
-    return values[0].expand(3, height, width).contiguous(), *values[1:]
+def _fractions(images: Tensor) -> Tensor:
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
-def _constants_for(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    height, width = x.shape[2:] if x.device.type == "cpu" else (1, 1)
-    return constants(x.device, height, width)
+def _normalize(x: Tensor, out: Tensor) -> Tensor:
+    # CPUs are three times as fast where the scale is given for every pixel.
+    sides = x.shape[2:] if x.device.type == "cpu" else (1, 1)
+    scale = constant(_SCALE, x.device, *sides)
+    return torch.addcmul(constant(_SHIFT, x.device), x, scale, out=out)
 
 
-def _normalize(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    scale, shift, _ = _constants_for(x)
-    return torch.addcmul(shift, x, scale, out=out)
-
-
-@functools.lru_cache(maxsize=32)
-def _gaussian(sigma: float, half: int) -> list[float]:
-    """2 x half + 1 weights whose sum is 1."""
-    kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
-    return (kernel / kernel.sum()).tolist()
-
-
-def _blur(x: torch.Tensor, sigma: float, out: torch.Tensor) -> torch.Tensor:
+def _blur(x: Tensor, sigma: float, out: Tensor) -> Tensor:
     """Convolution with a Gaussian of `sigma` pixels, five pixels wide and nine high, with reflected
     borders.
 
     As sums of shifted images, across and then down: much faster on CPUs than a convolution.
     """
     pair = torch.empty_like(out)
-    for half, dim in ((2, 3), (4, 2)):
-        weights, size = _gaussian(sigma, half), x.shape[dim]
-        padded = F.pad(x, (half, half, 0, 0) if dim == 3 else (0, 0, half, half), mode="reflect")
+    for half, dim, padding in ((2, 3, (2, 2, 0, 0)), (4, 2, (0, 0, 4, 4))):
+        size = x.shape[dim]
+        kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+        weights = (kernel / kernel.sum()).tolist()
+        padded = F.pad(x, padding, mode="reflect")
         x = torch.mul(padded.narrow(dim, half, size), weights[half], out=out if dim == 2 else None)
         for shift in range(half):  # the kernel is symmetric
-            torch.add(
-                padded.narrow(dim, shift, size),
-                padded.narrow(dim, 2 * half - shift, size),
-                out=pair,
-            )
+            before = padded.narrow(dim, shift, size)
+            behind = padded.narrow(dim, 2 * half - shift, size)
+            torch.add(before, behind, out=pair)
             x.add_(pair, alpha=weights[shift])
     return x
 
 
-def _flipped(x: torch.Tensor, factor: object = None) -> torch.Tensor:
+def _flipped(x: Tensor, factor: object = None) -> Tensor:
     return x.flip(-1)
 
 
-def _solarized(x: torch.Tensor, factor: object = None) -> torch.Tensor:
-    inverted = _mask(torch.ge, x, torch.full((), 128 / 255, device=x.device))
+def _solarized(x: Tensor, factor: object = None) -> Tensor:
+    inverted = _mask(torch.ge, x, 128 / 255)
     change = torch.rsub(x, 1, alpha=2)
     return torch.addcmul(x, inverted, change, out=change)
 
 
-def _grayed(x: torch.Tensor, factor: object = None) -> torch.Tensor:
+def _grayed(x: Tensor, factor: object = None) -> Tensor:
     return x.copy_(_gray(x).expand_as(x))
 
 
-def _gray(x: torch.Tensor) -> torch.Tensor:
+def _gray(x: Tensor) -> Tensor:
     gray = x[:, 0:1] * 0.2989
     return gray.add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:3], alpha=0.114)
 
 
-def _brightness(x: torch.Tensor, factor: Factor) -> torch.Tensor:
+def _brightness(x: Tensor, factor: Factor) -> Tensor:
     return x.mul_(factor).clamp_(0, 1)
 
 
-def _contrast(x: torch.Tensor, factor: Factor) -> torch.Tensor:
+def _contrast(x: Tensor, factor: Factor) -> Tensor:
     # CPUs are slow with a single number
     mean = _gray(x).mean(dim=(1, 2, 3), keepdim=True).expand_as(x).contiguous()
     return torch.lerp(mean, x, factor, out=mean).clamp_(0, 1)
 
 
-def _saturation(x: torch.Tensor, factor: Factor) -> torch.Tensor:
+def _saturation(x: Tensor, factor: Factor) -> Tensor:
     return torch.lerp(_gray(x), x, factor, out=x).clamp_(0, 1)
 
 
-def _hue(x: torch.Tensor, shift: Factor) -> torch.Tensor:
+def _hue(x: Tensor, shift: Factor) -> Tensor:
     """Turns the hue of the hexcone model by `shift` circles."""
-    r, g, b = x[:, 0:1], x[:, 1:2], x[:, 2:3]
+    r = x[:, 0:1]
+    g = x[:, 1:2]
+    b = x[:, 2:3]
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
     # The hue in sixths of a circle, counted from red; where there is no chroma any hue will do.
-    red, green = _mask(torch.eq, r, value), _mask(torch.eq, g, value)
+    red = _mask(torch.eq, r, value)
+    green = _mask(torch.eq, g, value)
     green.addcmul_(green, red, value=-1)
     blue = 1 - red - green
     hue = red.mul_(g - b).addcmul_(green, b - r).addcmul_(blue, r - g).div_(chroma.clamp(min=1e-12))
@@ -353,13 +327,13 @@ def _hue(x: torch.Tensor, shift: Factor) -> torch.Tensor:
     # Red, green and blue of a hue (Smith 1978) in one formula: each falls from value by chroma
     # around its opposite hue. Counted from there in circles, and one circle more, so that the
     # fraction is that of a positive number.
-    opposite = _constants_for(x)[2] + shift
+    opposite = constant(_OPPOSITE_HUES, x.device) + shift
     k = torch.add(opposite, hue, alpha=1 / 6).frac_().mul_(6)
     torch.minimum(k, 4 - k, out=k).clamp_(0, 1)
     return torch.addcmul(value, k, chroma, value=-1, out=k)
 
 
-def _mask(compare: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _mask(compare: Operation, x: Tensor, y: Tensor | float) -> Tensor:
     """1.0 where compare(x, y), else 0.0; on CPUs arithmetic with such masks is ten times as fast as
     torch.where."""
     return compare(x, y, out=torch.empty_like(x))

@@ -13,23 +13,23 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.workers import batches, workers_that_fit_shared_memory
-from dejavu_utils.randomness import epoch_order, uniforms
-from dejavu_utils.runtime.devices import to_device
+from dejavu_utils.randomness import DRAWS, epoch_order, uniforms
+from dejavu_utils.runtime.devices import one_thread, to_device
 
-# Index of each image, and of each view side, boxes and what was drawn for it (None: nothing).
-Plan = tuple[np.ndarray, list[tuple[int, np.ndarray, augment.Parameters | None]]]
-Batches = Generator[tuple[list[torch.Tensor], torch.Tensor], None, None]  # of views and labels
+# Index of each image, and of each view side, boxes and parameters.
+Plan = tuple[np.ndarray, list[tuple[int, np.ndarray, augment.Parameters]]]
+Batches = Generator[tuple[list[Tensor], Tensor], None, None]  # of views and labels
 _FLAG = "--data.num_workers"
 _ROWS, _ROWS_GPU = 16, 64  # images per worker item: large enough to amortize the transfer
 
@@ -63,17 +63,18 @@ class Batching:
 class _Prefetcher:
     """Batches that are prefetched until this is closed, or another place is asked for.
 
-    start: place -> generator of the batches from there on, without end; must not reference the
-    loader: in a reference cycle the workers would be shut down by the garbage collector, possibly
-    while a lock they need is held.
+    plans: place -> iterator over the Plans from there on, the same each time, without end; must not
+    reference the loader: in a reference cycle the workers would be shut down by the garbage
+    collector, possibly while a lock they need is held.
     """
 
-    def __init__(self, start: Callable[[Any], Generator]) -> None:
-        self._start = start
+    def __init__(self, beton: Beton, batching: Batching, plans: Callable) -> None:
+        load = _for_a_cpu if batching.device.type == "cpu" else _for_a_gpu
+        self._start = lambda place: load(beton, batching, functools.partial(plans, place))
         self._batches: Generator | None = None
         self._place: Any = None
 
-    def next(self, place: Any, following: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def next(self, place: Any, following: Any) -> tuple[list[Tensor], Tensor]:
         """The batch at a place; `following`: the place that is most likely asked for next."""
         if self._batches is None or self._place != place:
             self.close()
@@ -101,7 +102,7 @@ class NativeLoader:
     ) -> None:
         self._steps = batching.steps(beton)
         plans = functools.partial(_random_plans, beton, batching, views, seed)
-        self._prefetcher = _Prefetcher(functools.partial(_batches, beton, batching, plans))
+        self._prefetcher = _Prefetcher(beton, batching, plans)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -116,12 +117,9 @@ class NativeLoader:
         into the next epoch: if that has the same resolution, its first batches are ready.
         """
         for step in range(first_step, len(self)):
-            following = (
-                (resolution, epoch, step + 1)
-                if step + 1 < len(self)
-                else (resolution, epoch + 1, 0)
-            )
-            yield self._prefetcher.next((resolution, epoch, step), following)
+            is_last = step + 1 == len(self)
+            following = (epoch + 1, 0) if is_last else (epoch, step + 1)
+            yield self._prefetcher.next((resolution, epoch, step), (resolution, *following))
 
     def close(self) -> None:
         """Ends the prefetching, until the next batch is asked for."""
@@ -144,13 +142,12 @@ def _random_plans(
         for step in range(first_step if number == epoch else 0, batching.steps(beton)):
             first = step * batching.global_batch
             chosen = order[first : first + batching.global_batch][mine]
-            parts: list[tuple[int, np.ndarray, augment.Parameters | None]] = []
+            parts = []
             for position, view in enumerate(views):
                 draws = uniforms(seed, number, position, first, batching.global_batch)
                 boxes = augment.crop_boxes(draws[mine], beton.sizes[chosen], view)
-                parts.append(
-                    (view.side or resolution, boxes, augment.draw_parameters(draws, view)[mine])
-                )
+                parameters = augment.draw_parameters(draws, view)[mine]
+                parts.append((view.side or resolution, boxes, parameters))
             yield chosen, parts
 
 
@@ -165,16 +162,15 @@ class EvaluationLoader:
     def __init__(self, beton: Beton, batching: Batching, resolution: int) -> None:
         batch_count = math.ceil(len(beton) / batching.batch_size)
         self.in_all = batch_count // batching.world_size
-        own = range(batching.rank, batch_count, batching.world_size)
-        self._steps = len(own)
-        plans = functools.partial(_centre_plans, beton, batching.batch_size, resolution, own)
-        self._prefetcher = _Prefetcher(functools.partial(_batches, beton, batching, plans))
+        self._own = range(batching.rank, batch_count, batching.world_size)
+        plans = functools.partial(_centre_plans, beton, batching.batch_size, resolution, self._own)
+        self._prefetcher = _Prefetcher(beton, batching, plans)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (crops, labels) on the device: normalized float32 (n, 3, resolution, resolution),
         int64 (n,). Prefetching continues from the start for the next pass."""
-        for step in range(self._steps):
-            (crops,), labels = self._prefetcher.next(step, (step + 1) % self._steps)
+        for step in range(len(self._own)):
+            (crops,), labels = self._prefetcher.next(step, (step + 1) % len(self._own))
             yield crops, labels
 
 
@@ -188,20 +184,11 @@ def _centre_plans(
     """
     for step in itertools.chain(own[start:], itertools.cycle(own)):
         chosen = np.arange(step * batch_size, min((step + 1) * batch_size, len(beton)))
-        yield chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), None)]
+        nothing = augment.draw_parameters(np.zeros((len(chosen), DRAWS)), augment.PLAIN_VIEW)
+        yield chosen, [(resolution, augment.center_boxes(beton.sizes[chosen]), nothing)]
 
 
-def _batches(beton: Beton, batching: Batching, plans: Callable, start: Any) -> Batches:
-    """Yields (views, labels) on the device; a few batches are prefetched.
-
-    plans: function of `start` that returns an iterator, the same each time, without end, of (image
-    indices, [(side, boxes, augment.Parameters or None) of each view]).
-    """
-    load = _for_a_cpu if batching.device.type == "cpu" else _for_a_gpu
-    yield from load(beton, functools.partial(plans, start), batching.num_workers, batching.device)
-
-
-def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.device) -> Batches:
+def _for_a_cpu(beton: Beton, batching: Batching, plans: Callable) -> Batches:
     """Workers write augmented views into a ring of shared-memory buffers; the main process copies
     each into the batch.
 
@@ -212,15 +199,16 @@ def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.de
     _, parts = next(plans())
     sides = [side for side, _, _ in parts]
     size = _ROWS * sum(3 * side * side * 4 for side in sides)
-    num_workers, prefetch = workers_that_fit_shared_memory(size, num_workers, _FLAG)
-    ring = num_workers * prefetch + 2
+    workers, prefetch = workers_that_fit_shared_memory(size, batching.num_workers, _FLAG)
+    ring = workers * prefetch + 2
     buffers = [torch.zeros(ring, _ROWS, 3, side, side) for side in sides]
-    if num_workers:
+    if workers:
         for buffer in buffers:
             buffer.share_memory_()
     tasks = _Tasks(plans, _ROWS, itertools.cycle(range(ring)))
     dataset = _SharedBuffers(beton, buffers)
-    filled = batches(dataset, tasks, num_workers, device, operator.itemgetter(0), _FLAG, prefetch)
+    first_item = operator.itemgetter(0)
+    filled = batches(dataset, tasks, workers, batching.device, first_item, _FLAG, prefetch)
     pools = [_BufferPool(side) for side in sides]
     for chosen, _ in plans():
         # NumPy copies in this thread alone: PyTorch's would wait for each other, and for the cores
@@ -233,10 +221,11 @@ def _for_a_cpu(beton: Beton, plans: Callable, num_workers: int, device: torch.de
         yield [torch.from_numpy(view) for view in views], torch.from_numpy(beton.labels[chosen])
 
 
-def _for_a_gpu(beton: Beton, plans: Callable, num_workers: int, device: torch.device) -> Batches:
+def _for_a_gpu(beton: Beton, batching: Batching, plans: Callable) -> Batches:
     """Workers hand over uint8 crops, in page-locked memory; the GPU augments batch after batch."""
+    device = batching.device
     tasks = _Tasks(plans, _ROWS_GPU)
-    read = batches(_Crops(beton), tasks, num_workers, device, flag=_FLAG)
+    read = batches(_Crops(beton), tasks, batching.num_workers, device, flag=_FLAG)
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
     for chosen, parts in plans():
         pieces = zip(*[next(read) for _ in range(0, len(chosen), _ROWS_GPU)])
@@ -244,13 +233,10 @@ def _for_a_gpu(beton: Beton, plans: Callable, num_workers: int, device: torch.de
         # for this batch.
         with torch.cuda.stream(beside):
             views = []
-            for of_view, (_, _, drawn) in zip(pieces, parts):
-                crops = torch.cat(
-                    [piece.permute(0, 3, 1, 2).to(device, non_blocking=True) for piece in of_view]
-                )
-                views.append(
-                    augment.normalize(crops) if drawn is None else augment.apply(crops, drawn)
-                )
+            for of_view, (_, _, parameters) in zip(pieces, parts):
+                on_device = [piece.to(device, non_blocking=True) for piece in of_view]
+                crops = torch.cat(on_device).permute(0, 3, 1, 2)
+                views.append(augment.apply(crops, parameters))
             labels = to_device(torch.from_numpy(beton.labels[chosen]), device)
         if beside is not None:
             consumer = torch.cuda.current_stream(device)
@@ -261,13 +247,13 @@ def _for_a_gpu(beton: Beton, plans: Callable, num_workers: int, device: torch.de
         yield views, labels
 
 
+@dataclass
 class _BufferPool:
     """Pool of batch buffers; one is reused once its last batch is garbage-collected (fresh pages
     have to be zeroed)."""
 
-    def __init__(self, side: int) -> None:
-        self.side = side
-        self.free: list[np.ndarray] = []
+    side: int
+    free: list[np.ndarray] = field(default_factory=list)
 
     def __call__(self, count: int) -> np.ndarray:
         """float32 (count, 3, side, side), of any values. Tensors that share it keep it."""
@@ -279,45 +265,43 @@ class _BufferPool:
         return part
 
 
+@dataclass
 class _Tasks:
     """What a worker does at a time: a list with, for each of some images, (its index, [(side, box,
-    what `augment` has drawn for it, or None) of each view]).
+    augment.Drawn) of each view]).
 
     rows: images of a task, of one batch. buffers: numbers of the buffers to write to; tasks are
     [(number, list)] then.
     """
 
-    def __init__(
-        self, plans: Callable[[], Iterator], rows: int, buffers: Iterator[int] | None = None
-    ) -> None:
-        self.plans, self.rows, self.buffers = plans, rows, buffers
+    plans: Callable[[], Iterator]
+    rows: int
+    buffers: Iterator[int] | None = None
 
     def __iter__(self) -> Iterator[list]:
         for chosen, parts in self.plans():
             of_views = []
-            for side, boxes, drawn in parts:
-                drawn_rows = drawn.rows() if drawn else itertools.repeat(None)
-                of_views.append(zip(itertools.repeat(side), boxes.tolist(), drawn_rows))
+            for side, boxes, parameters in parts:
+                of_views.append(zip(itertools.repeat(side), boxes.tolist(), parameters.rows()))
             images = list(zip(chosen.tolist(), zip(*of_views)))
             for first in range(0, len(images), self.rows):
                 task = images[first : first + self.rows]
                 yield [(next(self.buffers), task)] if self.buffers else task
 
 
+@dataclass
 class _Crops:
     """A data set: (image index, [(side, box, ...) of each view]) -> uint8 (side, side, 3) crops."""
 
-    def __init__(self, beton: Beton) -> None:
-        self.beton = beton
+    beton: Beton
 
-    def __getitem__(self, task: tuple) -> list[torch.Tensor]:
+    def __getitem__(self, task: tuple) -> list[Tensor]:
         index, views = task
-        image = torch.from_numpy(self.beton.read(index))
-        return [
-            _resized(image, box, side, "bilinear")[0].permute(1, 2, 0) for side, box, _ in views
-        ]
+        image = self.beton.read(index)
+        return [cut_and_resize(image, box, side)[0].permute(1, 2, 0) for side, box, _ in views]
 
 
+@dataclass
 class _SharedBuffers:
     """A data set: (number of a buffer, images of a task) -> (that number, how many images the
     buffer holds now).
@@ -325,69 +309,48 @@ class _SharedBuffers:
     buffers: of each view, float32 (ring, rows, 3, side, side), for augmented and normalized images.
     """
 
-    def __init__(self, beton: Beton, buffers: list[torch.Tensor]) -> None:
-        self.beton, self.buffers = beton, buffers
+    beton: Beton
+    buffers: list[Tensor]
 
     def __getitem__(self, task: tuple) -> tuple[int, int]:
         number, images = task
-        with _one_thread():
+        with one_thread():
             for row, (index, views) in enumerate(images):
-                image = torch.from_numpy(self.beton.read(index))
+                image = self.beton.read(index)
                 for buffer, (side, box, drawn) in zip(self.buffers, views):
-                    crop = _resized(image, box, side, "bilinear")
-                    out = buffer[number, row : row + 1]
-                    if drawn is None:
-                        augment.normalize(crop, out)
-                    else:
-                        augment.apply_to_one(crop, drawn, out)
+                    crop = cut_and_resize(image, box, side)
+                    augment.apply_to_one(crop, drawn, buffer[number, row : row + 1])
         return number, len(images)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch computes in one thread: faster for one image, and sums do not depend on the number of
-    threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def cut_and_resize(
     image: np.ndarray, box: Sequence[int], side: int, mode: str = "bilinear"
-) -> torch.Tensor:
+) -> Tensor:
     """The part `box` of an image at side x side pixels, with antialiasing, as torchvision's
     resized_crop does.
 
-    image: uint8 (height, width, 3) NumPy array. box: xmin, ymin, xmax, ymax in pixels. mode:
-    bilinear or bicubic. Returns uint8 (3, side, side).
-    """
-    return _resized(torch.from_numpy(image), box, side, mode)[0]
-
-
-def random_crop(
-    image: np.ndarray, draws: np.ndarray, view: augment.View, side: int, mode: str = "bilinear"
-) -> torch.Tensor:
-    """The crop of an image that a view draws, resized: uint8 (3, side, side). image, mode: as
-    `cut_and_resize` takes them. draws: float64 (1, 64) of randomness.uniforms, of which
-    augment.draw_parameters takes the rest."""
-    [box] = augment.crop_boxes(draws, [image.shape[:2]], view).tolist()
-    return cut_and_resize(image, box, side, mode)
-
-
-def _resized(image: torch.Tensor, box: Sequence[int], side: int, mode: str) -> torch.Tensor:
-    """uint8 (1, 3, side, side), channels last. image: uint8 tensor (height, width, 3).
+    image: uint8 (height, width, 3). box: xmin, ymin, xmax, ymax in pixels. mode: bilinear or
+    bicubic. Returns uint8 (1, 3, side, side), channels last.
 
     The cut is one view of the image whose strides are plainly channels last, that of the batch
     included: PyTorch then reads it, and writes the result, without turning the pixels to channels
     first and back, which takes half the time.
     """
+    pixels = torch.from_numpy(image)
     xmin, ymin, xmax, ymax = box
-    row, column, channel = image.stride()
-    start = image.storage_offset() + ymin * row + xmin * column
-    cut = image.as_strided(
+    row, column, channel = pixels.stride()
+    start = pixels.storage_offset() + ymin * row + xmin * column
+    cut = pixels.as_strided(
         (1, 3, ymax - ymin, xmax - xmin), (len(image) * row, channel, row, column), start
     )
     return F.interpolate(cut, size=(side, side), mode=mode, antialias=True)
+
+
+def random_crop(
+    image: np.ndarray, draws: np.ndarray, view: augment.View, side: int, mode: str = "bilinear"
+) -> Tensor:
+    """The crop of an image that a view draws, resized: uint8 (1, 3, side, side). image, mode: as
+    `cut_and_resize` takes them. draws: float64 (1, 64) of randomness.uniforms, of which
+    augment.draw_parameters takes the rest."""
+    [box] = augment.crop_boxes(draws, [image.shape[:2]], view).tolist()
+    return cut_and_resize(image, box, side, mode)

@@ -1,6 +1,7 @@
 """FFCV-SSL's loader behind the interface of dejavu_utils.data.beton_loader.NativeLoader."""
 
 import importlib.util
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from dejavu_utils.data.beton_loader import Batches, Batching
 from dejavu_utils.errors import InputError
 
 
+@dataclass
 class FfcvLoader:
     """The published pipelines in FFCV-SSL's loader, behind NativeLoader's interface.
 
@@ -21,19 +23,22 @@ class FfcvLoader:
     or a view asks for what it does not have.
     """
 
-    def __init__(
-        self, beton: Beton, batching: Batching, views: list[augment.View], seed: int
-    ) -> None:
+    beton: Beton
+    batching: Batching
+    views: list[augment.View]
+    seed: int
+
+    def __post_init__(self) -> None:
         if not ffcv_is_installed():
             raise InputError(
                 "--data.loader ffcv: FFCV-SSL is not installed here; install it or take native"
             )
-        if any((view.flip, view.aspect) != (0.5, (3 / 4, 4 / 3)) for view in views):
+        if any((view.flip, view.aspect) != (0.5, (3 / 4, 4 / 3)) for view in self.views):
             raise ValueError(
                 "FFCV-SSL's loader flips every second image and keeps the published aspects"
             )
-        self._steps = batching.steps(beton)
-        self.beton, self.batching, self.views, self.seed = beton, batching, views, seed
+        self._steps = self.batching.steps(self.beton)
+        self._names = ["image", *(f"image_{number}" for number in range(1, len(self.views)))]
         self._compiled: dict[int, Any] = {}  # FFCV's loaders by resolution
 
     def __len__(self) -> int:
@@ -52,23 +57,17 @@ class FfcvLoader:
                 break
             if step >= first_step:
                 named = dict(zip(loader.pipelines, batch))
-                yield (
-                    [named[name] for name in self._names()],
-                    named["label"].flatten().to(self.batching.device),
-                )
-
-    def _names(self) -> list[str]:
-        return ["image", *(f"image_{number}" for number in range(1, len(self.views)))]
+                labels = named["label"].flatten().to(self.batching.device)
+                yield [named[name] for name in self._names], labels
 
     def _compile(self, resolution: int) -> Any:
         from ffcv.fields.basics import IntDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import ToTensor
 
-        names = self._names()
-        pipelines = {
-            name: self._pipeline(view, resolution) for name, view in zip(names, self.views)
-        }
+        pipelines = {}
+        for name, view in zip(self._names, self.views):
+            pipelines[name] = self._pipeline(view, resolution)
         return Loader(
             self.beton.path,
             batch_size=self.batching.batch_size,
@@ -78,7 +77,7 @@ class FfcvLoader:
             drop_last=True,
             seed=self.seed,
             pipelines={**pipelines, "label": [IntDecoder(), ToTensor()]},
-            custom_field_mapper=dict.fromkeys(names[1:], "image") or None,
+            custom_field_mapper=dict.fromkeys(self._names[1:], "image") or None,
             distributed=self.batching.world_size > 1,
         )
 

@@ -1,18 +1,17 @@
 """Images as a network is shown them: transforms, and data sets of image files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.utils.data import default_collate
+from torchvision import transforms
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing, Preprocessing, load_image
-
-if TYPE_CHECKING:
-    import torch
 
 
 def evaluation_transform(
@@ -21,8 +20,6 @@ def evaluation_transform(
 ) -> Callable:
     """PIL image -> normalized float32 (3, resolution, resolution); None: as many pixels as
     `preprocessing` says."""
-    from torchvision import transforms
-
     like = preprocessing.at(resolution)
     return transforms.Compose(
         [
@@ -54,6 +51,7 @@ def without_far_ends(image: Image.Image) -> Image.Image:
     return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
+@dataclass
 class IndexedImages:
     """A PyTorch data set of images, cut to `crops` (None: whole images) and transformed: (tensor,
     label) each.
@@ -63,16 +61,11 @@ class IndexedImages:
     instead of an InputError. Views that depend on more than the image override `view`.
     """
 
-    def __init__(
-        self,
-        listing: ImageListing,
-        indices: np.ndarray,
-        transform: Callable,
-        crops: np.ndarray | None = None,
-        skip_unreadable: bool = False,
-    ) -> None:
-        self.listing, self.indices, self.transform, self.crops = listing, indices, transform, crops
-        self.skip_unreadable = skip_unreadable
+    listing: ImageListing
+    indices: np.ndarray
+    transform: Callable
+    crops: np.ndarray | None = None
+    skip_unreadable: bool = False
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -100,11 +93,7 @@ def collate_readable(items: list) -> tuple:
 
     Where the transform gives several tensors of an image, the images are a list of as many batches.
     """
-    import torch.utils.data
-
     readable = torch.tensor([item is not None for item in items])
     kept = [item for item in items if item is not None]
-    images = (
-        torch.utils.data.default_collate([image for image, _ in kept]) if kept else torch.empty(0)
-    )
+    images = default_collate([image for image, _ in kept]) if kept else torch.empty(0)
     return images, torch.tensor([label for _, label in kept], dtype=torch.int64), readable

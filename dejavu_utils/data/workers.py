@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from dejavu_utils.checkpoint import tensor_bytes
 from dejavu_utils.data.image_dataset import IndexedImages, collate_readable
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.log import say
 from dejavu_utils.runtime.distributed import rank, sum_over_processes, world_size
 from dejavu_utils.runtime.processes import processes_here
+from dejavu_utils.runtime.resumable import OnProgress
 
 _SHARED = "/dev/shm"  # through which PyTorch's workers hand over their batches, on Linux
 _PREFETCH = 2  # batches that each worker has loaded or loads, PyTorch's default
@@ -70,10 +72,10 @@ def batches(
             options = {
                 "prefetch_factor": prefetch,
                 "worker_init_fn": partial(_start_worker, parent),
+                # Also in processes that were not forked themselves: there new ones would take
+                # seconds to import PyTorch.
+                "multiprocessing_context": "fork" if sys.platform == "linux" else None,
             }
-            # Also in processes that were not forked themselves: there new ones would take seconds
-            # to import PyTorch.
-            options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
         with warnings.catch_warnings():
             # The user gave the number; PyTorch's own look at the cores would only repeat a note.
             warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -103,7 +105,8 @@ def _started(loader: DataLoader, workers: set) -> Iterator:
     handlers, and a SIGTERM that is to end it would be noted there and lost. PyTorch's SIGCHLD
     handler is removed: it can raise at any line, and `next` finds dead workers within seconds.
     """
-    handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+    handler = signal.getsignal(signal.SIGCHLD)
+    others = set(multiprocessing.active_children())
     blocked = _TO_STOP if sys.platform == "linux" else set()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
@@ -160,7 +163,7 @@ def _batch_bytes(dataset: Any, positions: Iterable) -> int:
     for position in first:
         item = dataset[position]
         if item is not None:  # one that cannot be read
-            return len(first) * _bytes_of(item)
+            return len(first) * tensor_bytes(item)
     return 0
 
 
@@ -173,21 +176,14 @@ def workers_that_fit_shared_memory(size: int, num_workers: int, flag: str) -> tu
     if not num_workers or not os.path.isdir(_SHARED):
         return num_workers, _PREFETCH
     room = shutil.disk_usage(_SHARED).free // processes_here()
-
-    def fits(workers: int, prefetch: int) -> bool:
-        batches_there = workers * prefetch + 2  # two more: in use, and on the way
-        return not workers or batches_there * (size + 2**14) <= room
-
-    if fits(num_workers, _PREFETCH):
+    # two more batches than are prefetched: in use, and on the way
+    most = room // (size + 2**14) - 2
+    if num_workers * _PREFETCH <= most:
         return num_workers, _PREFETCH
-    workers = num_workers
-    while not fits(workers, 1):
-        workers -= 1
-    who = (
-        f"only {workers} load images, one batch ahead each"
-        if workers
-        else "this process loads them"
-    )
+    workers = max(0, min(num_workers, most))
+    who = "this process loads them"
+    if workers:
+        who = f"only {workers} load images, one batch ahead each"
     _say_once(
         f"note: {_SHARED} is too small for what {num_workers} workers prefetch ({flag}): {who}; more room "
         "(docker run --shm-size=8g) or smaller batches are faster"
@@ -198,12 +194,6 @@ def workers_that_fit_shared_memory(size: int, num_workers: int, flag: str) -> tu
 @cache
 def _say_once(text: str) -> None:
     say(text)
-
-
-def _bytes_of(item: Any) -> int:
-    if isinstance(item, torch.Tensor):
-        return item.nbytes
-    return sum(map(_bytes_of, item)) if isinstance(item, (tuple, list)) else 8
 
 
 # What messages of PyTorch and the system say of a cause; workers that have ended say it by their
@@ -245,26 +235,6 @@ def _remedy(error: BaseException, workers: set, flag: str) -> str | None:
     return remedies.get(cause) if cause else None
 
 
-def readable(
-    listing: ImageListing,
-    indices: np.ndarray,
-    num_workers: int = 0,
-    on_progress: Callable[[int], object] = lambda count: None,
-    flag: str = "--num_workers",
-) -> np.ndarray:
-    """bool (n,): which of the images at `indices` can be decoded. on_progress: called with the
-    images done since."""
-    images = IndexedImages(listing, indices, _nothing, skip_unreadable=True)
-    positions = [
-        range(start, min(start + 64, len(indices))) for start in range(0, len(indices), 64)
-    ]
-    can_be_read = [np.empty(0, bool)]
-    for _, _, batch in batches(images, positions, num_workers, collate=collate_readable, flag=flag):
-        can_be_read.append(batch.numpy())
-        on_progress(len(batch))
-    return np.concatenate(can_be_read)
-
-
 def _nothing(image: object) -> torch.Tensor:
     return torch.empty(0)
 
@@ -274,7 +244,7 @@ def without_unreadable(
     indices: np.ndarray,
     device: torch.device,
     num_workers: int = 0,
-    on_progress: Callable[[int], object] = lambda count: None,
+    on_progress: OnProgress = lambda count: None,
     flag: str = "--num_workers",
 ) -> np.ndarray:
     """The indices of the images that can be decoded, int64; the processes divide the images among
@@ -282,11 +252,15 @@ def without_unreadable(
 
     on_progress: called with the number of images that this process has done since the last call.
     """
-    own = slice(rank(), None, world_size())
-    can_be_read = torch.zeros(len(indices), device=device)
-    of_own = readable(listing, indices[own], num_workers, on_progress, flag)
-    can_be_read[own] = torch.from_numpy(of_own).to(can_be_read)
-    kept = indices[sum_over_processes(can_be_read).cpu().numpy() > 0]
+    own = np.arange(rank(), len(indices), world_size())
+    images = IndexedImages(listing, indices[own], _nothing, skip_unreadable=True)
+    positions = [range(start, min(start + 64, len(own))) for start in range(0, len(own), 64)]
+    read = batches(images, positions, num_workers, collate=collate_readable, flag=flag)
+    can_be_read = torch.zeros(len(indices))
+    for rows, (_, _, readable) in zip(positions, read):
+        can_be_read[own[rows]] = readable.float()
+        on_progress(len(rows))
+    kept = indices[sum_over_processes(can_be_read.to(device)).cpu().numpy() > 0]
     if not len(kept):
         raise InputError("--skip_unreadable: not one of the images could be read")
     return kept

@@ -23,9 +23,10 @@ from dejavu_utils.data.augment import View
 from dejavu_utils.data.beton_loader import random_crop
 from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.imagenet import Preprocessing
-from dejavu_utils.networks.embedder import Embedder, ImageSet, Key, array_key, to_host
+from dejavu_utils.networks.embedder import Embedder, ImageSet, Key, array_key
 from dejavu_utils.networks.inference import check_finite
 from dejavu_utils.randomness import uniforms
+from dejavu_utils.runtime.devices import one_thread, to_host_later
 from dejavu_utils.runtime.distributed import rank
 from dejavu_utils.runtime.resumable import Arrays, OnProgress, ProgressOf, Shard, ShardStore
 from dejavu_utils.training.methods.method import two_views
@@ -60,12 +61,9 @@ class Views:
         self.pair, self.count, self.seed, self.kinds = pair, count, seed, kinds
 
     def __call__(self, index: int, image: Image.Image) -> tuple[Tensor, ...]:
-        pixels, threads = np.array(image), torch.get_num_threads()
-        torch.set_num_threads(1)  # a sum's last bits depend on how many threads share it
-        try:
+        pixels = np.array(image)
+        with one_thread():
             return tuple(self._of(kind, index, pixels) for kind in self.kinds)
-        finally:
-            torch.set_num_threads(threads)
 
     def pictures(self, index: int, image: Image.Image) -> list[Image.Image]:
         """The views as PIL images, as the first kind of network is shown them."""
@@ -81,7 +79,7 @@ class Views:
             draws = uniforms(self.seed, _EPOCH, number, index, 1)
             crop = random_crop(pixels, draws, view, kind.side, kind.interpolation)
             parameters = augment.draw_parameters(draws, view)
-            augment.apply(crop[None], parameters, out=views[number : number + 1])
+            views[number] = augment.apply(crop, parameters)[0]
         return augment.renormalize(views, kind)
 
 
@@ -190,7 +188,7 @@ class ViewDistances:
         w)."""
         on_device = self.on_device(batch)
         # one synchronization with a GPU
-        host = to_host([tensor for pair in on_device.values() for tensor in pair])
+        host = to_host_later([tensor for pair in on_device.values() for tensor in pair])()
         measured = dict(zip(on_device, zip(host[::2], host[1::2])))
         # of a view that is not finite neither is the distance
         for (model, layer), (distances, _) in measured.items():

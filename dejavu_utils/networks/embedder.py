@@ -28,7 +28,7 @@ from dejavu_utils.log import Progress
 from dejavu_utils.models import Network
 from dejavu_utils.naming import LOGITS
 from dejavu_utils.networks.inference import check_finite
-from dejavu_utils.runtime.devices import autocast, to_device
+from dejavu_utils.runtime.devices import autocast, to_device, to_host_later
 from dejavu_utils.runtime.distributed import rank, world_size
 from dejavu_utils.runtime.resumable import (
     Arrays,
@@ -308,27 +308,3 @@ def progress_of(what: str) -> ProgressOf:
 def array_key(*words: str) -> str:
     """The name of an array in a ShardStore."""
     return "|".join(words)
-
-
-def to_host(tensors: list[Tensor]) -> list[np.ndarray]:
-    """Tensors of one device and type as NumPy arrays. From a GPU they come in one copy into
-    page-locked memory."""
-    return to_host_later(tensors)()
-
-
-def to_host_later(tensors: list[Tensor]) -> Callable[[], list[np.ndarray]]:
-    """A function that waits for the copies that `to_host` returns, and returns them."""
-    if tensors[0].device.type != "cuda":
-        return lambda: [tensor.cpu().numpy() for tensor in tensors]
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-    shapes = [tensor.shape for tensor in tensors]
-
-    def copies() -> list[np.ndarray]:
-        done.synchronize()
-        parts = host.split([shape.numel() for shape in shapes])
-        return [part.view(shape).numpy() for part, shape in zip(parts, shapes)]
-
-    return copies

@@ -1,9 +1,10 @@
 """The device a script computes on, and the precision it computes in."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 
 from dejavu_utils.errors import InputError, one_line
@@ -23,15 +24,15 @@ def set_ieee_fp32() -> None:
 
 
 @contextlib.contextmanager
-def ieee_fp32() -> Iterator[None]:
-    """The same within a block; what was set before holds again after it."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    set_ieee_fp32()
+def one_thread() -> Iterator[None]:
+    """PyTorch computes in one thread: faster for one image, and sums do not depend on the number of
+    threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_num_threads(threads)
 
 
 def choose_device(index: int | None = 0, flag: str = "the GPU") -> torch.device:
@@ -76,18 +77,34 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cpu":
         return "fp32"
     # Older GPUs emulate bf16, slowly, and PyTorch counts that as support.
-    return (
-        "bf16" if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    )
+    has_bf16 = torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8
+    return "bf16" if has_bf16 else "fp16"
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on the device; a GPU takes it from page-locked memory, and is not waited for."""
-    return (
-        tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
-    )
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def to_host_later(tensors: list[torch.Tensor]) -> Callable[[], list[np.ndarray]]:
+    """A function that waits for the tensors, of one device and type, as NumPy arrays, and returns
+    them. From a GPU they come in one copy into page-locked memory."""
+    if tensors[0].device.type != "cuda":
+        return lambda: [tensor.cpu().numpy() for tensor in tensors]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+    shapes = [tensor.shape for tensor in tensors]
+
+    def copies() -> list[np.ndarray]:
+        done.synchronize()
+        parts = host.split([shape.numel() for shape in shapes])
+        return [part.view(shape).numpy() for part, shape in zip(parts, shapes)]
+
+    return copies
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -10,13 +10,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dejavu_utils.errors import InputError
+from dejavu_utils.runtime.devices import to_host_later
 
 T = TypeVar("T")
+_PATIENCE, _PAUSE = 60, 5  # seconds
 
 
 def rank() -> int:
@@ -29,7 +34,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def sum_over_processes(x: torch.Tensor) -> torch.Tensor:
+def sum_over_processes(x: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in place."""
     if world_size() > 1:
         dist.all_reduce(x)
@@ -41,12 +46,8 @@ def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
     must call this."""
     if world_size() == 1:
         return [bool(flag) for flag in flags]
-    return [
-        total > 0
-        for total in sum_over_processes(
-            torch.tensor(flags, dtype=torch.float32, device=device)
-        ).tolist()
-    ]
+    counts = sum_over_processes(torch.tensor(flags, dtype=torch.float32, device=device))
+    return (counts > 0).tolist()
 
 
 def from_first(value: T) -> T:
@@ -73,7 +74,7 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def gather(x: torch.Tensor) -> torch.Tensor:
+def gather(x: Tensor) -> Tensor:
     """float (n, d) of each process -> float (n x processes, d), in the order of the processes.
 
     Meant for a loss of the whole batch that every process computes: the gradient of the own rows is
@@ -86,14 +87,14 @@ def gather(x: torch.Tensor) -> torch.Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.rows = len(x)
         parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         start = rank() * ctx.rows
         return gradient[start : start + ctx.rows] * world_size()
 
@@ -102,9 +103,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replaces the gradients by their mean over all processes, in one exchange."""
     if world_size() > 1:
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = sum_over_processes(torch.cat([g.flatten() for g in gradients])) / world_size()
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
-            gradient.copy_(part.view_as(gradient))
+        total = sum_over_processes(parameters_to_vector(gradients))
+        vector_to_parameters(total / world_size(), gradients)
 
 
 def data_parallel(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
@@ -130,23 +130,21 @@ def agreed(
     read: Callable[[], T],
     place: Callable[[T], str],
     source: str,
-    patience: int = 60,
-    pause: int = 5,
 ) -> T:
     """What read() gives in this process, once all processes read the same place; all of them must
     call this.
 
-    On a network file system one machine may see late what another has written: it gets `patience`
-    seconds, with a look every `pause`. place: names the place of a run that was read. source: flag
+    On a network file system one machine may see late what another has written: it gets _PATIENCE
+    seconds, with a look every _PAUSE. place: names the place of a run that was read. source: flag
     and path, for the InputError after that.
     """
-    for left in range(patience, -1, -pause):
+    for left in range(_PATIENCE, -1, -_PAUSE):
         value = read()
         places = from_each((place(value), socket.gethostname()))
         if len({text for text, _ in places}) == 1:
             return value
-        if left >= pause:
-            time.sleep(pause)
+        if left:
+            time.sleep(_PAUSE)
     states = ", ".join(f"{text} on {host}" for text, host in places)
     raise InputError(
         f"{source}: the processes read different states of it ({states}): does every node see this folder? If a file "
@@ -158,20 +156,21 @@ class LateSums:
     """All-reduced sums of a few numbers, returned one call late so that reading them does not
     synchronize with the GPU.
 
-    All processes get the same sums at the same call. late: False returns them at once; not given:
-    False on CPUs, where there is nothing to wait for.
+    All processes get the same sums at the same call. On CPUs, where there is nothing to wait for,
+    they are returned at once.
     """
 
-    def __init__(self, device: torch.device, late: bool | None = None):
-        self.device, self.late = device, device.type != "cpu" if late is None else late
-        self._pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.late = device.type != "cpu"
+        self._pending: Callable[[], list[np.ndarray]] | None = None
 
-    def __call__(self, *values: float | torch.Tensor) -> list[float] | None:
+    def __call__(self, *values: float | Tensor) -> list[float] | None:
         """The sums of the values of the last call; None at the first. values: numbers, or scalars
         on the device."""
         scalars = []
         for value in values:
-            if not isinstance(value, torch.Tensor):
+            if not isinstance(value, Tensor):
                 # full, not tensor: a number is filled in on the GPU, a tensor made of it would be
                 # copied there
                 value = torch.full((), float(value), dtype=torch.float64, device=self.device)
@@ -180,21 +179,13 @@ class LateSums:
         if not self.late:
             return sums.tolist()
         before = self.last()
-        done = None
-        if self.device.type == "cuda":
-            sums = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True).copy_(
-                sums, non_blocking=True
-            )
-            done = torch.cuda.Event()
-            done.record()
-        self._pending = (sums, done)
+        self._pending = to_host_later([sums])
         return before
 
     def last(self) -> list[float] | None:
         """The sums still pending, None if there are none; this synchronizes with the GPU."""
         if self._pending is None:
             return None
-        (sums, done), self._pending = self._pending, None
-        if done is not None:
-            done.synchronize()
+        [sums] = self._pending()
+        self._pending = None
         return sums.tolist()

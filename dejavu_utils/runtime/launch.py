@@ -2,7 +2,7 @@
 (imported only here)."""
 
 import contextlib
-import importlib.util
+import importlib
 import inspect
 import io
 import os
@@ -13,13 +13,13 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dejavu_utils.cli import from_flags
 from dejavu_utils.errors import InputError
 from dejavu_utils.finished import awaited_jobs, job_file
 from dejavu_utils.runtime.locks import locked
@@ -48,6 +48,7 @@ _GPUS_OF_A_JOB = (
 _OF_ANY_CLIENT = ("SLURM_CONF", "SLURM_JWT")
 
 
+@dataclass
 class ScriptJob:
     """A call of a script's function, which submitit and spawned processes can unpickle.
 
@@ -58,15 +59,10 @@ class ScriptJob:
     (locks.locked), held by the first process meanwhile; or None. submitted: does submitit call it?
     """
 
-    def __init__(
-        self,
-        function: Callable,
-        arguments: object,
-        lock: tuple[Path, str] | None = None,
-        submitted: bool = False,
-    ) -> None:
-        self.function, self.arguments = function, arguments
-        self.lock, self.submitted = lock, submitted
+    function: Callable
+    arguments: object
+    lock: tuple[Path, str] | None = None
+    submitted: bool = False
 
     def __call__(self) -> None:
         if self.submitted:
@@ -76,7 +72,11 @@ class ScriptJob:
                 set_cuda_visible_devices=False, overwrite=True
             )
             os.environ[JOB_PROCESS] = str(os.getpid())
-        with self._locked(), _named_node(self.submitted):
+        lock: AbstractContextManager[None] = contextlib.nullcontext()
+        if self.lock and not rank_from_environment()[0]:
+            restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+            lock = locked(*self.lock, os.environ.get("SLURM_JOB_ID"), restart)
+        with lock, _named_node(self.submitted):
             self.function(self.arguments)
             disconnect()
 
@@ -86,16 +86,9 @@ class ScriptJob:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         script, name = state["function"]
-        vars(self).update(state, function=getattr(_module(script), name))
-
-    def _locked(self) -> AbstractContextManager[None]:
-        if not self.lock or rank_from_environment()[0]:
-            return contextlib.nullcontext()
-        return locked(
-            *self.lock,
-            os.environ.get("SLURM_JOB_ID"),
-            restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        )
+        sys.path.insert(0, os.path.dirname(script))
+        module = importlib.import_module(Path(script).stem)
+        vars(self).update(state, function=getattr(module, name))
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
         import submitit
@@ -115,22 +108,6 @@ def _named_node(submitted: bool) -> Iterator[None]:
         raise InputError(
             f"node {os.environ.get('SLURMD_NODENAME', socket.gethostname())}: {error}"
         ) from None
-
-
-def _module(script: str) -> ModuleType:
-    """The module of a script's file: the one that this process has imported from there, or a new
-    one."""
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if file and str(Path(file).resolve()) == script:
-            return module
-    spec = importlib.util.spec_from_file_location(Path(script).stem, script)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{script} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass
@@ -160,25 +137,17 @@ class Resources:
 
         A job waits for those in the queue that write a file which another flag names.
         """
-        names = {field.name for field in fields(cls)}
-        resources = cls(
-            cores=cores, **{name: value for name, value in vars(flags).items() if name in names}
-        )
+        resources = from_flags(cls, flags, cores=cores)
         jobs = [] if resources.local else awaited_jobs(vars(flags).values())
         if jobs:
-            resources.dependency = ",".join(
-                filter(None, (resources.dependency, f"afterok:{':'.join(jobs)}"))
-            )
+            waited_for = [resources.dependency] if resources.dependency else []
+            resources.dependency = ",".join([*waited_for, f"afterok:{':'.join(jobs)}"])
         return resources
 
     def parameters(self) -> dict:
         """For submitit's executor."""
-        wait = (
-            {"dependency": self.dependency, "kill_on_invalid_dep": "yes"}
-            if self.dependency
-            else None
-        )
-        found = {
+        wait = {"dependency": self.dependency, "kill_on_invalid_dep": "yes"}
+        parameters = {
             "timeout_min": self.timeout,
             "mem_gb": self.mem_gb or 60 * max(1, self.ngpus),
             "nodes": self.nodes,
@@ -187,9 +156,9 @@ class Resources:
             "cpus_per_task": max(1, self.cores),
             "slurm_partition": self.partition or None,
             "slurm_comment": self.comment or None,
-            "slurm_additional_parameters": wait,
+            "slurm_additional_parameters": wait if self.dependency else None,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in parameters.items() if value is not None}
 
 
 def launch(
@@ -202,12 +171,12 @@ def launch(
     with `init_from_args`. folder: (its path, the flag that names it); this run alone writes into
     it. logs: the folder below it for submitit's files.
     """
-    path, flag = Path(folder[0]), folder[1]
+    path = Path(folder[0])
+    flag = folder[1]
     job = ScriptJob(function, given, (path / LOCK_FILE, flag))
     if resources.local:
-        return start_here(
-            job, min(resources.ngpus, torch.cuda.device_count()) or max(1, resources.world_size)
-        )
+        gpus = min(resources.ngpus, torch.cuda.device_count())
+        return start_here(job, gpus or max(1, resources.world_size))
     print(submit(job, path, resources, "--local 1", logs))
 
 
@@ -270,9 +239,7 @@ def submit(
     try:
         # submitit prints what it raises
         with contextlib.redirect_stderr(io.StringIO()), _as_from_a_login_shell():
-            number = executor.submit(
-                ScriptJob(job.function, job.arguments, job.lock, submitted=True)
-            ).job_id
+            number = executor.submit(replace(job, submitted=True)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError(f"SLURM refuses the job: {' '.join(str(error).split())}") from None
     with contextlib.suppress(OSError):  # the job is there all the same

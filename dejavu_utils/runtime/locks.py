@@ -84,12 +84,11 @@ def _lock(path: Path, flag: str, me: dict[str, Any]) -> TextIO | None:
         dead = owner.get("host") == me["host"] and not is_alive(owner.get("pid", 0))
         # a holder without a name is just writing it
         if owner and not dead or time.monotonic() > deadline:
-            job = f", SLURM job {owner['job']}" if owner.get("job") else ""
-            who = (
-                f"process {owner.get('pid')} on {owner.get('host')}{job}"
-                if owner
-                else "another process"
-            )
+            who = "another process"
+            if owner:
+                who = f"process {owner.get('pid')} on {owner.get('host')}"
+            if owner.get("job"):
+                who += f", SLURM job {owner['job']}"
             raise InputError(
                 f"{flag} {path.parent}: {who} writes there now; wait for it, or name another folder (if you are "
                 f"certain that it is gone: remove {path})"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -83,26 +84,23 @@ def rank_from_environment() -> tuple[int, int, int]:
     if "RANK" not in given and given.get("WORLD_SIZE", "1") == "1":
         return 0, 1, 0
 
-    # One of `numbers`, if given; else only that it is set.
     def checked(name: str, numbers: range | None = None) -> int:
+        """One of `numbers`, if given; else only that it is set."""
         text = given.get(name)
-        if text is None or numbers and not (text.isdecimal() and int(text) in numbers):
-            wrong = (
-                f"is {text}, not a number from {numbers[0]} to {numbers[-1]}"
-                if numbers and text
-                else "is not set"
-            )
-            others = ", ".join(
-                f"{other} is {value}" for other, value in given.items() if other != name
-            )
-            raise InputError(
-                f"{name} {wrong}, and in the environment {others}: unset RANK and WORLD_SIZE to run one process, or "
-                "start all of them with torchrun"
-            )
-        return int(text) if numbers else 0
+        if text and (not numbers or (text.isdecimal() and int(text) in numbers)):
+            return int(text) if numbers else 0
+        wrong = "is not set"
+        if text and numbers:
+            wrong = f"is {text}, not a number from {numbers[0]} to {numbers[-1]}"
+        others = ", ".join(f"{other} is {value}" for other, value in given.items() if other != name)
+        raise InputError(
+            f"{name} {wrong}, and in the environment {others}: unset RANK and WORLD_SIZE to run one process, or "
+            "start all of them with torchrun"
+        )
 
     processes = checked("WORLD_SIZE", range(1, 10**6 + 1))
-    rank, local = checked("RANK", range(processes)), 0
+    rank = checked("RANK", range(processes))
+    local = 0
     if "LOCAL_RANK" in given:
         local = checked("LOCAL_RANK", range(processes))
     if processes > 1:
@@ -114,29 +112,27 @@ def rank_from_environment() -> tuple[int, int, int]:
 def _meet(rank: int, processes: int, gpu: torch.device | None) -> None:
     """Joins the processes: by NCCL if they have GPUs and exchange much, by gloo where gpu is
     None."""
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    _check_name(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+    host = os.environ["MASTER_ADDR"]
+    port = os.environ["MASTER_PORT"]
+    _check_name(host, port)
     try:
         store, _, _ = next(rendezvous("env://", timeout=_MEETING))
         torch.distributed.init_process_group(
             "nccl" if gpu else "gloo",
-            **{
-                "store": store,
-                "rank": rank,
-                "world_size": processes,
-                "timeout": _LONGEST_WAIT,
-                "device_id": gpu,
-            },
+            store=store,
+            rank=rank,
+            world_size=processes,
+            timeout=_LONGEST_WAIT,
+            device_id=gpu,
         )
     except (RuntimeError, ValueError, OSError) as error:
         if "EADDRINUSE" in str(error):
-            raise InputError(
-                f"MASTER_PORT {os.environ['MASTER_PORT']} is in use here: give another"
-            ) from None
+            raise InputError(f"MASTER_PORT {port} is in use here: give another") from None
         reason = one_line(str(error).strip().splitlines()[-1])
         raise InputError(
-            f"process {rank} of {processes} does not find the others at {where} (MASTER_ADDR, MASTER_PORT): {reason}; "
-            "are all started? Where host names do not route, name the network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+            f"process {rank} of {processes} does not find the others at {host}:{port} (MASTER_ADDR, MASTER_PORT): "
+            f"{reason}; are all started? Where host names do not route, name the network: GLOO_SOCKET_IFNAME, "
+            "NCCL_SOCKET_IFNAME"
         ) from None
 
 
@@ -207,16 +203,10 @@ def start_here(job: Callable[[], None], processes: int) -> None:
 
 
 def _spawned(rank: int, job: Callable[[], None], processes: int, port: int) -> None:
-    numbers = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": processes,
-        "LOCAL_WORLD_SIZE": processes,
-    }
-    os.environ.update(
-        {name: str(number) for name, number in {**numbers, "MASTER_PORT": port}.items()}
-    )
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+    os.environ["WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"] = str(processes)
     os.environ["MASTER_ADDR"] = "localhost"
+    os.environ["MASTER_PORT"] = str(port)
     run(job)
 
 
@@ -268,6 +258,7 @@ class StopSignal:
         sys.exit(128 + signum)
 
 
+@dataclass
 class StepWatch:
     """Watches the steps of a training in all its processes: is the loss finite, and was any of them
     asked to stop?
@@ -278,9 +269,13 @@ class StepWatch:
     remedy: what to try where the loss is not finite.
     """
 
-    def __init__(self, stop: StopSignal, device: torch.device, remedy: str) -> None:
-        self.stop, self.remedy, self.asked = stop, remedy, False
-        self._sums = LateSums(device)
+    stop: StopSignal
+    device: torch.device
+    remedy: str
+    asked: bool = False
+
+    def __post_init__(self) -> None:
+        self._sums = LateSums(self.device)
 
     def step(self, place: str, loss: float | torch.Tensor, *values: torch.Tensor) -> list[float]:
         """values: further numbers to sum. InputError for a loss that is not finite; place: words

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,7 @@ def count_images(shards: Iterable[Shard]) -> int:
     return sum(shard.stop - shard.start for shard in shards)
 
 
+@dataclass
 class ShardStore:
     """Pieces below `folder` that belong to the work described by `key` (what json can hold).
 
@@ -56,13 +58,14 @@ class ShardStore:
     its own names, one alone calls `start` and `remove`, and needs the key.
     """
 
-    def __init__(self, folder: str | Path, key: object) -> None:
-        self.folder, self.key = Path(folder), json.loads(json.dumps(key))
+    folder: Path
+    key: object
 
     def start(self) -> int:
         """Makes the folder ready; returns how many pieces of the same work it holds."""
         try:
-            same = json.loads((self.folder / _KEY).read_text(encoding="utf-8")) == self.key
+            saved = json.loads((self.folder / _KEY).read_text(encoding="utf-8"))
+            same = saved == json.loads(json.dumps(self.key))
         except (OSError, ValueError):
             same = False
         if not same:

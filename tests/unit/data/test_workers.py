@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 from dejavu_utils import imagenet
 from dejavu_utils.data import workers
-from dejavu_utils.data.workers import batches, readable
+from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import list_images, load_image
 
@@ -212,7 +212,7 @@ def test_less_is_read_ahead_where_shared_memory_is_small(monkeypatch, capsys, ro
         started.update(options)
         return iter(())
 
-    each = 3 * (4 * 4 + 8) + 2**14
+    each = 3 * 4 * 4 + 2**14
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, each * room * sharing + sharing))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(sharing))
     monkeypatch.setattr(workers, "DataLoader", noted)
@@ -226,7 +226,8 @@ def test_less_is_read_ahead_where_shared_memory_is_small(monkeypatch, capsys, ro
 
 def test_too_few_open_files_is_no_unreadable_image(tmp_path, monkeypatch):
     listing = list_images(draw_tree(tmp_path, classes=1, per_class=3) / "images")
-    assert readable(listing, np.arange(3), num_workers=1).all()
+    cpu = torch.device("cpu")
+    assert len(without_unreadable(listing, np.arange(3), cpu, num_workers=1)) == 3
 
     def no_file(path):
         raise OSError(24, "Too many open files", str(path))
@@ -234,6 +235,6 @@ def test_too_few_open_files_is_no_unreadable_image(tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet.Image, "open", no_file)
     for num_workers in (0, 1):
         with pytest.raises(InputError, match="raise ulimit -n"):
-            readable(listing, np.arange(3), num_workers)
+            without_unreadable(listing, np.arange(3), cpu, num_workers)
     with pytest.raises(OSError):
         load_image(Path(listing.path(0)))

@@ -1,7 +1,6 @@
 """A world of two processes equals a world of one on the same global batch: values, gradients and whole trainings."""
 
 import copy
-import functools
 import math
 import socket
 
@@ -12,15 +11,14 @@ from torch import nn
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.models import LOSSES, SSLNetwork
+from dejavu_utils.runtime import distributed
 from dejavu_utils.runtime.distributed import (
     LateSums,
-    agreed,
     any_process,
     average_gradients,
     gather,
     sum_over_processes,
 )
-from dejavu_utils.training import checkpoint
 from dejavu_utils.training.batch_norm import synchronize_batch_norm
 from dejavu_utils.training.checkpoint import TrainingCheckpoint
 from dejavu_utils.training.methods import METHODS
@@ -148,7 +146,7 @@ def test_exchanges(tmp_path):
 
 def read_together(rank, cases):
     found = []
-    checkpoint.agreed = functools.partial(agreed, patience=0)
+    distributed._PATIENCE = 0
     for folders in cases:
         try:
             read = TrainingCheckpoint.agreed(folders[rank] / "model.pth")
@@ -189,7 +187,8 @@ def test_teachers_move_and_students_do_not_follow():
 
 
 def test_late_sums_come_one_call_later_and_none_is_lost():
-    late = LateSums(CPU, late=True)
+    late = LateSums(CPU)
+    late.late = True  # as on a GPU
     assert late(torch.tensor(1.5), False) is None
     assert late(torch.tensor(math.nan), True) == [1.5, 0]
     nan, asked = late.last()
