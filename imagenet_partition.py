@@ -18,6 +18,7 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from dejavu_utils.cli import (
 )
 from dejavu_utils.data.annotations import SHARED_NAME, TWO_XML, Annotations, Unusable
 from dejavu_utils.data.background_crops import file_fingerprint
-from dejavu_utils.data.index_files import PARTITION_FILE, UNFINISHED_FILE, save_partition_record
+from dejavu_utils.data.index_files import PARTITION_FILE, UNFINISHED_FILE
 from dejavu_utils.data.near_copies import (
     FILE,
     PASSES,
@@ -61,7 +62,7 @@ from dejavu_utils.data.partition import (
     split,
 )
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import complete_file, write_npy
+from dejavu_utils.files import complete_file, save_json, write_npy
 from dejavu_utils.imagenet import ImageListing, list_images
 from dejavu_utils.log import Progress
 from dejavu_utils.runtime.locks import locked
@@ -104,16 +105,17 @@ def main() -> None:
     print(f"{len(listing)} images of {len(listing.classes)} classes in {args.imgnet_dir}")
     usable, left_out = find_usable(listing)
     boxed = find_boxed(listing, args.bbox_dir) if args.bbox_dir else without_boxes(listing)
-    order = None if args.seed is None else shuffled_order(listing.labels, args.seed)
-    partitions = {n: split(listing.labels, boxed, n, order, usable) for n in sorted(set(args.per_class))}
-    refuse_without_public(partitions, listing, boxed, usable)
+    order = np.arange(len(listing)) if args.seed is None else shuffled_order(listing.labels, args.seed)
+    order = order[usable[order]]
+    partitions = {n: split(listing.labels, boxed, n, order) for n in sorted(set(args.per_class))}
+    refuse_without_public(partitions, listing, boxed, order)
     for larger, smaller in equal_partitions(partitions).items():
         print(f"{larger} per class: the same sets as {smaller} per class (the classes are too small), not written")
         del partitions[larger]
-    results = check(partitions, listing.labels, usable)
-    for what, holds in results:
+    results = check(partitions, listing.labels, order)
+    for what, holds in results.items():
         print(f"{'ok      ' if holds else 'VIOLATED'} {what}")
-    if not all(holds for _, holds in results):
+    if not all(results.values()):
         raise InputError(f"--imgnet_dir {args.imgnet_dir}: an invariant is violated (above); nothing was written")
     refuse_other_partitions(args.save_dir, partitions)
     with locked(Path(args.save_dir) / ".lock", "--save_dir"):
@@ -127,11 +129,11 @@ def without_boxes(listing: ImageListing) -> np.ndarray:
     return np.ones(len(listing), bool)
 
 
-def refuse_without_public(partitions: Partitions, listing: ImageListing, boxed: np.ndarray, usable: np.ndarray) -> None:
+def refuse_without_public(partitions: Partitions, listing: ImageListing, boxed: np.ndarray, order: np.ndarray) -> None:
     """InputError if no size leaves a public image, else what is said about those that do not."""
     too_large = [str(n) for n, partition in partitions.items() if not len(partition.public)]
     if too_large:
-        largest = largest_with_public(listing.labels, boxed, usable)
+        largest = largest_with_public(listing.labels, boxed, order)
         remedy = f"the largest size that does is {largest}: give --per_class {largest}" if largest else "no size does"
         text = f"--per_class {' '.join(too_large)}: leaves no image for the public set; {remedy}"
         if len(too_large) == len(partitions):
@@ -152,7 +154,7 @@ def near_copies(args: Namespace, listing: ImageListing) -> NearCopies:
     if saved:
         print(f"resumes after {saved * SHARD} images looked at for near-copies", flush=True)
     shards = shards_of("images", len(listing), SHARD)
-    compute = signature_shards(listing, args.num_workers)
+    compute = partial(signature_shards, listing, args.num_workers)
     images = concatenated(store.map(shards, compute, lambda count: Progress(count, "images looked at for near-copies")))
     print_some("images that cannot be read", [listing.paths[index] for index in np.flatnonzero(~images.readable)])
     with Progress(PASSES, "passes over their hashes") as progress:
@@ -188,7 +190,8 @@ def write(
     counts = {"left_out": left_out, "passed_over": listing.passed_over}
     if copies is not None:
         counts["near_copies"] = {f"{n}_per_class": count_copies(n, p, copies) for n, p in partitions.items()}
-    save_partition_record(folder, {**record(args, partitions, val_set, listing), **counts}, listing)
+    made = {**record(args, partitions, val_set, listing), **counts, "fingerprint": listing.fingerprint}
+    save_json(folder / PARTITION_FILE, made)  # load_indices compares the fingerprint
     (folder / UNFINISHED_FILE).unlink()
 
 
@@ -228,7 +231,9 @@ def find_boxed(listing: ImageListing, bbox_dir: str) -> np.ndarray:
             without_image += sum(len(names) for stem, names in xml.items() if stem not in images)
             if not xml:
                 without_xml.append(name)
-            deeper += annotations.folders_below(label)
+            folder = annotations.root / name
+            if folder.is_dir():
+                deeper += sorted(f"{name}/{below.name}" for below in folder.iterdir() if below.is_dir())
             for index in listing.members(label):
                 try:
                     annotations.path(index)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_utils.cli import Parser, add_crop_flags, add_flags, add_paths, check_crop_flags, expanded, positive_int, run
+from dejavu_utils.cli import Parser, add_crop_flags, add_flags, add_paths, expanded, positive_int, run
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import frame_warnings, in_words, take_crops
@@ -114,7 +114,6 @@ def record_of(args: Namespace, listing: ImageListing, indices: np.ndarray, cut: 
 
 def background_crops(args: Namespace, listing: ImageListing, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
     """(indices of the images that have a background crop, int64 (n, 4) the crops, how they were cut, as text)."""
-    check_crop_flags(args)
     rule = CropRule.of(vars(args))
     annotations = Annotations(args.bbox_path, listing, "--bbox-path")
     with Progress(len(indices), "images searched for a crop") as progress:

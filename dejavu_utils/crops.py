@@ -5,6 +5,7 @@ Boxes and crops are (xmin, ymin, xmax, ymax) in pixels, the origin in the upper 
 Pascal VOC and PIL.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,21 +35,25 @@ def background_crop(
         raise ValueError(f"crop rule {rule!r} is not one of {', '.join(RULES)}")
     if not boxes or any(x1 < x0 or y1 < y0 for x0, y0, x1, y1 in boxes):
         return None
+    if rule == "paper" and any(x1 > width for _, _, x1, _ in boxes):
+        return None
+    boxes = [_clipped(box, width, height) for box in boxes]
     if rule == "paper":
-        if any(x1 > width for _, _, x1, _ in boxes):
-            return None
-        boxes = _clipped(width, height, boxes)
-        candidates = _strip_gaps(width, height, boxes)
-    else:
-        boxes = _clipped(width, height, boxes)
-        candidates = _empty_rectangles(
-            width, height, [b for b in boxes if b[0] < b[2] and b[1] < b[3]]
-        )
-    best, best_side = None, min_px
-    for crop in candidates:
-        side = min(crop[2] - crop[0], crop[3] - crop[1])
-        if side > best_side or (side == best_side and best is not None):  # of equals the last
-            best, best_side = crop, side
+        edges = sorted({0, width, *(box[0] for box in boxes), *(box[2] for box in boxes)})
+        strips = list(zip(edges, edges[1:]))
+    else:  # every maximal empty rectangle begins behind a box and ends before one
+        boxes = [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
+        lefts = sorted({0, *(box[2] for box in boxes)})
+        rights = sorted({width, *(box[0] for box in boxes)})
+        strips = list(itertools.product(lefts, rights))
+    best = None
+    best_side = 0
+    for left, right in strips:
+        for top, bottom in _gaps(height, boxes, left, right):
+            side = min(right - left, bottom - top)
+            if side > min_px and side >= best_side:  # of equals the last
+                best = (left, top, right, bottom)
+                best_side = side
     return best
 
 
@@ -63,47 +68,21 @@ def corner_crop(width: int, height: int, fraction: float = 0.3) -> Box:
     return 0, height - max(1, int(fraction * height)), max(1, int(fraction * width)), height
 
 
-def _clipped(width: int, height: int, boxes: Sequence[Box]) -> list[Box]:
-    return [
-        (
-            min(max(x0, 0), width),
-            min(max(y0, 0), height),
-            min(max(x1, 0), width),
-            min(max(y1, 0), height),
-        )
-        for x0, y0, x1, y1 in boxes
-    ]
+def _clipped(box: Box, width: int, height: int) -> Box:
+    x0, y0, x1, y1 = (max(0, x) for x in box)
+    return min(x0, width), min(y0, height), min(x1, width), min(y1, height)
 
 
-def _gaps(height: int, intervals: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The y intervals within [0, height] that none of the given (ymin, ymax) covers, from top to
+def _gaps(height: int, boxes: Sequence[Box], left: int, right: int) -> Iterator[tuple[int, int]]:
+    """The y intervals within [0, height] that no box between two x edges covers, from top to
     bottom."""
     end = 0
-    for y0, y1 in sorted(intervals):
+    for y0, y1 in sorted((y0, y1) for x0, y0, x1, y1 in boxes if x0 < right and x1 > left):
         if y0 > end:
             yield end, y0
         end = max(end, y1)
     if height > end:
         yield end, height
-
-
-def _strip_gaps(width: int, height: int, boxes: Sequence[Box]) -> Iterator[Box]:
-    edges = sorted({0, width, *(x for x0, _, x1, _ in boxes for x in (x0, x1))})
-    for left, right in zip(edges, edges[1:]):
-        over = [(y0, y1) for x0, y0, x1, y1 in boxes if x0 <= left and x1 >= right]
-        for top, bottom in _gaps(height, over):
-            yield left, top, right, bottom
-
-
-def _empty_rectangles(width: int, height: int, boxes: Sequence[Box]) -> Iterator[Box]:
-    """Every maximal empty rectangle is among those spanned by a left edge, a right edge and a gap
-    between them."""
-    for left in sorted({0, *(b[2] for b in boxes)}):
-        for right in sorted({width, *(b[0] for b in boxes)}):
-            if right > left:
-                over = [(y0, y1) for x0, y0, x1, y1 in boxes if x0 < right and x1 > left]
-                for top, bottom in _gaps(height, over):
-                    yield left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -128,7 +107,8 @@ class CropRule:
         and scale_boxes."""
         if settings.get("use_corner_crop"):
             return cls("corner", fraction=settings["corner_crop_frac"])
-        margin, scale = settings.get("box_margin", 0), bool(settings.get("scale_boxes", 0))
+        margin = settings.get("box_margin", 0)
+        scale = bool(settings.get("scale_boxes", 0))
         return cls(settings["crop_rule"], settings["min_px"], margin, scale)
 
     @property

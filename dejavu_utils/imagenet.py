@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,26 +27,20 @@ _ORIENTATION, _BITS, _PHOTOMETRIC, _FORMAT = 274, 258, 262, 339  # tags of EXIF 
 _NOT_THE_IMAGES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
+@dataclass
 class ImageListing:
     """The images of a torchvision ImageFolder tree; an image's index is its position in
     `ImageFolder.samples`.
 
-    root: Path. classes: list of class folder names. labels: int64 (n,). paths: list of str,
-    relative to root. passed_over: {extension: how many files}, what ImageFolder takes for no image;
-    hidden files are not counted.
+    classes: names of the class folders. paths: relative to root. labels: int64 (n,). passed_over:
+    {extension: how many files}, what ImageFolder takes for no image; hidden files are not counted.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        classes: list[str],
-        paths: list[str],
-        labels: Sequence[int] | np.ndarray,
-        passed_over: dict[str, int] | tuple = (),
-    ) -> None:
-        self.root, self.classes, self.paths = Path(root), classes, paths
-        self.passed_over = dict(passed_over)
-        self.labels = np.asarray(labels, dtype=np.int64)
+    root: Path
+    classes: list[str]
+    paths: list[str]
+    labels: np.ndarray
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,7 +59,7 @@ class ImageListing:
 
     def members(self, label: int) -> range:
         """The indices of a class, a range: labels are sorted."""
-        return range(*(int(place) for place in np.searchsorted(self.labels, [label, label + 1])))
+        return range(*np.searchsorted(self.labels, [label, label + 1]).tolist())
 
     def is_hidden(self, index: int) -> bool:
         """Does the file or a folder on the way to it begin with a dot? (._X.JPEG,
@@ -76,10 +70,11 @@ class ImageListing:
     def fingerprint(self) -> dict:
         """What index files depend on: counts and SHA-256 of the relative paths in their order,
         whole and by class."""
-        starts = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))  # labels are sorted
         by_class = {}
-        for name, start, stop in zip(self.classes, starts, starts[1:]):
-            by_class[name] = [int(stop - start), _digest(self.paths[start:stop])[:12]]
+        for label, name in enumerate(self.classes):
+            members = self.members(label)
+            paths = self.paths[members.start : members.stop]
+            by_class[name] = [len(paths), _digest(paths)[:12]]
         return {
             "images": len(self),
             "classes": len(self.classes),
@@ -104,35 +99,32 @@ def list_images(root: str | Path | None, flag: str = "the image folder") -> Imag
     if not root or not Path(root).is_dir():
         raise InputError(f"{flag} {root or ''}: no such folder")
     root = os.path.normpath(root)
-    with os.scandir(root) as entries:
-        classes = sorted(entry.name for entry in entries if _is_folder(entry))
+    _, classes, _ = next(os.walk(root, onerror=_refuse))
+    classes.sort()
     paths: list[str] = []
     labels: list[int] = []
-    empty, passed_over, seen = [], Counter(), {}
+    passed_over = Counter()
+    seen = {}
     for label, name in enumerate(classes):
-        found = []
         for folder, file_names in _folders_below(root, name, seen, flag):
             for file_name in file_names:
                 if file_name.lower().endswith(EXTENSIONS):
-                    found.append(os.path.join(folder, file_name))
+                    paths.append(os.path.join(folder, file_name))
+                    labels.append(label)
                 elif not file_name.startswith("."):
                     passed_over[os.path.splitext(file_name)[1] or "no extension"] += 1
-        paths += found
-        labels += [label] * len(found)
-        if not found:
-            empty.append(name)
-    passed_over = dict(sorted(passed_over.items()))
+    empty = [classes[label] for label in sorted({*range(len(classes))} - {*labels})]
     if not paths or empty:
         what = f"no image in {', '.join(empty[:5])}" if empty else "there is none"
-        there = (
-            f" (but {', '.join(passed_over)}; images are {', '.join(EXTENSIONS)})"
-            if passed_over
-            else ""
-        )
+        there = ""
+        if passed_over:
+            there = f" (but {', '.join(sorted(passed_over))}; images are {', '.join(EXTENSIONS)})"
         raise InputError(
             f"{flag} {root}: expected class folders with images below it: {what}{there}"
         )
-    return ImageListing(root, classes, paths, labels, passed_over)
+    return ImageListing(
+        Path(root), classes, paths, np.array(labels, np.int64), dict(sorted(passed_over.items()))
+    )
 
 
 def _folders_below(
@@ -142,10 +134,11 @@ def _folders_below(
 
     seen: {real path of a folder: how it was reached}, of the classes before; grows.
     """
-    above, waiting, found = os.path.join(os.path.realpath(root), ""), [name], []
-    while waiting:
-        folder = waiting.pop()
-        real = os.path.realpath(os.path.join(root, folder))
+    above = os.path.join(os.path.realpath(root), "")
+    found = []
+    for path, _, file_names in os.walk(os.path.join(root, name), onerror=_refuse, followlinks=True):
+        folder = os.path.relpath(path, root)
+        real = os.path.realpath(path)
         other = root if above.startswith(os.path.join(real, "")) else seen.get(real)
         if other is not None:
             raise InputError(
@@ -153,22 +146,12 @@ def _folders_below(
                 "remove the link, or make a copy in its place"
             )
         seen[real] = folder
-        file_names = []
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if _is_folder(entry):
-                    waiting.append(os.path.join(folder, entry.name))
-                else:
-                    file_names.append(entry.name)
         found.append((folder, sorted(file_names)))
     return sorted(found)
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -229,10 +212,9 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
         if at_least:
             image.draft("RGB", (at_least, at_least))
         tags = getattr(image, "tag_v2", {})
-        signed = (
-            2 in tags.get(_FORMAT, ()) or image.mode == "I" and image.format not in ("PNG", "PPM")
-        )
-        if image.mode == "F" or signed:
+        is_signed = 2 in tags.get(_FORMAT, ())
+        is_32_bit = image.mode == "I" and image.format not in ("PNG", "PPM")
+        if image.mode == "F" or is_signed or is_32_bit:
             kind = "floating-point" if image.mode == "F" else "32-bit or signed"
             raise ValueError(
                 f"its pixels are {kind} numbers without a defined white: convert them to 8 or 16 bits"

@@ -20,16 +20,32 @@ XmlNames = dict[str, list[str]]  # {stem: names of its XML files}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST_XML = 2**20  # bytes; an annotation has some hundred
 _FRACTIONS = 2  # no coordinate above it: fractions of the sides, some a little beyond 1
-_DEEPEST = 4  # folders between the one given and the classes
-_LEVELS = ("Annotation", "Annotations", "ILSVRC", "CLS-LOC", "train")  # their names
+# Where the folders of classes may be below the folder given: image-net.org's archive and Kaggle's,
+# from any level.
+_PLACES = (
+    "Annotation",
+    ".",
+    "Annotations",
+    "train",
+    "CLS-LOC/train",
+    "Annotations/CLS-LOC/train",
+    "ILSVRC/Annotations/CLS-LOC/train",
+)
 # Why an image is not attacked; the keys of counts in results.json.
 NO_BNDBOX = "object without bndbox in the XML"
-NO_XML, TWO_XML, SHARED_NAME = "no XML", "two XML of its name", "another image of its name"
-UNREADABLE_XML, NO_OBJECT, REVERSED = "unreadable XML", "no object in the XML", "reversed box"
-OTHER_SIZE, NO_SIZE = "size in the XML is not the image's", "no size in the XML to scale by"
+NO_XML = "no XML"
+TWO_XML = "two XML of its name"
+SHARED_NAME = "another image of its name"
+UNREADABLE_XML = "unreadable XML"
+NO_OBJECT = "no object in the XML"
+REVERSED = "reversed box"
+OTHER_SIZE = "size in the XML is not the image's"
+NO_SIZE = "no size in the XML to scale by"
 TURNED = "turned by EXIF, and the boxes may be upright"
-NO_AREA, OUTSIDE = "boxes without area", "box outside the image"
-WHOLE, TOO_SMALL = "crop is the whole image", "no crop larger than min_px"
+NO_AREA = "boxes without area"
+OUTSIDE = "box outside the image"
+WHOLE = "crop is the whole image"
+TOO_SMALL = "no crop larger than min_px"
 REASONS = (
     TOO_SMALL,
     NO_XML,
@@ -57,14 +73,15 @@ class Annotations:
 
     An image has one of its name alone: not where another image of its class has the same stem (two
     extensions, or another folder), nor where there are two, ID.xml and ID.XML. Hidden files do not
-    count. bbox_dir: see `boxes_root`, which finds root there. flag: what to call bbox_dir in an
+    count. bbox_dir: see `_boxes_root`, which finds root there. flag: what to call bbox_dir in an
     error.
     """
 
     def __init__(
         self, bbox_dir: str | Path | None, listing: ImageListing, flag: str = "the folder of boxes"
     ) -> None:
-        self.root, self.listing = boxes_root(bbox_dir, listing, flag), listing
+        self.root = _boxes_root(bbox_dir, listing, flag)
+        self.listing = listing
         self._classes: dict[int, tuple[XmlNames, Counter[str]]] = {}
 
     def of_class(self, label: int) -> tuple[XmlNames, "Counter[str]"]:
@@ -77,17 +94,11 @@ class Annotations:
             )
         return self._classes[label]
 
-    def folders_below(self, label: int) -> list[str]:
-        """Names of the folders within a class's folder of XML: an XML there is no image's."""
-        folder = self.root / self.listing.classes[label]
-        if not folder.is_dir():
-            return []
-        return sorted(f"{folder.name}/{below.name}" for below in folder.iterdir() if below.is_dir())
-
     def path(self, index: int) -> Path:
         """The image's XML; raises Unusable where there is none, or not one that is the image's
         alone."""
-        label, stem = int(self.listing.labels[index]), self.listing.stem(index)
+        label = int(self.listing.labels[index])
+        stem = self.listing.stem(index)
         names, images = self.of_class(label)
         if stem not in names or self.listing.is_hidden(index):
             raise Unusable(NO_XML)
@@ -113,9 +124,8 @@ class Annotations:
             raise Unusable(UNREADABLE_XML) from None
         if not marked:
             raise Unusable(NO_OBJECT)
-        for xmin, ymin, xmax, ymax in marked:
-            if xmax < xmin or ymax < ymin:
-                raise Unusable(REVERSED)
+        if any(xmax < xmin or ymax < ymin for xmin, ymin, xmax, ymax in marked):
+            raise Unusable(REVERSED)
         if max(map(max, marked)) <= _FRACTIONS:
             raise Unusable(NO_AREA)
         size, orientation = image_frame(self.listing.path(index))
@@ -124,9 +134,7 @@ class Annotations:
         return [_grown(box, size, rule.margin) for box in boxes], size
 
 
-def boxes_root(
-    bbox_dir: str | Path | None, listing: ImageListing, flag: str = "the folder of boxes"
-) -> Path:
+def _boxes_root(bbox_dir: str | Path | None, listing: ImageListing, flag: str) -> Path:
     """The folder of CLASS/ID.xml at or below bbox_dir, whichever level of a known layout is given.
 
     BBOX_DIR/Annotation, BBOX_DIR itself (image-net.org's archive), Kaggle's
@@ -135,13 +143,8 @@ def boxes_root(
     """
     if not bbox_dir or not Path(bbox_dir).is_dir():
         raise InputError(f"{flag} {bbox_dir or ''}: no such folder")
-    candidates = [Path(bbox_dir)]
-    for folder in candidates:  # grows
-        below = [folder / name for name in _LEVELS if (folder / name).is_dir()]
-        if len(folder.parts) < len(Path(bbox_dir).parts) + _DEEPEST:
-            candidates += below
-    documented = Path(bbox_dir) / _LEVELS[0]
-    candidates.sort(key=lambda folder: folder != documented)
+    places = [Path(bbox_dir, place) for place in _PLACES]
+    candidates = [folder for folder in places if folder.is_dir()]
     an_xml = None
     for folder in candidates:
         for label, name in enumerate(listing.classes):
@@ -201,14 +204,7 @@ def read_annotation(path: str | Path) -> tuple[list[Numbers], Numbers | None]:
         size = root.find("./size")
         stated = None if size is None else _numbers(size, "width", "height")
         has_unread_objects = any(_is_unread(element, root) for element in root.iter("object"))
-    except (
-        ElementTree.ParseError,
-        expat.ExpatError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-    ) as error:
+    except Exception as error:  # on damaged files, the parsers raise anything
         raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
     if has_unread_objects:
         raise Unusable(NO_BNDBOX)
@@ -259,12 +255,15 @@ def _in_pixels(
     turned = (width - height) * (size[0] - size[1]) < 0
     if not scale or min(stated) <= 0 or turned:
         raise Unusable(OTHER_SIZE)
-    x, y = size[0] / width, size[1] / height
+    x = size[0] / width
+    y = size[1] / height
     scaled: list[Box] = []
     for xmin, ymin, xmax, ymax in boxes:
-        scaled.append(
-            (math.floor(xmin * x), math.floor(ymin * y), math.ceil(xmax * x), math.ceil(ymax * y))
-        )
+        left = math.floor(xmin * x)
+        top = math.floor(ymin * y)
+        right = math.ceil(xmax * x)
+        bottom = math.ceil(ymax * y)
+        scaled.append((left, top, right, bottom))
     return scaled
 
 
@@ -275,22 +274,18 @@ def _check_areas(boxes: Sequence[Box], size: Size) -> None:
     if not any(areas):
         raise Unusable(NO_AREA)
     for (xmin, ymin, xmax, ymax), area in zip(boxes, areas):
-        width = max(0, min(xmax, size[0]) - max(xmin, 0))
-        height = max(0, min(ymax, size[1]) - max(ymin, 0))
-        if 2 * width * height < area:
+        width_inside = max(0, min(xmax, size[0]) - max(xmin, 0))
+        height_inside = max(0, min(ymax, size[1]) - max(ymin, 0))
+        if 2 * width_inside * height_inside < area:
             raise Unusable(OUTSIDE)
 
 
 def _grown(box: Box, size: Size, margin: float) -> Box:
     """The box grown on every side, not beyond the image; what is beyond it already stays."""
-    if not margin:
-        return box
-    xmin, ymin, xmax, ymax = box
-    left, right = _grown_side(xmin, xmax, size[0], margin)
-    top, bottom = _grown_side(ymin, ymax, size[1], margin)
-    return left, top, right, bottom
-
-
-def _grown_side(low: int, high: int, side: int, margin: float) -> tuple[int, int]:
-    by = margin * (high - low) if margin < 1 else margin
-    return min(low, max(0, math.floor(low - by))), max(high, min(side, math.ceil(high + by)))
+    lows = []
+    highs = []
+    for low, high, side in zip(box[:2], box[2:], size):
+        by = margin * (high - low) if margin < 1 else margin
+        lows.append(min(low, max(0, math.floor(low - by))))
+        highs.append(max(high, min(side, math.ceil(high + by))))
+    return lows[0], lows[1], highs[0], highs[1]

@@ -4,9 +4,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +18,11 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, digest, load_npz
 from dejavu_utils.imagenet import UNREADABLE, ImageListing, image_size
 from dejavu_utils.log import Progress
+from dejavu_utils.runtime.resumable import OnProgress
 
 # images whose boxes are compared with their pixels; fewer than _FEW show nothing
-_LOOKED_AT, _FEW = 256, 10
+_LOOKED_AT = 256
+_FEW = 10
 
 
 @dataclass
@@ -50,7 +51,9 @@ def frame_warnings(
     if annotations is None:
         return []
     indices = np.concatenate(list(sets.values()))
-    looked, beyond, furthest = 0, 0, 0
+    looked = 0
+    beyond = 0
+    furthest = 0
     sides = []
     for index in indices[:: max(1, math.ceil(len(indices) / _LOOKED_AT))]:
         try:
@@ -115,7 +118,7 @@ def take_crops(
     indices: np.ndarray,
     rule: CropRule = DEFAULT_CROP_RULE,
     annotations: Annotations | None = None,
-    on_progress: Callable[[int], object] = lambda count: None,
+    on_progress: OnProgress = lambda count: None,
     skip_unreadable: bool = False,
 ) -> CroppedImages:
     """The crops of the images at `indices` that have one, by a CropRule.
@@ -127,18 +130,28 @@ def take_crops(
     """
 
     def crop_of(index: int) -> Box | str:
+        """The crop, or why there is none."""
         try:
-            return _crop_of(listing, index, rule, annotations)
+            if rule.reads_boxes and annotations:
+                boxes, size = annotations.boxes(index, rule)
+            else:
+                boxes = []
+                size = image_size(listing.path(index))
         except Unusable as reason:
             return str(reason)
         except InputError:
             if skip_unreadable:
                 return UNREADABLE
             raise
+        crop = rule.crop(size, boxes)
+        if rule.reads_boxes and crop == (0, 0, *size):
+            return WHOLE
+        return crop or TOO_SMALL
 
     reasons = REASONS if rule.reads_boxes else ()
     counts = dict.fromkeys(("images", "attacked", *reasons, UNREADABLE), 0)
-    kept, crops = [], []
+    kept = []
+    crops = []
     with ThreadPoolExecutor(8) as pool:  # mostly waiting for the disk
         for index, crop_or_reason in zip(indices, pool.map(crop_of, indices)):
             counts["images"] += 1
@@ -152,26 +165,11 @@ def take_crops(
     return CroppedImages(np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts)
 
 
-def _crop_of(
-    listing: ImageListing, index: int, rule: CropRule, annotations: Annotations | None
-) -> Box:
-    """The crop; Unusable with the reason why there is none."""
-    if rule.reads_boxes and annotations:
-        boxes, size = annotations.boxes(index, rule)
-    else:
-        boxes, size = [], image_size(listing.path(index))
-    crop = rule.crop(size, boxes)
-    if crop is None:
-        raise Unusable(TOO_SMALL)
-    if rule.reads_boxes and crop == (0, 0, *size):
-        raise Unusable(WHOLE)
-    return crop
-
-
 def in_words(counts: dict[str, int]) -> str:
     """The counts of what was skipped, the largest first: "3 no XML, 1 reversed box"."""
-    skipped = [(n, what) for what, n in counts.items() if n and what not in ("images", "attacked")]
-    return ", ".join(f"{n} {what}" for n, what in sorted(skipped, key=lambda pair: -pair[0]))
+    skipped = Counter(counts)
+    del skipped["images"], skipped["attacked"]
+    return ", ".join(f"{n} {what}" for what, n in skipped.most_common() if n)
 
 
 def crops_of(
@@ -181,13 +179,11 @@ def crops_of(
     rule: CropRule,
     annotations: Annotations | None = None,
     skip_unreadable: bool = False,
-    progress: Callable[[int, str], AbstractContextManager] = Progress,
 ) -> tuple[dict[str, CroppedImages], bool]:
     """({set: CroppedImages}, do they come from the cache?) of {set: int64 (n,) image indices}.
 
     path: of the cache, which is written if it does not hold them. rule, annotations,
-    skip_unreadable: as `take_crops` takes them. progress: (total, text) -> context manager whose
-    `update` is told of images done.
+    skip_unreadable: as `take_crops` takes them.
     """
     record = Provenance(
         images=listing.fingerprint["sha256"],
@@ -201,7 +197,7 @@ def crops_of(
         return cached, True
     cropped = {}
     for name, indices in sets.items():
-        with progress(len(indices), f"images of set {name} searched for a crop") as bar:
+        with Progress(len(indices), f"images of set {name} searched for a crop") as bar:
             cropped[name] = take_crops(
                 listing, indices, rule, annotations, bar.update, skip_unreadable
             )

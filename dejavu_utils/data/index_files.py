@@ -1,5 +1,4 @@
-"""Index files (.npy) of images, checked against the listing of their folder, and the record of the
-partition."""
+"""Index files (.npy) of images, checked against the listing of their folder."""
 
 import json
 from pathlib import Path
@@ -7,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import save_json
 from dejavu_utils.imagenet import ImageListing
 
 PARTITION_FILE = "partition.json"
@@ -35,7 +33,7 @@ def load_indices(
         raise InputError(
             f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices"
         )
-    for folder in (Path(path).parent, Path(path).parent.parent):
+    for folder in Path(path).parents[:2]:
         if (folder / UNFINISHED_FILE).is_file():
             raise InputError(
                 f"{flag} {path}: imagenet_partition.py did not finish in {folder}; rerun it"
@@ -68,7 +66,8 @@ def _check_fingerprint(partition_file: Path, listing: ImageListing, source: str)
     current = listing.fingerprint
     if recorded.get("sha256") == current["sha256"]:
         return
-    before, now = recorded.get("by_class", {}), current["by_class"]
+    before = recorded.get("by_class", {})
+    now = current["by_class"]
     changed = [
         name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
     ]
@@ -77,9 +76,3 @@ def _check_fingerprint(partition_file: Path, listing: ImageListing, source: str)
         f"{current['images']} now; {len(changed)} classes differ, the first is {changed[0] if changed else '?'}; "
         "give the original folder, or run imagenet_partition.py again"
     )
-
-
-def save_partition_record(folder: str | Path, record: dict, listing: ImageListing) -> None:
-    """Writes partition.json: `record` and the listing's fingerprint, which `load_indices`
-    compares."""
-    save_json(Path(folder) / PARTITION_FILE, {**record, "fingerprint": listing.fingerprint})

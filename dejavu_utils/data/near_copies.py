@@ -2,10 +2,10 @@
 a perceptual hash.
 
 A near-copy of an attacked image in the other training set, or in the public set, makes the test say
-less than there is: the reference model has then seen the picture, too. Needs NumPy and Pillow
-alone.
+less than there is: the reference model has then seen the picture, too.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +18,7 @@ from PIL import Image
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, load_npz
 from dejavu_utils.imagenet import ImageListing, load_image
-from dejavu_utils.runtime.resumable import Arrays, Compute, OnProgress, Shard
+from dejavu_utils.runtime.resumable import Arrays, OnProgress, Shard
 
 FILE = "near_duplicates.npz"
 MOST_BITS = 12  # of 128 that differ between near-copies
@@ -58,21 +58,18 @@ class NearCopies:
     pairs: np.ndarray
 
 
-def signature_shards(listing: ImageListing, num_workers: int) -> Compute:
-    """What ShardStore.map takes: the Signatures of the listing's images, read by `num_workers`
-    processes."""
-
-    def compute(shards: Sequence[Shard], on_progress: OnProgress) -> Iterator[tuple[str, Arrays]]:
-        chunks = [listing.paths[shard.start : shard.stop] for shard in shards]
-        with ProcessPoolExecutor(num_workers) as pool:
-            read = pool.map if num_workers > 1 else map
-            for shard, images in zip(
-                shards, read(signatures, chunks, itertools.repeat(listing.root))
-            ):
-                on_progress(shard.stop - shard.start)
-                yield shard.name, vars(images)
-
-    return compute
+def signature_shards(
+    listing: ImageListing, num_workers: int, shards: Sequence[Shard], on_progress: OnProgress
+) -> Iterator[tuple[str, Arrays]]:
+    """Yields (name, Signatures as arrays) of each shard of the listing's images, read by
+    `num_workers` processes."""
+    chunks = [listing.paths[shard.start : shard.stop] for shard in shards]
+    of_chunk = functools.partial(signatures, root=listing.root)
+    with ProcessPoolExecutor(num_workers) as pool:
+        read = pool.map if num_workers > 1 else map
+        for shard, images in zip(shards, read(of_chunk, chunks)):
+            on_progress(shard.stop - shard.start)
+            yield shard.name, vars(images)
 
 
 def concatenated(parts: Iterable[Arrays]) -> Signatures:
@@ -88,7 +85,8 @@ def signatures(paths: Sequence[str | Path], root: str | Path = "") -> Signatures
     than its left neighbor, is one of 8 x 9 brighter than its upper one?
     """
     n = len(paths)
-    bits, thumbnails = np.zeros((2, n, 128), bool), np.zeros((n, 8, 8, 3), np.uint8)
+    bits = np.zeros((2, n, 128), bool)
+    thumbnails = np.zeros((n, 8, 8, 3), np.uint8)
     readable = np.zeros(n, bool)
     for row, path in enumerate(paths):
         try:
@@ -98,8 +96,8 @@ def signatures(paths: Sequence[str | Path], root: str | Path = "") -> Signatures
         readable[row] = True
         thumbnails[row] = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
         gray = image.convert("L")
-        across = np.asarray(gray.resize((9, 8), Image.Resampling.BILINEAR), np.int16)
-        down = np.asarray(gray.resize((8, 9), Image.Resampling.BILINEAR), np.int16)
+        across = np.asarray(gray.resize((9, 8), Image.Resampling.BILINEAR))
+        down = np.asarray(gray.resize((8, 9), Image.Resampling.BILINEAR))
         bits[0, row] = _hash_bits(across, down)
         bits[1, row] = _hash_bits(across[:, ::-1], down[:, ::-1])
     hashes = np.packbits(bits, axis=2).view(">u8").astype(np.uint64)
@@ -125,6 +123,29 @@ def find_near_copies(
     (multi-index hashing, Norouzi et al. 2012). on_progress: called with 1 for each of PASSES such
     pairs of blocks.
     """
+    groups, first = _grouped(images)
+    n = len(first)
+    hashes = np.concatenate([images.hashes[first], images.mirrored[first]])
+    thumbnails = images.thumbnails[first]
+    thumbnails = np.concatenate([thumbnails, thumbnails[:, :, ::-1]])
+    # faiss's IndexBinaryMultiHash(128, 7, 18) finds the same pairs of 300,000 hashes in 244 s, this
+    # in 26 s (one core).
+    codes = np.empty(0, np.int64)  # of pairs, see _verified
+    for i, j in itertools.combinations(range(_BLOCKS), 2):
+        keys = (_block(hashes, i) << np.uint64(12)) | _block(hashes, j)
+        near = [codes]
+        for candidates in _agreeing(keys.astype(np.uint32)):
+            near.append(_verified(candidates, hashes, thumbnails))
+        codes = np.unique(np.concatenate(near))
+        on_progress(1)
+    both = np.stack(np.divmod(codes, max(n, 1)), axis=1)
+    pairs = np.sort(groups[first[both]], axis=1)
+    return NearCopies(groups, pairs[np.lexsort(pairs.T[::-1])])
+
+
+def _grouped(images: Signatures) -> tuple[np.ndarray, np.ndarray]:
+    """(groups int64 (n,): images of one number are alike to the last bit; first int64 (g,): an
+    image of each group that can be read, from dark to bright)."""
     pixels = images.thumbnails.reshape(len(images.readable), -1)
     rows = np.concatenate([images.hashes.view(np.uint8), pixels], axis=1)
     sortable = rows.view(f"V{rows.shape[1]}").ravel()  # each row as one value
@@ -134,22 +155,7 @@ def find_near_copies(
     groups[unreadable] = len(first) + np.arange(len(unreadable))  # each alone
     first = first[images.readable[first]]
     brightness = images.thumbnails[first].mean(axis=(1, 2, 3))
-    first = first[np.argsort(brightness, kind="stable")]
-    n = len(first)
-    hashes = np.concatenate([images.hashes[first], images.mirrored[first]])
-    # faiss's IndexBinaryMultiHash(128, 7, 18) finds the same pairs of 300,000 hashes in 244 s, this
-    # in 26 s (one core).
-    codes = np.empty(0, np.int64)  # of pairs, see _verified
-    for i, j in itertools.combinations(range(_BLOCKS), 2):
-        keys = (_block(hashes, i) << np.uint64(12)) | _block(hashes, j)
-        near = [codes]
-        for candidates in _agreeing(keys.astype(np.uint32), n):
-            near.append(_verified(candidates, hashes, images.thumbnails, first))
-        codes = np.unique(np.concatenate(near))
-        on_progress(1)
-    both = np.stack(np.divmod(codes, max(n, 1)), axis=1)
-    pairs = np.sort(groups[first[both]], axis=1)
-    return NearCopies(groups, pairs[np.lexsort(pairs.T[::-1])])
+    return groups, first[np.argsort(brightness, kind="stable")]
 
 
 def _block(hashes: np.ndarray, number: int) -> np.ndarray:
@@ -160,9 +166,10 @@ def _block(hashes: np.ndarray, number: int) -> np.ndarray:
     return (hashes[:, word] >> np.uint64(64 - stop)) & np.uint64(2 ** (stop - start) - 1)
 
 
-def _agreeing(keys: np.ndarray, n: int) -> Iterator[np.ndarray]:
-    """Yields int64 (m, 2): rows with one key, the first of them no mirrored one (those are the rows
-    from n on)."""
+def _agreeing(keys: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields int64 (m, 2): rows with one key, the first of them no mirrored one (those are the
+    second half), the second not its own mirror image."""
+    n = len(keys) // 2
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     places = np.arange(len(keys))
@@ -183,17 +190,13 @@ def _ones(words: np.ndarray) -> np.ndarray:
     return np.unpackbits(words.view(np.uint8), axis=1).sum(axis=1)
 
 
-def _verified(
-    candidates: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray, first: np.ndarray
-) -> np.ndarray:
+def _verified(candidates: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
     """Codes a * n + b (a < b) of the candidates that are near-copies."""
-    n = len(first)
-    for word in (hashes[:, :1], hashes):  # the first half of the bits refuses most of them
+    n = len(hashes) // 2
+    for words in (hashes[:, :1], hashes):  # the first half of the bits refuses most of them
         low, high = candidates.T
-        candidates = candidates[_ones(word[low] ^ word[high]) <= MOST_BITS]
-    one, other = thumbnails[first[candidates.T % n]].astype(np.float32)
-    mirrored = candidates[:, 1] >= n
-    other[mirrored] = other[mirrored, :, ::-1]
+        candidates = candidates[_ones(words[low] ^ words[high]) <= MOST_BITS]
+    one, other = thumbnails[candidates.T].astype(np.float32)
     difference = np.sqrt(np.mean((one - other) ** 2, axis=(1, 2, 3)))
     deviation = one.std(axis=(1, 2)).mean(axis=1)
     are_alike = difference <= 3 + 0.15 * deviation
@@ -207,17 +210,24 @@ def pairs_between(copies: NearCopies, first: np.ndarray, second: np.ndarray | No
 
     second: None counts the pairs within `first`. Sets are int (.,) of image indices.
     """
-    a = _members(copies, first)
-    g, h = copies.pairs.T
-    if second is None:
-        return int((a * (a - 1) // 2).sum() + (a[g] * a[h]).sum())
-    b = _members(copies, second)
-    return int((a * b).sum() + (a[g] * b[h] + a[h] * b[g]).sum())
+    members = _members(copies, first)
+    if second is None:  # each pair is met twice, and each image meets itself
+        return int(members @ _members_and_copies(copies, first) - len(first)) // 2
+    return int(members @ _members_and_copies(copies, second))
 
 
 def _members(copies: NearCopies, images: np.ndarray) -> np.ndarray:
     """int64: how many of these images are in each group."""
     return np.bincount(copies.groups[images], minlength=copies.groups.max(initial=0) + 1)
+
+
+def _members_and_copies(copies: NearCopies, images: np.ndarray) -> np.ndarray:
+    """int64: how many of these images are in each group, or near-copies of its images."""
+    members = _members(copies, images)
+    counts = members.copy()
+    for here, there in (copies.pairs.T, copies.pairs.T[::-1]):
+        np.add.at(counts, here, members[there])
+    return counts
 
 
 def with_near_copy(copies: NearCopies, images: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -226,12 +236,8 @@ def with_near_copy(copies: NearCopies, images: np.ndarray, others: np.ndarray) -
 
     images, others: int (.,), image indices.
     """
-    there = _members(copies, others)
-    reached = there.copy()
-    g, h = copies.pairs.T
-    np.add.at(reached, g, there[h])
-    np.add.at(reached, h, there[g])
-    return reached[copies.groups[images]] - np.isin(images, others) > 0
+    counts = _members_and_copies(copies, others)
+    return counts[copies.groups[images]] > np.isin(images, others)
 
 
 def near_copies_beside(index_path: str | Path, listing: ImageListing) -> NearCopies | None:
@@ -269,8 +275,6 @@ def load_near_copies(
         saved = load_npz(path, "listing", "key", "groups", "pairs")
     except ValueError:
         return None
-    is_same = str(saved["listing"]) == listing.fingerprint["sha256"] and key in (
-        None,
-        str(saved["key"]),
-    )
+    of_listing = str(saved["listing"]) == listing.fingerprint["sha256"]
+    is_same = of_listing and key in (None, str(saved["key"]))
     return NearCopies(saved["groups"], saved["pairs"]) if is_same else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -21,7 +21,6 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, digest, load_npz
 
 if TYPE_CHECKING:  # figures and tables compare records without PyTorch
-    from dejavu_utils.crops import CropRule
     from dejavu_utils.data.beton import Beton
     from dejavu_utils.imagenet import ImageListing
     from dejavu_utils.models import Network
@@ -88,11 +87,10 @@ class ModelRecord:
     def of(cls, network: Network, resolution: int | None = None) -> ModelRecord:
         """Of a network that loading.load_network gave, shown images at `resolution` pixels (None:
         its own)."""
-        about = network.about
-        images = TrainingImages.of_plain(about["train_images"])
+        images = TrainingImages.of(network)
         shown = str(network.preprocessing.at(resolution))
         trained_on = images.digest if images else None
-        return cls(weights_digest(network), trained_on, about["epoch"], network.arch, shown)
+        return cls(weights_digest(network), trained_on, network.about["epoch"], network.arch, shown)
 
 
 @dataclass(frozen=True)
@@ -139,21 +137,21 @@ class Provenance:
 
     def flat(self) -> dict[str, Value]:
         """{entry: value}: models.A.weights, sets.bbox_A_idx_pth, votes.k, images, ..."""
-        entries: dict[str, Value] = {}
-        waiting = list(self.plain().items())
-        while waiting:
-            name, value = waiting.pop(0)
-            if isinstance(value, dict):
-                waiting = [(f"{name}.{part}", of_part) for part, of_part in value.items()] + waiting
-            else:
-                entries[name] = value
-        return entries
+        return dict(_entries(self.plain()))
 
     def of_model(self, name: str, alias: str = "encoder") -> Provenance:
         """The same with this model alone, under another name: what an RCDM of one of an attack's
         models agrees with."""
         models = self.models or {}
         return replace(self, models={alias: models[name]} if name in models else None)
+
+
+def _entries(nested: dict, above: str = "") -> Iterator[tuple[str, Value]]:
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            yield from _entries(value, f"{above}{name}.")
+        else:
+            yield above + name, value
 
 
 @dataclass(frozen=True)
@@ -185,22 +183,20 @@ def differences(
 ) -> list[Difference]:
     """Where two records differ. An entry that either does not know is not compared, but a model or
     a set that only one of them has is a difference. ignoring: entries, * for any text."""
-    mine, theirs = here.flat(), there.flat()
-    found = []
+    mine = here.flat()
+    theirs = there.flat()
+    different = []
     for entry in dict.fromkeys([*mine, *theirs]):
         if any(fnmatch(entry, pattern) for pattern in ignoring):
             continue
         group = entry.partition(".")[0]
-        absent = entry not in mine or entry not in theirs
-        named = group in ("models", "sets") and None not in (
-            getattr(here, group),
-            getattr(there, group),
-        )
+        is_missing = group in ("models", "sets") and (entry in mine) != (entry in theirs)
+        if is_missing and None in (getattr(here, group), getattr(there, group)):
+            continue
         values = mine.get(entry), theirs.get(entry)
-        comparable = None not in values or (absent and named and values != (None, None))
-        if comparable and values[0] != values[1]:
-            found.append(Difference(entry, _shown(values[0]), _shown(values[1])))
-    return found
+        if values[0] != values[1] and (is_missing or None not in values):
+            different.append(Difference(entry, _shown(values[0]), _shown(values[1])))
+    return different
 
 
 def first_difference_in_words(reader: str, here: Provenance, there: Provenance) -> str | None:
@@ -268,16 +264,6 @@ def sets_record(sets: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, str]:
     return {flag: digest(*of_flag) for flag, of_flag in by_flag.items()}
 
 
-def crops_record(rule: CropRule, indices: np.ndarray, crops: np.ndarray) -> dict[str, Value]:
-    """`Provenance.crops` of images and their crops, int64 (n,) and (n, 4)."""
-    return {
-        "digest": digest(indices, crops),
-        "rule": str(rule),
-        "margin": rule.margin,
-        "least_side": rule.min_px,
-    }
-
-
 def _shown(value: Value) -> str:
     if isinstance(value, str) and len(value) == 64:  # a SHA-256
         return value[:8]
@@ -323,6 +309,11 @@ class TrainingImages:
         }
 
     @classmethod
+    def of(cls, network: Network) -> TrainingImages | None:
+        """What a network's checkpoint says that it was trained on; None where it does not say it."""
+        return cls.of_plain(network.about["train_images"])
+
+    @classmethod
     def of_plain(cls, carried: dict | None) -> TrainingImages | None:
         """From what `plain` gave to a checkpoint; None for None."""
         if not isinstance(carried, dict):
@@ -347,31 +338,26 @@ def save_training_images(
         "listing": listing.fingerprint["sha256"],
         "crops": crops,
         "labels": digest(listing.labels[indices]),
+        MADE_FROM: record and record.plain(),
     }
-    text = json.dumps({**about, MADE_FROM: record and record.plain()})
+    ordered = np.sort(indices).astype(np.int32)
     with complete_file(f"{beton_path}{SUFFIX}") as temporary:
-        np.savez_compressed(
-            temporary, indices=np.sort(indices).astype(np.int32), about=np.array(text)
-        )
+        np.savez_compressed(temporary, indices=ordered, about=np.array(json.dumps(about)))
 
 
-def load_training_images(
-    beton: Beton, contents: str | None = None
-) -> tuple[TrainingImages | None, list[str]]:
+def load_training_images(beton: Beton, contents: str) -> tuple[TrainingImages | None, list[str]]:
     """(the TrainingImages of a .beton, notes); None where no file lies beside it, or one of another
     .beton.
 
-    contents: Beton.digest, which tells apart data sets whose labels are equal; None: labels alone
-    are compared.
+    contents: Beton.digest, which tells apart data sets whose labels are equal.
     """
     path = Path(f"{beton.path}{SUFFIX}")
     images = read_training_images(beton.path)
     if images is None:
         state = "cannot be read" if path.exists() else "no such file"
         return None, [f"{path}: {state}; which images {beton.path} holds is not known"]
-    both_known = contents is not None and images.beton is not None
-    others = both_known and images.beton != contents and images.beton != beton.older_digest
-    if others or images.labels != digest(beton.labels):
+    same = images.beton in (None, contents) or images.beton == beton.older_digest
+    if not same or images.labels != digest(beton.labels):
         return None, [
             f"warning: {path} lies beside {beton.path} and was written for another .beton; it is not used"
         ]

@@ -58,7 +58,7 @@ def test_many_workers_give_the_same(tmp_path):
         image.save(tmp_path / f"c/{number}.png")
     listing = list_images(tmp_path)
     shards, seen = shards_of("images", 30, 7), []
-    read = [list(dup.signature_shards(listing, workers)(shards, seen.append)) for workers in (1, 2)]
+    read = [list(dup.signature_shards(listing, workers, shards, seen.append)) for workers in (1, 2)]
     assert [name for name, _ in read[0]] == [shard.name for shard in shards] and seen == 2 * [7, 7, 7, 7, 2]
     one, two = (dup.concatenated(arrays for _, arrays in of_shards) for of_shards in read)
     for name, values in vars(dup.signatures(listing.paths, listing.root)).items():

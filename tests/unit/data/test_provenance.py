@@ -55,12 +55,12 @@ def test_a_beton_says_which_images_it_holds(tmp_path):
     (tmp_path / "b.beton.images.npz").write_bytes((tmp_path / "a.beton.images.npz").read_bytes())
     beton_of_others = tmp_path / "b.beton"
     write("b", [7, 8, 1])
-    assert load_training_images(Beton(beton_of_others))[0].indices.tolist() == [1, 7, 8]
+    assert load_training_images(Beton(beton_of_others), Beton(beton_of_others).digest)[0].indices.tolist() == [1, 7, 8]
     beton_of_others.with_name("b.beton.images.npz").write_bytes((tmp_path / "a.beton.images.npz").read_bytes())
-    images, notes = load_training_images(Beton(beton_of_others))
+    images, notes = load_training_images(Beton(beton_of_others), Beton(beton_of_others).digest)
     assert images is None and "was written for another .beton" in notes[0]  # labels of other images
     beton_of_others.with_name("b.beton.images.npz").write_bytes(b"cut")
-    images, notes = load_training_images(Beton(beton_of_others))
+    images, notes = load_training_images(Beton(beton_of_others), Beton(beton_of_others).digest)
     assert images is None and "cannot be read" in notes[0]
 
 
@@ -137,7 +137,7 @@ def test_a_beton_of_crops_holds_the_attacks_pixels_and_says_so(tmp_path):
     "flags, texts",
     [
         (["--min-px", "50"], ["--bbox-path", "no image has a crop: 8 no crop larger than min_px", "--min-px 50"]),
-        (["--box-margin", "-1"], ["--box_margin -1.0: must be 0 or more"]),
+        (["--box-margin", "-1"], ["--box-margin: -1 is not a number from 0 on"]),
         (["--bbox-path", "absent"], ["--bbox-path absent: no such folder"]),
     ],
 )
