@@ -49,7 +49,7 @@ from dejavu_utils.analysis.attack_output import (
 )
 from dejavu_utils.analysis.results_json import check_one_kind
 from dejavu_utils.attack.job import BOXES, ImageSets, Job, ModelFiles
-from dejavu_utils.attack.preconditions import Origin, copied_elsewhere
+from dejavu_utils.attack.preconditions import copied_elsewhere
 from dejavu_utils.attack.search import Queries, k_with_self, nearest_public, unreadable_in_words, work_in_words
 from dejavu_utils.attack.target_reference import ONE
 from dejavu_utils.cli import (
@@ -59,7 +59,6 @@ from dejavu_utils.cli import (
     add_inference_flags,
     add_launch_flags,
     add_paths,
-    check_crop_flags,
     existing_file,
     existing_folder,
     expanded,
@@ -201,7 +200,6 @@ def check_args(args: Namespace) -> None:
         raise InputError(f"--k_attk {args.k_attk}: must be between 0 (all) and --k {args.k}")
     if not 0 < args.corner_crop_frac <= 1:
         raise InputError(f"--corner_crop_frac {args.corner_crop_frac}: must be above 0 and at most 1")
-    check_crop_flags(args)
     if args.crop_cache:
         if not args.crop_cache.endswith(".npz"):
             raise InputError(f"--crop_cache {args.crop_cache}: the name must end in .npz")
@@ -274,22 +272,21 @@ def attack(given: tuple[Job, Resources]) -> None:
     public_indices = load_indices(job.images.public, "--public_idx_pth", listing)
     sets = job.images.load(listing, public_indices)
     networks, warnings = job.models.load(comparison, job.rule)
-    origins = {name: Origin.of(network) for name, network in networks.items()}
-    warnings += job.check(networks, origins, sets, public_indices, listing)
+    warnings += job.check(networks, sets, public_indices, listing)
     shown = networks[comparison.models[0]].preprocessing.side
     records = {} if rank() else {name: ModelRecord.of(network) for name, network in networks.items()}
     of_each = comparison.layers(networks, layers)
     for name, network in networks.items():
         networks[name] = prepared_for_inference(network, of_each[name]).to(device)
     annotations = None if rank() else job.images.annotations(listing)
-    parts, of_boxes = from_first(({}, []) if rank() else job.parts(listing, annotations, sets, public_indices))
+    parts, of_boxes = from_first(({}, []) if rank() else job.crops(listing, annotations, sets, public_indices))
     warnings += of_boxes
     queries = Queries(parts, public_indices, comparison.shown(networks))
     public = ImageSet("public", public_indices)
     embedder = Embedder(networks, of_each, listing, job.inference)
-    record = job.record(records, listing, sets, queries.images, public_indices)
+    record = job.record(records, listing, sets, queries, public_indices)
     pieces = ShardStore(
-        job.folder / "unfinished", None if rank() else job.key(record, listing, queries.images, public_indices)
+        job.folder / "unfinished", None if rank() else job.key(record, listing, queries, public_indices)
     )
     if not rank():
         kept = pieces.start()
@@ -298,11 +295,11 @@ def attack(given: tuple[Job, Resources]) -> None:
             print(f"resumes with {kept} pieces of the same attack", flush=True)
     wait_for_all()
     progress = progress_of("images embedded")
-    searched = nearest_public(embedder, queries.images, public, k_with_self(job.k, len(public)), pieces, progress)
+    searched = nearest_public(embedder, queries, public, k_with_self(job.k, len(public)), pieces, progress)
     if searched and not rank():
         settings = {**job.settings, "resolution": shown, "device": str(device), "reference": comparison.kind}
         beside = job.images.attacked.get("A")
-        copied = copied_elsewhere(beside, origins, comparison.reference, sets, public_indices, listing)
+        copied = copied_elsewhere(beside, networks, comparison.reference, sets, public_indices, listing)
         answers = Answers(listing, queries, public, searched, job.k, job.k_attk or job.k)
         for layer in layers:
             result = layer_result(layer, answers, comparison)

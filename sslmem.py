@@ -37,11 +37,11 @@ import pandas as pd
 from dejavu_utils.analysis.results_json import RESULTS, read_results
 from dejavu_utils.attack.preconditions import (
     IndexSet,
-    Origin,
     check_alike,
     check_disjoint,
     check_models,
     check_training_set,
+    is_one_file,
 )
 from dejavu_utils.cli import (
     Parser,
@@ -267,14 +267,13 @@ def load_margins(folder: Path, listing: ImageListing, sets: dict[str, IndexSet])
 def check_twins(networks: dict[str, Network], sets: dict[str, IndexSet], listing: ImageListing) -> list[str]:
     """Warnings about models and sets that the scores may not be about; InputError where they would mean nothing."""
     check_alike(networks)
-    origins = {name: Origin.of(network) for name, network in networks.items()}
-    warnings = check_models(origins)
-    if origins["A"].weights == origins["B"].weights:  # one model, on purpose: every score is 0
+    warnings = check_models(networks)
+    if is_one_file(networks):  # every score is 0
         return warnings
-    for model, origin in origins.items():
+    for model, network in networks.items():
         trained = [images for name, images in sets.items() if name in (model, "shared")]
         unseen = [images for name, images in sets.items() if name not in (model, "shared")]
-        warnings += check_training_set(origin, listing, trained, unseen)
+        warnings += check_training_set(network, listing, trained, unseen)
     return warnings
 
 

@@ -182,7 +182,7 @@ def network(args):
                 layers = dict.fromkeys(SETS, ["projector"])
                 embedder = Embedder(prepared, layers, images.listing, inference)
                 with tempfile.TemporaryDirectory() as unfinished, contextlib.redirect_stderr(io.StringIO()):
-                    pieces = ShardStore(unfinished, {})
+                    pieces = ShardStore(Path(unfinished), {})
                     pieces.start()
                     public = ImageSet("public", images.public)
                     bar = contextlib.nullcontext(argparse.Namespace(update=lambda count: None))
@@ -311,7 +311,8 @@ def search_ours(args):
         search = NeighborSearch(queries, K, torch.device(args.device))
         step = block_rows(public.shape[1])
         for start in range(0, len(public), step):
-            search.add(public[start : start + step])
+            block = public[start : start + step]
+            search.add(block, np.arange(start, start + len(block)))
         search.result()
 
     return measured(args, work)
@@ -385,7 +386,7 @@ def whole_attack(folder):
     class_table(sets, [str(label) for label in range(1000)])
     confidence_curve(sets)
     examples = max(len(attacked.idxs) for attacked in sets.values())
-    listing = ImageListing("images", ["class"], ["class/image.JPEG"] * examples, np.zeros(examples))
+    listing = ImageListing(Path("images"), ["class"], ["class/image.JPEG"] * examples, np.zeros(examples, np.int64))
     for attacked in sets.values():
         example_table(attacked, listing)
     return time.perf_counter() - start, peak_memory("cpu")

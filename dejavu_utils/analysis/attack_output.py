@@ -104,7 +104,7 @@ class Answers:
         return self.searched.rows[self.among(part)]
 
     def labels(self, part: str) -> np.ndarray:
-        return self.listing.labels[self.queries.images.indices[self.rows(part)]]
+        return self.listing.labels[self.queries.indices[self.rows(part)]]
 
     def of(self, key: Key, part: str) -> np.ndarray:
         """Image indices of the nearest public images, int64 (n, k); of LOGITS the scores, float32
@@ -125,12 +125,11 @@ class Answers:
 def layer_result(layer: str, answers: Answers, comparison: TargetReference) -> LayerResult:
     """What a search says of one layer. Scores of classifiers are the log of their mean
     probability."""
-    images = answers.queries.images
-    assert images.crops is not None
+    queries = answers.queries
     result = LayerResult({}, {}, {}, {}, {}, answers.votes)
-    for part in answers.queries.parts:
+    for part in queries.parts:
         rows = answers.rows(part)
-        result.indices[part], result.crops[part] = images.indices[rows], images.crops[rows]
+        result.indices[part], result.crops[part] = queries.indices[rows], queries.crops[rows]
     if comparison.classifiers:
         result.judged = _compared(answers, layer, comparison, comparison.reference)
         result.half = _compared(answers, layer, comparison, comparison.half)

@@ -10,7 +10,6 @@ import numpy as np
 
 from dejavu_utils.attack.preconditions import (
     IndexSet,
-    Origin,
     check_alike,
     check_disjoint,
     check_models,
@@ -19,7 +18,7 @@ from dejavu_utils.attack.preconditions import (
     class_warnings,
     numbered_folders,
 )
-from dejavu_utils.attack.search import CEILING, ceiling_images
+from dejavu_utils.attack.search import CEILING, Queries, ceiling_images
 from dejavu_utils.attack.target_reference import (
     UNSEEN,
     TargetReference,
@@ -36,14 +35,13 @@ from dejavu_utils.data.background_crops import (
     in_words,
 )
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.provenance import ModelRecord, Provenance, Value, crops_record, sets_record
+from dejavu_utils.data.provenance import ModelRecord, Provenance, Value, sets_record
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest
 from dejavu_utils.imagenet import ImageListing
-from dejavu_utils.log import Progress
 from dejavu_utils.models import Network
 from dejavu_utils.naming import SETS
-from dejavu_utils.networks.embedder import ImageSet, Inference
+from dejavu_utils.networks.embedder import Inference
 from dejavu_utils.networks.inference import check_layers
 from dejavu_utils.networks.loading import ModelFile
 
@@ -65,7 +63,8 @@ class ModelFiles:
         self, comparison: TargetReference, rule: CropRule
     ) -> tuple[dict[str, Network], list[str]]:
         """({name: network} in eval mode on the CPU, warnings)."""
-        networks, warnings = {}, []
+        networks = {}
+        warnings = []
         for name, file in self.files.items():
             network = networks[name] = file.load()
             if name not in comparison.models:
@@ -119,37 +118,6 @@ class ImageSets:
         except InputError as error:
             raise InputError(f"{error}; without boxes, give --use_corner_crop 1") from None
 
-    def crops(
-        self,
-        listing: ImageListing,
-        rule: CropRule,
-        sets: Mapping[str, IndexSet],
-        annotations: Annotations | None,
-        skip_unreadable: bool,
-    ) -> tuple[dict[str, CroppedImages], list[str]]:
-        """({set: images and their crops}, warnings about the boxes); InputError where no image has
-        a crop."""
-        indices = {name: images.indices for name, images in sets.items()}
-        parts, cached = crops_of(
-            self.crop_cache, listing, indices, rule, annotations, skip_unreadable, Progress
-        )
-        warnings = frame_warnings(annotations, indices, rule, f"{BOXES} {self.boxes}")
-        if cached:
-            print(f"crops of {self.crop_cache}")
-        skipped: Counter[str] = Counter()
-        for name, images in parts.items():
-            skipped.update(images.counts)
-            why = f" ({in_words(images.counts)})" if len(images) < images.counts["images"] else ""
-            print(f"set {name}: {len(images)} of {images.counts['images']} images attacked{why}")
-        if not any(map(len, parts.values())):
-            remedy = f"see --min_px {rule.min_px}, or give --use_corner_crop 1"
-            if skipped[OTHER_SIZE] and not rule.scale:
-                remedy += "; --scale_boxes 1 scales boxes of images that were resized"
-            raise InputError(
-                f"{BOXES} {self.boxes}: no image has a crop: {in_words(skipped)}; {remedy}"
-            )
-        return parts, warnings
-
 
 @dataclass(frozen=True)
 class Job:
@@ -174,7 +142,6 @@ class Job:
     def check(
         self,
         networks: dict[str, Network],
-        origins: dict[str, Origin],
         sets: dict[str, IndexSet],
         public: np.ndarray,
         listing: ImageListing,
@@ -186,17 +153,18 @@ class Job:
             raise InputError(
                 f"--k {self.k}: the public set of --public_idx_pth has only {len(public)} images"
             )
-        attacked, of_public = {} if placebo else sets, IndexSet("--public_idx_pth", public)
+        attacked = {} if placebo else sets
+        of_public = IndexSet("--public_idx_pth", public)
         check_disjoint([*attacked.values(), of_public])
         comparison = self.comparison
         if comparison.classifiers:
-            warnings = check_one_model(origins, comparison, sets, of_public, listing)
+            warnings = check_one_model(networks, comparison, sets, of_public, listing)
         else:
-            warnings = check_models(origins)
-            for model, origin in origins.items():
+            warnings = check_models(networks)
+            for model, network in networks.items():
                 trained = [images for name, images in attacked.items() if name == model]
                 others = [images for name, images in attacked.items() if name != model]
-                warnings += check_training_set(origin, listing, trained, [*others, of_public])
+                warnings += check_training_set(network, listing, trained, [*others, of_public])
         with_scores = list(networks) if self.models.scores else list(comparison.shown(networks))
         for name in with_scores:
             check_number_of_classes(networks[name], listing)
@@ -206,7 +174,7 @@ class Job:
             warnings += class_warnings(listing, sets, public)
         return warnings
 
-    def parts(
+    def crops(
         self,
         listing: ImageListing,
         annotations: Annotations | None,
@@ -214,9 +182,25 @@ class Job:
         public: np.ndarray,
     ) -> tuple[dict[str, CroppedImages], list[str]]:
         """({set: images and their crops, ..., CEILING: ...}, the queries in order; warnings about
-        the boxes)."""
+        the boxes); InputError where no image has a crop."""
+        indices = {name: images.indices for name, images in sets.items()}
+        cache = self.images.crop_cache
         skip = self.inference.skip_unreadable
-        parts, warnings = self.images.crops(listing, self.rule, sets, annotations, skip)
+        parts, cached = crops_of(cache, listing, indices, self.rule, annotations, skip)
+        source = f"{BOXES} {self.images.boxes}"
+        warnings = frame_warnings(annotations, indices, self.rule, source)
+        if cached:
+            print(f"crops of {cache}")
+        skipped: Counter[str] = Counter()
+        for name, images in parts.items():
+            skipped.update(images.counts)
+            why = f" ({in_words(images.counts)})" if len(images) < images.counts["images"] else ""
+            print(f"set {name}: {len(images)} of {images.counts['images']} images attacked{why}")
+        if not any(map(len, parts.values())):
+            remedy = f"see --min_px {self.rule.min_px}, or give --use_corner_crop 1"
+            if skipped[OTHER_SIZE] and not self.rule.scale:
+                remedy += "; --scale_boxes 1 scales boxes of images that were resized"
+            raise InputError(f"{source}: no image has a crop: {in_words(skipped)}; {remedy}")
         parts[CEILING] = ceiling_images(listing, public, skip)
         return parts, warnings
 
@@ -225,16 +209,21 @@ class Job:
         models: dict[str, ModelRecord],
         listing: ImageListing,
         sets: dict[str, IndexSet],
-        queries: ImageSet,
+        queries: Queries,
         public: np.ndarray,
     ) -> Provenance:
         """Of the attack, but for its votes. public: int64 (p,)."""
-        assert queries.crops is not None
+        crops: dict[str, Value] = {
+            "digest": digest(queries.indices, queries.crops),
+            "rule": str(self.rule),
+            "margin": self.rule.margin,
+            "least_side": self.rule.min_px,
+        }
         return Provenance(
             models=models,
             images=listing.fingerprint["sha256"],
             sets=sets_record(sets),
-            crops=crops_record(self.rule, queries.indices, queries.crops),
+            crops=crops,
             public=digest(public),
             precision=self.inference.precision,
             resolution=self.inference.resolution,
@@ -242,7 +231,7 @@ class Job:
         )
 
     def key(
-        self, record: Provenance, listing: ImageListing, queries: ImageSet, public: np.ndarray
+        self, record: Provenance, listing: ImageListing, queries: Queries, public: np.ndarray
     ) -> dict:
         """The record of all that the neighbors depend on, plain: pieces of an attack with another
         one are not used."""

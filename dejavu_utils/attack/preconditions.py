@@ -2,8 +2,7 @@
 meaningless, warnings for what may."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +22,8 @@ MAY_DIFFER = (
     "validation.",
     "training.eval_",
     "training.train_probes_only",
+    "training.compile",
 )
-MAY_DIFFER += ("training.compile",)
 
 
 class IndexSet(NamedTuple):
@@ -35,25 +34,10 @@ class IndexSet(NamedTuple):
     indices: np.ndarray
 
 
-@dataclass
-class Origin:
-    """What a network's checkpoint says of its training; None where it does not say it. source: flag
-    and path of it. weights: SHA-256 of the parameters in half precision, the same for a copy in
-    which they were saved so. settings: flat, as in params.json."""
-
-    source: str
-    weights: str
-    epoch: int | None = None
-    settings: dict[str, Any] | None = None
-    images: TrainingImages | None = None
-
-    @classmethod
-    def of(cls, network: Network) -> "Origin":
-        """Of a network that loading.load_network gave, before it is prepared for inference."""
-        about = network.about
-        images = TrainingImages.of_plain(about["train_images"])
-        weights = digest(*(parameter.detach().half() for parameter in network.parameters()))
-        return cls(network.source, weights, about["epoch"], about["settings"], images)
+def half_digest(network: Network) -> str:
+    """SHA-256 of a network's parameters in half precision, the same for a copy in which they were
+    saved so. To be called before the network is prepared for inference."""
+    return digest(*(parameter.detach().half() for parameter in network.parameters()))
 
 
 def check_disjoint(sets: Iterable[IndexSet]) -> None:
@@ -73,18 +57,19 @@ def check_disjoint(sets: Iterable[IndexSet]) -> None:
 
 def check_alike(networks: dict[str, Network]) -> None:
     """InputError unless networks "A" and "B" are of one kind; it names the first difference."""
-    first, second = networks["A"], networks["B"]
+    first = networks["A"]
+    second = networks["B"]
     traits = [("backbone", first.arch, second.arch), ("projector", first.mlp, second.mlp)]
     traits.append(("preprocessing", str(first.preprocessing), str(second.preprocessing)))
-    differences = [(what, a, b) for what, a, b in traits if a != b and None not in (a, b)]
     if not set(first.losses()) & set(second.losses()):
-        differences.append(("training", " or ".join(first.losses()), " or ".join(second.losses())))
-    if differences:
-        what, of_first, of_second = differences[0]
-        raise InputError(
-            f"{second.source}: its {what} is {of_second}, that of {first.source.partition(' ')[0]} is {of_first}; the "
-            "test compares two models that were trained the same way"
-        )
+        traits.append(("training", " or ".join(first.losses()), " or ".join(second.losses())))
+    for what, of_first, of_second in traits:
+        if of_first != of_second and None not in (of_first, of_second):
+            flag = first.source.partition(" ")[0]
+            raise InputError(
+                f"{second.source}: its {what} is {of_second}, that of {flag} is {of_first}; the test compares "
+                "two models that were trained the same way"
+            )
 
 
 def check_number_of_classes(network: Network, listing: ImageListing) -> None:
@@ -92,7 +77,8 @@ def check_number_of_classes(network: Network, listing: ImageListing) -> None:
 
     A classifier of train_SSL.py may have fewer: it ends with the last class that it was trained on.
     """
-    outputs, classes = network.width(LOGITS), len(listing.classes)
+    outputs = network.width(LOGITS)
+    classes = len(listing.classes)
     if outputs > classes or (outputs < classes and not isinstance(network, SSLNetwork)):
         raise InputError(
             f"{network.source}: scores {outputs} classes, the image folder {listing.root} has {classes}; give the "
@@ -124,60 +110,76 @@ def numbered_folders(listing: ImageListing) -> list[str]:
     """A warning where class folders are named by numbers and their order as text is not that of the
     numbers."""
     names = listing.classes
-    if not all(name.isdecimal() for name in names) or names == sorted(names, key=int):
+    if not all(name.isdecimal() for name in names):
         return []
-    label = next(label for label, name in enumerate(names) if name != sorted(names, key=int)[label])
-    return [
-        f"{listing.root}: class folders are numbered but sorted as text, so folder {names[label]} has label {label}; a "
-        "classifier trained on labels in the order of the numbers is scored wrong: pad the names with zeros"
-    ]
+    for label, (name, by_number) in enumerate(zip(names, sorted(names, key=int))):
+        if name != by_number:
+            return [
+                f"{listing.root}: class folders are numbered but sorted as text, so folder {name} has label {label}; "
+                "a classifier trained on labels in the order of the numbers is scored wrong: pad the names with zeros"
+            ]
+    return []
 
 
-def check_models(origins: Mapping[str, Origin]) -> list[str]:
+def is_one_file(networks: Mapping[str, Network]) -> bool:
+    """Are models "A" and "B" the same file? That is on purpose: a check, or a look at one model."""
+    paths = {networks[name].source.partition(" ")[2] for name in SETS}
+    return len(paths) == 1
+
+
+def check_models(networks: Mapping[str, Network]) -> list[str]:
     """Warnings (list of str) about models "A" and "B" that are compared; InputError if two files
     hold the same one."""
-    a, b = origins["A"], origins["B"]
-    # on purpose: a check, or a look at one model
-    if a.source.partition(" ")[2] == b.source.partition(" ")[2]:
+    a = networks["A"]
+    b = networks["B"]
+    if is_one_file(networks):
         return [
             f"{b.source}: is model A's checkpoint too: the score is 0, whatever the model memorized"
         ]
-    if a.weights == b.weights:
+    if half_digest(a) == half_digest(b):
         raise InputError(
             f"{b.source}: holds the same weights as {a.source}; name the two models' checkpoints"
         )
-    if a.images and b.images and a.images.digest == b.images.digest:
+    of_a = TrainingImages.of(a)
+    of_b = TrainingImages.of(b)
+    if of_a and of_b and of_a.digest == of_b.digest:
         raise InputError(
-            f"{b.source}: was trained on the same {len(a.images.indices)} images as {a.source}; the test needs one "
+            f"{b.source}: was trained on the same {len(of_a.indices)} images as {a.source}; the test needs one "
             "model trained on set A and one trained on set B"
         )
+    epochs = [network.about["epoch"] for network in (a, b)]
     warnings = []
-    for origin in (a, b):
-        if origin.epoch == 0:
-            warnings.append(f"{origin.source} is of epoch 0: an untrained model")
-    if None not in (a.epoch, b.epoch) and a.epoch != b.epoch:
+    for network, epoch in zip((a, b), epochs):
+        if epoch == 0:
+            warnings.append(f"{network.source} is of epoch 0: an untrained model")
+    if None not in epochs and epochs[0] != epochs[1]:
         warnings.append(
-            f"model A was trained for {a.epoch} epochs, model B for {b.epoch}: the score compares both"
+            f"model A was trained for {epochs[0]} epochs, model B for {epochs[1]}: the score compares both"
         )
-    if a.settings is not None and b.settings is not None:
-        for name in sorted(a.settings.keys() | b.settings.keys()):
-            first, second = a.settings.get(name), b.settings.get(name)
-            if first != second and not name.startswith(MAY_DIFFER):
+    first = a.about["settings"]
+    second = b.about["settings"]
+    if first is not None and second is not None:
+        for name in sorted(first.keys() | second.keys()):
+            if first.get(name) != second.get(name) and not name.startswith(MAY_DIFFER):
                 warnings.append(
-                    f"the models were trained with different {name}: {first} (A) and {second} (B)"
+                    f"the models were trained with different {name}: {first.get(name)} (A) and {second.get(name)} (B)"
                 )
     return warnings
 
 
 def check_training_set(
-    origin: Origin, listing: ImageListing, trained: Sequence[IndexSet], unseen: Sequence[IndexSet]
+    network: Network,
+    listing: ImageListing,
+    trained: Sequence[IndexSet],
+    unseen: Sequence[IndexSet],
 ) -> list[str]:
     """InputError unless a model was trained on all images of some sets, and on none of others.
 
     Returns warnings: one where its checkpoint does not say which images of this ImageListing it was
     trained on.
     """
-    source, images = origin.source, origin.images
+    source = network.source
+    images = TrainingImages.of(network)
     if images is None:
         return [
             f"{source} does not say which images it was trained on: that the sets fit it is not checked"
@@ -219,7 +221,7 @@ def check_validation_set(
     warnings = []
     if probed:
         warnings.append(f"{source}: {probed} {of} are among those of --train_idx_pth")
-    images = TrainingImages.of_plain(network.about["train_images"])
+    images = TrainingImages.of(network)
     seen = images.seen(val) if images and images.is_of(listing) else 0
     if seen:
         warnings.append(f"{source}: {network.source} was trained on {seen} {of}")
@@ -228,7 +230,7 @@ def check_validation_set(
 
 def copied_elsewhere(
     index_path: str | None,
-    origins: Mapping[str, Origin],
+    networks: Mapping[str, Network],
     reference: Mapping[str, list[str]],
     sets: Mapping[str, IndexSet],
     public: np.ndarray,
@@ -238,7 +240,7 @@ def copied_elsewhere(
     that is public}.
 
     None if the partition did not look for near-copies. index_path: an index file of that partition,
-    or None. origins: by network. reference: {set: names of networks}. public: int64 (p,). What the
+    or None. networks: by name. reference: {set: names of networks}. public: int64 (p,). What the
     references do not say they were trained on is taken to be the other set.
     """
     copies = index_path and near_copies_beside(index_path, listing)
@@ -247,8 +249,8 @@ def copied_elsewhere(
     copied = {}
     for name in SETS:
         elsewhere = [sets[TWIN[name]].indices, public]
-        for network in reference[name]:
-            images = origins[network].images
+        for reference_name in reference[name]:
+            images = TrainingImages.of(networks[reference_name])
             if images is not None and images.is_of(listing):
                 elsewhere.append(images.indices)
         attacked = sets[name].indices

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from dejavu_utils.attack.neighbors import NeighborSearch, candidates_memory
 from dejavu_utils.crops import WHOLE_IMAGE
@@ -29,40 +30,39 @@ from dejavu_utils.runtime.resumable import ProgressOf, Shard, ShardStore, count_
 CEILING = "ceiling"  # the part of whole public images
 _CEILING_IMAGES = 5000  # of the public set, evenly spaced: enough for an interval of at most 0.03
 # of streamed embeddings that are searched at once: up to 256 MB per layer
-_BLOCK_IMAGES, _BLOCK_FLOATS = 131072, 2**26
+_BLOCK_IMAGES = 131072
+_BLOCK_FLOATS = 2**26
 _SAVING_FRACTION = 1 / 20  # of the time may go into saving the neighbors so far
 
 
-class Queries:
+class Queries(ImageSet):
     """The images to embed and search, part after part: {"A": CroppedImages, "B": ..., CEILING:
     ...}.
 
     public: int64 (p,). shown: {network: names of the parts that it is shown}, of those that are not
-    shown all. images: ImageSet of all. own: int64 (n,), the query's place in the public set, -1
-    where it is not public: a public image is left out of its own neighbors.
+    shown all. own: int64 (n,), the query's place in the public set, -1 where it is not public: a
+    public image is left out of its own neighbors.
     """
+
+    crops: np.ndarray
 
     def __init__(
         self,
         parts: dict[str, CroppedImages],
         public: np.ndarray,
-        shown: Mapping[str, list[str]] | None = None,
+        shown: Mapping[str, list[str]],
     ) -> None:
-        self.parts = parts
         indices = np.concatenate([part.indices for part in parts.values()])
         crops = np.concatenate([part.crops for part in parts.values()])
+        super().__init__("crops", indices, crops)
+        self.parts = parts
         self._part_of = np.repeat(list(parts), [len(part) for part in parts.values()])
-        of_networks = {}
-        for network, names in (shown or {}).items():
-            of_networks[network] = np.isin(self._part_of, names)
-        self.images = ImageSet("crops", indices, crops, shown=of_networks)
-        order = np.argsort(public)
-        following = np.searchsorted(public, indices, sorter=order)
-        places = order[np.minimum(following, len(public) - 1)]
-        self.own = np.where(public[places] == indices, places, -1)
+        for network, names in shown.items():
+            self.shown[network] = np.isin(self._part_of, names)
+        self.own = pd.Index(public).get_indexer(indices)
 
     def among(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """bool (m,): which of these rows of `images` belong to a part?"""
+        """bool (m,): which of these rows belong to a part?"""
         return self._part_of[rows] == name
 
     def neighbors(self, rows: np.ndarray, positions: np.ndarray, k: int) -> np.ndarray:
@@ -123,7 +123,8 @@ def nearest_public(
     rows, embeddings = embedder.embed_set(crops, pieces, progress)
     if not len(rows):
         raise InputError("--skip_unreadable: not one of the attacked images could be read")
-    scores, searches = {}, {}
+    scores = {}
+    searches = {}
     for key, of_crops in embeddings.items():
         model, layer = key
         if key in embedder.scores:
@@ -165,6 +166,7 @@ def nearest_public(
     return SearchResult(rows, {**neighbors, **scores}, sorted(own.unreadable))
 
 
+@dataclass
 class _PublicSearch:
     """What this process searches: blocks of shards of the public set, for all keys. The nearest so
     far are saved among the pieces as `name`, with the shards that they come from; saving takes at
@@ -173,19 +175,15 @@ class _PublicSearch:
     shards: names. unreadable: positions of their images that could not be read.
     """
 
-    def __init__(
-        self,
-        embedder: Embedder,
-        public: ImageSet,
-        searches: dict[Key, NeighborSearch],
-        pieces: ShardStore,
-        name: str,
-    ) -> None:
-        self.embedder, self.public, self.searches = embedder, public, searches
-        self.pieces, self.name = pieces, name
-        self.shards: list[str] = []
-        self.unreadable: list[int] = []
-        self._saved_at, self._duration = time.monotonic(), 0.0
+    embedder: Embedder
+    public: ImageSet
+    searches: dict[Key, NeighborSearch]
+    pieces: ShardStore
+    name: str
+    shards: list[str] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
+    saved_at: float = field(default_factory=time.monotonic)
+    duration: float = 0.0  # of saving, seconds
 
     def blocks(self, shards: list[Shard], done: set[str]) -> list[list[Shard]]:
         """This process's shards that are not done, in blocks that are searched at once."""
@@ -211,7 +209,7 @@ class _PublicSearch:
         for shard in block:
             self.shards.append(shard.name)
             self.unreadable += np.setdiff1d(range(shard.start, shard.stop), readable).tolist()
-        if time.monotonic() - self._saved_at > self._duration / _SAVING_FRACTION:
+        if time.monotonic() - self.saved_at > self.duration / _SAVING_FRACTION:
             self.save()
 
     def _joined(self, block: list[Shard], array: str) -> np.ndarray:
@@ -225,14 +223,13 @@ class _PublicSearch:
             "unreadable": np.array(self.unreadable, np.int64),
         }
         for key, search in self.searches.items():
-            distances, positions = search.best
-            arrays[array_key(*key, "distances")] = distances
-            arrays[array_key(*key, "positions")] = positions
+            for name, array in search.best.items():
+                arrays[array_key(*key, name)] = array
         self.pieces.save(self.name, **arrays)
         for shard in self.shards:
             self.pieces.drop(shard)
-        self._saved_at = time.monotonic()
-        self._duration = self._saved_at - started
+        self.saved_at = time.monotonic()
+        self.duration = self.saved_at - started
 
     def join(self, name: str) -> None:
         """Adds what an earlier run or another process saved under this name."""
@@ -258,43 +255,25 @@ def block_rows(width: int) -> int:
     return max(1, min(_BLOCK_IMAGES, _BLOCK_FLOATS // width))
 
 
-@dataclass
-class Memory:
-    """Upper estimates in bytes. held: the crops' embeddings, which the processes of a node share.
-    streamed and neighbors: what each process needs beside its networks and libraries. disk: for the
-    unfinished work of all."""
-
-    held: int
-    streamed: int
-    neighbors: int
-    disk: int
-
-    def in_words(self) -> str:
-        held, streamed, neighbors, disk = (size / 1e9 for size in vars(self).values())
-        total = streamed + neighbors
-        return (
-            f"estimated memory per node, shared by its processes: at most {held:.2f} GB (embeddings of the crops); "
-            f"per process, excluding the networks: at most {total:.2f} GB (streamed {streamed:.2f}, neighbors "
-            f"{neighbors:.2f}); disk for unfinished work: at most {disk:.2f} GB"
-        )
-
-
-def predicted_memory(embedder: Embedder, crops: int, public: int, k: int) -> Memory:
-    """What `nearest_public` needs for so many images; public: 0 for logits, which need none."""
+def memory_in_words(embedder: Embedder, crops: int, public: int, k: int) -> str:
+    """Upper estimates of what `nearest_public` needs; public: 0 for logits, which need none."""
     widths = list(embedder.widths.values())
+    held = crops * sum(widths) * 4
     block = max(min(block_rows(width), public) * width for width in widths)
     # A block is read and joined, then moved in a copy; of every layer a shard is saved, and one
     # embedded or read.
     shard = 2 * min(max(SHARD, embedder.batch_size), public) * sum(widths)
+    streamed = (2 * block + shard) * 4
     # of one layer: float64 distances and int64 positions
-    neighbors = crops * k * 16 if public else 0
+    of_layer = crops * k * 16 if public else 0
+    # the best of all; of one, those after a block
+    neighbors = of_layer * (len(widths) + 1) + candidates_memory(k)
     waiting = min(public, world_size() * (_BLOCK_IMAGES + SHARD))
-    return Memory(
-        held=crops * sum(widths) * 4,
-        streamed=(2 * block + shard) * 4,
-        # the best of all; of one, those after a block
-        neighbors=neighbors * (len(widths) + 1) + candidates_memory(k),
-        disk=(2 * crops + waiting) * sum(widths) * 4 + neighbors * len(widths) * world_size(),
+    disk = (2 * crops + waiting) * sum(widths) * 4 + of_layer * len(widths) * world_size()
+    return (
+        f"estimated memory per node, shared by its processes: at most {held / 1e9:.2f} GB (embeddings of the crops); "
+        f"per process, excluding the networks: at most {(streamed + neighbors) / 1e9:.2f} GB (streamed "
+        f"{streamed / 1e9:.2f}, neighbors {neighbors / 1e9:.2f}); disk for unfinished work: at most {disk / 1e9:.2f} GB"
     )
 
 
@@ -304,7 +283,7 @@ def work_in_words(
     """What is computed where, and the memory it needs, in two lines. k: neighbors that are kept."""
     whole = len(queries.parts[CEILING])
     images = [
-        f"{len(queries.images) - whole} crops",
+        f"{len(queries) - whole} crops",
         f"{whole} whole public images for the ceiling",
     ]
     # logits need no public images
@@ -313,8 +292,8 @@ def work_in_words(
         images.append(f"{streamed} public images as neighbors")
     processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
     precision = embedder.inference.precision
-    memory = predicted_memory(embedder, len(queries.images), streamed, k_with_self(k, streamed))
+    memory = memory_in_words(embedder, len(queries), streamed, k_with_self(k, streamed))
     return (
         f"embedding {', '.join(images)}: {', '.join(layers)}, on {embedder.device} in {precision}, {processes}\n"
-        f"{memory.in_words()}"
+        f"{memory}"
     )

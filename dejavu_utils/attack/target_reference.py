@@ -8,7 +8,7 @@ it never saw the images it judges.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dejavu_utils.attack.preconditions import IndexSet, Origin, check_training_set
+from dejavu_utils.attack.preconditions import IndexSet, check_training_set, half_digest
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
@@ -24,12 +24,11 @@ UNSEEN = {"A": "unseen_A", "B": "unseen_B"}
 class TargetReference:
     """The networks by their part. target: {set: name of the network}. reference: {set: names}, of a
     twin, or of classifiers that were trained with different seeds. half: {set: names} of such on
-    half of the crops. classifiers: are the references classifiers?"""
+    half of the crops."""
 
     target: dict[str, str]
     reference: dict[str, list[str]]
     half: dict[str, list[str]]
-    classifiers: bool
 
     @classmethod
     def of(cls, names: Iterable[str], unseen: bool = False) -> "TargetReference":
@@ -39,19 +38,21 @@ class TargetReference:
         """
         names = list(names)
         if ONE not in names:
-            return cls(
-                {name: name for name in SETS}, {name: [TWIN[name]] for name in SETS}, {}, False
-            )
-        reference, half = {}, {}
+            return cls(dict(zip(SETS, SETS)), {name: [TWIN[name]] for name in SETS}, {})
+        reference = {}
+        half = {}
         for name in SETS:
             reference[name] = [one for one in names if one.startswith(f"reference_{TWIN[name]}_")]
             half[name] = [one for one in names if one.startswith(f"half_reference_{TWIN[name]}_")]
         if unseen:
             for name in SETS:
                 reference[UNSEEN[name]] = reference[name]
-        return cls(
-            dict.fromkeys(reference, ONE), reference, half if all(half.values()) else {}, True
-        )
+        return cls(dict.fromkeys(reference, ONE), reference, half if all(half.values()) else {})
+
+    @property
+    def classifiers(self) -> bool:
+        """Are the references classifiers?"""
+        return ONE in self.target.values()
 
     @property
     def kind(self) -> str:
@@ -101,7 +102,7 @@ def check_classifier(network: Network, crops: str) -> list[str]:
             f"{source}: has no classifier; train one on crops (configs/crop_classifier_cfg.yaml, --training.loss "
             "supervised)"
         )
-    images = TrainingImages.of_plain(network.about["train_images"])
+    images = TrainingImages.of(network)
     if images is not None and not images.crops:
         raise InputError(
             f"{source}: was trained on whole images; write a beton of crops (CROPS=1 ./gen_betons.sh)"
@@ -114,7 +115,7 @@ def check_classifier(network: Network, crops: str) -> list[str]:
 
 
 def check_one_model(
-    origins: Mapping[str, Origin],
+    networks: Mapping[str, Network],
     comparison: TargetReference,
     sets: Mapping[str, IndexSet],
     public: IndexSet,
@@ -123,39 +124,41 @@ def check_one_model(
     """Warnings about what the only model and the classifiers were trained on; InputError where it
     spoils the test.
 
-    origins: by name. listing: that all indices are positions in.
+    networks: by name. listing: that all indices are positions in.
     """
-    _check_distinct(origins, comparison)
+    _check_distinct(networks, comparison)
     warnings = []
-    for name, origin in origins.items():
-        trained, unseen = [], []
+    for name, network in networks.items():
+        trained = []
+        unseen = []
         if name == ONE:
             for of, images in sets.items():
                 (trained if of in SETS else unseen).append(images)
         else:
             unseen = [sets[judged] for judged in comparison.judged(name)]
-        unknown = check_training_set(origin, listing, trained, unseen)
+        unknown = check_training_set(network, listing, trained, unseen)
         warnings += unknown
-        if name == ONE and not unknown and origin.images:
-            seen = origin.images.seen(public.indices)
+        images = TrainingImages.of(network)
+        if name == ONE and not unknown and images:
+            seen = images.seen(public.indices)
             if seen:
                 warnings.append(
-                    f"{origin.source} was trained on {seen} of the {len(public.indices)} images of {public.flag}: its "
+                    f"{network.source} was trained on {seen} of the {len(public.indices)} images of {public.flag}: its "
                     "neighbors are not those of a model that never saw them; what this does to the score shows on "
                     "unseen images"
                 )
     return warnings
 
 
-def _check_distinct(origins: Mapping[str, Origin], comparison: TargetReference) -> None:
+def _check_distinct(networks: Mapping[str, Network], comparison: TargetReference) -> None:
     """InputError where two classifiers that judge a set are the same one: their spread would be too
     small."""
     for name in SETS:
-        first_with: dict[str, Origin] = {}
+        first_with: dict[str, Network] = {}
         for classifier in [*comparison.reference[name], *comparison.half.get(name, [])]:
-            origin = origins[classifier]
-            first = first_with.setdefault(origin.weights, origin)
-            if first is not origin:
+            network = networks[classifier]
+            first = first_with.setdefault(half_digest(network), network)
+            if first is not network:
                 raise InputError(
-                    f"{origin.source}: holds the same weights as {first.source}; name each classifier once"
+                    f"{network.source}: holds the same weights as {first.source}; name each classifier once"
                 )

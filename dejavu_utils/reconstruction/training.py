@@ -250,7 +250,7 @@ class Encoder:
         listing, indices: the RCDM's images.
         """
         source = self.network.source
-        images = TrainingImages.of_plain(self.network.about["train_images"])
+        images = TrainingImages.of(self.network)
         if images is None:
             return [
                 f"{source} does not say which images it was trained on: that none is among these is not checked"

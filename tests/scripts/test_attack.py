@@ -42,8 +42,8 @@ def planted_sets(rng, n, classes, memorized, correlated, width=16, k=20):
         shown = np.where(known, labels, (labels + rng.integers(1, classes, n)) % classes)
         queries = (centers[shown] + rng.normal(size=(n, width))).astype(np.float32)
         search = NeighborSearch(queries, k)
-        for block in np.array_split(public, 7):
-            search.add(block)
+        for positions in np.array_split(np.arange(len(public)), 7):
+            search.add(public[positions], positions)
         predictions.append(mem.predict_from_neighbors(public_labels[search.result()]))
     return mem.DirectedAttack(*predictions, labels)
 

@@ -25,9 +25,10 @@ BOTH = [pytest.param(True, marks=pytest.mark.skipif(not HAS_FAISS, reason="faiss
 
 
 def search(queries, public, k, blocks, use_faiss):
-    found = NeighborSearch(queries.copy(), k, use_faiss=use_faiss)
-    for block in np.array_split(public, blocks):
-        found.add(block)
+    found = NeighborSearch(queries.copy(), k)
+    found.use_faiss = use_faiss
+    for positions in np.array_split(np.arange(len(public)), blocks):
+        found.add(public[positions], positions)
     return found.result()
 
 
@@ -50,7 +51,7 @@ def test_equal_distances_are_ordered_by_position(use_faiss):
 
 def test_k_beyond_the_public_set_is_named():
     found = NeighborSearch(np.zeros((2, 3), np.float32), 5)
-    found.add(np.zeros((4, 3), np.float32))
+    found.add(np.zeros((4, 3), np.float32), np.arange(4))
     with pytest.raises(ValueError, match="k is 5, but the public set holds only 4"):
         found.result()
 
@@ -102,15 +103,16 @@ def test_squares_beyond_float32_are_refused(scale, what):
     rng = np.random.default_rng(0)
     queries, public = ((scale * rng.normal(size=(n, 8))).astype(np.float32) for n in (10, 50))
     for use_faiss in {HAS_FAISS, False}:
-        found = NeighborSearch(queries.copy(), 5, use_faiss=use_faiss, name="model A, projector")
+        found = NeighborSearch(queries.copy(), 5, name="model A, projector")
+        found.use_faiss = use_faiss
         with pytest.raises(InputError, match=f"model A, projector are so .*{what}"):
-            found.add(public.copy())
+            found.add(public.copy(), np.arange(50))
             found.result()
 
 
 def test_equal_embeddings_are_no_error():
     found = NeighborSearch(np.ones((3, 4), np.float32), 2)
-    found.add(np.ones((5, 4), np.float32))
+    found.add(np.ones((5, 4), np.float32), np.arange(5))
     assert found.result().tolist() == [[0, 1]] * 3
 
 

@@ -15,7 +15,7 @@ from helpers import assert_one_line_error, ok, read_json
 from stages import call, settings
 from torch import nn
 
-from dejavu_utils.attack.preconditions import Origin, check_models
+from dejavu_utils.attack.preconditions import check_models
 from dejavu_utils.crops import corner_crop
 from dejavu_utils.data import augment
 from dejavu_utils.data.image_dataset import evaluation_transform
@@ -631,9 +631,9 @@ def test_views_are_normalized_for_the_network():
 
 def test_one_file_twice_is_said_equal_files_are_refused():
     """A public checkpoint is often tried on itself; two files with the same weights are a mistake."""
-    first, same, other = (
-        Origin(source, "digest") for source in ("--model_A_pth x.pth", "--model_B_pth x.pth", "--model_B_pth y.pth")
-    )
+    first, same, other = (SSLNetwork("resnet18", "8", "vicreg") for _ in range(3))
+    first.source, same.source, other.source = "--model_A_pth x.pth", "--model_B_pth x.pth", "--model_B_pth y.pth"
+    other.load_state_dict(first.state_dict())
     (warning,) = check_models({"A": first, "B": same})
     assert "the score is 0" in warning
     with pytest.raises(InputError, match="y.pth: holds the same weights"):
