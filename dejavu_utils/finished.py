@@ -4,6 +4,7 @@ Scripts ask before they import torch, so that a sweep passes each finished point
 second: standard library only, and YAML where a training's settings are in such a file.
 """
 
+import itertools
 import json
 import os
 import re
@@ -31,42 +32,36 @@ Flags = dict[str, list[str]]
 class Results:
     """Where a script's results are.
 
-    folder: the flag that names their folder. last: the file in it that is written last; a flag in
-    braces stands for its value, a number of six digits. layers: the flag of layers, each of which
-    has a folder of its own. submit: the flag that submits a job, and its value. done: what a
-    finished folder is said to hold, with flags in braces.
+    folder: the flag that names their folder. last: the file in it that is written last; {} stands
+    for the value of `steps`, six digits. layers: the flag of layers, each of which has a folder of
+    its own. steps: the flag of how long the script works, and what it counts.
     """
 
     folder: str
-    last: str
+    last: str = "results.json"
     layers: str = ""
-    submit: tuple[str, bool] = ("local", False)
-    done: str = ""
+    steps: tuple[str, str] = ("", "")
 
     def path(self, flags: Flags) -> Path:
         """The file that is written last."""
-        name = re.sub(r"\{(\w+)\}", lambda match: value_of(flags, match[1]).zfill(6), self.last)
-        return Path(value_of(flags, self.folder), value_of(flags, self.layers).split(",")[-1], name)
+        layer = value_of(flags, self.layers).split(",")[-1]
+        name = self.last.format(value_of(flags, self.steps[0]).zfill(6))
+        return Path(value_of(flags, self.folder), layer, name)
 
-    def submits(self, flags: Flags) -> bool:
-        """Does this command submit a job?"""
-        flag, on = self.submit
-        return (value_of(flags, flag).lower() in ("1", "true")) == on
+    def done(self, flags: Flags) -> str:
+        """What a finished folder is said to hold."""
+        flag, what = self.steps
+        return f" ({value_of(flags, flag) or 'all'} {what} are done)" if flag else ""
 
 
 RESULTS = {
     "train_SSL.py": Results(
-        "logging.folder",
-        "final_weights.pt",
-        submit=("dist.use_submitit", True),
-        done=" ({training.epochs} epochs are done)",
+        "logging.folder", "final_weights.pt", steps=("training.epochs", "epochs")
     ),
-    "label_inference_attack.py": Results("output_dir", "results.json", layers="layers"),
-    "lin_probe.py": Results("output_dir", "results.json"),
-    "sslmem.py": Results("output_dir", "results.json"),
-    "train_RCDM.py": Results(
-        "out_dir", "samples{lr_anneal_steps}.png", done=" ({lr_anneal_steps} steps are done)"
-    ),
+    "label_inference_attack.py": Results("output_dir", layers="layers"),
+    "lin_probe.py": Results("output_dir"),
+    "sslmem.py": Results("output_dir"),
+    "train_RCDM.py": Results("out_dir", "samples{}.png", steps=("lr_anneal_steps", "steps")),
 }
 
 
@@ -74,12 +69,10 @@ def leave_if_finished() -> None:
     """Ends this process if its results are complete, or if a job in the queue will write them; says
     so."""
     script = Path(sys.argv[0]).name
+    if {"-h", "--help"} & {*sys.argv}:
+        return
     try:
-        said = (
-            ""
-            if {"-h", "--help"} & {*sys.argv}
-            else finished_or_queued(script, typed_flags(sys.argv[1:]), True)
-        )
+        said = finished_or_queued(script, typed_flags(sys.argv[1:]), True)
     except InputError as error:
         sys.stderr.write(f"{script}: error: {error}\n")
         sys.exit(2)
@@ -98,20 +91,26 @@ def finished_or_queued(script: str, flags: Flags, refuses: bool = False) -> str:
     results, it is another one, and there is something to do.
     """
     results = RESULTS[script]
-    folder, last = value_of(flags, results.folder), results.path(flags)
+    folder = value_of(flags, results.folder)
+    last = results.path(flags)
     if not folder or any(value_of(flags, name) not in ("", "0") for name in _OTHER_WORK):
         return ""
     if last.is_file() and not newer_checkpoint(flags, last):
         other = difference(flags, recorded_settings(last))
-        if other and refuses and results.done and not results.submits(flags):
+        if other and refuses and results.steps[0] and not submits(flags):
             return ""
         remedy = f", but made with {other}; remove {last} to make it again" if other else ""
-        done = re.sub(
-            r"\{([\w.]+)\}", lambda match: value_of(flags, match[1]) or "all", results.done
-        )
-        return f"{folder}: there already{done}{remedy}"
-    number = queued_job(folder) if results.submits(flags) else ""
+        return f"{folder}: there already{results.done(flags)}{remedy}"
+    number = queued_job(folder) if submits(flags) else ""
     return f"{folder}: in the queue as job {number}" if number else ""
+
+
+def submits(flags: Flags) -> bool:
+    """Does this command submit a job?"""
+    on = ("1", "true")
+    if "logging.folder" in flags:  # a training
+        return value_of(flags, "dist.use_submitit").lower() in on
+    return value_of(flags, "local").lower() not in on
 
 
 def value_of(flags: Flags, name: str) -> str:
@@ -140,11 +139,11 @@ def _of_yaml(path: str) -> Flags:
 
     try:
         sections = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return {
-            f"{part}.{name}": [str(value)]
-            for part, names in sections.items()
-            for name, value in names.items()
-        }
+        flags = {}
+        for section, names in sections.items():
+            for name, value in names.items():
+                flags[f"{section}.{name}"] = [str(value)]
+        return flags
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
         return {}  # the script says what is wrong with it
 
@@ -153,14 +152,10 @@ def newer_checkpoint(flags: Flags, results: Path) -> str:
     """The first checkpoint among the values of the flags that was written after the results; "" if
     there is none."""
     made = results.stat().st_mtime_ns
-    for values in flags.values():
-        for path in values:
-            if (
-                path.endswith((".pth", ".pt"))
-                and os.path.isfile(path)
-                and os.stat(path).st_mtime_ns > made
-            ):
-                return path
+    for path in itertools.chain(*flags.values()):
+        is_checkpoint = path.endswith((".pth", ".pt")) and os.path.isfile(path)
+        if is_checkpoint and os.stat(path).st_mtime_ns > made:
+            return path
     return ""
 
 
@@ -177,26 +172,18 @@ def recorded_settings(results: Path) -> Mapping[str, object]:
 def difference(flags: Flags, record: Mapping[str, object]) -> str:
     """The first flag whose value is not the recorded one, in words; "" if all agree."""
     for name, values in flags.items():
-        if (
-            name in record
-            and not _WITHOUT_EFFECT.fullmatch(name)
-            and not _same(values, record[name])
-        ):
-            return f"--{name} {_in_words(record[name])}, not {' '.join(values) or 1}"
+        if name not in record or _WITHOUT_EFFECT.fullmatch(name):
+            continue
+        recorded = record[name]
+        if isinstance(recorded, list):
+            before = list(map(str, recorded))
+            now = ",".join(values).split(",")
+        else:
+            before = ["" if recorded is None else str(recorded)]
+            now = values[:1] or ["1"]  # a switch
+        if list(map(_plain, before)) != list(map(_plain, now)):
+            return f"--{name} {' '.join(before) or 'none'}, not {' '.join(values) or 1}"
     return ""
-
-
-def _in_words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _same(values: list[str], recorded: object) -> bool:
-    if isinstance(recorded, list):
-        return [_plain(value) for value in ",".join(values).split(",")] == [
-            _plain(str(value)) for value in recorded
-        ]
-    text = values[0] if values else "1"  # a switch
-    return _plain(text) == _plain("" if recorded is None else str(recorded))
 
 
 def _plain(text: str) -> object:
@@ -218,7 +205,8 @@ def queued_job(folder: str | Path) -> str:
 
     InputError where squeue does not answer: the job may be there.
     """
-    path, squeue = job_file(folder), shutil.which("squeue")
+    path = job_file(folder)
+    squeue = shutil.which("squeue")
     if not path.is_file() or not squeue:
         return ""
     number = path.read_text(encoding="utf-8").strip()
@@ -239,7 +227,8 @@ def awaited_jobs(paths: Iterable[object]) -> list[str]:
 def missing_snapshot(path: str | Path) -> str:
     """Why a training will not write this snapshot, model_ep{E}.pth, in words; "" if it may."""
     path = Path(path)
-    name, settings = re.fullmatch(r"model_ep(\d+)\.pth", path.name), recorded_settings(path)
+    name = re.fullmatch(r"model_ep(\d+)\.pth", path.name)
+    settings = recorded_settings(path)
     epochs, every = (settings.get(key) for key in ("training.epochs", "logging.snapshot_freq"))
     if not name or not isinstance(epochs, int) or not isinstance(every, int):
         return ""

@@ -1,6 +1,7 @@
 """The SSL network (backbone, projector, head of the loss), built by name or from a checkpoint's
 settings."""
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import Preprocessing
@@ -72,12 +73,11 @@ def timm_network(arch: str, what: str, **options: Any) -> nn.Module:
     import timm
 
     check_timm_name(arch, what)
-    if not arch.startswith(("vit_", "deit", "eva")):
-        return timm.create_model(arch, **options)
-    try:  # crops grow during training: a transformer must take images of any size
-        return timm.create_model(arch, dynamic_img_size=True, **options)
-    except TypeError:  # vit_relpos_* cannot
-        return timm.create_model(arch, **options)
+    if arch.startswith(("vit_", "deit", "eva")):
+        # Crops grow during training: a transformer must take images of any size.
+        with contextlib.suppress(TypeError):  # vit_relpos_* cannot
+            return timm.create_model(arch, dynamic_img_size=True, **options)
+    return timm.create_model(arch, **options)
 
 
 def timm_width(net: Any) -> int:
@@ -110,30 +110,23 @@ def _mlp(width_in: int, widths: list[int], relu_at_end: bool = False) -> nn.Sequ
     return nn.Sequential(*layers)
 
 
-def _batch_norm(width: int, widths: list[int], num_classes: int | None) -> nn.Module:
-    return nn.BatchNorm1d(width, affine=False)
-
-
-def _predictor(width: int, widths: list[int], num_classes: int | None) -> nn.Module:
-    return _mlp(width, widths)
-
-
-def _classifier(width: int, widths: list[int], num_classes: Any) -> nn.Module:
-    return nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, num_classes))
-
-
-# What each loss adds to the network, and so to its checkpoints: None, or a module's name and how it
-# is built from the projector's output width, the projector's widths and the number of classes.
-HEADS = {
-    "vicreg": None,
-    "simclr": None,
-    "barlow": ("bn", _batch_norm),
-    "byol": ("predictor", _predictor),
-    "dino": None,
-    "supervised": ("fc", _classifier),
-    "mocov3": ("predictor", _predictor),
+Head = Callable[[int, list[int], Any], nn.Module]
+# The modules that each loss adds to the network, and so to its checkpoints: names, and how they are
+# built from the projector's output width, the projector's widths and the number of classes.
+HEADS: dict[str, dict[str, Head]] = {
+    "vicreg": {},
+    "simclr": {},
+    "barlow": {"bn": lambda width, widths, classes: nn.BatchNorm1d(width, affine=False)},
+    "byol": {"predictor": lambda width, widths, classes: _mlp(width, widths)},
+    "dino": {},
+    "supervised": {"fc": lambda width, widths, classes: _classifier(width, classes)},
+    "mocov3": {"predictor": lambda width, widths, classes: _mlp(width, widths)},
 }
 LOSSES = tuple(HEADS)
+
+
+def _classifier(width: int, classes: int) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, classes))
 
 
 class Network(nn.Module):
@@ -160,16 +153,20 @@ class Network(nn.Module):
 
     def __init__(self, net: nn.Module, backbone_width: int, projector: nn.Sequential) -> None:
         super().__init__()
-        self.net, self.backbone_width, self.projector = net, backbone_width, projector
+        self.net = net
+        self.backbone_width = backbone_width
+        self.projector = projector
         self.arch = self.mlp = self.loss = self.num_classes = self.evaluation_side = None
-        self.preprocessing, self.about = Preprocessing(), dict.fromkeys(ABOUT)
-        self.source, self.notes = "the network", ""
+        self.preprocessing = Preprocessing()
+        self.about = dict.fromkeys(ABOUT)
+        self.source = "the network"
+        self.notes = ""
         self.has_projector = len(projector) > 0
         self.inner_layers = tuple(
             name for name, _ in net.named_modules() if re.fullmatch(_INNER, name)
         )
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """float (n, 3, h, w) -> list of float (n, width): the backbone's output, then that of each
         projector layer."""
         outputs = [self.net(images)]
@@ -182,8 +179,8 @@ class Network(nn.Module):
         add its heads."""
         if self.loss:
             return (self.loss,)
-        own = {name for name, _ in filter(None, HEADS.values()) if hasattr(self, name)}
-        return tuple(loss for loss, head in HEADS.items() if own == ({head[0]} if head else set()))
+        own = {name for name in set().union(*HEADS.values()) if hasattr(self, name)}
+        return tuple(loss for loss, heads in HEADS.items() if heads.keys() == own)
 
     def layer_widths(self) -> list[int]:
         """Widths of what `forward` returns."""
@@ -200,21 +197,24 @@ class Network(nn.Module):
         The output of an inner layer is `pooled`.
         """
         names = ["backbone", *(f"projector.{i}" for i in range(len(self.projector)))]
-        names += ["projector"] if self.has_projector else []
-        return [*names, *(["logits"] if self.loss == "supervised" else []), *self.inner_layers]
+        if self.has_projector:
+            names.append("projector")
+        if self.loss == "supervised":
+            names.append("logits")
+        return [*names, *self.inner_layers]
 
-    def embed(self, images: torch.Tensor, layer: str) -> torch.Tensor:
+    def embed(self, images: Tensor, layer: str) -> Tensor:
         """float (n, 3, h, w) -> float (n, width(layer)); layer: one of `layer_names`, L2 behind it
         or not."""
         return self.embed_layers(images, [layer])[layer]
 
-    def embed_layers(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+    def embed_layers(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """`embed` of several layers in one pass: {layer: float (n, width(layer))}.
 
         InputError for an inner layer whose output cannot be pooled to one vector per image.
         """
         wanted = {layer.removesuffix(L2) for layer in layers}
-        outputs: dict[str, torch.Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         hooks = []
         for name in wanted & set(self.inner_layers):
             module = self.net.get_submodule(name)
@@ -240,7 +240,7 @@ class Network(nn.Module):
             values[layer] = F.normalize(output.float(), dim=1) if layer.endswith(L2) else output
         return values
 
-    def _keep_pooled(self, name: str, outputs: dict[str, torch.Tensor]) -> Callable:
+    def _keep_pooled(self, name: str, outputs: dict[str, Tensor]) -> Callable:
         def keep(module: nn.Module, inputs: tuple, output: object) -> None:
             outputs[name] = pooled(output, self.net, name)
 
@@ -263,13 +263,14 @@ class Network(nn.Module):
         widths = self.layer_widths()
         return {**dict(zip(self.layer_names(), widths)), "projector": widths[-1]}[name]
 
-    def blank_image(self) -> torch.Tensor:
+    def blank_image(self) -> Tensor:
         """One image of zeros, of the size that the network is shown: (1, 3, side, side)."""
-        weight, side = next(self.net.parameters()), self.preprocessing.side
+        weight = next(self.net.parameters())
+        side = self.preprocessing.side
         return torch.zeros(1, 3, side, side, dtype=weight.dtype, device=weight.device)
 
 
-def pooled(output: object, net: nn.Module, name: str) -> torch.Tensor:
+def pooled(output: Any, net: nn.Module, name: str) -> Tensor:
     """The output of an inner layer of `net`, pooled as that network pools its last one: float (n,
     width).
 
@@ -277,30 +278,27 @@ def pooled(output: object, net: nn.Module, name: str) -> torch.Tensor:
     one and the network reads it, else the mean over positions, without the class token and
     registers. InputError for other outputs.
     """
-    if isinstance(output, torch.Tensor) and output.ndim == 2:
+    shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+    if len(shape) == 2:
         return output
-    if isinstance(output, torch.Tensor) and output.ndim == 4:
+    if len(shape) == 4:
         # Images are square, so the axis that differs is that of the channels; where all are equal
         # the network says it.
-        _, first, second, third = output.shape
+        _, first, second, third = shape
         last = first == second and (second != third or getattr(net, "output_fmt", "") == "NHWC")
         return output.mean(dim=(1, 2) if last else (2, 3))
-    if isinstance(output, torch.Tensor) and output.ndim == 3:
+    if len(shape) == 3:
         tokens = [getattr(net, attribute, None) for attribute in ("cls_token", "class_token")]
-        has_class_token = any(isinstance(token, torch.Tensor) for token in tokens)
+        has_class_token = any(isinstance(token, Tensor) for token in tokens)
         before = getattr(net, "num_prefix_tokens", int(has_class_token))
         # Some networks add the class token after their blocks (XCiT, CaiT) or some of them
         # (ConViT): count positions.
-        if _is_square(output.shape[1] - before):
+        if _is_square(shape[1] - before):
             reads_class_token = has_class_token and getattr(net, "global_pool", None) != "avg"
             return output[:, 0] if reads_class_token else output[:, before:].mean(dim=1)
-        if _is_square(output.shape[1]):
+        if _is_square(shape[1]):
             return output.mean(dim=1)
-    kind = (
-        f"of shape {tuple(output.shape)}"
-        if isinstance(output, torch.Tensor)
-        else f"a {type(output).__name__}"
-    )
+    kind = f"of shape {shape}" if shape else f"a {type(output).__name__}"
     raise InputError(
         f"layer {name}: its output is {kind}, neither a map nor one token per position; name another layer"
     )
@@ -340,13 +338,14 @@ class SSLNetwork(Network):
             backbone_width,
             nn.Sequential() if remove_head else _mlp(backbone_width, widths, proj_relu),
         )
-        self.arch, self.mlp, self.loss, self.num_classes = arch, mlp, loss, num_classes
+        self.arch = arch
+        self.mlp = mlp
+        self.loss = loss
+        self.num_classes = num_classes
         # what the loss acts on: without one of its own the backbone's output
         self.has_projector = True
         self.projector_width = backbone_width if remove_head else widths[-1]
-        head = HEADS.get(loss) if loss else None
-        if head:
-            name, build = head
+        for name, build in HEADS.get(loss or "", {}).items():
             self.add_module(name, build(self.projector_width, widths, num_classes))
 
 
@@ -372,9 +371,13 @@ def network_from_settings(
     model: Architecture, loss: str | None, num_classes: int | None
 ) -> SSLNetwork:
     """The network with random weights. num_classes: width of the supervised head."""
-    flags = {
-        "fc": bool(model.fc),
-        "proj_relu": bool(model.proj_relu),
-        "remove_head": bool(model.remove_head),
-    }
-    return SSLNetwork(model.arch, model.mlp, loss, num_classes, model.mlp_coeff, **flags)
+    return SSLNetwork(
+        model.arch,
+        model.mlp,
+        loss,
+        num_classes,
+        model.mlp_coeff,
+        bool(model.fc),
+        bool(model.proj_relu),
+        bool(model.remove_head),
+    )

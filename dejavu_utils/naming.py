@@ -7,6 +7,7 @@ A point is one training recipe at one epoch, for instance `vicreg_300pc_1000ep`;
 call this (bash_examples/sweep_points.py).
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ ATTACK_FOLDERS = {
 }
 PROBE_FOLDER = "lin_probe_sweeps_with_aug"
 SSLMEM_FOLDER = "sslmem_sweeps"
-ATTACK_PREFIX, PROBE_PREFIX, SSLMEM_PREFIX = "NN_attk_", "lp_", "sslmem_"
+ATTACK_PREFIX = "NN_attk_"
+PROBE_PREFIX = "lp_"
+SSLMEM_PREFIX = "sslmem_"
 # Folders of attacks beside attack_sweeps, with the layer that an attack in them is of.
 LAYERS_BESIDE = {ATTACK_FOLDERS[layer]: layer for layer in ("backbone", "logits")}
 # names of the folders that --layers makes
@@ -75,10 +78,8 @@ class Sweep:
         if self.fraction:
             return float(f"0.{text}")
         for number in (text.replace("-", ".", 1), text):
-            try:
+            with contextlib.suppress(ValueError):
                 return float(number)
-            except ValueError:
-                continue
         return text
 
 
@@ -179,11 +180,8 @@ def sslmem_beside(attack: str | Path) -> Path | None:
     folder = Path(attack).absolute()
     if not folder.name.startswith(ATTACK_PREFIX):
         return None
-    return (
-        folder.parent.parent
-        / SSLMEM_FOLDER
-        / (SSLMEM_PREFIX + folder.name.removeprefix(ATTACK_PREFIX))
-    )
+    point = folder.name.removeprefix(ATTACK_PREFIX)
+    return folder.parent.parent / SSLMEM_FOLDER / f"{SSLMEM_PREFIX}{point}"
 
 
 def sweep_points(folder: str | Path, template: str, value: Callable = int) -> list[tuple]:
@@ -196,8 +194,6 @@ def sweep_points(folder: str | Path, template: str, value: Callable = int) -> li
     for entry in Path(folder).iterdir():
         match = re.fullmatch(f"{before}(.+){after}", entry.name)
         if match and entry.is_dir():
-            try:
+            with contextlib.suppress(ValueError):
                 points.append((value(match[1]), entry))
-            except ValueError:
-                continue
     return sorted(points, key=lambda point: (isinstance(point[0], str), point))

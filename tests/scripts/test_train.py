@@ -285,7 +285,7 @@ class Agree(Method):
 
 
 def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
-    head = ("agreement", lambda width, widths, classes: torch.nn.Linear(width, 16))
+    head = {"agreement": lambda width, widths, classes: torch.nn.Linear(width, 16)}
     monkeypatch.setitem(METHODS, "agree", Agree)
     monkeypatch.setitem(HEADS, "agree", head)
     for folder in ("whole", "parts"):

@@ -4,7 +4,7 @@ A new one, `toy`, takes
 * `toy.py` here, with a subclass of Method: its loss, and only what differs from other methods: which views it wants,
   what it keeps beside the network, what it checks;
 * a line in METHODS below;
-* a line in HEADS of dejavu_utils.models: None, or the module that it adds to the network (a checkpoint holds it, and
+* a line in HEADS of dejavu_utils.models: {}, or the module that it adds to the network (a checkpoint holds it, and
   attack and probe rebuild it without this folder). `--training.loss` and the `--loss` flags take their choices there;
 * if it has settings, a dataclass in dejavu_utils/training/settings.py and a line in its class Settings: they are
   `--toy.NAME`, and `settings.toy.NAME` in the method. A loss that is a formula of its own belongs in
