@@ -3,7 +3,7 @@ runs."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -78,9 +78,7 @@ def mean_of_estimates(
 ) -> Estimate:
     """The mean of independent estimates, within [least, most]: each arm is the root of the summed
     squared arms / their number."""
-    values = np.array([one.value for one in estimates])
-    lows = np.array([one.low for one in estimates])
-    highs = np.array([one.high for one in estimates])
+    values, lows, highs = np.moveaxis(np.array([astuple(one) for one in estimates]), 1, 0)
     mean = values.mean(axis=0)
     down = np.sqrt(np.square(values - lows).sum(axis=0)) / len(values)
     up = np.sqrt(np.square(highs - values).sum(axis=0)) / len(values)

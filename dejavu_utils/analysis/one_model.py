@@ -205,9 +205,9 @@ def one_model_statistics(
     the same classifiers. half: the attacked images, judged by classifiers trained on half of the
     crops. The intervals include the spread of the classifiers where there are LEAST_SEEDS of each.
     """
-    groups = {"both": list(SETS), "A": ["A"], "B": ["B"]}
     statistics = {}
-    for group, names in groups.items():
+    for group in ("both", *SETS):
+        names = SETS if group == "both" else (group,)
         judged = [seen[name] for name in names]
         never_seen = [unseen[name] for name in names] if unseen else []
         by_half = [half[name] for name in names] if half else []
