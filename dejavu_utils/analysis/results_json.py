@@ -293,18 +293,18 @@ def read_probe(folder: Path) -> ProbeResults:
         return results
     logs = sorted(folder.rglob("*_log.out"), key=lambda path: path.stat().st_mtime)
     for log in reversed(logs):
-        printed = re.findall(r"\{[^{}]*\}", log.read_text(errors="replace"))
-        printed = list(filter(_printed_accuracies, printed))
+        printed = []
+        for text in re.findall(r"\{[^{}]*\}", log.read_text(errors="replace")):
+            accuracies = _printed_accuracies(text)
+            if accuracies:
+                printed.append((_printed_set(text), accuracies))
+        if len(printed) < 2:
+            continue
+        (second, val), (last, train) = printed[-2:]
         # The study's code names the set: a job that did not finish has printed validation
         # accuracies alone.
-        if (
-            len(printed) >= 2
-            and _printed_set(printed[-1]) != "val"
-            and _printed_set(printed[-2]) != "train"
-        ):
-            val, train = (_printed_accuracies(text) for text in printed[-2:])
-            if val and train:
-                return ProbeResults(ProbeAccuracies(train=train, val=val))
+        if last != "val" and second != "train":
+            return ProbeResults(ProbeAccuracies(train=train, val=val))
     raise InputError(
         f"{folder}: holds neither results.json nor the *_log.out of a finished probe; probe again"
     )

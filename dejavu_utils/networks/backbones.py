@@ -8,7 +8,7 @@ other sizes as each publishes it.
 import math
 import re
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import timm.models
 import torch
@@ -20,6 +20,7 @@ from torchvision.models import resnet
 
 from dejavu_utils.models import backbone_named
 
+T = TypeVar("T")
 # Of the widths that DINO, DINOv2, MAE, DeiT and I-JEPA have.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
 _NAMES: dict[tuple, str] = {
@@ -182,6 +183,13 @@ def count(names: Iterable[str], pattern: str) -> int:
 def shapes_of(state: dict[str, Tensor]) -> dict[str, tuple]:
     """{name: shape} of weights."""
     return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def below(prefix: str, named: dict[str, T]) -> dict[str, T]:
+    """{name without the prefix: value} of the names that have it."""
+    return {
+        name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)
+    }
 
 
 def architectures() -> tuple[str, ...]:

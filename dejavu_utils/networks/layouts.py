@@ -19,6 +19,7 @@ from dejavu_utils.imagenet import STD, Preprocessing
 from dejavu_utils.models import Network, backbone_named
 from dejavu_utils.networks.backbones import (
     arch_of_shapes,
+    below,
     count,
     resnet_of_shapes,
     shapes_of,
@@ -200,12 +201,8 @@ def layout_of(state: Weights, prefix: str, nest: str, known: str | None) -> tupl
         if place == word and any(key.startswith(root + projector) for key in state):
             barlow = name == "vicreg" and f"{root}projector.0.bias" not in state
             return known or ("barlow" if barlow else name), root + projector
-    bare = {
-        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
-    }
-    return known or {"encoder_q.": "moco", "base_encoder.": "mocov3"}.get(word) or _layout_of_bare(
-        bare, nest
-    ), None
+    alone = {"encoder_q.": "moco", "base_encoder.": "mocov3"}
+    return known or alone.get(word) or _layout_of_bare(below(prefix, state), nest), None
 
 
 def _layout_of_bare(bare: Weights, nest: str) -> str:

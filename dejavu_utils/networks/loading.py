@@ -34,7 +34,7 @@ from dejavu_utils.models import (
     timm_network,
     timm_width,
 )
-from dejavu_utils.networks.backbones import arch_of_shapes, shapes_of
+from dejavu_utils.networks.backbones import arch_of_shapes, below, shapes_of
 from dejavu_utils.networks.layouts import (
     BESIDE,
     LAYOUTS,
@@ -215,10 +215,7 @@ def _from_file(checkpoint: Any, arch: str | None, source: str, file_name: str) -
     state, nest = weights_in(checkpoint)
     if any(map(_OWN.fullmatch, state)):
         root = prefix_of(state, _OWN)
-        own = {
-            name.removeprefix(root): value for name, value in state.items() if name.startswith(root)
-        }
-        return _own(network_of(own, checkpoint), arch)
+        return _own(network_of(below(root, state), checkpoint), arch)
     if arch and arch not in LAYOUTS:
         return _built_by_name(arch, source, state, file_name)
     prefix = prefix_of(state)
@@ -430,11 +427,7 @@ def _evaluation_side(trained_side: int | None) -> int | None:
 
 
 def _network_from_shapes(shapes: dict[str, tuple]) -> SSLNetwork:
-    backbone = {
-        name.removeprefix("net."): shape
-        for name, shape in shapes.items()
-        if name.startswith("net.")
-    }
+    backbone = below("net.", shapes)
     fc = "fc.weight" in backbone
     arch = arch_of_shapes(backbone, fc)
     widths = []
