@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from dejavu_utils.checkpoint import load_checkpoint, without_prefix
-from dejavu_utils.cli import existing_or_awaited_file
+from dejavu_utils.cli import existing_or_awaited_file, from_flags
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.imagenet import Preprocessing
 from dejavu_utils.log import say
@@ -109,11 +109,8 @@ class ModelFile:
     def of(cls, args: argparse.Namespace, flag: str) -> "ModelFile":
         """The model of this flag, as the flags of `add_network_flags`, where there are any, and
         --resolution say that it is."""
-        typed = vars(args)
-        path = typed[flag.removeprefix("--")]
-        resnet50 = typed.get("resnet50", False)
-        known = args.arch, args.resolution, typed.get("mlp"), typed.get("loss"), resnet50
-        return cls(flag, path, *known)
+        path = getattr(args, flag.removeprefix("--"))
+        return from_flags(cls, args, flag=flag, path=path)
 
     def load(self) -> Network:
         """The network in eval mode on the CPU, after a line about it; InputError where the user
