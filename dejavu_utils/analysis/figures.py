@@ -46,8 +46,13 @@ X_LABELS = {
 OPEN = {"linestyle": "--", "markerfacecolor": "white"}  # of the reference
 _GRAY: dict[str, Any] = {"color": "0.45", "linewidth": 1, "zorder": 0}
 _ZERO: dict[str, Any] = {"color": "0.6", "linewidth": 0.7, "zorder": 0}  # of lines at 0
-_HATCH: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
-_HATCH["zorder"] = 0
+_HATCH: dict[str, Any] = {
+    "facecolor": "none",
+    "edgecolor": "0.6",
+    "hatch": "////",
+    "linewidth": 0,
+    "zorder": 0,
+}
 _SIZE = (3.4, 2.5)  # inches; a second panel below takes as much again as _PANEL
 _PANEL = 1.4
 _LEGEND_WIDTH = 1.25
@@ -459,7 +464,8 @@ class _Panel:
 
     def curve(self, rows: pd.DataFrame, name: str, number: int, **changes: Any) -> None:
         """A line with the band of its interval; of one point a marker with a bar."""
-        places, (value, low, high) = self.places[rows.index], _estimates(rows, name)
+        places = self.places[rows.index]
+        value, low, high = _estimates(rows, name)
         look = {**_look(number), "linewidth": 1.3, **changes}
         color = look["color"]
         if len(rows) == 1:
@@ -471,8 +477,8 @@ class _Panel:
     def curves(self, rows: pd.DataFrame, labels: dict[str, str], **changes: Any) -> None:
         """A line for each of several estimates. labels: {name: label}."""
         for number, (name, label) in enumerate(labels.items()):
-            line = LINES[number]
-            self.curve(rows, name, number, label=label, linestyle=line, **changes)
+            look = {"label": label, "linestyle": LINES[number], **changes}
+            self.curve(rows, name, number, **look)
 
     def bars(
         self, rows: pd.DataFrame, name: str, number: int, label: str, shift: float = 0.0
