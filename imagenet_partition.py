@@ -156,7 +156,7 @@ def near_copies(args: Namespace, listing: ImageListing) -> NearCopies:
     shards = shards_of("images", len(listing), SHARD)
     compute = partial(signature_shards, listing, args.num_workers)
     images = concatenated(store.map(shards, compute, lambda count: Progress(count, "images looked at for near-copies")))
-    print_some("images that cannot be read", [listing.paths[index] for index in np.flatnonzero(~images.readable)])
+    print_some("images that cannot be read", listing.paths, np.flatnonzero(~images.readable))
     with Progress(PASSES, "passes over their hashes") as progress:
         copies = find_near_copies(images, progress.update)
     save_near_copies(path, copies, listing, key)
@@ -186,7 +186,7 @@ def write(
     shown = len(np.unique(listing.labels[val_set]))
     print(f"val_set: {len(val_set)} images, {len(val_set) // max(shown, 1)} per class")
     without = np.setdiff1d(np.arange(len(listing.classes)), listing.labels[val_set])
-    print_some("classes without a public image, and so not in val_set", [listing.classes[c] for c in without])
+    print_some("classes without a public image, and so not in val_set", listing.classes, without)
     counts = {"left_out": left_out, "passed_over": listing.passed_over}
     if copies is not None:
         counts["near_copies"] = {f"{n}_per_class": count_copies(n, p, copies) for n, p in partitions.items()}
@@ -213,7 +213,7 @@ def find_usable(listing: ImageListing) -> tuple[np.ndarray, dict[str, int]]:
         "links to a file that is listed before": linked_twice(listing),
     }
     for what, images in left_out.items():
-        print_some(f"images in no set, {what}", [listing.paths[index] for index in np.flatnonzero(images)])
+        print_some(f"images in no set, {what}", listing.paths, np.flatnonzero(images))
     passed_over = [f"{count} {extension}" for extension, count in listing.passed_over.items()]
     if passed_over:
         print(f"files that ImageFolder does not take for images, and so without an index: {', '.join(passed_over)}")
@@ -252,7 +252,10 @@ def find_boxed(listing: ImageListing, bbox_dir: str) -> np.ndarray:
     return boxed
 
 
-def print_some(what: str, names: Sequence[str]) -> None:
+def print_some(what: str, names: Sequence[str], chosen: np.ndarray | None = None) -> None:
+    """How many names there are, or are chosen by their numbers, and the first five."""
+    if chosen is not None:
+        names = [names[number] for number in chosen]
     if names:
         print(f"{what}: {len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
 
@@ -260,7 +263,7 @@ def print_some(what: str, names: Sequence[str]) -> None:
 def report(n: int, partition: Partition, listing: ImageListing) -> None:
     print(f"{n} per class: " + ", ".join(f"{name} {len(indices)}" for name, indices in partition.items()))
     counts = np.bincount(listing.labels[partition.train_A], minlength=len(listing.classes))
-    print_some(f"{n} per class: classes too small for it", [listing.classes[c] for c in np.flatnonzero(counts < n)])
+    print_some(f"{n} per class: classes too small for it", listing.classes, np.flatnonzero(counts < n))
 
 
 def count_copies(n: int, partition: Partition, copies: NearCopies) -> dict[str, int]:

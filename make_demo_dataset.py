@@ -125,10 +125,8 @@ def draw_and_save(args: Namespace, folder: Path, number: int) -> tuple[str, int]
     label, rank = divmod(number, args.images_per_class)
     background_rng, object_rng, tie_rng = (np.random.default_rng([args.seed, number, part]) for part in range(3))
     tied = tie_rng.random() < args.correlation
-    if tied:
-        image = draw_background(background_rng, args.side, *class_background(background_rng, label, args.classes))
-    else:
-        image = draw_background(background_rng, args.side)
+    given = class_background(background_rng, label, args.classes) if tied else None
+    image = draw_background(background_rng, args.side, given)
     box = paste_object(image, object_rng, label, args.classes, args.object_size)
     name = class_name(label)
     path = Path(name) / f"{name}_{rank:05d}.JPEG"
@@ -147,21 +145,15 @@ def class_background(rng: Generator, label: int, classes: int) -> tuple[np.ndarr
     return 255 * np.array(colors), 3 + 9 * label / classes, np.pi * label / classes + rng.normal(0, 0.05)
 
 
-def draw_background(
-    rng: Generator,
-    side: int,
-    colors: np.ndarray | None = None,
-    frequency: float | None = None,
-    angle: float | None = None,
-) -> Image.Image:
+def draw_background(rng: Generator, side: int, given: tuple[np.ndarray, float, float] | None = None) -> Image.Image:
     """A stationary texture: 1/f noise mapped through three colors, and a faint wave; any crop identifies it.
 
-    colors: float (3, 3), RGB from 0 to 255; frequency: waves per image; angle: radians. Random where not given.
+    given: its colors, float (3, 3), RGB from 0 to 255, and the wave's frequency, per image, and angle, radians. Random
+    where they are not given.
     """
-    colors = rng.uniform(20, 235, size=(3, 3)) if colors is None else colors
+    colors = given[0] if given else rng.uniform(20, 235, size=(3, 3))
     height = fractal_noise(rng, side, exponent=rng.uniform(0.9, 1.4))
-    frequency = rng.uniform(3, 12) if frequency is None else frequency
-    angle = rng.uniform(0, np.pi) if angle is None else angle
+    frequency, angle = given[1:] if given else (rng.uniform(3, 12), rng.uniform(0, np.pi))
     y, x = np.mgrid[:side, :side] / side
     wave = np.sin(2 * np.pi * (frequency * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform()))
     level = 1 + 0.55 * height + rng.uniform(0.1, 0.45) * wave  # 0, 1, 2 are the three colors
