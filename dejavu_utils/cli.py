@@ -160,62 +160,33 @@ def add_launch_flags(
     """The flags of dejavu_utils.runtime.launch.launch and job_flags, with these defaults; their
     group."""
     group = parser.add_argument_group("where it runs")
-    group.add_argument(
-        "--local", type=zero_or_one, default=0, help="1: run here; 0: submit a SLURM job"
-    )
-    group.add_argument(
-        "--local_gpu",
-        type=non_negative_int,
-        default=0,
-        help="which GPU to use with --local 1 and --ngpus 1",
-    )
-    group.add_argument(
-        "--ngpus",
-        type=non_negative_int,
-        default=ngpus,
-        help="GPUs per node, one process each (here: at most those that there are); 0: CPUs alone",
-    )
-    group.add_argument("--nodes", type=positive_int, default=nodes, help="nodes of the job")
-    group.add_argument(
-        "--world_size",
-        type=non_negative_int,
-        default=0,
-        help="processes per node where no GPU is used; 0: one",
-    )
-    group.add_argument(
-        "--timeout", type=positive_int, default=timeout, help="time limit of the job, minutes"
-    )
-    group.add_argument("--partition", default="", help="SLURM partition")
-    group.add_argument(
-        "--mem_gb",
-        type=non_negative_int,
-        default=mem_gb,
-        help="memory per node, GB; 0 = 60 x ngpus",
-    )
-    group.add_argument(
-        "--dependency", default="", help="SLURM dependency, for instance afterok:123"
-    )
+    gpus = "GPUs per node, one process each (here: at most those that there are); 0: CPUs alone"
+    flags = {
+        "--local": (0, zero_or_one, "1: run here; 0: submit a SLURM job"),
+        "--local_gpu": (0, non_negative_int, "which GPU to use with --local 1 and --ngpus 1"),
+        "--ngpus": (ngpus, non_negative_int, gpus),
+        "--nodes": (nodes, positive_int, "nodes of the job"),
+        "--world_size": (0, non_negative_int, "processes per node where no GPU is used; 0: one"),
+        "--timeout": (timeout, positive_int, "time limit of the job, minutes"),
+        "--partition": ("", str, "SLURM partition"),
+        "--mem_gb": (mem_gb, non_negative_int, "memory per node, GB; 0 = 60 x ngpus"),
+        "--dependency": ("", str, "SLURM dependency, for instance afterok:123"),
+    }
+    add_flags(group, flags)
     return group
 
 
 def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """The flags of running a trained network over image files."""
     group = parser.add_argument_group("speed")
-    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="images")
-    group.add_argument(
-        "--num_workers",
-        type=non_negative_int,
-        default=default_workers(),
-        help="processes that read images",
-    )
-    group.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network"
-    )
-    group.add_argument(
-        "--resolution",
-        type=positive_int,
-        help="side of the network's input, pixels; default: that of the end of its training, 224 where no file says it",
-    )
+    side = "side of the network's input, pixels; default: that of the end of its training, 224 where no file says it"
+    flags = {
+        "--batch_size": (batch_size, positive_int, "images"),
+        "--num_workers": (default_workers(), non_negative_int, "processes that read images"),
+        "--precision": ("fp32", ("fp32", "bf16", "fp16"), "of the network"),
+        "--resolution": (None, positive_int, side),
+    }
+    add_flags(group, flags)
     group.add_argument(
         "--skip_unreadable",
         action="store_true",
