@@ -1,6 +1,5 @@
 """lin_probe.py as a user runs it."""
 
-import functools
 import itertools
 import os
 import signal
@@ -87,7 +86,13 @@ def undisturbed(data, tmp_path_factory):
 
 def test_sums_that_come_a_step_later_give_the_same(data, undisturbed, tmp_path, monkeypatch):
     """As on a GPU; with a save after every step."""
-    monkeypatch.setattr(processes, "LateSums", functools.partial(LateSums, late=True))
+
+    class Late(LateSums):
+        def __init__(self, device):
+            super().__init__(device)
+            self.late = True
+
+    monkeypatch.setattr(processes, "LateSums", Late)
     for name, seconds in (("late", 600), ("saved", -1)):
         monkeypatch.setattr(lin_probe, "_SECONDS_BETWEEN_SAVES", seconds)
         ok(probe(data, tmp_path / name))
