@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 from helpers import ok
@@ -11,6 +12,12 @@ def pytest_configure(config):
     """Tests of CPUs see no GPU: only a run that selects the marker gpu does."""
     if not re.search(r"(?<!not )\bgpu\b", config.getoption("markexpr", "") or ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are files without content, for tests of the numbers alone: drawing takes most of a plot's time."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from PIL import Image
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.cli import run
+from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.runtime import processes
@@ -39,30 +40,40 @@ def run_script(name, *arguments, **environment):
     )
 
 
+def script_module(name):
+    """The module of a script, imported anew under its own name."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run_here(name, *arguments, **environment):
     """The same in this process, which saves the start of a new one: returncode, stdout and stderr."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the others: the results are equal bit for bit
-    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
-    script = importlib.util.module_from_spec(spec)
     out, err, code = io.StringIO(), io.StringIO(), 0
     argv = sys.argv
-    sys.modules[spec.name], sys.argv = script, [str(ROOT / name), *(str(a) for a in arguments)]
+    sys.argv = [str(ROOT / name), *(str(a) for a in arguments)]
     try:
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             mock.patch.dict(os.environ, environment),
             kept_signals(),
+            one_thread(),
         ):
-            spec.loader.exec_module(script)
-            run(script.main)
+            run(script_module(name).main)
     except SystemExit as stop:
         code = stop.code or 0
     finally:
         sys.argv = argv
-        torch.set_num_threads(threads)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def run_example(name, *arguments, **environment):
+    """`bash bash_examples/NAME ARGUMENTS` with these variables."""
+    command = ["bash", ROOT / "bash_examples" / name, *arguments]
+    variables = {name: str(value) for name, value in environment.items()}
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
 
 
 def ok(result):
@@ -115,6 +126,17 @@ def documented_command(script):
 
 
 @contextlib.contextmanager
+def one_thread():
+    """Within it PyTorch computes as in `run_script`: the results are equal bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def kept_signals():
     """What the scripts do on signals ends with the block."""
     handlers = {number: signal.getsignal(number) for number in StopSignal.SIGNALS}
@@ -136,7 +158,7 @@ def debug_cluster(monkeypatch, folder):
     class Debug(submitit.AutoExecutor):
         def __init__(self, folder, cluster, **kwargs):
             assert cluster == "slurm"
-            submitted["parameters"] = {}
+            submitted["parameters"].clear()
             super().__init__(folder, cluster="debug", **kwargs)
 
         def update_parameters(self, **kwargs):
@@ -163,27 +185,34 @@ def flags(settings):
     return words
 
 
-def cases(text):
-    """[({flag: value}, [parts of the message])] of a table: `--k 13 -min_px -> --k 13 ;; only 12 images` a line.
+def options(text):
+    """{flag: value} of `--k 7 --resume -min_px`: --NAME alone is a switch, -NAME takes a flag away.
 
-    `-NAME` takes a flag away, `--NAME` alone is a switch, `NAME=VALUE` a variable; ABSENT is a path without a file.
+    NAME=VALUE is a variable.
+    """
+    found, name = {}, None
+    for word in shlex.split(text):
+        if word.startswith("--"):
+            name = word.removeprefix("--")
+            found[name] = ""
+        elif name:
+            found[name], name = word, None
+        elif word.startswith("-"):
+            found[word.removeprefix("-")] = None
+        else:
+            variable, _, found[variable] = word.partition("=")
+    return found
+
+
+def cases(text):
+    """[(options, [parts of the message])] of a table: `--k 13 -min_px -> --k 13 ;; only 12 images` a line.
+
+    ABSENT is a path without a file.
     """
     rows = []
     for line in text.replace("ABSENT", str(ABSENT)).strip().splitlines():
         words, _, message = line.partition(" -> ")
-        changes, name = {}, None
-        for word in shlex.split(words):
-            if word.startswith("--"):
-                name = word.removeprefix("--")
-                changes[name] = ""
-            elif name:
-                changes[name], name = word, None
-            elif word.startswith("-"):
-                changes[word.removeprefix("-")] = None
-            else:
-                variable, _, value = word.partition("=")
-                changes[variable] = value
-        rows.append((changes, [part.strip() for part in message.split(";;")]))
+        rows.append((options(words), [part.strip() for part in message.split(";;")]))
     return rows
 
 
@@ -196,12 +225,14 @@ def assert_one_line_error(result, *texts):
 
 
 def draw_tree(folder, classes=3, per_class=12, boxed=8, seed=0):
-    """images/CLASS/ID.JPEG of 60 x 50 or 50 x 60 pixels and boxes/Annotation/CLASS/ID.xml for the first `boxed`."""
+    """images/CLASS/ID.JPEG of 60 x 50 or 50 x 60 pixels and boxes/Annotation/CLASS/ID.xml for the first `boxed`.
+
+    classes: how many, or their names.
+    """
     rng = np.random.default_rng(seed)
-    for label in range(classes):
+    for name in [f"c{label}" for label in range(classes)] if isinstance(classes, int) else classes:
         for rank in range(per_class):
             size = ((60, 50), (50, 60))[rank % 2]
-            name = f"c{label}"
             path = folder / "images" / name / f"{name}_{rank:02d}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
             coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
@@ -225,12 +256,23 @@ def save_sets(folder, per_class, **bounds):
     return listing
 
 
-def save_untrained(path, seed=0, loss="simclr", mlp="32-16", classes=3):
-    """A published-style checkpoint (no settings inside) of a resnet18 with random weights; returns the network."""
+def save_untrained(path, seed=0, loss="simclr", mlp="32-16", classes=3, **about):
+    """A checkpoint of a resnet18 with random weights, as published; about: more of its entries. Returns the network."""
     torch.manual_seed(seed)
     network = SSLNetwork("resnet18", mlp, loss, classes if loss == "supervised" else None).eval()
-    save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict())})
+    save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict()), **about})
     return network
+
+
+# Settings of a training from which a checkpoint's network is rebuilt.
+RECIPE = {"model.arch": "resnet18", "model.mlp": "32-16", "model.mlp_coeff": 1.0, "model.fc": 0, "model.proj_relu": 0}
+RECIPE |= {"model.remove_head": 0, "training.loss": "simclr"}
+
+
+def trained_on(folder, names, crops=""):
+    """A checkpoint's record of its training images: those of FOLDER/NAME.npy, of FOLDER/images."""
+    indices = np.sort(np.concatenate([np.load(folder / f"{name}.npy") for name in names]))
+    return TrainingImages(indices, list_images(folder / "images").fingerprint["sha256"], crops).plain()
 
 
 def draw_demo(folder, **settings):

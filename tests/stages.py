@@ -1,22 +1,15 @@
 """Every stage on one tiny data set: its script, flags that are all right, and what it is given."""
 
-from helpers import draw_tree, flags, ok, run_here, save_untrained
+from helpers import draw_tree, flags, ok, options, run_here, save_untrained
 
-TRAINING = {
-    "model.arch": "resnet18",
-    "model.mlp": "32-16",
-    "training.loss": "simclr",
-    "training.precision": "fp32",
-    "resolution.min_res": 32,
-    "resolution.max_res": 32,
-    "validation.resolution": 32,
-    "data.num_workers": 1,
-    "training.batch_size": 4,
-    "training.epochs": 2,
-    "training.warmup_epochs": 1,
-    "logging.log_level": 1,
-}
-SMALL_ATTACK = {"k": 7, "k_attk": 5, "min_px": 10, "resolution": 32, "num_workers": 0, "local": 1}
+TRAINING = options("""--model.arch resnet18 --model.mlp 32-16 --training.loss simclr --training.precision fp32
+    --resolution.min_res 32 --resolution.max_res 32 --validation.resolution 32 --data.num_workers 1
+    --training.batch_size 4 --training.epochs 2 --training.warmup_epochs 1 --logging.log_level 1""")
+PICTURES = options("--resolution 32 --num_workers 0 --local 1")
+SMALL_ATTACK = {**PICTURES, "k": 7, "k_attk": 5, "min_px": 10}
+SMALL_RCDM = options("""--local 1 --ssl_resolution 32 --workers 0 --batch_size 4 --image_size 32 --num_channels 32
+    --channel_mult 1,1 --num_res_blocks 1 --attention_resolutions 16 --backend diffusers --timestep_respacing 2
+    --log_interval 1""")
 SCRIPTS = {
     "partition": ("imagenet_partition.py", "save_dir"),
     "beton": ("write_ffcv_dataset.py", "write-path"),
@@ -27,10 +20,24 @@ SCRIPTS = {
 }
 
 
+def attack_settings(folder, out, **changes):
+    """The attack's flags on A.pth, B.pth, A.npy, B.npy, public.npy, images/ and boxes/ of one folder."""
+    values = {f"model_{side}_pth": folder / f"{side}.pth" for side in "AB"}
+    values |= {f"bbox_{side}_idx_pth": folder / f"{side}.npy" for side in "AB"}
+    values |= {"public_idx_pth": folder / "public.npy", "imgnet_train_pth": folder / "images"}
+    return {**SMALL_ATTACK, **values, "imgnet_bbox_pth": folder / "boxes", "output_dir": out, **changes}
+
+
+def plot_settings(folder, out, **changes):
+    """The plot's flags on the attack of one point, of 4 images per class after 1 epoch, below folder."""
+    values = {"model": "simclr", "k_neighb": 5, "epoch_sweep_dataset": 4, "dataset_sweep_epoch": 1}
+    return {**values, "plot_lin_probe": 0, "attk_folder_path": folder, "save_path": out, **changes}
+
+
 def settings(command, data, made, out):
     """The flags of a command that is all right. data: images, boxes and index; made: betons and checkpoints."""
     index = data / "index/4_per_class"
-    pictures = {"imgnet_train_pth": data / "images", "resolution": 32, "num_workers": 0, "local": 1}
+    pictures = {**PICTURES, "imgnet_train_pth": data / "images"}
     return {
         "partition": {"imgnet_dir": data / "images", "bbox_dir": data / "boxes", "per_class": 4, "save_dir": out},
         "beton": {
@@ -72,23 +79,12 @@ def settings(command, data, made, out):
             "output_dir": out,
         },
         "rcdm": {
+            **SMALL_RCDM,
             "feat_cond": "",
             "ssl_model_pth": made / "A.pth",
-            "ssl_resolution": 32,
             "data_dir": data / "images",
             "dataset_indices": index / "public.npy",
-            "workers": 0,
-            "local": 1,
             "world_size": 1,
-            "batch_size": 4,
-            "image_size": 32,
-            "num_channels": 32,
-            "channel_mult": "1,1",
-            "num_res_blocks": 1,
-            "attention_resolutions": 16,
-            "backend": "diffusers",
-            "timestep_respacing": 2,
-            "log_interval": 1,
             "lr_anneal_steps": 2,
             "save_interval": 1,
             "out_dir": out,
