@@ -7,7 +7,6 @@ import pickle
 import resource
 import shutil
 import subprocess
-from collections import namedtuple
 from pathlib import Path
 from unittest import mock
 
@@ -50,6 +49,11 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:700])
 
 
+def cut_image_left_out(case):
+    image("c0/c0_08.JPEG", cut)(case)
+    case.flags["skip_unreadable"] = ""
+
+
 def class_gone(case):
     shutil.rmtree(case.data / "images/c1")
 
@@ -81,7 +85,11 @@ def no_boxes(case):
     shutil.rmtree(case.data / "boxes/Annotation")
 
 
-def index(flag, content):
+INDEX = {"beton": "idx-path", "attack": "bbox_A_idx_pth", "probe": "train_idx_pth", "rcdm": "dataset_indices"}
+MODEL = {"attack": "model_B_pth", "probe": "model_pth", "rcdm": "ssl_model_pth"}
+
+
+def index(content, flag=None):
     """The index file of a flag holds this array, these bytes, or what a function of its path writes."""
 
     def make(case):
@@ -93,7 +101,7 @@ def index(flag, content):
             content(path)
         else:
             np.save(path, content)
-        case.flags[flag] = path
+        case.flags[flag or INDEX[case.command]] = path
 
     return make
 
@@ -121,29 +129,21 @@ def array_with_code(path):
     np.save(path, np.array([Payload()], dtype=object), allow_pickle=True)
 
 
-def other_data_set(flag):
-    def make(case):
-        other = draw_tree(case.data / "other", classes=2)
-        values = settings("partition", other, other, other / "index")
-        ok(call("partition", values))
-        case.flags[flag] = other / "index/4_per_class/bbox_A.npy"
-
-    return make
+def other_data_set(case):
+    other = draw_tree(case.data / "other", classes=2)
+    ok(call("partition", settings("partition", other, other, other / "index")))
+    case.flags[INDEX[case.command]] = other / "index/4_per_class/bbox_A.npy"
 
 
 def unfinished_partition(case):
     (case.data / "index/partition.unfinished").touch()
 
 
-def changed(**values):
-    return lambda case: case.flags.update(values)
-
-
-def checkpoint(flag, content):
-    """The checkpoint of a flag holds these bytes, or what a function makes of the path and a good one's path."""
+def checkpoint(content):
+    """The checkpoint holds these bytes, or what a function makes of the path and a good one's path."""
 
     def make(case):
-        path = case.data / "bad.pth"
+        path, flag = case.data / "bad.pth", MODEL[case.command]
         good = case.flags[flag]
         path.write_bytes(content) if isinstance(content, bytes) else content(path, good)
         case.flags[flag] = path
@@ -335,6 +335,10 @@ def environment(**variables):
     return lambda case: mock.patch.dict(os.environ, variables)
 
 
+def files_end_at(size):
+    return lambda case: limit(size)
+
+
 def too_few_open_files(case):
     """Images cannot be opened: the process has as many files open as it may."""
 
@@ -351,8 +355,95 @@ def files_of_another_program(case):
             path.unlink()
 
 
-Fault = namedtuple("Fault", "name command make texts code")
-
-
-def fault(name, command, make, *texts, code=2):
-    return Fault(name, command, make, texts, code)
+FIRST, PUBLIC = "c0/c0_00.JPEG", "c0/c0_08.JPEG"  # the first of set A, and a public one
+NPY_CUT = b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'for"
+WRONG = {
+    "unreadable image": image(FIRST, b"no image"),
+    "empty image": image(FIRST, b""),
+    "image of 400 million pixels": image(FIRST, drawn((20000, 20000), "1")),
+    "unreadable public image": image(PUBLIC, b"no image"),
+    "cut public image": image(PUBLIC, cut),
+    "cut public image left out": cut_image_left_out,
+    "image of 1 x 1": image(FIRST, drawn((1, 1))),
+    "image of 20000 x 1": image(FIRST, drawn((20000, 1))),
+    "public image of 1 x 1": image(PUBLIC, drawn((1, 1))),
+    "public image of 20000 x 1": image(PUBLIC, drawn((20000, 1))),
+    "class missing": class_gone,
+    "class added": class_added,
+    "class without images": class_empty,
+    "no class": no_class,
+    "classes of one image": classes_of_one_image,
+    "class without boxes": class_without_boxes,
+    "no boxes": no_boxes,
+    "index of another data set": other_data_set,
+    "index out of range": index(np.array([0, 36])),
+    "index negative": index(np.array([-1, 2])),
+    "index too large for int64": index(np.array([2**64 - 1], np.uint64)),
+    "index duplicated": index(np.array([0, 1, 0])),
+    "public index duplicated": index(np.array([0, 1, 0]), "public_idx_pth"),
+    "index empty": index(np.array([], int)),
+    "validation index empty": index(np.array([], int), "val_idx_pth"),
+    "public index empty": index(np.array([], int), "public_idx_pth"),
+    "index of decimals": index(np.array([0.0, 1.0])),
+    "index of two dimensions": index(np.zeros((2, 2), int)),
+    "index of one number": index(np.array(3)),
+    "index of true and false": index(np.array([True, False])),
+    "index of objects with code": index(array_with_code),
+    "index of pickled code": index(pickle.dumps(Payload())),
+    "index cut": index(NPY_CUT),
+    "index without bytes": index(b""),
+    "index of other content": index(b"1, 2, 3\n"),
+    "index in an archive": index(archive),
+    "index of a million billion": index(enormous),
+    "index in both sets": index(np.array([4, 5])),
+    "index of a killed partition": unfinished_partition,
+    "checkpoint without bytes": checkpoint(b""),
+    "checkpoint of other content": checkpoint(b"epoch 1"),
+    "checkpoint cut early": checkpoint(cut_to(0.001)),
+    "checkpoint cut late": checkpoint(cut_to(0.9)),
+    "checkpoint with code": checkpoint(with_code),
+    "checkpoint of bare code": checkpoint(bare_code),
+    "checkpoint of odd types": checkpoint(of_odd_types),
+    "checkpoint with NaN": checkpoint(not_finite),
+    "model.pth without bytes": resuming(resume_cut(0)),
+    "model.pth cut": resuming(resume_cut(0.77)),
+    "model.pth without settings": resuming(resume_without("settings")),
+    "model.pth without optimizer": resuming(resume_without("optimizer")),
+    "model.pth without train_set": resuming(resume_without("train_set")),
+    "model.pth with code": resuming(resume_code),
+    "model.pth with NaN": resuming(resume_not_finite),
+    "beton without bytes": beton(cut_at(0)),
+    "beton cut early": beton(cut_at(0.01)),
+    "beton cut late": beton(cut_at(0.99999)),
+    "beton of another version": beton(put("header", "version", 3)),
+    "beton of no fields": beton(put("header", "num_fields", 0)),
+    "beton of 65535 fields": beton(put("header", "num_fields", 65535)),
+    "beton of too many samples": beton(put("header", "num_samples", 2**63)),
+    "beton's table beyond its end": beton(put("header", "alloc_table_ptr", 2**64 - 1)),
+    "beton's table in the header": beton(put("header", "alloc_table_ptr", 0)),
+    "beton's image beyond its end": beton(put("table", 1, 2**40)),
+    "beton's image wraps around": beton(put("table", 1, 2**64 - 8)),
+    "beton's image of 16 EiB": beton(put("table", 2, 2**64 - 1)),
+    "beton's record of no image": beton(put("image", "data_ptr", 12345)),
+    "beton's wrong width": beton(put("image", "width", 9)),
+    "beton's image of no pixels": beton(put("image", "height", 0)),
+    "beton's unknown mode": beton(put("image", "mode", 7)),
+    "beton's negative label": beton(put("record", "label", -1)),
+    "beton's enormous label": beton(put("record", "label", 2**62)),
+    "beton with raw called jpg": elsewhere(beton(put("image", "mode", 0))),
+    "no file beyond 20 kB": files_end_at(20_000),
+    "no file beyond 200 bytes": files_end_at(200),
+    "no file beyond 1 MB": resuming(save_checkpoint, lambda: limit(10**6)),
+    "full disk": mounted("full"),
+    "read-only folder": mounted("ro"),
+    "file in the place of the folder": a_file_there,
+    "file above the folder": below_a_file,
+    "folder in the place of the file": a_folder_there,
+    "crop cache below a file": crop_cache("a file/x.npz"),
+    "crop cache of another name": crop_cache("x.pth"),
+    "folder in use": in_use,
+    "weights of another program": files_of_another_program,
+    "left WORLD_SIZE": environment(WORLD_SIZE="2"),
+    "rank beyond the world": environment(RANK="2", WORLD_SIZE="2"),
+    "too few open files": too_few_open_files,
+}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fault_machinery import RESUMING, Payload
 from faults_table import ANNOTATIONS, FAULTS, GOOD
-from helpers import ROOT, draw_tree, flags, ok, read_json, run_here
-from stages import SCRIPTS, call, settings
+from helpers import ROOT, draw_tree, flags, ok, read_json, run_example, run_here
+from stages import SCRIPTS, call, plot_settings, settings
 
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations, Unusable
@@ -123,20 +123,15 @@ def test_nothing_outside_the_folders_is_read(annotated):
             assert Path(os.path.normpath(path)).parent == boxes / "Annotation/c0", path
 
 
-def test_odd_names_work_through_all_stages(tmp_path):
+def test_odd_names_work_through_all_stages(tmp_path, undrawn):
     """In folders, classes and images; $(...) and ; would run something if any stage gave a name to a shell."""
     root = tmp_path / 'it\'s a "näme"\n$(touch x); *'
-    data = draw_tree(root / "data")
-    for number, name in enumerate(("a class; 'x'", 'b "é"\nc', "ü*$(touch y)")):
-        for folder in (data / "images", data / "boxes/Annotation"):
-            (folder / f"c{number}").rename(folder / name)
-            for path in (folder / name).iterdir():
-                path.rename(path.with_name(path.name.replace(f"c{number}_", f"{name} ")))
+    data = draw_tree(root / "data", classes=("a class; 'x'", 'b "é"\nc', "ü*$(touch y)"))
     made, out = root / "made", root / "out"
     ok(call("partition", settings("partition", data, made, data / "index")))
     folders = {"IMAGENET_DATASET_DIR": data / "images", "INDEX_FOLDER": data / "index", "BETONS_FOLDER": made}
     for script in ("gen_betons.sh", "gen_val_betons.sh"):
-        ok(subprocess.run([ROOT / script], env={**os.environ, **folders}, capture_output=True, text=True, cwd=tmp_path))
+        ok(run_example(f"../{script}", **folders))
     assert len(Beton(made / "val.beton")) == 12
     for model in "AB":
         (made / f"4_per_class_{model}.beton").rename(made / "train.beton")
@@ -145,8 +140,8 @@ def test_odd_names_work_through_all_stages(tmp_path):
     for command in ("attack", "probe"):
         folder = out / {"attack": "NN_attk_simclr_4pc_2ep", "probe": "lp_simclr_4pc_2ep"}[command]
         ok(call(command, settings(command, data, made, folder)))
-    words = {"model": "simclr", "k_neighb": 7, "epoch_sweep_dataset": 4, "dataset_sweep_epoch": 2}
-    words |= {"attack_fname": "out", "attk_folder_path": out, "lin_probe_folder_path": out, "save_path": out / "plot"}
-    ok(run_here("plot_quant_results.py", *flags(words)))
+    probes = {"plot_lin_probe": 1, "lin_probe_folder_path": out}
+    plot = plot_settings(out, out / "plot", **probes, k_neighb=7, dataset_sweep_epoch=2, attack_fname="out")
+    ok(run_here("plot_quant_results.py", *flags(plot)))
     assert (out / "plot/attk_epochs_acc_top1.png").exists()
     assert not [path for path in (tmp_path, ROOT, Path.cwd()) for name in "xy" if (path / name).exists()]
