@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import ROOT, assert_one_line_error, flags, ok, run_here, save_untrained
-from stages import call, settings
+from stages import call, plot_settings, settings
 
 from dejavu_utils.analysis.results_json import read_results
 from dejavu_utils.data.provenance import READERS, ModelRecord, Provenance, first_difference_in_words
@@ -85,9 +85,9 @@ def test_readers_that_scripts_name_are_in_the_table():
 def mixed(tiny, finished_stage, tmp_path_factory):
     """mixed(file): an attack's folder in which this file is that of another attack, by a copy."""
     root = tmp_path_factory.mktemp("mixed")
+    save_untrained(root / "A.pth", seed=7)
     values = settings("attack", tiny / "data", tiny / "made", root / "other")
-    values |= {"k_attk": 2, "model_A_pth": save_other(root / "A.pth")}
-    ok(call("attack", values))
+    ok(call("attack", values | {"k_attk": 2, "model_A_pth": root / "A.pth"}))
 
     def copy(name):
         folder = shutil.copytree(finished_stage("attack"), root / name / "NN_attk_simclr_4pc_1ep")
@@ -97,16 +97,10 @@ def mixed(tiny, finished_stage, tmp_path_factory):
     return copy
 
 
-def save_other(path):
-    save_untrained(path, seed=7)
-    return path
-
-
 @pytest.mark.parametrize("name", ["A_attk_A_neighb_labels.npy", "attack_A.csv", "results.json"])
 def test_files_of_two_attacks_in_one_folder_are_noticed(tiny, mixed, name):
     folder = mixed(name)
-    plot = {"model": "simclr", "k_neighb": 5, "epoch_sweep_dataset": 4, "dataset_sweep_epoch": 1, "plot_lin_probe": 0}
-    plot |= {"attk_folder_path": folder.parent, "save_path": folder.parent / "plot"}
+    plot = plot_settings(folder.parent, folder.parent / "plot")
     sslmem = settings("sslmem", tiny / "data", tiny / "made", folder.parent / "sslmem")
     for script, words in (
         ("plot_quant_results.py", flags(plot)),

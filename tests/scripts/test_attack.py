@@ -1,8 +1,10 @@
 """The attack: planted answers through the real neighbor search, and the script as a user runs it."""
 
+import contextlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -10,20 +12,19 @@ import pytest
 import torch
 from helpers import assert_one_line_error, cases, draw_tree, flags, ok, read_json, run_here, save_sets, save_untrained
 from PIL import Image
-from stages import SMALL_ATTACK
+from stages import attack_settings
 from torchvision import transforms
 
 import label_inference_attack
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import read_attack
 from dejavu_utils.attack import search
-from dejavu_utils.attack import search as queries
 from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.crops import background_crop, corner_crop
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.networks.embedder import Embedder
-from dejavu_utils.runtime import resumable as unfinished
+from dejavu_utils.runtime import resumable
 from dejavu_utils.runtime.devices import set_ieee_fp32
 
 # Planted answers: embeddings that predict the class in a known share of the examples.
@@ -83,7 +84,7 @@ def test_planted_embeddings_are_measured_at_their_rate():
 def few_whole_images():
     """So few whole public images for the ceiling that the attacked crops can be the smaller set."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queries, "_CEILING_IMAGES", 2)
+        patch.setattr(search, "_CEILING_IMAGES", 2)
         yield
 
 
@@ -102,20 +103,16 @@ def data(tmp_path_factory):
 
 
 def attack(data, output_dir, **changes):
-    folder = data[0]
-    settings = {
-        "output_dir": output_dir,
-        "model_A_pth": folder / "A.pth",
-        "model_B_pth": folder / "B.pth",
-        "bbox_A_idx_pth": folder / "A.npy",
-        "bbox_B_idx_pth": folder / "B.npy",
-        "public_idx_pth": folder / "public.npy",
-        "imgnet_train_pth": folder / "images",
-        "imgnet_bbox_pth": folder / "boxes",
-        **SMALL_ATTACK,
-        **changes,
-    }
-    return run_here("label_inference_attack.py", *flags(settings), PATH=str(Path(sys.executable).parent))  # no srun
+    words = flags(attack_settings(data[0], output_dir, **changes))
+    return run_here("label_inference_attack.py", *words, PATH=str(Path(sys.executable).parent))  # no srun
+
+
+@pytest.fixture(scope="module")
+def attacked(data, tmp_path_factory):
+    """(folder, what was printed, results.json) of an attack with all defaults."""
+    folder = tmp_path_factory.mktemp("attacked")
+    result = ok(attack(data, folder))
+    return folder, result.stdout, read_json(folder / "results.json")
 
 
 def embed(network, layer, listing, indices, crop_of=lambda image, index: None):
@@ -180,12 +177,11 @@ def test_as_many_neighbors_vote_as_there_are(words, votes):
     assert label_inference_attack.parse_args([*needed, *words]).k_attk == votes
 
 
-def test_results_and_tables_agree_with_the_files(data, tmp_path):
-    result = ok(attack(data, tmp_path))
-    results = read_json(tmp_path / "results.json")
+def test_results_and_tables_agree_with_the_files(attacked):
+    folder, printed, results = attacked
     assert results["counts"]["A"]["attacked"] == 12 and results["counts"]["public"] == 12
     assert results["settings"]["layer"] == "projector" and results["settings"]["k_attk"] == 5
-    sets = read_attack(tmp_path, k_attk=5)
+    sets = read_attack(folder, k_attk=5)
     summary = mem.summarize([sets["A"].attack, sets["B"].attack], 1)
     top_1 = results["both"]["top_1"]
     for name in ("target", "reference", "score"):
@@ -197,7 +193,7 @@ def test_results_and_tables_agree_with_the_files(data, tmp_path):
     difference = top_1["shares"]["memorized"]["value"] - top_1["shares"]["misrepresented"]["value"]
     assert top_1["accuracy"]["100"]["score"]["value"] == pytest.approx(difference, abs=1e-12)
     for name in "AB":
-        table = pd.read_csv(tmp_path / f"attack_{name}.csv")
+        table = pd.read_csv(folder / f"attack_{name}.csv")
         assert len(table) == 12 and (table["index"].diff().dropna() > 0).all()
         assert table["target_top1_correct"].mean() == results[name]["top_1"]["accuracy"]["100"]["target"]["value"]
         assert (table["target_top1_correct"] == (table["target_top1"] == table["label"])).all()
@@ -205,11 +201,11 @@ def test_results_and_tables_agree_with_the_files(data, tmp_path):
         assert results[name]["vote_share"]["margin"]["value"] == pytest.approx(margin, abs=1e-12)
         assert (table["share"] == "memorized").mean() == results[name]["top_1"]["shares"]["memorized"]["value"]
         for model in "AB":
-            sweep = np.load(tmp_path / f"top_1_conf_sweep_{model}_attk_{name}.npy")
+            sweep = np.load(folder / f"top_1_conf_sweep_{model}_attk_{name}.npy")
             role = "target" if model == name else "reference"
             assert sweep.shape == (100,) and sweep[-1] == table[f"{role}_top1_correct"].mean()
-    assert f"target {summary.target.value:.3f}" in result.stdout
-    assert "<html" in (tmp_path / "attack_gallery.html").read_text()
+    assert f"target {summary.target.value:.3f}" in printed
+    assert "<html" in (folder / "attack_gallery.html").read_text()
 
 
 def test_one_model_twice_is_refused_or_named(data, tmp_path):
@@ -223,11 +219,9 @@ def test_one_model_twice_is_refused_or_named(data, tmp_path):
     assert "the score is 0" in results["warnings"][0]
 
 
-@pytest.mark.parametrize("switch", ["", "1"])
-def test_corner_crop_attacks_every_image_and_reads_no_xml(data, tmp_path, switch):
+def test_corner_crop_attacks_every_image_and_reads_no_xml(data, tmp_path):
     folder, networks = data
-    changes = {"use_corner_crop": switch, "corner_crop_frac": 0.4, "imgnet_bbox_pth": None}
-    ok(attack(data, tmp_path, **changes))
+    ok(attack(data, tmp_path, use_corner_crop="", corner_crop_frac=0.4, imgnet_bbox_pth=None))
     listing = list_images(folder / "images")
     indices, public = np.load(folder / "A.npy"), np.load(folder / "public.npy")
     queries = embed(networks["B"], "projector", listing, indices, lambda image, _: corner_crop(*image.size, 0.4))
@@ -272,12 +266,7 @@ def test_supervised_logits_are_the_scores(data, tmp_path):
 """),
 )
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):
-    changes = {
-        name: data[0] / value
-        if str(value).endswith((".npy", "A.pth", "d.pth", "images")) and "/" not in value
-        else value
-        for name, value in changes.items()
-    }
+    changes = {name: data[0] / value if (data[0] / str(value)).is_file() else value for name, value in changes.items()}
     result = attack(data, tmp_path / "out", **changes)
     assert_one_line_error(result, *texts)
     assert not list((tmp_path / "out").glob("*.npy"))
@@ -305,20 +294,17 @@ def outputs(folder):
     return {**files, "results.json": results}
 
 
-def test_layers_of_one_run_are_those_of_single_runs(data, tmp_path):
-    ok(attack(data, tmp_path / "layers", layers="backbone,projector.0,projector"))
-    assert sorted(path.name for path in (tmp_path / "layers").iterdir() if path.is_dir()) == [
-        "backbone",
-        "projector",
-        "projector.0",
-    ]
-    assert not (tmp_path / "layers/results.json").exists()
-    for layer, use_backbone in (("backbone", 1), ("projector", 0)):
-        ok(attack(data, tmp_path / layer, use_backbone=use_backbone))
-        assert outputs(tmp_path / "layers" / layer) == outputs(tmp_path / layer)
-    between = read_json(tmp_path / "layers/projector.0/results.json")
+def test_layers_of_one_run_are_those_of_single_runs(data, attacked, tmp_path):
+    layers = tmp_path / "layers"
+    ok(attack(data, layers, layers="backbone,projector.0,projector"))
+    folders = {path.name for path in layers.iterdir() if path.is_dir()}
+    assert folders == {"backbone", "projector", "projector.0"} and not (layers / "results.json").exists()
+    ok(attack(data, tmp_path / "backbone", use_backbone=1))
+    assert outputs(layers / "backbone") == outputs(tmp_path / "backbone")
+    assert outputs(layers / "projector") == outputs(attacked[0])
+    between = read_json(layers / "projector.0/results.json")
     assert between["settings"]["layer"] == "projector.0"
-    one_of_several = attack(data, tmp_path / "layers")
+    one_of_several = attack(data, layers)
     assert_one_line_error(one_of_several, "--output_dir", "of the layers backbone, projector, projector.0 (--layers)")
     assert_one_line_error(attack(data, tmp_path / "backbone", layers="backbone"), "--output_dir", "of one layer")
 
@@ -340,35 +326,34 @@ def undisturbed(data, tmp_path_factory, few_whole_images):
     return found
 
 
+@contextlib.contextmanager
+def killed_after(batches):
+    """An attack dies when it has embedded so many batches of images."""
+    embed, left = Embedder.embed_later, iter(range(batches))
+
+    def embed_or_die(*args):
+        if next(left, None) is None:
+            raise SystemExit(137)
+        return embed(*args)
+
+    with mock.patch.object(Embedder, "embed_later", embed_or_die):
+        yield
+
+
 @pytest.mark.parametrize("what", ["crops", "public"])
-def test_a_killed_attack_resumes(data, tmp_path, undisturbed, what, monkeypatch):
-    embed_batch, calls = Embedder.embed_later, []
-
-    def killed_at(last):
-        calls.clear()
-
-        def embed(self, images, *more):
-            calls.append(len(images))
-            if len(calls) > last:
-                raise SystemExit(137)
-            return embed_batch(self, images, *more)
-
-        monkeypatch.setattr(Embedder, "embed_later", embed)
-        return attack(data, tmp_path, **held(data, what)).returncode, len(calls)
-
-    deaths = 0
-    while (died := killed_at(3))[0] == 137:
-        deaths += 1
+def test_a_killed_attack_resumes(data, tmp_path, undisturbed, what):
+    codes = []
+    while 0 not in codes and len(codes) < 20:
         assert not (tmp_path / "results.json").exists()
-        assert deaths < 20
-    assert died[0] == 0 and deaths >= 3
+        with killed_after(3):
+            codes.append(attack(data, tmp_path, **held(data, what)).returncode)
+    assert len(codes) > 3 and codes == [137] * (len(codes) - 1) + [0]
     assert outputs(tmp_path) == undisturbed[what]
     assert not (tmp_path / "unfinished").exists()
 
 
-def test_pieces_of_another_attack_are_not_used(data, tmp_path, undisturbed, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Embedder, "embed_later", lambda *_: (_ for _ in ()).throw(SystemExit(137)))
+def test_pieces_of_another_attack_are_not_used(data, tmp_path, undisturbed):
+    with killed_after(0):
         assert attack(data, tmp_path, **held(data, "crops"), resolution=64).returncode == 137
     result = ok(attack(data, tmp_path, **held(data, "crops")))
     assert "resumes" not in result.stdout
@@ -377,16 +362,7 @@ def test_pieces_of_another_attack_are_not_used(data, tmp_path, undisturbed, monk
 
 def test_another_number_of_processes_resumes(data, tmp_path, undisturbed, monkeypatch):
     """Stopped alone when the crops are embedded, then the second of two processes alone, then one process again."""
-    embed_batch, calls = Embedder.embed_later, []
-
-    def embed(self, images, *more):
-        calls.append(len(images))
-        if len(calls) > 6:  # the crops and two whole images are six batches
-            raise SystemExit(137)
-        return embed_batch(self, images, *more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Embedder, "embed_later", embed)
+    with killed_after(6):  # the crops and two whole images
         assert attack(data, tmp_path, **held(data, "crops")).returncode == 137
     with monkeypatch.context() as patch:
         for name, value in (("rank", 1), ("world_size", 2)):
@@ -403,18 +379,18 @@ def test_another_number_of_processes_resumes(data, tmp_path, undisturbed, monkey
 
 
 def test_a_lost_piece_is_noticed(data, tmp_path, monkeypatch, few_whole_images):
-    save = unfinished.ShardStore.save
+    save = resumable.ShardStore.save
 
     def lose_one(self, name, **arrays):
         if name != "crops_000001":
             save(self, name, **arrays)
 
-    monkeypatch.setattr(unfinished.ShardStore, "save", lose_one)
-    monkeypatch.setattr(unfinished, "_PATIENCE", 0)
+    monkeypatch.setattr(resumable.ShardStore, "save", lose_one)
+    monkeypatch.setattr(resumable, "_PATIENCE", 0)
     assert_one_line_error(attack(data, tmp_path, **held(data, "crops")), "crops_000001.npz: is missing")
 
 
-def test_a_disk_without_room_is_named_before_images_are_embedded(data, tmp_path, monkeypatch):
+def test_a_disk_without_room_is_named_before_embedding(data, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     monkeypatch.setattr(Embedder, "outputs", None)  # which would be called
     assert_one_line_error(attack(data, tmp_path), "unfinished: needs about 0.0 GB", "give another --output_dir")
@@ -435,7 +411,7 @@ def test_networks_compute_in_ieee_float32_whatever_was_set(data, tmp_path, monke
 
 
 def test_two_processes_find_what_one_finds(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(queries, "_CEILING_IMAGES", 5000)  # as in processes of their own, whatever a fixture has set
+    monkeypatch.setattr(search, "_CEILING_IMAGES", 5000)  # as in processes of their own, whatever a fixture has set
     for processes in (1, 2):
         ok(attack(data, tmp_path / str(processes), **held(data, "public"), ngpus=0, world_size=processes))
     assert outputs(tmp_path / "2") == outputs(tmp_path / "1")
@@ -455,20 +431,16 @@ def test_unreadable_images_are_named_or_left_out(data, tmp_path):
     counts = read_json(tmp_path / "out/results.json")["counts"]
     assert (counts["public"], counts["public, unreadable image"]) == (11, 1)
     assert (counts["A"]["attacked"], counts["A"]["unreadable image"], counts["B"]["attacked"]) == (11, 1, 12)
-    for model in "AB":
-        assert attacked[2] not in np.load(tmp_path / f"out/{model}_attk_A_attk_idxs.npy")
-        assert public[3] not in np.load(tmp_path / f"out/{model}_attk_A_neighb_idxs.npy")
+    assert attacked[2] not in np.load(tmp_path / "out/A_attk_A_attk_idxs.npy")
+    assert public[3] not in np.load(tmp_path / "out/A_attk_A_neighb_idxs.npy")
     result = attack(data, tmp_path / "out12", skip_unreadable="", k=12, **changes)
     assert_one_line_error(result, "--k 12", "only 11 images")
 
 
 def test_crops_are_computed_once_until_the_boxes_change(data, tmp_path):
     folder = draw_tree(tmp_path / "tree")
-    changes = {
-        "imgnet_train_pth": folder / "images",
-        "imgnet_bbox_pth": folder / "boxes",
-        "crop_cache": tmp_path / "crops.npz",
-    }
+    changes = {"imgnet_train_pth": folder / "images", "imgnet_bbox_pth": folder / "boxes"}
+    changes["crop_cache"] = tmp_path / "crops.npz"
     assert "crops of" not in attack(data, tmp_path / "first", **changes).stdout
     assert f"crops of {tmp_path / 'crops.npz'}" in attack(data, tmp_path / "second", **changes).stdout
     assert outputs(tmp_path / "first") == outputs(tmp_path / "second")
@@ -476,11 +448,10 @@ def test_crops_are_computed_once_until_the_boxes_change(data, tmp_path):
     assert "1 no XML" in attack(data, tmp_path / "third", **changes).stdout
 
 
-def test_tables_of_classes_and_confidence(data, tmp_path):
-    ok(attack(data, tmp_path))
-    results = read_json(tmp_path / "results.json")
-    rows = pd.concat([pd.read_csv(tmp_path / f"attack_{name}.csv") for name in "AB"])
-    classes = pd.read_csv(tmp_path / "attack_classes.csv")
+def test_tables_of_classes_and_confidence(attacked):
+    folder, _, results = attacked
+    tables = [pd.read_csv(folder / f"attack_{name}.csv") for name in "AB"]
+    rows, classes = pd.concat(tables), pd.read_csv(folder / "attack_classes.csv")
     assert list(classes["n"]) == [8, 8, 8] and (classes["score"].diff().dropna() <= 0).all()
     for _, row in classes.iterrows():
         of_class = rows[rows["label"] == row["label"]]
@@ -489,13 +460,13 @@ def test_tables_of_classes_and_confidence(data, tmp_path):
         assert row["score"] == pytest.approx(row["target_acc"] - row["reference_acc"])
         assert row["score_low"] <= row["score"] <= row["score_high"]
         assert row["reference_confidence"] == pytest.approx(of_class["reference_confidence"].mean())
-    curve = pd.read_csv(tmp_path / "attack_confidence.csv")
+    curve = pd.read_csv(folder / "attack_confidence.csv")
     assert len(curve) == 200 and (curve.groupby("top_k")["target_threshold"].diff().dropna() <= 0).all()
     last = curve[(curve["top_k"] == 1) & (curve["pct_confidence"] == 100)].iloc[0]
     everyone = results["both"]["top_1"]["accuracy"]["100"]
     for name in ("target", "reference"):
         found = last[f"{name}_acc"], last[f"{name}_low"]
         assert found == pytest.approx((everyone[name]["value"], everyone[name]["low"]))
-        least = np.mean([pd.read_csv(tmp_path / f"attack_{s}.csv")[f"{name}_confidence"].min() for s in "AB"])
+        least = np.mean([table[f"{name}_confidence"].min() for table in tables])
         assert last[f"{name}_threshold"] == pytest.approx(least)
     assert last["score_high"] == pytest.approx(everyone["score"]["high"])

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from helpers import draw_demo, flags, ok, read_json, run_here, save_color_reader
 from PIL import Image, ImageChops
+from stages import attack_settings
 
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
@@ -114,20 +115,8 @@ def test_correlation_is_not_reported_as_memorization(tied_data, tmp_path):
         np.save(tmp_path / f"{name}.npy", np.flatnonzero(chosen))
     for seed, model in enumerate("AB"):
         save_color_reader(tmp_path / f"{model}.pth", seed, classes=CLASSES)
-    settings = {
-        "local": 1,
-        "output_dir": tmp_path / "attack",
-        **{f"model_{model}_pth": tmp_path / f"{model}.pth" for model in "AB"},
-        **{f"bbox_{name}_idx_pth": tmp_path / f"{name}.npy" for name in "AB"},
-        "public_idx_pth": tmp_path / "public.npy",
-        "imgnet_train_pth": tied_data / "images",
-        "imgnet_bbox_pth": tied_data / "boxes",
-        "k": 10,
-        "k_attk": 10,
-        "min_px": 16,
-        "resolution": 32,
-        "num_workers": 0,
-    }
+    folders = {"imgnet_train_pth": tied_data / "images", "imgnet_bbox_pth": tied_data / "boxes"}
+    settings = attack_settings(tmp_path, tmp_path / "attack", **folders, k=10, k_attk=10, min_px=16)
     result = ok(run_here("label_inference_attack.py", *flags(settings)))
     tables = pd.concat([pd.read_csv(tmp_path / f"attack/attack_{name}.csv") for name in "AB"])
     tied = pd.read_csv(tied_data / "tied.csv")["tied"].to_numpy(bool)[tables["index"]]

@@ -2,19 +2,29 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, assert_one_line_error, cases, draw_tree, flags, ok, read_json, run_here, save_sets
-from stages import SMALL_ATTACK
+from helpers import (
+    RECIPE,
+    assert_one_line_error,
+    cases,
+    draw_tree,
+    flags,
+    ok,
+    read_json,
+    run_example,
+    run_here,
+    save_sets,
+    save_untrained,
+    trained_on,
+)
+from stages import attack_settings
 
 from dejavu_utils.analysis.attack_files import read_attack
 from dejavu_utils.analysis.intervals import Estimate
@@ -29,26 +39,17 @@ from dejavu_utils.analysis.one_model import (
     spread_of,
     widened,
 )
-from dejavu_utils.checkpoint import save_checkpoint, with_prefix
+from dejavu_utils.checkpoint import save_checkpoint
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
-from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.imagenet import list_images, load_image
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.loading import load_network
 from dejavu_utils.typed_json import to_json
 
 CROPS = str(CropRule(min_px=10))
-SETTINGS = {
-    "model.arch": "resnet18",
-    "model.mlp": "32-16",
-    "model.mlp_coeff": 1.0,
-    "model.fc": 0,
-    "model.proj_relu": 0,
-    "training.loss": "simclr",
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,39 +57,24 @@ def data(tmp_path_factory):
     """An image folder whose images are all boxed, index files of its sets, the only model and two seeds a side."""
     folder = draw_tree(tmp_path_factory.mktemp("data"), per_class=20, boxed=20)
     listing = save_sets(folder, 20, A=(0, 4), B=(4, 8), unseen=(8, 13), public=(13, 20))
-    save(folder, listing, "model", "AB", 0, loss="simclr", crops="")
+    save(folder, "model", "AB", 0, loss="simclr", crops="")
     for number, side in enumerate("AABB"):
-        save(folder, listing, f"{side}{number % 2}", [side], number + 1)
+        save(folder, f"{side}{number % 2}", [side], number + 1)
     return folder, listing
 
 
-def save(folder, listing, name, trained, seed, loss="supervised", crops=CROPS, classes=3):
-    torch.manual_seed(seed)
-    one = loss == "supervised"
-    network = SSLNetwork("resnet18", "32-16", loss, classes if one else None, remove_head=one).eval()
-    indices = np.sort(np.concatenate([np.load(folder / f"{part}.npy") for part in trained] or [[]])).astype(np.int64)
-    images = TrainingImages(indices, listing.fingerprint["sha256"], crops).plain() if trained else None
-    saved = {"epoch": 9, "model": with_prefix(network.state_dict()), "num_classes": classes, "train_images": images}
-    settings = {**SETTINGS, "model.remove_head": int(one), "training.loss": loss}
-    save_checkpoint(folder / f"{name}.pth", {**saved, "settings": settings})
+def save(folder, name, trained, seed, loss="supervised", crops=CROPS):
+    images = trained_on(folder, trained, crops) if trained else None
+    about = {"num_classes": 3, "settings": {**RECIPE, "training.loss": loss}, "train_images": images}
+    save_untrained(folder / f"{name}.pth", seed, loss, **about)
     return folder / f"{name}.pth"
 
 
 def attack(data, out, references=("A0", "A1", "B0", "B1"), **changes):
     folder = data[0]
     of_side = {side: [folder / f"{name}.pth" for name in references if name.startswith(side)] for side in "AB"}
-    settings = {
-        "output_dir": out,
-        "model_oss_pth": folder / "model.pth",
-        "test_idx_pth": folder / "A.npy",
-        "valid_idx_pth": folder / "B.npy",
-        "public_idx_pth": folder / "public.npy",
-        "unseen_idx_pth": folder / "unseen.npy",
-        "imgnet_train_pth": folder / "images",
-        "imgnet_bbox_pth": folder / "boxes",
-        **SMALL_ATTACK,
-        **changes,
-    }
+    one_model = {"model_A_pth": None, "model_B_pth": None, "model_oss_pth": folder / "model.pth"}
+    settings = attack_settings(folder, out, **{**one_model, "unseen_idx_pth": folder / "unseen.npy", **changes})
     several = [word for side in "AB" for word in (f"--reference_{side}_pth", *of_side[side]) if of_side[side]]
     return run_here("label_inference_attack.py", *flags(settings), *several)
 
@@ -136,51 +122,45 @@ def test_what_is_printed_stands_side_by_side(attacked):
     out, printed, results = attacked
     assert "model.pth: resnet18; images: short side" in printed  # these settings do not tell the size of training
     both = results["both"]["one_model"]
-    assert both["score"]["value"] == pytest.approx(results["both"]["top_1"]["accuracy"]["100"]["score"]["value"])
-    unseen = pd.concat([pd.read_csv(out / f"attack_unseen_{name}.csv") for name in "AB"])
+    score = both["score"]["value"]
+    assert score == pytest.approx(results["both"]["top_1"]["accuracy"]["100"]["score"]["value"])
     halves = [pd.read_csv(out / f"attack_unseen_{name}.csv") for name in "AB"]
     seen = [pd.read_csv(out / f"attack_{name}.csv") for name in "AB"]
     delta = np.mean([(half.target_top1_correct - half.reference_top1_correct).mean() for half in halves])
-    assert both["delta"]["value"] == pytest.approx(delta) and len(unseen) == 15
-    assert both["score_minus_delta"]["value"] == pytest.approx(both["score"]["value"] - delta)
-    assert (
-        f"score {both['score']['value']:.3f} [" in printed and f"delta on images that the model never saw {delta:.3f} ["
-    )
-    assert "score - delta" in printed and "margin of the true label" in printed
+    assert both["delta"]["value"] == pytest.approx(delta) and sum(map(len, halves)) == 15
+    assert both["score_minus_delta"]["value"] == pytest.approx(score - delta)
+    for text in (f"score {score:.3f} [", f"images that the model never saw {delta:.3f} [", "score - delta"):
+        assert text in printed
+    assert "margin of the true label" in printed
     margins = [np.mean([(t.target_vote_share - t.reference_vote_share).mean() for t in of]) for of in (seen, halves)]
     assert (both["margin"]["value"], both["margin_delta"]["value"]) == pytest.approx(tuple(margins))
     assert both["margin_minus_delta"]["value"] == pytest.approx(margins[0] - margins[1])
     assert f"margin - that {both['margin_minus_delta']['value']:.3f} [" in printed
     assert "do not include the classifiers' training: give three or more" in printed  # two seeds of each side
-    table = pd.read_csv(out / "attack_A.csv")
-    assert {"memorization_confidence", "memorization_confidence_corrected"} <= set(table.columns)
-    assert (table.memorization_confidence >= table.memorization_confidence_corrected).all()
+    assert (seen[0].memorization_confidence >= seen[0].memorization_confidence_corrected).all()
 
 
-@pytest.mark.parametrize("public", [40, 10])  # past either set
-def test_classifiers_see_what_they_judge_decoded_once(data, tmp_path, monkeypatch, public):
+def test_classifiers_see_what_they_judge_decoded_once(data, tmp_path, monkeypatch):
     seen, forward = [], SSLNetwork.embed_layers
     monkeypatch.setattr(
         SSLNetwork, "embed_layers", lambda net, x, layers: seen.append((net.loss, len(x))) or forward(net, x, layers)
     )
     decoded = mock.Mock(side_effect=load_image)
     monkeypatch.setattr("dejavu_utils.data.image_dataset.load_image", decoded)
-    np.save(tmp_path / "public.npy", np.load(data[0] / "public.npy")[:public])
-    out, references = tmp_path / "out", ("A0", "A1", "B0", "B1")
-    result = ok(attack(data, out, references, public_idx_pth=tmp_path / "public.npy", unseen_idx_pth=None))
-    n = len(np.load(tmp_path / "public.npy"))
+    result = ok(attack(data, tmp_path, unseen_idx_pth=None))
+    n = len(np.load(data[0] / "public.npy"))
     images = {loss: sum(count for of, count in seen if of == loss) for loss in ("simclr", "supervised")}
-    blank = {"simclr": 1, "supervised": 4}  # each network's check, before any image is read
-    assert images == {"simclr": blank["simclr"] + 24 + 2 * n, "supervised": blank["supervised"] + 4 * 12}
+    # Each network also sees one blank image, before any is read.
+    assert images == {"simclr": 1 + 24 + 2 * n, "supervised": 4 + 4 * 12}
     assert decoded.call_count == 24 + 2 * n  # crops, ceiling, public
     assert "delta is missing" in result.stdout
 
 
 def test_a_classifier_that_saw_what_it_judges_is_refused(data, tmp_path):
-    leaking = save(*data, "B_leaks", "BA", 5)
+    leaking = save(data[0], "B_leaks", "BA", 5)
     result = attack(data, tmp_path, ("A0", "B0", "B_leaks"))
     assert_one_line_error(result, f"--bbox_A_idx_pth: --reference_B_pth {leaking} was trained on 12 of its")
-    save(*data, "A_unseen", ["A", "unseen"], 5)
+    save(data[0], "A_unseen", ["A", "unseen"], 5)
     result = attack(data, tmp_path, ("A_unseen", "B0"))
     assert_one_line_error(result, "--unseen_idx_pth: --reference_A_pth", "was trained on 7 of its 7")
 
@@ -193,7 +173,7 @@ def test_a_classifier_that_saw_what_it_judges_is_refused(data, tmp_path):
 """),
 )
 def test_what_is_no_classifier_of_crops_is_refused(data, tmp_path, kind, texts):
-    save(*data, "B_other", "B", 5, **kind)
+    save(data[0], "B_other", "B", 5, **kind)
     assert_one_line_error(attack(data, tmp_path, ("A0", "B_other")), *texts)
 
 
@@ -207,8 +187,8 @@ def test_pretrained_weights_are_no_reference(data, tmp_path):
 
 
 def test_without_a_record_it_is_said(data, tmp_path):
-    save(*data, "B_silent", "", 5)
-    save(*data, "A_margin", "A", 5, crops=str(CropRule(min_px=10, margin=2)))
+    save(data[0], "B_silent", "", 5)
+    save(data[0], "A_margin", "A", 5, crops=str(CropRule(min_px=10, margin=2)))
     result = ok(attack(data, tmp_path, ("A_margin", "B_silent")))
     assert "B_silent.pth does not say which images it was trained on" in result.stdout
     assert "was trained on other crops (background, paper rule, above 10 px, boxes grown by 2)" in result.stdout
@@ -306,29 +286,26 @@ def covered(truth, estimates):
     return np.mean([one["low"] <= truth <= one["high"] for one in estimates])
 
 
+def planted_runs(seed, on_seen, on_unseen, spread=0.0):
+    """The figures of both sets of 60 attacks. on_seen, on_unseen: how often target and reference are correct."""
+    rng, runs = np.random.default_rng(seed), []
+    for _ in range(60):
+        seen, unseen = (
+            {name: planted(rng, 150, *rates, spread=spread) for name in "AB"} for rates in (on_seen, on_unseen)
+        )
+        runs.append(one_model_statistics(seen, unseen)["both"])
+    return to_json(runs)
+
+
 def test_a_bad_encoder_has_a_score_below_0_without_delta_0():
     """A model that learned nothing reads backgrounds at chance, the classifiers better: on any images alike."""
-    rng = np.random.default_rng(1)
-    runs = [
-        one_model_statistics(*({name: planted(rng, 150, 0.2, 0.6, spread=0.1) for name in "AB"} for _ in range(2)))[
-            "both"
-        ]
-        for _ in range(60)
-    ]
-    runs = to_json(runs)
+    runs = planted_runs(1, (0.2, 0.6), (0.2, 0.6), spread=0.1)
     assert all(run["score"]["high"] < -0.2 for run in runs)
     assert covered(0.0, [run["score_minus_delta"] for run in runs]) >= 0.9
 
 
 def test_memory_is_seen_and_covered():
-    rng = np.random.default_rng(2)
-    runs = [
-        one_model_statistics(
-            {name: planted(rng, 150, 0.45, 0.2) for name in "AB"}, {name: planted(rng, 150, 0.2, 0.2) for name in "AB"}
-        )["both"]
-        for _ in range(60)
-    ]
-    runs = to_json(runs)
+    runs = planted_runs(2, (0.45, 0.2), (0.2, 0.2))
     for name in ("score", "score_minus_delta"):
         assert covered(0.25, [run[name] for run in runs]) >= 0.9
         assert np.mean([run[name]["low"] > 0 for run in runs]) > 0.6
@@ -362,13 +339,9 @@ def test_zero_of_the_memorization_confidence():
 
 
 def test_mean_confidences_are_of_memorized_images():
-    table = pd.DataFrame(
-        {
-            "memorization_confidence": [1.0, 3.0, 9.0],
-            "memorization_confidence_corrected": [0.0, 1.0, 9.0],
-            "share": ["memorized", "memorized", "correlated"],
-        }
-    )
+    table = pd.DataFrame({"share": ["memorized", "memorized", "correlated"]})
+    table["memorization_confidence"] = [1.0, 3.0, 9.0]
+    table["memorization_confidence_corrected"] = [0.0, 1.0, 9.0]
     found = to_json(mean_confidences([table]))
     assert found["n"] == 2 and found["published"]["value"] == 2.0 and found["corrected"]["value"] == 0.5
     assert found["corrected"]["high"] == pytest.approx(0.5 + 1.96 * math.sqrt(0.5) / math.sqrt(2))
@@ -386,23 +359,27 @@ def test_the_table_sets_one_model_beside_two(data, attacked, tmp_path):
     estimate = {"value": 0.4, "low": 0.3, "high": 0.5}
     accuracy = {"target": estimate, "reference": estimate, "score": estimate}
     of_set = {"n": len(judged), "top_1": {"accuracy": {"100": accuracy}}}
-    written = {"both": of_set, "A": of_set, "B": of_set}
-    (two / "results.json").write_text(json.dumps(written), encoding="utf-8")
-    words = ["--two_models", two, "--chance", "0.25", "--save_path", tmp_path / "table.csv", f"A={out}"]
-    result = ok(run_here("bash_examples/one_model_table.py", *words))
+
+    def write_results(**more):
+        (two / "results.json").write_text(json.dumps({"both": of_set, "A": of_set, "B": of_set, **more}))
+
+    def tabulate(*more):
+        words = ["--two_models", two, "--chance", "0.25", "--save_path", tmp_path / "table.csv", f"A={out}", *more]
+        return run_here("bash_examples/one_model_table.py", *words)
+
+    write_results()
+    ok(tabulate())
     row = pd.read_csv(tmp_path / "table.csv").iloc[0]
     halves = [judged[judged["index"].isin(np.load(data[0] / f"{name}.npy"))] for name in "AB"]
-    correct = [
-        (twin.set_index("index").reference_top1[half["index"]].to_numpy() == half.label).mean()
-        - half.reference_top1_correct.mean()
-        for half in halves
-    ]
+    correct, by_index = [], twin.set_index("index").reference_top1
+    for half in halves:
+        of_twin = (by_index[half["index"]].to_numpy() == half.label).mean()
+        correct.append(of_twin - half.reference_top1_correct.mean())
     assert row.one_minus_two == pytest.approx(np.mean(correct)) and row.truth == pytest.approx(0.15)
     assert row.one_model == pytest.approx(results["both"]["one_model"]["score"]["value"])
     tied = pd.DataFrame({"path": judged.path, "tied": np.arange(len(judged)) % 3 == 0})
     tied.to_csv(tmp_path / "tied.csv", index=False)
-    result = ok(run_here("bash_examples/one_model_table.py", *words, "--tied", tmp_path / "tied.csv"))
-    assert "tied images" in result.stdout
+    assert "tied images" in ok(tabulate("--tied", tmp_path / "tied.csv")).stdout
     row = pd.read_csv(tmp_path / "table.csv").iloc[0]
     of_tied = [half[half.path.isin(tied.path[tied.tied])] for half in halves]
     score = [(half.target_top1_correct - half.reference_top1_correct).mean() for half in of_tied]
@@ -410,16 +387,14 @@ def test_the_table_sets_one_model_beside_two(data, attacked, tmp_path):
     assert row.tied == pytest.approx(np.mean(score))
     assert row.truth == pytest.approx(0.4 - (share + (1 - share) * 0.25))
     tied[1:].to_csv(tmp_path / "tied.csv", index=False)
-    result = run_here("bash_examples/one_model_table.py", *words, "--tied", tmp_path / "tied.csv")
-    assert_one_line_error(result, "--tied", "does not hold the images of")
+    assert_one_line_error(tabulate("--tied", tmp_path / "tied.csv"), "--tied", "does not hold the images of")
     record = read_json(out / "results.json")["made_from"]
     record["models"] = {"A": {**record["models"]["M"], "weights": "0" * 64}}
-    (two / "results.json").write_text(json.dumps({**written, "made_from": record}), encoding="utf-8")
-    result = run_here("bash_examples/one_model_table.py", *words)
-    assert_one_line_error(result, f"{out}: weights of model A", f"other than --two_models {two}")
-    (two / "results.json").write_text(json.dumps(written), encoding="utf-8")
+    write_results(made_from=record)
+    assert_one_line_error(tabulate(), f"{out}: weights of model A", f"other than --two_models {two}")
+    write_results()
     twin[1:].to_csv(two / "attack_A.csv", index=False)
-    assert_one_line_error(run_here("bash_examples/one_model_table.py", *words), "attacks other images than set A")
+    assert_one_line_error(tabulate(), "attacks other images than set A")
 
 
 def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
@@ -427,67 +402,55 @@ def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
     index.mkdir(parents=True)
     for path in (index / "bbox_A.npy", index / "bbox_B.npy", tmp_path / "public.npy"):
         np.save(path, np.arange(3))
-    names = ("LOGGING_FOLDER", "BETONS_FOLDER", "IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS")
-    folders = {name: str(tmp_path / name.lower()) for name in names}
-    for name in names[2:]:
-        (tmp_path / name.lower()).mkdir()
-    own = {"INDEX_FOLDER": str(index.parent), "PUBLIC_IDX": str(tmp_path / "public.npy"), "MODEL_PTH": "timm:resnet18"}
-    script = [ROOT / "bash_examples/one_model.sh"]
-    environment = {**os.environ, **folders, **own, "DRY_RUN": "1", "LOCAL": "1", "NAME": "vicreg", "EPOCH": "1000"}
-    result = ok(subprocess.run(script, env=environment, capture_output=True, text=True))
+    folders = {"LOGGING_FOLDER": "logs", "BETONS_FOLDER": "betons", "INDEX_FOLDER": "index", "PUBLIC_IDX": "public.npy"}
+    folders |= dict.fromkeys(("IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS"), "")
+    environment = {name: str(tmp_path / place) for name, place in folders.items()}
+    environment |= {"MODEL_PTH": "timm:resnet18", "DRY_RUN": "1", "LOCAL": "1", "NAME": "vicreg", "EPOCH": "1000"}
+    result = ok(run_example("one_model.sh", **environment))
     scripts = [line.split()[1].rpartition("/")[2] for line in result.stdout.splitlines()]
     half = ["write_ffcv_dataset.py", *["train_SSL.py"] * 3]
     assert scripts == [*half, *half, "label_inference_attack.py", "plot_quant_results.py"]
     attack_command = result.stdout.splitlines()[-2]
     assert attack_command.count("/crop_classifiers/300pc_A_seed") == 3 == attack_command.count("300pc_B_seed")
     assert "attack_sweeps/NN_attk_vicreg_300pc_1000ep" in attack_command
-    result = subprocess.run(script, env={**environment, "LEARNING_CURVE": "1"}, capture_output=True, text=True)
+    result = run_example("one_model.sh", **environment, LEARNING_CURVE="1")
     lines = result.stdout.splitlines()
     assert len(lines) == 4 + 12 + 2 and "half_bbox_A.npy" in result.stdout
     assert lines[-2].count("/crop_classifiers/300pc_half_B_seed") == 3 and "--half_reference_B_pth" in lines[-2]
     for change, texts in cases("""
         MODEL_PTH=                    -> the variable MODEL_PTH is not set
         MODEL_PTH=absent.pth          -> --model_oss_pth absent.pth: no such file
-        MODEL_PTH=timm:resnet18@ABSENT -> --model_oss_pth ABSENT: no such file
         MODEL_PTH=timm:absent         -> --model_oss_pth timm:absent
-        MODEL_PTH=torchvision:absent  -> --model_oss_pth torchvision:absent
         UNSEEN_IDX=ABSENT             -> --unseen_idx_pth ABSENT: no such file
         SEEDS="0 one"                 -> SEEDS: one is not a whole number from 0 on
         DATASET="100 200"             -> DATASET: one number is needed, not '100 200'
-        CLASSIFIER_EPOCHS=0           -> CLASSIFIER_EPOCHS: 0 is not a whole number from 1 on
     """):
-        result = subprocess.run(script, env={**environment, "DRY_RUN": "0", **change}, capture_output=True, text=True)
+        result = run_example("one_model.sh", **{**environment, "DRY_RUN": "0", **change})
         assert_one_line_error(result, *texts)
-        assert not result.stdout and not Path(folders["BETONS_FOLDER"]).exists()
+        assert not result.stdout and not (tmp_path / "betons").exists()
 
 
 def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
     """The script, on a folder like ImageNet: 12 images of a class for training, 6 for validation."""
     for part, count in (("train", 12), ("val", 6)):
         draw_tree(tmp_path / part, per_class=count, boxed=count)
-        for image in (tmp_path / part / "images").glob("*/*"):
-            xml = tmp_path / part / "boxes/Annotation" / image.parent.name / f"{image.stem}.xml"
-            name = f"{part}_{image.stem}"
-            for source, copy in (
-                (image, tmp_path / "imagenet" / part / image.parent.name / f"{name}.JPEG"),
-                (xml, tmp_path / f"bbox_{part}" / ("" if part == "val" else image.parent.name) / f"{name}.xml"),
-            ):
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                source.rename(copy)
-    names = {
-        "IMAGENET_DATASET_DIR": "imagenet/train",
-        "IMAGENET_VAL_DIR": "imagenet/val",
-        "IMAGENET_BBOX_ANNOTATIONS": "bbox_train",
-        "IMAGENET_VAL_BBOX": "bbox_val",
+        for path in [*tmp_path.glob(f"{part}/images/*/*"), *tmp_path.glob(f"{part}/boxes/Annotation/*/*")]:
+            path.rename(path.with_name(f"{part}_{path.name}"))
+    for xml in list(tmp_path.glob("val/boxes/Annotation/*/*")):  # which lie in one folder
+        xml.rename(tmp_path / "val/boxes" / xml.name)
+    folders = {
+        "IMAGENET_DATASET_DIR": "train/images",
+        "IMAGENET_VAL_DIR": "val/images",
+        "IMAGENET_BBOX_ANNOTATIONS": "train/boxes/Annotation",
+        "IMAGENET_VAL_BBOX": "val/boxes",
         "INDEX_FOLDER": "index",
         "BETONS_FOLDER": "betons",
         "LOGGING_FOLDER": "logs",
     }
-    folders = {variable: str(tmp_path / name) for variable, name in names.items()}
-    size = {"PER_CLASS": "4", "DATASET": "4", "MODEL_PTH": "timm:resnet18", "DRY_RUN": "1", "LOCAL": "1"}
-    command = ["bash", "bash_examples/one_model_imagenet.sh"]
-    environment = {**os.environ, "PYTHON": sys.executable, "CDPATH": ".", **folders, **size}
-    results = [ok(subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)) for _ in range(2)]
+    environment = {variable: tmp_path / name for variable, name in folders.items()}
+    environment |= {"PER_CLASS": 4, "DATASET": 4, "MODEL_PTH": "timm:resnet18", "DRY_RUN": 1, "LOCAL": 1}
+    environment |= {"PYTHON": sys.executable, "CDPATH": "."}
+    results = [ok(run_example("one_model_imagenet.sh", **environment)) for _ in range(2)]
     assert results[0].stdout == results[1].stdout  # the sets are made once
     for flag, name in (("public", "public_val"), ("unseen", "unseen")):
         assert f"--{flag}_idx_pth {tmp_path}/index/{name}.npy" in results[0].stdout
@@ -502,15 +465,10 @@ def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
     assert len(take_crops(listing, sets["unseen"], CropRule(min_px=10), annotations)) == 9
 
 
-def demo(script, **environment):
-    command = ["bash", ROOT / "bash_examples" / script]
-    ok(subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True))
-
-
 def demo_of_one_model(folder, **variables):
     """Row of both models in the table, after both demos; one point, which is all that it takes."""
     for script in ("demo.sh", "demo_one_model.sh"):
-        demo(script, DEMO_DIR=str(folder), SNAPSHOTS="1", MODELS="A B", **variables)
+        ok(run_example(script, DEMO_DIR=folder, SNAPSHOTS=1, MODELS="A B", **variables))
     (path,) = folder.glob("*/*/one_model.csv")
     return pd.read_csv(path).set_index("model").loc["both"]
 

@@ -11,7 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import draw_demo, flags, ok, read_colors, read_json, run_here, save_color_reader, save_untrained
+from helpers import (
+    RECIPE,
+    draw_demo,
+    flags,
+    ok,
+    read_colors,
+    read_json,
+    run_here,
+    save_color_reader,
+    save_untrained,
+    trained_on,
+)
+from stages import attack_settings
 from torch import nn
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
@@ -19,7 +31,6 @@ from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import take_crops
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
-from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.models import SSLNetwork
 
@@ -27,8 +38,7 @@ pytestmark = pytest.mark.slow
 CLASSES, SEEDS = 5, 3
 SETS = {"A": (0, 30), "B": (30, 60), "unseen": (60, 100), "public": (100, 140)}  # of each class
 RULE = CropRule(min_px=16)
-SETTINGS = {"model.arch": "resnet18", "model.mlp": "64-32", "model.remove_head": 1, "training.loss": "supervised"}
-SETTINGS |= {"model.mlp_coeff": 1.0, "model.fc": 0, "model.proj_relu": 0}
+SETTINGS = {**RECIPE, "model.mlp": "64-32", "model.remove_head": 1, "training.loss": "supervised"}
 
 
 class World:
@@ -41,6 +51,8 @@ class World:
         self.listing = list_images(folder / "data/images")
         rank = np.arange(len(self.listing)) % 140
         self.sets = {name: np.flatnonzero((rank >= first) & (rank < end)) for name, (first, end) in SETS.items()}
+        for name in ("images", "boxes"):
+            (folder / name).symlink_to(folder / "data" / name)
         for name, indices in self.sets.items():
             np.save(folder / f"{name}.npy", indices)
         annotations = Annotations(folder / "data/boxes", self.listing)
@@ -50,11 +62,6 @@ class World:
             images = IndexedImages(self.listing, taken.indices, evaluation_transform(32), taken.crops)
             self.crops[name] = torch.stack([image for image, _ in images])
             self.labels[name] = torch.from_numpy(self.listing.labels[taken.indices]).long()
-
-    def record(self, parts, crops=""):
-        """What a checkpoint says that it was trained on."""
-        indices = np.sort(np.concatenate([self.sets[part] for part in parts]))
-        return TrainingImages(indices, self.listing.fingerprint["sha256"], crops).plain()
 
     def classifier(self, half, seed, labels):
         """File of a classifier of the crops of one half. labels: int64 (n,), those that it is taught."""
@@ -80,7 +87,7 @@ class World:
         network.fc[2].load_state_dict(linear.state_dict())
         path = self.folder / f"classifier_{half}_{seed}.pth"
         saved = {"epoch": 1, "model": with_prefix(network.state_dict()), "num_classes": CLASSES, "settings": SETTINGS}
-        save_checkpoint(path, {**saved, "train_images": self.record(half, str(RULE))})
+        save_checkpoint(path, {**saved, "train_images": trained_on(self.folder, half, str(RULE))})
         return path
 
     @cache  # noqa: B019 (a world lives as long as its tests)
@@ -97,24 +104,10 @@ class World:
 
     def attack(self, model, out, permuted=False):
         """(results of both sets, tables of A and B together, whether each image there is tied to its class)."""
-        words = self.references(permuted)
-        settings = {
-            "local": 1,
-            "output_dir": out,
-            "model_oss_pth": model,
-            "test_idx_pth": self.folder / "A.npy",
-            "valid_idx_pth": self.folder / "B.npy",
-            "unseen_idx_pth": self.folder / "unseen.npy",
-            "public_idx_pth": self.folder / "public.npy",
-            "imgnet_train_pth": self.folder / "data/images",
-            "imgnet_bbox_pth": self.folder / "data/boxes",
-            "k": 10,
-            "k_attk": 10,
-            "min_px": 16,
-            "resolution": 32,
-            "num_workers": 0,
-        }
-        ok(run_here("label_inference_attack.py", *flags(settings), *words))
+        settings = {"model_A_pth": None, "model_B_pth": None, "model_oss_pth": model, "k": 10, "k_attk": 10}
+        settings |= {"unseen_idx_pth": self.folder / "unseen.npy", "min_px": 16}
+        words = flags(attack_settings(self.folder, out, **settings))
+        ok(run_here("label_inference_attack.py", *words, *self.references(permuted)))
         tables = pd.concat([pd.read_csv(out / f"attack_{name}.csv") for name in "AB"])
         tied = np.zeros(len(self.listing), bool)
         if (self.folder / "data/tied.csv").exists():
@@ -139,8 +132,7 @@ def holds(estimate, value):
 def untrained(world):
     """A model of random weights whose file says that it was trained on the attacked images."""
     path = world.folder / "untrained.pth"
-    network = save_untrained(path, 0)
-    save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict()), "train_images": world.record("AB")})
+    save_untrained(path, train_images=trained_on(world.folder, "AB"))
     return path
 
 
@@ -168,7 +160,7 @@ def test_classifiers_of_permuted_labels_are_at_chance(plain, tmp_path):
 def test_a_perfect_reader_has_no_score(tied, tmp_path):
     """Colors determine the class of every tied image and say nothing about the others."""
     model = tied.folder / "reader.pth"
-    save_color_reader(model, 0, CLASSES, train_images=tied.record("AB"))
+    save_color_reader(model, 0, CLASSES, train_images=trained_on(tied.folder, "AB"))
     both, tables, is_tied = tied.attack(model, tmp_path)
     known = is_tied.mean() + (1 - is_tied.mean()) / CLASSES
     assert 0.75 < known < 0.9
