@@ -11,21 +11,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import load, read_json
+from helpers import load, options, read_json
 from PIL import Image
 from stages import SCRIPTS, call, settings
 
 from dejavu_utils.data.beton import Beton
 
 KILLS = 20
-MORE = {  # so that a training writes often
-    "training": {
-        "training.epochs": 4,
-        "training.eval_freq": 2,
-        "logging.snapshot_freq": 2,
-        "logging.checkpoint_freq": 1,
-    },
-}
+OFTEN = options("--training.epochs 4 --training.eval_freq 2 --logging.snapshot_freq 2 --logging.checkpoint_freq 1")
 
 
 def call_and_leave(command, values):
@@ -38,9 +31,8 @@ def call_and_leave(command, values):
 def fork():
     """fork(command, values): starts the command in a process that need not import anything first."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["helpers", "torchvision", "pandas", "cv2", "submitit", "dejavu_utils.data.beton_loader", "diffusers"]
-    )
+    preloaded = "helpers torchvision pandas cv2 submitit dejavu_utils.data.beton_loader diffusers"
+    context.set_forkserver_preload(preloaded.split())
 
     def start(command, values):
         process = context.Process(target=call_and_leave, args=(command, values))
@@ -113,7 +105,7 @@ def undisturbed(tiny, fork, tmp_path_factory):
 
 
 def in_full(command, tiny, out):
-    return {**settings(command, tiny / "data", tiny / "made", out), **MORE.get(command, {})}
+    return {**settings(command, tiny / "data", tiny / "made", out), **(OFTEN if command == "training" else {})}
 
 
 @pytest.mark.kills

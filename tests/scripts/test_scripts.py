@@ -1,6 +1,5 @@
 """The chain as a user runs it: the demo in miniature (and whole, slow), and the published commands."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -11,28 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import ROOT, ok, read_json, run_here
+from helpers import ROOT, cases, ok, read_json, run_example, run_here, script_module
 
 MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3", PRECISION="fp32")
 
 
-def start_demo(folder, script="demo.sh", **environment):
-    return subprocess.Popen(
-        ["bash", str(ROOT / "bash_examples" / script)],
-        env={**os.environ, "DEMO_DIR": str(folder), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that it can be killed with all that it has started
-    )
-
-
 def demo(folder, script="demo.sh", code=0, **environment):
     """What the demo, run to its end, has printed."""
-    process = start_demo(folder, script, **environment)
-    output, _ = process.communicate()
-    assert process.returncode == code, output
-    return output
+    result = run_example(script, DEMO_DIR=folder, **environment)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 def folder_and_run(tmp_path, snapshots):
@@ -79,29 +66,31 @@ def test_demo_in_miniature_and_run_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script, variable, value",
-    [
-        ("demo.sh", "EPOCHS", "abc"),
-        ("demo.sh", "PER_CLASS", "40 50"),
-        ("demo.sh", "LOSS", "simclrr"),
-        ("demo.sh", "K", "0"),
-        ("demo.sh", "PRECISION", "fp8"),
-        ("demo_losses.sh", "LOSSES", "simclr simclrr"),
-        ("demo_one_model.sh", "MODELS", "C"),
-        ("demo_rcdm.sh", "STEPS", "1e3"),
-        ("demo_sslmem.sh", "SNAPSHOTS", "0"),
-    ],
+    "variables, message",
+    cases("""
+    EPOCHS=abc              -> demo.sh: error: EPOCHS
+    PER_CLASS="40 50"       -> demo.sh: error: PER_CLASS
+    LOSS=simclrr            -> demo.sh: error: LOSS
+    K=0                     -> demo.sh: error: K
+    PRECISION=fp8           -> demo.sh: error: PRECISION
+    LOSSES="simclr simclrr" -> demo_losses.sh: error: LOSS
+    MODELS=C                -> demo_one_model.sh: error: MODELS
+    STEPS=1e3               -> demo_rcdm.sh: error: STEPS
+    SNAPSHOTS=0             -> demo_sslmem.sh: error: SNAPSHOTS
+"""),
 )
-def test_a_wrong_variable_is_named_before_anything_is_done(tmp_path, script, variable, value):
-    output = demo(tmp_path / "demo", script, code=2, **{variable: value})
-    assert len(output.splitlines()) == 1 and f"{script}: error: {variable.removesuffix('ES')}" in output
+def test_a_wrong_variable_is_named_before_anything_is_done(tmp_path, variables, message):
+    output = demo(tmp_path / "demo", message[0].partition(":")[0], code=2, **variables)
+    assert len(output.splitlines()) == 1 and message[0] in output
     assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.kills
 def test_demo_killed_and_continued_and_reconstructions(tmp_path):
     folder, run = folder_and_run(tmp_path, 2)
-    process = start_demo(folder, **MINIATURE)
+    command = ["bash", ROOT / "bash_examples/demo.sh"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}  # to kill all of it
+    process = subprocess.Popen(command, env={**os.environ, "DEMO_DIR": str(folder), **MINIATURE}, **options)
     deadline = time.monotonic() + 300
     log = run / "train_A_log.out"
     while not (log.exists() and "epoch 7/12" in log.read_text()):  # past the checkpoint after epoch 6
@@ -124,9 +113,7 @@ def test_demo_killed_and_continued_and_reconstructions(tmp_path):
 
 
 def test_precisions_are_timed_and_the_faster_is_named(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("faster_precision", ROOT / "bash_examples/faster_precision.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = script_module("bash_examples/faster_precision.py")
     seconds = script.step_seconds(steps=1, batch_size=2)
     assert set(seconds) == {"fp32", "bf16"} and min(seconds.values()) > 0
     monkeypatch.setattr(script.torch.cuda, "is_available", lambda: False)
@@ -188,49 +175,20 @@ def test_help_shows_commands_and_missing_flags_are_named():
         assert re.search(r"error: .*--", result.stderr), path.name
 
 
+RUN_ALL = """
+import runpy, sys
+path = list(sys.path)
+for script in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.startswith("dejavu_utils")]:
+        del sys.modules[name]
+    sys.path[:] = path
+    runpy.run_path(script)
+"""
+
+
 def test_examples_use_the_package_of_their_own_checkout(tmp_path):
     (tmp_path / "dejavu_utils.py").write_text("raise SystemExit('the package of another checkout')")
-    for path in sorted((ROOT / "bash_examples").glob("*.py")):
-        command = [sys.executable, path, "--help"]
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        ok(subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True))
-
-
-# The commands of the study's own README, word by word; $ROOT stands for its five environment variables.
-PUBLISHED = [
-    ("imagenet_partition.py --save_dir $ROOT/i --imgnet_dir $ROOT/images --bbox_dir $ROOT/boxes", "--imgnet_dir"),
-    (
-        "train_SSL.py --config-file configs/vicreg_cfg.yaml --dist.use_submitit 1 --data.train_dataset "
-        "$ROOT/300_per_class_A.beton --data.val_dataset $ROOT/val.beton --logging.folder "
-        "$ROOT/vicreg/vicreg_dssweep_300pc_A 0",
-        "--data.train_dataset",
-    ),
-    (
-        "label_inference_attack.py --local 0 --loss vicreg --output_dir $ROOT/NN_attk_vicreg_300pc_1000ep "
-        "--model_A_pth $ROOT/vicreg_dssweep_300pc_A/model_ep1000.pth --model_B_pth "
-        "$ROOT/vicreg_dssweep_300pc_B/model_ep1000.pth --bbox_A_idx_pth $ROOT/bbox_A.npy --bbox_B_idx_pth "
-        "$ROOT/bbox_B.npy --public_idx_pth $ROOT/500_per_class/public.npy --imgnet_train_pth $ROOT/images "
-        "--imgnet_bbox_pth $ROOT/boxes --k 100 --k_attk 100",
-        "--model_A_pth",
-    ),
-    (
-        "lin_probe.py --local 0 --model_pth $ROOT/vicreg_dssweep_300pc_A/model_ep1000.pth --end_lr 0.1 --epochs 20 "
-        "--loss vicreg --train_idx_pth $ROOT/train_A.npy --val_idx_pth $ROOT/val_set.npy --imgnet_train_pth "
-        "$ROOT/images --output_dir $ROOT/lp_vicreg_300pc_1000ep",
-        "--model_pth",
-    ),
-    (
-        "plot_quant_results.py --model vicreg --epoch_sweep_dataset 300 --dataset_sweep_epoch 1000 --pct_confidences "
-        "20,100 --attack_fname attack_sweeps --plot_lin_probe 1 --attk_folder_path $ROOT/attack_sweeps "
-        "--lin_probe_folder_path $ROOT/lin_probe_sweeps_with_aug --save_path $ROOT/plot/",
-        "--attk_folder_path",
-    ),
-]
-
-
-@pytest.mark.parametrize("command, first_missing", PUBLISHED)
-def test_published_commands_name_the_first_missing_file(tmp_path, command, first_missing):
-    script, *words = command.replace("$ROOT", str(tmp_path / "absent")).split()
-    result = run_here(script, *words)
-    assert result.returncode == 2
-    assert re.search(rf"error: {first_missing} \S*absent\S*: no such", result.stderr), result.stderr
+    (tmp_path / "run_all.py").write_text(RUN_ALL)  # one process for all: torch is imported once
+    command = [sys.executable, tmp_path / "run_all.py", *sorted((ROOT / "bash_examples").glob("*.py"))]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ok(subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True))

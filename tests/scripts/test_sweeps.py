@@ -1,6 +1,5 @@
 """The published sweeps: names and flags of the commands, what is missing, SLURM's queue, and small ones run."""
 
-import importlib.util
 import json
 import os
 import re
@@ -21,7 +20,9 @@ from helpers import (
     kept_signals,
     ok,
     read_json,
+    run_example,
     run_script,
+    script_module,
 )
 
 import label_inference_attack
@@ -33,21 +34,11 @@ from dejavu_utils.imagenet import list_images, load_image
 
 EPOCHS = (50, 100, 250, 500, 750, 1000)
 SIZES = (100, 200, 300, 400, 500)
-TEMPERATURES = {
-    "05": ".05",
-    "075": ".075",
-    "10": ".10",
-    "125": ".125",
-    "15": ".15",
-    "175": ".175",
-    "25": ".25",
-    "30": ".30",
-    "50": ".50",
-    "99": ".99",
-}
+TEMPERATURES = {digits: f".{digits}" for digits in "05 075 10 125 15 175 25 30 50 99".split()}
 FULL = [f"300pc_{epoch}ep" for epoch in EPOCHS] + [f"{n}pc_1000ep" for n in SIZES if n != 300]
 SIM_COEFFS = (10, 25, 50, 65, 80, 100)
 FRACTIONS = (20, 25, 30, 35, 40, 45, 50)
+KINDS = ("", "_backbone", "_w_linear_layer_activations", "_corner_crop")  # of attack
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +65,8 @@ def folders(tmp_path_factory):
 def sweep(folders, logs, script="sweep.sh", *arguments, tools=None, **environment):
     """tools: a folder that comes first on the path, for instance with another squeue."""
     path = f"{tools}{os.pathsep}{os.environ['PATH']}" if tools else os.environ["PATH"]
-    return subprocess.run(
-        ["bash", str(ROOT / "bash_examples" / script), *arguments],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHON": sys.executable,
-            "PATH": path,
-            **folders,
-            "LOGGING_FOLDER": str(logs),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-    )
+    variables = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "PATH": path, "LOGGING_FOLDER": logs}
+    return run_example(script, *arguments, **{**variables, **folders, **environment})
 
 
 def commands(result):
@@ -152,22 +131,9 @@ CASES = [
     (
         dict(LOSS="supervised", ATTACKS="projector backbone logits corner_crop", SWEEP="epochs", EPOCHS="1000"),
         [f"supervised/supervised_dssweep_300pc_{side}" for side in "AB"],
-        [
-            f"supervised/{kind}/NN_attk_supervised_300pc_1000ep"
-            for kind in (
-                "attack_sweeps",
-                "attack_sweeps_backbone",
-                "attack_sweeps_w_linear_layer_activations",
-                "attack_sweeps_corner_crop",
-            )
-        ],
+        [f"supervised/attack_sweeps{kind}/NN_attk_supervised_300pc_1000ep" for kind in KINDS],
         ["supervised/lin_probe_sweeps_with_aug/lp_supervised_300pc_1000ep"],
-        [
-            "supervised/attack_sweeps",
-            "supervised/attack_sweeps_backbone",
-            "supervised/attack_sweeps_w_linear_layer_activations",
-            "supervised/attack_sweeps_corner_crop",
-        ],
+        [f"supervised/attack_sweeps{kind}" for kind in KINDS],
     ),
 ]
 
@@ -243,7 +209,7 @@ def test_what_is_missing_is_named_before_anything_is_printed(folders, tmp_path, 
     assert_one_line_error(result, *texts)
 
 
-def test_what_a_later_stage_lacks_is_named_before_the_first_begins(folders, tmp_path):
+def test_what_a_later_stage_lacks_is_named_at_the_start(folders, tmp_path):
     result = sweep(folders, tmp_path, LOCAL="1", SWEEP="epochs", EPOCHS="50", PUBLIC="600")
     assert_one_line_error(result, "600_per_class/public.npy: no such file")
     assert not result.stdout and not list(tmp_path.iterdir())
@@ -319,15 +285,17 @@ def test_a_missing_snapshot_is_not_to_be_trained_again(folders, tmp_path):
         (models / "final_weights.pt").touch()
         (models / "model_ep4.pth").touch()
     case = dict(DRY_RUN="1", LOCAL="1", SWEEP="epochs")
-    result = sweep(folders, tmp_path, **case, EPOCHS="3 4")
-    assert result.returncode == 2 and "has 4 epochs and a snapshot every 2; name one of these" in result.stderr
+    assert_one_line_error(
+        sweep(folders, tmp_path, **case, EPOCHS="3 4"), "has 4 epochs and a snapshot every 2; name one of these"
+    )
     result = ok(sweep(folders, tmp_path, **case, EPOCHS="4", STAGES="train attack", TRAIN_FLAGS="--training.epochs 4"))
     said = "there already (4 epochs are done), but made with --training.base_lr 0.4, not 0.2"
     assert f"_A: {said}" in result.stdout and f"_B: {said}" in result.stdout
     words = ["--model_A_pth", str(models / "model_ep3.pth"), "--model_B_pth", "x", "--output_dir", str(tmp_path / "x")]
     public = ["--public_idx_pth", "x", "--imgnet_train_pth", "x"]
-    result = run_script("label_inference_attack.py", *words, *public)
-    assert result.returncode == 2 and "4 epochs and a snapshot every 2: name one of these" in result.stderr
+    assert_one_line_error(
+        run_script("label_inference_attack.py", *words, *public), "4 epochs and a snapshot every 2: name one of these"
+    )
 
 
 def test_probes_of_another_sweep_do_not_count(folders, tmp_path):
@@ -369,12 +337,9 @@ def test_any_setting_several_losses_and_the_grid(folders, tmp_path):
 @pytest.mark.parametrize(
     "surroundings",
     [
-        {"CDPATH": ".:/tmp"},
-        {"SHELLOPTS": "noglob:noclobber:nounset"},
-        {"BASHOPTS": "failglob:xpg_echo"},
+        {"SHELLOPTS": "noglob:noclobber:nounset", "BASHOPTS": "failglob:xpg_echo", "LC_ALL": "C", "HOME": None},
         {"BASH_FUNC_cd%%": "() { echo another cd; }", "BASH_FUNC_printf%%": "() { echo another printf; }"},
-        {"BASH_ENV": "odd.sh"},
-        {"LC_ALL": "C", "HOME": None},
+        {"CDPATH": ".:/tmp", "BASH_ENV": "odd.sh"},
     ],
 )
 def test_what_the_caller_has_exported_does_not_matter(folders, tmp_path, surroundings):
@@ -407,10 +372,7 @@ def test_a_dry_run_ends_with_what_it_costs(folders, tmp_path):
 
 def test_the_costs_formula_agrees_with_the_demo_within_a_half(monkeypatch):
     """Measured on one core: 252 (bf16) and 372 ms (fp32) a step of ResNet-18 with 128 views of 32 px."""
-    spec = importlib.util.spec_from_file_location("costs", ROOT / "bash_examples/costs.py")
-    costs = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "costs", costs)
-    spec.loader.exec_module(costs)
+    costs = script_module("bash_examples/costs.py")
     words = ["--config-file", str(ROOT / "configs/demo_cfg.yaml"), "--training.epochs", "1"]
     flags = costs.typed_flags([*words, "--data.train_dataset", "64_per_class_A.beton"])
     seconds = (costs.training(flags, "resnet18").core_hours() * 3600 - costs.START) / costs.CLASSES
@@ -519,25 +481,19 @@ def test_small_sweeps_of_each_kind_run_here(tmp_path):
         ATTACK_FLAGS="--resolution 32 --min_px 5 --num_workers 0",
         PROBE_FLAGS="--resolution 32 --num_workers 0 --epochs 1 --start_lr 0.1",
     )
+    logits = dict(LOSS="supervised", ATTACKS="logits corner_crop", SWEEP="datasets", DATASETS="6")
     kinds = [
-        (dict(EPOCHS="2 4", DATASETS="4 6", ATTACKS="projector backbone"), "attk_epochs_acc_top1", [2, 4]),
-        (dict(SWEEP="temperature", LOSS="simclr", TEMPERATURES=".15 .5"), "attk_params_acc_top1", [0.15, 0.5]),
-        (dict(SWEEP="sim_coeff", SIM_COEFFS="10 100"), "attk_params_acc_top1", [10, 100]),
-        (dict(SWEEP="corner_fraction", FRACTIONS=".3 .40"), "attk_params_acc_top1", [0.3, 0.4]),
-        (
-            dict(LOSS="supervised", ATTACKS="logits corner_crop", SWEEP="datasets", DATASETS="6"),
-            "attk_datasets_acc_top1",
-            [6],
-        ),
+        (dict(EPOCHS="2 4", DATASETS="4 6", ATTACKS="projector backbone"), "attk_epochs", [2, 4]),
+        (dict(SWEEP="temperature", LOSS="simclr", TEMPERATURES=".15 .5"), "attk_params", [0.15, 0.5]),
+        (dict(SWEEP="corner_fraction", FRACTIONS=".3 .40"), "attk_params", [0.3, 0.4]),
+        (logits, "attk_datasets", [6]),
     ]
     for environment, figure, points in kinds:
         ok(sweep(folders, tmp_path / "logs", **small, **environment))
         again = ok(sweep(folders, tmp_path / "logs", **small, **environment))
         assert "there already" in again.stdout and "epochs are done" not in again.stdout
-        saved = [line.rsplit(".png")[0] for line in again.stdout.splitlines() if line.endswith(f"{figure}.png")]
-        assert saved
-        for path in saved:
-            assert pd.read_csv(f"{path}.csv").iloc[:, 0].unique().tolist() == points
+        saved = re.findall(rf"(/.*{figure}_acc_top1)\.png$", again.stdout, re.MULTILINE)
+        assert saved and all(pd.read_csv(f"{path}.csv").iloc[:, 0].unique().tolist() == points for path in saved)
     layers = pd.read_csv(tmp_path / "logs/vicreg/plot/attk_layers_acc_top1.csv")
     assert layers["layer"].unique().tolist() == ["backbone", "projector"]
     scores = read_json(next((tmp_path / "logs/supervised").rglob("results.json")))

@@ -22,10 +22,13 @@ from helpers import (
     kept_signals,
     load,
     ok,
+    one_thread,
+    options,
     read_json,
     read_log,
     run_here,
 )
+from stages import TRAINING
 
 import train_SSL
 from dejavu_utils.data.beton import Beton, write_beton
@@ -37,22 +40,8 @@ from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.methods.method import Method
 from dejavu_utils.training.settings import Settings
 
-SMALL = {
-    "model.arch": "resnet18",
-    "model.mlp": "32-16",
-    "resolution.min_res": 32,
-    "resolution.max_res": 32,
-    "data.num_workers": 2,
-    "validation.resolution": 32,
-    "training.loss": "vicreg",
-    "training.batch_size": 8,
-    "training.epochs": 4,
-    "training.warmup_epochs": 1,
-    "training.eval_freq": 2,
-    "training.precision": "fp32",
-    "logging.snapshot_freq": 2,
-    "logging.checkpoint_freq": 1,
-}
+SMALL = TRAINING | options("""--data.num_workers 2 --training.loss vicreg --training.batch_size 8 --training.epochs 4
+    --training.eval_freq 2 --logging.snapshot_freq 2 --logging.checkpoint_freq 1 --logging.log_level 2""")
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +95,8 @@ def whole_run(betons, tmp_path_factory):
 
 
 def test_files_and_log(whole_run):
-    assert {p.name for p in whole_run.iterdir()} == {
-        "params.json",
-        "log",
-        "model.pth",
-        "model_ep2.pth",
-        "model_ep4.pth",
-        "final_weights.pt",
-    }
+    names = "params.json log model.pth model_ep2.pth model_ep4.pth final_weights.pt"
+    assert {path.name for path in whole_run.iterdir()} == set(names.split())
     params = read_json(whole_run / "params.json")
     assert params["training.batch_size"] == 8 and params["vicreg.sim_coeff"] == 25
     records = read_log(whole_run / "log")
@@ -179,19 +162,18 @@ def test_stopped_by_signals_and_continued_equals_uninterrupted(betons, tmp_path,
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
 
 
+def settings_of(arguments):
+    return Settings.from_flat(train_SSL.read_settings(arguments[2:])[0])
+
+
 def train_here(settings):
     """The training in this process, on one thread as in the others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with kept_signals():
-            train_SSL.train(settings)
-    finally:
-        torch.set_num_threads(threads)
+    with kept_signals(), one_thread():
+        train_SSL.train(settings)
 
 
 def stopped_after_a_step(settings, monkeypatch):
-    """model.pth of a training that is asked to stop within its first step."""
+    """(model.pth, its content) of a training that is asked to stop within its first step."""
 
     class Asked(StopSignal):
         def __init__(self):
@@ -203,9 +185,7 @@ def stopped_after_a_step(settings, monkeypatch):
         train_here(settings)
     monkeypatch.undo()
     path = Path(settings.logging.folder) / "model.pth"
-    saved = load(path)
-    assert (saved["epoch"], saved["steps_done"]) == (0, 1)
-    return path, saved
+    return path, load(path)
 
 
 # A checkpoint's entries and settings when training was first published; later ones are not in files from then.
@@ -215,8 +195,9 @@ SETTINGS_OF_BEFORE = ("vicreg", "simclr", "barlow", "byol", "dino")
 
 
 def test_an_older_checkpoint_is_resumed_and_attacked(betons, whole_run, tmp_path, monkeypatch):
-    settings = Settings.from_flat(train_SSL.read_settings(command(betons, tmp_path)[2:])[0])
+    settings = settings_of(command(betons, tmp_path))
     path, saved = stopped_after_a_step(settings, monkeypatch)
+    assert (saved["epoch"], saved["steps_done"]) == (0, 1)
     before = {name: saved[name] for name in ENTRIES_OF_BEFORE}
     common = {"model", "resolution", "data", "augment", "logging", "validation", "training", "dist"}
     known = common | set(SETTINGS_OF_BEFORE)
@@ -237,8 +218,9 @@ def test_snapshots_hold_the_network_alone(betons, whole_run, tmp_path):
     sizes = [(whole_run / f"{name}.pth").stat().st_size for name in ("model", "model_ep4")]
     assert sizes[1] < 0.4 * sizes[0]
     shutil.copy(whole_run / "model_ep2.pth", tmp_path / "model.pth")
-    result = run(command(betons, tmp_path))
-    assert result.returncode == 2 and "model.pth: a run cannot be resumed from it (it is a snapshot" in result.stderr
+    assert_one_line_error(
+        run(command(betons, tmp_path)), "model.pth: a run cannot be resumed from it (it is a snapshot"
+    )
 
 
 def test_the_backbone_starts_from_a_public_checkpoint(betons, whole_run, tmp_path):
@@ -253,13 +235,14 @@ def test_the_backbone_starts_from_a_public_checkpoint(betons, whole_run, tmp_pat
     assert started.mlp == "24-8"
     params = read_json(tmp_path / "a/params.json")
     assert params["model.weights"] == str(public) and len(params["made_from"]["models"]["start"]["weights"]) == 64
-    result = run(command(betons, tmp_path / "b", **settings, model__arch="resnet34"))
-    assert result.returncode == 2 and "give --model.arch resnet18" in result.stderr
-    assert "--model.weights" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert_one_line_error(
+        run(command(betons, tmp_path / "b", **settings, model__arch="resnet34")),
+        "give --model.arch resnet18",
+        "--model.weights",
+    )
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     other = {**settings, "model__weights": whole_run / "model_ep2.pth", "training__base_lr": 0}
-    result = run(command(betons, tmp_path / "c", **other))
-    assert result.returncode == 2 and "weights of model start" in result.stderr
+    assert_one_line_error(run(command(betons, tmp_path / "c", **other)), "weights of model start")
 
 
 class Agree(Method):
@@ -289,9 +272,8 @@ def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "agree", Agree)
     monkeypatch.setitem(HEADS, "agree", head)
     for folder in ("whole", "parts"):
-        words = command(betons, tmp_path / folder, training__epochs=2)[2:]
-        settings = Settings.from_flat({**train_SSL.read_settings(words)[0], "training.loss": "agree"})
-        settings.logging.snapshot_freq = 1
+        settings = settings_of(command(betons, tmp_path / folder, training__epochs=2))
+        settings.training.loss = "agree"
         if folder == "parts":
             with monkeypatch.context() as patch:
                 stopped_after_a_step(settings, patch)
@@ -335,11 +317,14 @@ def test_two_processes_here(betons, tmp_path):
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait() > 128 and (tmp_path / "z/model.pth").exists()
     assert not list((tmp_path / "z").glob(".*tmp*"))
-    result = run_apart(command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1}))
-    assert result.returncode == 2 and "2 processes, and so another global batch" in result.stderr
-    result = run_apart(command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15}))
-    assert result.returncode == 2 and "there are only 20 images" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_one_line_error(
+        run_apart(command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1})),
+        "2 processes, and so another global batch",
+    )
+    assert_one_line_error(
+        run_apart(command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15})),
+        "there are only 20 images",
+    )
 
 
 def test_torchrun(betons, tmp_path):
@@ -364,15 +349,15 @@ def test_eval_only_and_probes_only(betons, whole_run, tmp_path):
     assert {k: v.shape for k, v in probes.items()} == {k: v.shape for k, v in trained.items()}
     assert not torch.equal(probes["module.probes.0.weight"], trained["module.probes.0.weight"])
     assert (folder / "model.pth").stat().st_mtime_ns == before["model.pth"]
-    result = run(command(betons, tmp_path / "nothing", training__eval_only=1))
-    assert result.returncode == 2 and "--training.eval_only 1: there is no" in result.stderr
+    assert_one_line_error(
+        run(command(betons, tmp_path / "nothing", training__eval_only=1)), "--training.eval_only 1: there is no"
+    )
 
 
 def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
     settings = dict(training__optimizer="sgd", training__epochs=4, training__warmup_epochs=0)
-    assert run(command(betons, tmp_path, **settings, training__base_lr=1e30)).returncode == 2
-    result = run(command(betons, tmp_path / "x", **settings, training__base_lr=1e30))
-    assert "the loss is" in result.stderr and "a smaller --training.base_lr" in result.stderr
+    result = run(command(betons, tmp_path, **settings, training__base_lr=1e30))
+    assert_one_line_error(result, "the loss is", "a smaller --training.base_lr")
     assert not (tmp_path / "model.pth").exists()
 
 
@@ -415,7 +400,7 @@ def test_a_disk_without_room_for_the_snapshots_is_named_first(betons, whole_run,
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=int(free * weights.stat().st_size)))
     monkeypatch.setattr(train_SSL.TrainingRun, "train_epoch", lambda *_: 1 / 0)
     weights = whole_run / "final_weights.pt"
-    settings = Settings.from_flat(train_SSL.read_settings(command(betons, tmp_path)[2:])[0])
+    settings = settings_of(command(betons, tmp_path))
     remedy = f"{tmp_path}: needs about .* name another --logging.folder, or raise --logging.snapshot_freq"
     with pytest.raises(ZeroDivisionError if fits else InputError, match=None if fits else remedy):
         train_here(settings)
@@ -433,8 +418,7 @@ def test_a_signal_is_obeyed_within_validation(betons, whole_run, tmp_path, monke
                 if not seen.append(batch):
                     os.kill(os.getpid(), signal.SIGUSR2)
 
-    arguments = command(betons, tmp_path, validation__batch_size=2)[2:]
-    settings = Settings.from_flat(train_SSL.read_settings(arguments)[0])
+    settings = settings_of(command(betons, tmp_path, validation__batch_size=2))
     monkeypatch.setattr(train_SSL, "EvaluationLoader", Signalled)
     with pytest.raises(SystemExit) as end:
         train_here(settings)
@@ -448,11 +432,9 @@ def test_a_signal_is_obeyed_within_validation(betons, whole_run, tmp_path, monke
         assert ours == pytest.approx(theirs, rel=1e-6)  # other batches of validation, other rounding
 
 
-def test_a_signal_is_obeyed_where_an_epoch_is_one_step(betons, tmp_path):
-    settings = dict(training__batch_size=20, training__epochs=300, logging__snapshot_freq=300, training__eval_freq=300)
-    code, output = interrupted_run(command(betons, tmp_path, **settings), signal.SIGTERM, 3)
-    assert code == 128 + signal.SIGTERM and "step 0; rerun the same command" in output
-    assert load(tmp_path / "model.pth")["epoch"] < 100
+def test_a_signal_is_obeyed_where_an_epoch_is_one_step(betons, tmp_path, monkeypatch):
+    _, saved = stopped_after_a_step(settings_of(command(betons, tmp_path, training__batch_size=20)), monkeypatch)
+    assert (saved["epoch"], saved["steps_done"]) == (1, 0)
 
 
 def test_resuming_takes_what_does_not_touch_the_weights(betons, whole_run, tmp_path):
@@ -465,11 +447,12 @@ def test_resuming_takes_what_does_not_touch_the_weights(betons, whole_run, tmp_p
     )
     assert "4 epochs are done" in result.stdout
     assert len((folder / "log").read_text().splitlines()) == 4
-    result = run(command(betons, folder, data__train_dataset=betons / "val.beton"))
-    assert result.returncode == 2 and "was trained with other images" in result.stderr
-    result = run(command(betons, folder, training__epochs=6))
-    assert result.returncode == 2 and "--training.epochs 6" in result.stderr
-    assert "no run can be extended" in result.stderr
+    assert_one_line_error(
+        run(command(betons, folder, data__train_dataset=betons / "val.beton")), "was trained with other images"
+    )
+    assert_one_line_error(
+        run(command(betons, folder, training__epochs=6)), "--training.epochs 6", "no run can be extended"
+    )
 
 
 def test_the_pixels_of_a_beton_are_compared(betons, whole_run, tmp_path):
@@ -482,9 +465,9 @@ def test_the_pixels_of_a_beton_are_compared(betons, whole_run, tmp_path):
     contents[place] ^= 255
     other.write_bytes(contents)
     assert Beton(other).fingerprint == Beton(betons / "train.beton").fingerprint
-    result = run(command(betons, tmp_path / "run", data__train_dataset=other))
-    assert result.returncode == 2 and f"--data.train_dataset {other}" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    assert_one_line_error(
+        run(command(betons, tmp_path / "run", data__train_dataset=other)), f"--data.train_dataset {other}"
+    )
 
 
 def test_keys_without_effect_are_accepted_with_a_notice(betons, tmp_path):
@@ -499,70 +482,34 @@ def test_keys_without_effect_are_accepted_with_a_notice(betons, tmp_path):
 
 
 # The study's settings: SPEC of the published runs.
-SHARED = {
-    "model.arch": "resnet101",
-    "training.optimizer": "lars",
-    "training.weight_decay": 1e-6,
-    "training.batch_size": 128,
-    "training.epochs": 1000,
-    "training.warmup_epochs": 10,
-    "training.end_lr_ratio": 0.001,
-    "training.momentum": 0.9,
-    "resolution.min_res": 160,
-    "resolution.start_ramp": 70,
-    "resolution.max_res": 192,
-    "resolution.end_ramp": 85,
-    "validation.resolution": 256,
-    "logging.snapshot_freq": 50,
-    "dist.ngpus": 8,
-    "dist.nodes": 1,
-}
+SHARED = """--model.arch resnet101 --training.optimizer lars --training.weight_decay 1e-6 --training.batch_size 128
+    --training.epochs 1000 --training.warmup_epochs 10 --training.end_lr_ratio 0.001 --training.momentum 0.9
+    --resolution.min_res 160 --resolution.start_ramp 70 --resolution.max_res 192 --resolution.end_ramp 85
+    --validation.resolution 256 --logging.snapshot_freq 50 --dist.ngpus 8 --dist.nodes 1 --dist.use_submitit 1"""
 OWN = {
-    "vicreg": {
-        "training.base_lr": 0.2,
-        "model.mlp": "8192-8192-8192",
-        "training.eval_freq": 50,
-        "vicreg.sim_coeff": 25,
-        "vicreg.std_coeff": 25,
-        "vicreg.cov_coeff": 1,
-    },
-    "simclr": {
-        "training.base_lr": 0.3,
-        "model.mlp": "2048-256",
-        "training.eval_freq": 100,
-        "simclr.temperature": 0.15,
-    },
-    "supervised": {"training.base_lr": 0.2, "model.mlp": "8192-8192-8192", "training.eval_freq": 25},
+    "vicreg": """--training.base_lr 0.2 --model.mlp 8192-8192-8192 --training.eval_freq 50
+        --vicreg.sim_coeff 25 --vicreg.std_coeff 25 --vicreg.cov_coeff 1""",
+    "simclr": "--training.base_lr 0.3 --model.mlp 2048-256 --training.eval_freq 100 --simclr.temperature 0.15",
+    "supervised": "--training.base_lr 0.2 --model.mlp 8192-8192-8192 --training.eval_freq 25",
 }
-
-
-def published_command(loss, betons, folder):
-    words = (
-        f"--config-file {ROOT}/configs/{loss}_cfg.yaml --dist.use_submitit 1 --data.train_dataset {betons}/train.beton"
-    )
-    return [*words.split(), *f"--data.val_dataset {betons}/val.beton --logging.folder {folder} 0".split()]
 
 
 @pytest.mark.parametrize("loss", OWN)
-def test_published_commands_are_submitted_and_train(betons, tmp_path, monkeypatch, loss):
-    """With the published settings; submitit's debug executor in place of SLURM; only flags of size are appended."""
-    settings, notices = train_SSL.read_settings(published_command(loss, betons, tmp_path))
-    expected = {**SHARED, **OWN[loss], "training.loss": loss, "dist.use_submitit": 1}
-    assert {key: settings[key] for key in expected} == expected and not notices
-    submitted = debug_cluster(monkeypatch, tmp_path)
-    small = {**SMALL, "training.loss": loss, "training.epochs": 2, "dist.nodes": 2}
-    size = [word for key, value in small.items() for word in (f"--{key}", str(value))]
-    command = published_command(loss, betons, tmp_path / "run")
-    monkeypatch.setattr(sys, "argv", ["train_SSL.py", *command[:-1], *size, command[-1]])
+def test_published_commands_submit_the_published_settings(betons, tmp_path, monkeypatch, loss):
+    """test_sweeps.py runs such a job."""
+    words = ["--config-file", f"{ROOT}/configs/{loss}_cfg.yaml", "--dist.use_submitit", "1"]
+    words += ["--data.train_dataset", f"{betons}/train.beton", "--data.val_dataset", f"{betons}/val.beton"]
+    words += ["--logging.folder", str(tmp_path / "run"), "0"]
+    settings, notices = train_SSL.read_settings(words)
+    assert settings == train_SSL.read_settings([*words[:-1], *SHARED.split(), *OWN[loss].split(), "0"])[0]
+    assert settings["training.loss"] == loss and not notices
+    asked = debug_cluster(monkeypatch, tmp_path)["parameters"]
+    monkeypatch.setattr(sys, "argv", ["train_SSL.py", *words])
     train_SSL.main()
-    asked = submitted["parameters"]
-    assert asked["tasks_per_node"] == asked["gpus_per_node"] == 8 and asked["nodes"] == 2
+    assert asked["tasks_per_node"] == asked["gpus_per_node"] == 8 and asked["nodes"] == 1
     assert asked["slurm_setup"][0] == f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
     assert asked["timeout_min"] == 2800 and asked["mem_gb"] == 480 and asked["slurm_signal_delay_s"] == 120
     assert not (tmp_path / "run/model.pth").exists()
-    with kept_signals():
-        submitted["jobs"][-1].result()
-    assert load_network(tmp_path / "run/model_ep2.pth").arch == "resnet18"
 
 
 def test_auto_resumes_on_a_device_of_another_precision(tmp_path, monkeypatch):
