@@ -29,7 +29,6 @@ from helpers import (
     ok,
     read_json,
     run_here,
-    run_script,
     save_untrained,
 )
 
@@ -54,9 +53,6 @@ SIZES = {  # flags of size that are appended to the README's commands
         --nodes 1 --ngpus 0 --world_size 2 --mem_gb 3""",
 }
 
-# The stages after the training and the flag that says where they write.
-STAGES = {"label_inference_attack.py": "--output_dir", "lin_probe.py": "--output_dir", "train_RCDM.py": "--out_dir"}
-
 
 @contextlib.contextmanager
 def started_cluster(folder, **environment):
@@ -64,14 +60,18 @@ def started_cluster(folder, **environment):
     missing = [p for p in ("munged", "slurmctld", "slurmd", "srun") if not shutil.which(p, path="/usr/sbin:/usr/bin")]
     if missing or os.geteuid() != 0:
         pytest.skip("needs root" if not missing else f"not installed: {', '.join(missing)} (slurm-wlm, munge)")
-    command = [CLUSTER, "start", folder, str(os.getpid())]
-    ok(subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True))
+    run_cluster("start", folder, os.getpid(), **environment)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         patch.setenv("PATH", "/usr/bin:/usr/sbin", prepend=os.pathsep)
         patch.setenv("OMP_NUM_THREADS", "1")
         yield folder
-    subprocess.run([CLUSTER, "stop", folder], check=True)
+    run_cluster("stop", folder)
+
+
+def run_cluster(*words, **environment):
+    command = [CLUSTER, *map(str, words)]
+    return ok(subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True))
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +146,7 @@ def ended(number):
 
 def log(number, task=0, kind="out"):
     """What a task of a job has written so far."""
-    folder = Path(job_folders[number])
-    path = folder / f"{number}_{task}_log.{kind}"
+    path = job_folders[number] / f"{number}_{task}_log.{kind}"
     return path.read_text(errors="replace") if path.exists() else ""
 
 
@@ -200,11 +199,6 @@ def jobs(cluster, data):
         dependency = f"afterok:{found['whole']}"
         found["next"] = training(data, "vicreg_dssweep_300pc_A", dist__dependency=dependency, dist__comment="it's 2nd")
     found["never"] = training(data, "never", dist__dependency=f"afterok:{found['killed']}")
-    for script in STAGES:  # before the models are there
-        script, words = command(script, data, dependency=f"afterok:{found['whole']}:{found['preempted']}")
-        found[script] = submit(script, words)
-        folder = Path(words[words.index(STAGES[script]) + 1])
-        job_folders[found[script]] = folder / "submitit" if script == "train_RCDM.py" else folder
 
     # They are held in their second epoch, so that what is to happen happens there.
     held = {name: None for name in ("preempted", "limited", "killed")}
@@ -280,8 +274,6 @@ def test_dependencies_hold(jobs):
     assert then["JobState"] == "COMPLETED" and then["StartTime"] >= first["EndTime"]
     assert f"{EPOCHS} epochs are done" in log(jobs["next"])
     assert never["JobState"] == "CANCELLED" and not log(jobs["never"])
-    for script in STAGES:
-        assert job(jobs[script])["StartTime"] >= job(jobs["preempted"])["EndTime"]
 
 
 def test_sbatch_takes_what_has_no_flag_from_the_environment(jobs):
@@ -289,37 +281,6 @@ def test_sbatch_takes_what_has_no_flag_from_the_environment(jobs):
     assert shown["Account"] == "laboratory" and shown["Partition"] == "other" and shown["Comment"] == "it's"
     assert shown["Features"] == "fast"
     assert job(jobs["whole"])["Partition"] == "main" and job(jobs["whole"])["TimeLimit"] == "1-22:40:00"
-
-
-@pytest.mark.parametrize("script", ["label_inference_attack.py", "lin_probe.py"])
-def test_the_later_stages_give_what_they_give_here(jobs, data, tmp_path, script):
-    number = jobs[script]
-    assert job(number)["JobState"] == "COMPLETED", log(number, kind="err")
-    there = Path(job_folders[number])
-    script, words = command(script, data, local=1, world_size=1, output_dir=tmp_path, num_workers=0)
-    ok(run_here(script, *words))
-    names = {path.name for path in tmp_path.iterdir()}
-    assert "results.json" in names and names <= {path.name for path in there.iterdir()}
-    for name in sorted(names):
-        if name.endswith(".npy"):
-            np.testing.assert_array_equal(np.load(there / name), np.load(tmp_path / name))
-    ours, theirs = (read_json(folder / "results.json") for folder in (tmp_path, there))
-    assert ours["counts"] == theirs["counts"]
-
-
-def test_rcdm_is_finished_and_gives_what_it_gives_here(jobs, data, tmp_path):
-    number = jobs["train_RCDM.py"]
-    assert job(number)["JobState"] == "COMPLETED", log(number, kind="err")
-    assert "(2 processes)" in log(number) and "2 steps are done" in log(number)
-    there = data / f"logs/RCDM/vicreg/rcdm_vicreg_{EPOCHS}ep_300pc_A"
-    names = {"model000002.pt", "ema_0.9999_000002.pt", "opt000002.pt", "samples000002.png", "params.json", "log"}
-    names.add("train.images.npz")
-    assert {path.name for path in there.iterdir() if path.is_file()} - {".lock"} == names
-    script, words = command("train_RCDM.py", data, local=1, out_dir=tmp_path)
-    ok(run_script(script, *words))
-    for name in ("model000002.pt", "ema_0.9999_000002.pt"):
-        ours, theirs = (load(folder / name) for folder in (tmp_path, there))
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize(
@@ -363,12 +324,11 @@ def binding_cluster(cluster, tmp_path_factory):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
     folder = tmp_path_factory.mktemp("binding")
-    environment = {**os.environ, "SLURM_CPUS": "2", "SLURM_TASK_PLUGIN": "task/affinity"}
-    subprocess.run([CLUSTER, "start", folder, str(os.getpid())], env=environment, check=True, capture_output=True)
+    run_cluster("start", folder, os.getpid(), SLURM_CPUS="2", SLURM_TASK_PLUGIN="task/affinity")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         yield folder
-    subprocess.run([CLUSTER, "stop", folder], check=True)
+    run_cluster("stop", folder)
 
 
 @pytest.mark.parametrize("inside", [

@@ -1,19 +1,19 @@
 """A real SLURM of two nodes: every stage gives what it gives here, and a node dies during a training."""
 
-import json
 import os
 import signal
 import subprocess
 
 import pytest
 import torch
-from helpers import run_script
-from test_slurm import CLUSTER, command, data, ended, job, log, started_cluster, submit, tasks, training, wait_for
-from test_slurm import STAGES as OTHERS
+from helpers import load, ok, read_json, run_script
+from test_slurm import command, data, ended, job, log, run_cluster, started_cluster, submit, tasks, training, wait_for
 
 pytestmark = pytest.mark.slurm
 __all__ = ["data"]  # a fixture
-STAGES = {**OTHERS, "sslmem.py": "--output_dir"}
+# The stages after the training and the flag that says where they write.
+STAGES = dict.fromkeys(("label_inference_attack.py", "lin_probe.py", "sslmem.py"), "--output_dir")
+STAGES["train_RCDM.py"] = "--out_dir"
 TWO = {"nodes": 2, "world_size": 1, "mem_gb": 1}
 OF_TRAINING = {f"dist__{name}": value for name, value in TWO.items()}
 
@@ -23,10 +23,6 @@ def nodes(tmp_path_factory):
     """A SLURM of two nodes on this machine."""
     with started_cluster(tmp_path_factory.mktemp("nodes"), NODES="2") as folder:
         yield folder
-
-
-def on_node(folder, action, node, *words):
-    subprocess.run([CLUSTER, action, folder, node, *words], check=True, capture_output=True)
 
 
 def node_of(process):
@@ -64,9 +60,9 @@ def dying(nodes, data):
         return tasks(number)
 
     second = node_of(wait_for("first epoch", held)[1])
-    on_node(nodes, "kill", second)
+    run_cluster("kill", nodes, second)
     wait_for("requeue", lambda: job(number)["Restarts"] == "1")
-    on_node(nodes, "revive", second)
+    run_cluster("revive", nodes, second)
     wait_for("end of the training", lambda: ended(number))
     return number
 
@@ -85,59 +81,59 @@ def folder_of(script, data):
     return words[words.index(STAGES[script]) + 1]
 
 
-def weights(folder):
-    return torch.load(folder / "final_weights.pt", weights_only=True)
+def final_weights(data, name):
+    return data / "logs/vicreg" / name / "final_weights.pt"
+
+
+def assert_same_tensors(file, other):
+    ours, theirs = load(file), load(other)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_a_stage_on_two_nodes_gives_what_two_processes_give_here(stages, data, tmp_path, script):
+def test_two_nodes_give_what_two_processes_give_here(stages, data, tmp_path, script):
     """Submitted with the trainings: it waited for them without a flag."""
     about = job(stages[script])
     assert about["JobState"] == "COMPLETED" and about["NumNodes"] == "2"
     there = data / folder_of(script, data)
     name, words = stage(script, data, local=1, **{STAGES[script].strip("-"): tmp_path})
-    result = run_script(name, *words)
-    assert result.returncode == 0, result.stderr
+    ok(run_script(name, *words))
     if script == "train_RCDM.py":
-        ours, theirs = (torch.load(folder / "model000002.pt", weights_only=True) for folder in (tmp_path, there))
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        for name in ("model000002.pt", "ema_0.9999_000002.pt"):
+            assert_same_tensors(tmp_path / name, there / name)
     else:
         for path in [*tmp_path.glob("*.npy"), *tmp_path.glob("*.csv")]:
             assert path.read_bytes() == (there / path.name).read_bytes(), path.name
-        ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, there))
+        ours, theirs = (read_json(folder / "results.json") for folder in (tmp_path, there))
         for entry in ("counts", "final", "both"):  # the stages have different ones
             assert ours.get(entry) == theirs.get(entry), entry
 
 
-def test_a_training_on_two_nodes_ends_in_the_weights_of_two_processes_here(trainings, data, tmp_path):
+def test_two_nodes_train_as_two_processes_here(trainings, data, tmp_path):
     whole = trainings[0]
     wait_for("end of the training", lambda: ended(whole))
     about = job(whole)
     assert about["JobState"] == "COMPLETED" and about["NumNodes"] == "2", log(whole, kind="err")
     script, words = command("train_SSL.py", data, logging__folder=tmp_path, dist__use_submitit=0)
-    result = run_script(script, *words)
-    assert result.returncode == 0, result.stderr
-    ours, theirs = weights(tmp_path), weights(data / "logs" / "vicreg" / "vicreg_dssweep_300pc_A")
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    ok(run_script(script, *words))
+    assert_same_tensors(tmp_path / "final_weights.pt", final_weights(data, "vicreg_dssweep_300pc_A"))
 
 
 def test_a_node_that_dies_does_not_change_the_weights(trainings, dying, data):
     assert job(dying)["JobState"] == "COMPLETED", log(dying, kind="err")
     wait_for("end of the training", lambda: ended(trainings[0]))
-    logs = data / "logs" / "vicreg"
-    ours, theirs = weights(logs / "dying"), weights(logs / "vicreg_dssweep_300pc_A")
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert_same_tensors(final_weights(data, "dying"), final_weights(data, "vicreg_dssweep_300pc_A"))
     assert "resumes after epoch" in log(dying)
 
 
 def test_a_node_that_does_not_see_the_data_is_named(nodes, data):
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("no mount namespaces here")
-    on_node(nodes, "blind", "localhost", data / "betons")
+    run_cluster("blind", nodes, "localhost", data / "betons")
     number = training(data, "blind", **OF_TRAINING)
     wait_for("end of the training", lambda: ended(number))
-    on_node(nodes, "kill", "localhost")
-    on_node(nodes, "revive", "localhost")
+    run_cluster("kill", nodes, "localhost")
+    run_cluster("revive", nodes, "localhost")
     message = f"node localhost: {data / 'betons/300_per_class_A.beton'}: not a complete .beton"
     logs = "".join(log(number, task, "err") for task in range(2))
     assert job(number)["JobState"] == "FAILED" and message in logs, logs
