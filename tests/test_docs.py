@@ -9,7 +9,18 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, documentation, documented_commands, flags, ok, read_json, run_here, save_untrained
+from helpers import (
+    ROOT,
+    assert_one_line_error,
+    documentation,
+    documented_commands,
+    flags,
+    ok,
+    read_json,
+    run_here,
+    save_untrained,
+)
+from stages import attack_settings, plot_settings
 
 STAGES = ["imagenet_partition.py", "train_SSL.py", "label_inference_attack.py", "lin_probe.py"]
 STAGES += ["plot_quant_results.py", "train_RCDM.py"]
@@ -138,10 +149,7 @@ def small_demo(tmp_path_factory):
     """The folders of bash_examples/demo.sh with untrained models, one snapshot and few images."""
     folder = tmp_path_factory.mktemp("demo") / "seed0"
     data, index, logs = folder / "data", folder / "index/4_per_class", folder / "simclr_1epochs"
-    attacks = [
-        logs / "attack_sweeps/NN_attk_simclr_4pc_1ep",
-        logs / "attack_sweeps_backbone/NN_attk_simclr_4pc_1ep",
-    ]
+    attacks = [logs / f"attack_sweeps{kind}/NN_attk_simclr_4pc_1ep" for kind in ("", "_backbone")]
     images, boxes = data / "images", data / "boxes"
     commands = [
         ("make_demo_dataset.py", {"save_dir": data, "classes": 2, "images_per_class": 14, "unboxed_per_class": 2}),
@@ -153,12 +161,11 @@ def small_demo(tmp_path_factory):
     for seed, path in enumerate(models.values()):
         save_untrained(path, seed)
     attack = {**models, **{f"bbox_{side}_idx_pth": index / f"bbox_{side}.npy" for side in "AB"}, "k": 3, "k_attk": 3}
-    attack |= {"public_idx_pth": index / "public.npy", "imgnet_train_pth": images, "imgnet_bbox_pth": boxes}
-    attack |= {"resolution": 32, "min_px": 32, "num_workers": 0, "local": 1}
+    attack |= {"imgnet_train_pth": images, "imgnet_bbox_pth": boxes, "min_px": 32}
     for use_backbone, out in enumerate(attacks):
-        commands.append(("label_inference_attack.py", {**attack, "output_dir": out, "use_backbone": use_backbone}))
-    plot = {"model": "simclr", "k_neighb": 3, "epoch_sweep_dataset": 4, "dataset_sweep_epoch": 1, "plot_lin_probe": 0}
-    plot |= {"pct_confidences": "20,100", "attk_folder_path": attacks[0].parent, "save_path": logs / "plot"}
+        values = attack_settings(index, out, **attack, use_backbone=use_backbone)
+        commands.append(("label_inference_attack.py", values))
+    plot = plot_settings(attacks[0].parent, logs / "plot", k_neighb=3, pct_confidences="20,100")
     commands.append(("plot_quant_results.py", plot))
     (folder / "betons").mkdir()
     for script, settings in commands:
@@ -198,8 +205,9 @@ def test_numbers_of_the_demo_are_those_of_figures_json():
 
 
 def test_make_pictures_names_a_folder_that_is_no_demo(tmp_path):
-    result = run_here("docs/make_pictures.py", "--docs", tmp_path / "docs", tmp_path)
-    assert result.returncode == 2 and "one finished demo is needed" in result.stderr
+    assert_one_line_error(
+        run_here("docs/make_pictures.py", "--docs", tmp_path / "docs", tmp_path), "one finished demo is needed"
+    )
 
 
 def test_tables_that_are_declared_in_the_code_are_up_to_date():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ABSENT, assert_one_line_error, flags, ok, read_json, run_here
+from helpers import assert_one_line_error, cases, flags, ok, read_json, run_here
 from PIL import Image
 
 from dejavu_utils.analysis.attack_files import read_attack
@@ -36,6 +36,10 @@ def plot(tmp_path, **changes):
     return run_here("plot_quant_results.py", *flags(settings))
 
 
+def mean_of_traces(*names):
+    return pytest.approx(np.mean([TRACES[f"{name}_300pc"][0] for name in names]), abs=1e-12)
+
+
 def test_one_published_point_gives_the_published_figures(tmp_path):
     ok(plot(tmp_path))
     for plural, x, position in (("epochs", "epoch", 50), ("datasets", "dataset", 300)):
@@ -44,20 +48,14 @@ def test_one_published_point_gives_the_published_figures(tmp_path):
             assert list(accuracy.columns[:4]) == [x, "pct_confidence", "target_acc", "reference_acc"]
             assert accuracy["pct_confidence"].tolist() == [5, 20, 100] and (accuracy[x] == position).all()
             for row in accuracy.itertuples():
-                traces = {
-                    pair: TRACES[f"{pair[0]}_attk_{pair[1]}_top{top_k}_{row.pct_confidence}conf_300pc"][0]
-                    for pair in ("AA", "BB", "AB", "BA")
-                }
-                assert row.target_acc == pytest.approx((traces["AA"] + traces["BB"]) / 2, abs=1e-12)
-                assert row.reference_acc == pytest.approx((traces["BA"] + traces["AB"]) / 2, abs=1e-12)
+                level = f"top{top_k}_{row.pct_confidence}conf"
+                assert row.target_acc == mean_of_traces(f"A_attk_A_{level}", f"B_attk_B_{level}")
+                assert row.reference_acc == mean_of_traces(f"B_attk_A_{level}", f"A_attk_B_{level}")
                 assert row.target_low < row.target_acc <= row.target_high
             (shares,) = pd.read_csv(tmp_path / f"plot/attk_{plural}_partition_top{top_k}.csv").to_dict("records")
             assert list(shares)[:5] == [x, "memorized", "correlated", "misrepresented", "unassociated"]
             for share, on_A, on_B in (("memorized", "yes_A_no_B", "no_A_yes_B"), ("correlated", *["yes_A_yes_B"] * 2)):
-                expected = (
-                    TRACES[f"{on_A}_attk_A_top{top_k}_300pc"][0] + TRACES[f"{on_B}_attk_B_top{top_k}_300pc"][0]
-                ) / 2
-                assert shares[share] == pytest.approx(expected, abs=1e-12)
+                assert shares[share] == mean_of_traces(f"{on_A}_attk_A_top{top_k}", f"{on_B}_attk_B_top{top_k}")
     names = {path.name for path in (tmp_path / "plot").iterdir()}
     for plural in ("epochs", "datasets"):
         for kind in ("acc", "partition"):
@@ -75,7 +73,7 @@ def write_probe_log(folder, val, train, numpy_2=False):
     (folder / "123_0_log.out").write_text("\n".join(lines) + "\n")
 
 
-def test_sweeps_of_several_points_and_probes_of_both_kinds(tmp_path):
+def test_sweeps_of_several_points_and_probes_of_both_kinds(tmp_path, undrawn):
     for name in ("vicreg_300pc_50ep", "vicreg_300pc_1000ep", "vicreg_100pc_50ep"):
         shutil.copytree(POINT, tmp_path / f"attack_sweeps/NN_attk_{name}")
     (tmp_path / "attack_sweeps/NN_attk_vicreg_300pc_250ep").mkdir()  # submitted, not finished
@@ -85,29 +83,18 @@ def test_sweeps_of_several_points_and_probes_of_both_kinds(tmp_path):
     ours.mkdir()
     figures = {f"top_{k}": {"value": 0.3 + k / 10, "low": 0.2, "high": 0.9} for k in (1, 5)}
     (ours / "results.json").write_text(json.dumps({"final": {"train": figures, "val": figures}}))
-    result = ok(
-        plot(
-            tmp_path,
-            attk_folder_path=tmp_path,
-            plot_lin_probe=1,
-            lin_probe_folder_path=tmp_path / "probes",
-            k_neighb=50,
-        )
-    )
+    folders = {"attk_folder_path": tmp_path, "lin_probe_folder_path": tmp_path / "probes"}
+    result = ok(plot(tmp_path, **folders, plot_lin_probe=1, k_neighb=50))
     assert "note: left out:" in result.stdout and "NN_attk_vicreg_300pc_250ep" in result.stdout
     epochs = pd.read_csv(tmp_path / "plot/attk_epochs_acc_top1.csv")
     assert epochs["epoch"].unique().tolist() == [50, 1000]
     assert pd.read_csv(tmp_path / "plot/attk_datasets_partition_top5.csv")["dataset"].tolist() == [100, 300]
-    probes = pd.read_csv(tmp_path / "plot/lp_epochs_top1.csv")
-    assert probes[["epoch", "train_acc", "val_acc"]].values.tolist() == [
-        [50, 0.5, 0.4],
-        [100, 0.4, 0.4],
-        [1000, 0.6, 0.45],
-    ]
+    probes = pd.read_csv(tmp_path / "plot/lp_epochs_top1.csv")[["epoch", "train_acc", "val_acc"]]
+    assert probes.values.tolist() == [[50, 0.5, 0.4], [100, 0.4, 0.4], [1000, 0.6, 0.45]]
     assert pd.read_csv(tmp_path / "plot/lp_datasets_top5.csv")["val_acc"].tolist() == [0.7]
 
 
-def test_parameter_sweep(tmp_path):
+def test_parameter_sweep(tmp_path, undrawn):
     for digits in ("05", "075", "15", "99"):
         shutil.copytree(POINT, tmp_path / f"attack_sweeps/NN_attk_simclr_p{digits}t_50ep")
         write_probe_log(tmp_path / f"probes/lp_simclr_p{digits}t_50ep", (0.4, 0.7), (0.5, 0.8))
@@ -121,7 +108,7 @@ def test_parameter_sweep(tmp_path):
     assert pd.read_csv(tmp_path / "two/attk_params_acc_top1.csv")["param"].unique().tolist() == [0.075, 0.99]
 
 
-def test_corner_fractions_have_no_probes_of_their_own(tmp_path):
+def test_corner_fractions_have_no_probes_of_their_own(tmp_path, undrawn):
     for digits in ("20", "35"):
         shutil.copytree(POINT, tmp_path / f"attack_sweeps_cropsize/NN_attk_vicreg_crop_p{digits}_50ep")
     changes = dict(attk_folder_path=tmp_path / "attack_sweeps_cropsize", sweep_param="corner_crop_frac")
@@ -193,7 +180,7 @@ def test_chance_and_ceiling_are_drawn_where_they_are_known(tmp_path):
     assert saved[0].read_bytes() != saved[1].read_bytes()
 
 
-def test_a_layer_that_was_asked_for_is_drawn_or_left_out(tmp_path):
+def test_a_layer_that_was_asked_for_is_drawn_or_left_out(tmp_path, undrawn):
     shutil.copytree(POINT, tmp_path / "attack_sweeps/NN_attk_vicreg_300pc_50ep/backbone")
     shutil.copytree(POINT, tmp_path / "attack_sweeps/NN_attk_vicreg_300pc_100ep")
     changes = dict(attk_folder_path=tmp_path, layer="backbone", dataset_sweep_epoch=100)
@@ -208,7 +195,7 @@ def test_probe_logs_in_per_cent(tmp_path):
     assert read_probe(tmp_path / "p").final.val.top_5.value == pytest.approx(0.7)
 
 
-def test_science_style_or_how_to_get_it(tmp_path):
+def test_science_style_or_how_to_get_it(tmp_path, undrawn):
     result = plot(tmp_path, style="science")
     if importlib.util.find_spec("scienceplots"):
         assert result.returncode == 0, result.stderr
@@ -218,17 +205,17 @@ def test_science_style_or_how_to_get_it(tmp_path):
 
 @pytest.mark.parametrize(
     "changes, texts",
-    [
-        ({"model": "dino"}, ["NN_attk_dino_300pc_*ep or NN_attk_dino_*pc_50ep; there are NN_attk_vicreg_300pc_50ep"]),
-        ({"attk_folder_path": f"{ABSENT}"}, [f"--attk_folder_path {ABSENT}: no such folder"]),
-        ({"pct_confidences": "20;100"}, ["--pct_confidences", "20,100"]),
-        ({"layer": "backbone"}, ["--layer backbone", "NN_attk_vicreg_300pc_50ep holds projector"]),
-        ({"k_neighb": 101}, ["neighb_labels.npy", "--k_neighb is 101", "only 100"]),
-        ({"plot_lin_probe": 1}, ["--lin_probe_folder_path is needed"]),
-        ({"plot_lin_probe": 1, "lin_probe_folder_path": DATA}, ["--lin_probe_folder_path", "lp_vicreg_300pc_*ep"]),
-    ],
+    cases(f"""
+    --model dino              -> NN_attk_dino_300pc_*ep or NN_attk_dino_*pc_50ep; there are NN_attk_vicreg_300pc_50ep
+    --attk_folder_path ABSENT -> --attk_folder_path ABSENT: no such folder
+    --pct_confidences 20:100  -> --pct_confidences ;; 20,100
+    --layer backbone          -> --layer backbone ;; NN_attk_vicreg_300pc_50ep holds projector
+    --k_neighb 101            -> neighb_labels.npy ;; --k_neighb is 101 ;; only 100
+    --plot_lin_probe 1        -> --lin_probe_folder_path is needed
+    --plot_lin_probe 1 --lin_probe_folder_path '{DATA}' -> --lin_probe_folder_path ;; lp_vicreg_300pc_*ep
+"""),
 )
-def test_bad_input_is_one_line(tmp_path, changes, texts):
+def test_bad_input_is_one_line(tmp_path, undrawn, changes, texts):
     assert_one_line_error(plot(tmp_path, **changes), *texts)
 
 
@@ -242,6 +229,6 @@ def test_a_damaged_file_is_named(tmp_path):
     assert_one_line_error(result, "B_attk_A_labels.npy: has 399 rows")
 
 
-def test_an_outcome_without_examples_is_no_failure(tmp_path):
+def test_an_outcome_without_examples_is_no_failure(tmp_path, undrawn):
     ok(plot(tmp_path, pct_confidences="0.1"))
     assert pd.read_csv(tmp_path / "plot/attk_epochs_acc_top1.csv")["target_acc"].isna().all()

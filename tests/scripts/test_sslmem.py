@@ -1,17 +1,16 @@
 """sslmem.py: values against an independent implementation, planted units, and the script as a user runs it."""
 
-import os
 import re
 import shutil
-import subprocess
 from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import stages
+import timm
 import torch
-from helpers import ROOT, assert_one_line_error, cases, flags, ok, read_json, run_here
+from helpers import assert_one_line_error, cases, flags, ok, read_json, run_example, run_here
 from pages import Page, thumbnails
 
 from dejavu_utils.analysis.intervals import Estimate
@@ -132,14 +131,18 @@ def test_rank_correlation_with_the_attack_on_the_same_images(done, finished_stag
     assert_one_line_error(result, "--attack_dir", "attack_A.csv", "no such file")
 
 
-def test_swapped_models_give_the_negative_and_one_model_gives_0(tiny, done, tmp_path):
-    made = tiny / "made"
+def test_swapped_models_give_the_negative_and_one_model_gives_0(tiny, done, tmp_path, undrawn):
+    """With a control that holds no image, which is left out."""
+    made, shared = tiny / "made", tmp_path / "shared.npy"
+    np.save(shared, np.empty(0, np.int64))
+    controls = {"public_idx_pth": None, "shared_idx_pth": shared}
     for name, changes in (
         ("swapped", {"model_A_pth": made / "B.pth", "model_B_pth": made / "A.pth"}),
         ("same", {"model_B_pth": made / "A.pth"}),
     ):
-        result = ok(run_here("sslmem.py", *settings_of(tiny, tmp_path / name, public_idx_pth=None, **changes)))
-        assert ("is model A's checkpoint too" in result.stdout) == (name == "same")
+        printed = ok(run_here("sslmem.py", *settings_of(tiny, tmp_path / name, **controls, **changes))).stdout
+        assert f"note: --shared_idx_pth {shared} holds no image: this control is left out" in printed
+        assert ("is model A's checkpoint too" in printed) == (name == "same")
     column = "projector_sslmem"
     scores = [
         pd.read_csv(folder / "sslmem_A.csv")[column] for folder in (done, tmp_path / "swapped", tmp_path / "same")
@@ -184,9 +187,7 @@ def test_attack_and_plots_read_scores_that_lie_beside_them(tiny, done, tmp_path)
     for name, table in tables.items():
         scores = pd.read_csv(beside / f"sslmem_{name}.csv").set_index("index")
         table["projector_sslmem"] = scores["projector_sslmem"][table["index"]].to_numpy()
-    plot = {"model": "simclr", "epoch_sweep_dataset": 4, "dataset_sweep_epoch": 1, "k_neighb": 5, "plot_lin_probe": 0}
-    plot |= {"attk_folder_path": tmp_path, "save_path": tmp_path / "plot"}
-    ok(run_here("plot_quant_results.py", *flags(plot)))
+    ok(run_here("plot_quant_results.py", *flags(stages.plot_settings(tmp_path, tmp_path / "plot"))))
     beside_score = pd.read_csv(tmp_path / "plot/score_sslmem_top1.csv")
     both = read_json(beside / "results.json")["both"]
     found = beside_score[beside_score["instrument"] == "sslmem"].set_index("of")["value"]
@@ -198,37 +199,27 @@ def test_attack_and_plots_read_scores_that_lie_beside_them(tiny, done, tmp_path)
     assert (tmp_path / "plot" / "attk_sslmem_outcomes_top1.png").stat().st_size > 3000
 
 
-@pytest.mark.parametrize(
-    "name, layers", [("timm:test_vit", "blocks.2,backbone:l2"), ("torchvision:shufflenet_v2_x0_5", "backbone")]
-)
-def test_a_public_network_and_its_twin(tiny, tmp_path, name, layers):
+def test_a_public_network_and_its_twin(tiny, tmp_path, undrawn):
     """Layers of the network's own; the twin differs by noise, as if trained on other images."""
-    kind, _, arch = name.partition(":")
-    library = pytest.importorskip("timm" if kind == "timm" else "torchvision.models", reason="timm is not installed")
     torch.manual_seed(0)
-    net = library.create_model(arch) if kind == "timm" else getattr(library, arch)()
+    net, layers = timm.create_model("test_vit"), ["blocks.2", "backbone:l2"]
     for model in "AB":
         torch.save(net.state_dict(), tmp_path / f"{model}.pth")
         with torch.no_grad():
             for value in net.parameters():
                 value += 0.02 * torch.randn_like(value)
-    changes = {f"model_{model}_pth": f"{name}@{tmp_path / model}.pth" for model in "AB"}
-    # Of timm's own size, which its positions are of.
-    ok(
-        run_here(
-            "sslmem.py",
-            *settings_of(tiny, tmp_path / "out", **changes, layers=layers, resolution=None, public_idx_pth=None),
-        )
-    )
+    changes = {f"model_{model}_pth": f"timm:test_vit@{tmp_path / model}.pth" for model in "AB"}
+    more = {"layers": ",".join(layers), "resolution": None, "public_idx_pth": None}  # of timm's own size
+    ok(run_here("sslmem.py", *settings_of(tiny, tmp_path / "out", **changes, **more)))
     network = load_network(changes["model_A_pth"], "--model")
-    for layer in layers.split(","):
+    for layer in layers:
         table = pd.read_csv(tmp_path / "out/sslmem_A.csv")
         assert table[f"{layer}_sslmem"].abs().max() > 1e-4
         units = np.load(tmp_path / f"out/unitmem_A_{layer}.npy")
         assert len(units) == network.width(layer) and 0 <= units.min() and units.max() <= 1
 
 
-def test_resumes_after_a_kill_without_measuring_again(tiny, done, finished_stage, tmp_path):
+def test_resumes_after_a_kill_without_measuring_again(tiny, done, finished_stage, tmp_path, undrawn):
     out, save = tmp_path / "out", unfinished.ShardStore.save
     command, saved = settings_of(tiny, out, attack_dir=finished_stage("attack")), []
 
@@ -282,12 +273,6 @@ def test_attack_on_other_images_is_refused_at_once(tiny, finished_stage, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_control_is_left_out(tiny, tmp_path):
-    np.save(tmp_path / "shared.npy", np.empty(0, np.int64))
-    result = ok(run_here("sslmem.py", *settings_of(tiny, tmp_path / "out", shared_idx_pth=tmp_path / "shared.npy")))
-    assert f"note: --shared_idx_pth {tmp_path}/shared.npy holds no image: this control is left out" in result.stdout
-
-
 def test_less_control_removes_a_difference_everywhere():
     """Welch's interval covers the true difference in about 95 of 100 draws, with unequal variances and numbers."""
     rng, covered = np.random.default_rng(0), 0
@@ -305,8 +290,7 @@ def test_less_control_removes_a_difference_everywhere():
 @pytest.mark.slow
 def test_the_demo_is_memorized_by_both_instruments(tmp_path):
     for script in ("demo.sh", "demo_sslmem.sh"):
-        environment = {**os.environ, "DEMO_DIR": str(tmp_path), "SNAPSHOTS": "1"}
-        ok(subprocess.run(["bash", ROOT / "bash_examples" / script], env=environment, capture_output=True, text=True))
+        ok(run_example(script, DEMO_DIR=tmp_path, SNAPSHOTS=1))
     (path,) = tmp_path.glob("seed0/*/sslmem_sweeps/*/results.json")
     results = read_json(path)
     for layer in ("backbone", "projector.0", "projector"):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -78,13 +77,12 @@ def test_written_figures_have_a_caption_and_a_legend(tmp_path):
 
 def test_no_matplotlibrc_and_no_backend_changes_a_figure(tmp_path):
     (tmp_path / "matplotlibrc").write_text("savefig.dpi: 3\nfont.size: 30\n")
-    code = "from test_figures import *; rows = rows_of('dataset', [100, 300])\n"
-    code += "figures.save_figure(sys.argv[1], figures.draw_accuracies, rows)"
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
-    drawn = []
-    for folder, variables in ((ROOT, {}), (tmp_path, {"MPLBACKEND": "absent"})):
-        environment = {**os.environ, "PYTHONPATH": path, **variables}
-        command = [sys.executable, "-c", code, tmp_path / f"figure{len(drawn)}"]
-        ok(subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True))
-        drawn.append((tmp_path / f"figure{len(drawn)}_legend.png").read_bytes())
-    assert drawn[0] == drawn[1]
+    frame = rows_of("dataset", [100, 300])
+    figures.save_figure(tmp_path / "here", figures.draw_accuracies, frame)
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    code = "import pandas; from dejavu_utils.analysis import figures\n"
+    code += "figures.save_figure('there', figures.draw_accuracies, pandas.read_csv('rows.csv'))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "absent"}
+    command = [sys.executable, "-c", code]
+    ok(subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True))
+    assert (tmp_path / "here_legend.png").read_bytes() == (tmp_path / "there_legend.png").read_bytes()

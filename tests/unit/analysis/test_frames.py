@@ -95,7 +95,7 @@ def test_utility_has_the_points_with_a_probe_and_their_front():
     )
 
 
-def test_criteria_equal_the_single_runs_and_the_shared_point_is_drawn():
+def test_criteria_equal_single_runs_with_the_shared_point_drawn():
     points = [point("vicreg", 50, 0.1, None), point("vicreg", 100, 0.2, 0.5), point("simclr", 100, 0.3, 0.6)]
     frame = criteria_table(points, 300, 100, 1)
     first = ["loss", "epoch", "dataset", "layer", "target", "reference", "score", "probe_val"]

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import draw_tree
 from pages import Page, thumbnails
 from PIL import Image
 
@@ -25,15 +26,13 @@ def attacked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gallery")
     rng = np.random.default_rng(0)
     folders = [name.replace("/", "\u2215") for name in HOSTILE]  # a folder's name cannot hold a slash
-    for name in folders:
-        (folder / "images" / name).mkdir(parents=True)
-        (folder / "boxes/Annotation" / name).mkdir(parents=True)
-        for rank in range(PER_CLASS):
-            pixels = rng.integers(0, 256, (90 + rank, 300, 3), dtype=np.uint8)  # noise: the largest of all JPEGs
-            Image.fromarray(pixels).save(folder / "images" / name / f"{rank:02d}.png")
-            box = "<xmin>5</xmin><ymin>9</ymin><xmax>80</xmax><ymax>70</ymax>"
-            xml = f"<annotation><object><bndbox>{box}</bndbox></object></annotation>"
-            (folder / "boxes/Annotation" / name / f"{rank:02d}.xml").write_text(xml)
+    draw_tree(folder, classes=folders, per_class=PER_CLASS, boxed=PER_CLASS)
+    for number, path in enumerate(folder.glob("images/*/*")):
+        pixels = rng.integers(0, 256, (90 + number % PER_CLASS, 300, 3), dtype=np.uint8)  # noise: the largest JPEGs
+        Image.fromarray(pixels).save(path)
+    box = "<xmin>5</xmin><ymin>9</ymin><xmax>80</xmax><ymax>70</ymax>"
+    for path in folder.glob("boxes/Annotation/*/*"):
+        path.write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
     listing = list_images(folder / "images")
     rank = np.arange(len(listing)) % PER_CLASS
     public = np.flatnonzero(rank >= 16)
@@ -62,12 +61,9 @@ def attacked(tmp_path_factory):
 
 
 def test_a_class_goes_by_its_name_without_the_number():
-    assert [class_name(folder) for folder in ("001_umbrella", "001.Black_footed_Albatross", "n01440764", "42")] == [
-        "umbrella",
-        "Black_footed_Albatross",
-        "n01440764",
-        "42",
-    ]
+    names = {"001_umbrella": "umbrella", "001.Black_footed_Albatross": "Black_footed_Albatross"}
+    for folder, name in {**names, "n01440764": "n01440764", "42": "42"}.items():
+        assert class_name(folder) == name
 
 
 def boxes_below(folder, listing):
@@ -129,12 +125,12 @@ def test_what_cannot_be_read_any_more_is_said(attacked, tmp_path):
 
 def test_logits_have_no_neighbors_and_classes_may_have_names(attacked, tmp_path):
     folder, listing, indices, crops, _ = attacked
-    for model in "AB":
-        for name in "AB":
-            labels = np.load(folder / f"{model}_attk_{name}_labels.npy")
-            shutil.copy(folder / f"{model}_attk_{name}_labels.npy", tmp_path)
-            shutil.copy(folder / f"{model}_attk_{name}_attk_idxs.npy", tmp_path)
-            np.save(tmp_path / f"{model}_attk_{name}_scores.npy", 3.5 * (np.arange(4) == labels))
+    for path in [*folder.glob("*_labels.npy"), *folder.glob("*_attk_idxs.npy")]:
+        if "neighb" not in path.name:
+            shutil.copy(path, tmp_path)
+    for path in tmp_path.glob("*_labels.npy"):
+        scores = 3.5 * (np.arange(4) == np.load(path))
+        np.save(tmp_path / path.name.replace("labels", "scores"), scores)
     names = {listing.classes[0]: "<b>tench</b>"}
     save_gallery(tmp_path / "page.html", read_attack(tmp_path), listing, Attacked(indices, crops), class_names=names)
     page = Page(tmp_path / "page.html")

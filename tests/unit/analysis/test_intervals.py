@@ -107,73 +107,52 @@ def test_table_of_attacks_and_of_their_runs(tmp_path):
     assert table["low"] < table["mean"] < table["high"] and "mean of 3 runs" in result.stdout
 
 
-def test_attacks_have_labels_of_their_own(tmp_path):
-    for words in ([POINT], [f"a={POINT}", f"a={POINT}"]):
-        assert_one_line_error(summary(tmp_path, *words), "name each attack as LABEL=FOLDER")
-
-
 def test_images_of_a_list_and_the_others_have_rows_of_their_own(tmp_path):
-    sets = read_attack(POINT)
-    folder = shutil.copytree(POINT, tmp_path / "point")
-    rows, expected = [], {0: [], 1: []}
-    for name, attacked in sets.items():
-        chosen = np.arange(len(attacked.idxs)) % 3 == 0
+    folder, tables, expected = shutil.copytree(POINT, tmp_path / "point"), [], {0: [], 1: []}
+    for name, attacked in read_attack(POINT).items():
         paths = [f"{name}/{index}.JPEG" for index in attacked.idxs]
-        pd.DataFrame({"index": attacked.idxs, "path": paths}).to_csv(folder / f"attack_{name}.csv", index=False)
-        rows += zip(paths, chosen.astype(int))
+        table = pd.DataFrame({"index": attacked.idxs, "path": paths, "tied": np.arange(len(paths)) % 3 == 0})
+        table[["index", "path"]].to_csv(folder / f"attack_{name}.csv", index=False)
+        tables.append(table[["path", "tied"]].astype({"tied": int}))
+        models = (attacked.attack.target, attacked.attack.reference)
+        lead = np.subtract(*(model.correct(attacked.attack.labels, 1).astype(float) for model in models))
         for kind in (0, 1):
-            of_kind = chosen == kind
-            correct = [
-                x.correct(attacked.attack.labels, 1)[of_kind]
-                for x in (attacked.attack.target, attacked.attack.reference)
-            ]
-            expected[kind].append(correct[0].mean() - correct[1].mean())
-    pd.DataFrame(rows, columns=["path", "tied"]).sample(frac=1, random_state=0).to_csv(
-        tmp_path / "tied.csv", index=False
-    )
-    ok(summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv"))
+            expected[kind].append(lead[table["tied"] == kind].mean())
+    listed, path = pd.concat(tables), tmp_path / "tied.csv"
+    listed.sample(frac=1, random_state=0).to_csv(path, index=False)
+    ok(summary(tmp_path, f"a={folder}", "--split", path))
     table = pd.read_csv(tmp_path / "table.csv").set_index(["attack", "pct_confidence"])["score"]
     assert table["a, tied", 100] == pytest.approx(np.mean(expected[1]), abs=1e-9)
     assert table["a, not tied", 100] == pytest.approx(np.mean(expected[0]), abs=1e-9)
     assert list(table.index.unique("attack")) == ["a", "a, tied", "a, not tied"]
-    half = [row for row in rows if row[0].startswith("A/")]
-    for listed, texts in (
-        (half, [f"lists {len(half)} of the {len(rows)} attacked images of {folder}"]),
-        ([(path, int(path.startswith("A/"))) for path, _ in rows], ["no attacked image of set B is tied"]),
-        ([*rows, rows[0]], [f"{rows[0][0]} is listed twice"]),
+    for rows, text in (
+        (tables[0], f"lists {len(tables[0])} of the {len(listed)} attacked images of {folder}"),
+        (listed.assign(tied=listed["path"].str.startswith("A/").astype(int)), "no attacked image of set B is tied"),
+        (pd.concat([listed, listed[:1]]), f"{listed['path'].iloc[0]} is listed twice"),
+        (listed[["path"]], "tied.csv: not a csv"),
+        (listed.assign(tied=0.5), "tied has other values"),
     ):
-        pd.DataFrame(listed, columns=["path", "tied"]).to_csv(tmp_path / "tied.csv", index=False)
-        refused = summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv")
-        assert_one_line_error(refused, "--split", "tied.csv", *texts)
-    (tmp_path / "tied.csv").write_text("path\nA/1.JPEG\n")
-    assert_one_line_error(
-        summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv"), "--split", "tied.csv: not a csv"
-    )
-
-
-@pytest.mark.parametrize(
-    "rows, message",
-    [("A/1.JPEG,1\nA/2.JPEG,0.5", "tied has other values"), ("c9/x.JPEG,1", "none of the listed images")],
-)
-def test_a_list_that_is_not_the_attacks_is_refused(tmp_path, rows, message):
-    folder = shutil.copytree(POINT, tmp_path / "point")
-    for name, attacked in read_attack(POINT).items():
-        paths = [f"{name}/{index}.JPEG" for index in attacked.idxs]
-        pd.DataFrame({"index": attacked.idxs, "path": paths}).to_csv(folder / f"attack_{name}.csv", index=False)
-    (tmp_path / "tied.csv").write_text(f"path,tied\n{rows}\n")
-    assert_one_line_error(summary(tmp_path, f"a={folder}", "--split", tmp_path / "tied.csv"), message)
+        rows.to_csv(path, index=False)
+        refused = summary(tmp_path, f"a={folder}", "--split", path)
+        assert_one_line_error(refused, "--split", "tied.csv", text)
+    listed.assign(path="c9/" + listed["path"]).to_csv(path, index=False)
+    assert_one_line_error(summary(tmp_path, f"a={folder}", "--split", path), "none of the listed images")
 
 
 def test_bad_input_is_one_line(tmp_path):
-    assert_one_line_error(summary(tmp_path), "LABEL=FOLDER", "--runs")
-    assert_one_line_error(summary(tmp_path, "--runs", POINT), f"--runs {POINT}: name at least two runs")
-    assert_one_line_error(summary(tmp_path, "--runs", POINT, "/nowhere"), "--runs /nowhere: no such folder")
-    assert_one_line_error(
-        summary(tmp_path, f"a={POINT}", "--pct_confidences", "7"), "--pct_confidences 7", "5, 20, 100"
-    )
     broken = shutil.copytree(POINT, tmp_path / "broken")
     (broken / "results.json").write_text('{"both": 3}')
-    assert_one_line_error(summary(tmp_path, f"a={broken}"), "broken/results.json: was not written by")
+    for words, text in (
+        ([], "LABEL=FOLDER"),
+        ([POINT], "name each attack as LABEL=FOLDER"),
+        ([f"a={POINT}", f"a={POINT}"], "name each attack as LABEL=FOLDER"),
+        (["--runs", POINT], f"--runs {POINT}: name at least two runs"),
+        (["--runs", POINT, "/nowhere"], "--runs /nowhere: no such folder"),
+        ([f"a={POINT}", "--pct_confidences", "7"], "--pct_confidences 7"),
+        ([f"a={POINT}", "--agreement"], "--agreement"),
+        ([f"a={broken}"], "broken/results.json: was not written by"),
+    ):
+        assert_one_line_error(summary(tmp_path, *words), text)
 
 
 def test_agreement_of_runs_is_written_beside_the_table(tmp_path):
@@ -187,4 +166,4 @@ def test_agreement_of_runs_is_written_beside_the_table(tmp_path):
     same = table["first"] == table["second"]
     assert len(table) == 4 and (table["kappa"][same] == 1).all() and (table["kappa"][~same] < 0.5).all()
     assert (tmp_path / "table_agreement_legend.png").exists() and "Cohen's kappa" in result.stdout
-    assert_one_line_error(summary(tmp_path, f"a={POINT}", "--agreement"), "--agreement", "--runs")
+    assert "Of the images memorized in one run, the fraction memorized in another" in result.stdout

@@ -14,7 +14,7 @@ from dejavu_utils.analysis.membership import (
     true_positive_rate,
 )
 from dejavu_utils.analysis.memorization import DirectedAttack, Predictions
-from dejavu_utils.analysis.runs import above_chance, agreement_in_words, agreement_table, cohens_kappa, short_names
+from dejavu_utils.analysis.runs import above_chance, cohens_kappa
 from dejavu_utils.label_free.output import member_scores
 
 
@@ -63,16 +63,7 @@ def test_agreement_of_the_same_run_and_of_independent_ones():
     assert apart.low < 0 < apart.high and apart.value == pytest.approx(second[first].mean() - second.mean())
 
 
-def test_table_of_runs_and_its_sentence():
-    index = pd.MultiIndex.from_product([["A"], range(100)], names=["set", "index"])
-    memorized = pd.Series(np.arange(100) < 40, index=index)
-    table = agreement_table({"one": memorized, "two": memorized[::-1]})
-    assert table["above_chance"].tolist() == pytest.approx([0.6] * 4) and table["kappa"].tolist() == [1.0] * 4
-    assert agreement_in_words(table).startswith("Of the images memorized in one run, the fraction memorized in another")
-    assert short_names(["demo/seed0/attack", "demo/seed1/attack"]) == ["seed0", "seed1"]
-
-
-def test_votes_tell_members_of_a_model_that_memorizes_and_not_of_others():
+def test_votes_tell_members_of_a_model_that_memorizes():
     rng, labels = np.random.default_rng(4), np.zeros(1500, dtype=int)
 
     def attack(memorized):

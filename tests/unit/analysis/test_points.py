@@ -29,7 +29,7 @@ def write_points(folder, records):
         (point / "results.json").write_text(json.dumps(results))
 
 
-def test_points_that_were_made_otherwise_are_named_in_the_tables(tmp_path, capsys):
+def test_points_made_otherwise_are_named_in_the_tables(tmp_path, capsys):
     record = Provenance(models={"A": ModelRecord("a" * 64)}, public="0" * 64)
     others = {"300pc_100ep": record, "300pc_250ep": replace(record, public="1" * 64)}
     write_points(tmp_path, {"300pc_50ep": record, **others})
