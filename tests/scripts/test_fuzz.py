@@ -1,6 +1,6 @@
 """Property tests and fuzz: crops against a statement of the rule by pixels, box files, and damaged files of every kind.
 
-`FUZZ=100 bash tests/run.sh tests/test_fuzz.py` tries a hundred times as many, other ones each time.
+`FUZZ=100 bash tests/run.sh tests/scripts/test_fuzz.py` tries a hundred times as many, other ones each time.
 """
 
 import io

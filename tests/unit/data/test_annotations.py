@@ -7,16 +7,11 @@ import pytest
 from PIL import Image
 
 from dejavu_utils.crops import CropRule
+from dejavu_utils.data import annotations
 from dejavu_utils.data.annotations import (
-    NO_AREA,
     NO_BNDBOX,
-    NO_SIZE,
     NO_XML,
-    OTHER_SIZE,
-    OUTSIDE,
     SHARED_NAME,
-    TOO_SMALL,
-    TURNED,
     TWO_XML,
     Annotations,
     Unusable,
@@ -57,48 +52,75 @@ def crops_of(folder, annotation, rule=FIVE, size=(60, 50), orientation=None, nam
 BOX = (5, 5, 25, 25)
 
 
-@pytest.mark.parametrize(
-    "annotation, settings, reason",
-    [
-        (xml(BOX), {}, None),
-        (xml(BOX, size=("60.0", "50")), {}, None),
-        (xml(BOX, size=(50, 60)), {}, OTHER_SIZE),
-        (xml(BOX, size=(0, 0)), {}, OTHER_SIZE),
-        (xml((0.0, 0.0, 1.0, 1.0), size=(60, 50)), {}, NO_AREA),
-        (xml((-0.02, 0.0, 1.01, 1.02), (0.2, 0.3, 0.4, 0.5)), {}, NO_AREA),
-        (xml((10, 60, 40, 98)), {}, OUTSIDE),  # per cent: 6..24 x 30..49
-        (xml((10, 20, 20, 55)), {}, None),  # beyond the height a little: clipped, as published
-        (xml((10, 10, 62, 30)), {}, TOO_SMALL),  # beyond the width: no crop, as published
-        # Turned by EXIF: of the right-angled turns the stated size tells whose frame it is.
-        (xml(BOX, size=(60, 50)), {"orientation": 6}, None),
-        (xml(BOX, size=(50, 60)), {"orientation": 6}, TURNED),
-        (xml(BOX), {"orientation": 8}, TURNED),
-        *((xml(BOX, size=(60, 50)), {"orientation": way}, TURNED) for way in (2, 3, 4)),
-        *((xml(BOX, size=(50, 60)), {"orientation": way}, TURNED) for way in (5, 7, 8)),
-        *((xml(BOX), {"orientation": 6, "name": f"c0/a.{kind}"}, TURNED) for kind in ("png", "webp")),
-        (xml(BOX, size=(60, 50)), {"orientation": 6, "name": "c0/a.tif"}, OTHER_SIZE),  # Pillow turns it: 50 x 60
-        (xml(BOX, size=(50, 60)), {"orientation": 6, "name": "c0/a.tif"}, None),
-    ],
-)
-def test_images_whose_boxes_may_be_in_another_frame_are_counted(tmp_path, annotation, settings, reason):
-    crop, counts = crops_of(tmp_path, annotation, **settings)
-    assert (crop is None) == (reason is not None)
-    assert counts["attacked" if reason is None else reason] == 1 and sum(counts.values()) == 2
-    assert in_words(counts) == (f"1 {reason}" if reason else "")
+# Boxes of an image of 60 x 50 pixels, and what the XML or the file says else; the crop, or the reason for none.
+FRAMES = """
+    5 5 25 25                                 -> 25 0 60 50
+    5 5 25 25 size=60.0x50                    -> 25 0 60 50
+    5 5 25 25 size=50x60                      -> OTHER_SIZE
+    5 5 25 25 size=0x0                        -> OTHER_SIZE
+    0.0 0.0 1.0 1.0 size=60x50                -> NO_AREA
+    -0.02 0.0 1.01 1.02 0.2 0.3 0.4 0.5       -> NO_AREA
+    10 60 40 98                               -> OUTSIDE      # per cent: 6..24 x 30..49
+    10 20 20 55                               -> 20 0 60 50   # beyond the height a little: clipped, as published
+    10 10 62 30                               -> TOO_SMALL    # beyond the width: no crop, as published
+    # Turned by EXIF: of the right-angled turns the stated size tells whose frame it is.
+    5 5 25 25 size=60x50 turn=6               -> 25 0 60 50
+    5 5 25 25 size=50x60 turn=6               -> TURNED
+    5 5 25 25 turn=8                          -> TURNED
+    5 5 25 25 size=60x50 turn=2               -> TURNED
+    5 5 25 25 size=60x50 turn=3               -> TURNED
+    5 5 25 25 size=60x50 turn=4               -> TURNED
+    5 5 25 25 size=50x60 turn=5               -> TURNED
+    5 5 25 25 size=50x60 turn=7               -> TURNED
+    5 5 25 25 size=50x60 turn=8               -> TURNED
+    5 5 25 25 turn=6 kind=png                 -> TURNED
+    5 5 25 25 turn=6 kind=webp                -> TURNED
+    5 5 25 25 size=60x50 turn=6 kind=tif      -> OTHER_SIZE   # Pillow turns it: 50 x 60
+    5 5 25 25 size=50x60 turn=6 kind=tif      -> 25 0 50 60
+    # Boxes scaled by the stated size.
+    2 60 58 98 size=120x100 scale=1           -> 29 0 60 50   # the box is 1..29 x 30..49
+    20 21 40 40 size=30x200 scale=1           -> OTHER_SIZE   # upright, and the image lies
+    20 20 41 40 size=240x50 scale=1           -> 11 0 60 50   # squashed: each side has its own factor
+    1 1 10 10 scale=1                         -> NO_SIZE
+    0.1 0.1 0.9 0.9 size=6x5 scale=1          -> NO_AREA
+    5 5 25 25 size=60x50 scale=1              -> 25 0 60 50
+    # Boxes that grow before the crop is cut: by a part of their sides, or by pixels.
+    5 5 25 25 size=60x50 margin=0.25          -> 30 0 60 50
+    5 5 25 25 size=60x50 margin=8             -> 33 0 60 50
+    5 5 25 25 size=60x50 margin=0.01          -> 26 0 60 50
+"""
 
 
-@pytest.mark.parametrize(
-    "box, side, words",
-    [
-        ((20, 20, 60, 60), 1, "reach beyond the image in 12 of 12 images"),  # per cent of 60 x 50: 20..60 x 20..60
-        ((10, 10, 90, 90), 1, "reach beyond the image in 12 of 12 images"),
-        ((20, 20, 90, 95), 5, "12 images that were looked at are 300 pixels long, and no box ends beyond 100"),
-        ((20, 20, 101, 95), 5, None),
-        ((5, 5, 25, 25), 1, None),
-        ((20, 20, 30, 52), 1, None),
-    ],
-)
-def test_many_boxes_tell_that_they_are_per_cent(tmp_path, box, side, words):
+@pytest.mark.parametrize("line", re.findall(r"^ *(\S.* -> [^#\n]*)", re.sub("^ *#.*", "", FRAMES, flags=re.M), re.M))
+def test_images_whose_boxes_may_be_in_another_frame_are_counted(tmp_path, line):
+    words, _, expected = line.partition(" -> ")
+    sides = [word for word in words.split() if "=" not in word]
+    said = dict(word.split("=") for word in words.split() if "=" in word)
+    annotation = xml(*np.reshape(sides, (-1, 4)), size=said["size"].split("x") if "size" in said else None)
+    rule = CropRule(min_px=5, margin=float(said.get("margin", 0)), scale="scale" in said)
+    name = f"c0/a.{said.get('kind', 'JPEG')}"
+    crop, counts = crops_of(tmp_path, annotation, rule, orientation=int(said.get("turn", 0)), name=name)
+    if expected.strip().isupper():
+        reason = getattr(annotations, expected.strip())
+        assert crop is None and counts[reason] == 1 and in_words(counts) == f"1 {reason}"
+    else:
+        assert crop == tuple(map(int, expected.split())) and counts["attacked"] == 1 and not in_words(counts)
+    assert sum(counts.values()) == 2
+
+
+# A box of images of 60 x 50 pixels, or of 300 x 250; the warning.
+PER_CENT = """1: 20 20 60 60 -> reach beyond the image in 12 of 12 images
+    1: 10 10 90 90  -> reach beyond the image in 12 of 12 images
+    5: 20 20 90 95  -> 12 images that were looked at are 300 pixels long, and no box ends beyond 100
+    5: 20 20 101 95 -> none
+    1: 5 5 25 25    -> none
+    1: 20 20 30 52  -> none"""
+
+
+@pytest.mark.parametrize("line", PER_CENT.splitlines())
+def test_many_boxes_tell_that_they_are_per_cent(tmp_path, line):
+    given, words = line.split(" -> ")
+    side, box = int(given.split(":")[0]), given.split(":")[1].split()
     for number in range(12):
         paths = tmp_path / f"images/c0/{number}.png", tmp_path / f"boxes/c0/{number}.xml"
         for path in paths:
@@ -106,33 +128,10 @@ def test_many_boxes_tell_that_they_are_per_cent(tmp_path, box, side, words):
         Image.new("RGB", (60 * side, 50 * side)).save(paths[0])
         paths[1].write_text(xml(box))
     listing = list_images(tmp_path / "images")
-    annotations, sets = Annotations(tmp_path / "boxes", listing), {"A": np.arange(6), "B": np.arange(6, 12)}
-    found = frame_warnings(annotations, sets, FIVE, "--b x")
-    assert len(found) == (words is not None) and all(text.startswith("--b x: ") and words in text for text in found)
-    assert frame_warnings(annotations, {"A": np.arange(6)}, FIVE, "--b x") == []  # too few to tell
-
-
-@pytest.mark.parametrize(
-    "annotation, crop, reason",
-    [
-        (xml((2, 60, 58, 98), size=(120, 100)), (29, 0, 60, 50), None),  # the box is 1..29 x 30..49
-        (xml((20, 21, 40, 40), size=(30, 200)), None, OTHER_SIZE),  # upright, and the image lies
-        (xml((20, 20, 41, 40), size=(240, 50)), (11, 0, 60, 50), None),  # squashed: each side has its own factor
-        (xml((1, 1, 10, 10)), None, NO_SIZE),
-        (xml((0.1, 0.1, 0.9, 0.9), size=(6, 5)), None, NO_AREA),
-        (xml(BOX, size=(60, 50)), (25, 0, 60, 50), None),
-    ],
-)
-def test_boxes_are_scaled_by_the_stated_size(tmp_path, annotation, crop, reason):
-    found, counts = crops_of(tmp_path, annotation, CropRule("paper", 5, scale=True))
-    assert found == crop and counts[reason or "attacked"] == 1
-
-
-@pytest.mark.parametrize(
-    "margin, crop", [(0, (25, 0, 60, 50)), (0.25, (30, 0, 60, 50)), (8, (33, 0, 60, 50)), (0.01, (26, 0, 60, 50))]
-)
-def test_boxes_grow_before_the_crop_is_cut(tmp_path, margin, crop):
-    assert crops_of(tmp_path, xml(BOX, size=(60, 50)), CropRule(min_px=5, margin=margin))[0] == crop
+    boxes, sets = Annotations(tmp_path / "boxes", listing), {"A": np.arange(6), "B": np.arange(6, 12)}
+    found = frame_warnings(boxes, sets, FIVE, "--b x")
+    assert len(found) == (words != "none") and all(text.startswith("--b x: ") and words in text for text in found)
+    assert frame_warnings(boxes, {"A": np.arange(6)}, FIVE, "--b x") == []  # too few to tell
 
 
 def test_rules_are_those_of_the_settings():
@@ -164,8 +163,7 @@ def test_an_xml_is_that_of_one_image(tree):
     expected = {"images": 7, "attacked": 2, SHARED_NAME: 4, TWO_XML: 1}
     assert {what: n for what, n in counts.items() if n} == expected
     (tree / "xml/c0/a.xml").unlink()
-    annotations = Annotations(tree / "xml", listing)
-    assert take_crops(listing, [0], FIVE, annotations).counts[NO_XML] == 1
+    assert take_crops(listing, [0], FIVE, Annotations(tree / "xml", listing)).counts[NO_XML] == 1
 
 
 KAGGLE = "ILSVRC/Annotations/CLS-LOC/train"

@@ -37,34 +37,19 @@ def normalized(x):
     return functional.normalize(x, augment.MEAN, augment.STD)
 
 
-@pytest.mark.parametrize(
-    "index, factor, operation",
-    [
-        (0, 1.3, functional.adjust_brightness),
-        (0, 0.6, functional.adjust_brightness),
-        (1, 1.4, functional.adjust_contrast),
-        (1, 0.7, functional.adjust_contrast),
-        (2, 0.8, functional.adjust_saturation),
-        (2, 1.2, functional.adjust_saturation),
-        (3, 0.1, functional.adjust_hue),
-        (3, -0.1, functional.adjust_hue),
-        (3, 0.43, functional.adjust_hue),
-    ],
-)
-def test_color_operation(images, index, factor, operation):
+OPERATIONS = [getattr(functional, f"adjust_{name}") for name in ("brightness", "contrast", "saturation", "hue")]
+FACTORS = {0: (1.3, 0.6), 1: (1.4, 0.7), 2: (0.8, 1.2), 3: (0.1, -0.1, 0.43)}
+
+
+@pytest.mark.parametrize("index, factor", [(index, factor) for index in FACTORS for factor in FACTORS[index]])
+def test_color_operation(images, index, factor):
     p = parameters(6, jitter=np.ones(6, bool))
     p.factors[:, index] = factor
-    expected = normalized(operation(images.float() / 255, factor))
+    expected = normalized(OPERATIONS[index](images.float() / 255, factor))
     torch.testing.assert_close(augment.apply(images, p), expected, rtol=0, atol=1e-5)
 
 
 def test_orders_and_factors_of_single_images(images):
-    operations = (
-        functional.adjust_brightness,
-        functional.adjust_contrast,
-        functional.adjust_saturation,
-        functional.adjust_hue,
-    )
     rng = np.random.default_rng(0)
     p = parameters(6, jitter=np.array([True, True, False, True, True, True]))
     p.order[:] = [rng.permutation(4) for _ in range(6)]
@@ -73,7 +58,7 @@ def test_orders_and_factors_of_single_images(images):
     for i in range(6):
         if p.jitter[i]:
             for operation in p.order[i]:
-                expected[i] = operations[operation](expected[i], p.factors[i, operation].item())
+                expected[i] = OPERATIONS[operation](expected[i], p.factors[i, operation].item())
     torch.testing.assert_close(augment.apply(images, p), normalized(expected), rtol=0, atol=2e-5)
 
 
@@ -81,14 +66,8 @@ def test_flip_gray_solarize(images):
     chosen = np.array([True, False, True, False, True, False])
     p = parameters(6, flip=chosen, gray=~chosen, solarize=chosen)
     x = images.float() / 255
-    expected = torch.stack(
-        [
-            functional.solarize(functional.hflip(x[i]), 128 / 255)
-            if chosen[i]
-            else functional.rgb_to_grayscale(x[i], num_output_channels=3)
-            for i in range(6)
-        ]
-    )
+    expected = functional.rgb_to_grayscale(x, num_output_channels=3).clone()
+    expected[chosen] = functional.solarize(functional.hflip(x[chosen]), 128 / 255)
     torch.testing.assert_close(augment.apply(images, p), normalized(expected), rtol=0, atol=1e-5)
 
 

@@ -2,22 +2,20 @@
 
 import hashlib
 import lzma
-import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
-from helpers import ABSENT, draw_tree, ok
+from helpers import assert_one_line_error, cases, draw_tree, ok, options, run_example
 from PIL import Image
 
 from dejavu_utils.data.beton import _FIELD, _HEADER, Beton, Encoding, shrink, write_beton
 from dejavu_utils.errors import InputError
 
-ROOT = Path(__file__).parents[3]
 DATA = Path(__file__).parents[2] / "data/beton"
 MODES = {"raw": {}, "jpg": {}, "smart": {"smart_threshold": 20000}}
 
@@ -92,9 +90,10 @@ def test_sides_are_truncated_in_floating_point(shape, expected):
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(source, tmp_path):
-    for workers in (1, 4):
-        write_beton(tmp_path / f"{workers}.beton", *source, Encoding("jpg", max_resolution=100), num_workers=workers)
-    assert (tmp_path / "1.beton").read_bytes() == (tmp_path / "4.beton").read_bytes()
+    files = [tmp_path / f"{workers}.beton" for workers in (1, 4)]
+    for workers, path in zip((1, 4), files):
+        write_beton(path, *source, Encoding("jpg", max_resolution=100), num_workers=workers)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def with_fields(path, fields, images, labels):
@@ -124,17 +123,16 @@ def with_fields(path, fields, images, labels):
     path.write_bytes(start.ljust(page, b"\0") + content + np.array(table, "<u8").tobytes())
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        [("image", 2), ("label", 1)],
-        [("label", 1), ("image", 2)],
-        [("path", 3), ("image", 2), ("weight", 0), ("label", 1), ("features", 4)],
-        [("number", 1), ("label", 1), ("picture", 2), ("path", 3)],
-        [("pic", 2), ("path", 3), ("class", 1)],
-    ],
-)
+FIELDS = """image=2 label=1
+    label=1 image=2
+    path=3 image=2 weight=0 label=1 features=4
+    number=1 label=1 picture=2 path=3
+    pic=2 path=3 class=1"""
+
+
+@pytest.mark.parametrize("fields", FIELDS.splitlines())
 def test_of_further_fields_image_and_label_are_taken(tmp_path, fields):
+    fields = [(name, int(kind)) for name, kind in options(fields).items()]
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (4 + row, 7, 3), dtype=np.uint8) for row in range(5)]
     with_fields(tmp_path / "x.beton", fields, images, [3, 1, 0, 2, 2])
@@ -144,17 +142,12 @@ def test_of_further_fields_image_and_label_are_taken(tmp_path, fields):
         np.testing.assert_array_equal(beton.read(row), image)
 
 
-@pytest.mark.parametrize(
-    "fields, message",
-    [
-        ([("image", 2), ("first", 1), ("second", 1)], "expected one label, or one of that name"),
-        ([("label", 1)], "expected one image"),
-    ],
-)
-def test_fields_that_leave_open_what_is_meant_are_named(tmp_path, fields, message):
-    with_fields(tmp_path / "x.beton", fields, [np.zeros((4, 5, 3), np.uint8)], [0])
-    with pytest.raises(InputError, match=f"its fields are .*{fields[-1][0]}.*{message}"):
-        Beton(tmp_path / "x.beton")
+def test_fields_that_leave_open_what_is_meant_are_named(tmp_path):
+    fields = [("image", 2), ("first", 1), ("second", 1)]
+    for given, message in ((fields, "one label, or one of that name"), (fields[1:2], "one image")):
+        with_fields(tmp_path / "x.beton", given, [np.zeros((4, 5, 3), np.uint8)], [0])
+        with pytest.raises(InputError, match=f"its fields are .*{given[-1][0]}.*expected {message}"):
+            Beton(tmp_path / "x.beton")
 
 
 @pytest.mark.ffcv
@@ -200,22 +193,14 @@ def folders(tmp_path):
 
 
 def run(folders, script, *arguments, **variables):
-    environment = {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "IMAGENET_DATASET_DIR": str(folders / "images"),
-        "INDEX_FOLDER": str(folders / "index"),
-        "BETONS_FOLDER": str(folders / "betons"),
-        **variables,
-    }
-    return subprocess.run([ROOT / script, *arguments], env=environment, capture_output=True, text=True, cwd=folders)
+    places = {"IMAGENET_DATASET_DIR": "images", "INDEX_FOLDER": "index", "BETONS_FOLDER": "betons"}
+    environment = {variable: folders / name for variable, name in places.items()}
+    return run_example(f"../{script}", *arguments, **{"PYTHON": sys.executable, **environment, **variables})
 
 
 def test_gen_scripts_write_what_is_missing(folders):
     ok(run(folders, "gen_betons.sh", DATASETS="2"))
-    assert {p.name for p in (folders / "betons").iterdir()} == {
-        f"2_per_class_{side}.beton{ending}" for side in "AB" for ending in ("", ".images.npz")
-    }
+    assert len(list((folders / "betons").glob("2_per_class_[AB].beton*"))) == 4  # each with its .images.npz
     assert Beton(folders / "betons/2_per_class_A.beton").labels.tolist() == [0, 1]
     before = (folders / "betons/2_per_class_A.beton").stat().st_mtime_ns
     result = ok(run(folders, "gen_betons.sh", "--write-mode", "jpg"))
@@ -235,26 +220,26 @@ def test_crops_are_written_beside_the_training_sets(folders):
     for side, indices in (("A", [0, 5]), ("B", [1, 6])):
         np.save(folders / f"index/1_per_class/bbox_{side}.npy", np.array(indices))
     variables = {"CROPS": "1", "DATASETS": "1", "IMAGENET_DATASET_DIR": str(folders / "boxed/images")}
-    result = run(folders, "gen_betons.sh", **variables, IMAGENET_BBOX_ANNOTATIONS="")
-    assert result.returncode == 2 and "the variable IMAGENET_BBOX_ANNOTATIONS is not set" in result.stderr
+    assert_one_line_error(
+        run(folders, "gen_betons.sh", **variables, IMAGENET_BBOX_ANNOTATIONS=""),
+        "the variable IMAGENET_BBOX_ANNOTATIONS is not set",
+    )
     variables["IMAGENET_BBOX_ANNOTATIONS"] = str(folders / "boxed/boxes")
-    result = ok(run(folders, "gen_betons.sh", "--min-px", "8", **variables))
+    ok(run(folders, "gen_betons.sh", "--min-px", "8", **variables))
     assert {p.name for p in (folders / "betons").glob("*.beton")} == {f"1_per_class_{s}_crops.beton" for s in "AB"}
     assert Beton(folders / "betons/1_per_class_B_crops.beton").labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
-    "script, variables, message",
-    [
-        ("gen_betons.sh", {"INDEX_FOLDER": ""}, "the variable INDEX_FOLDER is not set"),
-        ("gen_val_betons.sh", {"IMAGENET_DATASET_DIR": f"{ABSENT}"}, f"IMAGENET_DATASET_DIR {ABSENT}: no such folder"),
-        ("gen_betons.sh", {"DATASETS": "7"}, "7_per_class/train_A.npy: no such file"),
-    ],
+    "variables, texts",
+    cases("""
+    INDEX_FOLDER=               -> gen_betons.sh ;; the variable INDEX_FOLDER is not set
+    DATASETS=7                  -> gen_betons.sh ;; 7_per_class/train_A.npy: no such file
+    IMAGENET_DATASET_DIR=ABSENT -> gen_val_betons.sh ;; IMAGENET_DATASET_DIR ABSENT: no such folder
+"""),
 )
-def test_gen_scripts_name_what_is_missing(folders, script, variables, message):
-    result = run(folders, script, **variables)
-    assert result.returncode == 2
-    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+def test_gen_scripts_name_what_is_missing(folders, variables, texts):
+    assert_one_line_error(run(folders, texts[0], **variables), texts[1])
 
 
 def test_unreadable_images_can_be_left_out(folders):
@@ -298,19 +283,8 @@ def test_the_digest_is_made_while_the_file_is_written(tmp_path, mode):
 
 def test_a_disk_that_is_too_small_is_named_early(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**8))
-    images = Repeated(np.zeros((500, 500, 3), np.uint8), 5000)
+    images, image = mock.MagicMock(), np.zeros((500, 500, 3), np.uint8)
+    images.__len__.return_value, images.__getitem__.return_value = 5000, image
     with pytest.raises(InputError, match=r"x.beton: needs about 4.0 GB, but only 0.1 GB are free"):
         write_beton(tmp_path / "x.beton", images, np.zeros(5000))
-    assert images.reads < 1000 and not list(tmp_path.iterdir())
-
-
-class Repeated:
-    def __init__(self, image, n):
-        self.image, self.n, self.reads = image, n, 0
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, index):
-        self.reads += 1
-        return self.image
+    assert images.__getitem__.call_count < 1000 and not list(tmp_path.iterdir())

@@ -40,16 +40,16 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_images_are_found_and_others_are_not(tmp_path, change):
     paths = []
-    for number, image in enumerate(textures(40)):
+    for number, image in enumerate(textures(20)):
         image.save(tmp_path / f"{number}.png")
         CHANGES[change](image).convert("RGB").save(tmp_path / f"{number}_copy.jpg", quality=95)
         paths += [tmp_path / f"{number}.png", tmp_path / f"{number}_copy.jpg"]
     copies = dup.find_near_copies(dup.signatures(paths))
-    even, odd = np.arange(0, 80, 2), np.arange(1, 80, 2)
-    assert dup.pairs_between(copies, even, odd) == 40
+    even, odd = np.arange(0, 40, 2), np.arange(1, 40, 2)
+    assert dup.pairs_between(copies, even, odd) == 20
     assert dup.pairs_between(copies, even) == dup.pairs_between(copies, odd) == 0
     assert dup.with_near_copy(copies, even, odd).all() and not dup.with_near_copy(copies, even, even).any()
-    assert dup.with_near_copy(copies, even, odd[:3]).tolist() == [True] * 3 + [False] * 37
+    assert dup.with_near_copy(copies, even, odd[:3]).tolist() == [True] * 3 + [False] * 17
 
 
 def test_many_workers_give_the_same(tmp_path):

@@ -33,17 +33,18 @@ from dejavu_utils.training.checkpoint import TrainingSet, check_same_start
 from dejavu_utils.training.settings import Settings
 
 
+def write(folder, name, indices, *more):
+    """What writing NAME.beton of these images of FOLDER/images gave."""
+    np.save(folder / "idx.npy", np.array(indices))
+    words = f"--imgnet-path {folder}/images --idx-path {folder}/idx.npy --write-path {folder}/{name}.beton"
+    return run_here("write_ffcv_dataset.py", *words.split(), "--num-workers", "1", *more)
+
+
 def test_a_beton_says_which_images_it_holds(tmp_path):
     draw_tree(tmp_path, classes=2, per_class=6, boxed=2)
     broken = list_images(tmp_path / "images").path(9)
     broken.write_bytes(b"no image")
-
-    def write(name, indices, *more):
-        np.save(tmp_path / "idx.npy", np.array(indices))
-        words = f"--imgnet-path {tmp_path}/images --idx-path {tmp_path}/idx.npy --write-path {tmp_path}/{name}.beton"
-        ok(run_here("write_ffcv_dataset.py", *words.split(), *more))
-
-    write("a", [7, 1, 9, 3], "--skip-unreadable")
+    write(tmp_path, "a", [7, 1, 9, 3], "--skip-unreadable")
     listing, beton = list_images(tmp_path / "images"), Beton(tmp_path / "a.beton")
     found, notes = load_training_images(beton, beton.digest)
     assert not notes
@@ -54,7 +55,7 @@ def test_a_beton_says_which_images_it_holds(tmp_path):
 
     (tmp_path / "b.beton.images.npz").write_bytes((tmp_path / "a.beton.images.npz").read_bytes())
     beton_of_others = tmp_path / "b.beton"
-    write("b", [7, 8, 1])
+    write(tmp_path, "b", [7, 8, 1])
     assert load_training_images(Beton(beton_of_others), Beton(beton_of_others).digest)[0].indices.tolist() == [1, 7, 8]
     beton_of_others.with_name("b.beton.images.npz").write_bytes((tmp_path / "a.beton.images.npz").read_bytes())
     images, notes = load_training_images(Beton(beton_of_others), Beton(beton_of_others).digest)
@@ -64,16 +65,11 @@ def test_a_beton_says_which_images_it_holds(tmp_path):
     assert images is None and "cannot be read" in notes[0]
 
 
-def test_the_images_of_another_beton_with_the_same_labels_are_not_taken(tmp_path):
+def test_images_of_a_beton_with_the_same_labels_are_not_taken(tmp_path):
     """Twin sets have as many images of each class: their labels agree."""
     draw_tree(tmp_path, classes=2, per_class=4, boxed=0)
-    for name, indices in {"A": [0, 1, 4, 5], "B": [2, 3, 6, 7]}.items():
-        np.save(tmp_path / "idx.npy", np.array(indices))
-        path = tmp_path / f"{name}.beton"
-        run_here(
-            "write_ffcv_dataset.py",
-            *("--imgnet-path", tmp_path / "images", "--idx-path", tmp_path / "idx.npy", "--write-path", path),
-        )
+    write(tmp_path, "A", [0, 1, 4, 5])
+    write(tmp_path, "B", [2, 3, 6, 7])
     beton, companion = Beton(tmp_path / "A.beton"), tmp_path / "A.beton.images.npz"
     assert load_training_images(beton, beton.digest)[0].indices.tolist() == [0, 1, 4, 5]
     companion.write_bytes((tmp_path / "B.beton.images.npz").read_bytes())
@@ -86,7 +82,7 @@ def test_the_images_of_another_beton_with_the_same_labels_are_not_taken(tmp_path
     assert load_training_images(beton, beton.digest)[1][0].endswith("holds is not known")
 
 
-def test_a_training_on_the_same_beton_resumes_whichever_digest_its_record_has(tmp_path):
+def test_a_record_with_either_digest_of_the_beton_resumes(tmp_path):
     write_beton(tmp_path / "x.beton", [np.zeros((9, 9, 3), np.uint8)] * 3, range(3))
     beton, settings = Beton(tmp_path / "x.beton"), Settings()
     here = Provenance(beton=beton.digest)
@@ -104,21 +100,14 @@ def test_a_training_on_the_same_beton_resumes_whichever_digest_its_record_has(tm
 def crops_beton(folder, *flags):
     """(what writing the crops of all images, the last first, into crops.beton gave, the ImageListing)."""
     listing = list_images(folder / "images")
-    np.save(folder / "idx.npy", np.arange(len(listing))[::-1])
-    written = run_here(
-        "write_ffcv_dataset.py",
-        *("--imgnet-path", folder / "images", "--bbox-path", folder / "boxes"),
-        *("--idx-path", folder / "idx.npy", "--write-path", folder / "crops.beton", "--num-workers", "1"),
-        *flags,
-    )
+    written = write(folder, "crops", range(len(listing))[::-1], "--bbox-path", folder / "boxes", *flags)
     return written, listing
 
 
 def test_a_beton_of_crops_holds_the_attacks_pixels_and_says_so(tmp_path):
     draw_tree(tmp_path, classes=2, per_class=6, boxed=4)
     written, listing = crops_beton(tmp_path, "--min-px", "8", "--box-margin", "0.05")
-    assert written.returncode == 0, written.stderr
-    assert "8 of 12 images have a crop (4 no XML)" in written.stdout
+    assert "8 of 12 images have a crop (4 no XML)" in ok(written).stdout
     beton, rule = Beton(tmp_path / "crops.beton"), CropRule(min_px=8, margin=0.05)
     cropped = take_crops(listing, np.arange(12)[::-1], rule, Annotations(tmp_path / "boxes", listing))
     attacked = IndexedImages(listing, cropped.indices, np.asarray, cropped.crops)

@@ -95,15 +95,6 @@ def test_a_reading_process_that_dies_is_a_line(signum, remedy):
         read(Numbers(lambda: os.kill(os.getpid(), signum)), 2)
 
 
-def terminated_by_another():
-    subprocess.run(["sh", "-c", f"kill -TERM {os.getpid()}"], check=True)
-
-
-def test_a_signal_to_the_run_does_not_stop_its_workers():
-    """SLURM and Ctrl-C reach every process of a run; the one that trains ends where it is safe."""
-    assert read(Numbers(terminated_by_another), 2) == [[0, 1, 2], [3, 4, 5], [6]]
-
-
 LEFT = """
 import os, signal, sys, time
 from dejavu_utils.data.workers import batches
@@ -151,7 +142,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("where", ["here", "spawn", "fork"])
+@pytest.mark.parametrize("where", ["here", "spawn"])
 def test_the_end_of_a_failing_script_waits_for_no_reader(tmp_path, where):
     """What holds the processes is alive to its end, and so are they, whom nobody has told to end."""
     (tmp_path / "fails.py").write_text(FAILS)
