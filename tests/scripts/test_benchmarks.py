@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TINY = {
     "attack.py data": "data --images 16 --rounds 1 --resolution 32 --num_workers 0",
-    "attack.py network": "network --images 16 --rounds 1 --resolution 32 --batch_size 8 --num_workers 0",
+    "attack.py network": "network --images 16 --rounds 1 --arch test_resnet --resolution 32 --num_workers 0",
     "attack.py neighbors": "neighbors --queries 20 --public 300 --width 8 --rounds 1",
-    "attack.py statistics": "statistics --examples 3000 --rounds 1",
+    "attack.py statistics": "statistics --examples 500 --rounds 1",
     "beton.py": "--images 10 --rounds 1",
     "loader.py": "--parts raw jpg-crops --images 8 --batch_size 4 --resolution 32 --rounds 1",
     "partition.py": "--classes 2 --images 120 --boxed 30 --rounds 1",

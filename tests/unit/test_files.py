@@ -37,7 +37,7 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path):
     assert len(list(tmp_path.glob(".*"))) == 2  # a living process's and another machine's
 
 
-def test_room_is_asked_of_the_disk_of_a_folder_that_is_not_there_yet(tmp_path, monkeypatch):
+def test_room_is_asked_of_the_disk_of_a_folder_to_come(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=2 * 10**9))
     check_free_space(tmp_path / "a/b", 2 * 10**9, "remedy")

@@ -103,30 +103,11 @@ def worker(rank, port, folder, function, arguments):
 
 
 def in_two_processes(folder, function, *arguments):
-    import socket
-
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     mp.spawn(worker, args=(port, folder, function, arguments), nprocs=2)
     return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(2)]
-
-
-def train_half(rank, loss):
-    return train(loss, *batch(loss), slice(4 * rank, 4 * rank + 4))
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_two_processes_train_as_one(tmp_path, loss):
-    values, *expected = train(loss, *batch(loss), slice(0, 8))
-    halves = in_two_processes(tmp_path, train_half, loss)
-    mean_value = (halves[0][0] + halves[1][0]) / 2  # where each process has the mean of its images
-    torch.testing.assert_close(mean_value, values, rtol=1e-5, atol=1e-6)
-    for _, *found in halves:
-        for a, b in zip(flat(found), flat(expected)):
-            assert (a - b).double().norm() <= 1e-4 * b.double().norm() + 1e-5  # some are zero but for rounding
-    if loss in ("vicreg", "simclr", "barlow"):  # a loss of the whole batch, known to every process
-        torch.testing.assert_close(halves[0][0], values, rtol=1e-5, atol=1e-6)
 
 
 def exchange(rank):
@@ -138,8 +119,32 @@ def exchange(rank):
     return parameter.grad, gathered, flags, sum_over_processes(torch.tensor(float(rank + 1)))
 
 
-def test_exchanges(tmp_path):
-    for gradient, gathered, flags, total in in_two_processes(tmp_path, exchange):
+def exchange_and_train(rank):
+    rows = slice(4 * rank, 4 * rank + 4)
+    return {"exchange": exchange(rank), **{loss: train(loss, *batch(loss), rows) for loss in LOSSES}}
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """What `exchange_and_train` gives in each of two processes."""
+    return in_two_processes(tmp_path_factory.mktemp("halves"), exchange_and_train)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_train_as_one(halves, loss):
+    values, *expected = train(loss, *batch(loss), slice(0, 8))
+    halves = [of_process[loss] for of_process in halves]
+    mean_value = (halves[0][0] + halves[1][0]) / 2  # where each process has the mean of its images
+    torch.testing.assert_close(mean_value, values, rtol=1e-5, atol=1e-6)
+    for _, *found in halves:
+        for a, b in zip(flat(found), flat(expected)):
+            assert (a - b).double().norm() <= 1e-4 * b.double().norm() + 1e-5  # some are zero but for rounding
+    if loss in ("vicreg", "simclr", "barlow"):  # a loss of the whole batch, known to every process
+        torch.testing.assert_close(halves[0][0], values, rtol=1e-5, atol=1e-6)
+
+
+def test_exchanges(halves):
+    for gradient, gathered, flags, total in (of_process["exchange"] for of_process in halves):
         assert gradient.tolist() == [1.5, 3.0] and gathered.ravel().tolist() == [0, 0, 1, 1]
         assert flags == [True, False] and total == 3
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from helpers import debug_cluster
+from helpers import cases, debug_cluster
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.runtime import processes
@@ -43,19 +43,22 @@ def as_a_job(monkeypatch):
     monkeypatch.setenv(processes.JOB_PROCESS, str(os.getpid()))
 
 
-@pytest.mark.parametrize("variables, names", [
-    ({"WORLD_SIZE": "2"}, ("RANK is not set", "WORLD_SIZE is 2")),
-    ({"RANK": "1"}, ("WORLD_SIZE is not set", "RANK is 1")),
-    ({"RANK": "2", "WORLD_SIZE": "2", **MEETING}, ("RANK is 2, not a number from 0 to 1",)),
-    ({"RANK": "-1", "WORLD_SIZE": "2", **MEETING}, ("RANK is -1, not a number",)),
-    ({"RANK": "first", "WORLD_SIZE": "2", **MEETING}, ("RANK is first, not a number",)),
-    ({"RANK": "0", "WORLD_SIZE": "0"}, ("WORLD_SIZE is 0, not a number from 1",)),
-    ({"RANK": "0", "WORLD_SIZE": "2.0"}, ("WORLD_SIZE is 2.0, not a number",)),
-    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x", **MEETING}, ("LOCAL_RANK is x",)),
-    ({"RANK": "0", "WORLD_SIZE": "2"}, ("MASTER_ADDR is not set",)),
-    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, ("MASTER_PORT is not set",)),
-    ({"RANK": "0", "WORLD_SIZE": "2", **MEETING, "MASTER_PORT": "99999"}, ("MASTER_PORT is 99999",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "variables, names",
+    cases("""
+    WORLD_SIZE=2                                           -> RANK is not set ;; WORLD_SIZE is 2
+    RANK=1                                                 -> WORLD_SIZE is not set ;; RANK is 1
+    RANK=2 WORLD_SIZE=2 MASTER_ADDR=h MASTER_PORT=29500    -> RANK is 2, not a number from 0 to 1
+    RANK=-1 WORLD_SIZE=2 MASTER_ADDR=h MASTER_PORT=29500   -> RANK is -1, not a number
+    RANK=one WORLD_SIZE=2 MASTER_ADDR=h MASTER_PORT=29500  -> RANK is one, not a number
+    RANK=0 WORLD_SIZE=0                                    -> WORLD_SIZE is 0, not a number from 1
+    RANK=0 WORLD_SIZE=2.0                                  -> WORLD_SIZE is 2.0, not a number
+    RANK=0 WORLD_SIZE=2 LOCAL_RANK=x MASTER_ADDR=h MASTER_PORT=29500 -> LOCAL_RANK is x
+    RANK=0 WORLD_SIZE=2                                    -> MASTER_ADDR is not set
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost              -> MASTER_PORT is not set
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=h MASTER_PORT=99999    -> MASTER_PORT is 99999
+"""),
+)
 @pytest.mark.parametrize("processes", [1, 3])
 def test_half_set_environments_are_named(monkeypatch, variables, names, processes):
     set_all(monkeypatch, variables)
@@ -222,8 +225,7 @@ def test_sbatch_sees_nothing_of_another_job(monkeypatch, tmp_path):
 
 def test_a_host_name_that_does_not_resolve_is_named_at_once(monkeypatch):
     """PyTorch would print a warning for a quarter of an hour."""
-    for name, value in {"MASTER_ADDR": "n1.invalid", "MASTER_PORT": "29512"}.items():
-        monkeypatch.setenv(name, value)
+    set_all(monkeypatch, {"MASTER_ADDR": "n1.invalid", "MASTER_PORT": "29512"})
     monkeypatch.setattr(processes, "_NAME_PATIENCE", 0)
     with pytest.raises(InputError, match=r"host name n1\.invalid of the first process \(port 29512\).*/etc/hosts"):
         processes._meet(1, 2, None)
@@ -234,7 +236,7 @@ def test_a_host_name_that_does_not_resolve_is_named_at_once(monkeypatch):
     (InputError, ""),
     (FileNotFoundError, ""),
 ])  # fmt: skip
-def test_an_unexpected_exception_says_where_the_finished_pieces_are(tmp_path, capsys, error, said):
+def test_an_exception_says_where_the_finished_pieces_are(tmp_path, capsys, error, said):
     with pytest.raises(error), locked(tmp_path / ".lock", "--output_dir"):
         raise error
     assert capsys.readouterr().err == said.format(tmp_path)
