@@ -36,7 +36,6 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 from argparse import Namespace, _ArgumentGroup
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dejavu_utils.analysis.attack_output import (
     Answers,
@@ -67,7 +66,6 @@ from dejavu_utils.cli import (
     zero_or_one,
 )
 from dejavu_utils.crops import CropRule
-from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.provenance import ModelRecord
 from dejavu_utils.errors import InputError
@@ -300,6 +298,7 @@ def attack(given: tuple[Job, Resources]) -> None:
         settings = {**job.settings, "resolution": shown, "device": str(device), "reference": comparison.kind}
         beside = job.images.attacked.get("A")
         copied = copied_elsewhere(beside, networks, comparison.reference, sets, public_indices, listing)
+        annotated = replace(job.rule, margin=0)  # what the gallery draws: the boxes themselves
         answers = Answers(listing, queries, public, searched, job.k, job.k_attk or job.k)
         for layer in layers:
             result = layer_result(layer, answers, comparison)
@@ -309,7 +308,8 @@ def attack(given: tuple[Job, Resources]) -> None:
                 warnings + check_ceilings(result.ceiling, 1 / len(listing.classes)),
                 {**settings, "layer": layer},
                 replace(record, votes={"k": job.k, "k_attk": job.k_attk, "layer": layer}).plain(),
-                **pictures_of(job, annotations),
+                (lambda index: annotations.boxes(index, annotated)[0]) if annotations else None,
+                read_class_names(job.class_names, "--class_names") if job.class_names else None,
             )
             folder = job.folder / layer if job.models.chosen else job.folder
             with complete_files(folder, last="results.json") as new:
@@ -319,15 +319,6 @@ def attack(given: tuple[Job, Resources]) -> None:
             print(unreadable_in_words(listing, public_indices[searched.unreadable]))
         pieces.remove()
     wait_for_all()
-
-
-def pictures_of(job: Job, annotations: Annotations | None) -> dict[str, Any]:
-    """What the gallery shows beside the images: their boxes as annotated, and the names of the classes."""
-    annotated = replace(job.rule, margin=0)
-    return {
-        "boxes_of": annotations and (lambda index: annotations.boxes(index, annotated)[0]),
-        "class_names": read_class_names(job.class_names, "--class_names") if job.class_names else None,
-    }
 
 
 if __name__ == "__main__":
