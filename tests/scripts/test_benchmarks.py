@@ -17,8 +17,8 @@ TINY = {
     "beton.py": "--images 10 --rounds 1",
     "loader.py": "--parts raw jpg-crops --images 8 --batch_size 4 --resolution 32 --rounds 1",
     "partition.py": "--classes 2 --images 120 --boxed 30 --rounds 1",
-    "sslmem.py": "--images 8 --views 3 --resolution 32 --batch_size 6 --rounds 1 --num_workers 0",
-    "train_step.py": "--batch_size 4 --resolution 32 --mlp 8-8 --steps 1 --rounds 1",
+    "sslmem.py": "--images 8 --views 3 --arch test_resnet --resolution 32 --batch_size 6 --rounds 1 --num_workers 0",
+    "train_step.py": "--batch_size 4 --arch test_resnet --resolution 32 --mlp 8-8 --steps 1 --rounds 1",
 }
 
 

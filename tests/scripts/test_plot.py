@@ -153,7 +153,7 @@ def test_layers_confidence_curve_and_probe_gap(tmp_path):
     assert result.stdout.rstrip().endswith("holds for its own point.")
 
 
-def test_chance_and_ceiling_are_drawn_where_they_are_known(tmp_path):
+def test_chance_and_ceiling_are_there_where_they_are_known(tmp_path, undrawn):
     """Of two points, one has a results.json with the ceiling of its vote, one is only neighbor files."""
     attacks = tmp_path / "attack_sweeps"
     for epoch in (50, 100):
@@ -176,8 +176,6 @@ def test_chance_and_ceiling_are_drawn_where_they_are_known(tmp_path):
     assert table["chance"][100, 20] == pytest.approx(summary.chance, abs=1e-15)
     assert pd.read_csv(tmp_path / "with/attk_confidence_top1.csv")["ceiling"].to_numpy() == pytest.approx(0.85)
     assert "ceiling" not in pd.read_csv(tmp_path / "without/attk_epochs_acc_top1.csv")
-    saved = [tmp_path / name / "attk_epochs_acc_top1_legend.png" for name in ("with", "without")]
-    assert saved[0].read_bytes() != saved[1].read_bytes()
 
 
 def test_a_layer_that_was_asked_for_is_drawn_or_left_out(tmp_path, undrawn):

@@ -26,7 +26,7 @@ def test_names_and_shapes_are_the_published_ones(key):
 
 
 @pytest.mark.parametrize(
-    "arch, batch_norms_left", [("resnet18", 0), ("vgg11_bn", 0), ("densenet121", 62), ("vit_b_16", 0)]
+    "arch, batch_norms_left", [("resnet18", 0), ("vgg11_bn", 0), ("densenet121", 62), ("vit_tiny_patch16_224", 0)]
 )
 def test_a_prepared_network_computes_the_same(arch, batch_norms_left):
     """Where a normalization comes before its convolution, as in DenseNet, it stays."""

@@ -39,6 +39,14 @@ def test_one_point_is_a_marker_and_two_are_a_line():
     assert line_styles(axes) == {"-", "--"}
 
 
+def test_chance_and_ceiling_are_lines_where_they_are_known():
+    frame, heights = rows_of("epoch", [50, 100]), {"chance": 0.11, "ceiling": 0.93}
+    for known in ([], ["chance"], ["chance", "ceiling"]):
+        (axes,) = drawn(figures.draw_accuracies, frame.assign(**{name: heights[name] for name in known}))
+        lines = [set(line.get_ydata()) for line in axes.get_lines()]
+        assert [{height} in lines for height in heights.values()] == ["chance" in known, "ceiling" in known]
+
+
 def test_what_is_not_interpretable_is_hatched():
     for interpretable, hatched in (([1.0, 1.0, np.nan], 0), ([0.0, 1.0, 0.0], 2)):
         frame = rows_of("epoch", [50, 100, 300], interpretable)
