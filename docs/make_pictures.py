@@ -301,11 +301,13 @@ def draw_sslmem(listing, folder):
 
 
 def draw_memorization(listing, demo):
-    """Two memorized examples of set A: image, box and crop, and the five nearest public images under both models."""
+    """The two memorized examples of set A with the largest margin of votes: image, box and crop, and the five nearest
+    public images under both models."""
     attack = demo.last_attack()
     table = pd.read_csv(attack / "attack_A.csv")
     memorized = table[table["share"] == "memorized"] if (table["share"] == "memorized").any() else table
-    rows = memorized.sort_values("target_confidence", ascending=False)["index"].tolist()[:2]
+    margin = memorized["target_vote_share"] - memorized["reference_vote_share"]
+    rows = memorized.loc[margin.sort_values(ascending=False).index[:2], "index"].tolist()
     annotations = Annotations(demo.folder / "data" / "boxes", listing)
     cut = take_crops(listing, np.array(rows), CropRule(min_px=MIN_PX), annotations)
     crops = dict(zip(cut.indices.tolist(), cut.crops.tolist()))
