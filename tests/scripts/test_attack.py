@@ -340,6 +340,7 @@ def killed_after(batches):
         yield
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("what", ["crops", "public"])
 def test_a_killed_attack_resumes(data, tmp_path, undisturbed, what):
     codes = []
@@ -410,6 +411,7 @@ def test_networks_compute_in_ieee_float32_whatever_was_set(data, tmp_path, monke
         set_ieee_fp32()
 
 
+@pytest.mark.kills
 def test_two_processes_find_what_one_finds(data, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "_CEILING_IMAGES", 5000)  # as in processes of their own, whatever a fixture has set
     for processes in (1, 2):

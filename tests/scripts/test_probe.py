@@ -118,6 +118,7 @@ def test_results_and_closing_words(undisturbed):
     assert f"top-1 {results['final']['train']['top_1']['value']:.3f}" in training
 
 
+@pytest.mark.kills
 def test_workers_and_processes_change_nothing(data, tmp_path, undisturbed):
     ok(probe(data, tmp_path / "workers", num_workers=2))
     assert figures(tmp_path / "workers") == figures(undisturbed[0])

@@ -324,6 +324,7 @@ def test_stopped_and_killed_and_continued_equals_uninterrupted(data, trained, tm
     assert_one_line_error(other, "--batch_size 2", "was made with 4", "another --out_dir")
 
 
+@pytest.mark.kills
 def test_two_processes_microbatches_samplers_and_another_start(data, trained, tmp_path):
     changes = {"world_size": 2, "microbatch": 1, "batch_size": 2, "schedule_sampler": "loss-second-moment"}
     changes |= {"ema_rate": "0.9,0.99", "lr_anneal_steps": 9, "resume_checkpoint": trained["A"] / "model000006.pt"}

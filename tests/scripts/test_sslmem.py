@@ -151,6 +151,7 @@ def test_swapped_models_give_the_negative_and_one_model_gives_0(tiny, done, tmp_
     assert (scores[2] == 0).all()
 
 
+@pytest.mark.kills
 def test_two_processes_measure_what_one_measures(tiny, done, finished_stage, tmp_path):
     settings = settings_of(tiny, tmp_path, attack_dir=finished_stage("attack"), ngpus=0, world_size=2)
     ok(run_here("sslmem.py", *settings))
@@ -219,6 +220,7 @@ def test_a_public_network_and_its_twin(tiny, tmp_path, undrawn):
         assert len(units) == network.width(layer) and 0 <= units.min() and units.max() <= 1
 
 
+@pytest.mark.kills
 def test_resumes_after_a_kill_without_measuring_again(tiny, done, finished_stage, tmp_path, undrawn):
     out, save = tmp_path / "out", unfinished.ShardStore.save
     command, saved = settings_of(tiny, out, attack_dir=finished_stage("attack")), []

@@ -234,6 +234,7 @@ def tools(folder):
     return folder
 
 
+@pytest.mark.kills
 def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path):
     """The scripts' real submission, by submitit, to an sbatch and squeue that only keep a list."""
     pytest.importorskip("submitit")

@@ -326,6 +326,7 @@ def test_two_processes_here(betons, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.kills
 def test_torchrun(betons, tmp_path):
     arguments = command(betons, tmp_path, training__batch_size=4, training__epochs=2)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

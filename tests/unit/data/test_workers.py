@@ -142,6 +142,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("where", ["here", "spawn"])
 def test_the_end_of_a_failing_script_waits_for_no_reader(tmp_path, where):
     """What holds the processes is alive to its end, and so are they, whom nobody has told to end."""
@@ -171,6 +172,7 @@ print(next(read)[1].tolist())
 """
 
 
+@pytest.mark.kills
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
 def test_a_worker_that_starts_late_does_not_outlive_the_run(tmp_path):
     """Under load the run may be over, and end its workers, before one of them has replaced the run's handlers."""

@@ -130,6 +130,7 @@ def halves(tmp_path_factory):
     return in_two_processes(tmp_path_factory.mktemp("halves"), exchange_and_train)
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_train_as_one(halves, loss):
     values, *expected = train(loss, *batch(loss), slice(0, 8))
@@ -161,6 +162,7 @@ def read_together(rank, cases):
     return found
 
 
+@pytest.mark.kills
 def test_processes_resume_from_one_checkpoint_or_not_at_all(tmp_path):
     """As if a network's file system showed one machine an earlier state."""
     for name, epoch in (("late", 2), ("new", 3)):
