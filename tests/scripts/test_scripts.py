@@ -41,7 +41,7 @@ def test_demo_in_miniature_and_run_again(tmp_path):
     assert precision in ("fp32", "bf16") and f"precision of the training: {precision}\n" in output
     params = read_json(run / "simclr_dssweep_20pc_A/params.json")
     assert params["training.precision"] == precision and params["dist.world_size"] == 1
-    summary = pd.read_csv(run / "summary.csv")
+    summary = pd.read_csv(run / "summary.csv", float_precision="round_trip")
     assert summary["attack"].tolist() == ["projector", "projector", "backbone", "backbone"]
     assert summary["pct_confidence"].tolist() == [100, 20, 100, 20]
     # Of all examples classes are equally frequent; of the most confident they need not be.
