@@ -4,9 +4,8 @@ Reads the listing of IMGNET_DIR (CLASS/ID.JPEG) and the names below BBOX_DIR (CL
 in Kaggle's ILSVRC/Annotations/CLS-LOC/train).
 Writes SAVE_DIR/{n}_per_class/{bbox_A,bbox_B,shared,public,train_A,train_B}.npy for each n, SAVE_DIR/val_set.npy and
 SAVE_DIR/partition.json, which lets later stages refuse another image folder. All invariants are checked first.
---near_duplicates 1 reads every image (about 1 ms each in a process), counts pairs of the same picture, and writes
-SAVE_DIR/near_duplicates.npz, from which the attack knows which images have a near-copy elsewhere; killed and run again,
-it resumes.
+--near_duplicates 1 reads every image (about 1 ms each per process), counts pairs of the same picture, and writes
+SAVE_DIR/near_duplicates.npz, which the attack reads. Rerun the same command to resume.
 
     python imagenet_partition.py --save_dir $INDEX_FOLDER --imgnet_dir $IMAGENET_DATASET_DIR \\
         --bbox_dir $IMAGENET_BBOX_ANNOTATIONS

@@ -1,14 +1,14 @@
-"""The déjà vu test: does a crop that shows only background tell the model which object the image held?
+"""The déjà vu test: can the model predict an image's object from a crop that shows only background?
 
 Reads two checkpoints of train_SSL.py (model A trained on set A, model B on set B), the index files of the partition,
 the images and their box XML. Both models embed the background crops of both sets; the labels of the nearest public
 images predict the object. Writes into OUTPUT_DIR, for each model and attacked set (A_attk_B = model A on set B):
 {A,B}_attk_{A,B}_neighb_idxs.npy and _neighb_labels.npy (n x k, nearest first), _attk_idxs.npy (n), _labels.npy (n x 1),
-top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (one row an
+top_{1,5}_conf_sweep_{A,B}_attk_{A,B}.npy (accuracy at 100 fractions from 0.1 to 1), attack_{A,B}.csv (one row per
 example), attack_classes.csv, attack_confidence.csv (accuracies against the fraction of the most confident examples),
-attack_gallery.html and results.json. With --use_supervised_linear 1 _scores.npy (n x classes) takes the place of the
-neighbor files. With --layers all this goes into OUTPUT_DIR/{layer}/. --model_oss_pth tests the only model there is;
-classifiers of crops take its twin's place (--reference_A_pth, --reference_B_pth; docs/one_model.md).
+attack_gallery.html and results.json. With --use_supervised_linear 1 _scores.npy (n x classes) replaces the neighbor
+files. With --layers all this goes into OUTPUT_DIR/{layer}/. --model_oss_pth tests a single model; classifiers of crops
+are the reference (--reference_A_pth, --reference_B_pth; docs/one_model.md).
 
 Several processes (--ngpus, --nodes, --world_size) divide the images; rerun the same command to resume.
 
@@ -139,7 +139,7 @@ def add_data_flags(group: _ArgumentGroup) -> None:
     beside = {
         BOXES: "folder of CLASS/ID.xml, or one above it; not read with --use_corner_crop",
         "--class_names": "json of {class folder: name}, or lines of both (LOC_synset_mapping.txt), for the gallery",
-        "--crop_cache": ".npz that keeps the crops for other attacks; OUTPUT_DIR/crops.npz",
+        "--crop_cache": ".npz of the crops, shared with other attacks; default: OUTPUT_DIR/crops.npz",
     }
     add_paths(group, beside, required=False)
 
@@ -181,7 +181,7 @@ def check_args(args: Namespace) -> None:
         if getattr(args, name):
             raise InputError(f"--{name}: give --model_A_pth and --model_B_pth, or --model_oss_pth with its own flags")
     if args.model_oss_pth and args.placebo:
-        raise InputError("--placebo: of one model --unseen_idx_pth is the test whose score is expected to be 0")
+        raise InputError("--placebo: needs two models; with --model_oss_pth use --unseen_idx_pth as the control")
     for file in model_files(args).values():
         existing_model(file.path, file.flag, args)
     files = [] if args.placebo else ["bbox_A_idx_pth", "bbox_B_idx_pth"]

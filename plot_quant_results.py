@@ -1,6 +1,6 @@
 """Figures of attacks and linear probes over epochs, data set sizes or a training parameter, with their numbers.
 
-Reads every point that is there below --attk_folder_path (NN_attk_{model}_{n}pc_{E}ep/) and below
+Reads every point below --attk_folder_path (NN_attk_{model}_{n}pc_{E}ep/) and below
 --lin_probe_folder_path (lp_{model}_{n}pc_{E}ep/); the statistics are made from the neighbor (or score) files. Writes
 into --save_path, each as png, pdf and, with the legend, as *_legend, with its numbers beside it as csv:
 attk_{epochs,datasets}_{acc,partition}_top{1,5}; lp_{epochs,datasets}_top{1,5}; score_probe_gap_top{1,5}, the déjà vu
@@ -21,7 +21,7 @@ each outcome. With --sweep_param attk_params_* and lp_param_vals_* instead.
         --pct_confidences '20,100' --attk_folder_path $LOGGING_FOLDER/vicreg/attack_sweeps \\
         --lin_probe_folder_path $LOGGING_FOLDER/vicreg/lin_probe_sweeps_with_aug \\
         --save_path $LOGGING_FOLDER/vicreg/plot
-    python plot_quant_results.py --model simclr --k_neighb 50 --epoch_sweep_dataset 50 --dataset_sweep_epoch 600 \\
+    python plot_quant_results.py --model simclr --k_neighb 50 --epoch_sweep_dataset 50 --dataset_sweep_epoch 300 \\
         --pct_confidences '20,100' --attk_folder_path demo/seed0/simclr_300epochs/attack_sweeps \\
         --plot_lin_probe 0 --save_path /tmp/plot
 """

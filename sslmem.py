@@ -1,16 +1,16 @@
 """Memorization without labels, boxes or a public set: SSLMem of images and layers, UnitMem of units.
 
 Reads two checkpoints of train_SSL.py (model A trained on set A, model B on set B), the image folder and the index files
-of the partition. An image's SSLMem is the mean distance between its augmented views under the model that did not train
-on it, minus that under the one that did: above 0 where training pulled the views together. Writes into OUTPUT_DIR
-sslmem_{A,B}.csv (one row an image), the same for the control sets that are given (shared, public, unseen; with model A
-as the target), unitmem_{A,B}_{layer}.npy (each model's units over its own set), unitmem.csv, results.json (mean score
-per layer with a 95 % interval, the same minus that of public and unseen images, fraction above 0), figures and
-sslmem_gallery.html (the most and the least memorized images to look at). With --attack_dir it adds the rank correlation
-with the déjà vu test's margin of votes on the same images, and margin and outcome to sslmem_{A,B}.csv.
+of the partition. An image's SSLMem is the mean distance between its augmented views under the model that was not
+trained on it, minus that under the model that was: above 0 where training pulled the views together. Writes into
+OUTPUT_DIR sslmem_{A,B}.csv (one row per image), the same for the control sets that are given (shared, public, unseen;
+with model A as the target), unitmem_{A,B}_{layer}.npy (each model's units over its own set), unitmem.csv, results.json
+(mean score per layer with a 95 % interval, the same minus that of public and unseen images, fraction above 0), figures
+and sslmem_gallery.html (the most and the least memorized images to look at). With --attack_dir it adds the rank
+correlation with the déjà vu test's margin of votes on the same images, and margin and outcome to sslmem_{A,B}.csv.
 
 Each image is decoded once for both models, all layers and views; several processes (--ngpus, --nodes, --world_size)
-divide the images; what is finished is kept in OUTPUT_DIR/unfinished/; rerun the same command to resume.
+divide the images; finished shards are kept in OUTPUT_DIR/unfinished/; rerun the same command to resume.
 
     python sslmem.py --output_dir $LOGGING_FOLDER/vicreg/sslmem_sweeps/sslmem_vicreg_300pc_1000ep \\
         --model_A_pth $LOGGING_FOLDER/vicreg/vicreg_dssweep_300pc_A/model_ep1000.pth \\

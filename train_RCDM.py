@@ -119,14 +119,15 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--dataset_indices": ".npy of the images to train on: the public set",
     }
     add_paths(group, images)
-    group.add_argument("--skip_unreadable", action="store_true", help="leave out images that cannot be read, and count")
+    skipped = "leave out images that cannot be read, and count them"
+    group.add_argument("--skip_unreadable", action="store_true", help=skipped)
     add_flags(group, {"--workers": (8, non_negative_int, "processes that read images")})
     group = parser.add_argument_group("model and diffusion")
     add_flags(group, {"--backend": ("auto", ("auto", *unets.BACKENDS), "auto: rcdm if installed")})
     add_model_flags(group)
     respacing = 'steps of the sample grids: 100, ddim50, ...; auto: 100, or all if --diffusion_steps are fewer; "": all'
     diffused = {
-        "--class_cond": (0, zero_or_one, "always False: the label must not be told"),
+        "--class_cond": (0, zero_or_one, "always False: the label must not be an input"),
         "--timestep_respacing": ("auto", str, respacing),
     }
     add_flags(group, diffused)
@@ -135,7 +136,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--batch_size": (1, positive_int, "images per process and step"),
         "--microbatch": (-1, int, "images at once, to save memory; -1 = batch_size"),
         "--lr": (1e-4, float, "learning rate of AdamW"),
-        "--weight_decay": (0.0, float, "of AdamW"),
+        "--weight_decay": (0.0, float, "weight decay of AdamW"),
         "--lr_anneal_steps": (0, non_negative_int, "steps in all, lr falls to 0; 0 = no end"),
         "--ema_rate": ("0.9999", str, "averages of the weights, for instance 0.999,0.9999"),
         "--schedule_sampler": ("uniform", tuple(diffusion.STEP_SAMPLERS), "draws the steps"),
@@ -145,7 +146,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--log_interval": (10, positive_int, "steps between two lines of the log"),
         "--save_interval": (10000, positive_int, "steps between two checkpoints"),
         "--resume_checkpoint": ("", expanded, "model{step}.pt to start from, if --out_dir is not further"),
-        "--seed": (0, non_negative_int, "of weights, order of images, steps and noise"),
+        "--seed": (0, non_negative_int, "seed of weights, order of images, steps and noise"),
     }
     add_flags(parser.add_argument_group("training"), training)
     group = add_launch_flags(parser, timeout=2800, mem_gb=0, ngpus=8, nodes=2)

@@ -8,8 +8,8 @@ The formula, with the measured rates of docs/speed.md:
 
 * training: epochs x images x 2 views x 3 (forward, and twice that backward) x the network's operations at its
   resolution, on an H100 at 95 TFLOP/s (ResNet-18, -50 and -101: 85 to 106), on a CPU core at 0.1 TFLOP/s;
-* attack, probe, label-free scores: one forward pass an image and model, or as long as reading and cropping the images
-  takes, 230 a second and core; whichever is slower; the probe reads its training images once an epoch;
+* attack, probe, label-free scores: one forward pass per image and model, or the time to read and crop the images, 230
+  per second and core, whichever is slower; the probe reads its training images once per epoch;
 * disk: snapshots hold weights and probes, model.pth what the optimizer keeps, too; an attack its neighbors.
 """
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The test of one model on the demo's models: takes model A as if it were the only one there is, a public checkpoint, trains
-# the classifiers that stand in for its twin, and compares what they give with the twin and with the planted truth. A few
-# minutes on two CPU cores, after demo.sh with the same variables; finished stages are skipped when run again.
+# The test of one model on the demo's models: treats model A as a public checkpoint without a twin, trains the classifiers
+# that replace the twin, and compares the result with the test of two models and with the planted answer. A few minutes on
+# two CPU cores, after demo.sh with the same variables; finished stages are skipped when rerun.
 #
 #   bash bash_examples/demo_one_model.sh
 #   MODELS="A B" bash bash_examples/demo_one_model.sh     model B too: both directions

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Label-free scores of the demo's models beside the déjà vu test: sslmem.py of every snapshot, with the public images as the
 # control, and the figures of both. A minute or two on two CPU cores, after demo.sh with the same variables; finished
-# snapshots are skipped when run again.
+# snapshots are skipped when rerun.
 #
 #   bash bash_examples/demo_sslmem.sh
 #   SEED=1 DEMO_DIR=/tmp/demo bash bash_examples/demo_sslmem.sh

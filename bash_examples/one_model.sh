@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The test of one model, from index files to the figure: betons of background crops, the classifiers that stand in for a
+# The test of one model, from index files to the figure: betons of background crops, the classifiers that replace the
 # twin (three seeds for each half), the attack on a public checkpoint, the figures. docs/one_model.md has ImageNet's recipe.
 #
 #   MODEL_PTH=resnet50_fullckpt.pth NAME=vicreg EPOCH=1000 ./bash_examples/one_model.sh
 #   LOCAL=1 ...    runs here, one after the other      DRY_RUN=1 ...    only prints the commands, and what they cost
-# On SLURM each stage waits for the one before; betons are written here. Rerun to submit what is missing. Environment:
+# On SLURM each stage waits for the one before; betons are written here. Rerun to submit only unfinished stages. Environment:
 #   MODEL_PTH    the model: a file, or timm:NAME or torchvision:NAME
-#   NAME, EPOCH  as its folder is to have it: NN_attk_{NAME}_{n}pc_{EPOCH}ep     (one_model, 1)
+#   NAME, EPOCH  part of the folder's name: NN_attk_{NAME}_{n}pc_{EPOCH}ep     (one_model, 1)
 #   DATASET      300: n of the partition; its bbox_A.npy and bbox_B.npy are attacked
 #   PUBLIC_IDX   the public images: INDEX_FOLDER/500_per_class/public.npy
 #   UNSEEN_IDX   boxed images that the model never saw, for delta; none if empty

@@ -5,7 +5,7 @@
 #
 #   MODEL_PTH=resnet50_fullckpt.pth NAME=vicreg EPOCH=1000 ./bash_examples/one_model_imagenet.sh
 #
-# IMAGENET_DATASET_DIR and IMAGENET_VAL_DIR hold CLASS/ID.JPEG, IMAGENET_BBOX_ANNOTATIONS CLASS/ID.xml, IMAGENET_VAL_BBOX
+# IMAGENET_DATASET_DIR and IMAGENET_VAL_DIR contain CLASS/ID.JPEG, IMAGENET_BBOX_ANNOTATIONS CLASS/ID.xml, IMAGENET_VAL_BBOX
 # ID.xml; the links, index files and results go to INDEX_FOLDER, BETONS_FOLDER and LOGGING_FOLDER. PER_CLASS ("100 200 300
 # 400 500") are the partition's sizes. The other variables are one_model.sh's.
 [[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draws the figures of the attacks and probes of VICReg that are there: $LOGGING_FOLDER/vicreg/plot.
+# Draws the figures of the finished attacks and probes of VICReg: $LOGGING_FOLDER/vicreg/plot.
 # Arguments go to plot_quant_results.py; variables: sweep.sh. The loop is in plot.sh.
 export SWEEP_SCRIPT=${0##*/} LOSS=${LOSS:-vicreg} SWEEP=${SWEEP:-epochs datasets}
 exec bash "$(dirname -- "$0")/plot.sh" "$@"

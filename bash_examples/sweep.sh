@@ -10,9 +10,9 @@
 #   DRY_RUN=1 ...        only prints the commands, and what they cost
 #
 # Each stage is a loop over the points in a script of its own: train.sh, attack.sh, probe.sh, plot.sh. On SLURM a job
-# waits for those that write its checkpoints, and the figures for all; the number of a job is kept beside its folder
+# waits for those that write its checkpoints, and the figures for all; job numbers are stored beside the folders
 # (FOLDER.job). Rerun the same command to submit what is neither finished nor in the queue. sbatch's own variables
-# (SBATCH_PARTITION, ...) hold for every job.
+# (SBATCH_PARTITION, ...) apply to every job.
 #
 # Environment, with the published values as defaults (bash_examples/sweep_points.py):
 #   STAGES   "train attack probe plot", or some of these

@@ -160,7 +160,7 @@ def add_launch_flags(
     """The flags of dejavu_utils.runtime.launch.launch and job_flags, with these defaults; their
     group."""
     group = parser.add_argument_group("where it runs")
-    gpus = "GPUs per node, one process each (here: at most those that there are); 0: CPUs alone"
+    gpus = "GPUs per node, one process each (with --local 1 an upper limit); 0: CPUs only"
     flags = {
         "--local": (0, zero_or_one, "1: run here; 0: submit a SLURM job"),
         "--local_gpu": (0, non_negative_int, "which GPU to use with --local 1 and --ngpus 1"),
@@ -179,11 +179,14 @@ def add_launch_flags(
 def add_inference_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """The flags of running a trained network over image files."""
     group = parser.add_argument_group("speed")
-    side = "side of the network's input, pixels; default: that of the end of its training, 224 where no file says it"
+    side = (
+        "side of the network's input, pixels; default: 224 if its training ended at 168 to 224 pixels"
+        " or at an unknown size, else the size that it ended with"
+    )
     flags = {
-        "--batch_size": (batch_size, positive_int, "images"),
+        "--batch_size": (batch_size, positive_int, "images per batch"),
         "--num_workers": (default_workers(), non_negative_int, "processes that read images"),
-        "--precision": ("fp32", ("fp32", "bf16", "fp16"), "of the network"),
+        "--precision": ("fp32", ("fp32", "bf16", "fp16"), "precision of the network"),
         "--resolution": (None, positive_int, side),
     }
     add_flags(group, flags)

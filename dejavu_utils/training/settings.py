@@ -131,7 +131,7 @@ class Logging:
 
 @dataclass
 class Validation:
-    batch_size: int = setting(256, "images", least=1)
+    batch_size: int = setting(256, "images per batch", least=1)
     resolution: int = setting(224, "side of the centre crops, pixels", least=16)
 
 
@@ -140,7 +140,7 @@ class Training:
     loss: str = setting("simclr", "SSL method, or supervised", choices=LOSSES)
     # A batch of one has no variance for batch normalization.
     batch_size: int = setting(
-        512, "images per process; the global batch is that of all processes", least=2
+        512, "images per process; the global batch is this x processes", least=2
     )
     epochs: int = setting(30, "passes over the training set", least=1)
     optimizer: str = setting("adamw", "optimizer", choices=("sgd", "adamw", "lars"))
@@ -153,7 +153,7 @@ class Training:
     weight_decay: float = setting(
         4e-5, "decay of weights; biases and normalization have none", least=0
     )
-    label_smoothing: float = fraction(0.0, "of the supervised loss")
+    label_smoothing: float = fraction(0.0, "label smoothing of the supervised loss")
     num_small_crops: int = setting(
         0, "dino: further views of 96 pixels, of 5 to 40 % of an image's area", least=0
     )
