@@ -168,7 +168,8 @@ def cost_of(script: str, flags: Flags, arch: str) -> Cost:
         train, val = images(flags, "train_idx_pth"), images(flags, "val_idx_pth")
         seen = train * (number(flags, "epochs", 2) + 1) + val
         return Cost(seen * operations, seen / fast, 0)
-    sets = [images(flags, f"bbox_{name}_idx_pth") for name in "AB"]
+    names = ("bbox_A", "bbox_B", "test", "valid", "unseen")  # the attacked images; test and valid: one model's
+    sets = [images(flags, f"{name}_idx_pth") for name in names if f"{name}_idx_pth" in flags]
     if script == "sslmem.py":
         views = 10 * sum(sets)
         return Cost(2 * views * operations, views / fast, 0)
@@ -219,7 +220,7 @@ def images(flags: Flags, name: str) -> int:
             return struct.unpack_from("<Q", file.read(16), 8)[0]
     except (OSError, ValueError, EOFError, struct.error):
         n = "".join(filter(str.isdigit, path.parent.name if path.suffix == ".npy" else path.name)) or "50"
-        boxed = "bbox" in path.name
+        boxed = "bbox" in path.name or "crops" in path.name
         return int(n) * CLASSES // (2 if boxed else 1)
 
 
