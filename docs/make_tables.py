@@ -20,6 +20,7 @@ from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.results_json import AttackResults, ProbeResults
 from dejavu_utils.cli import Parser, run
 from dejavu_utils.data.provenance import READERS
+from dejavu_utils.label_free.output import SslmemResults
 
 DOCS = Path(__file__).resolve().parent
 # Who compares two records, for each entry of READERS.
@@ -101,6 +102,7 @@ def readers_table() -> str:
 TABLES = {
     "attack": lambda: results_table(AttackResults),
     "probe": lambda: results_table(ProbeResults),
+    "label_free": lambda: results_table(SslmemResults),
     "readers": readers_table,
     "report": report.branch_table,
 }

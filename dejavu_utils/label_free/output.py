@@ -74,8 +74,8 @@ class LayerScores:
     above_0: Estimate = entry("fraction of the images whose SSLMem is above 0")
     target: Estimate = entry("distance between an image's views under the target")
     reference: Estimate = entry("the same under the reference")
-    less_control: Estimate | None = optional("SSLMem minus that of images that neither model saw")
-    delta: Estimate | None = optional("SSLMem minus that of the layer before (LayerMem)")
+    less_control: Estimate | None = optional("SSLMem minus that of public and unseen images")
+    delta: Estimate | None = optional("Delta LayerMem: SSLMem minus that of the previous layer")
 
 
 @dataclass
@@ -93,19 +93,19 @@ class SslmemResults:
 
     sets: dict[str, SetScores] = entry("by set")
     both: ByLayer = entry(
-        "mean SSLMem of both directions: what one model aligns better everywhere is gone"
+        "mean SSLMem of both directions: an overall advantage of one model cancels"
     )
     control: ByLayer = entry(
-        "the same of images that neither trained on, every second in the place of set A"
+        "placebo: the same of public and unseen images, every second in place of set A"
     )
     attack: dict[str, dict] | None = entry(
         "by set and layer: rank correlations with the votes", absent=True
     )
     membership: dict[str, dict[str, Membership]] = entry(
-        "by layer and score: sets A and B told apart"
+        "by layer and score: AUC and true-positive rates, set A against set B"
     )
     unitmem: dict[str, Any] = entry("how UnitMem is defined")
-    warnings: list[str] = entry("what the reader must know")
+    warnings: list[str] = entry("what could make the scores mean less than they seem")
     settings: dict[str, Any] = entry("the flags")
     views: dict[str, Any] = entry("the augmented views")
     made_from: dict[str, Any] = entry("the record, Provenance.plain")
