@@ -215,7 +215,7 @@ def find_usable(listing: ImageListing) -> tuple[np.ndarray, dict[str, int]]:
         print_some(f"images in no set, {what}", listing.paths, np.flatnonzero(images))
     passed_over = [f"{count} {extension}" for extension, count in listing.passed_over.items()]
     if passed_over:
-        print(f"files that ImageFolder does not take for images, and so without an index: {', '.join(passed_over)}")
+        print(f"files that ImageFolder does not read, skipped: {', '.join(passed_over)}")
     return ~np.any(list(left_out.values()), axis=0), {what: int(images.sum()) for what, images in left_out.items()}
 
 
@@ -243,10 +243,10 @@ def find_boxed(listing: ImageListing, bbox_dir: str) -> np.ndarray:
     with os.scandir(annotations.root) as entries:
         unknown = sorted({entry.name for entry in entries if entry.is_dir()} - set(listing.classes))
     print(f"{int(boxed.sum())} images have a box; {without_image} XML files without an image")
-    print_some("images that share their name (and so an XML) with another of their class: taken as unboxed", shared)
-    print_some("images with two XML of their name: taken as unboxed", two_xml)
+    print_some("images that share their name (and so an XML) with another: treated as unannotated", shared)
+    print_some("images with two XML files of their name: treated as unannotated", two_xml)
     print_some("classes without XML", without_xml)
-    print_some("folders below a class's XML, which are not looked into", deeper)
+    print_some("folders within a class's XML folder, not searched", deeper)
     print_some("folders of XML without a class of images", unknown)
     return boxed
 
