@@ -4,7 +4,8 @@
 #
 #   bash bash_examples/demo_rcdm.sh
 #   JUDGE=1 bash bash_examples/demo_rcdm.sh     # and measures how often the reconstructions show the correct class
-# shellcheck disable=SC2154 # the points set variables
+#   SUPERVISED=1 bash bash_examples/demo_rcdm.sh # and a row of the supervised model: its demo and an RCDM of its logits
+# shellcheck disable=SC2154,SC2030,SC2031 # the points set variables; a subshell has names of its own
 [[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,9 +17,11 @@ source "$root/bash_examples/demo_settings.sh"
 
 whole 1 STEPS
 choice JUDGE 0 1
+choice SUPERVISED 0 1
 STEPS=${STEPS:-1500}                    # of each RCDM's training
 RESPACING=${RESPACING:-50}              # steps of the sampling; ddim25: DDIM
 JUDGE=${JUDGE:-0}                       # 1: train a judge of the classes and let it judge one sample per attacked image
+SUPERVISED=${SUPERVISED:-0}             # 1: run the demo with LOSS=supervised, too, and show a row of its model A
 
 point=$(points projector "$EPOCHS")
 eval "$point" # training attack rcdm
@@ -34,17 +37,33 @@ done
 
 say "1/2 training of RCDM for model A and model B, both at once: $LOGGING_FOLDER/RCDM"
 choose_precision
-train() { # train A|B
+train() { # train A|B FLAGS...
   exec python train_RCDM.py --local 1 --ngpus 1 --feat_cond --ssl_from_ckpt True --ssl_loss "$LOSS" \
     --ssl_model_pth "$LOGGING_FOLDER/${training}_$1/model_ep$EPOCHS.pth" --ssl_resolution 32 \
     --data_dir "$IMAGENET_DATASET_DIR" --dataset_indices "$public" --workers 0 --seed "$SEED" \
     --image_size 32 --num_channels 32 --channel_mult 1,2,4 --num_res_blocks 1 --attention_resolutions 8 \
     --learn_sigma True --batch_size 32 --lr 1e-3 --ema_rate 0.995 --lr_anneal_steps "$STEPS" \
     --save_interval 500 --log_interval 50 --timestep_respacing 50 --precision "$PRECISION" \
-    --out_dir "${rcdm}_$1"
+    --out_dir "${rcdm}_$1" "${@:2}"
 }
 train_both train "$LOGGING_FOLDER/RCDM" train_RCDM.py
 echo "both are trained after $((SECONDS - started)) s"
+
+if [ "$SUPERVISED" = 1 ]; then
+  say "the supervised model: its demo, then an RCDM of model A's logits: $LOGGING_FOLDER/RCDM/supervised_A"
+  LOSS=supervised SNAPSHOTS=1 bash bash_examples/demo.sh
+  export RCDM_SUPERVISED=$LOGGING_FOLDER/RCDM/supervised_A
+  ( # in a process of its own: the supervised demo's names replace those above
+    rcdm_of_logits=${RCDM_SUPERVISED%_A} log=${RCDM_SUPERVISED}_log.out
+    LOSS=supervised SNAPSHOTS=1
+    # shellcheck source=bash_examples/demo_settings.sh
+    source "$root/bash_examples/demo_settings.sh"
+    eval "$(points projector "$EPOCHS")" # training
+    rcdm=$rcdm_of_logits
+    export OMP_NUM_THREADS=$cores
+    logged "$log" "step" train A --use_supervised_activations True
+  )
+fi
 
 say "2/2 reconstructions: $LOGGING_FOLDER/RCDM/reconstructions"
 export RCDM_ATTACK=$attack RCDM_RESPACING=$RESPACING RCDM_FIGURES=$LOGGING_FOLDER/RCDM/reconstructions

@@ -338,14 +338,16 @@ def draw_neighbors(axes, listing, attack, pair, index, role):
 
 
 def draw_reconstructions(demo):
-    """The three most memorized examples of set A, as the notebook draws them."""
+    """The three most memorized examples of set A, as the notebook draws them; with SUPERVISED=1's row."""
     attack = Attack(demo.last_attack())
     size, epoch = re.search(r"_(\d+pc)_(\d+ep)$", demo.point()).groups()
     loss = demo.point().split("_")[0]
     rcdms = [load_rcdm(demo.results / "RCDM" / f"rcdm_{loss}_{epoch}_{size}_{side}") for side in "AB"]
     rows = most_memorized(attack.tables["A"], 3)
     names = [name.split("_")[1] for name in attack.listing.classes]
-    return draw_rows(reconstruct(sources_of(attack, "A", *rcdms), "A", rows, respacing="50"), names)
+    supervised = demo.results / "RCDM" / "supervised_A"
+    sources = sources_of(attack, "A", *rcdms, load_rcdm(supervised) if supervised.is_dir() else None)
+    return draw_rows(reconstruct(sources, "A", rows, respacing="50"), names)
 
 
 def class_name(listing, index):

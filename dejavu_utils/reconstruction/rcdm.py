@@ -347,6 +347,31 @@ def check_rcdms(attack: Attack, rcdms: Mapping[str, Rcdm]) -> list[str]:
     return warnings
 
 
+def check_supervised(
+    attack: Attack, attacked: str, rcdm: Rcdm, its_attack: Attack | None
+) -> list[str]:
+    """Warnings; InputError unless the supervised model was trained on the images that the attack's
+    model was, and its RCDM and the attack on it fit.
+
+    its_attack: None for an RCDM of logits, which needs no neighbors.
+    """
+    source = "the RCDM of the supervised model"
+    target = attack.record.of_model(attacked).models if attack.record else None
+    trained_on = TrainingImages.of(rcdm.network)
+    if target and trained_on:
+        images = target["encoder"].images
+        if images not in (None, trained_on.digest):
+            raise InputError(
+                f"{source}: its model was not trained on the images of model {attacked} of the attack "
+                f"{attack.folder}; name the RCDM of the supervised model that was"
+            )
+    if its_attack:
+        return check_rcdms(its_attack, {attacked: rcdm})
+    if "logits" not in rcdm.layers:
+        raise InputError(f"{source}: needs the neighbors of an attack on that model; name it, too")
+    return []
+
+
 def sources_of(
     attack: Attack,
     attacked: str,
@@ -359,7 +384,7 @@ def sources_of(
     given.
 
     attack_supervised: the Attack of the supervised models; its model is the one that was trained on
-    the attacked set.
+    the attacked set. Only an RCDM of logits, which needs no neighbors, can do without.
     """
     reference = TWIN[attacked]
     rcdms = {"A": rcdm_A, "B": rcdm_B}
@@ -369,6 +394,7 @@ def sources_of(
         Source("reference", rcdms[reference], attack, reference, reference),
     ]
     if rcdm_supervised is not None:
+        check_supervised(attack, attacked, rcdm_supervised, attack_supervised)
         other, name = attack_supervised or attack, "supervised"
         sources.append(Source(name, rcdm_supervised, other, attacked, name))
     return sources

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,6 +39,7 @@ from torch.distributions import Normal, kl_divergence
 
 import train_RCDM
 from dejavu_utils.data.image_dataset import evaluation_transform
+from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import load_image
 from dejavu_utils.reconstruction import diffusion, unets
@@ -456,6 +458,40 @@ def test_condition_is_neighbors_backbone_and_crops_projector(data, trained, atta
     mean = embed([load_image(listing.path(index)) for index in neighbors[1]], "backbone").mean(dim=0)
     crop = embed([load_image(listing.path(indices[1])).crop(tuple(crops[1]))], "projector")[0]
     torch.testing.assert_close(found[1], torch.cat([mean, crop]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_supervised_row_is_of_a_model_of_the_same_images(data, trained, attacked, tmp_path):
+    save_untrained(tmp_path / "supervised.pth", loss="supervised")
+    changes = {"ssl_model_pth": tmp_path / "supervised.pth", "ssl_loss": "supervised", "use_supervised_activations": 1}
+    ok(run_here("train_RCDM.py", *published(data, out_dir=tmp_path / "rcdm", lr_anneal_steps=3, **changes)))
+    attack, of_logits = rec.Attack(attacked), rec.load_rcdm(tmp_path / "rcdm")
+    rcdms = [rec.load_rcdm(trained[side]) for side in "AB"]
+    target, reference, supervised = rec.sources_of(attack, "A", *rcdms, of_logits)
+    indices = attack.tables["A"]["index"].to_numpy()[:3]
+    condition, neighbors = rec.conditions(supervised, "A", indices)
+    assert condition.shape == (3, 3) and neighbors.shape == (3, 0)  # of three classes
+
+    with pytest.raises(InputError, match="needs the neighbors of an attack on that model"):
+        rec.sources_of(attack, "A", *rcdms, rcdms[1])
+    with pytest.raises(InputError, match=f"RCDM of model A.*the attack {attacked}"):
+        rec.sources_of(attack, "A", *rcdms, of_logits, attack)  # an attack on other models
+    listing = attack.listing.fingerprint["sha256"]
+    seen = {name: TrainingImages(np.sort(np.load(data / f"{name}.npy")), listing) for name in "AB"}
+    of_A = replace(attack.record.models["A"], images=seen["A"].digest)
+    attack.record = replace(attack.record, models={**attack.record.models, "A": of_A})
+    of_logits.network.about["train_images"] = seen["A"].plain()
+    assert rec.check_supervised(attack, "A", of_logits, None) == []
+    of_logits.network.about["train_images"] = seen["B"].plain()
+    with pytest.raises(InputError, match="was not trained on the images of model A"):
+        rec.check_supervised(attack, "A", of_logits, None)
+
+
+def test_the_notebooks_default_folder_is_the_demos():
+    cells = read_json(ROOT / "visualization_RCDM.ipynb")["cells"]
+    [parameters] = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    settings = (ROOT / "bash_examples/demo_settings.sh").read_text()
+    epochs = re.search(r"EPOCHS:-(\d+)", settings)[1]
+    assert f"demo/seed0/simclr_{epochs}epochs" in parameters and f".at({epochs}, " in parameters
 
 
 def test_choosing_examples():

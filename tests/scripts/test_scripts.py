@@ -78,6 +78,7 @@ def test_demo_in_miniature_and_run_again(tmp_path):
     LOSSES="simclr simclrr" -> demo_losses.sh: error: LOSS
     MODELS=C                -> demo_one_model.sh: error: MODELS
     STEPS=1e3               -> demo_rcdm.sh: error: STEPS
+    SUPERVISED=yes          -> demo_rcdm.sh: error: SUPERVISED
     SNAPSHOTS=0             -> demo_sslmem.sh: error: SNAPSHOTS
 """),
 )
@@ -107,8 +108,9 @@ def test_demo_killed_and_continued_and_reconstructions(tmp_path):
     assert pd.read_csv(run / "plot/attk_epochs_acc_top1.csv")["epoch"].unique().tolist() == [6, 12]
     assert pd.read_csv(run / "plot/lp_epochs_top1.csv")["epoch"].tolist() == [6, 12]
 
-    demo(folder, "demo_rcdm.sh", STEPS="3", RESPACING="2", **MINIATURE)
+    demo(folder, "demo_rcdm.sh", STEPS="3", RESPACING="2", SUPERVISED="1", **MINIATURE)
     figures = run / "RCDM/reconstructions"
+    assert (figures / "memorized/recon_supervised.png").is_file()
     assert (run / "RCDM/rcdm_simclr_12ep_20pc_B/ema_0.995_000003.pt").is_file()
     assert read_json(figures / "visualization_RCDM.ipynb")["cells"]
     assert (figures / "memorized.png").stat().st_size > 5000
