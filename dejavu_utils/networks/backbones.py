@@ -8,6 +8,7 @@ other sizes as each publishes it.
 import math
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import timm.models
@@ -199,12 +200,17 @@ def architectures() -> tuple[str, ...]:
     return tuple(n for n in names if n.startswith(("resnet", "vgg")))
 
 
+@cache  # building the networks takes a second, and an attack loads two
+def _shapes_of_arch(arch: str, fc: bool) -> dict[str, tuple]:
+    with torch.device("meta"):
+        net, _ = backbone_named(arch, fc)
+    return shapes_of(net.state_dict())
+
+
 def arch_of_shapes(shapes: dict, fc: bool = False) -> str:
     """Name of the backbone whose weights have these names and shapes; ValueError if it is none of
     `architectures`."""
     for arch in architectures():
-        with torch.device("meta"):
-            candidate, _ = backbone_named(arch, fc)
-        if shapes_of(candidate.state_dict()) == shapes:
+        if _shapes_of_arch(arch, fc) == shapes:
             return arch
     raise ValueError("its names and shapes are those of no torchvision resnet or vgg")
