@@ -2,7 +2,7 @@
 
 from helpers import draw_tree, flags, ok, options, run_here, save_untrained
 
-TRAINING = options("""--model.arch resnet18 --model.mlp 32-16 --training.loss simclr --training.precision fp32
+TRAINING = options("""--model.arch test_resnet --model.mlp 32-16 --training.loss simclr --training.precision fp32
     --resolution.min_res 32 --resolution.max_res 32 --validation.resolution 32 --data.num_workers 1
     --training.batch_size 4 --training.epochs 2 --training.warmup_epochs 1 --logging.log_level 1""")
 PICTURES = options("--resolution 32 --num_workers 0 --local 1")

@@ -109,7 +109,7 @@ def test_files_and_log(whole_run):
 
 def test_checkpoint_rebuilds_the_network(whole_run):
     network = load_network(whole_run / "model_ep4.pth")
-    assert (network.arch, network.mlp, network.loss, network.num_classes) == ("resnet18", "32-16", "vicreg", 6)
+    assert (network.arch, network.mlp, network.loss, network.num_classes) == ("test_resnet", "32-16", "vicreg", 6)
     final = load(whole_run / "final_weights.pt")
     assert all(torch.equal(final[f"module.{k}"], v) for k, v in network.state_dict().items())
     checkpoint = load(whole_run / "model.pth")
@@ -148,7 +148,7 @@ def test_stopped_by_signals_and_continued_equals_uninterrupted(betons, tmp_path,
     """Again and again, at whatever step the signal comes; the log's figures are those of one run, too."""
     settings = dict(training__loss=loss, training__epochs=epochs, training__batch_size=4, logging__checkpoint_freq=100)
     settings |= {"training__num_small_crops": 2, "resolution__min_res": 64} if loss == "dino" else {}
-    settings |= {"logging__snapshot_freq": 100, "training__eval_freq": 100}
+    settings |= {"logging__snapshot_freq": 100, "training__eval_freq": 100, "model__arch": "resnet18"}  # slow steps
     ok(run(command(betons, tmp_path / "whole", **settings)))
     stopped = 0
     for signum in itertools.cycle((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)):
@@ -237,7 +237,7 @@ def test_the_backbone_starts_from_a_public_checkpoint(betons, whole_run, tmp_pat
     assert params["model.weights"] == str(public) and len(params["made_from"]["models"]["start"]["weights"]) == 64
     assert_one_line_error(
         run(command(betons, tmp_path / "b", **settings, model__arch="resnet34")),
-        "give --model.arch resnet18",
+        "give --model.arch test_resnet",
         "--model.weights",
     )
     shutil.copytree(tmp_path / "a", tmp_path / "c")
@@ -302,6 +302,7 @@ def test_as_many_processes_as_asked_for(betons, tmp_path, monkeypatch, ngpus, wo
 @pytest.mark.kills
 def test_two_processes_here(betons, tmp_path):
     settings = dict(dist__ngpus=0, dist__world_size=2, training__batch_size=4, training__loss="barlow")
+    settings["model__arch"] = "resnet18"  # whose steps are slow enough to be stopped
     result = ok(run_apart(command(betons, tmp_path, **settings)))
     assert "steps of 8 images per epoch (2 processes)" in result.stdout
     records = read_log(tmp_path / "log")
@@ -388,7 +389,7 @@ def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name
     arguments = command(betons, tmp_path, training__epochs=2, **loss)
     ok(run([*arguments[:2], "--config-file", str(ROOT / f"configs/{name}_cfg.yaml"), *arguments[2:]]))
     params = read_json(tmp_path / "params.json")
-    assert params["model.arch"] == "resnet18" and params["training.epochs"] == 2
+    assert params["model.arch"] == "test_resnet" and params["training.epochs"] == 2
     assert load_network(tmp_path / "model_ep2.pth").loss == params["training.loss"]
     kept = {"byol": {"teacher"}, "mocov3": {"teacher"}, "dino": {"teacher", "center"}}
     assert set(load(tmp_path / "model.pth")["objective"]) == kept.get(name, set())
@@ -477,7 +478,7 @@ def test_keys_without_effect_are_accepted_with_a_notice(betons, tmp_path):
         "note: --attack.k has no effect here and is ignored",
         "note: --lr.tta has no effect here and is ignored",
         "note: --training.bn_wd has no effect here and is ignored",
-        "note: no --config-file: trains vicreg on resnet18 for 1 epochs, by flags and defaults",
+        "note: no --config-file: trains vicreg on test_resnet for 1 epochs, by flags and defaults",
     ]
 
 
