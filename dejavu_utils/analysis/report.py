@@ -83,13 +83,17 @@ class Evidence:
     def words(self) -> dict[str, str]:
         """The fields of the sentences."""
         fields = {"n": str(self.n), "chance": per_cent(replace(self.reference, value=self.chance))}
-        fields["score"], fields["rule"] = points(self.score), self.rule
+        fields["rule"] = self.rule
+        # of one model without what it shows on images that it never saw
+        without_delta = " - delta" if self.one_model and self.delta else ""
+        fields["score"] = f"déjà vu score{without_delta} {points(self.score)}"
         for name in ("target", "reference"):
             fields[name] = per_cent(getattr(self, name))
         fields["reference_interval"] = per_cent(self.reference, interval=True)
-        for name in ("margin", "delta"):
-            estimate = getattr(self, name)
-            fields[name] = points(estimate) if estimate else ""
+        fields["margin"] = (
+            f"margin of votes{without_delta} {points(self.margin)}" if self.margin else ""
+        )
+        fields["delta"] = points(self.delta) if self.delta else ""
         if self.ceiling:
             fields["ceiling"] = per_cent(self.ceiling, interval=True)
         for name, score in self.sets.items():
@@ -160,32 +164,32 @@ CONCLUSIONS = (
     Branch(
         "disagreement",
         "of score and margin of votes, one interval includes 0 and the other does not, or they have opposite signs",
-        "undecided: déjà vu score {score} and margin of votes {margin} disagree.",
+        "undecided: {score} and {margin} disagree.",
         _disagree,
     ),
     Branch(
         "memorization",
         "the intervals of score and margin of votes are above 0",
-        "Significant memorization detected with {n} images: déjà vu score {score}.",
+        "Significant memorization detected with {n} images: {score}.",
         lambda evidence: evidence.direction > 0,
     ),
     Branch(
         "below 0",
         "two models; the intervals of score and margin of votes are below 0",
-        "The déjà vu score is below 0, {score}: are the models or the index files of A and B swapped?",
+        "The score is below 0 ({score}): are the models or the index files of A and B swapped?",
         lambda evidence: evidence.direction < 0 and not evidence.one_model,
     ),
     Branch(
         "no room",
         "the score's interval includes 0, and its half-width exceeds ceiling - reference",
         "not interpretable: the ceiling, {ceiling}, is too close to the reference, {reference}, for {n} images to "
-        "resolve a score: déjà vu score {score}.",
+        "resolve a score: {score}.",
         _no_room,
     ),
     Branch(
         "no memorization",
         "the score's interval includes 0 (one model: or is below 0)",
-        "No significant memorization detected with {n} images: déjà vu score {score}.",
+        "No significant memorization detected with {n} images: {score}.",
         lambda evidence: True,
     ),
 )

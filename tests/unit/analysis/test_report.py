@@ -99,7 +99,10 @@ REACHED = {
         results_of(0.487, 0.216, ceiling=0.99, margin=estimate(0.2)),
         "Significant memorization detected with 400 images: déjà vu score 27.1 percentage points [24.1, 30.1].",
     ),
-    "below 0": (results_of(0.2, 0.4), "below 0, -20.0 percentage points [-23.0, -17.0]: are the models or"),
+    "below 0": (
+        results_of(0.2, 0.4),
+        "below 0 (déjà vu score -20.0 percentage points [-23.0, -17.0]): are the models or",
+    ),
     "no room": (results_of(0.2, 0.2, half=0.3, ceiling=0.4), "not interpretable: the ceiling, 40.0 % [37.0, 43.0], is"),
     "no memorization": (
         results_of(0.22, 0.21, ceiling=0.9),
