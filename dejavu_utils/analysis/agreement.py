@@ -41,7 +41,8 @@ def disagreements(reader: str, folders: Mapping[Key, Path]) -> tuple[dict[Key, s
     published) agree; one note counts them.
     """
     words = dict.fromkeys(folders, "")
-    notes, unknown = [], []
+    notes = []
+    unknown = []
     first, first_record = None, None
     for key, folder in folders.items():
         record = read_record(folder / RESULTS)
@@ -63,7 +64,8 @@ def disagreements(reader: str, folders: Mapping[Key, Path]) -> tuple[dict[Key, s
 
 def foreign_probe(attack: Path, probe: Path) -> bool:
     """Do the records of these folders say that the probed network is none of the attacked ones?"""
-    attacked, probed = read_record(attack / RESULTS), read_record(probe / RESULTS)
+    attacked = read_record(attack / RESULTS)
+    probed = read_record(probe / RESULTS)
     if not (attacked and probed and attacked.models and probed.models):
         return False
     weights = {model.weights for model in attacked.models.values()}

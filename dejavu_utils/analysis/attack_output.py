@@ -115,7 +115,8 @@ class Answers:
         return self.public.indices[self.queries.neighbors(self.rows(part), array, self.k)]
 
     def predictions(self, key: Key, part: str) -> mem.Predictions:
-        answers, labels = self.of(key, part), self.labels(part)
+        answers = self.of(key, part)
+        labels = self.labels(part)
         if key[1] == LOGITS:
             return mem.predict_from_scores(answers, labels)
         voters = self.listing.labels[answers]
@@ -129,7 +130,8 @@ def layer_result(layer: str, answers: Answers, comparison: TargetReference) -> L
     result = LayerResult({}, {}, {}, {}, {}, answers.votes)
     for part in queries.parts:
         rows = answers.rows(part)
-        result.indices[part], result.crops[part] = queries.indices[rows], queries.crops[rows]
+        result.indices[part] = queries.indices[rows]
+        result.crops[part] = queries.crops[rows]
     if comparison.classifiers:
         result.judged = _compared(answers, layer, comparison, comparison.reference)
         result.half = _compared(answers, layer, comparison, comparison.half)
@@ -216,8 +218,10 @@ def write_layer(
     _save_sweeps(folder, sets)
     tables = {name: example_table(sets[name], listing) for name in SETS}
     results = attack_statistics(sets)
-    results.ceiling, results.counts = result.ceiling, context.counts
-    results.settings, results.made_from = context.settings, context.made_from
+    results.ceiling = result.ceiling
+    results.counts = context.counts
+    results.settings = context.settings
+    results.made_from = context.made_from
     if result.copied is not None:
         results.near_copies = _near_copies(sets, tables, result.copied)
     probes = online_probes(context.settings, context.made_from)
@@ -237,7 +241,8 @@ def write_layer(
     save_csv(folder / "attack_classes.csv", class_table(sets, listing.classes))
     save_csv(folder / "attack_confidence.csv", confidence_curve(sets, ceiling=results.mean_ceiling))
     shown = _attacked_images(result)
-    page, header = folder / "attack_gallery.html", header_lines(results)
+    page = folder / "attack_gallery.html"
+    header = header_lines(results)
     save_gallery(page, sets, listing, shown, context.boxes_of, context.class_names, header=header)
     results.files = file_digests(folder)
     results.warnings = [*context.warnings, *statistical_warnings(results)]
@@ -347,15 +352,18 @@ def _save_sweeps(folder: Path, sets: Sets) -> None:
 
 def summary_lines(layer: str, results: AttackResults) -> list[str]:
     """What results.json of a layer says, in lines of text."""
-    counts, top_1 = results.counts, results.both.top_1
+    counts = results.counts
+    top_1 = results.both.top_1
     lines = [
         f"{layer}: {counts['A']['attacked']} images of set A and {counts['B']['attacked']} of set B attacked, "
         f"{counts['classes']} classes; top-1, with 95 % intervals:"
     ]
     for pct, figures in top_1.accuracy.items():
         who = "all examples" if pct == "100" else f"the most confident {pct} %"
-        target, reference = figure_in_words(figures.target), figure_in_words(figures.reference)
-        chance, score = chance_in_words(figures), figure_in_words(figures.score)
+        target = figure_in_words(figures.target)
+        reference = figure_in_words(figures.reference)
+        chance = chance_in_words(figures)
+        score = figure_in_words(figures.score)
         lines.append(
             f"  {who}: target {target}, reference {reference}{chance}, déjà vu score {score}"
         )

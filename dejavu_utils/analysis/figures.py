@@ -552,7 +552,8 @@ def _mark_positions(axes: Axes, positions: np.ndarray) -> None:
         axes.set_xscale("log")
         places = np.log(positions)
     inches = (places - places[0]) / max(np.ptp(places), 1e-12) * (_SIZE[0] - 0.7)
-    labels, left = [""] * len(positions), np.inf
+    labels = [""] * len(positions)
+    left = np.inf
     for number in reversed(range(len(positions))):  # the last is the point of the other sweeps
         text = f"{positions[number]:g}"
         if inches[number] + len(text) * _DIGIT / 2 < left:

@@ -269,7 +269,8 @@ def class_scores(sets: Sets, top_k: int) -> pd.DataFrame:
         "high": np.where(large, high, np.nan),
     }
     frame = pd.DataFrame(columns)[summary.n > 0]
-    rng, by_chance = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    by_chance = []
     for n in frame["n"]:
         drawn = gains[rng.integers(0, len(gains), (PERMUTATIONS, n))].mean(axis=1)
         by_chance.append(np.quantile(drawn, (0.025, 0.975)))
@@ -360,7 +361,8 @@ def utility_table(points: Sequence[ScoredPoint], top_k: int) -> pd.DataFrame:
 def on_front(scores: Sequence[float], utilities: Sequence[float]) -> np.ndarray:
     """int (n,): 1 where no other point has at most the score and at least the utility, and one of
     them better."""
-    scores, utilities = np.asarray(scores), np.asarray(utilities)
+    scores = np.asarray(scores)
+    utilities = np.asarray(utilities)
     front = np.ones(len(scores), dtype=int)
     for place, (score, utility) in enumerate(zip(scores, utilities)):
         no_worse = (scores <= score) & (utilities >= utility)

@@ -94,7 +94,8 @@ def save_gallery(
     page = _Page(listing, class_names or {}, attacked, boxes_of)
     neighbors = attacked.neighbors
     groups = []
-    counts, total = {}, sum(len(attacked_set.idxs) for attacked_set in sets.values())
+    counts = {}
+    total = sum(len(attacked_set.idxs) for attacked_set in sets.values())
     for outcome, meaning, order_in_words, order in _GROUPS:
         chosen, counts[outcome] = _most_confident(
             sets, mem.OUTCOMES.index(outcome), order, per_group
@@ -184,12 +185,15 @@ class _Page:
         attacked: Attacked,
         boxes_of: Callable | None,
     ) -> None:
-        self.listing, self.class_names = listing, class_names
-        self.attacked, self.boxes_of = attacked, boxes_of
+        self.listing = listing
+        self.class_names = class_names
+        self.attacked = attacked
+        self.boxes_of = boxes_of
         self.rows = {int(index): row for row, index in enumerate(attacked.indices)}
 
     def example(self, attacked_set: AttackedSet, name: str, row: int) -> dict[str, Any]:
-        index, attack = int(attacked_set.idxs[row]), attacked_set.attack
+        index = int(attacked_set.idxs[row])
+        attack = attacked_set.attack
         crop = self.attacked.crops[self.rows[index]].tolist()
         label = int(attack.labels[row])
         image = readable_image(self.listing, index)
@@ -213,7 +217,8 @@ class _Page:
     def model(
         self, role: str, name: str, predictions: mem.Predictions, row: int, index: int
     ) -> dict[str, Any]:
-        predicted, label = int(predictions.top[row, 0]), int(self.listing.labels[index])
+        predicted = int(predictions.top[row, 0])
+        label = int(self.listing.labels[index])
         nearest = []
         if self.attacked.neighbors is not None:
             for neighbor in self.attacked.neighbors[name][self.rows[index]][:NEIGHBORS]:

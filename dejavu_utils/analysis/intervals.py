@@ -33,7 +33,8 @@ class Estimate:
 def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
     """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); NaN for n = 0. Numbers
     or arrays."""
-    n, z2 = np.float64(n), Z95**2
+    n = np.float64(n)
+    z2 = Z95**2
     with np.errstate(invalid="ignore", divide="ignore"):
         p = np.true_divide(successes, n)
         scale = 1 + z2 / n
@@ -149,12 +150,14 @@ def combine_runs(estimates: Sequence[Estimate]) -> RunSummary:
 
     # The weighted squares fall with tau; they are runs - 1 at the estimate, and no more at the
     # variance between runs.
-    tau_squared, most = 0.0, float(value.var(ddof=1))
+    tau_squared = 0.0
+    most = float(value.var(ddof=1))
     if excess(0.0) > 0:
         tau_squared = most if excess(most) >= 0 else brentq(excess, 0.0, most, xtol=1e-18)
     weight, mean, squares = weighted(tau_squared)
     half = stdtrit(runs - 1, 0.975) * math.sqrt(squares / ((runs - 1) * weight))
-    sd, tau = value.std(ddof=1), math.sqrt(tau_squared)
+    sd = value.std(ddof=1)
+    tau = math.sqrt(tau_squared)
     return RunSummary(runs, mean, mean - half, mean + half, sd, tau)
 
 

@@ -69,7 +69,8 @@ def true_positive_rate(
     if not allowed:
         return None
     threshold = np.sort(non_members)[::-1][allowed]
-    m, hits = len(members), int((members > threshold).sum())
+    m = len(members)
+    hits = int((members > threshold).sum())
     low = beta.ppf(0.025, hits, m - hits + 1) if hits else 0.0
     high = beta.ppf(0.975, hits + 1, m - hits) if hits < m else 1.0
     return Estimate(hits / m, low, high)
@@ -103,7 +104,8 @@ def margin_scores(attacks: Sequence[DirectedAttack]) -> tuple[np.ndarray, np.nda
     where a set is empty."""
     margins = []
     for attack in attacks:
-        target, reference = attack.target.vote_share, attack.reference.vote_share
+        target = attack.target.vote_share
+        reference = attack.reference.vote_share
         if target is None or reference is None or not len(target):
             return None
         margins.append(target - reference)

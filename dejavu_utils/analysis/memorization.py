@@ -243,7 +243,10 @@ def summarize_levels(
 ) -> list[Summary]:
     """`summarize` at several confidence levels, which share the sorting; in their order."""
     fractions = np.array(pct_confidences) / 100
-    targets, references, scores, chances = [], [], [], []
+    targets = []
+    references = []
+    scores = []
+    chances = []
     for attack in attacks:
         of_target, of_reference = attack.correct(top_k)
         target = _ConfidenceLevels(attack.target.confidence, of_target, fractions)
@@ -285,7 +288,8 @@ class _ConfidenceLevels:
 
     def __init__(self, confidence: np.ndarray, correct: np.ndarray, fractions: np.ndarray) -> None:
         n = len(correct)
-        self.correct, self.fractions = correct, fractions
+        self.correct = correct
+        self.fractions = fractions
         self.sizes = (fractions * n).astype(int)
         order = np.argsort(-confidence, kind="stable")
         ranked = confidence[order]
@@ -431,7 +435,9 @@ def summarize_votes(attacks: list[DirectedAttack]) -> VoteSummary | None:
     The intervals are those of accuracies and score, with the variance of the shares instead of a
     proportion's.
     """
-    targets, references, margins = [], [], []
+    targets = []
+    references = []
+    margins = []
     for attack in attacks:
         if attack.target.vote_share is None or attack.reference.vote_share is None:
             return None

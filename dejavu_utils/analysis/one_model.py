@@ -220,7 +220,8 @@ def _figures(
     never_seen: list[ClassifierComparison],
     by_half: list[ClassifierComparison],
 ) -> OneModelResults:
-    accuracy, margin = _by_accuracy(judged), _by_margin(judged)
+    accuracy = _by_accuracy(judged)
+    margin = _by_margin(judged)
     figures = OneModelResults(
         score=accuracy.widened(),
         margin=margin.widened(),
@@ -233,7 +234,8 @@ def _figures(
         pairs = classifier_agreement({"": judged[0]})
         figures.reference_agreement = pairs["agreement"].mean() if len(pairs) else None
     if never_seen:
-        unseen_accuracy, unseen_margin = _by_accuracy(never_seen), _by_margin(never_seen)
+        unseen_accuracy = _by_accuracy(never_seen)
+        unseen_margin = _by_margin(never_seen)
         figures.delta = unseen_accuracy.widened()
         figures.score_minus_delta = accuracy.minus(unseen_accuracy)
         figures.margin_delta = unseen_margin.widened()

@@ -22,7 +22,8 @@ def online_probes(settings: Mapping[str, Any], made_from: Mapping[str, Any] | No
     models = (made_from or {}).get("models") or {}
     both = []
     for name in SETS:
-        path, epoch = settings.get(f"model_{name}_pth"), (models.get(name) or {}).get("epoch")
+        path = settings.get(f"model_{name}_pth")
+        epoch = (models.get(name) or {}).get("epoch")
         if not (path and epoch):
             return {}
         both.append(read_probes(Path(path).parent / "log", epoch))

@@ -128,7 +128,8 @@ class Series:
             attacked = {point.value: point.folder for point in attacks.get(x, ())}
             kept = []
             for point in of_sweep:
-                path, attack = point.path, attacked.get(point.value)
+                path = point.path
+                attack = attacked.get(point.value)
                 if attack and foreign_probe(attack, path):
                     note(f"{path} is of another model than {attack}: no score beside this probe")
                 else:
@@ -224,7 +225,8 @@ def read_all(
         except InputError as error:
             return error
 
-    points, reasons = [], []
+    points = []
+    reasons = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         contents = pool.map(read_one, [path for _, path in wanted])
         for (value, path), content in zip(wanted, contents):
@@ -315,7 +317,8 @@ class Output:
         """Draws and writes {stem}_top1 and {stem}_top5. table: called with the arguments and top_k,
         gives what is drawn."""
         for top_k in TOP_KS:
-            name, frame = f"{stem}_top{top_k}", table(*arguments, top_k)
+            name = f"{stem}_top{top_k}"
+            frame = table(*arguments, top_k)
             self.save_table(name, draw, caption, frame, top_k)
 
     def save_table(

@@ -53,7 +53,9 @@ class Evidence:
     def of(cls, results: AttackResults) -> "Evidence":
         both = results.both
         figures = both.top_1.accuracy["100"]
-        score, margin, delta = figures.score, both.vote_share.get("margin"), None
+        score = figures.score
+        margin = both.vote_share.get("margin")
+        delta = None
         if both.one_model:
             delta = both.one_model.delta
             score = both.one_model.score_minus_delta or both.one_model.score
@@ -482,7 +484,8 @@ def _without_score(results: AttackResults) -> bool:
 def _near_copies(results: AttackResults) -> list[str]:
     """A warning where more than 1 % of the images have a near-copy that the reference has seen, or
     that is public."""
-    copies, n = results.near_copies, results.both.n
+    copies = results.near_copies
+    n = results.both.n
     if (
         copies is None
         or copies.without is None

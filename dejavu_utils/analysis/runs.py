@@ -31,19 +31,22 @@ def above_chance(first: np.ndarray, second: np.ndarray) -> Estimate:
     those memorized in the first run with all others, two independent proportions; times the
     fraction of the others, it is that of the difference to all images.
     """
-    n, chosen = len(first), int(first.sum())
+    n = len(first)
+    chosen = int(first.sum())
     if chosen == n:  # there are no others: nothing can lie above chance
         return Estimate(0.0, 0.0, 0.0)
     among = proportion((first & second).sum(), chosen)
     others = proportion((~first & second).sum(), n - chosen)
-    gap, fraction = difference(among, others), 1 - chosen / n
+    gap = difference(among, others)
+    fraction = 1 - chosen / n
     return Estimate(fraction * gap.value, fraction * gap.low, fraction * gap.high)
 
 
 def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
     """Agreement of bool (n,) and bool (n,), chance taken out (Cohen 1960); NaN where all are
     equal."""
-    observed, rates = (first == second).mean(), (first.mean(), second.mean())
+    observed = (first == second).mean()
+    rates = (first.mean(), second.mean())
     expected = rates[0] * rates[1] + (1 - rates[0]) * (1 - rates[1])
     return (observed - expected) / (1 - expected) if expected < 1 else math.nan
 
@@ -71,7 +74,8 @@ def agreement_table(runs: dict[str, pd.Series]) -> pd.DataFrame:
 def agreement_in_words(table: pd.DataFrame) -> str:
     """The mean over pairs of different runs, in one sentence."""
     pairs = table[table["first"] != table["second"]]
-    above, kappa = pairs["above_chance"].mean(), pairs["kappa"].mean()
+    above = pairs["above_chance"].mean()
+    kappa = pairs["kappa"].mean()
     return (
         f"Of the images memorized in one run, the fraction memorized in another is {100 * above:.1f} percentage points "
         f"above chance (mean of {len(pairs)} ordered pairs); Cohen's kappa {kappa:.3f}."

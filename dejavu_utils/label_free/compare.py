@@ -35,7 +35,8 @@ def read_margins(folder: Path, flag: str) -> dict[str, pd.DataFrame]:
         path = folder / f"attack_{name}.csv"
         try:
             table = pd.read_csv(path).set_index("index")
-            target, reference = table["target_vote_share"], table["reference_vote_share"]
+            target = table["target_vote_share"]
+            reference = table["reference_vote_share"]
             columns = {
                 "path": table["path"],
                 "attack_outcome": table["share"],

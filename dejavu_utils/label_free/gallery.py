@@ -83,7 +83,8 @@ def _group(
 def _example(
     row: dict[str, Any], layer: str, listing: ImageListing, views_of: Callable
 ) -> dict[str, Any]:
-    image, name = readable_image(listing, row["index"]), row["set"]
+    image = readable_image(listing, row["index"])
+    name = row["set"]
     models = []
     for role, model in (("target", name), ("reference", TWIN[name])):
         models.append({"role": role, "model": model, "distance": row[f"{layer}_{role}"]})

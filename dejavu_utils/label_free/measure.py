@@ -38,7 +38,8 @@ _EPOCH = 2**31  # no training has so many: what is drawn here was not drawn ther
 def views_of_training(settings: dict[str, Any] | None) -> list[View]:
     """The training's views 1 and 2, as augment.View, from a checkpoint's flat settings; None: the
     published ones."""
-    augment_settings, settings = Augment(), settings or {}
+    augment_settings = Augment()
+    settings = settings or {}
     for name in vars(augment_settings):
         if f"augment.{name}" in settings:
             setattr(augment_settings, name, settings[f"augment.{name}"])
@@ -58,7 +59,10 @@ class Views:
     def __init__(
         self, pair: Sequence[View], count: int, seed: int, kinds: Sequence[Preprocessing]
     ) -> None:
-        self.pair, self.count, self.seed, self.kinds = pair, count, seed, kinds
+        self.pair = pair
+        self.count = count
+        self.seed = seed
+        self.kinds = kinds
 
     def __call__(self, index: int, image: Image.Image) -> tuple[Tensor, ...]:
         pixels = np.array(image)
@@ -67,7 +71,8 @@ class Views:
 
     def pictures(self, index: int, image: Image.Image) -> list[Image.Image]:
         """The views as PIL images, as the first kind of network is shown them."""
-        kind, views = self.kinds[0], self(index, image)[0]
+        kind = self.kinds[0]
+        views = self(index, image)[0]
         mean, std = torch.tensor(kind.mean), torch.tensor(kind.std)
         levels = views * std[:, None, None] + mean[:, None, None]
         return [to_pil_image(view) for view in levels.clamp(0, 1).mul(255).round().byte()]
@@ -133,7 +138,8 @@ class Alignment:
         self.rows = np.append(self.rows, rows)
         for key, (distance, activations) in measured.items():
             first = rows[activations.argmax(axis=0)]
-            largest, total = activations.max(axis=0), activations.sum(axis=0)
+            largest = activations.max(axis=0)
+            total = activations.sum(axis=0)
             self.layers[key].merge(LayerAlignment(distance, largest, first, total))
 
     def arrays(self) -> Arrays:
@@ -166,13 +172,16 @@ class ViewDistances:
     embedder's kinds. store: keeps the shards."""
 
     def __init__(self, embedder: Embedder, views: Views, store: ShardStore) -> None:
-        self.embedder, self.views, self.store = embedder, views, store
+        self.embedder = embedder
+        self.views = views
+        self.store = store
 
     def align(self, images: ImageSet, progress: ProgressOf) -> Alignment | None:
         """The Alignment of an ImageSet. All processes must call this; each does its part, the first
         gets the whole, the others None. progress: total -> context manager whose `update` is told
         of each batch."""
-        shards, compute = self.embedder.shards(images), partial(self.measure_shards, images)
+        shards = self.embedder.shards(images)
+        compute = partial(self.measure_shards, images)
         pieces = self.store.map(shards, compute, progress)
         if rank():
             return None
@@ -192,7 +201,8 @@ class ViewDistances:
         measured = dict(zip(on_device, zip(host[::2], host[1::2])))
         # of a view that is not finite neither is the distance
         for (model, layer), (distances, _) in measured.items():
-            is_finite, network = bool(np.isfinite(distances).all()), self.embedder.networks[model]
+            is_finite = bool(np.isfinite(distances).all())
+            network = self.embedder.networks[model]
             check_finite(is_finite, network, layer, self.embedder.inference.precision)
         return measured
 

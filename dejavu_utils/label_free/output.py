@@ -126,9 +126,12 @@ def write_folder(folder: Path, measured: Measured, about: dict[str, Any]) -> Ssl
     for name, table in tables.items():
         unreadable = len(measured.sets[name]) - len(table)
         sets[name] = SetScores(len(table), unreadable, _statistics(name, tables, layers))
-    both, placebo, memberships = {}, {}, {}
+    both = {}
+    placebo = {}
+    memberships = {}
     for layer in layers:
-        of_A, of_B = scores(tables["A"], layer), scores(tables["B"], layer)
+        of_A = scores(tables["A"], layer)
+        of_B = scores(tables["B"], layer)
         both[layer] = weighted_means((0.5, of_A), (0.5, of_B))
         control = _control(tables, layer)
         if len(control):
@@ -192,7 +195,8 @@ def caption_of(layer: str, measured: Measured, about: dict[str, Any]) -> str:
 def _table_of(name: str, measured: Measured) -> pd.DataFrame:
     """One row an image that could be read, as sslmem_{set}.csv holds them. The target is model B on
     set B, else A."""
-    alignment, listing = measured.alignments[name], measured.listing
+    alignment = measured.alignments[name]
+    listing = measured.listing
     indices = measured.sets[name][alignment.rows]
     paths = [listing.text(index) for index in indices]
     table = pd.DataFrame({"index": indices, "path": paths, "label": listing.labels[indices]})
@@ -266,7 +270,8 @@ def member_scores(tables: Tables, layer: str) -> dict[str, tuple[np.ndarray, np.
 
 def _units_of(measured: Measured) -> tuple[Units, pd.DataFrame]:
     """(UnitMem, its summary as unitmem.csv holds it)."""
-    units, rows = {}, []
+    units = {}
+    rows = []
     for name, alignment in measured.alignments.items():
         for model in SETS:
             for layer in measured.layers:

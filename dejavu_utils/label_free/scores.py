@@ -79,7 +79,8 @@ def unitmem(largest: np.ndarray, total: np.ndarray, n: int) -> np.ndarray:
     rest = largest
     if n > 1:
         rest = np.maximum(total - largest, 0) / (n - 1)
-    both, lead = largest + rest, np.maximum(largest - rest, 0)
+    both = largest + rest
+    lead = np.maximum(largest - rest, 0)
     return np.divide(lead, both, out=np.zeros(len(both)), where=both > 0)
 
 

@@ -36,8 +36,10 @@ class Diffusion:
 
     def __init__(self, flags: Mapping[str, Any], respacing: str = "") -> None:
         steps = flags["diffusion_steps"]
-        self.learn_sigma, self.predict_xstart = flags["learn_sigma"], flags["predict_xstart"]
-        self.use_kl, self.rescale_learned_sigmas = flags["use_kl"], flags["rescale_learned_sigmas"]
+        self.learn_sigma = flags["learn_sigma"]
+        self.predict_xstart = flags["predict_xstart"]
+        self.use_kl = flags["use_kl"]
+        self.rescale_learned_sigmas = flags["rescale_learned_sigmas"]
         self.time_scale = 1000.0 / steps if flags["rescale_timesteps"] else None
         self.ddim = respacing.startswith("ddim")
         self.timesteps = torch.tensor(kept_steps(steps, respacing))
@@ -202,7 +204,8 @@ class Losses(nn.Module):
 
     def __init__(self, unet: nn.Module, process: Diffusion) -> None:
         super().__init__()
-        self.unet, self.process = unet, process
+        self.unet = unet
+        self.process = process
 
     def forward(
         self, images: Tensor, t: Tensor, noise: Tensor, representations: Tensor
@@ -253,7 +256,8 @@ def _code_length(start: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     2020, equation 13), and the normal distribution function is its tanh approximation, as in guided
     diffusion.
     """
-    scale, half_bin = torch.exp(-log_scale), 1 / 255
+    scale = torch.exp(-log_scale)
+    half_bin = 1 / 255
     upper = _normal_cdf((start - mean + half_bin) * scale).clamp(min=0.0)
     lower = _normal_cdf((start - mean - half_bin) * scale).clamp(min=0.0)
     probability = torch.where(start > 0.999, 1 - lower, upper - lower)
@@ -269,7 +273,8 @@ class UniformSteps:
     """Draws training steps uniformly; every loss has weight 1."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
-        self.steps, self.device = steps, device
+        self.steps = steps
+        self.device = device
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
         """(t int64 (n,), weights float32 (n,)) on the device, from PyTorch's global generator on

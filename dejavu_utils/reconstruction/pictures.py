@@ -59,9 +59,11 @@ class Reconstructions:
         """The first `count` of them."""
         sources = []
         for of_source in self.sources:
-            samples, neighbors = of_source.samples[:count], of_source.neighbors[:count]
+            samples = of_source.samples[:count]
+            neighbors = of_source.neighbors[:count]
             sources.append(replace(of_source, samples=samples, neighbors=neighbors))
-        images, crops = self.images[:count], self.crops[:count]
+        images = self.images[:count]
+        crops = self.crops[:count]
         return Reconstructions(self.rows[:count], images, crops, sources)
 
 
@@ -82,7 +84,8 @@ def reconstruct(
     if not len(indices):
         raise InputError(f"there is no such example in set {attacked}: nothing to reconstruct")
     first = sources[0]
-    side, listing = first.rcdm.side, first.attack.listing
+    side = first.rcdm.side
+    listing = first.attack.listing
     images = _pictures(listing, indices, side)
     crops = _pictures(listing, indices, side, first.attack.crops(indices))
     shown = []
@@ -167,7 +170,8 @@ def save_tiles(folder: Path, shown: Reconstructions) -> None:
     beside = torch.stack([shown.images, shown.crops], dim=1)
     save_grid(folder / "samps_patches.png", beside.flatten(0, 1), 2)
     for source in shown.sources:
-        samples, nearest = source.samples, source.neighbors
+        samples = source.samples
+        nearest = source.neighbors
         save_grid(folder / f"recon_{source.tile}.png", samples.flatten(0, 1), samples.shape[1])
         if nearest.shape[1]:
             save_grid(folder / f"NNs_{source.tile}.png", nearest.flatten(0, 1), NEIGHBORS)

@@ -70,9 +70,13 @@ class Rcdm:
         settings: dict[str, Any],
         device: torch.device,
     ) -> None:
-        self.unet, self.network, self.device = unet.to(device).eval(), network.to(device), device
-        self.settings, self.layers = settings, settings["layers"]
-        self.side, self.resolution = settings["image_size"], settings["ssl_resolution"]
+        self.unet = unet.to(device).eval()
+        self.network = network.to(device)
+        self.device = device
+        self.settings = settings
+        self.layers = settings["layers"]
+        self.side = settings["image_size"]
+        self.resolution = settings["ssl_resolution"]
         network.preprocessing = network.preprocessing.at(self.resolution)
 
     def embed(
@@ -216,7 +220,8 @@ class Attack:
         )
         there = Provenance(images=self.listing.fingerprint["sha256"])
         sources = {"images": f"image_dir {image_dir}"}
-        remedy, made = "name the folder as it was", f"the attack {folder}"
+        remedy = "name the folder as it was"
+        made = f"the attack {folder}"
         for note in check_same("reconstruction", there, self.record, made, sources, remedy):
             say(f"note: {note}")
         self.sets = read_attack(self.folder, self.settings["k_attk"])
@@ -328,7 +333,8 @@ def check_rcdms(attack: Attack, rcdms: Mapping[str, Rcdm]) -> list[str]:
     """
     warnings = []
     for name, rcdm in rcdms.items():
-        source, remedy = f"the RCDM of model {name}", "name the RCDM of the attacked model"
+        source = f"the RCDM of model {name}"
+        remedy = "name the RCDM of the attacked model"
         there = attack.record.of_model(name) if attack.record else None
         made = f"the attack {attack.folder}"
         warnings += check_same(
@@ -395,7 +401,8 @@ def sources_of(
     ]
     if rcdm_supervised is not None:
         check_supervised(attack, attacked, rcdm_supervised, attack_supervised)
-        other, name = attack_supervised or attack, "supervised"
+        other = attack_supervised or attack
+        name = "supervised"
         sources.append(Source(name, rcdm_supervised, other, attacked, name))
     return sources
 

@@ -234,8 +234,10 @@ class Encoder:
     """
 
     def __init__(self, network: Network, layers: list[str], device: torch.device) -> None:
-        self.layers, self.record = layers, ModelRecord.of(network)
-        self.network, self.width = network.to(device), sum(map(network.width, layers))
+        self.layers = layers
+        self.record = ModelRecord.of(network)
+        self.network = network.to(device)
+        self.width = sum(map(network.width, layers))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -288,10 +290,14 @@ class Batches:
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, step: int) -> None:
-        self.n, self.batch_size, self.seed, self.step = n, batch_size, seed, step
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self.step = step
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = -1, np.empty(0, int)
+        epoch = -1
+        order = np.empty(0, int)
         for step in itertools.count(self.step):
             start = (step * world_size() + rank()) * self.batch_size
             batch = []
@@ -382,7 +388,8 @@ def shared_samples(
         if stop.received is not None:
             raise _Stopped
 
-    n, device = len(representations), representations.device
+    n = len(representations)
+    device = representations.device
     own = list(range(n)[rank() :: world_size()])
     samples = torch.zeros(n, 3, side, side, device=device)
     try:

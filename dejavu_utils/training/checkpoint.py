@@ -108,7 +108,8 @@ def check_same_start(
     """InputError unless a run on these images, from these weights, may resume from the checkpoint;
     notes."""
     source = f"--data.train_dataset {settings.data.train_dataset}"
-    images, before = train_set.images, TrainingImages.of_plain(checkpoint.train_images)
+    images = train_set.images
+    before = TrainingImages.of_plain(checkpoint.train_images)
     others = images and before and images.digest != before.digest
     if others or checkpoint.train_set != train_set.fingerprint:
         raise InputError(f"{source}: {path} was trained with other images; {SAME_OR_ANOTHER}")
@@ -127,7 +128,8 @@ def check_room(checkpoint: TrainingCheckpoint, settings: Settings) -> None:
     checkpoint: of the start, without the optimizer's state, which is at least as large as the
     weights.
     """
-    folder, every = Path(settings.logging.folder), settings.logging.snapshot_freq
+    folder = Path(settings.logging.folder)
+    every = settings.logging.snapshot_freq
     coming = range(checkpoint.epoch + 1, settings.training.epochs + 1)
     snapshots = sum(epoch % every == 0 or epoch == settings.training.epochs for epoch in coming)
     weights = tensor_bytes(checkpoint.model)

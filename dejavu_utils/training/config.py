@@ -120,7 +120,8 @@ class SettingsParser(Parser):
         self, sections: type[Sections], without_effect: Sequence[str] = (), **kwargs: str
     ) -> None:
         super().__init__(argument_default=argparse.SUPPRESS, conflict_handler="resolve", **kwargs)
-        self.sections, self.without_effect = sections, without_effect
+        self.sections = sections
+        self.without_effect = without_effect
         self.config_file: Path | None = None  # the file that `read` has read
         self.add_argument(
             "--config-file", dest="config_file", help="YAML file of sections and settings"

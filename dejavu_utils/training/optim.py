@@ -37,7 +37,8 @@ class LARS(torch.optim.Optimizer):
         """One update. Each line is one operation for all parameters together: on a GPU a network of
         hundreds of parameters would otherwise spend more time on starting kernels than in them."""
         loss = closure() if closure else None
-        scale, skipped = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scale = getattr(self, "grad_scale", None)
+        skipped = getattr(self, "found_inf", None)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:

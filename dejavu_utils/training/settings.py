@@ -255,7 +255,8 @@ def check_settings(settings: Settings) -> None:
         existing_file(file_of(settings.model.weights), "--model.weights")
     mlp_widths(settings.model.mlp, "--model.mlp")
     METHODS[settings.training.loss].check(settings)
-    training, resolution = settings.training, settings.resolution
+    training = settings.training
+    resolution = settings.resolution
     if training.warmup_epochs >= training.epochs:
         raise InputError(
             f"--training.warmup_epochs {training.warmup_epochs}: must be fewer than --training.epochs {training.epochs}"

@@ -33,7 +33,9 @@ class Method:
     ] = ()  # parts of the network that get the embeddings of all processes: their batch norm is not synchronized
 
     def __init__(self, settings: Settings, network: SSLNetwork, total_steps: int) -> None:
-        self.settings, self.network, self.total_steps = settings, network, total_steps
+        self.settings = settings
+        self.network = network
+        self.total_steps = total_steps
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -132,7 +134,8 @@ class ViewsForward(nn.Module):
 
     def __init__(self, network: SSLNetwork, embedding: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.network, self.embedding = network, embedding
+        self.network = network
+        self.embedding = embedding
 
     def forward(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         first = self.network(views[0])
