@@ -73,9 +73,12 @@ def signature_shards(
 
 
 def concatenated(parts: Iterable[Arrays]) -> Signatures:
-    """The Signatures of all shards, in their order."""
-    kept = [vars(signatures([])), *parts]
-    return Signatures(**{name: np.concatenate([part[name] for part in kept]) for name in kept[0]})
+    """The Signatures of all shards, at least one, in their order."""
+    pieces = list(parts)
+    joined = {}
+    for name in pieces[0]:
+        joined[name] = np.concatenate([piece[name] for piece in pieces])
+    return Signatures(**joined)
 
 
 def signatures(paths: Sequence[str | Path], root: str | Path = "") -> Signatures:
@@ -130,7 +133,7 @@ def find_near_copies(
     thumbnails = np.concatenate([thumbnails, thumbnails[:, :, ::-1]])
     # faiss's IndexBinaryMultiHash(128, 7, 18) finds the same pairs of 300,000 hashes in 244 s, this
     # in 26 s (one core).
-    codes = np.empty(0, np.int64)  # of pairs, see _verified
+    codes = np.empty(0, np.int64)  # a pair as one number, see _verified
     for i, j in itertools.combinations(range(_BLOCKS), 2):
         keys = (_block(hashes, i) << np.uint64(12)) | _block(hashes, j)
         near = [codes]
@@ -138,9 +141,10 @@ def find_near_copies(
             near.append(_verified(candidates, hashes, thumbnails))
         codes = np.unique(np.concatenate(near))
         on_progress(1)
-    both = np.stack(np.divmod(codes, max(n, 1)), axis=1)
-    pairs = np.sort(groups[first[both]], axis=1)
-    return NearCopies(groups, pairs[np.lexsort(pairs.T[::-1])])
+    places = np.stack(np.divmod(codes, max(n, 1)), axis=1)
+    pairs = np.sort(groups[first[places]], axis=1)
+    by_first_then_second = np.lexsort(pairs.T[::-1])
+    return NearCopies(groups, pairs[by_first_then_second])
 
 
 def _grouped(images: Signatures) -> tuple[np.ndarray, np.ndarray]:
@@ -183,19 +187,13 @@ def _agreeing(keys: np.ndarray) -> Iterator[np.ndarray]:
         yield candidates[(low < n) & (low != high - n)]
 
 
-def _ones(words: np.ndarray) -> np.ndarray:
-    """Bits that are 1 in each row of uint64 (m, .)."""
-    if hasattr(np, "bitwise_count"):  # NumPy 2
-        return np.bitwise_count(words).sum(axis=1)
-    return np.unpackbits(words.view(np.uint8), axis=1).sum(axis=1)
-
-
 def _verified(candidates: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
     """Codes a * n + b (a < b) of the candidates that are near-copies."""
     n = len(hashes) // 2
     for words in (hashes[:, :1], hashes):  # the first half of the bits refuses most of them
         low, high = candidates.T
-        candidates = candidates[_ones(words[low] ^ words[high]) <= MOST_BITS]
+        differing_bits = np.bitwise_count(words[low] ^ words[high]).sum(axis=1)
+        candidates = candidates[differing_bits <= MOST_BITS]
     one, other = thumbnails[candidates.T].astype(np.float32)
     difference = np.sqrt(np.mean((one - other) ** 2, axis=(1, 2, 3)))
     deviation = one.std(axis=(1, 2)).mean(axis=1)
@@ -210,10 +208,10 @@ def pairs_between(copies: NearCopies, first: np.ndarray, second: np.ndarray | No
 
     second: None counts the pairs within `first`. Sets are int (.,) of image indices.
     """
-    members = _members(copies, first)
-    if second is None:  # each pair is met twice, and each image meets itself
-        return int(members @ _members_and_copies(copies, first) - len(first)) // 2
-    return int(members @ _members_and_copies(copies, second))
+    others = first if second is None else second
+    pairs = int(_members(copies, first) @ _members_and_copies(copies, others))
+    # within one set each pair is met twice, and each image meets itself
+    return (pairs - len(first)) // 2 if second is None else pairs
 
 
 def _members(copies: NearCopies, images: np.ndarray) -> np.ndarray:

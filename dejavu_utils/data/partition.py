@@ -1,6 +1,7 @@
 """Splitting a boxed image folder into training sets A and B and a public set X: pure functions of
 labels and boxes."""
 
+import bisect
 import os
 import stat
 from collections import defaultdict
@@ -63,15 +64,12 @@ def _by_class(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
 def largest_with_public(labels: np.ndarray, boxed: np.ndarray, order: np.ndarray) -> int:
     """The largest number per class whose partition leaves a public image; 0 if none does. Arguments
     as of `split`."""
-    least = 0
-    most = len(labels)
-    while least < most:  # the larger the training sets, the smaller the public set
-        middle = (least + most + 1) // 2
-        if len(split(labels, boxed, middle, order).public):
-            least = middle
-        else:
-            most = middle - 1
-    return least
+
+    def leaves_none(per_class: int) -> bool:
+        return len(split(labels, boxed, per_class, order).public) == 0
+
+    # the larger the training sets, the smaller the public set
+    return bisect.bisect_right(range(1, len(labels) + 1), False, key=leaves_none)
 
 
 def equal_partitions(partitions: dict[int, Partition]) -> dict[int, int]:
@@ -80,8 +78,9 @@ def equal_partitions(partitions: dict[int, Partition]) -> dict[int, int]:
     equal: dict[int, int] = {}
     sizes = sorted(partitions)
     for smaller, larger in zip(sizes, sizes[1:]):
-        pairs = zip(vars(partitions[smaller]).values(), vars(partitions[larger]).values())
-        if all(np.array_equal(one, other) for one, other in pairs):
+        own = vars(partitions[larger]).values()
+        others = vars(partitions[smaller]).values()
+        if all(map(np.array_equal, own, others)):
             equal[larger] = equal.get(smaller, smaller)
     return equal
 
@@ -153,16 +152,20 @@ def linked_twice(listing: ImageListing) -> np.ndarray:
     files = np.zeros((len(listing), 2), np.uint64)
     linked = np.zeros(len(listing), bool)
     for index in range(len(listing)):
+        path = listing.path(index)
         try:
-            state = os.lstat(listing.path(index))
-            linked[index] = stat.S_ISLNK(state.st_mode) or state.st_nlink > 1
-            state = os.stat(listing.path(index)) if stat.S_ISLNK(state.st_mode) else state
+            state = os.lstat(path)
+            is_symbolic = stat.S_ISLNK(state.st_mode)
+            linked[index] = is_symbolic or state.st_nlink > 1
+            if is_symbolic:
+                state = os.stat(path)
             files[index] = state.st_dev, state.st_ino
         except OSError:  # a link to nothing: whoever reads it names it
             files[index] = np.iinfo(np.uint64).max, index
     _, first, file_of = np.unique(files, axis=0, return_index=True, return_inverse=True)
     file_of = file_of.ravel()
     # Equal numbers alone do not tell: some file systems give one to many files.
-    is_copy = (np.bincount(file_of, linked) > 0)[file_of]
+    has_links = np.bincount(file_of, linked) > 0
+    is_copy = has_links[file_of]
     is_copy[first] = False
     return is_copy
