@@ -20,8 +20,8 @@ from torch import Tensor
 from dejavu_utils.imagenet import MEAN, STD, Preprocessing
 from dejavu_utils.runtime.devices import to_device
 
-_CROP_TRIES = 10
-_ORDERS = np.array(list(itertools.permutations(range(4))))
+_TRIES = 10  # of a crop, as torchvision has it
+_ORDERS = np.array(list(itertools.permutations(range(4))))  # of the four adjustments of color
 _SCALE = tuple(1 / std for std in STD)
 _SHIFT = tuple(-mean / std for mean, std in zip(MEAN, STD))
 _OPPOSITE_HUES = (11 / 6, 9 / 6, 7 / 6)  # of red, green and blue, in circles, and one more
@@ -66,10 +66,15 @@ def crop_boxes(
     aspect range.
     """
     height, width = np.asarray(sizes).astype(np.float64).T[:, :, None]
+    area_draws, aspect_draws, x_draws, y_draws, _ = np.split(
+        draws, [_TRIES, 2 * _TRIES, 2 * _TRIES + 1, 2 * _TRIES + 2], axis=1
+    )
     low, high = view.area
     narrow, wide = view.aspect
-    area = height * width * (low + (high - low) * draws[:, :_CROP_TRIES])
-    aspect = np.exp(np.log(narrow) + np.log(wide / narrow) * draws[:, _CROP_TRIES:20])
+    area = height * width * (low + (high - low) * area_draws)
+    aspect = np.exp(np.log(narrow) + np.log(wide / narrow) * aspect_draws)
+
+    # The centre crop stands behind the tries: it is taken where none of them fits.
     ratio = width / height
     centre_w = np.where(ratio > wide, np.rint(height * wide), width)
     centre_h = np.where(ratio < narrow, np.rint(width / narrow), height)
@@ -80,9 +85,10 @@ def crop_boxes(
     first = fits.argmax(axis=1)[:, None]
     w = np.take_along_axis(w, first, 1)
     h = np.take_along_axis(h, first, 1)
-    is_centre = first == _CROP_TRIES
-    x = np.where(is_centre, (width - w) // 2, np.floor(draws[:, 20:21] * (width - w + 1)))
-    y = np.where(is_centre, (height - h) // 2, np.floor(draws[:, 21:22] * (height - h + 1)))
+
+    is_centre = first == _TRIES
+    x = np.where(is_centre, (width - w) // 2, np.floor(x_draws * (width - w + 1)))
+    y = np.where(is_centre, (height - h) // 2, np.floor(y_draws * (height - h + 1)))
     return np.concatenate([x, y, x + w, y + h], axis=1).astype(np.int64)
 
 
@@ -123,32 +129,36 @@ class Parameters:
         function: of images and factors, float32 (m, 3, h, w) and (m, 1, 1, 1); it may overwrite the
         images. rows: int64 (m,), the images it was drawn for, never none. factors: float32 (m,).
         """
-        masks: list[tuple[Operation, np.ndarray, int]] = [(_flipped, self.flip, 0)]
-        for place in range(4):
-            for index, adjust in enumerate(_ADJUST):
-                masks.append((adjust, self.jitter & (self.order[:, place] == index), index))
-        masks += [(_grayed, self.gray, 0), (_solarized, self.solarize, 0)]
         operations = []
-        for function, mask, index in masks:
+
+        def add(function: Operation, mask: np.ndarray, column: int = 0) -> None:
             rows = np.flatnonzero(mask)
             if len(rows):
-                operations.append((function, rows, self.factors[rows, index]))
+                operations.append((function, rows, self.factors[rows, column]))
+
+        add(_flipped, self.flip)
+        for now in self.order.T:
+            for column, adjust in enumerate(_ADJUST):
+                add(adjust, self.jitter & (now == column), column)
+        add(_grayed, self.gray)
+        add(_solarized, self.solarize)
         return operations
 
 
 def draw_parameters(draws: np.ndarray, view: View) -> Parameters:
     """Parameters of everything that follows the crop. draws: float64 (n, 64) in [0, 1); columns 22
     to 32 are used."""
-    u = draws[:, 22:]
+    u = draws[:, 2 * _TRIES + 2 :]
     strength = np.array([view.brightness, view.contrast, view.saturation, view.hue])
-    center = np.array([1.0, 1.0, 1.0, 0.0])
-    low = np.maximum(center - strength, [0, 0, 0, -0.5])
-    factors = low + (center + strength - low) * u[:, 2:6]
-    sigma = 0.1 + 1.9 * u[0, 9] if view.blur else 0.0
+    unchanged = np.array([1.0, 1.0, 1.0, 0.0])  # the hue is shifted, the others multiply
+    low = np.maximum(unchanged - strength, [0, 0, 0, -0.5])
+    high = unchanged + strength
+    factors = low + (high - low) * u[:, 2:6]
+    sigma = 0.1 + 1.9 * u[0, 9] if view.blur else 0.0  # from 0.1 to 2, one for the batch
     return Parameters(
         flip=u[:, 0] < view.flip,
         jitter=u[:, 1] < view.jitter,
-        order=_ORDERS[(u[:, 6] * 24).astype(np.int64)],
+        order=_ORDERS[(u[:, 6] * len(_ORDERS)).astype(np.int64)],
         factors=factors.astype(np.float32),
         gray=u[:, 7] < view.grayscale,
         solarize=u[:, 8] < view.solarize,
@@ -206,9 +216,10 @@ def apply_batched(images: Tensor, parameters: Parameters) -> Tensor:
         functions, rows, factors = zip(*operations)
         counts = [len(chosen) for chosen in rows]
         # One copy to the device for all operations.
-        all_rows = to_device(torch.from_numpy(np.concatenate(rows)), x.device).split(counts)
-        all_factors = to_device(torch.from_numpy(np.concatenate(factors)), x.device).split(counts)
-        for function, chosen, factor in zip(functions, all_rows, all_factors):
+        all_rows = to_device(torch.from_numpy(np.concatenate(rows)), x.device)
+        all_factors = to_device(torch.from_numpy(np.concatenate(factors)), x.device)
+        parts = zip(functions, all_rows.split(counts), all_factors.split(counts))
+        for function, chosen, factor in parts:
             changed = function(x.index_select(0, chosen), factor.view(-1, 1, 1, 1))
             x.index_copy_(0, chosen, changed)
     _normalize(x, x)
@@ -263,12 +274,14 @@ def _blur(x: Tensor, sigma: float, out: Tensor) -> Tensor:
     As sums of shifted images, across and then down: much faster on CPUs than a convolution.
     """
     pair = torch.empty_like(out)
-    for half, dim, padding in ((2, 3, (2, 2, 0, 0)), (4, 2, (0, 0, 4, 4))):
+    across = (2, 3, (2, 2, 0, 0), None)
+    down = (4, 2, (0, 0, 4, 4), out)
+    for half, dim, padding, result in (across, down):
         size = x.shape[dim]
         kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
         weights = (kernel / kernel.sum()).tolist()
         padded = F.pad(x, padding, mode="reflect")
-        x = torch.mul(padded.narrow(dim, half, size), weights[half], out=out if dim == 2 else None)
+        x = torch.mul(padded.narrow(dim, half, size), weights[half], out=result)
         for shift in range(half):  # the kernel is symmetric
             before = padded.narrow(dim, shift, size)
             behind = padded.narrow(dim, 2 * half - shift, size)
