@@ -33,7 +33,7 @@ class Estimate:
 def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
     """95 % Wilson score interval (low, high) of a proportion (Wilson 1927); NaN for n = 0. Numbers
     or arrays."""
-    n = np.float64(n)
+    n = np.asarray(n, dtype=float)
     z2 = Z95**2
     with np.errstate(invalid="ignore", divide="ignore"):
         p = np.true_divide(successes, n)
@@ -65,12 +65,12 @@ def difference(first: Estimate, second: Estimate, correlation: Any = 0.0) -> Est
     any two intervals.
     """
 
-    def arm(a: Any, b: Any) -> Any:
+    def combined(a: Any, b: Any) -> Any:
         return np.sqrt(np.maximum(0, a * a - 2 * correlation * a * b + b * b))
 
     value = first.value - second.value
-    down = arm(first.value - first.low, second.high - second.value)
-    up = arm(first.high - first.value, second.value - second.low)
+    down = combined(first.value - first.low, second.high - second.value)
+    up = combined(first.high - first.value, second.value - second.low)
     return Estimate(value, value - down, value + up)
 
 
@@ -78,8 +78,8 @@ def mean_of_estimates(
     estimates: Sequence[Estimate], least: float = -1, most: float = 1
 ) -> Estimate:
     """The mean of independent estimates, within [least, most]: each arm is the root of the summed
-    squared arms / their number."""
-    values, lows, highs = np.moveaxis(np.array([astuple(one) for one in estimates]), 1, 0)
+    squared arms / their number (MOVER)."""
+    values, lows, highs = np.swapaxes([astuple(one) for one in estimates], 0, 1)
     mean = values.mean(axis=0)
     down = np.sqrt(np.square(values - lows).sum(axis=0)) / len(values)
     up = np.sqrt(np.square(highs - values).sum(axis=0)) / len(values)
@@ -150,10 +150,13 @@ def combine_runs(estimates: Sequence[Estimate]) -> RunSummary:
 
     # The weighted squares fall with tau; they are runs - 1 at the estimate, and no more at the
     # variance between runs.
-    tau_squared = 0.0
     most = float(value.var(ddof=1))
-    if excess(0.0) > 0:
-        tau_squared = most if excess(most) >= 0 else brentq(excess, 0.0, most, xtol=1e-18)
+    if excess(0.0) <= 0:
+        tau_squared = 0.0
+    elif excess(most) >= 0:  # equal but for rounding
+        tau_squared = most
+    else:
+        tau_squared = brentq(excess, 0.0, most, xtol=1e-18)
     weight, mean, squares = weighted(tau_squared)
     half = stdtrit(runs - 1, 0.975) * math.sqrt(squares / ((runs - 1) * weight))
     sd = value.std(ddof=1)
@@ -170,7 +173,8 @@ def within(summary: RunSummary, least: float) -> Estimate:
         return Estimate(summary.mean, max(least, summary.low), min(1.0, summary.high))
     half = (summary.high - summary.low) / 2 / width / (place * (1 - place))
     center = math.log(place / (1 - place))
-    low, high = (least + width * expit(center + side * half) for side in (-1, 1))
+    low = least + width * expit(center - half)
+    high = least + width * expit(center + half)
     return Estimate(summary.mean, low, high)
 
 
@@ -179,7 +183,8 @@ def p_value(estimate: Estimate) -> float:
     normal."""
     value = estimate.value
     arm = value - estimate.low if value > 0 else estimate.high - value
-    return math.erfc(abs(value) / max(arm, 1e-12) * Z95 / math.sqrt(2))
+    z = abs(value) / max(arm, 1e-12) * Z95
+    return math.erfc(z / math.sqrt(2))
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:
@@ -187,7 +192,8 @@ def holm(p_values: Sequence[float]) -> list[bool]:
     (Holm 1979)."""
     rejected = [False] * len(p_values)
     for rank, place in enumerate(np.argsort(p_values, kind="stable")):
-        if p_values[place] > 0.05 / (len(p_values) - rank):
+        not_rejected_yet = len(p_values) - rank
+        if p_values[place] > 0.05 / not_rejected_yet:
             break
         rejected[place] = True
     return rejected

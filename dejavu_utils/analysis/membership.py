@@ -17,7 +17,6 @@ from dejavu_utils.analysis.intervals import Z95, Estimate
 from dejavu_utils.analysis.memorization import DirectedAttack
 from dejavu_utils.typed_json import entry
 
-FALSE_POSITIVE_RATES = (0.01, 0.001)
 SAME_DRAW = (
     "Members and non-members: set A, set B. They must be of the same draw: partition with --seed."
 )
@@ -39,8 +38,10 @@ class Membership:
 def membership(members: np.ndarray, non_members: np.ndarray) -> Membership:
     """members, non_members: float (m,), (n,), greater for what looks like a member. ValueError if
     one is empty."""
-    rates = [true_positive_rate(members, non_members, rate) for rate in FALSE_POSITIVE_RATES]
-    return Membership(auc(members, non_members), rates[0], rates[1], len(members), len(non_members))
+    area = auc(members, non_members)
+    at_1_percent = true_positive_rate(members, non_members, 0.01)
+    at_01_percent = true_positive_rate(members, non_members, 0.001)
+    return Membership(area, at_1_percent, at_01_percent, len(members), len(non_members))
 
 
 def auc(members: np.ndarray, non_members: np.ndarray) -> Estimate:
@@ -53,9 +54,10 @@ def auc(members: np.ndarray, non_members: np.ndarray) -> Estimate:
     of_members = (together[:m] - rankdata(members)) / n
     of_others = 1 - (together[m:] - rankdata(non_members)) / m
     value = of_members.mean()
-    variance = sum(
-        part.var(ddof=1) / len(part) for part in (of_members, of_others) if len(part) > 1
-    )
+    variance = 0.0
+    for part in (of_members, of_others):
+        if len(part) > 1:
+            variance += part.var(ddof=1) / len(part)
     half = Z95 * np.sqrt(variance)
     return Estimate(value, max(0.0, value - half), min(1.0, value + half))
 
@@ -65,10 +67,11 @@ def true_positive_rate(
 ) -> Estimate | None:
     """Fraction of members above the threshold that at most `rate` of the non-members exceed, with
     the interval of Clopper & Pearson 1934; None for fewer than 1 / rate non-members."""
-    allowed = int(rate * len(non_members) + 1e-9)
+    allowed = int(rate * len(non_members) + 1e-9)  # 0.001 x 1000 may be a little below 1
     if not allowed:
         return None
-    threshold = np.sort(non_members)[::-1][allowed]
+    falling = np.sort(non_members)[::-1]
+    threshold = falling[allowed]
     m = len(members)
     hits = int((members > threshold).sum())
     low = beta.ppf(0.025, hits, m - hits + 1) if hits else 0.0
@@ -80,11 +83,12 @@ def roc_curve(members: np.ndarray, non_members: np.ndarray) -> tuple[np.ndarray,
     """(false-positive rates, true-positive rates), float64, at every threshold, from (0, 0) to (1,
     1)."""
     thresholds = np.unique(np.concatenate([members, non_members]))[::-1]
-    rates = []
-    for scores in (non_members, members):
-        above = len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")
-        rates.append(np.concatenate([[0.0], above / len(scores)]))
-    return rates[0], rates[1]
+
+    def positive_rates(scores: np.ndarray) -> np.ndarray:
+        below = np.searchsorted(np.sort(scores), thresholds, side="left")
+        return np.concatenate([[0.0], (len(scores) - below) / len(scores)])
+
+    return positive_rates(non_members), positive_rates(members)
 
 
 def roc_table(scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:

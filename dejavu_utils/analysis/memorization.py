@@ -5,6 +5,7 @@ NumPy only. Definitions: Meehan et al. 2023 (arXiv 2304.13850), sections 3 and 4
 model that was trained on the attacked set, "reference" the model that was not.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -147,6 +148,7 @@ def _rank(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     total = np.exp(scores - largest[:, None]).sum(axis=1)
     probability = np.where(has_score, np.exp(own - largest) / total, 0.0)
 
+    # five times the largest: much faster than sorting a thousand classes
     top = np.full((n, 5), -1)
     left = scores.copy()
     for rank in range(min(5, classes)):
@@ -197,7 +199,9 @@ class DirectedAttack:
     def outcomes(self, top_k: int) -> np.ndarray:
         """Index into OUTCOMES of each example, int64 (n,)."""
         target, reference = self.correct(top_k)
-        return np.where(target, np.where(reference, 1, 0), np.where(reference, 2, 3))
+        if_target_correct = np.where(reference, 1, 0)
+        if_target_wrong = np.where(reference, 2, 3)
+        return np.where(target, if_target_correct, if_target_wrong)
 
     def chosen(self, rows: np.ndarray) -> "DirectedAttack":
         """Some of its examples. rows: int (m,), or bool (n,)."""
@@ -248,12 +252,15 @@ def summarize_levels(
     scores = []
     chances = []
     for attack in attacks:
-        of_target, of_reference = attack.correct(top_k)
-        target = _ConfidenceLevels(attack.target.confidence, of_target, fractions)
-        reference = _ConfidenceLevels(attack.reference.confidence, of_reference, fractions)
-        targets.append(target.accuracy())
-        references.append(reference.accuracy())
-        scores.append(difference(targets[-1], references[-1], _correlation(target, reference)))
+        target_correct, reference_correct = attack.correct(top_k)
+        target = _ConfidenceLevels(attack.target.confidence, target_correct, fractions)
+        reference = _ConfidenceLevels(attack.reference.confidence, reference_correct, fractions)
+        target_accuracy = target.accuracy()
+        reference_accuracy = reference.accuracy()
+        correlation = _correlation(target, reference)
+        targets.append(target_accuracy)
+        references.append(reference_accuracy)
+        scores.append(difference(target_accuracy, reference_accuracy, correlation))
         chances.append(reference.chance(attack.reference.top[:, :top_k], attack.labels))
     target_mean = mean_of_estimates(targets, least=0)
     reference_mean = mean_of_estimates(references, least=0)
@@ -346,10 +353,9 @@ class _ConfidenceLevels:
             smoothed = (accuracy * sizes + 0.5) / (sizes + 1)
             return smoothed * (1 - smoothed)
 
-        weight = fraction_of(sizes - self.above, sizes)
-        less = (
-            weight * (1 - self.part) * (variance(tied) + np.square(tied - self.threshold_accuracy))
-        )
+        of_one_tied = variance(tied) + np.square(tied - self.threshold_accuracy)
+        tied_fraction = fraction_of(sizes - self.above, sizes)
+        less = tied_fraction * (1 - self.part) * of_one_tied
         more = (1 - self.fractions) * np.square(value - self.threshold_accuracy)
         ratio = np.maximum(1 + (more - less) / variance(value), self.fractions)
         low, high = wilson_interval(self.hits / ratio, sizes / ratio)
@@ -372,12 +378,13 @@ class _ConfidenceLevels:
         named: int (n, k).
         """
         classes = np.unique(labels)
-        pieces = self.chosen.shape[1]
         piece = np.broadcast_to(self.piece[:, None], named.shape)
-        known = np.isin(named, classes)
-        cells = piece[known] * len(classes) + np.searchsorted(classes, named[known])
-        counts = np.bincount(cells, minlength=pieces * len(classes))
-        return self.chosen @ counts.reshape(pieces, len(classes))
+        is_class = np.isin(named, classes)
+        class_number = np.searchsorted(classes, named[is_class])
+        shape = self.chosen.shape[1], len(classes)
+        cells = np.ravel_multi_index((piece[is_class], class_number), shape)
+        counts = np.bincount(cells, minlength=math.prod(shape)).reshape(shape)
+        return self.chosen @ counts
 
 
 def _correlation(first: _ConfidenceLevels, second: _ConfidenceLevels) -> np.ndarray:
@@ -393,16 +400,17 @@ def _correlation(first: _ConfidenceLevels, second: _ConfidenceLevels) -> np.ndar
     # all sums, for all levels at once.
     row, x = _influence(first)
     column, y = _influence(second)
-    cells = row * y.shape[1] + column
-    counts = np.bincount(cells, minlength=x.shape[1] * y.shape[1]).reshape(x.shape[1], y.shape[1])
+    shape = x.shape[1], y.shape[1]
+    cells = np.ravel_multi_index((row, column), shape)
+    counts = np.bincount(cells, minlength=math.prod(shape)).reshape(shape)
 
     def total_and_spread(
-        values: np.ndarray, of_values: np.ndarray, e: np.ndarray
+        values: np.ndarray, times: np.ndarray, e: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         # The four half examples add two misses (-e) / 2 and two hits (1 - e) / 2.
         added = 1 - 2 * e
-        total = values @ of_values + added
-        squares = np.square(values) @ of_values + e**2 + (1 - e) ** 2
+        total = values @ times + added
+        squares = np.square(values) @ times + e**2 + (1 - e) ** 2
         return added, total, squares - total**2 / (n + 2)
 
     x_added, x_total, x_spread = total_and_spread(x, counts.sum(axis=1), first.threshold_accuracy)
@@ -446,15 +454,13 @@ def summarize_votes(attacks: list[DirectedAttack]) -> VoteSummary | None:
         target = np.concatenate([attack.target.vote_share, [0, 0, 1, 1]])
         reference = np.concatenate([attack.reference.vote_share, [0, 1, 0, 1]])
         weights = np.concatenate([np.ones(len(attack.labels)), np.full(4, 0.5)])
-        target_estimate, target_residuals, target_variance = _mean_share(target, weights)
-        reference_estimate, reference_residuals, reference_variance = _mean_share(
-            reference, weights
-        )
-        covariance = np.average(target_residuals * reference_residuals, weights=weights)
-        correlation = covariance / np.sqrt(target_variance * reference_variance)
-        targets.append(target_estimate)
-        references.append(reference_estimate)
-        margins.append(difference(target_estimate, reference_estimate, correlation))
+        target_mean, target_residuals, target_variance = _mean_share(target, weights)
+        reference_mean, residuals, variance = _mean_share(reference, weights)
+        covariance = np.average(target_residuals * residuals, weights=weights)
+        correlation = covariance / np.sqrt(target_variance * variance)
+        targets.append(target_mean)
+        references.append(reference_mean)
+        margins.append(difference(target_mean, reference_mean, correlation))
     return VoteSummary(
         mean_of_estimates(targets, least=0),
         mean_of_estimates(references, least=0),

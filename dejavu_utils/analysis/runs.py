@@ -46,8 +46,9 @@ def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
     """Agreement of bool (n,) and bool (n,), chance taken out (Cohen 1960); NaN where all are
     equal."""
     observed = (first == second).mean()
-    rates = (first.mean(), second.mean())
-    expected = rates[0] * rates[1] + (1 - rates[0]) * (1 - rates[1])
+    rate = first.mean()
+    other_rate = second.mean()
+    expected = rate * other_rate + (1 - rate) * (1 - other_rate)
     return (observed - expected) / (1 - expected) if expected < 1 else math.nan
 
 
@@ -88,5 +89,9 @@ def short_names(folders: Sequence[str]) -> list[str]:
     parts = [str(folder).strip("/").split("/") for folder in folders]
     if len({len(part) for part in parts}) > 1:
         return [f"run {number}" for number in range(1, len(folders) + 1)]
-    differing = [len(set(names)) > 1 for names in zip(*parts)]
-    return ["/".join(itertools.compress(part, differing)) or "/".join(part) for part in parts]
+    differs = [len(set(names)) > 1 for names in zip(*parts)]
+    names = []
+    for part in parts:
+        differing = itertools.compress(part, differs)
+        names.append("/".join(differing) or "/".join(part))
+    return names

@@ -31,8 +31,8 @@ class Meter:
         """A batch: its loss, and of each probe logits float (n, classes) and loss."""
         rows = []
         for z, probe_loss in zip(logits, probe_losses):
-            of_batch = probe_loss.float() * len(labels)
-            rows.append(torch.stack([of_batch, *correct_in_top(z, labels)]))
+            summed_loss = probe_loss.float() * len(labels)
+            rows.append(torch.stack([summed_loss, *correct_in_top(z, labels)]))
         self.sums = self.sums + torch.stack(rows).double()
         self.loss = loss.detach().double()
         self.loss_sum = self.loss_sum + self.loss
@@ -44,7 +44,8 @@ class Meter:
         if self.batches:
             self.sums = sum_over_processes(self.sums) / world_size()
             losses = torch.stack([self.loss_sum, self.loss])
-            self.loss_sum, self.loss = (sum_over_processes(losses) / world_size()).unbind()
+            means = sum_over_processes(losses) / world_size()
+            self.loss_sum, self.loss = means.unbind()
 
     def total(self, probes: int, device: torch.device) -> "Meter":
         """Makes the sums of every process their total; they may have seen different numbers of
@@ -65,9 +66,11 @@ class Meter:
     def probes(self, suffix: str) -> dict[str, float]:
         """loss_classif, top_1 and top_5 of each layer's probe."""
         record = {}
-        for layer, values in enumerate((self.sums / self.count).tolist()):
-            for name, value in zip(("loss_classif", "top_1", "top_5"), values):
-                record[f"{name}{suffix}_layer{layer}"] = value
+        means = self.sums / self.count
+        for layer, (loss, top_1, top_5) in enumerate(means.tolist()):
+            record[f"loss_classif{suffix}_layer{layer}"] = loss
+            record[f"top_1{suffix}_layer{layer}"] = top_1
+            record[f"top_5{suffix}_layer{layer}"] = top_5
         return record
 
     def state_dict(self) -> dict:
@@ -85,7 +88,8 @@ def correct_in_top(logits: Tensor, labels: Tensor) -> list[Tensor]:
     logits: float (n, classes). labels: int64 (n,).
     """
     count = min(5, logits.shape[1])
-    correct = logits.detach().topk(count, dim=1).indices == labels[:, None]
+    predicted = logits.detach().topk(count, dim=1).indices
+    correct = predicted == labels[:, None]
     return [correct[:, 0].sum(), correct.sum()]
 
 
