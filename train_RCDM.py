@@ -387,7 +387,7 @@ class RcdmRun:
         """Did the run end after this step was saved, but before its sample grid was?"""
         due = self.step > 0 and self.job.due(self.step, self.job.save_interval)
         ours = due and self.files.optimizer(self.step).is_file()
-        return any_process([rank() == 0 and ours and not self.files.samples(self.step).is_file()], self.device)[0]
+        return any_process(rank() == 0 and ours and not self.files.samples(self.step).is_file(), self.device)
 
     def save_samples(self, images: Tensor, encoder_images: Tensor, stop: StopSignal) -> bool:
         """samples{step}.png: images, and below each two samples from its representation by the first average.

@@ -119,14 +119,14 @@ HEADS: dict[str, dict[str, Head]] = {
     "barlow": {"bn": lambda width, widths, classes: nn.BatchNorm1d(width, affine=False)},
     "byol": {"predictor": lambda width, widths, classes: _mlp(width, widths)},
     "dino": {},
-    "supervised": {"fc": lambda width, widths, classes: _classifier(width, classes)},
+    "supervised": {
+        "fc": lambda width, widths, classes: nn.Sequential(
+            nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, classes)
+        )
+    },
     "mocov3": {"predictor": lambda width, widths, classes: _mlp(width, widths)},
 }
 LOSSES = tuple(HEADS)
-
-
-def _classifier(width: int, classes: int) -> nn.Module:
-    return nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, classes))
 
 
 class Network(nn.Module):
@@ -371,13 +371,5 @@ def network_from_settings(
     model: Architecture, loss: str | None, num_classes: int | None
 ) -> SSLNetwork:
     """The network with random weights. num_classes: width of the supervised head."""
-    return SSLNetwork(
-        model.arch,
-        model.mlp,
-        loss,
-        num_classes,
-        model.mlp_coeff,
-        bool(model.fc),
-        bool(model.proj_relu),
-        bool(model.remove_head),
-    )
+    parts = {field.name: getattr(model, field.name) for field in fields(Architecture)}
+    return SSLNetwork(loss=loss, num_classes=num_classes, **parts)

@@ -139,13 +139,13 @@ def layer_result(layer: str, answers: Answers, comparison: TargetReference) -> L
         (target,) = comparison.keys(layer, [comparison.target[name]])
         references = comparison.keys(layer, comparison.reference[name])
         of_references = [answers.of(key, name) for key in references]
-        joint = of_references[0]
+        reference = of_references[0]
         if comparison.classifiers:
-            joint = one_model.log_mean_probabilities(of_references)
-        own = answers.of(target, name)
-        for model, (_, of), array in ((name, target, own), (TWIN[name], references[0], joint)):
-            kept = result.scores if of == LOGITS else result.nearest
-            kept[model, name] = array
+            reference = one_model.log_mean_probabilities(of_references)
+        of_target = result.scores if target[1] == LOGITS else result.nearest
+        of_target[name, name] = answers.of(target, name)
+        of_reference = result.scores if references[0][1] == LOGITS else result.nearest
+        of_reference[TWIN[name], name] = reference
     for model, key in zip(comparison.models, comparison.keys(layer, comparison.models)):
         result.ceiling[model] = ceiling(answers.predictions(key, CEILING), answers.labels(CEILING))
     return result
@@ -320,7 +320,8 @@ def _add_one_model(
         tables[name]["memorization_confidence"] = confidence["published"][order]
         tables[name]["memorization_confidence_corrected"] = confidence["corrected"][order]
     for group, of_group in figures.items():
-        chosen = [tables[name] for name in (SETS if group == "both" else [group])]
+        names = SETS if group == "both" else [group]
+        chosen = [tables[name] for name in names]
         of_group.memorization_confidence = one_model.mean_confidences(chosen)
         results.of(group).one_model = of_group
 

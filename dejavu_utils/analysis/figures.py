@@ -55,6 +55,7 @@ _HATCH: dict[str, Any] = {
 }
 _SIZE = (3.4, 2.5)  # inches; a second panel below takes as much again as _PANEL
 _PANEL = 1.4
+_AXIS = _SIZE[0] - 0.7  # inches of the width that are left for the axis
 _LEGEND_WIDTH = 1.25
 _DIGIT = 0.062  # inches that a digit below the axis takes
 _SETTINGS: Any = {
@@ -128,7 +129,9 @@ def save_figure(
             if suffix:
                 figure.set_figwidth(_SIZE[0] + _LEGEND_WIDTH)
                 _add_legend(figure)
-            for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+            for ending in ("png", "pdf"):
+                # without its date a pdf has the same bytes on every run
+                metadata = {"CreationDate": None} if ending == "pdf" else None
                 with complete_file(f"{path}{suffix}.{ending}") as temporary:
                     figure.savefig(temporary, metadata=metadata)
 
@@ -224,9 +227,8 @@ def _draw_above_score(plot: Plot, rows: pd.DataFrame, y_label: str, names: list[
     panel, below = replace(plot, frame=rows).panels(y_label, "déjà vu score")
     words = {"probe_val": "linear probe,\nvalidation"}
     panel.side_by_side([(words.get(name, name), rows, name) for name in names])
-    left, right = panel.places - 0.4, panel.places + 0.4
     for name, look in _limits_of(rows):
-        panel.axes.hlines(rows[name], left, right, **look)
+        panel.axes.hlines(rows[name], panel.places - 0.4, panel.places + 0.4, **look)
     below.bars(rows, "score", len(names), "déjà vu score")
     _zero(below.axes)
     panel.hatch(rows)
@@ -245,11 +247,11 @@ def draw_one_against_two(plot: Plot) -> None:
 def draw_classifiers(plot: Plot) -> None:
     """How often two classifiers of a set predict the same class; a color for each pair."""
     (panel,) = plot.panels("same prediction, fraction", x="set")
-    pairs = (
-        "classifiers " + plot.frame["first"].astype(str) + ", " + plot.frame["second"].astype(str)
-    )
-    of_pairs = plot.frame.groupby(pairs, sort=False)
-    panel.side_by_side([(name, rows, "agreement") for name, rows in of_pairs])
+    of_pairs = plot.frame.groupby(["first", "second"], sort=False)
+    groups = []
+    for (first, second), rows in of_pairs:
+        groups.append((f"classifiers {first}, {second}", rows, "agreement"))
+    panel.side_by_side(groups)
 
 
 def draw_means(plot: Plot) -> None:
@@ -270,13 +272,13 @@ def draw_epochs(plot: Plot) -> None:
     value, low, high.
     """
     above, below = plot.panels(f"déjà vu score, top-{plot.top_k}", "mean SSLMem")
-    for number, ((kind, of), rows) in enumerate(
-        plot.frame.groupby(["instrument", "of"], sort=False)
-    ):
-        panel, label, line = below, f"SSLMem, {of}", "--"
-        if kind == "deja_vu":
-            panel, label, line = above, f"déjà vu score,\n{_who(float(of))}", "-"
-        panel.curve(rows, "value", number, label=label, linestyle=line)
+    curves = plot.frame.groupby(["instrument", "of"], sort=False)
+    for number, ((instrument, of), rows) in enumerate(curves):
+        if instrument == "deja_vu":
+            label = f"déjà vu score,\n{_who(float(of))}"
+            above.curve(rows, "value", number, label=label, linestyle="-")
+        else:
+            below.curve(rows, "value", number, label=f"SSLMem, {of}", linestyle="--")
     _zero(above.axes)
     _zero(below.axes)
 
@@ -326,11 +328,9 @@ def draw_agreement(plot: Plot) -> None:
     Runs have numbers, which the legend explains: names of folders are long.
     """
     runs = list(plot.frame["first"].unique())
-    matrix = plot.frame.pivot(index="first", columns="second", values="above_chance").loc[
-        runs, runs
-    ]
     numbers = np.arange(1, len(runs) + 1)
-    matrix = matrix.set_axis(numbers, axis=0).set_axis(numbers, axis=1)
+    matrix = plot.frame.pivot(index="first", columns="second", values="above_chance")
+    matrix = matrix.loc[runs, runs].set_axis(numbers, axis=0).set_axis(numbers, axis=1)
     _draw_matrix(plot, matrix, "also memorized in run (above chance)", "memorized in run")
     for number, name in zip(numbers, runs):
         plot.figure.axes[0].plot([], [], " ", label=textwrap.fill(f"{number}: {name}", 24))
@@ -441,12 +441,7 @@ def draw_margins(plot: Plot) -> None:
     set."""
     axes = plot.axes("SSLMem")
     for number, (name, rows) in enumerate(plot.frame.groupby("set")):
-        look = {
-            "marker": MARKERS[number],
-            "color": COLORS[number],
-            "alpha": 0.5,
-            "linewidths": 0,
-        }
+        look = {"marker": MARKERS[number], "color": COLORS[number], "alpha": 0.5, "linewidths": 0}
         axes.scatter(rows["margin"], rows["sslmem"], s=8, label=f"set {name}", **look)
     _zero(axes)
     axes.axvline(0, **_ZERO)
@@ -538,9 +533,9 @@ def _name_places(axes: Axes, places: np.ndarray, words: list[str]) -> None:
     """Ticks with words; those that would not fit side by side are smaller, or lean."""
     axes.set_xticks(places, words)
     width = sum(len(word) + 1 for word in words) * _DIGIT
-    if width > _SIZE[0] - 0.7:
+    if width > _AXIS:
         axes.tick_params(axis="x", labelsize=6)
-    if width > 1.3 * (_SIZE[0] - 0.7):
+    if width > 1.3 * _AXIS:
         axes.tick_params(axis="x", labelrotation=30)
 
 
@@ -551,14 +546,15 @@ def _mark_positions(axes: Axes, positions: np.ndarray) -> None:
     if positions[0] > 0 and positions[-1] < 1 and positions[-1] > 10 * positions[0]:
         axes.set_xscale("log")
         places = np.log(positions)
-    inches = (places - places[0]) / max(np.ptp(places), 1e-12) * (_SIZE[0] - 0.7)
+    inches = (places - places[0]) / max(np.ptp(places), 1e-12) * _AXIS
     labels = [""] * len(positions)
-    left = np.inf
+    free = np.inf  # up to here, from the left
     for number in reversed(range(len(positions))):  # the last is the point of the other sweeps
         text = f"{positions[number]:g}"
-        if inches[number] + len(text) * _DIGIT / 2 < left:
+        half = len(text) * _DIGIT / 2
+        if inches[number] + half < free:
             labels[number] = text
-            left = inches[number] - (len(text) / 2 + 1) * _DIGIT
+            free = inches[number] - half - _DIGIT
     axes.set_xticks(positions, labels)
 
 
@@ -567,7 +563,8 @@ def _estimates(rows: pd.DataFrame, name: str) -> np.ndarray:
     if name == "value":
         columns = ["value", "low", "high"]
     else:
-        columns = [f"{name}_acc" if f"{name}_acc" in rows else name, f"{name}_low", f"{name}_high"]
+        value = f"{name}_acc" if f"{name}_acc" in rows else name
+        columns = [value, f"{name}_low", f"{name}_high"]
     return rows[columns].to_numpy(float).T
 
 
@@ -597,10 +594,10 @@ def _limits_of(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
 def _finish(axes: Axes) -> None:
     if not axes.get_autoscaley_on():  # the figure has set its limits itself
         return
-    low, high = axes.dataLim.y0, axes.dataLim.y1
+    low, high = axes.dataLim.intervaly
     if np.isfinite(high):  # else there is not one example, and nothing to draw
-        room = 0.04 * (max(high, 0) - min(low, 0))
-        axes.set_ylim(min(0, low - room), max(0, high + room) or 1)
+        margin = 0.04 * (max(high, 0) - min(low, 0))
+        axes.set_ylim(min(0, low - margin), max(0, high + margin) or 1)  # 0 is always shown
     axes.margins(x=0.04)
     # matplotlib's own: the figure has set none
     if isinstance(axes.yaxis.get_major_locator(), AutoLocator):

@@ -256,7 +256,8 @@ def class_scores(sets: Sets, top_k: int) -> pd.DataFrame:
     summary = summarize_classes([joined], top_k, int(joined.labels.max()) + 1)
     score = summary.score
     large = summary.n >= LEAST_OF_CLASS
-    wider = norm.ppf(1 - 0.025 / max(int(large.sum()), 1)) / Z95
+    bonferroni = norm.ppf(1 - 0.025 / max(int(large.sum()), 1))
+    wider = bonferroni / Z95  # than an interval of one class
     low = np.maximum(-1, score.value - wider * (score.value - score.low))
     high = np.minimum(1, score.value + wider * (score.high - score.value))
     columns = {
@@ -272,8 +273,9 @@ def class_scores(sets: Sets, top_k: int) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     by_chance = []
     for n in frame["n"]:
-        drawn = gains[rng.integers(0, len(gains), (PERMUTATIONS, n))].mean(axis=1)
-        by_chance.append(np.quantile(drawn, (0.025, 0.975)))
+        drawn = rng.integers(0, len(gains), (PERMUTATIONS, n))
+        scores = gains[drawn].mean(axis=1)
+        by_chance.append(np.quantile(scores, (0.025, 0.975)))
     chance_low, chance_high = np.transpose(by_chance)
     frame = frame.assign(chance_low=chance_low, chance_high=chance_high)
     return frame.sort_values(["score", "class"], ascending=[False, True])
@@ -338,22 +340,12 @@ def utility_table(points: Sequence[ScoredPoint], top_k: int) -> pd.DataFrame:
 
     on_front: 1 where no other point has both a smaller score and a larger probe accuracy.
     """
-    frame = pd.DataFrame(
-        [{"model": point.model, **point.row(top_k)} for point in points if point.probe]
-    )
+    rows = [{"model": point.model, **point.row(top_k)} for point in points if point.probe]
+    frame = pd.DataFrame(rows)
     if frame.empty:
         return frame
-    columns = [
-        "model",
-        "setting",
-        "value",
-        "epoch",
-        "layer",
-        "score",
-        "probe_val",
-        "score_low",
-        "score_high",
-    ]
+    whose = ["model", "setting", "value", "epoch", "layer"]
+    columns = [*whose, "score", "probe_val", "score_low", "score_high"]
     front = on_front(frame["score"], frame["probe_val"])
     return frame[columns].assign(on_front=front, differs=frame["differs"])
 
@@ -366,5 +358,6 @@ def on_front(scores: Sequence[float], utilities: Sequence[float]) -> np.ndarray:
     front = np.ones(len(scores), dtype=int)
     for place, (score, utility) in enumerate(zip(scores, utilities)):
         no_worse = (scores <= score) & (utilities >= utility)
-        front[place] = not (no_worse & ((scores < score) | (utilities > utility))).any()
+        better = (scores < score) | (utilities > utility)
+        front[place] = not (no_worse & better).any()
     return front

@@ -49,11 +49,14 @@ class ClassifierComparison:
         cls, target: mem.Predictions, logits: Sequence[np.ndarray], labels: np.ndarray
     ) -> "ClassifierComparison":
         """logits: float (n, classes) of each classifier. labels: int (n,)."""
-        alone = [mem.predict_from_scores(one, labels) for one in logits]
+        predicted, shares = [], []
+        for one in logits:
+            alone = mem.predict_from_scores(one, labels)
+            predicted.append(alone.top[:, 0])
+            shares.append(alone.vote_share)
         joint = mem.predict_from_scores(log_mean_probabilities(logits), labels)
-        predicted = np.array([one.top[:, 0] for one in alone])
-        shares = np.array([one.vote_share for one in alone])
-        return cls(mem.DirectedAttack(target, joint, np.asarray(labels)), predicted, shares)
+        attack = mem.DirectedAttack(target, joint, np.asarray(labels))
+        return cls(attack, np.array(predicted), np.array(shares))
 
     @property
     def correct(self) -> np.ndarray:
@@ -70,12 +73,11 @@ def classifier_agreement(compared: dict[str, ClassifierComparison]) -> pd.DataFr
     columns = ["set", "first", "second", "images", "agreement", "agreement_low", "agreement_high"]
     rows = []
     for name, of_set in compared.items():
-        for (first, one), (second, other) in itertools.combinations(
-            enumerate(of_set.predicted, 1), 2
-        ):
-            agreement = proportion((one == other).sum(), len(one))
-            row = {"set": name, "first": first, "second": second, "images": len(one)}
-            rows.append({**row, **estimate_columns("agreement", agreement)})
+        classifiers = range(1, len(of_set.predicted) + 1)
+        for first, second in itertools.combinations(classifiers, 2):
+            same = of_set.predicted[first - 1] == of_set.predicted[second - 1]
+            row = {"set": name, "first": first, "second": second, "images": len(same)}
+            rows.append(row | estimate_columns("agreement", proportion(same.sum(), len(same))))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -99,13 +101,15 @@ def entropy_of_votes(probabilities: np.ndarray, votes: int) -> np.ndarray:
     """
     grid = np.linspace(0, 1, 8192) ** 2
     inside = grid[1:-1]  # a class of probability 0 or 1 adds no entropy; nor do all votes, or none
-    log_p, log_q = np.log(inside), np.log1p(-inside)
+    log_p = np.log(inside)
+    log_q = np.log1p(-inside)
+    # log of votes! / (count! (votes - count)!), from one count to the next
     steps = np.log(np.arange(votes, 0, -1)) - np.log(np.arange(1, votes + 1))
     log_choose = np.concatenate([[0.0], np.cumsum(steps)])
     table = np.zeros(len(grid))
     for count in range(1, votes):
-        weight = np.exp(log_choose[count] + count * log_p + (votes - count) * log_q)
-        table[1:-1] -= weight * count / votes * np.log(count / votes)
+        binomial = np.exp(log_choose[count] + count * log_p + (votes - count) * log_q)
+        table[1:-1] -= binomial * count / votes * np.log(count / votes)
     entropy = np.empty(len(probabilities))
     for start in range(0, len(entropy), 4096):
         rows = np.asarray(probabilities[start : start + 4096], dtype=float)
@@ -146,7 +150,8 @@ def widened(
 
     estimate: a mean over len(spreads) sets. spreads: a `spread_of` each; None is left out.
     """
-    own = np.sqrt(sum(spread**2 for spread in spreads if spread is not None)) / len(spreads)
+    known = [spread for spread in spreads if spread is not None]
+    own = np.sqrt(np.sum(np.square(known))) / len(spreads)
     down = np.hypot(estimate.value - estimate.low, own)
     up = np.hypot(estimate.high - estimate.value, own)
     low, high = max(least, estimate.value - down), min(most, estimate.value + up)
@@ -165,15 +170,13 @@ class _Comparison:
     of_classifiers: list[np.ndarray]
 
     def widened(self) -> Estimate:
-        return widened(self.estimate, [spread_of(values) for values in self.of_classifiers])
+        return widened(self.estimate, list(map(spread_of, self.of_classifiers)))
 
     def minus(self, other: "_Comparison") -> Estimate:
         """A classifier that reads backgrounds better does so on both: its spread is that of its
         difference."""
-        spreads = [
-            spread_of(own - others)
-            for own, others in zip(self.of_classifiers, other.of_classifiers)
-        ]
+        gaps = map(np.subtract, self.of_classifiers, other.of_classifiers)
+        spreads = list(map(spread_of, gaps))
         return widened(difference(self.estimate, other.estimate), spreads, -2.0, 2.0)
 
 
@@ -255,10 +258,9 @@ def _rise(
         pairs.append(
             mem.DirectedAttack(attack.reference, half_of_them.attack.reference, attack.labels)
         )
-        spread = 0.0
-        for judged_by in (all_crops, half_of_them):
-            spread += (spread_of(judged_by.correct.mean(axis=1)) or 0.0) ** 2
-        spreads.append(np.sqrt(spread))
+        spread = spread_of(all_crops.correct.mean(axis=1)) or 0.0
+        spread_of_half = spread_of(half_of_them.correct.mean(axis=1)) or 0.0
+        spreads.append(np.sqrt(spread**2 + spread_of_half**2))
     return widened(mem.summarize(pairs, 1).score, spreads)
 
 

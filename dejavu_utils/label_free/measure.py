@@ -6,6 +6,7 @@ training's, drawn from a stream that depends on (seed, image index) alone. Image
 shards, which several processes share and a ShardStore keeps, so that a killed run can resume.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ from dejavu_utils.runtime.devices import one_thread, to_host_later
 from dejavu_utils.runtime.distributed import rank
 from dejavu_utils.runtime.resumable import Arrays, OnProgress, ProgressOf, Shard, ShardStore
 from dejavu_utils.training.methods.method import two_views
-from dejavu_utils.training.settings import Augment
+from dejavu_utils.training.settings import Settings
 
 _EPOCH = 2**31  # no training has so many: what is drawn here was not drawn there
 
@@ -38,14 +39,10 @@ _EPOCH = 2**31  # no training has so many: what is drawn here was not drawn ther
 def views_of_training(settings: dict[str, Any] | None) -> list[View]:
     """The training's views 1 and 2, as augment.View, from a checkpoint's flat settings; None: the
     published ones."""
-    augment_settings = Augment()
-    settings = settings or {}
-    for name in vars(augment_settings):
-        if f"augment.{name}" in settings:
-            setattr(augment_settings, name, settings[f"augment.{name}"])
-    return two_views(augment_settings)
+    return two_views(Settings.from_flat(settings or {}).augment)
 
 
+@dataclass
 class Views:
     """(image index, PIL image) -> `count` views for each kind of network: tuple of float32 (count,
     3, side, side).
@@ -56,13 +53,10 @@ class Views:
     bit the same views on every device and in any batch.
     """
 
-    def __init__(
-        self, pair: Sequence[View], count: int, seed: int, kinds: Sequence[Preprocessing]
-    ) -> None:
-        self.pair = pair
-        self.count = count
-        self.seed = seed
-        self.kinds = kinds
+    pair: Sequence[View]
+    count: int
+    seed: int
+    kinds: Sequence[Preprocessing]
 
     def __call__(self, index: int, image: Image.Image) -> tuple[Tensor, ...]:
         pixels = np.array(image)
@@ -167,14 +161,14 @@ def mean_distance(representations: Tensor) -> Tensor:
     return distances.sum((1, 2)) / (views * (views - 1))
 
 
+@dataclass
 class ViewDistances:
     """The Alignment of image sets. embedder: its batch_size counts images, not views. views: of the
     embedder's kinds. store: keeps the shards."""
 
-    def __init__(self, embedder: Embedder, views: Views, store: ShardStore) -> None:
-        self.embedder = embedder
-        self.views = views
-        self.store = store
+    embedder: Embedder
+    views: Views
+    store: ShardStore
 
     def align(self, images: ImageSet, progress: ProgressOf) -> Alignment | None:
         """The Alignment of an ImageSet. All processes must call this; each does its part, the first
@@ -196,14 +190,17 @@ class ViewDistances:
         InputError for values that are not finite. batch: for each kind float (n, views, 3, h,
         w)."""
         on_device = self.on_device(batch)
-        # one synchronization with a GPU
-        host = to_host_later([tensor for pair in on_device.values() for tensor in pair])()
-        measured = dict(zip(on_device, zip(host[::2], host[1::2])))
-        # of a view that is not finite neither is the distance
-        for (model, layer), (distances, _) in measured.items():
+        tensors = itertools.chain.from_iterable(on_device.values())
+        host = iter(to_host_later(list(tensors))())  # one synchronization with a GPU
+        measured = {}
+        for model, layer in on_device:
+            distances = next(host)
+            activations = next(host)
+            # of a view that is not finite neither is the distance
             is_finite = bool(np.isfinite(distances).all())
             network = self.embedder.networks[model]
             check_finite(is_finite, network, layer, self.embedder.inference.precision)
+            measured[model, layer] = distances, activations
         return measured
 
     @torch.inference_mode()
@@ -222,9 +219,11 @@ class ViewDistances:
     ) -> Iterator[tuple[str, Arrays]]:
         """Yields (name, {"rows", "distance|model|layer", ...}) of each shard."""
         embedder = self.embedder
-        skip_unreadable = embedder.inference.skip_unreadable
         dataset = _ViewedImages(
-            embedder.listing, images.indices, self.views, skip_unreadable=skip_unreadable
+            embedder.listing,
+            images.indices,
+            self.views,
+            skip_unreadable=embedder.inference.skip_unreadable,
         )
         for shard, batches in embedder.read_shards(dataset, shards, on_progress):
             measured = Alignment.empty(embedder.widths)

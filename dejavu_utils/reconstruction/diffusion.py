@@ -44,11 +44,12 @@ class Diffusion:
         self.ddim = respacing.startswith("ddim")
         self.timesteps = torch.tensor(kept_steps(steps, respacing))
         signal_of_all = np.cumprod(1.0 - betas(flags["noise_schedule"], steps))
-        signal = signal_of_all[self.timesteps.numpy()]
+        signal = signal_of_all[self.timesteps.numpy()]  # the paper's alpha-bar
         before = np.append(1.0, signal[:-1])
         beta = 1.0 - signal / before  # of the kept steps (Nichol & Dhariwal 2021, equation 19)
-        posterior = beta * (1.0 - before) / (1.0 - signal)
-        first = posterior[1] if len(beta) > 1 else beta[0]  # its own is 0
+        posterior = beta * (1.0 - before) / (1.0 - signal)  # variance of q(x_{t-1} | x_t, x_0)
+        # That of the first step is 0, and has no logarithm: it gets the second one's.
+        first = posterior[1] if len(beta) > 1 else beta[0]
         clipped = np.append(first, posterior[1:])
         table = {
             "signal": np.sqrt(signal),
@@ -100,13 +101,13 @@ class Diffusion:
         pixel_range: (low, high) that the predicted x_0 is clipped to, if given.
         """
         if self.learn_sigma:
-            # The range of Nichol & Dhariwal 2021, equation 15; the output in [-1, 1] goes to [0,
-            # 1].
+            # Nichol & Dhariwal 2021, equation 15: between the posterior's variance (-1) and beta
+            # (1).
             output, weight = output.chunk(2, dim=1)
             weight = (weight + 1) / 2
-            log_variance = weight * self._at("log_beta", t) + (1 - weight) * self._at(
-                "log_posterior", t
-            )
+            largest = self._at("log_beta", t)
+            smallest = self._at("log_posterior", t)
+            log_variance = weight * largest + (1 - weight) * smallest
         else:
             log_variance = self._at("log_large", t).expand_as(x)
         start = output
@@ -193,7 +194,7 @@ class Diffusion:
                 x = before.sqrt() * start + (1 - before).sqrt() * noise
             elif step:
                 x = mean + torch.exp(0.5 * log_variance) * draw()
-            else:
+            else:  # no noise at the last
                 x = mean
             on_progress(len(x))
         return x.clamp(*pixel_range)
@@ -230,16 +231,17 @@ def kept_steps(steps: int, respacing: str) -> list[int]:
     cannot be.
     """
     if respacing.startswith("ddim"):
-        count = int(respacing[len("ddim") :])
+        count = int(respacing.removeprefix("ddim"))
         for stride in range(1, steps + 1):
-            if len(range(0, steps, stride)) == count:
-                return list(range(0, steps, stride))
+            kept = list(range(0, steps, stride))
+            if len(kept) == count:
+                return kept
         raise ValueError(f"no whole stride takes {count} of {steps} steps")
     counts = [int(part) for part in respacing.split(",")] if respacing else [steps]
     kept = []
     start = 0
     for section, count in enumerate(counts):
-        size = steps // len(counts) + (section < steps % len(counts))
+        size = steps // len(counts) + (section < steps % len(counts))  # the first ones are longer
         if not 1 <= count <= size:
             raise ValueError(f"{count} steps cannot be taken of a section of {size}")
         stride = (size - 1) / (count - 1) if count > 1 else 1
@@ -260,7 +262,7 @@ def _code_length(start: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     half_bin = 1 / 255
     upper = _normal_cdf((start - mean + half_bin) * scale).clamp(min=0.0)
     lower = _normal_cdf((start - mean - half_bin) * scale).clamp(min=0.0)
-    probability = torch.where(start > 0.999, 1 - lower, upper - lower)
+    probability = torch.where(start > 0.999, 1 - lower, upper - lower)  # the bin of 1 has no end
     probability = torch.where(start < -0.999, upper, probability)
     return -torch.log(probability.clamp(min=1e-12)).flatten(1).mean(1)
 
@@ -279,9 +281,8 @@ class UniformSteps:
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
         """(t int64 (n,), weights float32 (n,)) on the device, from PyTorch's global generator on
         the CPU."""
-        return to_device(torch.randint(self.steps, (n,)), self.device), torch.ones(
-            n, device=self.device
-        )
+        t = to_device(torch.randint(self.steps, (n,)), self.device)
+        return t, torch.ones(n, device=self.device)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Records the losses (n,) at steps t, of all processes."""
@@ -318,7 +319,7 @@ class LossSecondMomentSteps(UniformSteps):
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         same = t[:, None] == t
-        before = same.tril(-1).sum(dim=1)
+        before = same.tril(-1).sum(dim=1)  # losses of the same step that come before in this batch
         after = same.triu(1).sum(dim=1)
         # Those that ten later ones of the same step push out again are written into a column that
         # is dropped: of two writes to one place it is not known which is the last.

@@ -31,7 +31,7 @@ from dejavu_utils.networks.loading import ModelFile
 from dejavu_utils.randomness import epoch_order
 from dejavu_utils.reconstruction.diffusion import NOISE_SCHEDULES, Diffusion
 from dejavu_utils.reconstruction.unets import choose_backend
-from dejavu_utils.runtime.distributed import any_process, rank, sum_over_processes, world_size
+from dejavu_utils.runtime.distributed import rank, sum_over_processes, world_size
 from dejavu_utils.runtime.processes import StopSignal
 
 # What the U-Net and the diffusion are made of, with the defaults of guided diffusion: name ->
@@ -241,9 +241,8 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.cat(
-            list(self.network.embed_layers(images, self.layers).values()), dim=1
-        ).float()
+        of_layers = self.network.embed_layers(images, self.layers)
+        return torch.cat(list(of_layers.values()), dim=1).float()
 
     def trained_on(self, listing: ImageListing, indices: np.ndarray) -> list[str]:
         """Warnings (list of str) about images that it was trained on: an RCDM must not see what it
@@ -282,6 +281,7 @@ def update_averages(
         torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], share)
 
 
+@dataclass
 class Batches:
     """The positions of this process's images, step after step without an end, from `step` on.
 
@@ -289,11 +289,10 @@ class Batches:
     next batch_size of them for every process.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, step: int) -> None:
-        self.n = n
-        self.batch_size = batch_size
-        self.seed = seed
-        self.step = step
+    n: int
+    batch_size: int
+    seed: int
+    step: int
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch = -1
@@ -399,6 +398,6 @@ def shared_samples(
             )
     except _Stopped:
         pass  # the others may not know yet: all ask below
-    if any_process([stop.received is not None], device)[0]:
+    if stop.asked(device):
         return None
     return sum_over_processes(samples).cpu()

@@ -7,7 +7,7 @@ With one process all of it is the identity.
 import inspect
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,13 +41,12 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return x
 
 
-def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Which of these flags are set in any process: list of bool, in one exchange; all processes
-    must call this."""
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Is this flag set in any process? All processes must call this."""
     if world_size() == 1:
-        return [bool(flag) for flag in flags]
-    counts = sum_over_processes(torch.tensor(flags, dtype=torch.float32, device=device))
-    return (counts > 0).tolist()
+        return flag
+    count = torch.tensor(float(flag), device=device)
+    return sum_over_processes(count).item() > 0
 
 
 def from_first(value: T) -> T:

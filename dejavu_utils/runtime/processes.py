@@ -234,7 +234,7 @@ class StopSignal:
 
     def asked(self, device: torch.device) -> bool:
         """Was any process asked to stop? All processes must call this, at the same place."""
-        return any_process([self.received is not None], device)[0]
+        return any_process(self.received is not None, device)
 
     def leave(self, text: str) -> NoReturn:
         """Says why and ends all processes, once everything is saved: as submitit wants it in its

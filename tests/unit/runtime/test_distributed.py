@@ -115,7 +115,7 @@ def exchange(rank):
     parameter.grad = torch.tensor([1.0, 2.0]) * (rank + 1)
     average_gradients([parameter])
     gathered = gather(torch.full((2, 1), float(rank)))
-    flags = any_process([rank == 1, False], CPU)
+    flags = [any_process(flag, CPU) for flag in (rank == 1, False)]
     return parameter.grad, gathered, flags, sum_over_processes(torch.tensor(float(rank + 1)))
 
 
