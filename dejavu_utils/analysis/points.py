@@ -80,9 +80,11 @@ class Series:
 
     def fixed(self, x: str | None) -> str:
         """What does not vary along the axis: epoch and images per class."""
-        fixed = [f"{self.dataset} images per class"] if x in ("epoch", None) else []
-        fixed += [f"epoch {self.epoch}"] if x != "epoch" else []
-        return ", ".join(fixed)
+        dataset = f"{self.dataset} images per class"
+        epoch = f"epoch {self.epoch}"
+        if x is None:
+            return f"{dataset}, {epoch}"
+        return dataset if x == "epoch" else epoch
 
     def read_attacks(self) -> Sweeps:
         """The Attack of every point, and of GRID if there are more points than those of the two
@@ -108,9 +110,9 @@ class Series:
         if self.layer and layers and self.layer not in layers:
             there = ", ".join(sorted(layers, key=place_in_network))
             raise InputError(f"--layer {self.layer}: {point} holds {there}")
-        layer = self.layer or (
-            "projector" if "projector" in layers else next(iter(layers), "projector")
-        )
+        layer = self.layer
+        if not layer:
+            layer = next(iter(layers)) if layers and "projector" not in layers else "projector"
         return self.read_layer(layer, layers.get(layer, point))
 
     def read_layer(self, layer: str, folder: Path) -> Attack:
@@ -179,21 +181,16 @@ class Series:
         if not points.keys() & PLURALS.keys():
             if reasons:
                 raise InputError(f"{flag}: no point could be read; the last reason: {reasons[-1]}")
-            tried = " or ".join(
-                prefix + name.format("*") for x, (name, _) in sweeps.items() if x != GRID
-            )
+            tried = [prefix + name.format("*") for x, (name, _) in sweeps.items() if x != GRID]
             raise InputError(
-                f"{flag} {folder}: nothing matches {tried}; {_those_there(folder, prefix)} there"
+                f"{flag} {folder}: nothing matches {' or '.join(tried)}; {_those_there(folder, prefix)} there"
             )
         return points
 
     def _has_grid(self, points: list[SweepPoint]) -> bool:
         """Are there points of neither of the two sweeps?"""
-        for point in points:
-            size, epoch = point.value
-            if size != self.dataset and epoch != self.epoch:
-                return True
-        return False
+        values = [point.value for point in points]
+        return any(size != self.dataset and epoch != self.epoch for size, epoch in values)
 
     def _reader(self, x: str) -> str:
         """One of provenance.READERS: of the points along this axis."""

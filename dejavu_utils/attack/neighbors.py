@@ -103,7 +103,7 @@ class NeighborSearch:
         queries = self.queries[rows] - self.center
         norms = queries.square().sum(dim=1)
         approximate, chosen = self._candidates(queries, norms, centered)
-        if not (approximate < _MOST).all():  # nor where it is not a number
+        if not (approximate < _MOST).all():  # also where one is not a number
             self._refuse("are so large that their squares overflow float32")
         wanted = approximate <= self._limit(rows, norms, approximate)[:, None]
         # They come first in each row, since the candidates are in order.
@@ -178,7 +178,8 @@ def candidates_memory(k: int) -> int:
     """Bytes that a search holds for the candidates of some queries, beside what it keeps of all of
     them."""
     distances = 4 * _DISTANCES_AT_ONCE  # where PyTorch computes them
-    return distances + _QUERIES_AT_ONCE * (k + _MORE) * 64
+    candidates = _QUERIES_AT_ONCE * (k + _MORE)
+    return distances + 64 * candidates  # some arrays of 8 bytes a candidate: distances, positions
 
 
 def _squared_distances(queries: Tensor, block: Tensor, chosen: Tensor) -> Tensor:
@@ -199,6 +200,6 @@ def _squared_distances(queries: Tensor, block: Tensor, chosen: Tensor) -> Tensor
             coordinates = slice(start, start + columns)
             query = queries[those, None, coordinates].double()
             public = block[:, coordinates].index_select(0, chosen[those].flatten()).double()
-            difference = public.view(*chosen[those].shape, -1).sub_(query)
+            difference = public.unflatten(0, chosen[those].shape).sub_(query)
             total[those] += torch.linalg.vector_norm(difference, dim=2).square_()
     return total

@@ -144,7 +144,7 @@ def write_beton(
             records["image"]["data_ptr"][index] = position
             allocations[index] = (0, position, size)
             position += size
-        kept = np.setdiff1d(np.arange(len(images)), list(skipped))
+        kept = np.delete(np.arange(len(images)), list(skipped))
         tables = _write_tables(handle, records, allocations[kept], kept, page_size, position)
     return skipped, _joint_digest(heads, tables)
 
@@ -315,11 +315,12 @@ class Beton:
         end = np.uint64(len(self._bytes))
         if (table["ptr"] > end).any() or (table["size"] > end - table["ptr"]).any():
             raise ValueError("images lie beyond its end")
-        # what is empty begins where the next begins
-        by_ptr = np.lexsort((table["size"], table["ptr"]))
-        after = np.searchsorted(table["ptr"], self._images["data_ptr"], side="right", sorter=by_ptr)
-        own = table[by_ptr[np.maximum(after - 1, 0)]] if n else table[:0]
-        if (own["ptr"] != self._images["data_ptr"]).any():
+        # Of entries that begin at one place the last one is the image: the others are empty.
+        table = table[np.lexsort((table["size"], table["ptr"]))]
+        places = self._images["data_ptr"]
+        after = np.searchsorted(table["ptr"], places, side="right")
+        own = table[np.maximum(after - 1, 0)] if n else table[:0]
+        if (own["ptr"] != places).any():
             raise ValueError("its tables disagree")
         return own["size"].astype(np.int64)
 

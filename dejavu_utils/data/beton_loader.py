@@ -137,18 +137,21 @@ def _random_plans(
     epoch, step)."""
     resolution, epoch, first_step = start
     mine = slice(batching.rank * batching.batch_size, (batching.rank + 1) * batching.batch_size)
-    for number in itertools.count(epoch):
-        order = epoch_order(seed, number, len(beton))
-        for step in range(first_step if number == epoch else 0, batching.steps(beton)):
+    while True:
+        order = epoch_order(seed, epoch, len(beton))
+        for step in range(first_step, batching.steps(beton)):
             first = step * batching.global_batch
             chosen = order[first : first + batching.global_batch][mine]
             parts = []
-            for position, view in enumerate(views):
-                draws = uniforms(seed, number, position, first, batching.global_batch)
+            for number, view in enumerate(views):
+                draws = uniforms(seed, epoch, number, first, batching.global_batch)
                 boxes = augment.crop_boxes(draws[mine], beton.sizes[chosen], view)
+                # of the global batch, which has one blur
                 parameters = augment.draw_parameters(draws, view)[mine]
                 parts.append((view.side or resolution, boxes, parameters))
             yield chosen, parts
+        epoch += 1
+        first_step = 0
 
 
 class EvaluationLoader:
@@ -198,8 +201,8 @@ def _for_a_cpu(beton: Beton, batching: Batching, plans: Callable) -> Batches:
     """
     _, parts = next(plans())
     sides = [side for side, _, _ in parts]
-    size = _ROWS * sum(3 * side * side * 4 for side in sides)
-    workers, prefetch = workers_that_fit_shared_memory(size, batching.num_workers, _FLAG)
+    item_bytes = _ROWS * sum(3 * side * side * 4 for side in sides)  # float32
+    workers, prefetch = workers_that_fit_shared_memory(item_bytes, batching.num_workers, _FLAG)
     ring = workers * prefetch + 2
     buffers = [torch.zeros(ring, _ROWS, 3, side, side) for side in sides]
     if workers:
@@ -228,13 +231,13 @@ def _for_a_gpu(beton: Beton, batching: Batching, plans: Callable) -> Batches:
     read = batches(_Crops(beton), tasks, batching.num_workers, device, flag=_FLAG)
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
     for chosen, parts in plans():
-        pieces = zip(*[next(read) for _ in range(0, len(chosen), _ROWS_GPU)])
+        items = [next(read) for _ in range(0, len(chosen), _ROWS_GPU)]
         # Beside the step under way on the GPU, which the host is ahead of; the next step then waits
         # for this batch.
         with torch.cuda.stream(beside):
             views = []
-            for of_view, (_, _, parameters) in zip(pieces, parts):
-                on_device = [piece.to(device, non_blocking=True) for piece in of_view]
+            for crops_of_items, (_, _, parameters) in zip(zip(*items), parts):
+                on_device = [crops.to(device, non_blocking=True) for crops in crops_of_items]
                 crops = torch.cat(on_device).permute(0, 3, 1, 2)
                 views.append(augment.apply(crops, parameters))
             labels = to_device(torch.from_numpy(beton.labels[chosen]), device)
@@ -286,6 +289,7 @@ class _Tasks:
             images = list(zip(chosen.tolist(), zip(*of_views)))
             for first in range(0, len(images), self.rows):
                 task = images[first : first + self.rows]
+                # _Crops reads image by image, _SharedBuffers a whole task at once
                 yield [(next(self.buffers), task)] if self.buffers else task
 
 
@@ -347,7 +351,7 @@ def cut_and_resize(
 
 
 def random_crop(
-    image: np.ndarray, draws: np.ndarray, view: augment.View, side: int, mode: str = "bilinear"
+    image: np.ndarray, draws: np.ndarray, view: augment.View, side: int, mode: str
 ) -> Tensor:
     """The crop of an image that a view draws, resized: uint8 (1, 3, side, side). image, mode: as
     `cut_and_resize` takes them. draws: float64 (1, 64) of randomness.uniforms, of which

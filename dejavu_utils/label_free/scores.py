@@ -52,18 +52,17 @@ def weighted_means(*samples: tuple[float, np.ndarray]) -> Estimate:
     one model aligns better everywhere: with weights that take it away, the rest is what training on
     an image adds.
     """
-    value = variance = below = 0.0
+    value = variance = 0.0
+    denominator = 0.0  # of Welch and Satterthwaite's degrees of freedom
     for weight, values in samples:
         n = len(values)
         value += weight * mean_estimate(values).value
-        part = np.nan
-        if n > 1:
-            part = weight**2 * np.var(values, ddof=1) / n
-        variance += part
-        below += part**2 / max(1, n - 1)
+        own_variance = weight**2 * np.var(values, ddof=1) / n if n > 1 else np.nan
+        variance += own_variance
+        denominator += own_variance**2 / max(1, n - 1)
     half = np.nan
     if np.isfinite(variance):
-        degrees = int(variance**2 / below) if below > 0 else 1
+        degrees = int(variance**2 / denominator) if denominator > 0 else 1
         half = stdtrit(max(1, degrees), 0.975) * variance**0.5
     return Estimate(value, value - half, value + half)
 
@@ -80,7 +79,7 @@ def unitmem(largest: np.ndarray, total: np.ndarray, n: int) -> np.ndarray:
     if n > 1:
         rest = np.maximum(total - largest, 0) / (n - 1)
     both = largest + rest
-    lead = np.maximum(largest - rest, 0)
+    lead = np.maximum(largest - rest, 0)  # rounding can make it negative
     return np.divide(lead, both, out=np.zeros(len(both)), where=both > 0)
 
 
@@ -98,13 +97,13 @@ def rank_correlation(
         groups = np.zeros(len(x), int)
     ranks = np.zeros((2, len(x)))
     used = np.zeros(len(x), bool)
-    count = 0
+    group_count = 0
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
         if len(members) < 2:
             continue
         used[members] = True
-        count += 1
+        group_count += 1
         for row, values in zip(ranks, (x, y)):
             own = rankdata(values[members]) / (len(members) + 1)
             row[members] = own - own.mean()
@@ -114,11 +113,11 @@ def rank_correlation(
     if not scale > 0:
         return CountedEstimate(np.nan, np.nan, np.nan, n)
     r = np.clip(first @ second / scale, -1, 1)
-    effective = n - (count - 1) - 3
-    if effective <= 0:
+    degrees = n - (group_count - 1) - 3
+    if degrees <= 0:
         return CountedEstimate(r, np.nan, np.nan, n)
-    half = Z95 * np.sqrt((1 + r * r / 2) / effective)
-    with np.errstate(divide="ignore"):
+    half = Z95 * np.sqrt((1 + r * r / 2) / degrees)
+    with np.errstate(divide="ignore"):  # infinite for r = 1
         z = np.arctanh(r)
     low, high = np.tanh([z - half, z + half])
     return CountedEstimate(r, low, high, n)
