@@ -39,8 +39,10 @@ def background_crop(
         return None
     boxes = [_clipped(box, width, height) for box in boxes]
     if rule == "paper":
-        edges = sorted({0, width, *(box[0] for box in boxes), *(box[2] for box in boxes)})
-        strips = list(zip(edges, edges[1:]))
+        edges = {0, width}
+        for left, _, right, _ in boxes:
+            edges |= {left, right}
+        strips = list(itertools.pairwise(sorted(edges)))
     else:  # every maximal empty rectangle begins behind a box and ends before one
         boxes = [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
         lefts = sorted({0, *(box[2] for box in boxes)})
@@ -65,7 +67,9 @@ def corner_crop(width: int, height: int, fraction: float = 0.3) -> Box:
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"corner crop fraction {fraction} is not in (0, 1]")
-    return 0, height - max(1, int(fraction * height)), max(1, int(fraction * width)), height
+    crop_width = max(1, int(fraction * width))
+    crop_height = max(1, int(fraction * height))
+    return 0, height - crop_height, crop_width, height
 
 
 def _clipped(box: Box, width: int, height: int) -> Box:
@@ -76,8 +80,9 @@ def _clipped(box: Box, width: int, height: int) -> Box:
 def _gaps(height: int, boxes: Sequence[Box], left: int, right: int) -> Iterator[tuple[int, int]]:
     """The y intervals within [0, height] that no box between two x edges covers, from top to
     bottom."""
+    covered = [(y0, y1) for x0, y0, x1, y1 in boxes if x0 < right and x1 > left]
     end = 0
-    for y0, y1 in sorted((y0, y1) for x0, y0, x1, y1 in boxes if x0 < right and x1 > left):
+    for y0, y1 in sorted(covered):
         if y0 > end:
             yield end, y0
         end = max(end, y1)

@@ -113,7 +113,7 @@ def list_images(root: str | Path | None, flag: str = "the image folder") -> Imag
                     labels.append(label)
                 elif not file_name.startswith("."):
                     passed_over[os.path.splitext(file_name)[1] or "no extension"] += 1
-    empty = [classes[label] for label in sorted({*range(len(classes))} - {*labels})]
+    empty = [classes[label] for label in np.setdiff1d(range(len(classes)), labels)]
     if not paths or empty:
         what = f"no image in {', '.join(empty[:5])}" if empty else "there is none"
         there = ""
@@ -122,9 +122,8 @@ def list_images(root: str | Path | None, flag: str = "the image folder") -> Imag
         raise InputError(
             f"{flag} {root}: expected class folders with images below it: {what}{there}"
         )
-    return ImageListing(
-        Path(root), classes, paths, np.array(labels, np.int64), dict(sorted(passed_over.items()))
-    )
+    by_extension = dict(sorted(passed_over.items()))
+    return ImageListing(Path(root), classes, paths, np.array(labels, np.int64), by_extension)
 
 
 def _folders_below(
@@ -220,7 +219,8 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
                 f"its pixels are {kind} numbers without a defined white: convert them to 8 or 16 bits"
             )
         if image.mode.startswith("I"):
-            pixels = (np.asarray(image) >> tags.get(_BITS, (16,))[0] - 8).astype(np.uint8)
+            bits = tags.get(_BITS, (16,))[0]
+            pixels = (np.asarray(image) >> bits - 8).astype(np.uint8)
             # 0 is white
             image = Image.fromarray(255 - pixels if tags.get(_PHOTOMETRIC) == 0 else pixels)
         return image.convert("RGB")

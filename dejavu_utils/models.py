@@ -55,7 +55,9 @@ def backbone_named(arch: str, fc: bool) -> tuple[nn.Module, int]:
         return net, 256 if fc else classifier.in_features
     net = timm_network(arch, f"model.arch {arch}", num_classes=0)
     width = timm_width(net)
-    return (nn.Sequential(net, nn.Linear(width, 256)), 256) if fc else (net, width)
+    if fc:
+        return nn.Sequential(net, nn.Linear(width, 256)), 256
+    return net, width
 
 
 def check_timm_name(arch: str, what: str) -> None:
@@ -179,7 +181,8 @@ class Network(nn.Module):
         add its heads."""
         if self.loss:
             return (self.loss,)
-        own = {name for name in set().union(*HEADS.values()) if hasattr(self, name)}
+        every_head = set().union(*HEADS.values())
+        own = {name for name in every_head if hasattr(self, name)}
         return tuple(loss for loss, heads in HEADS.items() if heads.keys() == own)
 
     def layer_widths(self) -> list[int]:
@@ -237,7 +240,9 @@ class Network(nn.Module):
         values = {}
         for layer in layers:
             output = outputs[layer.removesuffix(L2)]
-            values[layer] = F.normalize(output.float(), dim=1) if layer.endswith(L2) else output
+            if layer.endswith(L2):
+                output = F.normalize(output.float(), dim=1)
+            values[layer] = output
         return values
 
     def _keep_pooled(self, name: str, outputs: dict[str, Tensor]) -> Callable:
@@ -261,7 +266,9 @@ class Network(nn.Module):
         if name in self.inner_layers:
             return self.embed(self.blank_image(), name).shape[1]
         widths = self.layer_widths()
-        return {**dict(zip(self.layer_names(), widths)), "projector": widths[-1]}[name]
+        if name == "projector":
+            return widths[-1]
+        return widths[self.layer_names().index(name)]
 
     def blank_image(self) -> Tensor:
         """One image of zeros, of the size that the network is shown: (1, 3, side, side)."""

@@ -140,14 +140,15 @@ def read_split(path: str | Path, flag: str) -> dict[str, set[str]]:
             raise ValueError(f"{name} has other values")
         if table["path"].duplicated().any():
             raise ValueError(f"{table['path'][table['path'].duplicated()].iloc[0]} is listed twice")
-        kinds = {kind: set(table.loc[table[name] == kind, "path"]) for kind in (1, 0)}
+        with_1 = set(table["path"][table[name] == 1])
+        with_0 = set(table["path"][table[name] == 0])
     except FileNotFoundError:
         raise InputError(f"{flag} {path}: no such file") from None
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{flag} {path}: not a csv of path and a column of 0 and 1 ({one_line(error)})"
         ) from None
-    return {name: kinds[1], f"not {name}": kinds[0]}
+    return {name: with_1, f"not {name}": with_0}
 
 
 def read_confidences(folder: Path) -> pd.DataFrame:

@@ -393,8 +393,9 @@ def draw_entropies(plot: Plot) -> None:
     and corrected."""
     axes = plot.axes("memorized images")
     values = plot.frame[["published", "corrected"]].dropna(axis="columns", how="all")
-    bins = np.linspace(min(0.0, values.min(axis=None)), max(0.0, values.max(axis=None)), 31)
-    _histograms(axes, values, bins)
+    lowest = min(0.0, values.min(axis=None))
+    highest = max(0.0, values.max(axis=None))
+    _histograms(axes, values, np.linspace(lowest, highest, 31))
     axes.axvline(0, **_ZERO)
     axes.set_xlabel("memorization confidence, nats")
 
@@ -424,7 +425,8 @@ def draw_classes(plot: Plot) -> None:
     axes = plot.axes("classes")
     scores = frame["score"]
     apart = (frame["low"] > frame["chance_high"]) | (frame["high"] < frame["chance_low"])
-    typical = frame.iloc[(frame["n"] - frame["n"].median()).abs().argmin()]
+    from_median = (frame["n"] - frame["n"].median()).abs()
+    typical = frame.iloc[from_median.argmin()]
     bins = np.linspace(min(-0.2, scores.min()), max(0.2, scores.max()), 21)
     axes.hist(scores, bins, histtype="step", color=COLORS[0], label="classes")
     axes.hist(scores[apart], bins, color=COLORS[0], label="outside the spread\n(simultaneous)")

@@ -198,6 +198,8 @@ class _Page:
         label = int(attack.labels[row])
         image = readable_image(self.listing, index)
         boxes = self.boxes(index)
+        rectangles = [("box", _rectangle(box)) for box in boxes or []]
+        rectangles.append(("crop", _rectangle(crop)))
         return {
             "set": name,
             "path": self.listing.paths[index],
@@ -205,8 +207,7 @@ class _Page:
             "image": image and data_uri(image, *IMAGE),
             "crop": image and data_uri(image.crop(crop), *_CROP),
             "size": image and image.size,
-            "rectangles": [("box", _rectangle(box)) for box in boxes or []]
-            + [("crop", _rectangle(crop))],
+            "rectangles": rectangles,
             "boxes_missing": boxes is None,
             "models": [
                 self.model("target", name, attack.target, row, index),

@@ -59,7 +59,8 @@ class Predictions:
 
     def correct(self, labels: np.ndarray, top_k: int) -> np.ndarray:
         """bool (n,): is the true label among the first top_k predictions? labels: int (n,)."""
-        return (self.top[:, :top_k] == np.asarray(labels).reshape(-1, 1)).any(axis=1)
+        true = np.asarray(labels).reshape(-1, 1)
+        return (self.top[:, :top_k] == true).any(axis=1)
 
 
 def predict_from_neighbors(

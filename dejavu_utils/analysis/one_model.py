@@ -84,10 +84,12 @@ def classifier_agreement(compared: dict[str, ClassifierComparison]) -> pd.DataFr
 def log_mean_probabilities(logits: Sequence[np.ndarray]) -> np.ndarray:
     """Log of the mean of the classifiers' softmax, float32 (n, most classes). logits: list of float
     (n, classes)."""
-    total = np.zeros((len(logits[0]), max(one.shape[1] for one in logits)))
+    classes = max(one.shape[1] for one in logits)
+    total = np.zeros((len(logits[0]), classes))
     for one in logits:
         total[:, : one.shape[1]] += softmax(one.astype(float), axis=1)
-    return np.log(np.maximum(total / len(logits), np.finfo(np.float32).tiny)).astype(np.float32)
+    mean = np.maximum(total / len(logits), np.finfo(np.float32).tiny)
+    return np.log(mean).astype(np.float32)
 
 
 def entropy_of_votes(probabilities: np.ndarray, votes: int) -> np.ndarray:
@@ -112,8 +114,9 @@ def entropy_of_votes(probabilities: np.ndarray, votes: int) -> np.ndarray:
         table[1:-1] -= binomial * count / votes * np.log(count / votes)
     entropy = np.empty(len(probabilities))
     for start in range(0, len(entropy), 4096):
-        rows = np.asarray(probabilities[start : start + 4096], dtype=float)
-        entropy[start : start + 4096] = np.interp(np.sqrt(rows), np.sqrt(grid), table).sum(axis=1)
+        rows = slice(start, start + 4096)
+        roots = np.sqrt(np.asarray(probabilities[rows], dtype=float))
+        entropy[rows] = np.interp(roots, np.sqrt(grid), table).sum(axis=1)
     return entropy
 
 

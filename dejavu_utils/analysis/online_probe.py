@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.naming import SETS
 
 Accuracies = dict[str, dict[int, float]]  # {layer: {1: top-1, 5: top-5}}
@@ -30,9 +31,9 @@ def online_probes(settings: Mapping[str, Any], made_from: Mapping[str, Any] | No
     first, second = both
     means = {}
     for layer in first.keys() & second.keys():
-        means[layer] = {
-            top_k: float(np.mean([first[layer][top_k], second[layer][top_k]])) for top_k in (1, 5)
-        }
+        means[layer] = {}
+        for top_k in TOP_KS:
+            means[layer][top_k] = float(np.mean([first[layer][top_k], second[layer][top_k]]))
     return means
 
 
@@ -54,7 +55,7 @@ def read_probes(log: Path, epoch: int) -> Accuracies:
     number = 0
     while f"top_1_val_layer{number}" in record:
         layer = f"projector.{number - 1}" if number else "backbone"
-        accuracies[layer] = {top_k: record[f"top_{top_k}_val_layer{number}"] for top_k in (1, 5)}
+        accuracies[layer] = {top_k: record[f"top_{top_k}_val_layer{number}"] for top_k in TOP_KS}
         number += 1
     if number > 1:
         accuracies["projector"] = accuracies[f"projector.{number - 2}"]

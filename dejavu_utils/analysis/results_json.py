@@ -333,7 +333,8 @@ def _printed_accuracies(text: str) -> TopAccuracies | None:
     if len(values) < 2:
         return None
     scale = 100 if max(values.values()) > 1 else 1
-    top_1, top_5 = (Estimate(values[top_k] / scale, math.nan, math.nan) for top_k in ("1", "5"))
+    top_1 = Estimate(values["1"] / scale, math.nan, math.nan)
+    top_5 = Estimate(values["5"] / scale, math.nan, math.nan)
     return TopAccuracies(top_1, top_5)
 
 

@@ -80,10 +80,9 @@ def part_statistics(
             ) from None
     statistics = {}
     for part, chosen in parts.items():
-        of_part = {
-            name: attacked.chosen(paths[name].isin(chosen).to_numpy())
-            for name, attacked in sets.items()
-        }
+        of_part = {}
+        for name, attacked in sets.items():
+            of_part[name] = attacked.chosen(paths[name].isin(chosen).to_numpy())
         statistics[part] = attack_statistics(of_part)
     if parts and not any(of_part.both.n for of_part in statistics.values()):
         raise InputError(
@@ -119,9 +118,8 @@ def example_table(attacked: AttackedSet, listing: ImageListing) -> pd.DataFrame:
         columns[f"{name}_confidence"] = predictions.confidence
         columns[f"{name}_vote_share"] = predictions.vote_share
         for top_k in TOP_KS:
-            columns[f"{name}_top{top_k}_correct"] = predictions.correct(
-                attack.labels, top_k
-            ).astype(int)
+            correct = predictions.correct(attack.labels, top_k)
+            columns[f"{name}_top{top_k}_correct"] = correct.astype(int)
     columns["share"] = [mem.OUTCOMES[code] for code in attack.outcomes(1)]
     return pd.DataFrame(columns)
 
@@ -138,9 +136,8 @@ def ceiling(predictions: mem.Predictions, labels: np.ndarray) -> TopAccuracies:
     predictions: from the labels of each public image's neighbors without itself, or from its
     logits. labels: int (n,), of the public images.
     """
-    return top_accuracies(
-        {top_k: int(predictions.correct(labels, top_k).sum()) for top_k in TOP_KS}, len(labels)
-    )
+    correct = {top_k: int(predictions.correct(labels, top_k).sum()) for top_k in TOP_KS}
+    return top_accuracies(correct, len(labels))
 
 
 def top_accuracies(correct: dict[int, int], n: int) -> TopAccuracies:
@@ -208,9 +205,8 @@ def confidence_curve(
     rows = []
     for top_k in TOP_KS:
         top = ceiling.of(top_k) if ceiling else None
-        for pct, summary in zip(
-            pct_confidences, mem.summarize_levels(attacks, top_k, pct_confidences)
-        ):
+        summaries = mem.summarize_levels(attacks, top_k, pct_confidences)
+        for pct, summary in zip(pct_confidences, summaries):
             row = {"top_k": top_k, "pct_confidence": pct}
             for name in MODELS:
                 thresholds = [_threshold(of_set, pct) for of_set in ranked[name]]

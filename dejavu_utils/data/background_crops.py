@@ -65,7 +65,8 @@ def frame_warnings(
                 looked += 1
                 beyond += 1
             continue
-        right, bottom = (max(box[end] for box in boxes) for end in (2, 3))
+        right = max(box[2] for box in boxes)
+        bottom = max(box[3] for box in boxes)
         looked += 1
         furthest = max(furthest, right, bottom)
         beyond += right > 1.02 * size[0] + 2 or bottom > 1.02 * size[1] + 2
@@ -162,7 +163,8 @@ def take_crops(
                 crops.append(crop_or_reason)
             on_progress(1)
     counts["attacked"] = len(kept)
-    return CroppedImages(np.array(kept, np.int64), np.array(crops, np.int64).reshape(-1, 4), counts)
+    boxes = np.array(crops, np.int64).reshape(-1, 4)  # of no image too
+    return CroppedImages(np.array(kept, np.int64), boxes, counts)
 
 
 def in_words(counts: dict[str, int]) -> str:

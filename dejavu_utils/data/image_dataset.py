@@ -48,7 +48,9 @@ def without_far_ends(image: Image.Image) -> Image.Image:
     resized."""
     short = min(image.size)
     left, top = (max(0, (side - 32 * short) // 2) for side in image.size)
-    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
+    if not left and not top:
+        return image
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 @dataclass

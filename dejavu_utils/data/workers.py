@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from dejavu_utils.checkpoint import tensor_bytes
 from dejavu_utils.data.image_dataset import IndexedImages, collate_readable
@@ -254,7 +254,7 @@ def without_unreadable(
     """
     own = np.arange(rank(), len(indices), world_size())
     images = IndexedImages(listing, indices[own], _nothing, skip_unreadable=True)
-    positions = [range(start, min(start + 64, len(own))) for start in range(0, len(own), 64)]
+    positions = list(BatchSampler(range(len(own)), 64, drop_last=False))
     read = batches(images, positions, num_workers, collate=collate_readable, flag=flag)
     can_be_read = torch.zeros(len(indices))
     for rows, (_, _, readable) in zip(positions, read):

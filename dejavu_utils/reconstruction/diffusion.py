@@ -219,7 +219,8 @@ def betas(name: str, steps: int) -> np.ndarray:
     (Nichol & Dhariwal)."""
     if name == "linear":
         return np.linspace(0.1 / steps, 20.0 / steps, steps)  # 1e-4 to 0.02 at 1000 steps
-    kept = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    progress = np.arange(steps + 1) / steps
+    kept = np.cos((progress + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - kept[1:] / kept[:-1], 0.999)
 
 

@@ -257,8 +257,8 @@ class Attack:
         """
         attacked_indices = load_array(attack_path(self.folder, model, attacked, "attk_idxs"))
         nearest = load_array(attack_path(self.folder, model, attacked, "neighb_idxs"))
-        rows = pd.Series(np.arange(len(nearest)), attacked_indices.ravel()).reindex(indices)
-        absent = rows.index[rows.isna()]
+        rows = pd.Index(attacked_indices.ravel()).get_indexer(indices)
+        absent = indices[rows < 0]
         if len(absent):
             raise InputError(
                 f"image {absent[0]} is not among the attacked images of set {attacked} in {self.folder}"
@@ -266,7 +266,7 @@ class Attack:
         kept = nearest.shape[1]
         if kept < NEIGHBORS:
             raise InputError(f"{self.folder}: holds only {kept} neighbors, {NEIGHBORS} are needed")
-        return nearest[rows.to_numpy(int), :NEIGHBORS].astype(int)
+        return nearest[rows, :NEIGHBORS].astype(int)
 
 
 def most_confident(table: pd.DataFrame, label: int, count: int = 40) -> pd.DataFrame:

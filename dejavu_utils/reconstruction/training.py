@@ -277,7 +277,9 @@ def update_averages(
     is 1 by nothing."""
     weights = network.state_dict()
     for rate, average in averages.items():
-        share = 1 - rate if skipped is None else [(1 - rate) * (1 - skipped)] * len(average)
+        share: Any = 1 - rate
+        if skipped is not None:  # on the device: nothing waits for it
+            share = [share * (1 - skipped)] * len(average)
         torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], share)
 
 

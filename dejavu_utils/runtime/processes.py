@@ -61,7 +61,8 @@ def init_distributed(
             raise InputError(
                 f"process {local + 1} of this machine has no GPU, there are {gpus}: start one per GPU"
             )
-        device = choose_device(None if not gpus else 0 if gpus == 1 else local)
+        own_gpu = 0 if gpus == 1 else local
+        device = choose_device(own_gpu if gpus else None)
         if not torch.distributed.is_initialized():
             if port and in_submitit_job():
                 os.environ["MASTER_PORT"] = str(port)

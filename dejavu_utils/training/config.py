@@ -40,7 +40,9 @@ def setting(
 
     least, most: the smallest and the largest number that works; above: what it must exceed.
     """
-    kind = kind or (str if isinstance(default, str) else _number(type(default), least, above, most))
+    if kind is None:
+        is_text = isinstance(default, str)
+        kind = str if is_text else _number(type(default), least, above, most)
     metadata = {"text": text, "kind": kind, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
 
