@@ -88,8 +88,9 @@ def expanded(text: str) -> str:
     A path that exists literally is returned unchanged. A variable that is not set is refused,
     instead of making a folder of that name.
     """
-    head, dollar, rest = text.rpartition("$")
-    if os.path.lexists(head + dollar + (rest.partition("/")[0] if dollar else rest)):
+    before, dollar, after = text.rpartition("$")
+    with_dollar = before + dollar + after.partition("/")[0] if dollar else text
+    if os.path.lexists(with_dollar):
         return text
     path = os.path.expanduser(os.path.expandvars(text))
     left = re.search(r"\$\w+|\$\{\w+\}", path)

@@ -219,9 +219,11 @@ def queued_job(folder: str | Path) -> str:
 
 def awaited_jobs(paths: Iterable[object]) -> list[str]:
     """The numbers of the jobs in the queue that write files which are still missing."""
-    texts = [path for path in paths if isinstance(path, str) and path and not os.path.exists(path)]
-    numbers = (queued_job(Path(path).parent) for path in texts)
-    return sorted({number for number in numbers if number}, key=int)
+    numbers = set()
+    for path in paths:
+        if isinstance(path, str) and path and not os.path.exists(path):
+            numbers.add(queued_job(Path(path).parent))
+    return sorted(numbers - {""}, key=int)
 
 
 def missing_snapshot(path: str | Path) -> str:
@@ -233,6 +235,6 @@ def missing_snapshot(path: str | Path) -> str:
     if not name or not isinstance(epochs, int) or not isinstance(every, int):
         return ""
     epoch = int(name[1])
-    if epoch == epochs or epoch < epochs and epoch % every == 0:
+    if epoch == epochs or (epoch < epochs and epoch % every == 0):
         return ""
     return f"the training has {epochs} epochs and a snapshot every {every}: name one of these"

@@ -37,6 +37,5 @@ def uniforms(seed: int, epoch: int, view: int, start: int, count: int) -> np.nda
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """A permutation of n images, int64 (n,), that depends on (seed, epoch) alone."""
-    return np.random.Generator(
-        np.random.Philox(np.random.SeedSequence([seed, epoch, 2**32 - 1]))
-    ).permutation(n)
+    key = np.random.SeedSequence([seed, epoch, 2**32 - 1])  # a number that no view has
+    return np.random.Generator(np.random.Philox(key)).permutation(n)

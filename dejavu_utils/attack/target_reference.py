@@ -38,16 +38,18 @@ class TargetReference:
         """
         names = list(names)
         if ONE not in names:
-            return cls(dict(zip(SETS, SETS)), {name: [TWIN[name]] for name in SETS}, {})
+            return cls({"A": "A", "B": "B"}, {"A": ["B"], "B": ["A"]}, {})
         reference = {}
         half = {}
         for name in SETS:
             reference[name] = [one for one in names if one.startswith(f"reference_{TWIN[name]}_")]
             half[name] = [one for one in names if one.startswith(f"half_reference_{TWIN[name]}_")]
+        if not all(half.values()):
+            half = {}
         if unseen:
             for name in SETS:
                 reference[UNSEEN[name]] = reference[name]
-        return cls(dict.fromkeys(reference, ONE), reference, half if all(half.values()) else {})
+        return cls(dict.fromkeys(reference, ONE), reference, half)
 
     @property
     def classifiers(self) -> bool:

@@ -158,20 +158,14 @@ def write_folder(folder: Path, measured: Measured, about: dict[str, Any]) -> Ssl
     save_figure(folder / "sslmem_layers", draw_means, pd.DataFrame(means), caption)
     for layer in layers:
         caption = caption_of(layer, measured, about)
-        for model in SETS:
-            save_npy(folder / f"unitmem_{model}_{layer}.npy", units[model, model, layer])
-        own = np.concatenate([units[model, model, layer] for model in SETS])
-        others = np.concatenate([units[model, TWIN[model], layer] for model in SETS])
-        of_both = pd.DataFrame({"trained on": own, "not trained on": others})
-        save_figure(folder / f"unitmem_{layer}", draw_units, of_both, caption)
+        _save_units(folder, units, layer, caption)
         curves = roc_table(member_scores(tables, layer))
         save_csv(folder / f"sslmem_membership_{layer}.csv", curves)
         save_figure(folder / f"sslmem_membership_{layer}", draw_roc, curves, caption)
         if measured.margins:
             attacked = pd.concat([attacked_rows(tables[name]).assign(set=name) for name in SETS])
-            points = attacked.rename(
-                columns={"attack_margin": "margin", f"{layer}{SCORE}": "sslmem"}
-            )
+            names = {"attack_margin": "margin", f"{layer}{SCORE}": "sslmem"}
+            points = attacked.rename(columns=names)
             save_figure(folder / f"sslmem_margin_{layer}", draw_margins, points, caption)
     header = models_in_words(about.get(MADE_FROM))
     for layer, estimate in results.both.items():
@@ -183,6 +177,16 @@ def write_folder(folder: Path, measured: Measured, about: dict[str, Any]) -> Ssl
     save_sslmem_gallery(page, trained, measured.listing, layers, measured.views_of, header=header)
     save_json(folder / RESULTS, to_json(results))
     return results
+
+
+def _save_units(folder: Path, units: Units, layer: str, caption: str) -> None:
+    """UnitMem of each model on its own set as files, and beside that on the other set as a figure."""
+    for model in SETS:
+        save_npy(folder / f"unitmem_{model}_{layer}.npy", units[model, model, layer])
+    own = np.concatenate([units[model, model, layer] for model in SETS])
+    others = np.concatenate([units[model, TWIN[model], layer] for model in SETS])
+    of_both = pd.DataFrame({"trained on": own, "not trained on": others})
+    save_figure(folder / f"unitmem_{layer}", draw_units, of_both, caption)
 
 
 def caption_of(layer: str, measured: Measured, about: dict[str, Any]) -> str:

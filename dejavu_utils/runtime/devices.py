@@ -94,7 +94,8 @@ def to_host_later(tensors: list[torch.Tensor]) -> Callable[[], list[np.ndarray]]
     if tensors[0].device.type != "cuda":
         return lambda: [tensor.cpu().numpy() for tensor in tensors]
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
+    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    host.copy_(flat, non_blocking=True)
     done = torch.cuda.Event()
     done.record()
     shapes = [tensor.shape for tensor in tensors]

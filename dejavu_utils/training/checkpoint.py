@@ -130,8 +130,9 @@ def check_room(checkpoint: TrainingCheckpoint, settings: Settings) -> None:
     """
     folder = Path(settings.logging.folder)
     every = settings.logging.snapshot_freq
-    coming = range(checkpoint.epoch + 1, settings.training.epochs + 1)
-    snapshots = sum(epoch % every == 0 or epoch == settings.training.epochs for epoch in coming)
+    last = settings.training.epochs
+    coming = range(checkpoint.epoch + 1, last + 1)
+    snapshots = sum(epoch % every == 0 or epoch == last for epoch in coming)
     weights = tensor_bytes(checkpoint.model)
     needed = snapshots * tensor_bytes(vars(checkpoint.snapshot())) + weights
     if not (folder / "model.pth").exists():

@@ -39,7 +39,8 @@ class Dino(WithTeacher):
     def loss(
         self, embeddings: list[Tensor], views: list[Tensor], labels: Tensor, epoch: int
     ) -> Tensor:
-        own, targets = self.settings.dino, self.targets(views)
+        own = self.settings.dino
+        targets = self.targets(views)
         temperature = teacher_temperature(
             epoch, own.warmup_teacher_temp, own.teacher_temp, own.warmup_teacher_temp_epochs
         )
@@ -49,9 +50,11 @@ class Dino(WithTeacher):
 
     def _move_center(self, targets: list[Tensor]) -> None:
         total = torch.zeros_like(self.center)
+        count = 0
         for target in targets:
             total = total + target.float().sum(dim=0)
-        mean = sum_over_processes(total) / (sum(len(target) for target in targets) * world_size())
+            count += len(target)
+        mean = sum_over_processes(total) / (count * world_size())
         self.center.lerp_(mean, 1 - self.settings.dino.center_momentum)
 
     def state_dict(self) -> dict:

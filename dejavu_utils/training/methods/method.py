@@ -139,7 +139,9 @@ class ViewsForward(nn.Module):
 
     def forward(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         first = self.network(views[0])
-        last = [first[-1], *(self.network(view)[-1] for view in views[1:2])]
+        last = [first[-1]]
+        for view in views[1:2]:  # supervised training has one view alone
+            last.append(self.network(view)[-1])
         if len(views) > 2:  # small views have one size of their own and go through together
             small = self.network(torch.cat(views[2:]))[-1]
             last += small.chunk(len(views) - 2)
@@ -149,7 +151,9 @@ class ViewsForward(nn.Module):
 def two_views(settings: Augment) -> list[augment.View]:
     """The published views 1 and 2, with the settings of the section augment."""
     common = _common(settings)
-    return [replace(common, blur=bool(settings.blur)), replace(common, solarize=settings.solarize)]
+    first = replace(common, blur=bool(settings.blur))
+    second = replace(common, solarize=settings.solarize)
+    return [first, second]
 
 
 def small_view(settings: Augment) -> augment.View:
