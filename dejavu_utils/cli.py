@@ -145,7 +145,8 @@ def from_flags(kind: type[T], args: object, **others: Any) -> T:
     """A dataclass whose fields are called like flags; `others` are given. Fields that are neither
     keep their default."""
     names = kind.__dataclass_fields__.keys() & vars(args).keys()  # type: ignore[attr-defined]
-    return kind(**{name: getattr(args, name) for name in names - others.keys()}, **others)
+    values = {name: getattr(args, name) for name in names}
+    return kind(**{**values, **others})
 
 
 def default_workers(most: int = 10) -> int:

@@ -68,21 +68,22 @@ def foreign_probe(attack: Path, probe: Path) -> bool:
     probed = read_record(probe / RESULTS)
     if not (attacked and probed and attacked.models and probed.models):
         return False
-    weights = {model.weights for model in attacked.models.values()}
-    return None not in weights and all(
-        model.weights not in {None, *weights} for model in probed.models.values()
-    )
+    attacked_weights = {model.weights for model in attacked.models.values()}
+    probed_weights = {model.weights for model in probed.models.values()}
+    is_known = None not in attacked_weights | probed_weights
+    return is_known and attacked_weights.isdisjoint(probed_weights)
 
 
 def _identities(folder: Path) -> list[str]:
     """What no two independent runs share: contents of the neighbor files, and weights of a model
     with its images."""
     paths = sorted(folder.rglob(_ARRAYS)) or sorted(folder.glob(RESULTS))
-    identities = [" ".join(f"{path.relative_to(folder)} {file_digest(path)}" for path in paths)]
+    contents = [f"{path.relative_to(folder)} {file_digest(path)}" for path in paths]
+    identities = [" ".join(contents)]
     record = read_record(folder / RESULTS)
     if record and record.models and record.sets:
         images = sorted(record.sets.items())
-        identities += [
-            f"{model.weights} {images}" for model in record.models.values() if model.weights
-        ]
+        for model in record.models.values():
+            if model.weights:
+                identities.append(f"{model.weights} {images}")
     return identities

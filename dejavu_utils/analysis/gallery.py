@@ -165,7 +165,8 @@ def _most_confident(
         attack = attacked_set.attack
         rows = np.flatnonzero(attack.outcomes(1) == outcome)
         first, second = order(attack.target.confidence[rows], attack.reference.confidence[rows])
-        candidates += zip(-first, -second, attacked_set.idxs[rows], [name] * len(rows), rows)
+        indices = attacked_set.idxs[rows]  # so that the order is the same for equal confidences
+        candidates += zip(-first, -second, indices, [name] * len(rows), rows)
     candidates.sort()
     return [candidate[3:] for candidate in candidates[:count]], len(candidates)
 

@@ -105,7 +105,16 @@ class NeighborSearch:
         approximate, chosen = self._candidates(queries, norms, centered)
         if not (approximate < _MOST).all():  # also where one is not a number
             self._refuse("are so large that their squares overflow float32")
-        wanted = approximate <= self._limit(rows, norms, approximate)[:, None]
+        kth = approximate[:, min(self.k, approximate.shape[1]) - 1]
+        # How far a distance by products is off at most: its terms are of the size of the norms, and
+        # their errors, of random signs, add up like the root of their number.
+        eps = torch.finfo(torch.float32).eps
+        width = self.queries.shape[1]
+        error = 2 * eps * math.sqrt(width) * (norms + kth.clamp(min=0))
+        limit = kth + error  # by products, up to which one may be among the k nearest so far
+        if self.positions.shape[1] == self.k:
+            limit = torch.minimum(limit, self.distances[rows, -1].float())
+        wanted = approximate <= (limit + error)[:, None]
         # They come first in each row, since the candidates are in order.
         columns = int(wanted.sum(dim=1).max())
         wanted = wanted[:, :columns]
@@ -158,20 +167,6 @@ class NeighborSearch:
         squared.add_(norms[:, None])
         distances, rows = squared.topk(m, dim=1, largest=False)
         return distances, rows
-
-    def _limit(self, rows: slice, norms: Tensor, approximate: Tensor) -> Tensor:
-        """Distances by products, up to which an embedding may be among the k nearest so far,
-        float32 (r,)."""
-        kth = approximate[:, min(self.k, approximate.shape[1]) - 1]
-        # How far a distance by products is off at most: its terms are of the size of the norms, and
-        # their errors, of random signs, add up like the root of their number.
-        eps = torch.finfo(torch.float32).eps
-        width = self.queries.shape[1]
-        error = 2 * eps * math.sqrt(width) * (norms + kth.clamp(min=0))
-        limit = kth + error
-        if self.positions.shape[1] == self.k:
-            limit = torch.minimum(limit, self.distances[rows, -1].float())
-        return limit + error
 
 
 def candidates_memory(k: int) -> int:

@@ -219,10 +219,16 @@ def _is_unread(element: ElementTree.Element, root: ElementTree.Element) -> bool:
     if not boxes or element not in list(root):
         return len(element) > 0  # an empty one marks nothing
     for part in element.iterfind(".//part//bndbox"):
-        xmin, ymin, xmax, ymax = _numbers(part, *_CORNERS)
-        if not any(b[0] <= xmin and b[1] <= ymin and xmax <= b[2] and ymax <= b[3] for b in boxes):
+        corners = _numbers(part, *_CORNERS)
+        if not any(_is_within(corners, box) for box in boxes):
             return True
     return False
+
+
+def _is_within(part: Numbers, box: Numbers) -> bool:
+    xmin, ymin, xmax, ymax = part
+    left, top, right, bottom = box
+    return left <= xmin and top <= ymin and xmax <= right and ymax <= bottom
 
 
 def _refuse_document_type(*_: object) -> None:

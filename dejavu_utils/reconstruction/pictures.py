@@ -131,22 +131,23 @@ def draw_rows(shown: Reconstructions, names: Sequence[str], title: str = "") -> 
     def put(picture: Tensor, x: float, y: float) -> None:
         """x, y: inches from the left and the top."""
         pad, side = 0.02, cell - 0.04
-        axes = figure.add_axes(
-            ((x + pad) / width, 1 - (y + pad + side) / height, side / width, side / height),
-            frameon=False,
-        )
+        left = (x + pad) / width
+        bottom = 1 - (y + pad + side) / height
+        place = (left, bottom, side / width, side / height)
+        axes = figure.add_axes(place, frameon=False)
         axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
 
     if title:
         write(width / 2, 0.06, title, 9, ha="center", va="top")
-    for words, x, columns in (
+    titles = (
         ("image", edge, 1),
         ("crop", edge + cell, 1),
         ("nearest public images of the crop", first, NEIGHBORS),
         ("reconstructions", second, samples),
-    ):
+    )
+    for words, x, columns in titles:
         write(x + columns * cell / 2, head - 0.06, words, 8, ha="center", va="bottom")
     for example, row in enumerate(shown.rows.itertuples()):
         top = head + example * (block + gap)

@@ -420,8 +420,9 @@ def conditions(source: Source, attacked: str, indices: np.ndarray) -> tuple[Tens
     public, rows = np.unique(neighbors, return_inverse=True)
     backbone = source.rcdm.embed(source.attack.listing, public)["backbone"]
     mean = backbone[torch.from_numpy(rows.reshape(neighbors.shape))].mean(dim=1)
-    projected = [crop["projector"]] if "projector" in crop else []  # public backbones may have none
-    return torch.cat([mean, *projected], dim=1), neighbors
+    if "projector" not in crop:  # public backbones may have none
+        return mean, neighbors
+    return torch.cat([mean, crop["projector"]], dim=1), neighbors
 
 
 def sample_seeds(indices: Sequence[int] | np.ndarray, samples: int, seed: int) -> list[int]:
@@ -430,5 +431,6 @@ def sample_seeds(indices: Sequence[int] | np.ndarray, samples: int, seed: int) -
     for index in indices:
         for sample in range(samples):
             sequence = np.random.SeedSequence([seed, int(index), sample])
-            seeds.append(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            [state] = sequence.generate_state(1, np.uint64).tolist()
+            seeds.append(state >> 1)  # fits into int64
     return seeds

@@ -77,8 +77,9 @@ def build_unet(backend: str, flags: Flags, width: int) -> nn.Module:
     PyTorch's global generator. InputError for flags that do not fit together.
     """
     multipliers = channel_multipliers(flags)
+    build = _rcdm_unet if backend == "rcdm" else _DiffusersUNet
     try:
-        return (_rcdm_unet if backend == "rcdm" else _DiffusersUNet)(flags, multipliers, width)
+        return build(flags, multipliers, width)
     except (ValueError, AssertionError) as error:
         raise InputError(
             f"--num_channels {flags['num_channels']} --num_heads {flags['num_heads']} --num_head_channels "
@@ -136,21 +137,16 @@ class _DiffusersUNet(nn.Module):
             )
         attention = attention_levels(flags)
         updown = flags["resblock_updown"]
-        plain = (
-            ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-            if updown
-            else ("DownBlock2D", "UpBlock2D")
-        )
+        down = "ResnetDownsampleBlock2D" if updown else "DownBlock2D"
+        up = "ResnetUpsampleBlock2D" if updown else "UpBlock2D"
         levels = range(len(multipliers))
+        down_blocks = ["AttnDownBlock2D" if i in attention else down for i in levels]
+        up_blocks = ["AttnUpBlock2D" if i in attention else up for i in reversed(levels)]
         self.unet = UNet2DModel(
             sample_size=flags["image_size"],
             out_channels=6 if flags["learn_sigma"] else 3,
-            down_block_types=tuple(
-                "AttnDownBlock2D" if i in attention else plain[0] for i in levels
-            ),
-            up_block_types=tuple(
-                "AttnUpBlock2D" if i in attention else plain[1] for i in reversed(levels)
-            ),
+            down_block_types=tuple(down_blocks),
+            up_block_types=tuple(up_blocks),
             block_out_channels=tuple(channels * multiplier for multiplier in multipliers),
             layers_per_block=flags["num_res_blocks"],
             downsample_type="resnet" if updown else "conv",
@@ -182,11 +178,9 @@ def _set_heads(attention: Any, flags: Flags, upsampling: bool) -> None:
     if flags["num_head_channels"] > 0:
         heads, rest = divmod(attention.inner_dim, flags["num_head_channels"])
     else:
-        heads = (
-            flags["num_heads_upsample"]
-            if upsampling and flags["num_heads_upsample"] > 0
-            else flags["num_heads"]
-        )
+        heads = flags["num_heads"]
+        if upsampling and flags["num_heads_upsample"] > 0:
+            heads = flags["num_heads_upsample"]
         rest = attention.inner_dim % heads
     if rest or not heads:
         raise ValueError(f"{attention.inner_dim} channels do not divide into heads")

@@ -58,42 +58,21 @@ class LARS(torch.optim.Optimizer):
                 torch._foreach_mul_(moving, group["momentum"])
                 torch._foreach_add_(moving, list(updates.values()))
                 torch._foreach_sub_(parameters, moving, alpha=group["lr"])
-            else:
-                _sgd_unless(
-                    skipped,
+            else:  # the same three operations in one that does nothing where `skipped` is 1
+                torch._fused_sgd_(
                     parameters,
                     list(updates.values()),
-                    moving,
-                    group["momentum"],
-                    group["lr"],
+                    moving if group["momentum"] else [],  # as the kernel wants it
+                    weight_decay=0.0,
+                    momentum=group["momentum"],
+                    lr=group["lr"],
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                    is_first_step=False,
+                    found_inf=skipped,
                 )
         return loss
-
-
-def _sgd_unless(
-    skipped: Tensor,
-    parameters: list[Tensor],
-    updates: list[Tensor],
-    moving: list[Tensor],
-    momentum: float,
-    lr: float,
-) -> None:
-    """The same three operations in one that does nothing where `skipped`, a scalar on the device,
-    is 1."""
-    moving = moving if momentum else []  # as the kernel wants it
-    torch._fused_sgd_(
-        parameters,
-        updates,
-        moving,
-        weight_decay=0.0,
-        momentum=momentum,
-        lr=lr,
-        dampening=0.0,
-        nesterov=False,
-        maximize=False,
-        is_first_step=False,
-        found_inf=skipped,
-    )
 
 
 def _scaled_updates(parameters: list[Tensor], weight_decay: float, eta: float) -> Sequence[Tensor]:

@@ -28,9 +28,8 @@ class Method:
     """
 
     small_views = False  # does it take small views?
-    sees_all: tuple[
-        str, ...
-    ] = ()  # parts of the network that get the embeddings of all processes: their batch norm is not synchronized
+    # parts of the network that get the embeddings of all processes: their batch norm is not synchronized
+    sees_all: tuple[str, ...] = ()
 
     def __init__(self, settings: Settings, network: SSLNetwork, total_steps: int) -> None:
         self.settings = settings
