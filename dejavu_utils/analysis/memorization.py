@@ -307,6 +307,7 @@ class _ConfidenceLevels:
         self.above, self.end, self.part = self._places(self.sizes)
         self.hits = self._hits(self.sizes)
 
+        # up to two standard deviations of the threshold's rank to either side
         deviation = np.sqrt(n * fractions * (1 - fractions))
         reach = np.ceil(2 * deviation).astype(int) + 1
         first = np.maximum(self.sizes - reach, 0)
@@ -325,8 +326,9 @@ class _ConfidenceLevels:
 
     def _places(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(above, end, part) of selections of these sizes."""
-        group = np.maximum(np.searchsorted(self.ties, sizes, side="left") - 1, 0)
-        above, end = self.ties[group], self.ties[group + 1]
+        tied_group = np.maximum(np.searchsorted(self.ties, sizes, side="left") - 1, 0)
+        above = self.ties[tied_group]
+        end = self.ties[tied_group + 1]
         part = (sizes - above) / np.maximum(end - above, 1)
         return above, end, np.where(sizes > 0, part, 0.0)
 

@@ -66,9 +66,10 @@ def crop_boxes(
     aspect range.
     """
     height, width = np.asarray(sizes).astype(np.float64).T[:, :, None]
-    area_draws, aspect_draws, x_draws, y_draws, _ = np.split(
-        draws, [_TRIES, 2 * _TRIES, 2 * _TRIES + 1, 2 * _TRIES + 2], axis=1
-    )
+    area_draws = draws[:, :_TRIES]
+    aspect_draws = draws[:, _TRIES : 2 * _TRIES]
+    x_draws = draws[:, 2 * _TRIES, None]
+    y_draws = draws[:, 2 * _TRIES + 1, None]
     low, high = view.area
     narrow, wide = view.aspect
     area = height * width * (low + (high - low) * area_draws)
