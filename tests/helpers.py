@@ -257,15 +257,22 @@ def save_sets(folder, per_class, **bounds):
 
 
 def save_untrained(path, seed=0, loss="simclr", mlp="32-16", classes=3, **about):
-    """A checkpoint of a resnet18 with random weights, as published; about: more of its entries. Returns the network."""
+    """A checkpoint with random weights, of a resnet18 as published; about: more of its entries. Returns the network."""
     torch.manual_seed(seed)
-    network = SSLNetwork("resnet18", mlp, loss, classes if loss == "supervised" else None).eval()
+    arch = about.get("settings", {}).get("model.arch", "resnet18")
+    network = SSLNetwork(arch, mlp, loss, classes if loss == "supervised" else None).eval()
     save_checkpoint(path, {"epoch": 1, "model": with_prefix(network.state_dict()), **about})
     return network
 
 
 # Settings of a training from which a checkpoint's network is rebuilt.
-RECIPE = {"model.arch": "resnet18", "model.mlp": "32-16", "model.mlp_coeff": 1.0, "model.fc": 0, "model.proj_relu": 0}
+RECIPE = {
+    "model.arch": "test_resnet",
+    "model.mlp": "32-16",
+    "model.mlp_coeff": 1.0,
+    "model.fc": 0,
+    "model.proj_relu": 0,
+}
 RECIPE |= {"model.remove_head": 0, "training.loss": "simclr"}
 
 

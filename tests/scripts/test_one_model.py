@@ -120,7 +120,7 @@ def test_files_have_the_names_that_plots_and_gallery_read(data, attacked):
 
 def test_what_is_printed_stands_side_by_side(attacked):
     out, printed, results = attacked
-    assert "model.pth: resnet18; images: short side" in printed  # these settings do not tell the size of training
+    assert "model.pth: test_resnet; images: short side" in printed  # these settings do not tell the size of training
     both = results["both"]["one_model"]
     score = both["score"]["value"]
     assert score == pytest.approx(results["both"]["top_1"]["accuracy"]["100"]["score"]["value"])
@@ -405,8 +405,8 @@ def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
     folders = {"LOGGING_FOLDER": "logs", "BETONS_FOLDER": "betons", "INDEX_FOLDER": "index", "PUBLIC_IDX": "public.npy"}
     folders |= dict.fromkeys(("IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS"), "")
     environment = {name: str(tmp_path / place) for name, place in folders.items()}
-    environment |= {"MODEL_PTH": "timm:resnet18", "DRY_RUN": "1", "LOCAL": "1", "NAME": "vicreg", "EPOCH": "1000"}
-    result = ok(run_example("one_model.sh", **environment))
+    environment |= {"MODEL_PTH": __file__, "DRY_RUN": "1", "LOCAL": "1", "NAME": "vicreg", "EPOCH": "1000"}
+    result = ok(run_example("one_model.sh", **{**environment, "MODEL_PTH": "timm:resnet18"}))
     scripts = [line.split()[1].rpartition("/")[2] for line in result.stdout.splitlines()]
     half = ["write_ffcv_dataset.py", *["train_SSL.py"] * 3]
     assert scripts == [*half, *half, "label_inference_attack.py", "plot_quant_results.py"]
@@ -448,7 +448,7 @@ def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
         "LOGGING_FOLDER": "logs",
     }
     environment = {variable: tmp_path / name for variable, name in folders.items()}
-    environment |= {"PER_CLASS": 4, "DATASET": 4, "MODEL_PTH": "timm:resnet18", "DRY_RUN": 1, "LOCAL": 1}
+    environment |= {"PER_CLASS": 4, "DATASET": 4, "MODEL_PTH": __file__, "DRY_RUN": 1, "LOCAL": 1}
     environment |= {"PYTHON": sys.executable, "CDPATH": "."}
     results = [ok(run_example("one_model_imagenet.sh", **environment)) for _ in range(2)]
     assert results[0].stdout == results[1].stdout  # the sets are made once

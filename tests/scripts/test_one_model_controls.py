@@ -38,7 +38,13 @@ pytestmark = pytest.mark.slow
 CLASSES, SEEDS = 5, 3
 SETS = {"A": (0, 30), "B": (30, 60), "unseen": (60, 100), "public": (100, 140)}  # of each class
 RULE = CropRule(min_px=16)
-SETTINGS = {**RECIPE, "model.mlp": "64-32", "model.remove_head": 1, "training.loss": "supervised"}
+SETTINGS = {
+    **RECIPE,
+    "model.arch": "resnet18",
+    "model.mlp": "64-32",
+    "model.remove_head": 1,
+    "training.loss": "supervised",
+}
 
 
 class World:

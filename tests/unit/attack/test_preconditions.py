@@ -31,6 +31,7 @@ from dejavu_utils.data import near_copies as duplicates
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
 
 SETTINGS = {**RECIPE, "simclr.temperature": 0.15, "data.train_dataset": "a.beton", "logging.folder": "a"}
+BARE = {"model.arch": "resnet18"}  # is recognized without settings
 SETS = {"A": (0, 4), "B": (4, 8), "shared": (8, 10), "public": (10, 16)}
 
 
@@ -48,9 +49,10 @@ def checkpoint(data, path, trained, seed=0, epoch=9, folder=None, **changes):
     return path
 
 
-def pair(data, folder):
+def pair(data, folder, **changes):
     """Models A and B of the partition."""
-    return [checkpoint(data, folder / f"{name}.pth", [name, "shared"], seed) for seed, name in enumerate("AB")]
+    paths = {name: folder / f"{name}.pth" for name in "AB"}
+    return [checkpoint(data, paths[name], [name, "shared"], seed, **changes) for seed, name in enumerate("AB")]
 
 
 def attack(data, tmp_path, model_A, model_B, **changes):
@@ -142,7 +144,7 @@ def test_models_that_cannot_give_a_score_are_refused(data, tmp_path, trained, te
 
 def test_final_weights_of_the_same_model_are_refused(data, tmp_path):
     """Also where they were saved in half precision."""
-    weights = load(checkpoint(data, tmp_path / "a", ["A"]))["model"]
+    weights = load(checkpoint(data, tmp_path / "a", ["A"], **BARE))["model"]
     halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     torch.save(halves, tmp_path / "final_weights.pt")
     result, _ = attack(data, tmp_path, tmp_path / "a", tmp_path / "final_weights.pt")
@@ -177,9 +179,9 @@ def test_boxes_in_per_cent_are_named(data, tmp_path, models):
     assert "are they per cent" in ok(result).stdout
 
 
-def test_a_published_checkpoint_is_named(data, tmp_path, models):
-    bare = load(models[1])["model"]
-    torch.save({"epoch": 9, "model": bare}, tmp_path / "published.pth")
+def test_a_published_checkpoint_is_named(data, tmp_path):
+    models = pair(data, tmp_path, **BARE)
+    torch.save({"epoch": 9, "model": load(models[1])["model"]}, tmp_path / "published.pth")
     (warning,) = attack(data, tmp_path, models[0], tmp_path / "published.pth")[1]["warnings"]
     assert "does not say which images" in warning
 
@@ -203,7 +205,7 @@ def test_the_ceiling_is_the_vote_on_whole_public_images(data, attacked, tmp_path
         network = save_untrained(paths[1], seed=1, loss="supervised")
         _, results = attack(data, tmp_path, *paths, use_supervised_linear=1)
     else:
-        results, network = attacked[1], save_untrained(tmp_path / "A.pth")
+        results, network = attacked[1], save_untrained(tmp_path / "A.pth", settings=SETTINGS)
     public = np.load(folder / "public.npy")
     images = torch.stack([x for x, _ in IndexedImages(listing, public, evaluation_transform(32))])
     with torch.inference_mode():
