@@ -15,9 +15,25 @@ def pytest_configure(config):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Figures are files without content, for tests of the numbers alone: drawing takes most of a plot's time."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
+def drawn_alone(monkeypatch):
+    """drawn_alone(NAME, ...): other figures are files without content: drawing takes most of a plot's time."""
+    from matplotlib.figure import Figure
+
+    savefig = Figure.savefig
+
+    def choose(*names):
+        def save(figure, path, **options):
+            savefig(figure, path, **options) if any(n in Path(path).name for n in names) else Path(path).touch()
+
+        monkeypatch.setattr(Figure, "savefig", save)
+
+    return choose
+
+
+@pytest.fixture
+def undrawn(drawn_alone):
+    """No figure is drawn, for tests of the numbers alone."""
+    drawn_alone()
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,8 @@ def mean_of_traces(*names):
     return pytest.approx(np.mean([TRACES[f"{name}_300pc"][0] for name in names]), abs=1e-12)
 
 
-def test_one_published_point_gives_the_published_figures(tmp_path):
+def test_one_published_point_gives_the_published_figures(tmp_path, drawn_alone):
+    drawn_alone("attk_epochs_acc_top1")
     ok(plot(tmp_path))
     for plural, x, position in (("epochs", "epoch", 50), ("datasets", "dataset", 300)):
         for top_k in (1, 5):
@@ -116,8 +117,10 @@ def test_corner_fractions_have_no_probes_of_their_own(tmp_path, undrawn):
     assert pd.read_csv(tmp_path / "plot/attk_params_acc_top1.csv")["param"].unique().tolist() == [0.2, 0.35]
 
 
-def test_layers_confidence_curve_and_probe_gap(tmp_path):
+def test_layers_confidence_curve_and_probe_gap(tmp_path, drawn_alone):
     """Layers as the attack writes them, in subfolders; a backbone that others attacked by itself; and logits."""
+    figures = ("attk_layers_acc_top1", "attk_confidence_top1", "score_probe_gap_top1")
+    drawn_alone(*figures)
     name = "NN_attk_vicreg_300pc_50ep"
     for layer in ("projector", "projector.1", "projector.0"):
         shutil.copytree(POINT, tmp_path / "attack_sweeps" / name / layer)
@@ -141,7 +144,7 @@ def test_layers_confidence_curve_and_probe_gap(tmp_path):
     assert curve["target_acc"][20] == epochs["target_acc"][1] and curve["target_acc"][100] == epochs["target_acc"][2]
     gap = pd.read_csv(saved / "score_probe_gap_top1.csv")
     assert gap["score"].tolist() == epochs["score"].tolist() and gap["probe_gap"].to_numpy() == pytest.approx(0.1)
-    for figure in ("attk_layers_acc_top1", "attk_confidence_top1", "score_probe_gap_top1"):
+    for figure in figures:
         for ending in (".png", "_legend.png", ".pdf", "_legend.pdf"):
             data = (saved / f"{figure}{ending}").read_bytes()
             assert len(data) > 4000 and b"/Type3" not in data  # fonts that publishers refuse

@@ -178,8 +178,9 @@ def test_the_gallery_shows_the_most_and_least_memorized(tiny, done):
     assert all(max(image.size) <= 160 for image in thumbnails(page))
 
 
-def test_attack_and_plots_read_scores_that_lie_beside_them(tiny, done, tmp_path):
+def test_attack_and_plots_read_scores_that_lie_beside_them(tiny, done, tmp_path, drawn_alone):
     """With paths as the study names them."""
+    drawn_alone("attk_sslmem_outcomes_top1")
     point = SWEEPS["epochs"].at("1", "simclr", 4)
     attack, beside = tmp_path / point.attack("projector"), tmp_path / point.sslmem
     shutil.copytree(done, beside)

@@ -426,8 +426,10 @@ README = {
 }
 
 
-def test_published_commands_from_training_to_figures(tmp_path, monkeypatch):
+def test_published_commands_from_training_to_figures(tmp_path, monkeypatch, drawn_alone):
     """submitit's debug executor in place of SLURM; only flags of size are appended."""
+    figures = ("attk_datasets_partition_top1", "lp_epochs_top1", "lp_datasets_top1", "attk_confidence_top1")
+    drawn_alone(*figures)
     folders = {**small_data(tmp_path), "LOGGING_FOLDER": str(tmp_path / "logs")}
     for n, published_n in ((4, 300), (6, 500)):
         (tmp_path / f"index/{n}_per_class").rename(tmp_path / f"index/{published_n}_per_class")
@@ -458,7 +460,7 @@ def test_published_commands_from_training_to_figures(tmp_path, monkeypatch):
     plots = tmp_path / "logs/vicreg/plot"
     assert pd.read_csv(plots / "attk_epochs_acc_top1.csv")["epoch"].tolist() == [1000, 1000]
     assert pd.read_csv(plots / "score_probe_gap_top5.csv")["probe_gap"].notna().all()
-    for name in ("attk_datasets_partition_top1", "lp_epochs_top1", "lp_datasets_top1", "attk_confidence_top1"):
+    for name in figures:
         assert (plots / f"{name}_legend.pdf").stat().st_size > 5000
 
 
