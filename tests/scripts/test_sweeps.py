@@ -21,7 +21,7 @@ from helpers import (
     ok,
     read_json,
     run_example,
-    run_script,
+    run_here,
     script_module,
 )
 
@@ -295,7 +295,7 @@ def test_a_missing_snapshot_is_not_to_be_trained_again(folders, tmp_path):
     words = ["--model_A_pth", str(models / "model_ep3.pth"), "--model_B_pth", "x", "--output_dir", str(tmp_path / "x")]
     public = ["--public_idx_pth", "x", "--imgnet_train_pth", "x"]
     assert_one_line_error(
-        run_script("label_inference_attack.py", *words, *public), "4 epochs and a snapshot every 2: name one of these"
+        run_here("label_inference_attack.py", *words, *public), "4 epochs and a snapshot every 2: name one of these"
     )
 
 
@@ -395,7 +395,7 @@ def small_data(tmp_path):
         "BETONS_FOLDER": str(tmp_path / "betons"),
     }
     split = ["--imgnet_dir", tmp_path / "images", "--bbox_dir", tmp_path / "boxes", "--save_dir", tmp_path / "index"]
-    ok(run_script("imagenet_partition.py", *split, "--per_class", 4, 6))
+    ok(run_here("imagenet_partition.py", *split, "--per_class", 4, 6))
     return folders
 
 

@@ -1,6 +1,7 @@
 """Files in the layouts that other projects publish: loaded strictly, with the outputs of networks written out here."""
 
 import argparse
+import re
 import sys
 from unittest import mock
 
@@ -10,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import assert_one_line_error, ok, read_json
+from helpers import assert_one_line_error, ok, options, read_json
 from stages import call, settings
 from torch import nn
 
@@ -125,11 +126,12 @@ class Vit(nn.Module):
         return self.norm(x)[:, 0]
 
 
-def mlp(*widths, bias=True, norm=True, act=nn.ReLU, last_bias=False, last_norm=False):
+def mlp(*widths, bias=True, norm=True, gelu=False, last_bias=False, last_norm=False):
     """The usual projector; widths from the backbone's on."""
     layers = []
     for width_in, width in zip(widths[:-2], widths[1:-1]):
-        layers += [nn.Linear(width_in, width, bias=bias), *([nn.BatchNorm1d(width)] if norm else []), act()]
+        layers += [nn.Linear(width_in, width, bias=bias), *([nn.BatchNorm1d(width)] if norm else [])]
+        layers.append(nn.GELU() if gelu else nn.ReLU())
     layers.append(nn.Linear(*widths[-2:], bias=last_bias))
     if last_norm:
         layers.append(nn.BatchNorm1d(widths[-1], affine=False))
@@ -144,159 +146,88 @@ def junk(*names):
     return {name: torch.zeros(2) for name in names}
 
 
-def full_checkpoint(hidden_bias):
-    net, head = resnet(), mlp(128, 32, 32, 24, bias=hidden_bias)
-    state = {**named("module.backbone.", net), **named("module.projector.", head)}
-    if not hidden_bias:
-        state.update(junk("module.bn.running_mean"))
-    optimizer = {"state": {}, "param_groups": [{"lr": 0.1, "weight_decay_filter": exclude_bias_and_norm}]}
-    return {"epoch": 1000, "model": state, "optimizer": optimizer}, net, head
+# A file's name, the entry with its weights: its layout | network | projector | prefixes of both | what is dropped.
+FILES = """
+    vicreg_full model: vicreg | resnet | 128-32-32-24 | module.backbone. module.projector. |
+    barlow_full model: barlow | resnet | 128-32-32-24 bias=0 | module.backbone. module.projector.
+                              | module.bn.running_mean
+    backbone_alone: backbone  | resnet | | |
+    swav: swav                | resnet | 128-32-16 last_bias=1 | module. module.projection_head.
+                              | module.prototypes.weight
+    moco_v2 state_dict: moco  | resnet | 128-128-16 norm=0 last_bias=1 | module.encoder_q. module.encoder_q.fc.
+                              | module.encoder_k.* module.queue
+    moco_v1 state_dict: moco  | resnet | 128-16 last_bias=1 | module.encoder_q. module.encoder_q.fc. |
+    moco_v3_resnet state_dict: mocov3 | resnet | 128-32-16 bias=0 last_norm=1
+                              | module.base_encoder. module.base_encoder.fc.
+                              | module.momentum_encoder.* module.predictor.0.weight
+    moco_v3_vit state_dict: mocov3 | vit heads=12 | 192-32-32-16 bias=0 last_norm=1
+                              | module.base_encoder. module.base_encoder.head. |
+    dino_backbone: dino       | vit | | |
+    dino_full teacher: dino   | vit | 192-32-32-16 norm=0 gelu=1 last_bias=1 | backbone. head.mlp.
+                              | head.last_layer.weight_g head.last_layer.weight_v
+    dino_resnet teacher: dino | resnet | 128-32-16 gelu=1 last_bias=1 | module.backbone. module.head.mlp. |
+    dinov2: dinov2            | vit scaled=1 | | | mask_token
+    dinov2_giant: dinov2      | vit scaled=1 swiglu=1 | | | mask_token
+    dinov2_registers: dinov2_reg | vit scaled=1 registers=4 | | | mask_token
+    mae model: mae            | vit | | | mask_token decoder_pos_embed decoder_embed.weight
+    simclr_converted state_dict: simclr | resnet | | | fc.weight fc.bias
+    lightning state_dict: vicreg | resnet | 128-32-24 | model.backbone. model.projector. |
+    compiled model: vicreg    | resnet | 128-32-24 | module._orig_mod.backbone. module._orig_mod.projector. |
+"""
+ROWS = {row.split()[0].rstrip(":"): row for row in re.sub(r"\n +\|", " |", FILES).strip().splitlines()}
+# What projects save beside the weights.
+BESIDE = {
+    "epoch": 100,
+    "arch": "resnet50",
+    "args": argparse.Namespace(lr=1e-3),
+    "scaler": {"scale": 2.0},
+    "best_acc": np.float64(0.5),
+    "pytorch-lightning_version": "2",
+    "optimizer": {"state": {}, "param_groups": [{"lr": 0.1, "weight_decay_filter": exclude_bias_and_norm}]},
+}
 
 
-def vicreg_full():
-    return *full_checkpoint(True), "vicreg", []
+def published(name):
+    """(checkpoint, its network, its projector or None, its layout, what is said of it)."""
+    about, net, head, prefixes, others = (column.strip() for column in ROWS[name].split("|"))
+    kind, *words = net.split()
+    net = resnet() if kind == "resnet" else randomized(Vit(**numbers(words)))
+    if name == "mae":
+        net.pos_embed.data[:, 0] = 0
+    of_net, of_head = prefixes.split() or ("", "")
+    state = named(of_net, net)
+    if name == "simclr_converted":
+        state |= {key: torch.zeros_like(value) for key, value in state.items() if key.endswith("num_batches_tracked")}
+    if head:
+        widths, *words = head.split()
+        head = mlp(*map(int, widths.split("-")), **numbers(words))
+        state |= named(of_head, head if len(head) > 1 else head[0])
+    for other in others.split():
+        state |= named(other[:-1], resnet()) if other.endswith("*") else junk(other)
+    said = [other.removeprefix("module.") for other in others.split()] or ["dropped: nothing"]
+    labels, _, layout = about.partition(": ")
+    _, *entry = labels.split()
+    checkpoint = {**BESIDE, entry[0]: state} if entry else state
+    if entry == ["teacher"]:
+        checkpoint["student"] = {f"module.{key}": value + 1 for key, value in state.items()}
+        said.append("under teacher")
+    return checkpoint, net, head or None, layout, said
 
 
-def barlow_full():
-    return *full_checkpoint(False), "barlow", ["bn.running_mean"]
+def numbers(words):
+    return {name: int(value) for name, value in options(" ".join(words)).items()}
 
 
-def backbone_alone():
-    net = resnet()
-    return named("", net), net, None, "backbone", []
-
-
-def swav():
-    net, head = resnet(), mlp(128, 32, 16, last_bias=True)
-    state = {**named("module.", net), **named("module.projection_head.", head), **junk("module.prototypes.weight")}
-    return state, net, head, "swav", ["prototypes.weight"]
-
-
-def moco_v2():
-    net, head = resnet(), mlp(128, 128, 16, norm=False, last_bias=True)
-    state = {**named("module.encoder_q.", net), **named("module.encoder_q.fc.", head), **junk("module.queue")}
-    state.update(named("module.encoder_k.", resnet()))
-    checkpoint = {"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}}}
-    return checkpoint, net, head, "moco", ["encoder_k.*", "queue"]
-
-
-def moco_v1():
-    net, head = resnet(), mlp(128, 16, last_bias=True)
-    state = {**named("module.encoder_q.", net), **named("module.encoder_q.fc.", head[0])}
-    return {"epoch": 200, "arch": "resnet50", "state_dict": state}, net, head, "moco", []
-
-
-def moco_v3_resnet():
-    net, head = resnet(), mlp(128, 32, 16, bias=False, last_norm=True)
-    state = {**named("module.base_encoder.", net), **named("module.base_encoder.fc.", head)}
-    state |= {**named("module.momentum_encoder.", net), **junk("module.predictor.0.weight")}
-    return {"epoch": 1000, "state_dict": state}, net, head, "mocov3", ["momentum_encoder.*", "predictor.0.weight"]
-
-
-def moco_v3_vit():
-    net, head = randomized(Vit(heads=12)), mlp(192, 32, 32, 16, bias=False, last_norm=True)
-    state = {**named("module.base_encoder.", net), **named("module.base_encoder.head.", head)}
-    checkpoint = {"epoch": 300, "state_dict": state, "scaler": {"scale": 1.0}}
-    return checkpoint, net, head, "mocov3", []
-
-
-def dino_backbone():
-    net = randomized(Vit())
-    return named("", net), net, None, "dino", []
-
-
-def dino_full():
-    net, head = randomized(Vit()), mlp(192, 32, 32, 16, norm=False, act=nn.GELU, last_bias=True)
-    teacher = {**named("backbone.", net), **named("head.mlp.", head)}
-    teacher |= junk("head.last_layer.weight_g", "head.last_layer.weight_v")
-    student = {f"module.{name}": value + 1 for name, value in teacher.items()}
-    checkpoint = {"student": student, "teacher": teacher, "optimizer": {}, "epoch": 100}
-    checkpoint |= {"args": argparse.Namespace(arch="vit_small"), "dino_loss": {"center": torch.zeros(1, 4)}}
-    return checkpoint, net, head, "dino", ["head.last_layer.weight_g", "head.last_layer.weight_v", "under teacher"]
-
-
-def dino_resnet():
-    net, head = resnet(), mlp(128, 32, 16, act=nn.GELU, last_bias=True)
-    state = {**named("module.backbone.", net), **named("module.head.mlp.", head)}
-    return {"student": state, "teacher": state}, net, head, "dino", []
-
-
-def dinov2():
-    net = randomized(Vit(scaled=True))
-    return {**named("", net), "mask_token": torch.zeros(1, 192)}, net, None, "dinov2", ["mask_token"]
-
-
-def dinov2_giant():
-    net = randomized(Vit(scaled=True, swiglu=True))
-    return {**named("", net), "mask_token": torch.zeros(1, 192)}, net, None, "dinov2", ["mask_token"]
-
-
-def dinov2_registers():
-    net = randomized(Vit(scaled=True, registers=4))
-    return {**named("", net), "mask_token": torch.zeros(1, 192)}, net, None, "dinov2_reg", ["mask_token"]
-
-
-def mae():
-    net = randomized(Vit())
-    net.pos_embed.data[:, 0] = 0
-    state = {**named("", net), **junk("mask_token", "decoder_pos_embed", "decoder_embed.weight")}
-    checkpoint = {"model": state, "args": argparse.Namespace(lr=1e-3), "epoch": 800, "scaler": {"scale": 2.0}}
-    return checkpoint, net, None, "mae", ["mask_token", "decoder_pos_embed"]
-
-
-def simclr_converted():
-    net = resnet()
-    state = named("", net)
-    state |= {name: torch.zeros_like(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
-    return {"state_dict": {**state, **named("fc.", nn.Linear(128, 5))}}, net, None, "simclr", ["fc.weight", "fc.bias"]
-
-
-def lightning():
-    net, head = resnet(), mlp(128, 32, 24)
-    state = {**named("model.backbone.", net), **named("model.projector.", head)}
-    return {"epoch": 1, "pytorch-lightning_version": "2", "state_dict": state}, net, head, "vicreg", []
-
-
-def compiled():
-    net, head = resnet(), mlp(128, 32, 24)
-    state = {**named("module._orig_mod.backbone.", net), **named("module._orig_mod.projector.", head)}
-    return {"model": state, "best_acc": np.float64(0.5)}, net, head, "vicreg", []
-
-
-FILES = (
-    vicreg_full,
-    barlow_full,
-    backbone_alone,
-    swav,
-    moco_v2,
-    moco_v1,
-    moco_v3_resnet,
-    moco_v3_vit,
-    dino_backbone,
-    dino_full,
-    dino_resnet,
-    dinov2,
-    dinov2_giant,
-    dinov2_registers,
-    mae,
-    simclr_converted,
-    lightning,
-    compiled,
-)
-
-
-@pytest.mark.parametrize("make", FILES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", ROWS)
 @torch.no_grad()
-def test_a_published_layout_gives_the_outputs_of_its_network(tmp_path, make):
+def test_a_published_layout_gives_the_outputs_of_its_network(tmp_path, name):
     torch.manual_seed(0)
-    checkpoint, net, head, layout, said = make()
+    checkpoint, net, head, layout, said = published(name)
     network = load_network(save(checkpoint, tmp_path / "public.pth"))
     assert LAYOUTS[layout].title in network.notes and not network.training
     assert network.preprocessing == LAYOUTS[layout].preprocessing
     for words in said:
         assert words in network.notes
-    if not said:
-        assert "dropped: nothing" in network.notes
     backbone = net(IMAGES)
     embedded = network.embed_layers(IMAGES, ["backbone", "backbone:l2"])
     torch.testing.assert_close(embedded["backbone"], backbone, rtol=1e-4, atol=1e-4)
@@ -314,12 +245,12 @@ def test_a_published_layout_gives_the_outputs_of_its_network(tmp_path, make):
     torch.testing.assert_close(prepared.embed(IMAGES, "backbone"), backbone, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("make, inner, width", [(backbone_alone, "layer3", 64), (dino_backbone, "blocks.0", 192)])
+@pytest.mark.parametrize("name, inner, width", [("backbone_alone", "layer3", 64), ("dino_backbone", "blocks.0", 192)])
 @torch.no_grad()
-def test_inner_layers_by_the_networks_own_names(tmp_path, make, inner, width):
+def test_inner_layers_by_the_networks_own_names(tmp_path, name, inner, width):
     """A stage of a ResNet as its mean over positions, a block of a ViT as its class token; after preparing, too."""
-    checkpoint, net, *_ = make()
-    torch.save(checkpoint, tmp_path / "public.pth")
+    checkpoint, net, *_ = published(name)
+    save(checkpoint, tmp_path / "public.pth")
     network = prepared_for_inference(load_network(str(tmp_path / "public.pth")), [inner])
     kept = []
     if inner == "layer3":
@@ -333,15 +264,15 @@ def test_inner_layers_by_the_networks_own_names(tmp_path, make, inner, width):
         network.width("layer9")
 
 
-@pytest.mark.parametrize("make, offset", [(dino_backbone, 0.1), (dinov2_registers, 0.0), (mae, 0.0)])
+@pytest.mark.parametrize("name, offset", [("dino_backbone", 0.1), ("dinov2_registers", 0.0), ("mae", 0.0)])
 @torch.no_grad()
-def test_positions_are_interpolated_as_published(tmp_path, make, offset):
+def test_positions_are_interpolated_as_published(tmp_path, name, offset):
     """96 pixels where the table is for 64: DINO's factor is a little larger than 6 / 4."""
-    checkpoint, net, *_ = make()
-    torch.save(checkpoint, tmp_path / "public.pth")
+    checkpoint, net, *_ = published(name)
+    save(checkpoint, tmp_path / "public.pth")
     images = torch.randn(1, 3, 96, 96)
     table = net.pos_embed[:, 1:].transpose(1, 2).reshape(1, 192, 4, 4)
-    antialias = make is dinov2_registers
+    antialias = name == "dinov2_registers"
     factor = {"scale_factor": ((6 + offset) / 4,) * 2} if offset else {"size": (6, 6)}
     table = F.interpolate(table, **factor, mode="bicubic", antialias=antialias)
     positions = torch.cat([net.pos_embed[:, :1], table.flatten(2).transpose(1, 2)], 1)
@@ -516,11 +447,11 @@ def public(tmp_path_factory):
     folder = tmp_path_factory.mktemp("public")
     for seed, model in enumerate("AB"):
         torch.manual_seed(seed)
-        checkpoint, *_ = dino_full()
+        checkpoint, *_ = published("dino_full")
         for value in checkpoint["teacher"].values():
             value += 0.01 * seed
         save(checkpoint, folder / f"dino_{model}.pth")
-    save(simclr_converted()[0], folder / "simclr.pth")
+    save(published("simclr_converted")[0], folder / "simclr.pth")
     return folder
 
 
