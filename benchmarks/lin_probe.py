@@ -179,7 +179,7 @@ class Published:
 
 
 class OwnViews(Dataset):
-    """(view 1, view 2, label) with dejavu_utils.augment, as the probe makes its one view."""
+    """(view 1, view 2, label) with dejavu_utils.data.augment, as the probe makes its one view."""
 
     def __init__(self, listing, indices, resolution):
         self.listing, self.indices, self.resolution = listing, indices, resolution

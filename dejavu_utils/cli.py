@@ -230,7 +230,7 @@ def existing_folder(path: str | Path | None, flag: str) -> Path:
 
 
 def add_crop_flags(group: argparse._ArgumentGroup) -> None:
-    """The flags of data.annotations.CropRule for background crops; each with dashes or underscores
+    """The flags of crops.CropRule for background crops; each with dashes or underscores
     within its name."""
 
     def add(name: str, **kwargs: Any) -> None:

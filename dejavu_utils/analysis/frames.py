@@ -209,7 +209,9 @@ def sslmem_table(
     """
     rows = []
     for point in points:
-        for pct in pct_confidences if sslmem[point.value] else ():
+        if not sslmem[point.value]:
+            continue
+        for pct in pct_confidences:
             score = vars(point.content.levels[top_k][pct].score)
             row = {"epoch": point.value, "instrument": "deja_vu", "of": f"{pct:g}"}
             rows.append({**row, **score})
@@ -329,9 +331,8 @@ def criteria_table(
     frame = pd.DataFrame([{"loss": point.model, **point.row(top_k)} for point in points])
     frame = frame.rename(columns=_SHORT).drop(columns="pct_confidence")
     frame = frame[[*first, *frame.columns.difference(first, sort=False)]]
-    drawn = (frame["epoch"] == epoch) & (
-        frame["dataset"].eq(dataset) | (frame["setting"] == "param")
-    )
+    is_here = frame["dataset"].eq(dataset) | (frame["setting"] == "param")
+    drawn = (frame["epoch"] == epoch) & is_here
     return frame.assign(drawn=drawn.astype(int))
 
 

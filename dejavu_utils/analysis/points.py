@@ -150,9 +150,10 @@ class Series:
                 value = point.value
                 epoch = value if x == "epoch" else self.epoch
                 dataset = {"epoch": self.dataset, "dataset": value}.get(x)
+                param = value if x == "param" else None
                 probe = of_probes.get(value)
                 scored = ScoredPoint(self.model, x, value, epoch, dataset, point.content, probe)
-                points.setdefault((epoch, dataset, value if x == "param" else None), scored)
+                points.setdefault((epoch, dataset, param), scored)
         return list(points.values())
 
     def _read(

@@ -106,7 +106,7 @@ def outcome_means(tables: dict[str, pd.DataFrame], sets: dict, top_k: int) -> pd
     """Mean SSLMem of the images of each outcome: one row per layer and outcome, with value, low,
     high and n.
 
-    tables: of `read_scores`. sets: {"A", "B"} -> results.AttackedSet. An outcome of no image has
+    tables: of `read_scores`. sets: {"A", "B"} -> attack_files.AttackedSet. An outcome of no image has
     NaN.
     """
     parts = []

@@ -47,7 +47,7 @@ class Views:
     """(image index, PIL image) -> `count` views for each kind of network: tuple of float32 (count,
     3, side, side).
 
-    pair: augment.Views that take turns, the first first. kinds: list of Preprocessing; a view
+    pair: the two augment.View, which take turns, the first first. kinds: list of Preprocessing; a view
     differs between them in side, interpolation and normalization only. Everything is done on the
     CPU, each image by itself with a blur of its own (the training draws one for a batch): bit for
     bit the same views on every device and in any batch.

@@ -77,7 +77,7 @@ def reconstruct(
 ) -> Reconstructions:
     """Reconstructions of the images in `rows` (of Attack.tables[attacked]) by every Source.
 
-    Both models start from the same noise. respacing: steps, as dejavu_utils.diffusion.Diffusion
+    Both models start from the same noise. respacing: steps, as reconstruction.diffusion.Diffusion
     takes them.
     """
     indices = rows["index"].to_numpy(int)

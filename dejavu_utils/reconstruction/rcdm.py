@@ -105,7 +105,7 @@ class Rcdm:
         """Images in [0, 1], float32 (n, 3, side, side) on the CPU. conditions: float (n, width).
         seeds: n int.
 
-        respacing: steps, as dejavu_utils.diffusion.Diffusion takes them. on_progress: called with n
+        respacing: steps, as reconstruction.diffusion.Diffusion takes them. on_progress: called with n
         after each step.
         """
         process = Diffusion(self.settings, respacing)
@@ -188,7 +188,7 @@ def _last_average(folder: Path) -> Path:
 class Attack:
     """A folder of label_inference_attack.py, with the images and boxes that were attacked.
 
-    tables: {"A", "B"} -> one row per attacked image (dejavu_utils.results.example_table). Where the
+    tables: {"A", "B"} -> one row per attacked image (analysis.tables.example_table). Where the
     images lie and how crops were chosen is taken from the folder's results.json. image_dir and
     bbox_dir: if they lie elsewhere now, or there is no such file; min_px and crop_rule are for
     folders without one.
@@ -230,7 +230,7 @@ class Attack:
             self.tables[name] = example_table(attacked, self.listing)
 
     def class_table(self, attacked: str, class_names: Sequence[str]) -> pd.DataFrame:
-        """results.class_table of one attacked set, "A" or "B". class_names: one per label."""
+        """analysis.tables.class_table of one attacked set, "A" or "B". class_names: one per label."""
         return class_table({attacked: self.sets[attacked]}, class_names)
 
     def crops(self, indices: np.ndarray) -> np.ndarray:
