@@ -34,6 +34,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
     leave_if_finished()
 
 from argparse import Namespace, _ArgumentGroup
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ from dejavu_utils.analysis.attack_output import (
     summary_lines,
     write_layer,
 )
-from dejavu_utils.analysis.results_json import check_one_kind
+from dejavu_utils.analysis.results_json import RESULTS, check_one_kind
 from dejavu_utils.attack.job import BOXES, ImageSets, Job, ModelFiles
 from dejavu_utils.attack.preconditions import copied_elsewhere
 from dejavu_utils.attack.search import Queries, k_with_self, nearest_public, unreadable_in_words, work_in_words
@@ -67,10 +68,11 @@ from dejavu_utils.cli import (
 )
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.provenance import ModelRecord
+from dejavu_utils.data.provenance import ModelRecord, Provenance, is_made
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import check_place, complete_files
 from dejavu_utils.imagenet import list_images, read_class_names
+from dejavu_utils.log import say
 from dejavu_utils.models import L2
 from dejavu_utils.naming import LOGITS, SETS, attack_path
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference, progress_of
@@ -283,6 +285,9 @@ def attack(given: tuple[Job, Resources]) -> None:
     public = ImageSet("public", public_indices)
     embedder = Embedder(networks, of_each, listing, job.inference)
     record = job.record(records, listing, sets, queries, public_indices)
+    if from_first(None if rank() else all(is_made(*of_layer) for of_layer in made_of_layers(job, record))):
+        say(f"{job.folder}: there already, made from the same contents")
+        return
     pieces = ShardStore(
         job.folder / "unfinished", None if rank() else job.key(record, listing, queries, public_indices)
     )
@@ -307,11 +312,11 @@ def attack(given: tuple[Job, Resources]) -> None:
                 counts_of(parts, result, len(public), len(searched.unreadable), len(listing.classes)),
                 warnings + check_ceilings(result.ceiling, 1 / len(listing.classes)),
                 {**settings, "layer": layer},
-                replace(record, votes={"k": job.k, "k_attk": job.k_attk, "layer": layer}).plain(),
+                job.of_layer(record, layer).plain(),
                 (lambda index: annotations.boxes(index, annotated)[0]) if annotations else None,
                 read_class_names(job.class_names, "--class_names") if job.class_names else None,
             )
-            folder = job.folder / layer if job.models.chosen else job.folder
+            folder = job.folder_of(layer)
             with complete_files(folder, last="results.json") as new:
                 results = write_layer(new, result, listing, context)
             print("\n".join(["", *summary_lines(layer, results), f"  {folder}"]), flush=True)
@@ -319,6 +324,11 @@ def attack(given: tuple[Job, Resources]) -> None:
             print(unreadable_in_words(listing, public_indices[searched.unreadable]))
         pieces.remove()
     wait_for_all()
+
+
+def made_of_layers(job: Job, record: Provenance) -> list[tuple[Path, Provenance, Mapping[str, object]]]:
+    """What `is_made` is asked about each layer's results."""
+    return [(job.folder_of(layer) / RESULTS, job.of_layer(record, layer), job.settings) for layer in job.models.layers]
 
 
 if __name__ == "__main__":

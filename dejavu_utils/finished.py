@@ -4,7 +4,7 @@ Scripts ask before they import torch, so that a sweep passes each finished point
 second: standard library only, and YAML where a training's settings are in such a file.
 """
 
-import itertools
+import filecmp
 import json
 import os
 import re
@@ -25,6 +25,7 @@ _WITHOUT_EFFECT = re.compile(
     r"|crop_cache"
 )
 _OTHER_WORK = ("training.eval_only", "training.train_probes_only")  # of a finished training
+_SECONDS_TO_NAME = 60  # from the last byte of results to their final name, at most
 Flags = dict[str, list[str]]
 
 
@@ -87,15 +88,15 @@ def finished_or_queued(script: str, flags: Flags, refuses: bool = False) -> str:
     refuses: a training that runs here and differs is left to its script, which compares more and
     refuses to resume.
 
-    A flag that differs from those of the finished run is named. If a checkpoint is newer than the
-    results, it is another one, and there is something to do.
+    A flag that differs from those of the finished run is named. If a file that a flag names has
+    changed since, it may be another one: there is something to do, and be it to compare contents.
     """
     results = RESULTS[script]
     folder = value_of(flags, results.folder)
     last = results.path(flags)
     if not folder or any(value_of(flags, name) not in ("", "0") for name in _OTHER_WORK):
         return ""
-    if last.is_file() and not newer_checkpoint(flags, last):
+    if last.is_file() and not changed_input(flags, last):
         other = difference(flags, recorded_settings(last))
         if other and refuses and results.steps[0] and not submits(flags):
             return ""
@@ -148,14 +149,22 @@ def _of_yaml(path: str) -> Flags:
         return {}  # the script says what is wrong with it
 
 
-def newer_checkpoint(flags: Flags, results: Path) -> str:
-    """The first checkpoint among the values of the flags that was written after the results; "" if
-    there is none."""
-    made = results.stat().st_mtime_ns
-    for path in itertools.chain(*flags.values()):
-        is_checkpoint = path.endswith((".pth", ".pt")) and os.path.isfile(path)
-        if is_checkpoint and os.stat(path).st_mtime_ns > made:
-            return path
+def changed_input(flags: Flags, results: Path) -> str:
+    """The first file among the values of the flags that was changed after the results were written;
+    "" if there is none.
+
+    A file may come with an older time of its own (cp -p, rsync): then the time at which it came
+    tells, unless the results were copied, too.
+    """
+    made = results.stat()
+    was_copied = made.st_ctime - made.st_mtime > _SECONDS_TO_NAME
+    for name, values in flags.items():
+        for path in () if _WITHOUT_EFFECT.fullmatch(name) else values:
+            if os.path.isfile(path):
+                found = os.stat(path)
+                came_later = not was_copied and found.st_ctime_ns > made.st_ctime_ns
+                if came_later or found.st_mtime_ns > made.st_mtime_ns:
+                    return path
     return ""
 
 
@@ -181,7 +190,7 @@ def difference(flags: Flags, record: Mapping[str, object]) -> str:
         else:
             before = ["" if recorded is None else str(recorded)]
             now = values[:1] or ["1"]  # a switch
-        if list(map(_plain, before)) != list(map(_plain, now)):
+        if list(map(_plain, before)) != list(map(_plain, now)) or _other_files(before, now):
             return f"--{name} {' '.join(before) or 'none'}, not {' '.join(values) or 1}"
     return ""
 
@@ -192,6 +201,15 @@ def _plain(text: str) -> object:
         return float({"true": "1", "false": "0"}.get(text.lower(), text))
     except ValueError:
         return Path(text).parts[-2:] if "/" in text else text
+
+
+def _other_files(before: Sequence[str], now: Sequence[str]) -> bool:
+    """Are two of these paths files of other contents? Equal names below other folders may be."""
+    for one, other in zip(before, now):
+        if one != other and os.path.isfile(one) and os.path.isfile(other):
+            if not filecmp.cmp(one, other, shallow=False):
+                return True
+    return False
 
 
 def job_file(folder: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """Every reader of a record notices another model, image folder, index file and setting, but for what it ignores."""
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -115,3 +116,29 @@ def test_the_order_of_rows_is_no_difference(finished_stage, tmp_path):
     for path in folder.glob("A_attk_A_*.npy"):
         np.save(path, np.load(path)[::-1])
     assert read_results(folder) == read_results(finished_stage("attack"))
+
+
+INPUTS = {
+    "attack": ("label_inference_attack.py", "bbox_A_idx_pth", "model_A_pth"),
+    "probe": ("lin_probe.py", "val_idx_pth", "model_pth"),
+    "sslmem": ("sslmem.py", "model_B_pth"),
+}
+
+
+@pytest.mark.parametrize("command", INPUTS)
+def test_finished_results_stand_for_the_same_contents_alone(tiny, tmp_path, command):
+    script, *changed = INPUTS[command]
+    values = settings(command, tiny / "data", tiny / "made", tmp_path / "out")
+    for flag in changed:
+        values[flag] = shutil.copy(values[flag], tmp_path / flag)
+
+    def said():
+        return ok(run_here(script, *flags(values))).stdout
+
+    said()
+    results = tmp_path / "out/results.json"
+    made = results.read_bytes()
+    os.utime(values[flag])
+    assert "there already, made from the same contents" in said() and results.read_bytes() == made
+    save_untrained(values[flag], seed=8)
+    assert "there already" not in said() and results.read_bytes() != made

@@ -230,6 +230,14 @@ class Job:
             settings={"use_supervised_linear": int(self.models.scores)},
         )
 
+    def of_layer(self, record: Provenance, layer: str) -> Provenance:
+        """The record with the votes of one layer."""
+        return replace(record, votes={"k": self.k, "k_attk": self.k_attk, "layer": layer})
+
+    def folder_of(self, layer: str) -> Path:
+        """Where a layer's results are written."""
+        return self.folder / layer if self.models.chosen else self.folder
+
     def key(
         self, record: Provenance, listing: ImageListing, queries: Queries, public: np.ndarray
     ) -> dict:

@@ -19,6 +19,7 @@ import numpy as np
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, digest, load_npz
+from dejavu_utils.finished import difference, recorded_settings
 
 if TYPE_CHECKING:  # figures and tables compare records without PyTorch
     from dejavu_utils.data.beton import Beton
@@ -242,6 +243,21 @@ def read_record(path: Path) -> Provenance | None:
         return Provenance.from_plain(json.loads(path.read_text(encoding="utf-8")).get(MADE_FROM))
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def is_made(results: Path, record: Provenance, settings: Mapping[str, object]) -> bool:
+    """Does a results.json stand that was made from the same contents, with the same flags?
+
+    Of flags of paths, which end in _pth, the record has the contents.
+    """
+    there = read_record(results)
+    if there is None or differences(record, there):
+        return False
+    flags = {}
+    for name, value in settings.items():
+        if value is not None and not name.endswith("_pth"):
+            flags[name] = [str(part) for part in (value if isinstance(value, list) else [value])]
+    return not difference(flags, recorded_settings(results))
 
 
 def weights_digest(network: Network) -> str:

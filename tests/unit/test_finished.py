@@ -5,11 +5,19 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import ROOT, ok
 
-from dejavu_utils.finished import awaited_jobs, difference, missing_snapshot, queued_job, typed_flags
+from dejavu_utils.finished import (
+    awaited_jobs,
+    changed_input,
+    difference,
+    missing_snapshot,
+    queued_job,
+    typed_flags,
+)
 
 RECORD = {"k": 100, "box_margin": 0.0, "public_idx_pth": "/old/500_per_class/public.npy", "layers": None, "seed": 0}
 
@@ -28,6 +36,35 @@ def test_the_first_flag_that_differs_is_named(line):
     words, text = line.split("->")
     said = difference(typed_flags(words.split()), RECORD)
     assert said.startswith(text.strip()) and bool(said) == bool(text)
+
+
+def test_a_file_of_equal_name_and_other_contents_is_another(tmp_path):
+    for folder, text in (("old", "a"), ("copy", "a"), ("other", "b")):
+        (tmp_path / folder / "run").mkdir(parents=True)
+        (tmp_path / folder / "run/A.pth").write_text(text)
+    record = {"model_A_pth": str(tmp_path / "old/run/A.pth")}
+    other = str(tmp_path / "other/run/A.pth")
+    assert not difference({"model_A_pth": [str(tmp_path / "copy/run/A.pth")]}, record)
+    assert difference({"model_A_pth": [other]}, record) == f"--model_A_pth {record['model_A_pth']}, not {other}"
+
+
+@pytest.mark.parametrize("name", ["A.npy", "A.pth", "A.safetensors"])
+def test_a_file_that_came_after_the_results_is_noticed_whatever_its_own_time(tmp_path, name):
+    results, path, older = tmp_path / "results.json", tmp_path / name, tmp_path / "older"
+    path.touch()
+    time.sleep(0.02)
+    results.touch()
+    flags = {"input": [str(path)], "k": ["3"]}
+    assert not changed_input(flags, results)
+    time.sleep(0.02)
+    older.touch()
+    os.utime(older, (0, 0))
+    os.replace(older, path)  # as cp -p and rsync leave it
+    assert changed_input(flags, results) == str(path)
+    os.utime(results, (1000, 1000))  # the results were copied, too: of the tree's times none tells
+    assert not changed_input(flags, results)
+    os.utime(path)
+    assert changed_input(flags, results) == str(path)
 
 
 def test_flags_of_a_yaml_file_come_before_typed_ones(tmp_path):
