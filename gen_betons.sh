@@ -7,7 +7,8 @@
 #                                                    bbox_{A,B}.npy -> {n}_per_class_{A,B}_crops.beton
 #   FORCE=1 ./gen_betons.sh --write-mode jpg         again, with options of write_ffcv_dataset.py
 #
-# Environment: IMAGENET_DATASET_DIR, INDEX_FOLDER, BETONS_FOLDER; with CROPS=1 also IMAGENET_BBOX_ANNOTATIONS. A finished file is skipped unless FORCE=1.
+# Environment: IMAGENET_DATASET_DIR, INDEX_FOLDER, BETONS_FOLDER; with CROPS=1 also IMAGENET_BBOX_ANNOTATIONS. A finished file is skipped unless FORCE=1;
+# one of other images is an error.
 [[ $- == *p* ]] || exec "$BASH" -p "$0" "$@" # ignores the caller's CDPATH, BASH_ENV, shell options and functions
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
@@ -35,11 +36,10 @@ mkdir -p "$BETONS_FOLDER"
 for n in $DATASETS; do
   for side in A B; do
     beton=$BETONS_FOLDER/${n}_per_class_$side$suffix.beton
-    if [ -e "$beton" ] && [ "${FORCE:-0}" != 1 ]; then
-      echo "$beton: there already (FORCE=1 writes it again)"
-      continue
-    fi
+    keep=(--keep-finished)
+    [ "${FORCE:-0}" != 1 ] || keep=()
     "${PYTHON:-python}" "$root/write_ffcv_dataset.py" --imgnet-path "$IMAGENET_DATASET_DIR" \
-      --idx-path "$INDEX_FOLDER/${n}_per_class/${images}_$side.npy" --write-path "$beton" ${own[@]+"${own[@]}"} "$@"
+      --idx-path "$INDEX_FOLDER/${n}_per_class/${images}_$side.npy" --write-path "$beton" ${keep[@]+"${keep[@]}"} \
+      ${own[@]+"${own[@]}"} "$@"
   done
 done

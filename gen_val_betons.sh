@@ -20,9 +20,7 @@ for name in IMAGENET_DATASET_DIR INDEX_FOLDER; do
 done
 mkdir -p "$BETONS_FOLDER"
 
-if [ -e "$BETONS_FOLDER/val.beton" ] && [ "${FORCE:-0}" != 1 ]; then
-  echo "$BETONS_FOLDER/val.beton: there already (FORCE=1 writes it again)"
-else
-  "${PYTHON:-python}" "$root/write_ffcv_dataset.py" --imgnet-path "$IMAGENET_DATASET_DIR" \
-    --idx-path "$INDEX_FOLDER/val_set.npy" --write-path "$BETONS_FOLDER/val.beton" "$@"
-fi
+keep=(--keep-finished)
+[ "${FORCE:-0}" != 1 ] || keep=()
+"${PYTHON:-python}" "$root/write_ffcv_dataset.py" --imgnet-path "$IMAGENET_DATASET_DIR" \
+  --idx-path "$INDEX_FOLDER/val_set.npy" --write-path "$BETONS_FOLDER/val.beton" ${keep[@]+"${keep[@]}"} "$@"

@@ -24,8 +24,8 @@ from dejavu_utils.crops import CropRule
 from dejavu_utils.data.annotations import Annotations
 from dejavu_utils.data.background_crops import frame_warnings, in_words, take_crops
 from dejavu_utils.data.beton import MODES, Encoding, write_beton
-from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.provenance import Provenance, save_training_images
+from dejavu_utils.data.index_files import listing_of, load_indices, read_indices
+from dejavu_utils.data.provenance import Provenance, read_training_images, save_training_images
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, digest
 from dejavu_utils.imagenet import ImageListing, list_images, load_image
@@ -54,6 +54,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         action="store_true",
         help="leave out images that cannot be read and list them in WRITE_PATH.skipped.txt; else one is an error",
     )
+    parser.add_argument(
+        "--keep-finished",
+        "--keep_finished",
+        action="store_true",
+        help="leave a finished file as it is, if it is of these images; else that is an error",
+    )
     group = parser.add_argument_group("background crops in place of the images")
     group.add_argument(
         "--bbox-path",
@@ -69,6 +75,10 @@ def main() -> None:
     args = parse_args()
     if args.jpeg_quality > 100:
         raise InputError(f"--jpeg-quality {args.jpeg_quality}: must be between 1 and 100")
+    if args.keep_finished and Path(args.write_path).is_file():
+        check_finished(args)
+        print(f"{args.write_path}: there already")
+        return
     listing = list_images(args.imgnet_path, "--imgnet-path")
     indices = load_indices(args.idx_path, "--idx-path", listing, may_be_empty=False)
     crops, cut = None, ""
@@ -98,6 +108,26 @@ def main() -> None:
     else:
         side_file.unlink(missing_ok=True)  # of an earlier writing
     print(args.write_path)
+
+
+def check_finished(args: Namespace) -> None:
+    """InputError if what lies beside a finished .beton says that it is of other images than --idx-path.
+
+    The image folder is not listed: that takes minutes on a network file system.
+    """
+    images = read_training_images(args.write_path)
+    if images is None:
+        return
+    wanted = read_indices(args.idx_path, "--idx-path")
+    left_out = args.bbox_path or Path(f"{args.write_path}.skipped.txt").is_file()
+    missing = 0 if left_out else len(wanted) - images.seen(wanted)
+    others = len(images.indices) - images.seen(wanted)
+    folder = "" if listing_of(args.idx_path) in (None, images.listing) else "images of another folder than "
+    if folder or missing or others:
+        raise InputError(
+            f"{args.write_path}: is there already, but holds {folder or 'other images than '}--idx-path "
+            f"{args.idx_path}: write it again (FORCE=1 of gen_betons.sh), or name another file"
+        )
 
 
 def record_of(args: Namespace, listing: ImageListing, indices: np.ndarray, cut: str, contents: str) -> Provenance:

@@ -21,19 +21,8 @@ def load_indices(
     of the listing; index files made by others (without one) only have to be in range. InputError
     names the flag and what differs.
     """
-    if not path or not Path(path).is_file():
-        raise InputError(f"{flag} {path or ''}: no such file; make it with imagenet_partition.py")
-    try:
-        indices = np.load(path)
-    except Exception as error:  # on damaged files, NumPy raises anything, too
-        raise InputError(f"{flag} {path}: not an .npy file of indices: {error}") from None
-    if not isinstance(indices, np.ndarray):
-        raise InputError(f"{flag} {path}: not an .npy file of indices, but an archive")
-    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise InputError(
-            f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices"
-        )
-    for folder in Path(path).parents[:2]:
+    indices = read_indices(path, flag)
+    for folder in Path(path or "").parents[:2]:
         if (folder / UNFINISHED_FILE).is_file():
             raise InputError(
                 f"{flag} {path}: imagenet_partition.py did not finish in {folder}; rerun it"
@@ -54,6 +43,35 @@ def load_indices(
     if not (len(indices) or may_be_empty):
         raise InputError(f"{flag} {path}: holds no index")
     return indices
+
+
+def read_indices(path: str | Path | None, flag: str) -> np.ndarray:
+    """The image indices in an .npy file, integers (n,), unchecked; InputError for another file."""
+    if not path or not Path(path).is_file():
+        raise InputError(f"{flag} {path or ''}: no such file; make it with imagenet_partition.py")
+    try:
+        indices = np.load(path)
+    except Exception as error:  # on damaged files, NumPy raises anything, too
+        raise InputError(f"{flag} {path}: not an .npy file of indices: {error}") from None
+    if not isinstance(indices, np.ndarray):
+        raise InputError(f"{flag} {path}: not an .npy file of indices, but an archive")
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise InputError(
+            f"{flag} {path}: holds {indices.dtype} {indices.shape}, expected a row of image indices"
+        )
+    return indices
+
+
+def listing_of(path: str | Path) -> str | None:
+    """SHA-256 of the listing that an index file was made for, as the partition.json near it says;
+    None if none does."""
+    for folder in Path(path).parents[:2]:
+        try:
+            recorded = json.loads((folder / PARTITION_FILE).read_text(encoding="utf-8"))
+            return str(recorded["fingerprint"]["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _check_fingerprint(partition_file: Path, listing: ImageListing, source: str) -> None:

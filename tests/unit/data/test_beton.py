@@ -207,6 +207,9 @@ def test_gen_scripts_write_what_is_missing(folders):
     assert "there already" in result.stdout
     assert (folders / "betons/2_per_class_A.beton").stat().st_mtime_ns == before
     assert (folders / "betons/1_per_class_B.beton").exists()
+    np.save(folders / "index/2_per_class/train_A.npy", np.array([0, 4]))
+    result = run(folders, "gen_betons.sh")
+    assert_one_line_error(result, "2_per_class_A.beton: is there already, but holds other images than", "FORCE=1")
     ok(run(folders, "gen_betons.sh", FORCE="1"))
     assert (folders / "betons/2_per_class_A.beton").stat().st_mtime_ns > before
     ok(run(folders, "gen_val_betons.sh"))
