@@ -27,7 +27,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's package
 
-from dejavu_utils.analysis.agreement import disagreements, distinct
+from dejavu_utils.analysis.agreement import copies, disagreements, distinct
 from dejavu_utils.analysis.attack_files import read_attack, read_split
 from dejavu_utils.analysis.figures import draw_agreement, save_figure
 from dejavu_utils.analysis.intervals import Estimate, combine_runs, estimate_columns, within
@@ -75,6 +75,10 @@ def main() -> None:
         raise InputError("--agreement: compares the runs of --runs; name at least two")
     attacks, levels = labeled(args.attacks), args.pct_confidences
     runs, notes = distinct([existing_folder(folder, "--runs") for folder in args.runs or ()])
+    twice, about_copies = copies(attacks)
+    for label in twice:
+        del attacks[label]
+    notes += about_copies
     folders = {folder: folder for folder in runs} or attacks
     differs, about_records = disagreements("runs" if runs else "table", folders)
     if runs:

@@ -33,6 +33,19 @@ def distinct(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
     return kept, notes
 
 
+def copies(folders: Mapping[Key, Path]) -> tuple[set[Key], list[str]]:
+    """(keys of folders that hold the same results as an earlier one, notes about them)."""
+    first: dict[str, Path] = {}
+    found = set()
+    notes = []
+    for key, folder in folders.items():
+        same = first.setdefault(_contents(folder), folder)
+        if same is not folder:
+            found.add(key)
+            notes.append(f"{folder}: holds the same results as {same}, and both count once")
+    return found, notes
+
+
 def disagreements(reader: str, folders: Mapping[Key, Path]) -> tuple[dict[Key, str], list[str]]:
     """({key: how a folder was made otherwise than the first that has a record, in words; "" where
     it was not}, notes).
@@ -77,9 +90,7 @@ def foreign_probe(attack: Path, probe: Path) -> bool:
 def _identities(folder: Path) -> list[str]:
     """What no two independent runs share: contents of the neighbor files, and weights of a model
     with its images."""
-    paths = sorted(folder.rglob(_ARRAYS)) or sorted(folder.glob(RESULTS))
-    contents = [f"{path.relative_to(folder)} {file_digest(path)}" for path in paths]
-    identities = [" ".join(contents)]
+    identities = [_contents(folder)]
     record = read_record(folder / RESULTS)
     if record and record.models and record.sets:
         images = sorted(record.sets.items())
@@ -87,3 +98,8 @@ def _identities(folder: Path) -> list[str]:
             if model.weights:
                 identities.append(f"{model.weights} {images}")
     return identities
+
+
+def _contents(folder: Path) -> str:
+    paths = sorted(folder.rglob(_ARRAYS)) or sorted(folder.glob(RESULTS))
+    return " ".join(f"{path.relative_to(folder)} {file_digest(path)}" for path in paths)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from dejavu_utils.analysis.agreement import disagreements, foreign_probe
+from dejavu_utils.analysis.agreement import copies, disagreements, foreign_probe
 from dejavu_utils.analysis.attack_files import TooManyVotes
 from dejavu_utils.analysis.figures import Draw, save_figure
 from dejavu_utils.analysis.frames import Attack, ScoredPoint, SweepPoint
@@ -201,12 +201,16 @@ class Series:
 
 
 def compared(points: Sequence[T], reader: str = "table") -> list[T]:
-    """The points of one figure, with how each was made otherwise than the first; notes it."""
+    """The points of one figure, each result once, with how it was made otherwise than the first;
+    notes both."""
     folders = {number: point.folder for number, point in enumerate(points)}
+    twice, about_copies = copies(folders)
+    for number in twice:
+        del folders[number]
     differs, notes = disagreements(reader, folders)
-    for text in notes:
+    for text in about_copies + notes:
         note(text)
-    return [replace(point, differs=differs[number]) for number, point in enumerate(points)]
+    return [replace(points[number], differs=differs[number]) for number in folders]
 
 
 def read_all(

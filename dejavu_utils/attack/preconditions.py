@@ -2,14 +2,15 @@
 meaningless, warnings for what may."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from dejavu_utils.data.near_copies import near_copies_beside, with_near_copy
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
-from dejavu_utils.files import digest
 from dejavu_utils.imagenet import ImageListing
 from dejavu_utils.models import Network, SSLNetwork
 from dejavu_utils.naming import LOGITS, SETS, TWIN
@@ -34,10 +35,17 @@ class IndexSet(NamedTuple):
     indices: np.ndarray
 
 
-def half_digest(network: Network) -> str:
-    """SHA-256 of a network's parameters in half precision, the same for a copy in which they were
-    saved so. To be called before the network is prepared for inference."""
-    return digest(*(parameter.detach().half() for parameter in network.parameters()))
+def have_same_weights(first: Network, second: Network) -> bool:
+    """Do two networks share their parameters, but for rounding to half precision (float16,
+    bfloat16)? To be asked before they are prepared for inference."""
+    pairs = list(zip_longest(first.parameters(), second.parameters()))
+    return all(
+        one is not None
+        and other is not None
+        and one.shape == other.shape
+        and torch.allclose(one.float(), other.float(), rtol=2**-8, atol=2**-24)
+        for one, other in pairs
+    )
 
 
 def check_disjoint(sets: Iterable[IndexSet]) -> None:
@@ -136,7 +144,7 @@ def check_models(networks: Mapping[str, Network]) -> list[str]:
         return [
             f"{b.source}: is model A's checkpoint too: the score is 0, whatever the model memorized"
         ]
-    if half_digest(a) == half_digest(b):
+    if have_same_weights(a, b):
         raise InputError(
             f"{b.source}: holds the same weights as {a.source}; name the two models' checkpoints"
         )

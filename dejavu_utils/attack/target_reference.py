@@ -8,7 +8,7 @@ it never saw the images it judges.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dejavu_utils.attack.preconditions import IndexSet, check_training_set, half_digest
+from dejavu_utils.attack.preconditions import IndexSet, check_training_set, have_same_weights
 from dejavu_utils.data.provenance import TrainingImages
 from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import ImageListing
@@ -156,11 +156,12 @@ def _check_distinct(networks: Mapping[str, Network], comparison: TargetReference
     """InputError where two classifiers that judge a set are the same one: their spread would be too
     small."""
     for name in SETS:
-        first_with: dict[str, Network] = {}
+        distinct: list[Network] = []
         for classifier in [*comparison.reference[name], *comparison.half.get(name, [])]:
             network = networks[classifier]
-            first = first_with.setdefault(half_digest(network), network)
-            if first is not network:
-                raise InputError(
-                    f"{network.source}: holds the same weights as {first.source}; name each classifier once"
-                )
+            for other in distinct:
+                if have_same_weights(network, other):
+                    raise InputError(
+                        f"{network.source}: holds the same weights as {other.source}; name each classifier once"
+                    )
+            distinct.append(network)

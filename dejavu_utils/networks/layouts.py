@@ -63,7 +63,7 @@ LAYOUTS = {
         "SimCLR, converted", preprocessing=Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
     ),
     "supervised": Layout("supervised, by its classifier", "supervised"),
-    "backbone": Layout("a backbone alone"),
+    "backbone": Layout("a backbone of unknown training"),
 }
 # (last word of the backbone's prefix, prefix of the projector beside or within it, layout); the
 # first that fits.
@@ -86,7 +86,7 @@ _CLASSIFIER = re.compile(r"(fc|head)\.(weight|bias)")
 # Within a backbone's prefix, but of no use to it: masks, decoders, other heads. Everything else
 # must be loaded.
 BESIDE = re.compile(
-    r"mask_token|masked_embed|decoder_.*|(projection_head|prototypes|classifier|head|fc)\..*|queue.*"
+    r"n_averaged|mask_token|masked_embed|decoder_.*|(projection_head|prototypes|classifier|head|fc)\..*|queue.*"
 )
 _NESTS = ("model", "teacher", "state_dict", "target_encoder", "student")
 # What files of other projects look like: (pattern of a name, what has such names); the first that
@@ -115,9 +115,9 @@ _DINOV3 = {
 }
 
 
-def weights_in(checkpoint: Any) -> tuple[Weights, str]:
-    """({name: tensor} without the prefixes of wrappers, where it lay in the file) of a checkpoint
-    of any layout.
+def weights_in(checkpoint: Any) -> tuple[Weights, str, list[str]]:
+    """({name: tensor} without the prefixes of wrappers, where it lay in the file, where other
+    weights of such names lie) of a checkpoint of any layout.
 
     ValueError where the weights cannot be told from the rest.
     """
@@ -140,13 +140,27 @@ def weights_in(checkpoint: Any) -> tuple[Weights, str]:
         raise ValueError(
             f"holds {entries}; expected weights by their names, or {', '.join(_NESTS)} with weights in it"
         )
-    state = {
-        re.sub(r"(?<![^.])(?:module|_orig_mod)\.", "", name): value
-        for name, value in nests[chosen].items()
-    }
+    state = _unwrapped(nests[chosen])
     if len(state) < len(nests[chosen]):
         raise ValueError("two of its weights have the same name without module. and _orig_mod.")
-    return state, chosen
+    for name, value in state.items():
+        if name.endswith(".weight") and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"its {name} holds {kind}: a quantized network; give the file before it was quantized"
+            )
+    others = []
+    for name, nest in nests.items():
+        if name != chosen and 2 * len(_unwrapped(nest).keys() & state.keys()) > len(state):
+            others.append(name)
+    return state, chosen, others
+
+
+def _unwrapped(nest: Weights) -> Weights:
+    """Without the prefixes of wrappers."""
+    return {
+        re.sub(r"(?<![^.])(?:module|_orig_mod)\.", "", name): value for name, value in nest.items()
+    }
 
 
 def prefix_of(state: Weights, anchor: re.Pattern = _ANCHOR) -> str:
@@ -199,8 +213,13 @@ def layout_of(state: Weights, prefix: str, nest: str, known: str | None) -> tupl
     root = "".join(outer)
     for place, projector, name in _PLACES:
         if place == word and any(key.startswith(root + projector) for key in state):
-            barlow = name == "vicreg" and f"{root}projector.0.bias" not in state
-            return known or ("barlow" if barlow else name), root + projector
+            if name == "vicreg" and f"{root}projector.0.bias" not in state:
+                name = "barlow"
+            # solo-learn's names are the same; VICReg has neither of these
+            others = any(re.match(r"(momentum_|predictor\.|prototypes\.)", key) for key in state)
+            if name == "vicreg" and (others or f"{root}projector.1.running_mean" not in state):
+                name = "backbone"
+            return known or name, root + projector
     alone = {"encoder_q.": "moco", "base_encoder.": "mocov3"}
     return known or alone.get(word) or _layout_of_bare(below(prefix, state), nest), None
 

@@ -209,17 +209,19 @@ def _loaded(model: str, flag: str, arch: str | None, arch_flag: str) -> Network:
 def _from_file(checkpoint: Any, arch: str | None, source: str, file_name: str) -> Network:
     if isinstance(checkpoint, dict) and "settings" in checkpoint:
         return _own(network_of(checkpoint["model"], checkpoint), arch)
-    state, nest = weights_in(checkpoint)
+    state, nest, others = weights_in(checkpoint)
     if any(map(_OWN.fullmatch, state)):
         root = prefix_of(state, _OWN)
         return _own(network_of(below(root, state), checkpoint), arch)
     if arch and arch not in LAYOUTS:
-        return _built_by_name(arch, source, state, file_name)
-    prefix = prefix_of(state)
-    name, projector = layout_of(state, prefix, nest, arch)
-    network = network_of_layout(state, name, prefix, projector)
-    if nest not in ("", "model", "state_dict"):
-        network.notes = f"weights under {nest}, {network.notes}"
+        network = _built_by_name(arch, source, state, file_name)
+    else:
+        prefix = prefix_of(state)
+        name, projector = layout_of(state, prefix, nest, arch)
+        network = network_of_layout(state, name, prefix, projector)
+    if others or nest not in ("", "model", "state_dict"):
+        not_used = f" (not those under {', '.join(others)})" if others else ""
+        network.notes = f"weights under {nest or 'no name'}{not_used}, {network.notes}"
     return network
 
 

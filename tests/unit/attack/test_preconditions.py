@@ -142,10 +142,11 @@ def test_models_that_cannot_give_a_score_are_refused(data, tmp_path, trained, te
     assert results is None
 
 
-def test_final_weights_of_the_same_model_are_refused(data, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+def test_final_weights_of_the_same_model_are_refused(data, tmp_path, dtype):
     """Also where they were saved in half precision."""
     weights = load(checkpoint(data, tmp_path / "a", ["A"], **BARE))["model"]
-    halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    halves = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
     torch.save(halves, tmp_path / "final_weights.pt")
     result, _ = attack(data, tmp_path, tmp_path / "a", tmp_path / "final_weights.pt")
     assert_one_line_error(result, "--model_B_pth", "same weights")

@@ -360,6 +360,9 @@ REFUSED = {
         name: value for name, value in named("", resnet()).items() if name != "layer4.1.bn2.weight"
     },
     "networks under a.backbone., b.backbone.": lambda: named("a.backbone.", resnet()) | named("b.backbone.", resnet()),
+    "its conv1.weight holds int8: a quantized network": lambda: {
+        name: value.to(torch.int8) if value.ndim == 4 else value for name, value in named("", resnet()).items()
+    },
     "its projector has projector.weight_g": lambda: named("backbone.", resnet()) | junk("projector.a.weight_g"),
 }
 
@@ -369,6 +372,30 @@ def test_other_files_are_refused_with_what_is_missing(tmp_path, reason):
     path = save(REFUSED[reason](), tmp_path / "public.pth")
     with pytest.raises(InputError, match=f"--model_pth {path}: .*{reason.replace('projector.weight_g', '')}"):
         load_network(path)
+
+
+@pytest.mark.parametrize(
+    "nest, other", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("teacher", "student")]
+)
+def test_weights_that_lie_beside_those_taken_are_named(tmp_path, nest, other):
+    """Averaged ones may be those that were published; torch.optim.swa_utils counts what it averaged."""
+    averaged = named("module.", randomized(resnet(), seed=1)) | {"n_averaged": torch.tensor(5)}
+    path = save({other: averaged, nest: named("", resnet())}, tmp_path / "two.pth")
+    assert f"weights under {nest} (not those under {other}), taken as" in load_network(path).notes
+    network = load_network(save(averaged, tmp_path / "averaged.pth"))
+    assert "dropped: n_averaged" in network.notes and "not those" not in network.notes
+
+
+@pytest.mark.parametrize("words", [["momentum_backbone.conv1.weight"], []], ids=["BYOL", "SimCLR"])
+def test_names_of_solo_learn_are_not_taken_as_vicreg(tmp_path, words):
+    net, norm = resnet(), [nn.BatchNorm1d(24)] if words else []
+    projector = nn.Sequential(nn.Linear(128, 24), *norm, nn.ReLU(), nn.Linear(24, 8)).eval()
+    state = named("backbone.", net) | named("projector.", projector)
+    for word in words:
+        state |= junk(word)
+    network = load_network(save({"state_dict": state}, tmp_path / "solo.ckpt"))
+    assert "unknown training" in network.notes and "simclr" in network.losses()
+    torch.testing.assert_close(network.embed(IMAGES, "projector"), projector(net(IMAGES)), rtol=1e-4, atol=1e-4)
 
 
 def test_torchscript_is_named_and_not_run(tmp_path, recwarn):
@@ -466,7 +493,10 @@ def test_attack_of_public_checkpoints(tiny, public, tmp_path):
     values |= {"use_corner_crop": "", "resolution": 64, "layers": "projector:l2,blocks.0"}
     values |= {f"model_{model}_pth": public / f"dino_{model}.pth" for model in "AB"}
     result = ok(call("attack", values))
-    assert "weights under teacher, taken as DINO" in result.stdout and "(bicubic)" in result.stdout
+    assert (
+        "weights under teacher (not those under student), taken as DINO" in result.stdout
+        and "(bicubic)" in result.stdout
+    )
     listing, network = list_images(tiny / "data/images"), load_network(str(public / "dino_A.pth"))
     attacked, public_set = (np.load(values[f"{name}_idx_pth"]) for name in ("bbox_B", "public"))
 
