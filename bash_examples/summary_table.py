@@ -76,9 +76,8 @@ def main() -> None:
     attacks, levels = labeled(args.attacks), args.pct_confidences
     runs, notes = distinct([existing_folder(folder, "--runs") for folder in args.runs or ()])
     twice, about_copies = copies(attacks)
-    for label in twice:
-        del attacks[label]
-    notes += about_copies
+    attacks = {label: folder for label, folder in attacks.items() if label not in twice}
+    notes += [f"{text}, and both count once" for text in about_copies]
     folders = {folder: folder for folder in runs} or attacks
     differs, about_records = disagreements("runs" if runs else "table", folders)
     if runs:

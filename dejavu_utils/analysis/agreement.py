@@ -33,16 +33,16 @@ def distinct(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
     return kept, notes
 
 
-def copies(folders: Mapping[Key, Path]) -> tuple[set[Key], list[str]]:
-    """(keys of folders that hold the same results as an earlier one, notes about them)."""
-    first: dict[str, Path] = {}
-    found = set()
+def copies(folders: Mapping[Key, Path]) -> tuple[dict[Key, Key], list[str]]:
+    """({key of a folder with the same results as an earlier one: the key of that}, notes)."""
+    first: dict[str, Key] = {}
+    found = {}
     notes = []
     for key, folder in folders.items():
-        same = first.setdefault(_contents(folder), folder)
-        if same is not folder:
-            found.add(key)
-            notes.append(f"{folder}: holds the same results as {same}, and both count once")
+        same = first.setdefault(_contents(folder), key)
+        if same != key:
+            found[key] = same
+            notes.append(f"{folder}: holds the same results as {folders[same]}")
     return found, notes
 
 

@@ -106,6 +106,11 @@ class SweepPoint:
         """Of its results.json."""
         return self.content.folder if isinstance(self.content, Attack) else self.path
 
+    @property
+    def place(self) -> tuple:
+        """On the axis."""
+        return (self.value,)
+
 
 def accuracy_table(
     points: Sequence[SweepPoint], pct_confidences: Sequence[float], x: str, top_k: int
@@ -302,6 +307,11 @@ class ScoredPoint:
     def folder(self) -> Path:
         """Of the attack's results.json."""
         return self.attack.folder
+
+    @property
+    def place(self) -> tuple:
+        """Of the model, on its axis."""
+        return (self.model, self.setting, self.value)
 
     def row(self, top_k: int) -> dict[str, Any]:
         """What the point adds to the accuracies: whose they are, and the probe's validation

@@ -201,16 +201,23 @@ class Series:
 
 
 def compared(points: Sequence[T], reader: str = "table") -> list[T]:
-    """The points of one figure, each result once, with how it was made otherwise than the first;
-    notes both."""
+    """The points of one figure, with how each was made otherwise than the first; notes it.
+
+    Equal results are noted, too: at one place they count once, at several all but one are misplaced.
+    """
     folders = {number: point.folder for number, point in enumerate(points)}
-    twice, about_copies = copies(folders)
-    for number in twice:
-        del folders[number]
-    differs, notes = disagreements(reader, folders)
-    for text in about_copies + notes:
+    earlier, notes = copies(folders)
+    for number, first in earlier.items():
+        if points[number].place == points[first].place:
+            del folders[number]
+    differs, about_records = disagreements(reader, folders)
+    for text in notes + about_records:
         note(text)
-    return [replace(points[number], differs=differs[number]) for number in folders]
+    kept = []
+    for number, words in differs.items():
+        same = f"results of {points[earlier[number]].folder}" if number in earlier else ""
+        kept.append(replace(points[number], differs=words or same))
+    return kept
 
 
 def read_all(

@@ -107,6 +107,13 @@ def test_table_of_attacks_and_of_their_runs(tmp_path):
     assert table["low"] < table["mean"] < table["high"] and "mean of 3 runs" in result.stdout
 
 
+def test_equal_results_are_one_row(tmp_path):
+    copy = shutil.copytree(POINT, tmp_path / "copy")
+    result = ok(summary(tmp_path, f"a={POINT}", f"b={POINT}/", f"c={copy}"))
+    assert pd.read_csv(tmp_path / "table.csv")["attack"].unique().tolist() == ["a"]
+    assert result.stdout.count(f"holds the same results as {POINT}, and both count once") == 2
+
+
 def test_images_of_a_list_and_the_others_have_rows_of_their_own(tmp_path):
     folder, tables, expected = shutil.copytree(POINT, tmp_path / "point"), [], {0: [], 1: []}
     for name, attacked in read_attack(POINT).items():

@@ -32,16 +32,20 @@ def write_points(folder, records):
 def test_points_made_otherwise_are_named_in_the_tables(tmp_path, capsys):
     record = Provenance(models={"A": ModelRecord("a" * 64)}, public="0" * 64)
     others = {"300pc_100ep": record, "300pc_250ep": replace(record, public="1" * 64)}
-    write_points(tmp_path, {"300pc_50ep": record, **others})
+    write_points(tmp_path, {"300pc_50ep": record, "300pc_050ep": record, **others})  # all of equal neighbors
     series = Series("vicreg", tmp_path, None, 300, 50, 100, [20.0, 100.0])
     sweeps = series.read_attacks()
     assert list(sweeps) == ["epoch", "dataset"] and GRID not in sweeps
     words = "public set (11111111 here, 00000000 there)"
     accuracies = accuracy_table(sweeps["epoch"], series.pct_confidences, "epoch", 1)
-    assert accuracies["differs"].tolist() == [""] * 4 + [words] * 2
-    assert partition_table(sweeps["epoch"], "epoch", 5)["differs"].tolist() == ["", "", words]
-    assert [point.differs for point in compared(series.scored(sweeps, {}))] == ["", "", words]
-    assert capsys.readouterr().out.count("250ep differs from") == 1  # said once, however many figures show it
+    copy = f"results of {tmp_path / 'NN_attk_vicreg_300pc_050ep'}"
+    assert accuracies["differs"].tolist() == [""] * 2 + [copy] * 2 + [words] * 2
+    assert accuracies["epoch"].tolist() == [50, 50, 100, 100, 250, 250]  # 50 and 050 are one point
+    assert partition_table(sweeps["epoch"], "epoch", 5)["differs"].tolist() == ["", copy, words]
+    assert [point.differs for point in compared(series.scored(sweeps, {}))] == ["", copy, words]
+    printed = capsys.readouterr().out
+    assert printed.count("250ep differs from") == 1  # said once, however many figures show it
+    assert printed.count("_50ep: holds the same results as") == 1
 
 
 def test_each_file_is_read_once(tmp_path, monkeypatch):
