@@ -102,6 +102,8 @@ def main() -> None:
     if args.bbox_dir:
         existing_folder(args.bbox_dir, "--bbox_dir")
     print(f"{len(listing)} images of {len(listing.classes)} classes in {args.imgnet_dir}")
+    for text in class_warnings(listing):
+        print(f"warning: {text}")
     usable, left_out = find_usable(listing)
     boxed = find_boxed(listing, args.bbox_dir) if args.bbox_dir else without_boxes(listing)
     order = np.arange(len(listing)) if args.seed is None else shuffled_order(listing.labels, args.seed)
@@ -120,6 +122,28 @@ def main() -> None:
     with locked(Path(args.save_dir) / ".lock", "--save_dir"):
         copies = near_copies(args, listing) if args.near_duplicates else None
         write(args, listing, partitions, left_out, copies)
+
+
+def class_warnings(listing: ImageListing) -> list[str]:
+    """Warnings where the folders of the listing do not look like classes."""
+    if len(listing.classes) == 1:
+        name = listing.classes[0]
+        return [f"{listing.root}: {name} is the only class: there is no label to infer, and only sslmem.py can be used"]
+    below: dict[str, set[str]] = {}
+    for path, label in zip(listing.paths, listing.labels.tolist()):
+        _, *folders, _ = Path(path).parts
+        if not folders:
+            return []
+        below.setdefault(folders[0], set()).add(listing.classes[label])
+    shared = [name for name, classes in below.items() if len(classes) > 1]
+    if not shared:
+        return []
+    classes = sorted(below[shared[0]])
+    return [
+        f"{listing.root}: the classes are its folders {', '.join(listing.classes[:5])}, and all images lie deeper: "
+        f"{len(shared)} names of folders are in several classes ({shared[0]} in {', '.join(classes[:5])}); if those "
+        f"are the classes, give {listing.root / classes[0]}"
+    ]
 
 
 def without_boxes(listing: ImageListing) -> np.ndarray:

@@ -97,10 +97,17 @@ def check_number_of_classes(network: Network, listing: ImageListing) -> None:
 def class_warnings(
     listing: ImageListing, sets: Mapping[str, IndexSet], public: np.ndarray
 ) -> list[str]:
-    """A warning where attacked images are of classes that no neighbor can have.
+    """A warning where attacked images are of classes that no neighbor can have; InputError where
+    neighbors can have one label alone.
 
     public: int64 (p,), image indices.
     """
+    of_public = np.unique(listing.labels[public])
+    if len(of_public) == 1:
+        raise InputError(
+            f"--public_idx_pth: all its images are of the class {listing.classes[of_public[0]]}: every model predicts "
+            "that one, whatever it memorized; give public images of several classes"
+        )
     attacked = np.concatenate([listing.labels[indices] for _, indices in sets.values()])
     without_public = np.setdiff1d(attacked, listing.labels[public])
     if not len(without_public):

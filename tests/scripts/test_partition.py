@@ -1,5 +1,6 @@
 """The split: its rules, its order, its invariants; the script on a tiny tree."""
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -284,3 +285,30 @@ def test_image_folders_without_boxes(tmp_path):
     sets = {name: np.load(folder / f"{name}.npy") for name in ("bbox_A", "bbox_B", "shared", "train_A", "public")}
     assert [len(sets[name]) for name in sets] == [12, 12, 0, 12, 12]
     assert not np.intersect1d(sets["bbox_A"], sets["bbox_B"]).size
+
+
+@pytest.mark.parametrize(
+    "above, texts",
+    [
+        ("up/train up/val", ["the classes are its folders train, val", "c0 in train, val", "give {}/up/train"]),
+        ("up/all", ["all is the only class", "sslmem.py"]),
+        ("up", []),
+    ],
+)
+def test_folders_that_do_not_look_like_classes_are_named(tmp_path, above, texts):
+    tree = draw_tree(tmp_path)
+    for folder in above.split():
+        shutil.copytree(tree / "images", tmp_path / folder)
+    settings = {"imgnet_dir": tmp_path / "up", "save_dir": tree / "index", "per_class": 4}
+    printed = ok(run_here("imagenet_partition.py", *flags(settings))).stdout
+    (line,) = [line for line in printed.splitlines() if line.startswith("warning: ")] or [""]
+    assert bool(line) == bool(texts) and all(text.format(tmp_path) in line for text in texts), line
+
+
+def test_images_in_folders_below_their_classes_are_no_mistake(tmp_path):
+    tree = draw_tree(tmp_path)
+    for path in sorted(tree.glob("images/*/*")):
+        (path.parent / path.stem).mkdir()
+        path.rename(path.parent / path.stem / path.name)  # one folder for each patient, say
+    settings = {"imgnet_dir": tree / "images", "save_dir": tree / "index", "per_class": 4}
+    assert "warning" not in ok(run_here("imagenet_partition.py", *flags(settings))).stdout

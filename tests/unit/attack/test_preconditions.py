@@ -27,8 +27,11 @@ from dejavu_utils.analysis.attack_output import check_ceilings
 from dejavu_utils.analysis.intervals import Estimate
 from dejavu_utils.analysis.memorization import predict_from_neighbors
 from dejavu_utils.analysis.results_json import TopAccuracies
+from dejavu_utils.attack.preconditions import IndexSet, class_warnings
 from dejavu_utils.data import near_copies as duplicates
 from dejavu_utils.data.image_dataset import IndexedImages, evaluation_transform
+from dejavu_utils.errors import InputError
+from dejavu_utils.imagenet import list_images
 
 SETTINGS = {**RECIPE, "simclr.temperature": 0.15, "data.train_dataset": "a.beton", "logging.folder": "a"}
 BARE = {"model.arch": "resnet18"}  # is recognized without settings
@@ -237,3 +240,11 @@ def test_placebo_attacks_public_images(data, tmp_path, models):
     assert sorted(np.concatenate(found)) == sorted(public)
     score = results["both"]["top_1"]["accuracy"]["100"]["score"]
     assert score["low"] <= 0 <= score["high"]
+
+
+def test_public_images_of_one_class_are_refused(data, tmp_path):
+    """Every vote is right then, and the ceiling is 1, like chance."""
+    listing = list_images(data[0] / "images")
+    public = np.flatnonzero(listing.labels == 1)
+    with pytest.raises(InputError, match="--public_idx_pth: all its images are of the class c1: every model"):
+        class_warnings(listing, {"A": IndexSet("--bbox_A_idx_pth", np.arange(4))}, public)
