@@ -286,7 +286,7 @@ def attack(given: tuple[Job, Resources]) -> None:
     embedder = Embedder(networks, of_each, listing, job.inference)
     record = job.record(records, listing, sets, queries, public_indices)
     if from_first(None if rank() else all(is_made(*of_layer) for of_layer in made_of_layers(job, record))):
-        say(f"{job.folder}: there already, made from the same contents")
+        say(f"{job.folder}: there already, made from the same models and sets")
         return
     pieces = ShardStore(
         job.folder / "unfinished", None if rank() else job.key(record, listing, queries, public_indices)

@@ -172,7 +172,7 @@ def probe(given: tuple[Job, Resources]) -> None:
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler requeues the job
     state = ProbeRun(job, network, listing, train, val, stop)
     if from_first(None if rank() else is_made(job.folder / RESULTS, state.made_from, job.settings)):
-        say(f"{job.folder}: there already, made from the same contents")
+        say(f"{job.folder}: there already, made from the same models and sets")
         return
     checkpoint = agreed_checkpoint(state.path, "--output_dir")
     if checkpoint:

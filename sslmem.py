@@ -204,7 +204,7 @@ def measure(given: tuple[Job, Resources]) -> None:
         warnings += check_attack(job.attack, record)
     results_path = Path(job.folder) / RESULTS
     if from_first(None if rank() else is_made(results_path, record, job.settings)):
-        say(f"{job.folder}: there already, made from the same contents")
+        say(f"{job.folder}: there already, made from the same models and sets")
         return
     augmented = networks["A"].about["settings"] or networks["B"].about["settings"]
     resolution = networks["A"].preprocessing.side

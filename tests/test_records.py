@@ -139,6 +139,6 @@ def test_finished_results_stand_for_the_same_contents_alone(tiny, tmp_path, comm
     results = tmp_path / "out/results.json"
     made = results.read_bytes()
     os.utime(values[flag])
-    assert "there already, made from the same contents" in said() and results.read_bytes() == made
+    assert "there already, made from the same models and sets" in said() and results.read_bytes() == made
     save_untrained(values[flag], seed=8)
     assert "there already" not in said() and results.read_bytes() != made

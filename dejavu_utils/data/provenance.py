@@ -19,7 +19,7 @@ import numpy as np
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, digest, load_npz
-from dejavu_utils.finished import difference, recorded_settings
+from dejavu_utils.finished import changed_input, difference, recorded_settings
 
 if TYPE_CHECKING:  # figures and tables compare records without PyTorch
     from dejavu_utils.data.beton import Beton
@@ -246,18 +246,22 @@ def read_record(path: Path) -> Provenance | None:
 
 
 def is_made(results: Path, record: Provenance, settings: Mapping[str, object]) -> bool:
-    """Does a results.json stand that was made from the same contents, with the same flags?
+    """Does a results.json still stand after one of the files that the flags name has changed?
 
-    Of flags of paths, which end in _pth, the record has the contents.
+    It does if its record and its flags are the same. Of flags of paths, which end in _pth, the
+    record has the contents.
     """
+    flags = {}
+    for name, value in settings.items():
+        if value is not None:
+            flags[name] = [str(part) for part in (value if isinstance(value, list) else [value])]
+    if not (results.is_file() and changed_input(flags, results)):
+        return False
     there = read_record(results)
     if there is None or differences(record, there):
         return False
-    flags = {}
-    for name, value in settings.items():
-        if value is not None and not name.endswith("_pth"):
-            flags[name] = [str(part) for part in (value if isinstance(value, list) else [value])]
-    return not difference(flags, recorded_settings(results))
+    others = {name: values for name, values in flags.items() if not name.endswith("_pth")}
+    return not difference(others, recorded_settings(results))
 
 
 def weights_digest(network: Network) -> str:
