@@ -32,7 +32,7 @@ from dejavu_utils.cli import default_workers, run
 from dejavu_utils.data.beton import Beton
 from dejavu_utils.data.beton_loader import Batching, EvaluationLoader, NativeLoader
 from dejavu_utils.data.ffcv import FfcvLoader
-from dejavu_utils.data.provenance import MADE_FROM, Provenance, load_training_images
+from dejavu_utils.data.provenance import MADE_FROM, Provenance, load_training_images, validation_warnings
 from dejavu_utils.errors import InputError, one_line
 from dejavu_utils.files import save_json
 from dejavu_utils.log import Progress, RunLog, say
@@ -119,7 +119,7 @@ def train(settings: Settings) -> None:
     validation = EvaluationLoader(val_set, own, settings.validation.resolution)
     digest = from_first(train_set.digest if first else "")
     images, notes = load_training_images(train_set, digest)
-    for note in notes:
+    for note in notes + validation_warnings(images, val_set):
         tell(settings, 1, note)
     state = TrainingRun(settings, num_classes, device, len(loader), TrainingSet(train_set, digest, images))
     checkpoint_path, log = folder / "model.pth", RunLog(folder / "log", "epoch")

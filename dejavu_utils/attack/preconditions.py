@@ -222,7 +222,7 @@ def check_validation_set(
     network: Network, listing: ImageListing, train: np.ndarray, val: np.ndarray, source: str
 ) -> list[str]:
     """Warnings that count the validation images of a probe, int (n,), that it or its encoder is
-    trained on.
+    trained on, and those of classes that it is not trained on.
 
     train: int (m,), what the probe is trained on. source: flag and path of val. InputError if the
     probe sees them all.
@@ -240,6 +240,14 @@ def check_validation_set(
     seen = images.seen(val) if images and images.is_of(listing) else 0
     if seen:
         warnings.append(f"{source}: {network.source} was trained on {seen} {of}")
+    unknown = np.setdiff1d(listing.labels[val], listing.labels[train])
+    if len(unknown):
+        names = ", ".join(listing.classes[label] for label in unknown[:5])
+        count = int(np.isin(listing.labels[val], unknown).sum())
+        warnings.append(
+            f"{source}: {count} {of} are of {len(unknown)} classes without an image in --train_idx_pth ({names}): the "
+            "probe cannot predict them"
+        )
     return warnings
 
 

@@ -384,6 +384,21 @@ def load_training_images(beton: Beton, contents: str) -> tuple[TrainingImages | 
     return images, []
 
 
+def validation_warnings(images: TrainingImages | None, validation: Beton) -> list[str]:
+    """A warning that counts the images of a validation .beton that are trained on, as far as the
+    files beside the betons tell."""
+    of_validation = read_training_images(validation.path)
+    if images is None or of_validation is None or images.listing != of_validation.listing:
+        return []
+    seen = images.seen(of_validation.indices)
+    if not seen or of_validation.labels != digest(validation.labels):
+        return []
+    return [
+        f"warning: --data.val_dataset {validation.path}: {seen} of its {len(validation)} images are among those of "
+        "--data.train_dataset: the probes' validation accuracy is too high"
+    ]
+
+
 def read_training_images(path: str | Path) -> TrainingImages | None:
     """What `save_training_images` wrote for this path; None where it is missing or damaged."""
     try:

@@ -237,3 +237,7 @@ def test_validation_images_that_were_trained_on_are_counted(data, tmp_path):
     result = ok(run_here("lin_probe.py", *flags(settings_of(data, tmp_path, **changes))))
     assert "2 of its 11 images are among those of --train_idx_pth" in result.stdout
     assert "seen.pth was trained on 3 of its 11 images" in result.stdout
+    np.save(tmp_path / "train.npy", train[listing.labels[train] != 2])
+    changes = {"train_idx_pth": tmp_path / "train.npy", "epochs": 1}
+    printed = ok(run_here("lin_probe.py", *flags(settings_of(data, tmp_path / "other", **changes)))).stdout
+    assert "3 of its 9 images are of 1 classes without an image in --train_idx_pth (c2)" in printed

@@ -24,6 +24,7 @@ from dejavu_utils.data.provenance import (
     first_difference_in_words,
     load_training_images,
     save_training_images,
+    validation_warnings,
     weights_digest,
 )
 from dejavu_utils.errors import InputError
@@ -63,6 +64,18 @@ def test_a_beton_says_which_images_it_holds(tmp_path):
     beton_of_others.with_name("b.beton.images.npz").write_bytes(b"cut")
     images, notes = load_training_images(Beton(beton_of_others), Beton(beton_of_others).digest)
     assert images is None and "cannot be read" in notes[0]
+
+
+def test_validation_images_that_are_trained_on_are_counted(tmp_path):
+    draw_tree(tmp_path, classes=2, per_class=6, boxed=2)
+    for name, indices in (("train", [1, 3, 7]), ("val", [3, 7, 8]), ("other", [2, 8])):
+        write(tmp_path, name, indices)
+    train, val, other = (Beton(tmp_path / f"{name}.beton") for name in ("train", "val", "other"))
+    images, _ = load_training_images(train, train.digest)
+    (warning,) = validation_warnings(images, val)
+    assert f"{val.path}: 2 of its 3 images are among those of --data.train_dataset" in warning
+    assert "3 of its 3 images" in validation_warnings(images, train)[0]
+    assert validation_warnings(images, other) == validation_warnings(None, val) == []
 
 
 def test_images_of_a_beton_with_the_same_labels_are_not_taken(tmp_path):
