@@ -18,6 +18,7 @@ Numbers = tuple[float, ...]
 Size = tuple[int, int]  # width, height in pixels
 XmlNames = dict[str, list[str]]  # {stem: names of its XML files}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_MARKS = ("object", "bndbox", "robndbox", "polygon")  # elements that say where something is
 _LARGEST_XML = 2**20  # bytes; an annotation has some hundred
 _FRACTIONS = 2  # no coordinate above it: fractions of the sides, some a little beyond 1
 # Where the folders of classes may be below the folder given: image-net.org's archive and Kaggle's,
@@ -203,7 +204,9 @@ def read_annotation(path: str | Path) -> tuple[list[Numbers], Numbers | None]:
         boxes = [_numbers(box, *_CORNERS) for box in root.iterfind("./object/bndbox")]
         size = root.find("./size")
         stated = None if size is None else _numbers(size, "width", "height")
-        has_unread_objects = any(_is_unread(element, root) for element in root.iter("object"))
+        has_unread_objects = any(
+            _is_unread(element, root) for element in root.iter("object")
+        ) or _marks_elsewhere(root)
     except Exception as error:  # on damaged files, the parsers raise anything
         raise ValueError(f"is not a Pascal-VOC annotation: {error}") from None
     if has_unread_objects:
@@ -229,6 +232,19 @@ def _is_within(part: Numbers, box: Numbers) -> bool:
     xmin, ymin, xmax, ymax = part
     left, top, right, bottom = box
     return left <= xmin and top <= ymin and xmax <= right and ymax <= bottom
+
+
+def _marks_elsewhere(root: ElementTree.Element) -> bool:
+    """Is something marked outside of the <object>s that are read: <Object>, <region><bndbox>, an
+    element of another namespace?"""
+    for child in root:
+        if child.tag == "object":
+            continue
+        for element in child.iter():
+            name = str(element.tag).rpartition("}")[2].lower()
+            if name in _MARKS and (len(element) or (element.text or "").strip()):
+                return True
+    return False
 
 
 def _refuse_document_type(*_: object) -> None:

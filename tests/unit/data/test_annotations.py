@@ -212,6 +212,11 @@ def test_where_nothing_fits_a_name_of_each_side_is_shown(tree):
         ("<object><bndbox>1 2 9 9</bndbox><part><name>x</name><bndbox>1 2 3 4</bndbox></part></object>", True),
         ("<object><bndbox>1 2 9 9</bndbox><part><name>x</name><bndbox>1 2 30 4</bndbox></part></object>", False),
         ("<group><object><bndbox>1 2 9 9</bndbox></object></group>", False),
+        ("<Object><bndbox>1 2 9 9</bndbox></Object>", False),
+        ("<objects><obj><BndBox>1 2 9 9</BndBox></obj></objects>", False),
+        ("<region><polygon>1,2 9,9 1,9</polygon></region>", False),
+        ("<v:object xmlns:v='urn:x'><v:bndbox>1</v:bndbox></v:object>", False),
+        ("<segmented>0</segmented><polygon/><object><bndbox>1 2 3 4</bndbox></object>", True),
     ],
 )
 def test_objects_that_no_box_marks_are_a_reason_of_their_own(tmp_path, second, is_read):
