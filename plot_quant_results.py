@@ -57,7 +57,7 @@ from dejavu_utils.analysis.figures import (
     draw_votes,
 )
 from dejavu_utils.analysis.frames import (
-    Attack,
+    AttackScores,
     ScoredPoint,
     SweepPoint,
     accuracy_table,
@@ -296,7 +296,7 @@ def plot_point(output: Output, series: Series) -> None:
         output.save("attk_layers_utility", draw_layer_utility, caption, layer_utility_table, points, probes)
 
 
-def plot_layer(output: Output, series: Series, attack: Attack, point: Path) -> None:
+def plot_layer(output: Output, series: Series, attack: AttackScores, point: Path) -> None:
     """Draws confidence, classes, votes and membership of one attack at one layer, and the test of one model."""
     caption = series.caption(None, [attack])
     sets = read_attack(attack.folder, series.k)

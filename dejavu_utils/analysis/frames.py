@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ _UNKNOWN = Estimate(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)
-class Attack:
+class AttackScores:
     """What figures of sweeps show of one attack at one layer.
 
     folder: of the layer. n: attacked images. classes: how many its images and predictions have.
@@ -51,7 +51,9 @@ class Attack:
 
     @classmethod
     @cache
-    def read(cls, folder: Path, layer: str, k: int, pct_confidences: tuple[float, ...]) -> "Attack":
+    def read(
+        cls, folder: Path, layer: str, k: int, pct_confidences: tuple[float, ...]
+    ) -> "AttackScores":
         """From its files, which are read once. k: neighbors that vote. InputError names a file that
         does not fit."""
         return cls.of(
@@ -66,7 +68,7 @@ class Attack:
         sets: Sets,
         ceiling: TopAccuracies | None,
         pct_confidences: Sequence[float] = (100,),
-    ) -> "Attack":
+    ) -> "AttackScores":
         attacks = directions(sets)
         every = sorted({*pct_confidences, 100})
         levels = {}
@@ -90,21 +92,23 @@ class Attack:
         return {"pct_confidence": pct, **accuracies, "interpretable": self.interpretable(top_k)}
 
 
+Content = TypeVar("Content", AttackScores, ProbeResults)
+
+
 @dataclass(frozen=True)
-class SweepPoint:
-    """A point of a sweep, or a layer of one. value: on the axis. path: its folder. content: Attack
-    or ProbeResults. differs: how it was made otherwise than the first point, beside what the axis
-    varies; "" where it was not."""
+class SweepPoint(Generic[Content]):
+    """A point of a sweep, or a layer of one. value: on the axis. path: its folder. differs: how it
+    was made otherwise than the first point, beside what the axis varies; "" where it was not."""
 
     value: Any
     path: Path
-    content: Any
+    content: Content
     differs: str = ""
 
     @property
     def folder(self) -> Path:
         """Of its results.json."""
-        return self.content.folder if isinstance(self.content, Attack) else self.path
+        return self.content.folder if isinstance(self.content, AttackScores) else self.path
 
     @property
     def place(self) -> tuple:
@@ -113,7 +117,7 @@ class SweepPoint:
 
 
 def accuracy_table(
-    points: Sequence[SweepPoint], pct_confidences: Sequence[float], x: str, top_k: int
+    points: Sequence[SweepPoint[AttackScores]], pct_confidences: Sequence[float], x: str, top_k: int
 ) -> pd.DataFrame:
     """Accuracies of attacks, a row for each point and confidence level. x: column of the axis."""
     rows = []
@@ -124,7 +128,7 @@ def accuracy_table(
     return pd.DataFrame(rows)
 
 
-def partition_table(points: Sequence[SweepPoint], x: str, top_k: int) -> pd.DataFrame:
+def partition_table(points: Sequence[SweepPoint[AttackScores]], x: str, top_k: int) -> pd.DataFrame:
     """Fractions of the four outcomes, of all examples, a row for each point."""
     rows = []
     for point in points:
@@ -137,7 +141,7 @@ def partition_table(points: Sequence[SweepPoint], x: str, top_k: int) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def probe_table(points: Sequence[SweepPoint], x: str, top_k: int) -> pd.DataFrame:
+def probe_table(points: Sequence[SweepPoint[ProbeResults]], x: str, top_k: int) -> pd.DataFrame:
     """Accuracies of a sweep of linear probes."""
     rows = []
     for point in points:
@@ -150,8 +154,8 @@ def probe_table(points: Sequence[SweepPoint], x: str, top_k: int) -> pd.DataFram
 
 
 def gap_table(
-    attacks: Sequence[SweepPoint],
-    probes: Sequence[SweepPoint],
+    attacks: Sequence[SweepPoint[AttackScores]],
+    probes: Sequence[SweepPoint[ProbeResults]],
     pct_confidences: Sequence[float],
     x: str,
     top_k: int,
@@ -174,7 +178,7 @@ def gap_table(
 
 
 def layer_utility_table(
-    layers: Sequence[SweepPoint], probes: Accuracies, top_k: int
+    layers: Sequence[SweepPoint[AttackScores]], probes: Accuracies, top_k: int
 ) -> pd.DataFrame:
     """The déjà vu score of each layer beside training's own probe on it, of the layers that have
     both; empty for one.
@@ -191,7 +195,7 @@ def layer_utility_table(
     return pd.DataFrame(rows if len(rows) > 1 else [])
 
 
-def grid_table(points: Sequence[SweepPoint], top_k: int) -> pd.DataFrame:
+def grid_table(points: Sequence[SweepPoint[AttackScores]], top_k: int) -> pd.DataFrame:
     """Accuracies of all data set sizes at all epochs. points: their values are (images per class,
     epoch)."""
     rows = []
@@ -203,7 +207,7 @@ def grid_table(points: Sequence[SweepPoint], top_k: int) -> pd.DataFrame:
 
 
 def sslmem_table(
-    points: Sequence[SweepPoint],
+    points: Sequence[SweepPoint[AttackScores]],
     sslmem: dict[int, dict[str, Estimate] | None],
     pct_confidences: Sequence[float],
     top_k: int,
@@ -299,7 +303,7 @@ class ScoredPoint:
     value: float | str
     epoch: int
     dataset: int | None
-    attack: Attack
+    attack: AttackScores
     probe: ProbeResults | None
     differs: str = ""
 

@@ -13,7 +13,7 @@ import pandas as pd
 from dejavu_utils.analysis.agreement import copies, disagreements, foreign_probe
 from dejavu_utils.analysis.attack_files import TooManyVotes
 from dejavu_utils.analysis.figures import Draw, save_figure
-from dejavu_utils.analysis.frames import Attack, ScoredPoint, SweepPoint
+from dejavu_utils.analysis.frames import AttackScores, Content, ScoredPoint, SweepPoint
 from dejavu_utils.analysis.memorization import TOP_KS
 from dejavu_utils.analysis.online_probe import Accuracies, online_probes
 from dejavu_utils.analysis.results_json import (
@@ -40,7 +40,7 @@ AT_ONCE = 4  # points that are read: each holds the files of an attack
 TOP_5_CLASSES = 20  # with fewer, five predictions are correct too often by chance
 
 T = TypeVar("T", SweepPoint, ScoredPoint)
-Sweeps = dict[str, list[SweepPoint]]  # by column of the axis, or GRID
+Sweeps = dict[str, list[SweepPoint[Content]]]  # by column of the axis, or GRID
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Series:
             return {"param": (sweep.template(*names), sweep.value)}
         return {x: (SWEEPS[PLURALS[x]].template(*names), int) for x in ("epoch", "dataset")}
 
-    def caption(self, x: str | None, attacks: Sequence[Attack]) -> str:
+    def caption(self, x: str | None, attacks: Sequence[AttackScores]) -> str:
         """Model, what does not vary, layer, neighbors that vote, attacked images. x: column of the
         axis, or None."""
         return f"{self.model}, {self.fixed(x)},\n{what_votes(attacks, self.k)}"
@@ -86,8 +86,8 @@ class Series:
             return f"{dataset}, {epoch}"
         return dataset if x == "epoch" else epoch
 
-    def read_attacks(self) -> Sweeps:
-        """The Attack of every point, and of GRID if there are more points than those of the two
+    def read_attacks(self) -> Sweeps[AttackScores]:
+        """The AttackScores of every point, and of GRID if there are more points than those of the two
         sweeps."""
         sweeps = dict(self.sweeps)
         if not self.param:
@@ -96,7 +96,7 @@ class Series:
             self.attacks, "--attk_folder_path", ATTACK_PREFIX, sweeps, self.read_attack
         )
 
-    def read_probes(self) -> Sweeps:
+    def read_probes(self) -> Sweeps[ProbeResults]:
         """The ProbeResults of every point; empty where there is no folder of probes."""
         if self.probes is None:
             return {}
@@ -104,7 +104,7 @@ class Series:
             self.probes, "--lin_probe_folder_path", PROBE_PREFIX, self.sweeps, read_probe
         )
 
-    def read_attack(self, point: Path) -> Attack:
+    def read_attack(self, point: Path) -> AttackScores:
         """The layer that is asked for, else the projector, else its first one."""
         layers = attacked_layers(point)
         if self.layer and layers and self.layer not in layers:
@@ -115,14 +115,16 @@ class Series:
             layer = next(iter(layers)) if layers and "projector" not in layers else "projector"
         return self.read_layer(layer, layers.get(layer, point))
 
-    def read_layer(self, layer: str, folder: Path) -> Attack:
-        """The Attack of one layer's folder."""
+    def read_layer(self, layer: str, folder: Path) -> AttackScores:
+        """The AttackScores of one layer's folder."""
         try:
-            return Attack.read(folder, layer, self.k, tuple(self.pct_confidences))
+            return AttackScores.read(folder, layer, self.k, tuple(self.pct_confidences))
         except TooManyVotes as error:
             raise TooManyVotes(str(error).replace(" k_attk ", " --k_neighb ")) from None
 
-    def own_probes(self, attacks: Sweeps, probes: Sweeps) -> Sweeps:
+    def own_probes(
+        self, attacks: Sweeps[AttackScores], probes: Sweeps[ProbeResults]
+    ) -> Sweeps[ProbeResults]:
         """The probes without those of another model than the attack's at the same point; notes
         them."""
         own = {}
@@ -139,7 +141,9 @@ class Series:
             own[x] = kept
         return own
 
-    def scored(self, attacks: Sweeps, probes: Sweeps) -> list[ScoredPoint]:
+    def scored(
+        self, attacks: Sweeps[AttackScores], probes: Sweeps[ProbeResults]
+    ) -> list[ScoredPoint]:
         """A ScoredPoint for each attack; the one where both sweeps meet counts once."""
         points = {}
         for x, of_sweep in attacks.items():
@@ -162,8 +166,8 @@ class Series:
         flag: str,
         prefix: str,
         sweeps: dict[str, tuple[str, Callable]],
-        read: Callable,
-    ) -> Sweeps:
+        read: Callable[[Path], Content],
+    ) -> Sweeps[Content]:
         """The points of each sweep that has one. InputError if none has."""
         points = {}
         reasons = []
@@ -221,12 +225,12 @@ def compared(points: Sequence[T], reader: str = "table") -> list[T]:
 
 
 def read_all(
-    wanted: list[tuple[Any, Path]], read: Callable[[Path], Any]
-) -> tuple[list[SweepPoint], list[InputError]]:
+    wanted: list[tuple[Any, Path]], read: Callable[[Path], Content]
+) -> tuple[list[SweepPoint[Content]], list[InputError]]:
     """(points, why others are left out, which is noted), several read at a time. wanted: (value,
     folder) of each."""
 
-    def read_one(path: Path) -> Any:
+    def read_one(path: Path) -> Content | InputError:
         try:
             return read(path)
         except TooManyVotes:  # of every point, and easily mended
@@ -272,7 +276,7 @@ def place_in_network(layer: str) -> tuple[int, int]:
     return LAYERS.index(name), int(number) if number else 1000
 
 
-def what_votes(attacks: Sequence[Attack], k: int) -> str:
+def what_votes(attacks: Sequence[AttackScores], k: int) -> str:
     """Layer, neighbors that vote, attacked images, in words."""
     layers = ", ".join(sorted({attack.layer for attack in attacks}, key=place_in_network))
     votes = "" if layers == "logits" else f", k = {k}"

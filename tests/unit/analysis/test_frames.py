@@ -9,7 +9,7 @@ from dejavu_utils.analysis import frames
 from dejavu_utils.analysis import memorization as mem
 from dejavu_utils.analysis.attack_files import AttackedSet
 from dejavu_utils.analysis.frames import (
-    Attack,
+    AttackScores,
     ScoredPoint,
     SweepPoint,
     class_scores,
@@ -42,7 +42,7 @@ def sets_of(memorized_of_class, k=K):
 
 
 def attack_of(memorized_of_class):
-    return Attack.of(Path("attack"), "projector", sets_of(memorized_of_class), None)
+    return AttackScores.of(Path("attack"), "projector", sets_of(memorized_of_class), None)
 
 
 def test_a_class_memorized_more_is_outside_of_chance():
