@@ -21,6 +21,7 @@ from PIL import Image
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
 from dejavu_utils.cli import run
 from dejavu_utils.data.provenance import TrainingImages
+from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import list_images
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.runtime import processes
@@ -214,6 +215,16 @@ def cases(text):
         words, _, message = line.partition(" -> ")
         rows.append((options(words), [part.strip() for part in message.split(";;")]))
     return rows
+
+
+def rows_of(names, text):
+    """A test for each row of such a table. names: of its two arguments, the options and the parts of the message."""
+    return pytest.mark.parametrize(names, cases(text))
+
+
+def refused(match=None):
+    """Within it an InputError is raised whose text this regular expression finds."""
+    return pytest.raises(InputError, match=match)
 
 
 def assert_one_line_error(result, *texts):

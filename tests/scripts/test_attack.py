@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_one_line_error, cases, draw_tree, flags, ok, read_json, run_here, save_sets, save_untrained
+from helpers import assert_one_line_error, draw_tree, flags, ok, read_json, rows_of, run_here, save_sets, save_untrained
 from PIL import Image
 from stages import attack_settings
 from torchvision import transforms
@@ -243,9 +243,9 @@ def test_supervised_logits_are_the_scores(data, tmp_path):
     assert_one_line_error(attack(data, tmp_path), "--output_dir", "another kind of attack")
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases("""
+    """
     --model_A_pth ABSENT.pth           -> --model_A_pth ABSENT.pth: no such file
     --model_A_pth A.npy                -> --model_A_pth ;; not a checkpoint
     -imgnet_bbox_pth                   -> --imgnet_bbox_pth is needed ;; --use_corner_crop 1
@@ -263,7 +263,7 @@ def test_supervised_logits_are_the_scores(data, tmp_path):
     --use_backbone yes                 -> --use_backbone
     --layers projector.2               -> has no layer projector.2 ;; backbone, projector.0, projector.1, projector
     --layers backbone --use_backbone 1 -> --layers ;; --use_backbone
-"""),
+""",
 )
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     changes = {name: data[0] / value if (data[0] / str(value)).is_file() else value for name, value in changes.items()}

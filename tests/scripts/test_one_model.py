@@ -18,6 +18,7 @@ from helpers import (
     flags,
     ok,
     read_json,
+    rows_of,
     run_example,
     run_here,
     save_sets,
@@ -165,12 +166,12 @@ def test_a_classifier_that_saw_what_it_judges_is_refused(data, tmp_path):
     assert_one_line_error(result, "--unseen_idx_pth: --reference_A_pth", "was trained on 7 of its 7")
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "kind, texts",
-    cases("""
+    """
     --crops       -> --reference_B_pth ;; was trained on whole images ;; CROPS=1
     --loss simclr -> --reference_B_pth ;; has no classifier
-"""),
+""",
 )
 def test_what_is_no_classifier_of_crops_is_refused(data, tmp_path, kind, texts):
     save(data[0], "B_other", "B", 5, **kind)
@@ -204,16 +205,16 @@ def test_a_classifier_named_twice_is_refused(data, tmp_path):
     assert_one_line_error(attack(data, tmp_path, ("A0", "B0"), **halves), "--half_reference_A_pth", *same)
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases("""
+    """
     --test_idx_pth unseen -unseen_idx_pth    -> --bbox_A_idx_pth: 15 of its 15 ;; --model_oss_pth
     --unseen_idx_pth A --test_idx_pth unseen -> 15 of its 15 images were not trained on
     --model_A_pth model                      -> --model_A_pth: give ;; or --model_oss_pth
     -model_oss_pth                           -> --reference_A_pth: give --model_A_pth
     --half_reference_A_pth A0                -> --half_reference_B_pth is needed
     --placebo                                -> --placebo ;; --unseen_idx_pth
-"""),
+""",
 )
 def test_what_does_not_go_together_is_refused(data, tmp_path, changes, texts):
     files = {name: data[0] / f"{value}.{'npy' if 'idx' in name else 'pth'}" for name, value in changes.items() if value}

@@ -7,13 +7,12 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import ROOT, assert_one_line_error, cases, draw_tree, flags, ok, read_json, run_here
+from helpers import ROOT, assert_one_line_error, draw_tree, flags, ok, read_json, refused, rows_of, run_here
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dejavu_utils.data.index_files import load_indices
 from dejavu_utils.data.partition import check, equal_classes, equal_partitions, shuffled_order, split
-from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import list_images, load_image, read_class_names
 
 
@@ -117,14 +116,14 @@ def test_partitions_of_an_earlier_run_are_not_left(tree):
     ok(partition(tree, "--per_class", "4", "2", "--seed", "1"))
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases("""
+    """
     --seed '-1'         -> --seed
     --bbox_dir ABSENT   -> --bbox_dir ABSENT: no such folder
     --imgnet_dir ABSENT -> --imgnet_dir ABSENT: no such folder
     --per_class x       -> --per_class
-"""),
+""",
 )
 def test_bad_input_is_one_line_and_writes_nothing(tree, changes, texts):
     assert_one_line_error(partition(tree, *flags(changes)), *texts)
@@ -144,7 +143,7 @@ def test_listing_is_that_of_image_folder(tree):
                                           ("n09", "n01")])  # fmt: skip
 def test_folders_that_are_reached_twice_are_refused(tree, link, target):
     (tree / "images" / link).symlink_to((tree / "images" / target).resolve(), target_is_directory=True)
-    with pytest.raises(InputError, match=r"--imgnet_dir .*/images: the link \S+ leads to"):
+    with refused(r"--imgnet_dir .*/images: the link \S+ leads to"):
         list_images(tree / "images", "--imgnet_dir")
 
 
@@ -178,7 +177,7 @@ def test_what_is_no_image_of_its_own_is_in_no_set_and_counted(tree):
 def test_a_class_of_other_files_alone_says_so(tree):
     for path in (tree / "images/n03").iterdir():
         path.rename(path.with_suffix(".gif"))
-    with pytest.raises(InputError, match=r"no image in n03 \(but .gif; images are .jpg"):
+    with refused(r"no image in n03 \(but .gif; images are .jpg"):
         list_images(tree / "images")
 
 
@@ -230,7 +229,7 @@ def test_pixels_without_a_white_are_refused_by_name(tmp_path, kind):
     array = np.ones((5, 6, 3), np.float32) if isinstance(kind, str) else np.ones((5, 6), kind)
     cv2.imwrite(str(tmp_path / "a.tif"), array)
     reason = ".*convert them to 8 or 16 bits" if array.ndim == 2 and kind != np.float64 else ""
-    with pytest.raises(InputError, match=f"a.tif: cannot be read as an image{reason}"):  # else Pillow does not read it
+    with refused(f"a.tif: cannot be read as an image{reason}"):  # else Pillow does not read it
         load_image(tmp_path / "a.tif")
 
 
@@ -258,7 +257,7 @@ def test_index_files_are_refused_for_another_image_folder(tree):
     (tree / "images/n02/n02_3.JPEG").unlink()
     listing = list_images(tree / "images")
     for path in ("2_per_class/public.npy", "val_set.npy"):
-        with pytest.raises(InputError, match="21 images then, 20 now; 1 classes differ, the first is n02"):
+        with refused("21 images then, 20 now; 1 classes differ, the first is n02"):
             load_indices(tree / "index" / path, "--idx", listing)
     (tree / "index/partition.json").unlink()  # index files made by others have none
     assert len(load_indices(tree / "index/val_set.npy", "--idx", listing)) == 9

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import assert_one_line_error, cases, flags, ok, read_json, run_here
+from helpers import assert_one_line_error, flags, ok, read_json, rows_of, run_here
 from PIL import Image
 
 from dejavu_utils.analysis.attack_files import read_attack
@@ -20,6 +20,14 @@ from dejavu_utils.typed_json import to_json
 DATA = Path(__file__).parents[1] / "data"
 TRACES = read_json(DATA / "attack_traces.json")
 POINT = DATA / "attack/NN_attk_vicreg_300pc_50ep"
+# Of an outcome: is the target correct, and the reference?
+OUTCOMES = [
+    line.split()
+    for line in """memorized yes no
+    correlated yes yes
+    misrepresented no yes
+    unassociated no no""".splitlines()
+]
 
 
 def plot(tmp_path, **changes):
@@ -55,8 +63,9 @@ def test_one_published_point_gives_the_published_figures(tmp_path, drawn_alone):
                 assert row.target_low < row.target_acc <= row.target_high
             (shares,) = pd.read_csv(tmp_path / f"plot/attk_{plural}_partition_top{top_k}.csv").to_dict("records")
             assert list(shares)[:5] == [x, "memorized", "correlated", "misrepresented", "unassociated"]
-            for share, on_A, on_B in (("memorized", "yes_A_no_B", "no_A_yes_B"), ("correlated", *["yes_A_yes_B"] * 2)):
-                assert shares[share] == mean_of_traces(f"{on_A}_attk_A_top{top_k}", f"{on_B}_attk_B_top{top_k}")
+            for share, target, reference in OUTCOMES:
+                on_A, on_B = f"{target}_A_{reference}_B_attk_A", f"{reference}_A_{target}_B_attk_B"
+                assert shares[share] == mean_of_traces(f"{on_A}_top{top_k}", f"{on_B}_top{top_k}")
     names = {path.name for path in (tmp_path / "plot").iterdir()}
     for plural in ("epochs", "datasets"):
         for kind in ("acc", "partition"):
@@ -204,9 +213,9 @@ def test_science_style_or_how_to_get_it(tmp_path, undrawn):
         assert_one_line_error(result, "--style science", "pip install SciencePlots")
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases(f"""
+    f"""
     --model dino              -> NN_attk_dino_300pc_*ep or NN_attk_dino_*pc_50ep; there are NN_attk_vicreg_300pc_50ep
     --attk_folder_path ABSENT -> --attk_folder_path ABSENT: no such folder
     --pct_confidences 20:100  -> --pct_confidences ;; 20,100
@@ -214,7 +223,7 @@ def test_science_style_or_how_to_get_it(tmp_path, undrawn):
     --k_neighb 101            -> neighb_labels.npy ;; --k_neighb is 101 ;; only 100
     --plot_lin_probe 1        -> --lin_probe_folder_path is needed
     --plot_lin_probe 1 --lin_probe_folder_path '{DATA}' -> --lin_probe_folder_path ;; lp_vicreg_300pc_*ep
-"""),
+""",
 )
 def test_bad_input_is_one_line(tmp_path, undrawn, changes, texts):
     assert_one_line_error(plot(tmp_path, **changes), *texts)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from helpers import (
     assert_one_line_error,
-    cases,
     draw_tree,
     flags,
     load,
     ok,
     read_json,
+    rows_of,
     run_here,
     run_script,
     save_sets,
@@ -178,16 +178,16 @@ def test_learns_what_is_linear(data, tmp_path):
     assert final["train"]["top_1"]["value"] == final["val"]["top_1"]["value"] == 1
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases("""
+    """
     --model_pth ABSENT.pth     -> --model_pth ABSENT.pth: no such file
     --train_idx_pth ABSENT.npy -> --train_idx_pth ABSENT.npy: no such file
     --loss supervised          -> --loss supervised ;; model.pth holds
     --epochs 0                 -> --epochs
     --local 0                  -> srun ;; --local 1
     --start_lr 1e+38           -> a smaller --start_lr ;; the loss is
-"""),
+""",
 )
 def test_bad_input_is_one_line(data, tmp_path, changes, texts):
     assert_one_line_error(probe(data, tmp_path, **changes), *texts)

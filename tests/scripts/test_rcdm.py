@@ -20,13 +20,14 @@ import torch
 from helpers import (
     ROOT,
     assert_one_line_error,
-    cases,
     debug_cluster,
     flags,
     load,
     ok,
     read_json,
     read_log,
+    refused,
+    rows_of,
     run_example,
     run_here,
     run_script,
@@ -40,7 +41,6 @@ from torch.distributions import Normal, kl_divergence
 import train_RCDM
 from dejavu_utils.data.image_dataset import evaluation_transform
 from dejavu_utils.data.provenance import TrainingImages
-from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import load_image
 from dejavu_utils.reconstruction import diffusion, unets
 from dejavu_utils.reconstruction import rcdm as rec
@@ -230,7 +230,7 @@ def test_heads_of_the_attention_are_those_of_the_flags():
     four = dict.fromkeys(("do32", "do64", "mi64", "up32", "up64"), 4)
     assert heads() == four and heads(num_heads_upsample=2) == {**four, "up32": 2, "up64": 2}
     assert heads(num_head_channels=16) == {**four, "do32": 2, "up32": 2}
-    with pytest.raises(InputError, match="--num_head_channels 24"):
+    with refused("--num_head_channels 24"):
         heads(num_head_channels=24)
 
 
@@ -376,9 +376,9 @@ def test_a_job_gets_the_nodes_and_gpus_of_the_flags(data, monkeypatch, capsys):
     assert asked["slurm_additional_parameters"] == {"dependency": "afterok:7", "kill_on_invalid_dep": "yes"}
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases("""
+    """
     --ssl_model_pth ABSENT.pth    -> --ssl_model_pth ABSENT.pth: no such file
     --data_dir ABSENT             -> --data_dir ABSENT: no such folder
     --dataset_indices ABSENT.npy  -> --dataset_indices ABSENT.npy: no such file
@@ -392,23 +392,23 @@ def test_a_job_gets_the_nodes_and_gpus_of_the_flags(data, monkeypatch, capsys):
     --ema_rate 1.5                -> --ema_rate 1.5
     --timestep_respacing 2000     -> --timestep_respacing 2000
     --lr 0                        -> --lr must be positive
-"""),
+""",
 )
 def test_bad_flags_are_named_before_anything_is_read(data, changes, texts):
     args = train_RCDM.parse_args(published(data, **changes))
-    with pytest.raises(InputError) as error:
+    with refused() as error:
         train_RCDM.check_args(args)
         train_RCDM.Job.of(args)
     assert texts[0] in str(error.value)
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases("""
+    """
     --local 0            -> srun ;; --local 1
     --ssl_arch resnet101 -> --ssl_arch resnet101 ;; holds resnet18
     --batch_size 4       -> : needs about ;; make room, name another --out_dir, or raise --save_interval
-"""),
+""",
 )
 def test_bad_input_is_one_line(data, tmp_path, monkeypatch, changes, texts):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -419,7 +419,7 @@ def test_bad_input_is_one_line(data, tmp_path, monkeypatch, changes, texts):
 
 def test_only_a_supervised_encoder_has_activations_of_its_own(data, tmp_path):
     arguments = published(data, use_supervised_activations=1)
-    with pytest.raises(InputError, match="--use_supervised_activations 1.*no supervised head"):
+    with refused("--use_supervised_activations 1.*no supervised head"):
         train_RCDM.load_encoder(train_RCDM.Job.of(train_RCDM.parse_args(arguments)), torch.device("cpu"))
     network = save_untrained(tmp_path / "supervised.pth", loss="supervised")
     changes = {"use_supervised_activations": 1, "ssl_model_pth": tmp_path / "supervised.pth", "ssl_loss": "supervised"}
@@ -432,7 +432,7 @@ def test_only_a_supervised_encoder_has_activations_of_its_own(data, tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("guided_diffusion_rcdm") is not None, reason="the rcdm package is there")
 def test_the_absent_package_is_named_and_auto_does_without():
     assert unets.choose_backend("auto") == "diffusers"
-    with pytest.raises(InputError, match="--backend rcdm: guided_diffusion_rcdm is not installed"):
+    with refused("--backend rcdm: guided_diffusion_rcdm is not installed"):
         unets.choose_backend("rcdm")
 
 
@@ -471,9 +471,9 @@ def test_a_supervised_row_is_of_a_model_of_the_same_images(data, trained, attack
     condition, neighbors = rec.conditions(supervised, "A", indices)
     assert condition.shape == (3, 3) and neighbors.shape == (3, 0)  # of three classes
 
-    with pytest.raises(InputError, match="needs the neighbors of an attack on that model"):
+    with refused("needs the neighbors of an attack on that model"):
         rec.sources_of(attack, "A", *rcdms, rcdms[1])
-    with pytest.raises(InputError, match=f"RCDM of model A.*the attack {attacked}"):
+    with refused(f"RCDM of model A.*the attack {attacked}"):
         rec.sources_of(attack, "A", *rcdms, of_logits, attack)  # an attack on other models
     listing = attack.listing.fingerprint["sha256"]
     seen = {name: TrainingImages(np.sort(np.load(data / f"{name}.npy")), listing) for name in "AB"}
@@ -482,7 +482,7 @@ def test_a_supervised_row_is_of_a_model_of_the_same_images(data, trained, attack
     of_logits.network.about["train_images"] = seen["A"].plain()
     assert rec.check_supervised(attack, "A", of_logits, None) == []
     of_logits.network.about["train_images"] = seen["B"].plain()
-    with pytest.raises(InputError, match="was not trained on the images of model A"):
+    with refused("was not trained on the images of model A"):
         rec.check_supervised(attack, "A", of_logits, None)
 
 
@@ -510,7 +510,7 @@ def test_choosing_examples():
     assert rec.most_memorized(table, 5)["index"].tolist() == [11, 10]  # leads of 0.8 and 0.5
     assert rec.most_correlated(table, 5)["index"].tolist() == [14, 13]  # smaller confidences -0.3 and -0.4
     assert rec.picked(table, [13, 10])["label"].tolist() == [1, 0]
-    with pytest.raises(InputError, match="image 99 is not among"):
+    with refused("image 99 is not among"):
         rec.picked(table, [99])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import ROOT, cases, ok, read_json, run_example, run_here, script_module
+from helpers import ROOT, ok, read_json, rows_of, run_example, run_here, script_module
 
 MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3", PRECISION="fp32")
 
@@ -67,9 +67,9 @@ def test_demo_in_miniature_and_run_again(tmp_path):
     assert "run bash_examples/demo.sh with the same variables first" in output
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "variables, message",
-    cases("""
+    """
     EPOCHS=abc              -> demo.sh: error: EPOCHS
     PER_CLASS="40 50"       -> demo.sh: error: PER_CLASS
     LOSS=simclrr            -> demo.sh: error: LOSS
@@ -80,7 +80,7 @@ def test_demo_in_miniature_and_run_again(tmp_path):
     STEPS=1e3               -> demo_rcdm.sh: error: STEPS
     SUPERVISED=yes          -> demo_rcdm.sh: error: SUPERVISED
     SNAPSHOTS=0             -> demo_sslmem.sh: error: SNAPSHOTS
-"""),
+""",
 )
 def test_a_wrong_variable_is_named_before_anything_is_done(tmp_path, variables, message):
     output = demo(tmp_path / "demo", message[0].partition(":")[0], code=2, **variables)

@@ -10,7 +10,7 @@ import pytest
 import stages
 import timm
 import torch
-from helpers import assert_one_line_error, cases, flags, ok, read_json, run_example, run_here
+from helpers import assert_one_line_error, flags, ok, read_json, rows_of, run_example, run_here
 from pages import Page, thumbnails
 
 from dejavu_utils.analysis.intervals import Estimate
@@ -255,14 +255,14 @@ def test_rank_correlation_overall_and_within_groups():
     assert np.isnan(sslmem.rank_correlation(np.ones(9), x[:9]).value)
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases("""
+    """
     --views 1                   -> --views 1
     --layers backbone,nothing   -> has no layer nothing ;; projector
     --model_A_pth absent.pth    -> --model_A_pth absent.pth ;; no such file
     --shared_idx_pth absent.npy -> --shared_idx_pth absent.npy
-"""),
+""",
 )
 def test_bad_input_is_one_line(tiny, tmp_path, changes, texts):
     assert_one_line_error(run_here("sslmem.py", *settings_of(tiny, tmp_path / "out", **changes)), *texts)

@@ -14,12 +14,12 @@ import pytest
 from helpers import (
     ROOT,
     assert_one_line_error,
-    cases,
     debug_cluster,
     draw_tree,
     kept_signals,
     ok,
     read_json,
+    rows_of,
     run_example,
     run_here,
     script_module,
@@ -179,9 +179,9 @@ def test_entry_scripts_are_single_stages(folders, tmp_path, loss):
         assert list(found) == [stage] and len(found[stage]) == count
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "environment, texts",
-    cases("""
+    """
     INDEX_FOLDER=                  -> the variable INDEX_FOLDER is not set
     IMAGENET_DATASET_DIR=ABSENT    -> IMAGENET_DATASET_DIR ABSENT: no such folder
     STAGES=attack                  -> vicreg_dssweep_300pc_A/model_ep50.pth: no such file; train the model
@@ -201,7 +201,7 @@ def test_entry_scripts_are_single_stages(folders, tmp_path, loss):
     K=ten                          -> K: ten is not a whole number from 1 on
     LOCAL=yes                      -> LOCAL: yes is not one of 0 1
     SWEEP=nothing                  -> SWEEP: nothing is not one of
-"""),
+""",
 )
 def test_what_is_missing_is_named_before_anything_is_printed(folders, tmp_path, environment, texts):
     result = sweep({**folders, "DRY_RUN": "1", "LOCAL": "1", **environment}, tmp_path)

@@ -16,7 +16,6 @@ import torch
 from helpers import (
     ROOT,
     assert_one_line_error,
-    cases,
     debug_cluster,
     flags,
     kept_signals,
@@ -26,6 +25,7 @@ from helpers import (
     options,
     read_json,
     read_log,
+    rows_of,
     run_here,
 )
 from stages import TRAINING
@@ -362,9 +362,9 @@ def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
     assert not (tmp_path / "model.pth").exists()
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases("""
+    """
     --data.train_dataset ABSENT.beton          -> --data.train_dataset ABSENT.beton: no such file
     --training.warmup_epochs 4                 -> --training.warmup_epochs 4: must be fewer than --training.epochs 4
     --training.batch_size 21                   -> there are only 20 images
@@ -377,7 +377,7 @@ def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
     --model.arch vit_b_16                      -> does not take images of 32 pixels
     --training.loss byol --model.remove_head 1 -> --model.remove_head 1
     --training.num_small_crops 2               -> vicreg has no small crops
-"""),
+""",
 )
 def test_bad_settings_are_one_line(betons, tmp_path, changes, texts):
     assert_one_line_error(run(command(betons, tmp_path, **changes)), *texts)

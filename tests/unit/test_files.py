@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import refused
 
-from dejavu_utils.errors import InputError
 from dejavu_utils.files import check_free_space, complete_file, load_npz, save_npy
 from dejavu_utils.runtime.locks import locked
 
@@ -41,7 +41,7 @@ def test_room_is_asked_of_the_disk_of_a_folder_to_come(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=2 * 10**9))
     check_free_space(tmp_path / "a/b", 2 * 10**9, "remedy")
-    with pytest.raises(InputError, match=r"/a/b: needs about 3.5 GB, but only 2.0 GB are free there; make room$"):
+    with refused(r"/a/b: needs about 3.5 GB, but only 2.0 GB are free there; make room$"):
         check_free_space(tmp_path / "a/b", 3.5 * 10**9, "make room")
     assert asked == 2 * [tmp_path]
 
@@ -67,7 +67,7 @@ def test_an_npz_that_is_damaged_anywhere_is_one_kind_of_error(tmp_path):
 def test_a_folder_has_one_writer(tmp_path):
     lock = tmp_path / "run/.lock"
     with locked(lock, "--output_dir"):
-        with pytest.raises(InputError, match=rf"--output_dir .*run: process {os.getpid()} on .* writes there now"):
+        with refused(rf"--output_dir .*run: process {os.getpid()} on .* writes there now"):
             with locked(lock, "--output_dir"):
                 raise AssertionError
         with locked(tmp_path / "run/.other", "--output_dir"):  # another part of the folder
@@ -85,7 +85,7 @@ def test_a_holder_is_named_once_it_has_written_its_name(tmp_path):
         name = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
         writer = threading.Timer(0.3, lock.write_text, [name])
         writer.start()
-        with pytest.raises(InputError, match=f"process {os.getpid()} on "), locked(lock, "--x"):
+        with refused(f"process {os.getpid()} on "), locked(lock, "--x"):
             raise AssertionError
         writer.join()
 
@@ -96,7 +96,7 @@ def test_a_requeued_job_does_not_wait_for_its_earlier_run(tmp_path):
         with locked(lock, "--x", job="7", restart=2):
             pass
         for other in ({"job": "7", "restart": 1}, {"job": "8", "restart": 2}, {}):
-            with pytest.raises(InputError, match="SLURM job 7 writes there now"), locked(lock, "--x", **other):
+            with refused("SLURM job 7 writes there now"), locked(lock, "--x", **other):
                 raise AssertionError
     assert not lock.exists()
 

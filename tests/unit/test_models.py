@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import read_json
+from helpers import read_json, refused
 
 from dejavu_utils.attack.preconditions import check_alike
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
-from dejavu_utils.errors import InputError
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.inference import prepared_for_inference
 from dejavu_utils.networks.loading import ModelFile, load_network
@@ -78,12 +77,12 @@ def test_networks_of_several_losses_are_taken_as_any_of_them(tmp_path):
         assert bare.losses() == others and network.losses() == (loss,)
         for typed in others:
             ModelFile("--model_pth", "x.pth", loss=typed).check(bare)
-        with pytest.raises(InputError, match=f"--loss barlow: .*{loss}.pth holds {' or '.join(others)};"):
+        with refused(f"--loss barlow: .*{loss}.pth holds {' or '.join(others)};"):
             ModelFile("--model_pth", "x.pth", loss="barlow").check(bare)
         check_alike({"A": network, "B": bare})
         third = SSLNetwork("resnet18", "32-16", "barlow").eval()
         bare.source, third.source = "--a a.pth", "--b b.pth"
-        with pytest.raises(InputError, match="--b b.pth: its training is barlow, that of --a is "):
+        with refused("--b b.pth: its training is barlow, that of --a is "):
             check_alike({"A": bare, "B": third})
 
 

@@ -9,12 +9,12 @@ import torch
 from helpers import (
     RECIPE,
     assert_one_line_error,
-    cases,
     draw_tree,
     flags,
     load,
     ok,
     read_json,
+    rows_of,
     run_here,
     save_sets,
     save_untrained,
@@ -124,16 +124,16 @@ def test_models_of_the_partition_are_attacked_without_a_warning(attacked):
     assert "near_copies" not in results and "near-copy" not in printed  # which nobody has looked for
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "trained, texts",
-    cases("""
+    """
     A=A B=A seed=0          -> same weights
     A=A B=A seed=1          -> same 12 images
     A=A B=A seed=2 epoch=5  -> same 12 images
     A=B B=A seed=1          -> --bbox_A_idx_pth ;; not trained on ;; swapped?
     A=A B=A,B seed=1        -> --bbox_A_idx_pth: --model_B_pth ;; was trained on 12 of its 12
     A=A,public B=B seed=1   -> --public_idx_pth ;; was trained on 18 of its 18
-"""),
+""",
 )
 def test_models_that_cannot_give_a_score_are_refused(data, tmp_path, trained, texts):
     """The sets that A and B were trained on; seed and epoch of B."""

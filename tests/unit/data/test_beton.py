@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from helpers import assert_one_line_error, cases, draw_tree, ok, options, run_example
+from helpers import assert_one_line_error, draw_tree, ok, options, refused, rows_of, run_example
 from PIL import Image
 
 from dejavu_utils.data.beton import _FIELD, _HEADER, Beton, Encoding, shrink, write_beton
@@ -146,7 +146,7 @@ def test_fields_that_leave_open_what_is_meant_are_named(tmp_path):
     fields = [("image", 2), ("first", 1), ("second", 1)]
     for given, message in ((fields, "one label, or one of that name"), (fields[1:2], "one image")):
         with_fields(tmp_path / "x.beton", given, [np.zeros((4, 5, 3), np.uint8)], [0])
-        with pytest.raises(InputError, match=f"its fields are .*{given[-1][0]}.*expected {message}"):
+        with refused(f"its fields are .*{given[-1][0]}.*expected {message}"):
             Beton(tmp_path / "x.beton")
 
 
@@ -233,13 +233,13 @@ def test_crops_are_written_beside_the_training_sets(folders):
     assert Beton(folders / "betons/1_per_class_B_crops.beton").labels.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "variables, texts",
-    cases("""
+    """
     INDEX_FOLDER=               -> gen_betons.sh ;; the variable INDEX_FOLDER is not set
     DATASETS=7                  -> gen_betons.sh ;; 7_per_class/train_A.npy: no such file
     IMAGENET_DATASET_DIR=ABSENT -> gen_val_betons.sh ;; IMAGENET_DATASET_DIR ABSENT: no such folder
-"""),
+""",
 )
 def test_gen_scripts_name_what_is_missing(folders, variables, texts):
     assert_one_line_error(run(folders, texts[0], **variables), texts[1])
@@ -288,6 +288,6 @@ def test_a_disk_that_is_too_small_is_named_early(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**8))
     images, image = mock.MagicMock(), np.zeros((500, 500, 3), np.uint8)
     images.__len__.return_value, images.__getitem__.return_value = 5000, image
-    with pytest.raises(InputError, match=r"x.beton: needs about 4.0 GB, but only 0.1 GB are free"):
+    with refused(r"x.beton: needs about 4.0 GB, but only 0.1 GB are free"):
         write_beton(tmp_path / "x.beton", images, np.zeros(5000))
     assert images.__getitem__.call_count < 1000 and not list(tmp_path.iterdir())

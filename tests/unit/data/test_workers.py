@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, draw_tree
+from helpers import ROOT, draw_tree, refused
 from torch.utils.data import get_worker_info
 
 from dejavu_utils import imagenet
@@ -82,7 +82,7 @@ def test_causes_have_remedies(error, remedy):
 
 
 def test_a_batch_that_cannot_be_handed_over_is_not_waited_for():
-    with pytest.raises(InputError, match="raise ulimit -n, or give fewer --workers"):
+    with refused("raise ulimit -n, or give fewer --workers"):
         read(Numbers(), 2, collate=unsent(OSError(24, "Too many open files")), flag="--workers")
 
 
@@ -91,7 +91,7 @@ def test_a_batch_that_cannot_be_handed_over_is_not_waited_for():
     (signal.SIGBUS, "/dev/shm is full.*--shm-size=8g.*fewer --num_workers; 0 does without it"),
 ])  # fmt: skip
 def test_a_reading_process_that_dies_is_a_line(signum, remedy):
-    with pytest.raises(InputError, match=remedy):
+    with refused(remedy):
         read(Numbers(lambda: os.kill(os.getpid(), signum)), 2)
 
 
@@ -227,7 +227,7 @@ def test_too_few_open_files_is_no_unreadable_image(tmp_path, monkeypatch):
 
     monkeypatch.setattr(imagenet.Image, "open", no_file)
     for num_workers in (0, 1):
-        with pytest.raises(InputError, match="raise ulimit -n"):
+        with refused("raise ulimit -n"):
             without_unreadable(listing, np.arange(3), cpu, num_workers)
     with pytest.raises(OSError):
         load_image(Path(listing.path(0)))

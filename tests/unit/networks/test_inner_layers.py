@@ -5,10 +5,10 @@ from unittest import mock
 import pytest
 import timm
 import torch
+from helpers import refused
 from torch import nn
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
-from dejavu_utils.errors import InputError
 from dejavu_utils.models import Network, SSLNetwork, pooled, timm_network
 from dejavu_utils.networks.inference import check_layers
 from dejavu_utils.networks.loading import load_network
@@ -65,7 +65,7 @@ def test_a_layer_with_a_class_token_is_that_token(name, layer, options):
 def test_layers_without_one_output_per_image_are_refused(name, layer):
     network, _ = network_around(name, {})
     network.source = "--model_A_pth x.pth"
-    with pytest.raises(InputError, match=f"--model_A_pth x.pth: layer {layer}: .*name another layer"):
+    with refused(f"--model_A_pth x.pth: layer {layer}: .*name another layer"):
         check_layers(network, [layer])
 
 
@@ -84,7 +84,7 @@ def test_a_size_that_the_network_does_not_take_is_named(tmp_path):
     assert network.preprocessing.side == 64 and "centre 64" in network.notes
     check_layers(network, ["backbone", "blocks.3"])
     network.preprocessing = network.preprocessing.at(65)
-    with pytest.raises(InputError, match="--model_pth .*: takes no images of 65 pixels .*; give --resolution"):
+    with refused("--model_pth .*: takes no images of 65 pixels .*; give --resolution"):
         check_layers(network, ["backbone"])
 
 
@@ -112,7 +112,7 @@ def test_files_of_dinov3_name_the_network_and_load_with_it(tmp_path):
         state[name] = value
     state["rope_embed.periods"] = torch.zeros(16)
     torch.save(state, tmp_path / "dinov3.pth")
-    with pytest.raises(InputError, match="holds DINOv3.*give --arch timm:vit_small_patch16_dinov3"):
+    with refused("holds DINOv3.*give --arch timm:vit_small_patch16_dinov3"):
         load_network(tmp_path / "dinov3.pth")
     network = load_network(tmp_path / "dinov3.pth", arch="timm:vit_small_patch16_dinov3", resolution=64)
     images = torch.randn(1, 3, 64, 64)
@@ -121,10 +121,10 @@ def test_files_of_dinov3_name_the_network_and_load_with_it(tmp_path):
 
 def test_files_with_names_of_another_project_are_described(tmp_path, monkeypatch):
     torch.save({"embeddings.cls_token": torch.zeros(1), "layernorm.weight": torch.zeros(1)}, tmp_path / "hf.pth")
-    with pytest.raises(InputError, match="Hugging Face's transformers.*not those of timm:vit_tiny_patch16_224"):
+    with refused("Hugging Face's transformers.*not those of timm:vit_tiny_patch16_224"):
         load_network(f"timm:vit_tiny_patch16_224@{tmp_path}/hf.pth")
     monkeypatch.setattr(timm, "create_model", mock.Mock(side_effect=OSError("no route")))
-    with pytest.raises(InputError, match="--model_pth timm:hf-hub:x/y@.*: timm cannot build hf-hub:x/y"):
+    with refused("--model_pth timm:hf-hub:x/y@.*: timm cannot build hf-hub:x/y"):
         load_network(f"timm:hf-hub:x/y@{tmp_path}/hf.pth")
 
 

@@ -11,14 +11,13 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import assert_one_line_error, ok, options, read_json
+from helpers import assert_one_line_error, ok, options, read_json, refused
 from stages import call, settings
 from torch import nn
 
 from dejavu_utils.crops import corner_crop
 from dejavu_utils.data import augment
 from dejavu_utils.data.image_dataset import evaluation_transform
-from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import MEAN, STD, Preprocessing, list_images, load_image
 from dejavu_utils.models import SSLNetwork
 from dejavu_utils.networks.backbones import resnet_of_shapes, timms_names, vit_of_shapes
@@ -260,7 +259,7 @@ def test_inner_layers_by_the_networks_own_names(tmp_path, name, inner, width):
     net(IMAGES)
     torch.testing.assert_close(network.embed(IMAGES, inner), kept[0], rtol=1e-4, atol=1e-4)
     assert network.width(inner) == width
-    with pytest.raises(InputError, match="layer layer9: this network has backbone"):
+    with refused("layer layer9: this network has backbone"):
         network.width("layer9")
 
 
@@ -342,7 +341,7 @@ def test_fixed_positions_384_wide_need_the_projects_name(tmp_path, wrap):
     net = randomized(Vit(width=384, heads=12 if wrap == "mocov3" else 6, depth=1))
     net.pos_embed.data[:, 0] = 0
     path = save(named("module.", net), tmp_path / "vit.pth")
-    with pytest.raises(InputError, match=f"--model_A_pth {path}: .*12 heads.*--arch mocov3 or --arch mae"):
+    with refused(f"--model_A_pth {path}: .*12 heads.*--arch mocov3 or --arch mae"):
         load_network(path, "--model_A_pth")
     network = load_network(path, arch=wrap)
     torch.testing.assert_close(network.embed(IMAGES, "backbone"), net(IMAGES), rtol=1e-4, atol=1e-4)
@@ -370,7 +369,7 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_other_files_are_refused_with_what_is_missing(tmp_path, reason):
     path = save(REFUSED[reason](), tmp_path / "public.pth")
-    with pytest.raises(InputError, match=f"--model_pth {path}: .*{reason.replace('projector.weight_g', '')}"):
+    with refused(f"--model_pth {path}: .*{reason.replace('projector.weight_g', '')}"):
         load_network(path)
 
 
@@ -405,7 +404,7 @@ def test_torchscript_is_named_and_not_run(tmp_path, recwarn):
 
     torch.jit.save(torch.jit.trace(Identity(), torch.zeros(1)), str(tmp_path / "x.pth"))
     recwarn.clear()
-    with pytest.raises(InputError, match="TorchScript"):
+    with refused("TorchScript"):
         load_network(tmp_path / "x.pth")
     assert not len(recwarn)
 
@@ -422,7 +421,7 @@ def test_a_name_of_torchvision_takes_its_cache(tmp_path, monkeypatch):
     """With nothing in the cache and no connection, the line says what to fetch."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", mock.Mock(side_effect=OSError("no route")))
-    with pytest.raises(InputError, match="torchvision:resnet18: .*fetch https://.*and give torchvision:resnet18@FILE"):
+    with refused("torchvision:resnet18: .*fetch https://.*and give torchvision:resnet18@FILE"):
         load_network("torchvision:resnet18")
     net = randomized(torchvision.models.resnet18())
     (tmp_path / "checkpoints").mkdir(exist_ok=True)
@@ -431,7 +430,7 @@ def test_a_name_of_torchvision_takes_its_cache(tmp_path, monkeypatch):
     network = load_network("torchvision:resnet18")
     torch.testing.assert_close(network.embed(IMAGES, "logits"), net(IMAGES), rtol=1e-4, atol=1e-4)
     for model, reason in (("torchvision:resnet1", "no classifier resnet1"), ("torchvision:resnet18@x.pth", "no such")):
-        with pytest.raises(InputError, match=reason):
+        with refused(reason):
             load_network(model)
 
 
@@ -441,7 +440,7 @@ def test_own_checkpoints_in_others_wrappers(tmp_path, entry, prefix):
     loaded = load_network(save({"epoch": 1, entry: named(prefix, network)}, tmp_path / "own.pth"))
     assert isinstance(loaded, SSLNetwork) and "taken as" not in loaded.notes
     assert torch.equal(loaded.embed(IMAGES, "projector"), network.embed(IMAGES, "projector"))
-    with pytest.raises(InputError, match="holds resnet18, not --arch resnet50"):
+    with refused("holds resnet18, not --arch resnet50"):
         load_network(str(tmp_path / "own.pth"), arch="resnet50")
 
 
@@ -458,10 +457,10 @@ def test_networks_of_timm(tmp_path, monkeypatch):
         torch.testing.assert_close(network.embed(images, "logits"), net(images), rtol=1e-4, atol=1e-4)
         assert network.preprocessing.mean == (0.5, 0.5, 0.5) and network.preprocessing.interpolation == "bicubic"
         assert network.width("blocks.11") == 192
-    with pytest.raises(InputError, match="timm:vit_nothing_patch16_224: neither torchvision nor timm has it"):
+    with refused("timm:vit_nothing_patch16_224: neither torchvision nor timm has it"):
         load_network("timm:vit_nothing_patch16_224")
     monkeypatch.setattr(timm, "create_model", mock.Mock(side_effect=OSError("no route")))
-    with pytest.raises(InputError, match="cannot be downloaded .no route.; give timm:vit_tiny_patch16_224@FILE"):
+    with refused("cannot be downloaded .no route.; give timm:vit_tiny_patch16_224@FILE"):
         load_network("timm:vit_tiny_patch16_224")
 
 

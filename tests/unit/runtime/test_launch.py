@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from helpers import cases, debug_cluster
+from helpers import debug_cluster, refused, rows_of
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.runtime import processes
@@ -43,9 +43,9 @@ def as_a_job(monkeypatch):
     monkeypatch.setenv(processes.JOB_PROCESS, str(os.getpid()))
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "variables, names",
-    cases("""
+    """
     WORLD_SIZE=2                                           -> RANK is not set ;; WORLD_SIZE is 2
     RANK=1                                                 -> WORLD_SIZE is not set ;; RANK is 1
     RANK=2 WORLD_SIZE=2 MASTER_ADDR=h MASTER_PORT=29500    -> RANK is 2, not a number from 0 to 1
@@ -57,12 +57,12 @@ def as_a_job(monkeypatch):
     RANK=0 WORLD_SIZE=2                                    -> MASTER_ADDR is not set
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost              -> MASTER_PORT is not set
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=h MASTER_PORT=99999    -> MASTER_PORT is 99999
-"""),
+""",
 )
 @pytest.mark.parametrize("processes", [1, 3])
 def test_half_set_environments_are_named(monkeypatch, variables, names, processes):
     set_all(monkeypatch, variables)
-    with pytest.raises(InputError) as error:
+    with refused() as error:
         start_here(ScriptJob(note_device, []), processes)
     for name in (*names, "unset RANK and WORLD_SIZE"):
         assert name in str(error.value)
@@ -82,10 +82,10 @@ def test_a_port_in_use_and_processes_that_never_come_are_named(monkeypatch):
         taken.bind(("", 0))
         taken.listen()
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
-        with pytest.raises(InputError, match=r"MASTER_PORT \d+ is in use"):
+        with refused(r"MASTER_PORT \d+ is in use"):
             init_distributed(gpu=None)
     monkeypatch.setattr(processes, "_MEETING", timedelta(seconds=1))
-    with pytest.raises(InputError, match="process 0 of 2 does not find the others at localhost:.*GLOO_SOCKET_IFNAME"):
+    with refused("process 0 of 2 does not find the others at localhost:.*GLOO_SOCKET_IFNAME"):
         init_distributed(gpu=None)
 
 
@@ -142,7 +142,7 @@ def test_a_process_takes_its_own_gpu(monkeypatch, gpus, there, local, index):
 def test_a_process_without_a_gpu_is_named(monkeypatch, gpus):
     set_all(monkeypatch, {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4", **MEETING})
     gpus(2)
-    with pytest.raises(InputError, match="process 3 of this machine has no GPU, there are 2"):
+    with refused("process 3 of this machine has no GPU, there are 2"):
         init_distributed()
 
 
@@ -156,7 +156,7 @@ def test_a_job_without_its_gpus_ends_elsewhere_a_cpu_is_used(monkeypatch, gpus):
     monkeypatch.setattr(torch.cuda, "init", too_old)
     assert init_distributed() == CPU
     as_a_job(monkeypatch)
-    with pytest.raises(InputError, match=r"asked for GPUs.*CUDA 13.0: The NVIDIA driver .* too old \(found version"):
+    with refused(r"asked for GPUs.*CUDA 13.0: The NVIDIA driver .* too old \(found version"):
         init_distributed()
     assert init_distributed(gpu=None) == CPU
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -174,7 +174,7 @@ def test_nothing_is_said_of_a_gpu_that_the_user_has_hidden(monkeypatch, capsys, 
     assert init_distributed() == CPU
     assert ("although there is a GPU: it sees none" in capsys.readouterr().out) == said
     as_a_job(monkeypatch)
-    with pytest.raises(InputError, match="asked for GPUs.*it sees none"):
+    with refused("asked for GPUs.*it sees none"):
         init_distributed()
 
 
@@ -193,7 +193,7 @@ def test_without_submitit_a_line_says_so(monkeypatch, tmp_path):
     (tmp_path / "srun").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(InputError, match="submitit, which submits jobs, is not installed.* --local 1"):
+    with refused("submitit, which submits jobs, is not installed.* --local 1"):
         submit(ScriptJob(note_device, []), tmp_path / "run", RESOURCES, "--local 1", "logs")
 
 
@@ -227,7 +227,7 @@ def test_a_host_name_that_does_not_resolve_is_named_at_once(monkeypatch):
     """PyTorch would print a warning for a quarter of an hour."""
     set_all(monkeypatch, {"MASTER_ADDR": "n1.invalid", "MASTER_PORT": "29512"})
     monkeypatch.setattr(processes, "_NAME_PATIENCE", 0)
-    with pytest.raises(InputError, match=r"host name n1\.invalid of the first process \(port 29512\).*/etc/hosts"):
+    with refused(r"host name n1\.invalid of the first process \(port 29512\).*/etc/hosts"):
         processes._meet(1, 2, None)
 
 

@@ -4,10 +4,9 @@ import json
 
 import pytest
 import yaml
-from helpers import cases, flags
+from helpers import flags, refused, rows_of
 
 import train_SSL
-from dejavu_utils.errors import InputError
 from dejavu_utils.models import LOSSES
 from dejavu_utils.training.methods import METHODS
 from dejavu_utils.training.settings import Settings, check_settings, first_difference
@@ -16,6 +15,12 @@ from dejavu_utils.training.settings import Settings, check_settings, first_diffe
 def of_yaml(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     return train_SSL.read_settings(["--config-file", str(tmp_path / "c.yaml")])[0]
+
+
+def of_value(tmp_path, key, written):
+    """The settings of a YAML file that says this of one key."""
+    section, name = key.split(".")
+    return of_yaml(tmp_path, f"{section}:\n  {name}: {written}\n")
 
 
 def test_flat_form_and_back():
@@ -40,28 +45,29 @@ def test_settings_that_touch_the_weights_make_another_run():
     assert first_difference(before, now) == ("simclr.temperature", 0.15, 0.2)
 
 
-@pytest.mark.parametrize(
-    "key, written, value",
-    [
-        ("training.weight_decay", "1e-6", 1e-6),
-        ("training.base_lr", "1", 1.0),
-        ("training.epochs", "010", 10),
-        ("training.epochs", "'12'", 12),
-        ("training.epochs", "!!int 3", 3),
-        ("model.fc", "true", 1),
-        ("model.fc", "0", 0),
-        ("model.mlp", "2048-512", "2048-512"),
-        ("model.mlp", "512", "512"),
-        ("dist.partition", '""', ""),
-        ("dist.partition", "on", "on"),
-        ("dist.comment", "2026-01-01", "2026-01-01"),
-        ("dist.dependency", "afterok:123", "afterok:123"),
-    ],
-)
-def test_a_yaml_value_is_what_the_flag_takes(tmp_path, key, written, value):
-    section, name = key.split(".")
-    found = of_yaml(tmp_path, f"{section}:\n  {name}: {written}\n")[key]
-    assert found == value and type(found) is type(value)
+TAKEN = """
+    training.weight_decay: 1e-6   -> 1e-06
+    training.base_lr: 1           -> 1.0
+    training.epochs: 010          -> 10
+    training.epochs: '12'         -> 12
+    training.epochs: !!int 3      -> 3
+    model.fc: true                -> 1
+    model.fc: 0                   -> 0
+    model.mlp: 2048-512           -> '2048-512'
+    model.mlp: 512                -> '512'
+    dist.partition: ""            -> ''
+    dist.partition: on            -> 'on'
+    dist.comment: 2026-01-01      -> '2026-01-01'
+    dist.dependency: afterok:123  -> 'afterok:123'
+"""
+
+
+@pytest.mark.parametrize("line", TAKEN.strip().splitlines())
+def test_a_yaml_value_is_what_the_flag_takes(tmp_path, line):
+    given, _, value = line.partition("->")
+    key, _, written = (word.strip() for word in given.partition(": "))
+    found = of_value(tmp_path, key, written)[key]
+    assert repr(found) == value.strip()
     assert found == train_SSL.read_settings([f"--{key}", written.removeprefix("!!int ").strip("'\"")])[0][key]
 
 
@@ -103,26 +109,27 @@ NOT_TAKEN = """
 @pytest.mark.parametrize("line", NOT_TAKEN.strip().splitlines())
 def test_a_yaml_value_that_the_flag_would_not_take_is_refused(tmp_path, line):
     key, _, written = line.strip().partition(":")
-    section, name = key.split(".")
-    with pytest.raises(InputError, match=rf"c\.yaml: .*{key}: "):
-        of_yaml(tmp_path, f"{section}:\n  {name}: {written}\n")
+    with refused(rf"c\.yaml: .*{key}: "):
+        of_value(tmp_path, key, written)
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("training:\n  epochs: 3\n  epochs: 5\n", "epochs is given twice"),
-        ("training:\n  epochs: 3\ntraining:\n  loss: byol\n", "training is given twice"),
-        ("training:\n", "expected sections"),
-        ("- a\n", "expected sections"),
-        ("training:\n  epoch: 3\n", "unknown flag --training.epoch"),
-        ("? [a, b]\n: 3\n", "expected sections"),
-        ("training: {epochs: 3\n", "not valid YAML"),
-    ],
-)
-def test_a_broken_yaml_file_is_refused(tmp_path, text, message):
-    with pytest.raises(InputError, match=message):
-        of_yaml(tmp_path, text)
+BROKEN = """
+    training:|  epochs: 3|  epochs: 5           -> epochs is given twice
+    training:|  epochs: 3|training:|  loss: byol -> training is given twice
+    training:                                   -> expected sections
+    - a                                         -> expected sections
+    training:|  epoch: 3                        -> unknown flag --training.epoch
+    ? [a, b]|: 3                                -> expected sections
+    training: {epochs: 3                        -> not valid YAML
+"""
+
+
+@pytest.mark.parametrize("line", BROKEN.strip().splitlines())
+def test_a_broken_yaml_file_is_refused(tmp_path, line):
+    """A | ends a line of the file."""
+    text, _, message = line.strip().partition(" -> ")
+    with refused(message):
+        of_yaml(tmp_path, text.rstrip().replace("|", "\n"))
 
 
 def test_values_that_are_repeated_by_reference_are_taken(tmp_path):
@@ -142,43 +149,37 @@ def test_paths_are_expanded_in_files_and_flags(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("word", ["--training.base_lr=nan", "--logging.folder=$NO_SUCH_VARIABLE_HERE/x"])
 def test_flags_are_as_strict(word):
-    with pytest.raises(InputError, match=word.split("=")[0]):
+    with refused(word.split("=")[0]):
         train_SSL.read_settings([word])
 
 
-@pytest.mark.parametrize(
-    "word, message",
-    [
-        ("--simclr.temperature=0", "--simclr.temperature: 0 must be above 0"),
-        ("--training.momentum=1.5", "--training.momentum: 1.5 must be at most 1"),
-        ("--dist.timeout=0", "--dist.timeout: 0 must be at least 1"),
-        ("--training.warmup_epochs=-1", "--training.warmup_epochs: -1 must be at least 0"),
-    ],
-)
-def test_numbers_beyond_their_limits_are_named(tmp_path, word, message):
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize("word, limit", [
+    ("--simclr.temperature=0", "must be above 0"), ("--training.momentum=1.5", "must be at most 1"),
+    ("--dist.timeout=0", "must be at least 1"), ("--training.warmup_epochs=-1", "must be at least 0"),
+])  # fmt: skip
+def test_numbers_beyond_their_limits_are_named(tmp_path, word, limit):
+    message = f"{word.replace('=', ': ')} {limit}"
+    with refused(message):
         train_SSL.read_settings([word])
-    key, value = word.removeprefix("--").split("=")
-    section, name = key.split(".")
-    with pytest.raises(InputError, match=rf"c\.yaml: .*{message}"):
-        of_yaml(tmp_path, f"{section}:\n  {name}: {value}\n")
+    with refused(rf"c\.yaml: .*{message}"):
+        of_value(tmp_path, *word.removeprefix("--").split("="))
 
 
-@pytest.mark.parametrize(
+@rows_of(
     "changes, texts",
-    cases("""
+    """
     --augment.min_area 0.5 --augment.max_area 0.2 -> --augment.min_area: must be above 0
     --training.num_small_crops 2                  -> --training.num_small_crops: simclr has no small crops
     --training.loss mocov3 --model.remove_head 1  -> --model.remove_head 1
     --resolution.end_ramp 1                       -> --resolution.end_ramp
-"""),
+""",
 )
 def test_settings_that_do_not_go_together_are_named(tmp_path, changes, texts):
     (tmp_path / "a.beton").touch()
     small = {"data.train_dataset": str(tmp_path / "a.beton"), "data.val_dataset": str(tmp_path / "a.beton")}
     small |= {"logging.folder": str(tmp_path / "run"), "model.arch": "resnet18"}
     check_settings(Settings.from_flat(small))
-    with pytest.raises(InputError) as error:
+    with refused() as error:
         check_settings(Settings.from_flat(train_SSL.read_settings(flags({**small, **changes}))[0]))
     assert str(error.value).startswith(texts[0])
 
