@@ -242,16 +242,16 @@ def elsewhere(make):
     return make_elsewhere
 
 
-def put(part, column, value, row=0):
+def put(part, column, value):
     """A change for `beton`: one number of the header, of a record or its image, or of the table (by column)."""
 
     def change(header, records, table):
         targets = {"header": header, "image": records["image"], "record": records, "table": table}
         target = targets[part]
         if part == "table":
-            target[row, column] = value
+            target[0, column] = value
         else:
-            target[column][row] = value
+            target[column][0] = value
 
     return change
 
@@ -415,21 +415,6 @@ WRONG = {
     "beton without bytes": beton(cut_at(0)),
     "beton cut early": beton(cut_at(0.01)),
     "beton cut late": beton(cut_at(0.99999)),
-    "beton of another version": beton(put("header", "version", 3)),
-    "beton of no fields": beton(put("header", "num_fields", 0)),
-    "beton of 65535 fields": beton(put("header", "num_fields", 65535)),
-    "beton of too many samples": beton(put("header", "num_samples", 2**63)),
-    "beton's table beyond its end": beton(put("header", "alloc_table_ptr", 2**64 - 1)),
-    "beton's table in the header": beton(put("header", "alloc_table_ptr", 0)),
-    "beton's image beyond its end": beton(put("table", 1, 2**40)),
-    "beton's image wraps around": beton(put("table", 1, 2**64 - 8)),
-    "beton's image of 16 EiB": beton(put("table", 2, 2**64 - 1)),
-    "beton's record of no image": beton(put("image", "data_ptr", 12345)),
-    "beton's wrong width": beton(put("image", "width", 9)),
-    "beton's image of no pixels": beton(put("image", "height", 0)),
-    "beton's unknown mode": beton(put("image", "mode", 7)),
-    "beton's negative label": beton(put("record", "label", -1)),
-    "beton's enormous label": beton(put("record", "label", 2**62)),
     "beton with raw called jpg": elsewhere(beton(put("image", "mode", 0))),
     "no file beyond 20 kB": files_end_at(20_000),
     "no file beyond 200 bytes": files_end_at(200),
@@ -447,3 +432,25 @@ WRONG = {
     "rank beyond the world": environment(RANK="2", WORLD_SIZE="2"),
     "too few open files": too_few_open_files,
 }
+# One number of the training beton: of the header, of its first record or image, of its table by column.
+NUMBERS = """
+    beton of another version: header version 3
+    beton of no fields: header num_fields 0
+    beton of 65535 fields: header num_fields 65535
+    beton of too many samples: header num_samples 0x8000000000000000
+    beton's table beyond its end: header alloc_table_ptr 0xffffffffffffffff
+    beton's table in the header: header alloc_table_ptr 0
+    beton's image beyond its end: table 1 0x10000000000
+    beton's image wraps around: table 1 0xfffffffffffffff8
+    beton's image of 16 EiB: table 2 0xffffffffffffffff
+    beton's record of no image: image data_ptr 12345
+    beton's wrong width: image width 9
+    beton's image of no pixels: image height 0
+    beton's unknown mode: image mode 7
+    beton's negative label: record label -1
+    beton's enormous label: record label 0x4000000000000000
+"""
+for line in NUMBERS.strip().splitlines():
+    name, number = line.strip().split(": ")
+    part, column, value = number.split()
+    WRONG[name] = beton(put(part, int(column) if part == "table" else column, int(value, 0)))

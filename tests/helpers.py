@@ -31,14 +31,35 @@ ROOT = Path(__file__).parents[1]
 ABSENT = Path(__file__).parent / "absent"  # nothing has this name, on any machine
 
 
+def run_process(*words, cwd=None, timeout=None, **environment):
+    """These words in a process of its own, with these variables."""
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    command = [str(word) for word in words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=variables)
+
+
 def run_script(name, *arguments, **environment):
     """`python NAME ARGUMENTS` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / name), *(str(a) for a in arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    return run_process(sys.executable, ROOT / name, *arguments, **{"OMP_NUM_THREADS": "1", **environment})
+
+
+def interrupted(script, arguments, signum, at, send=os.kill):
+    """Such a process, which gets the signal at the first line that begins so; (exit code, all output).
+
+    send: os.killpg for every process of the run, as a terminal sends it.
+    """
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
+    output = ""
+    for line in process.stdout:
+        output += line
+        if at and line.startswith(at):
+            send(process.pid, signum)
+            at = None
+    return process.wait(), output
 
 
 def script_module(name):
@@ -72,9 +93,7 @@ def run_here(name, *arguments, **environment):
 
 def run_example(name, *arguments, **environment):
     """`bash bash_examples/NAME ARGUMENTS` with these variables."""
-    command = ["bash", ROOT / "bash_examples" / name, *arguments]
-    variables = {name: str(value) for name, value in environment.items()}
-    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
+    return run_process("bash", ROOT / "bash_examples" / name, *arguments, **environment)
 
 
 def ok(result):
@@ -235,6 +254,21 @@ def assert_one_line_error(result, *texts):
         assert text in errors[0]
 
 
+def in_folder(path):
+    """The path, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def annotation(*boxes, before=""):
+    """The XML of an image with boxes (xmin, ymin, xmax, ymax). before: what its objects come after."""
+    objects = ""
+    for box in boxes:
+        sides = "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
+        objects += f"<object><bndbox>{sides}</bndbox></object>"
+    return f"<annotation>{before}{objects}</annotation>"
+
+
 def draw_tree(folder, classes=3, per_class=12, boxed=8, seed=0):
     """images/CLASS/ID.JPEG of 60 x 50 or 50 x 60 pixels and boxes/Annotation/CLASS/ID.xml for the first `boxed`.
 
@@ -244,17 +278,13 @@ def draw_tree(folder, classes=3, per_class=12, boxed=8, seed=0):
     for name in [f"c{label}" for label in range(classes)] if isinstance(classes, int) else classes:
         for rank in range(per_class):
             size = ((60, 50), (50, 60))[rank % 2]
-            path = folder / "images" / name / f"{name}_{rank:02d}.JPEG"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = in_folder(folder / "images" / name / f"{name}_{rank:02d}.JPEG")
             coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize(size, Image.BILINEAR).save(path)
             if rank < boxed:
-                xml = folder / "boxes/Annotation" / name / f"{name}_{rank:02d}.xml"
-                xml.parent.mkdir(parents=True, exist_ok=True)
-                xmin, ymin = rng.integers(1, 20, 2)
-                sides = {"xmin": xmin, "ymin": ymin, "xmax": xmin + 20, "ymax": ymin + 20}
-                box = "".join(f"<{side}>{value}</{side}>" for side, value in sides.items())
-                xml.write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
+                xml = in_folder(folder / "boxes/Annotation" / name / f"{name}_{rank:02d}.xml")
+                x, y = rng.integers(1, 20, 2)
+                xml.write_text(annotation((x, y, x + 20, y + 20)))
     return folder
 
 

@@ -38,6 +38,13 @@ def settings(command, data, made, out):
     """The flags of a command that is all right. data: images, boxes and index; made: betons and checkpoints."""
     index = data / "index/4_per_class"
     pictures = {**PICTURES, "imgnet_train_pth": data / "images"}
+    twins = {
+        **pictures,
+        **{f"model_{model}_pth": made / f"{model}.pth" for model in "AB"},
+        **{f"bbox_{name}_idx_pth": index / f"bbox_{name}.npy" for name in "AB"},
+        "public_idx_pth": index / "public.npy",
+        "output_dir": out,
+    }
     return {
         "partition": {"imgnet_dir": data / "images", "bbox_dir": data / "boxes", "per_class": 4, "save_dir": out},
         "beton": {
@@ -52,15 +59,7 @@ def settings(command, data, made, out):
             "data.val_dataset": made / "val.beton",
             "logging.folder": out,
         },
-        "attack": {
-            **pictures,
-            **SMALL_ATTACK,
-            **{f"model_{model}_pth": made / f"{model}.pth" for model in "AB"},
-            "imgnet_bbox_pth": data / "boxes",
-            **{f"bbox_{name}_idx_pth": index / f"bbox_{name}.npy" for name in "AB"},
-            "public_idx_pth": index / "public.npy",
-            "output_dir": out,
-        },
+        "attack": {**twins, **SMALL_ATTACK, "imgnet_bbox_pth": data / "boxes"},
         "probe": {
             **pictures,
             "model_pth": made / "A.pth",
@@ -69,15 +68,7 @@ def settings(command, data, made, out):
             "epochs": 1,
             "output_dir": out,
         },
-        "sslmem": {
-            **pictures,
-            **{f"model_{model}_pth": made / f"{model}.pth" for model in "AB"},
-            **{f"bbox_{name}_idx_pth": index / f"bbox_{name}.npy" for name in "AB"},
-            "public_idx_pth": index / "public.npy",
-            "views": 3,
-            "batch_size": 9,
-            "output_dir": out,
-        },
+        "sslmem": {**twins, "views": 3, "batch_size": 9},
         "rcdm": {
             **SMALL_RCDM,
             "feat_cond": "",

@@ -1,10 +1,8 @@
 """README and docs/: commands parse, flags exist, links lead somewhere, each page is found from the README."""
 
 import importlib
-import os
 import re
 import struct
-import subprocess
 
 import numpy as np
 import pandas as pd
@@ -18,6 +16,7 @@ from helpers import (
     ok,
     read_json,
     run_here,
+    run_process,
     save_untrained,
 )
 from stages import attack_settings, plot_settings
@@ -138,8 +137,7 @@ def test_the_table_of_costs_is_what_a_dry_run_says(tmp_path):
     rows = re.findall(r"^\|[^|]*\| `([^`]*/sweep\.sh)` \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
     assert len(rows) >= 8
     for command, *documented in rows:
-        environment = {**os.environ, **folders, "DRY_RUN": "1"}
-        printed = ok(subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True))
+        printed = ok(run_process("bash", "-c", command, cwd=ROOT, **folders, DRY_RUN=1))
         said = re.search(r"in all: ([\d.]+) GPU hours \(H100\), ([\d.]+) GB", printed.stdout + printed.stderr)
         assert list(said.groups()) == documented, command
 

@@ -6,17 +6,14 @@ that need none.
 """
 
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import flags, load, ok, read_json, read_log, run_script
+from helpers import flags, interrupted, load, ok, read_json, read_log, run_script
 from parts import CLASSES, PARTS, training_run, training_settings
 from stages import SCRIPTS, TRAINING, settings
 
-import train_SSL
 from dejavu_utils.attack.neighbors import NeighborSearch
 from dejavu_utils.data import augment
 from dejavu_utils.data.beton import Beton, write_beton
@@ -170,12 +167,9 @@ def test_training_validates_and_is_as_on_the_cpu(beton, trained, tmp_path):
 
 
 def test_resuming_comes_close_to_not_being_stopped(beton, trained, tmp_path):
-    words = [sys.executable, train_SSL.__file__, *training_words(beton, tmp_path)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("epoch 2/4"):
-            process.terminate()
-    assert process.wait() == 128 + signal.SIGTERM
+    words = training_words(beton, tmp_path)
+    code, _ = interrupted("train_SSL.py", words, signal.SIGTERM, "epoch 2/4")
+    assert code == 128 + signal.SIGTERM
     assert "resumes after epoch" in train(beton, tmp_path)
     expected = load(trained / "final_weights.pt")
     for name, value in load(tmp_path / "final_weights.pt").items():

@@ -10,7 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import assert_one_line_error, draw_tree, flags, ok, read_json, rows_of, run_here, save_sets, save_untrained
+from helpers import (
+    assert_one_line_error,
+    draw_tree,
+    flags,
+    in_folder,
+    ok,
+    options,
+    read_json,
+    rows_of,
+    run_here,
+    save_sets,
+    save_untrained,
+)
 from PIL import Image
 from stages import attack_settings
 from torchvision import transforms
@@ -143,19 +155,25 @@ def background(folder, listing):
     return crop_of
 
 
-@pytest.mark.parametrize("layer, attacked", [("projector", ""), ("backbone", "few_")])
-def test_files_hold_the_nearest_public_images(data, tmp_path, layer, attacked):
-    """With more crops than public images, whose embeddings are then held, and with fewer."""
+CORNER = options("--use_corner_crop --corner_crop_frac 0.4 -imgnet_bbox_pth")
+
+
+@pytest.mark.parametrize(
+    "layer, attacked, changes", [("projector", "", {}), ("backbone", "few_", {}), ("projector", "few_", CORNER)]
+)
+def test_files_hold_the_nearest_public_images(data, tmp_path, layer, attacked, changes):
+    """With more crops than public images, whose embeddings are then held, and with fewer; corners need no XML."""
     folder, networks = data
     few = {f"bbox_{name}_idx_pth": folder / f"{attacked}{name}.npy" for name in "AB"}
-    ok(attack(data, tmp_path, **few, use_backbone=int(layer == "backbone"), batch_size=5))
+    ok(attack(data, tmp_path, **few, **changes, use_backbone=int(layer == "backbone"), batch_size=5))
     listing = list_images(folder / "images")
     public = np.load(folder / "public.npy")
     for model, network in networks.items():
         gallery = embed(network, layer, listing, public)
         for name in "AB":
             indices = np.load(folder / f"{attacked}{name}.npy")
-            queries = embed(network, layer, listing, indices, background(folder, listing))
+            cut = background(folder, listing) if not changes else lambda image, _: corner_crop(*image.size, 0.4)
+            queries = embed(network, layer, listing, indices, cut)
             squared = ((queries[:, None] - gallery[None]) ** 2).sum(axis=2)
             expected = public[np.argsort(squared, axis=1)[:, :7]]
             saved = {
@@ -208,26 +226,12 @@ def test_results_and_tables_agree_with_the_files(attacked):
     assert "<html" in (folder / "attack_gallery.html").read_text()
 
 
-def test_one_model_twice_is_refused_or_named(data, tmp_path):
-    (tmp_path / "copy.pth").write_bytes((data[0] / "A.pth").read_bytes())
-    result = attack(data, tmp_path / "copied", model_B_pth=tmp_path / "copy.pth")
-    assert_one_line_error(result, "--model_B_pth", "the same weights as --model_A_pth")
-    ok(attack(data, tmp_path, model_B_pth=data[0] / "A.pth"))  # on purpose
+def test_one_model_twice_on_purpose_is_named(data, tmp_path):
+    ok(attack(data, tmp_path, model_B_pth=data[0] / "A.pth"))
     results = read_json(tmp_path / "results.json")
     score = results["both"]["top_1"]["accuracy"]["100"]["score"]
     assert score["value"] == 0 and score["low"] < 0 < score["high"]
     assert "the score is 0" in results["warnings"][0]
-
-
-def test_corner_crop_attacks_every_image_and_reads_no_xml(data, tmp_path):
-    folder, networks = data
-    ok(attack(data, tmp_path, use_corner_crop="", corner_crop_frac=0.4, imgnet_bbox_pth=None))
-    listing = list_images(folder / "images")
-    indices, public = np.load(folder / "A.npy"), np.load(folder / "public.npy")
-    queries = embed(networks["B"], "projector", listing, indices, lambda image, _: corner_crop(*image.size, 0.4))
-    squared = ((queries[:, None] - embed(networks["B"], "projector", listing, public)[None]) ** 2).sum(axis=2)
-    found = np.load(tmp_path / "B_attk_A_neighb_idxs.npy")
-    np.testing.assert_array_equal(found, public[np.argsort(squared, axis=1)[:, :7]])
 
 
 def test_supervised_logits_are_the_scores(data, tmp_path):
@@ -275,9 +279,8 @@ def test_bad_input_is_one_line(data, tmp_path, changes, texts):
 def test_scaling_boxes_is_named_where_it_would_help_alone(data, tmp_path):
     """Images that were resized after their boxes were drawn; not images whose crops are only small."""
     for path in (data[0] / "boxes").rglob("*.xml"):
-        resized = tmp_path / path.relative_to(data[0])
-        resized.parent.mkdir(parents=True, exist_ok=True)
         size = "<annotation><size><width>600</width><height>500</height></size>"
+        resized = in_folder(tmp_path / path.relative_to(data[0]))
         resized.write_text(path.read_text().replace("<annotation>", size))
     result = attack(data, tmp_path / "out", imgnet_bbox_pth=tmp_path / "boxes")
     assert_one_line_error(result, "no image has a crop", "size in the XML is not the image's", "--scale_boxes 1")

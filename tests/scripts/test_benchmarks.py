@@ -3,13 +3,13 @@
 import importlib
 import multiprocessing
 import runpy
-import subprocess
 import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import run_process
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -52,7 +52,7 @@ def test_probe_runs(monkeypatch, capsys):
 def test_parts_for_a_gpu_run(tmp_path):
     parts = ["search", "resnet101", "vit_small", "fp16", "attack", "probe"]  # compiling takes minutes on a CPU
     command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--tiny", "--out", tmp_path, "--parts"]
-    result = subprocess.run([*command, *parts], capture_output=True, text=True)
+    result = run_process(*command, *parts)
     assert result.returncode == 0, result.stdout + "".join(path.read_text() for path in tmp_path.glob("*.txt"))
     assert [line.split(":")[0] for line in (tmp_path / "parts.txt").read_text().splitlines()] == parts
     for part in parts[:-1]:

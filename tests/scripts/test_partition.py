@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import ROOT, assert_one_line_error, draw_tree, flags, ok, read_json, refused, rows_of, run_here
+from helpers import ROOT, assert_one_line_error, draw_tree, flags, in_folder, ok, read_json, refused, rows_of, run_here
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -65,13 +65,9 @@ def test_shuffling_keeps_classes_and_depends_on_the_seed_alone():
 def tree(tmp_path):
     for label, name in enumerate(["n02", "n01", "n03"]):  # made in another order than sorted
         for rank in (3, 1, 4, 0, 2, 5, 6, 7)[: 8 - label]:
-            path = tmp_path / "images" / name / f"{name}_{rank}.JPEG"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8)).save(path)
+            Image.new("RGB", (8, 8)).save(in_folder(tmp_path / "images" / name / f"{name}_{rank}.JPEG"))
             if rank < 4 and name != "n03":
-                xml = tmp_path / "boxes/Annotation" / name / f"{name}_{rank}.xml"
-                xml.parent.mkdir(parents=True, exist_ok=True)
-                xml.write_text("<annotation/>")
+                in_folder(tmp_path / "boxes/Annotation" / name / f"{name}_{rank}.xml").write_text("<annotation/>")
     (tmp_path / "boxes/Annotation/n02/n02_99.xml").write_text("<annotation/>")
     (tmp_path / "boxes/Annotation/n77").mkdir()
     return tmp_path

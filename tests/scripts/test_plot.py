@@ -21,13 +21,7 @@ DATA = Path(__file__).parents[1] / "data"
 TRACES = read_json(DATA / "attack_traces.json")
 POINT = DATA / "attack/NN_attk_vicreg_300pc_50ep"
 # Of an outcome: is the target correct, and the reference?
-OUTCOMES = [
-    line.split()
-    for line in """memorized yes no
-    correlated yes yes
-    misrepresented no yes
-    unassociated no no""".splitlines()
-]
+OUTCOMES = ("memorized yes no", "correlated yes yes", "misrepresented no yes", "unassociated no no")
 
 
 def plot(tmp_path, **changes):
@@ -63,7 +57,8 @@ def test_one_published_point_gives_the_published_figures(tmp_path, drawn_alone):
                 assert row.target_low < row.target_acc <= row.target_high
             (shares,) = pd.read_csv(tmp_path / f"plot/attk_{plural}_partition_top{top_k}.csv").to_dict("records")
             assert list(shares)[:5] == [x, "memorized", "correlated", "misrepresented", "unassociated"]
-            for share, target, reference in OUTCOMES:
+            for outcome in OUTCOMES:
+                share, target, reference = outcome.split()
                 on_A, on_B = f"{target}_A_{reference}_B_attk_A", f"{reference}_A_{target}_B_attk_B"
                 assert shares[share] == mean_of_traces(f"{on_A}_top{top_k}", f"{on_B}_top{top_k}")
     names = {path.name for path in (tmp_path / "plot").iterdir()}

@@ -12,6 +12,7 @@ from helpers import (
     assert_one_line_error,
     draw_tree,
     flags,
+    in_folder,
     load,
     ok,
     read_json,
@@ -170,9 +171,7 @@ def test_learns_what_is_linear(data, tmp_path):
 
     for label, color in enumerate(((200, 40, 40), (40, 200, 40), (40, 40, 200))):
         for rank in range(12):
-            path = tmp_path / f"images/c{label}/{rank:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (40, 40), color).save(path)
+            Image.new("RGB", (40, 40), color).save(in_folder(tmp_path / f"images/c{label}/{rank:02d}.png"))
     ok(probe(data, tmp_path / "out", imgnet_train_pth=tmp_path / "images", epochs=20, start_lr=1))
     final = read_json(tmp_path / "out/results.json")["final"]
     assert final["train"]["top_1"]["value"] == final["val"]["top_1"]["value"] == 1

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from helpers import (
     assert_one_line_error,
     debug_cluster,
     flags,
+    interrupted,
     load,
     ok,
     read_json,
@@ -282,33 +282,18 @@ def test_published_commands_write_the_published_files(data, trained):
     assert same(dict(rcdm.unet.state_dict()), average) and rcdm.network.arch == "resnet18"
 
 
-def interrupted(arguments, signum, line):
-    """Starts a training and sends the signal at the line; (exit code, output)."""
-    command = [sys.executable, str(ROOT / "train_RCDM.py"), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    output = ""
-    for text in process.stdout:
-        output += text
-        if text.startswith(line):
-            process.send_signal(signum)
-            break
-    output += process.stdout.read()
-    return process.wait(), output
-
-
 @pytest.mark.kills
 def test_stopped_and_killed_and_continued_equals_uninterrupted(data, trained, tmp_path):
     arguments = published(data, out_dir=tmp_path)
-    code, output = interrupted(arguments, signal.SIGTERM, "step 1/6")
+    code, output = interrupted("train_RCDM.py", arguments, signal.SIGTERM, "step 1/6")
     assert code == 143 and re.search(r"stopped after step \d+; rerun the same command to resume there", output)
     stopped_at = max(rcdm_training.StepFiles.step_of(path) for path in tmp_path.glob("model*.pt"))
-    code, output = interrupted(arguments, signal.SIGKILL, "step 5/6")
+    code, output = interrupted("train_RCDM.py", arguments, signal.SIGKILL, "step 5/6")
     assert code == -signal.SIGKILL and f"resumes after step {stopped_at}" in output
     for name in ("opt000003.pt", "model000003.pt"):
         shutil.copy(tmp_path / name, tmp_path / name.replace("3", "4"))  # a step without its average: not complete
     # Asked during the last grid, which takes all 1000 steps here: it is given up, and drawn by the same command.
-    code, output = interrupted([*arguments, "--timestep_respacing", ""], signal.SIGTERM, "step 6/6")
+    code, output = interrupted("train_RCDM.py", [*arguments, "--timestep_respacing", ""], signal.SIGTERM, "step 6/6")
     assert code == 143 and "resumes after step 3" in output and "stopped after step 6" in output
     assert not (tmp_path / "samples000006.png").exists()
     for name in ("model000006.pt", "ema_0.9999_000006.pt", "opt000006.pt"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import ROOT, ok, read_json, rows_of, run_example, run_here, script_module
+from helpers import ROOT, ok, read_json, rows_of, run_example, run_here, run_process, script_module
 
 MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3", PRECISION="fp32")
 
@@ -194,5 +194,4 @@ def test_examples_use_the_package_of_their_own_checkout(tmp_path):
     (tmp_path / "dejavu_utils.py").write_text("raise SystemExit('the package of another checkout')")
     (tmp_path / "run_all.py").write_text(RUN_ALL)  # one process for all: torch is imported once
     command = [sys.executable, tmp_path / "run_all.py", *sorted((ROOT / "bash_examples").glob("*.py"))]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ok(subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True))
+    ok(run_process(*command, cwd=tmp_path, PYTHONPATH=tmp_path))

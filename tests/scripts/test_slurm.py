@@ -29,6 +29,7 @@ from helpers import (
     ok,
     read_json,
     run_here,
+    run_process,
     save_untrained,
 )
 
@@ -70,8 +71,7 @@ def started_cluster(folder, **environment):
 
 
 def run_cluster(*words, **environment):
-    command = [CLUSTER, *map(str, words)]
-    return ok(subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True))
+    return ok(run_process(CLUSTER, *words, **environment))
 
 
 @pytest.fixture(scope="module")
@@ -337,9 +337,8 @@ def binding_cluster(cluster, tmp_path_factory):
 def test_a_job_starts_as_from_a_login_shell_with_its_cores(binding_cluster, tmp_path, inside):
     """Also where it is submitted within another one, whose SLURM_* would reach the new job's srun as flags."""
     (tmp_path / "report.py").write_text(REPORT)
-    words = [*inside, sys.executable, str(tmp_path / "report.py"), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SBATCH_ACCOUNT": "kept", "SUBMITIT_FOLDER": "/another"}
-    result = ok(subprocess.run(words, env=environment, capture_output=True, text=True))
+    words = [*inside, sys.executable, tmp_path / "report.py", tmp_path]
+    result = ok(run_process(*words, PYTHONPATH=ROOT, SBATCH_ACCOUNT="kept", SUBMITIT_FOLDER="/another"))
     number = result.stdout.split()[-1]
     wait_for("end of the job", lambda: ended(number))
     errors = [path.read_text() for path in tmp_path.glob(f"{number}*_log.err")]

@@ -16,12 +16,15 @@ from helpers import (
     assert_one_line_error,
     debug_cluster,
     draw_tree,
+    in_folder,
     kept_signals,
     ok,
+    options,
     read_json,
     rows_of,
     run_example,
     run_here,
+    run_process,
     script_module,
 )
 
@@ -56,9 +59,7 @@ def folders(tmp_path_factory):
     }
     for variable, files in names.items():
         for name in [*files, "x"]:
-            path = root / variable.lower() / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            in_folder(root / variable.lower() / name).touch()
     return {variable: str(root / variable.lower()) for variable in names}
 
 
@@ -67,6 +68,16 @@ def sweep(folders, logs, script="sweep.sh", *arguments, tools=None, **environmen
     path = f"{tools}{os.pathsep}{os.environ['PATH']}" if tools else os.environ["PATH"]
     variables = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "PATH": path, "LOGGING_FOLDER": logs}
     return run_example(script, *arguments, **{**variables, **folders, **environment})
+
+
+@pytest.fixture
+def dry_run(folders, tmp_path):
+    """dry_run([SCRIPT, FLAGS...], NAME=value): a sweep that prints its commands and leaves its logs in tmp_path."""
+
+    def run(*words, **environment):
+        return sweep(folders, tmp_path, *words, **{"DRY_RUN": "1", "LOCAL": "1", **environment})
+
+    return run
 
 
 def commands(result):
@@ -94,42 +105,42 @@ def published(result, logs):
 
 CASES = [
     (
-        dict(LOSS="vicreg"),
+        "LOSS=vicreg",
         [f"vicreg/vicreg_dssweep_{n}pc_{side}" for n in (300, 100, 200, 400, 500) for side in "AB"],
         [f"vicreg/attack_sweeps/NN_attk_vicreg_{name}" for name in FULL],
         [f"vicreg/lin_probe_sweeps_with_aug/lp_vicreg_{name}" for name in FULL],
         ["vicreg/attack_sweeps"],
     ),
     (
-        dict(SWEEP="temperature", LOSS="simclr"),
+        "SWEEP=temperature LOSS=simclr",
         [f"simclr/simclr_tempsweep_p{digits}_{side}" for digits in TEMPERATURES for side in "AB"],
         [f"simclr/attack_sweeps/NN_attk_simclr_p{digits}t_1000ep" for digits in TEMPERATURES],
         [f"simclr/lin_probe_sweeps_with_aug/lp_simclr_p{digits}t_1000ep" for digits in TEMPERATURES],
         ["simclr/attack_sweeps"],
     ),
     (
-        dict(SWEEP="sim_coeff"),
+        "SWEEP=sim_coeff",
         [f"vicreg/vicreg_simsweep_sim{value}_{side}" for value in SIM_COEFFS for side in "AB"],
         [f"vicreg/attack_sweeps/NN_attk_vicreg_sim{value}_1000ep" for value in SIM_COEFFS],
         [f"vicreg/lin_probe_sweeps_with_aug/lp_vicreg_sim{value}_1000ep" for value in SIM_COEFFS],
         ["vicreg/attack_sweeps"],
     ),
     (
-        dict(SWEEP="corner_fraction"),
+        "SWEEP=corner_fraction",
         [f"vicreg/vicreg_dssweep_100pc_{side}" for side in "AB"],
         [f"vicreg/attack_sweeps_cropsize/NN_attk_vicreg_crop_p{value}_1000ep" for value in FRACTIONS],
         [],
         ["vicreg/attack_sweeps_cropsize"],
     ),
     (
-        dict(ARCH="resnet50", LOSS="simclr", SWEEP="datasets", DATASETS="300"),
+        "ARCH=resnet50 LOSS=simclr SWEEP=datasets DATASETS=300",
         [f"simclr_rn50/simclr_rn50_dssweep_300pc_{side}" for side in "AB"],
         ["simclr_rn50/attack_sweeps/NN_attk_simclr_rn50_300pc_1000ep"],
         ["simclr_rn50/lin_probe_sweeps_with_aug/lp_simclr_rn50_300pc_1000ep"],
         ["simclr_rn50/attack_sweeps"],
     ),
     (
-        dict(LOSS="supervised", ATTACKS="projector backbone logits corner_crop", SWEEP="epochs", EPOCHS="1000"),
+        "LOSS=supervised ATTACKS='projector backbone logits corner_crop' SWEEP=epochs EPOCHS=1000",
         [f"supervised/supervised_dssweep_300pc_{side}" for side in "AB"],
         [f"supervised/attack_sweeps{kind}/NN_attk_supervised_300pc_1000ep" for kind in KINDS],
         ["supervised/lin_probe_sweeps_with_aug/lp_supervised_300pc_1000ep"],
@@ -139,23 +150,22 @@ CASES = [
 
 
 @pytest.mark.parametrize("environment, trainings, attacks, probes, plots", CASES)
-def test_published_names(folders, tmp_path, environment, trainings, attacks, probes, plots):
-    result = sweep(folders, tmp_path, DRY_RUN="1", LOCAL="1", **environment)
-    found = published(result, tmp_path)
+def test_published_names(dry_run, tmp_path, environment, trainings, attacks, probes, plots):
+    found = published(dry_run(**options(environment)), tmp_path)
     assert found["train_SSL.py"] == trainings and found["label_inference_attack.py"] == attacks
     assert found.get("lin_probe.py", []) == probes and found["plot_quant_results.py"] == plots
 
 
-def test_flags_of_the_parameter_sweeps(folders, tmp_path):
+def test_flags_of_the_parameter_sweeps(dry_run):
     for script, key, values in (
         ("training_simclr_tempsweep.sh", "simclr.temperature", list(TEMPERATURES.values())),
         ("training_vicreg_simsweep.sh", "vicreg.sim_coeff", SIM_COEFFS),
     ):
-        found = commands(sweep(folders, tmp_path, script, "--training.epochs", "3", DRY_RUN="1", LOCAL="1"))
+        found = commands(dry_run(script, "--training.epochs", "3"))
         settings = [train_SSL.read_settings(words)[0] for _, words in found]
         assert [s[key] for s in settings] == [float(value) for value in values for _ in "AB"]
         assert {(s["training.epochs"], Path(s["data.train_dataset"]).name[:4]) for s in settings} == {(3, "100_")}
-    found = commands(sweep(folders, tmp_path, DRY_RUN="1", LOCAL="1", SWEEP="corner_fraction"))
+    found = commands(dry_run(SWEEP="corner_fraction"))
     attacks = [label_inference_attack.parse_args(words) for script, words in found if script.startswith("label")]
     assert [(a.use_corner_crop, a.corner_crop_frac) for a in attacks] == [(1, value / 100) for value in FRACTIONS]
     (plot,) = [plot_quant_results.parse_args(words) for script, words in found if script.startswith("plot")]
@@ -163,7 +173,7 @@ def test_flags_of_the_parameter_sweeps(folders, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["vicreg", "simclr", "supervised"])
-def test_entry_scripts_are_single_stages(folders, tmp_path, loss):
+def test_entry_scripts_are_single_stages(dry_run, tmp_path, loss):
     for script, stage, count in (
         (f"training_{loss}_dssweep.sh", "train_SSL.py", 10),
         (f"attack_{loss}_full_sweep.sh", "label_inference_attack.py", 10),
@@ -172,10 +182,9 @@ def test_entry_scripts_are_single_stages(folders, tmp_path, loss):
     ):
         for side in "AB":
             for point in [(n, 1000) for n in SIZES] + [(300, epoch) for epoch in EPOCHS]:
-                path = tmp_path / loss / f"{loss}_dssweep_{point[0]}pc_{side}/model_ep{point[1]}.pth"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-        found = published(sweep(folders, tmp_path, script, DRY_RUN="1", LOCAL="1"), tmp_path)
+                model = f"{loss}_dssweep_{point[0]}pc_{side}/model_ep{point[1]}.pth"
+                in_folder(tmp_path / loss / model).touch()
+        found = published(dry_run(script), tmp_path)
         assert list(found) == [stage] and len(found[stage]) == count
 
 
@@ -203,8 +212,8 @@ def test_entry_scripts_are_single_stages(folders, tmp_path, loss):
     SWEEP=nothing                  -> SWEEP: nothing is not one of
 """,
 )
-def test_what_is_missing_is_named_before_anything_is_printed(folders, tmp_path, environment, texts):
-    result = sweep({**folders, "DRY_RUN": "1", "LOCAL": "1", **environment}, tmp_path)
+def test_what_is_missing_is_named_before_anything_is_printed(dry_run, environment, texts):
+    result = dry_run(**environment)
     assert not result.stdout
     assert_one_line_error(result, *texts)
 
@@ -265,19 +274,19 @@ def test_jobs_wait_for_each_other_and_are_not_submitted_twice(folders, tmp_path)
     assert "afterany:105:103 " in (slurm / "job106").read_text() and not (slurm / "job107").exists()
 
 
-def test_an_attack_of_several_layers_is_finished_with_its_last(folders, tmp_path):
-    case = dict(DRY_RUN="1", LOCAL="1", SWEEP="epochs", EPOCHS="50", STAGES="train attack")
+def test_an_attack_of_several_layers_is_finished_with_its_last(dry_run, tmp_path):
+    case = options('SWEEP=epochs EPOCHS=50 STAGES="train attack"')
     attack = tmp_path / "vicreg/attack_sweeps/NN_attk_vicreg_300pc_50ep"
     for layer, finished in (("backbone", False), ("projector.0", True)):
         (attack / layer).mkdir(parents=True)
         (attack / layer / "results.json").write_text('{"settings": {"k": 50}}')
         for separator in " =":
-            result = sweep(folders, tmp_path, **case, ATTACK_FLAGS=f"--layers{separator}backbone,projector.0")
+            result = dry_run(**case, ATTACK_FLAGS=f"--layers{separator}backbone,projector.0")
             said = f"{attack}: there already, but made with --k 50, not 100; remove {attack}/projector.0/results.json"
             assert result.returncode == 0 and (said in result.stdout) == finished, result.stderr
 
 
-def test_a_missing_snapshot_is_not_to_be_trained_again(folders, tmp_path):
+def test_a_missing_snapshot_is_not_to_be_trained_again(dry_run, tmp_path):
     for side in "AB":
         models = tmp_path / f"vicreg/vicreg_dssweep_300pc_{side}"
         models.mkdir(parents=True)
@@ -285,11 +294,10 @@ def test_a_missing_snapshot_is_not_to_be_trained_again(folders, tmp_path):
         (models / "params.json").write_text(json.dumps(settings))
         (models / "final_weights.pt").touch()
         (models / "model_ep4.pth").touch()
-    case = dict(DRY_RUN="1", LOCAL="1", SWEEP="epochs")
-    assert_one_line_error(
-        sweep(folders, tmp_path, **case, EPOCHS="3 4"), "has 4 epochs and a snapshot every 2; name one of these"
-    )
-    result = ok(sweep(folders, tmp_path, **case, EPOCHS="4", STAGES="train attack", TRAIN_FLAGS="--training.epochs 4"))
+    result = dry_run(SWEEP="epochs", EPOCHS="3 4")
+    assert_one_line_error(result, "has 4 epochs and a snapshot every 2; name one of these")
+    case = options('SWEEP=epochs EPOCHS=4 STAGES="train attack" TRAIN_FLAGS="--training.epochs 4"')
+    result = ok(dry_run(**case))
     said = "there already (4 epochs are done), but made with --training.base_lr 0.4, not 0.2"
     assert f"_A: {said}" in result.stdout and f"_B: {said}" in result.stdout
     words = ["--model_A_pth", str(models / "model_ep3.pth"), "--model_B_pth", "x", "--output_dir", str(tmp_path / "x")]
@@ -299,25 +307,22 @@ def test_a_missing_snapshot_is_not_to_be_trained_again(folders, tmp_path):
     )
 
 
-def test_probes_of_another_sweep_do_not_count(folders, tmp_path):
+def test_probes_of_another_sweep_do_not_count(dry_run, tmp_path):
     (tmp_path / "vicreg/lin_probe_sweeps_with_aug/lp_vicreg_300pc_1000ep").mkdir(parents=True)
-    case = dict(DRY_RUN="1", LOCAL="1", SWEEP="sim_coeff", STAGES="train attack plot")
-    *_, (_, words) = commands(sweep(folders, tmp_path, **case))
+    *_, (_, words) = commands(dry_run(SWEEP="sim_coeff", STAGES="train attack plot"))
     plot = plot_quant_results.parse_args(words)
     assert not plot.plot_lin_probe and plot.pct_confidences == [5, 20]
 
 
-def test_both_ways_to_temperature_print_the_same(folders, tmp_path):
-    case = dict(DRY_RUN="1", LOCAL="1", LOSS="simclr")
-    published = sweep(folders, tmp_path, **case, SWEEP="temperature")
-    as_setting = sweep(folders, tmp_path, **case, SWEEP="simclr.temperature", VALUES=" ".join(TEMPERATURES.values()))
+def test_both_ways_to_temperature_print_the_same(dry_run):
+    published = dry_run(LOSS="simclr", SWEEP="temperature")
+    as_setting = dry_run(LOSS="simclr", SWEEP="simclr.temperature", VALUES=" ".join(TEMPERATURES.values()))
     assert published.stdout == as_setting.stdout and commands(published)
 
 
-def test_any_setting_several_losses_and_the_grid(folders, tmp_path):
-    case = dict(DRY_RUN="1", LOCAL="1")
-    setting = dict(SWEEP="model.arch", VALUES="resnet18 timm:convnext_atto", LOSS="vicreg simclr")
-    found = published(sweep(folders, tmp_path, **case, **setting), tmp_path)
+def test_any_setting_several_losses_and_the_grid(dry_run, tmp_path):
+    setting = options('SWEEP=model.arch VALUES="resnet18 timm:convnext_atto" LOSS="vicreg simclr"')
+    found = published(dry_run(**setting), tmp_path)
     assert found["train_SSL.py"] == [
         f"{loss}/{loss}_archsweep_{value}_{side}"
         for loss in ("vicreg", "simclr")
@@ -327,11 +332,9 @@ def test_any_setting_several_losses_and_the_grid(folders, tmp_path):
     assert found["label_inference_attack.py"][-1] == "simclr/attack_sweeps/NN_attk_simclr_archtimm:convnext_atto_1000ep"
     folders_of_both = ["vicreg/attack_sweeps", "simclr/attack_sweeps"]
     assert found["plot_quant_results.py"] == folders_of_both  # of a setting each loss has its own figures
-    losses = dict(SWEEP="epochs", LOSS="vicreg simclr")
-    found = published(sweep(folders, tmp_path, **case, **losses), tmp_path)
+    found = published(dry_run(SWEEP="epochs", LOSS="vicreg simclr"), tmp_path)
     assert found["plot_quant_results.py"] == folders_of_both * 2  # and both in one command, side by side
-    grid = dict(SWEEP="grid", LOSS="supervised", ATTACKS="logits")
-    found = published(sweep(folders, tmp_path, **case, **grid), tmp_path)
+    found = published(dry_run(SWEEP="grid", LOSS="supervised", ATTACKS="logits"), tmp_path)
     assert len(set(found["label_inference_attack.py"])) == 30 and len(found["train_SSL.py"]) == 10
 
 
@@ -345,7 +348,7 @@ def test_any_setting_several_losses_and_the_grid(folders, tmp_path):
 )
 def test_what_the_caller_has_exported_does_not_matter(folders, tmp_path, surroundings):
     (tmp_path / "odd.sh").write_text("cd() { echo an odd folder; }\nset -o noclobber\n")
-    case = dict(DRY_RUN="1", LOCAL="1", SWEEP="epochs", EPOCHS="50")
+    case = options("DRY_RUN=1 LOCAL=1 SWEEP=epochs EPOCHS=50")
     environment = {**os.environ, "PYTHON": sys.executable, **folders, "LOGGING_FOLDER": str(tmp_path), **case}
     expected = sweep(folders, tmp_path, **case).stdout
     for name, value in surroundings.items():
@@ -358,13 +361,13 @@ def test_what_the_caller_has_exported_does_not_matter(folders, tmp_path, surroun
 
 @pytest.mark.parametrize("command", [["bash", "sweep.sh"], ["bash", "demo.sh"], [sys.executable, "sweep_points.py"]])
 def test_help_is_printed(command):
-    result = ok(subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT / "bash_examples"))
+    result = ok(run_process(*command, "--help", cwd=ROOT / "bash_examples"))
     assert len(result.stdout.splitlines()) > 4 and not result.stderr
 
 
-def test_a_dry_run_ends_with_what_it_costs(folders, tmp_path):
+def test_a_dry_run_ends_with_what_it_costs(dry_run):
     """By hand: ten trainings of 100 to 500 images per class of 1000, 1000 epochs, 1700 images a second at 192 px."""
-    result = sweep(folders, tmp_path, DRY_RUN="1", SWEEP="datasets", STAGES="train", CUDA_VISIBLE_DEVICES="")
+    result = dry_run(LOCAL="0", SWEEP="datasets", STAGES="train", CUDA_VISIBLE_DEVICES="")
     training, everything = result.stderr.splitlines()[-2:]
     match = re.fullmatch(r"train_SSL.py x 10: ([\d.]+) GPU hours \(H100\), ([\d.]+) GB", training)
     by_hand = 2 * 1.5e6 * 1000 / (2148 * (160 / 192) ** 2) / 3600

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from helpers import (
     assert_one_line_error,
     debug_cluster,
     flags,
+    interrupted,
     kept_signals,
     load,
     ok,
@@ -27,6 +27,8 @@ from helpers import (
     read_log,
     rows_of,
     run_here,
+    run_process,
+    run_script,
 )
 from stages import TRAINING
 
@@ -62,17 +64,11 @@ def command(betons, folder, **changes):
         "logging.folder": folder,
         **{name.replace("__", "."): str(value) for name, value in changes.items()},
     }
-    return [sys.executable, str(ROOT / "train_SSL.py"), *flags(settings), "0"]
+    return [*flags(settings), "0"]
 
 
-def run(arguments):
-    """The command in this process, which saves the start of a new one."""
-    return run_here("train_SSL.py", *arguments[2:])
-
-
-def run_apart(arguments, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment, **options)
+def train(betons, folder, **changes):
+    return run_here("train_SSL.py", *command(betons, folder, **changes))
 
 
 def assert_same_weights(folder, other):
@@ -90,7 +86,7 @@ def untimed(folder):
 @pytest.fixture(scope="module")
 def whole_run(betons, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    ok(run(command(betons, folder)))
+    ok(train(betons, folder))
     return folder
 
 
@@ -117,29 +113,11 @@ def test_checkpoint_rebuilds_the_network(whole_run):
 
 
 def test_number_of_workers_and_a_second_run_change_nothing(betons, whole_run, tmp_path):
-    ok(run(command(betons, tmp_path, data__num_workers=1, data__in_memory=1)))
+    ok(train(betons, tmp_path, data__num_workers=1, data__in_memory=1))
     assert_same_weights(tmp_path, whole_run)
-    again = ok(run(command(betons, tmp_path)))
+    again = ok(train(betons, tmp_path))
     assert "4 epochs are done" in again.stdout
     assert len((tmp_path / "log").read_text().splitlines()) == 4
-
-
-def started(arguments, **options):
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
-
-
-def interrupted_run(arguments, signum, lines):
-    """Starts the command and sends the signal after so many lines that tell of progress; (exit code, all output)."""
-    process = started(arguments)
-    output = []
-    for line in process.stdout:
-        output.append(line)
-        if line.startswith("epoch ") and lines > 0:
-            lines -= 1
-            if lines == 0:
-                process.send_signal(signum)
-    return process.wait(), "".join(output)
 
 
 @pytest.mark.kills
@@ -149,10 +127,11 @@ def test_stopped_by_signals_and_continued_equals_uninterrupted(betons, tmp_path,
     settings = dict(training__loss=loss, training__epochs=epochs, training__batch_size=4, logging__checkpoint_freq=100)
     settings |= {"training__num_small_crops": 2, "resolution__min_res": 64} if loss == "dino" else {}
     settings |= {"logging__snapshot_freq": 100, "training__eval_freq": 100, "model__arch": "resnet18"}  # slow steps
-    ok(run(command(betons, tmp_path / "whole", **settings)))
+    ok(train(betons, tmp_path / "whole", **settings))
     stopped = 0
     for signum in itertools.cycle((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)):
-        code, output = interrupted_run(command(betons, tmp_path / "parts", **settings), signum, 1)
+        words = command(betons, tmp_path / "parts", **settings)
+        code, output = interrupted("train_SSL.py", words, signum, "epoch ")
         if code == 0:
             break
         assert code == 128 + signum and "stopped after epoch" in output, output
@@ -163,7 +142,7 @@ def test_stopped_by_signals_and_continued_equals_uninterrupted(betons, tmp_path,
 
 
 def settings_of(arguments):
-    return Settings.from_flat(train_SSL.read_settings(arguments[2:])[0])
+    return Settings.from_flat(train_SSL.read_settings(arguments)[0])
 
 
 def train_here(settings):
@@ -218,16 +197,14 @@ def test_snapshots_hold_the_network_alone(betons, whole_run, tmp_path):
     sizes = [(whole_run / f"{name}.pth").stat().st_size for name in ("model", "model_ep4")]
     assert sizes[1] < 0.4 * sizes[0]
     shutil.copy(whole_run / "model_ep2.pth", tmp_path / "model.pth")
-    assert_one_line_error(
-        run(command(betons, tmp_path)), "model.pth: a run cannot be resumed from it (it is a snapshot"
-    )
+    assert_one_line_error(train(betons, tmp_path), "model.pth: a run cannot be resumed from it (it is a snapshot")
 
 
 def test_the_backbone_starts_from_a_public_checkpoint(betons, whole_run, tmp_path):
     """Any file that the attack reads; projector and head are new, and the checkpoint says what it started from."""
     public = whole_run / "model_ep4.pth"
     settings = dict(model__weights=public, model__mlp="24-8", training__epochs=1, training__warmup_epochs=0)
-    ok(run(command(betons, tmp_path / "a", **settings, training__base_lr=0)))
+    ok(train(betons, tmp_path / "a", **settings, training__base_lr=0))
     backbone = load_network(public).net.state_dict()
     started = load_network(tmp_path / "a/model_ep1.pth")
     trained = dict(started.net.named_parameters())
@@ -236,13 +213,13 @@ def test_the_backbone_starts_from_a_public_checkpoint(betons, whole_run, tmp_pat
     params = read_json(tmp_path / "a/params.json")
     assert params["model.weights"] == str(public) and len(params["made_from"]["models"]["start"]["weights"]) == 64
     assert_one_line_error(
-        run(command(betons, tmp_path / "b", **settings, model__arch="resnet34")),
+        train(betons, tmp_path / "b", **settings, model__arch="resnet34"),
         "give --model.arch test_resnet",
         "--model.weights",
     )
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     other = {**settings, "model__weights": whole_run / "model_ep2.pth", "training__base_lr": 0}
-    assert_one_line_error(run(command(betons, tmp_path / "c", **other)), "weights of model start")
+    assert_one_line_error(train(betons, tmp_path / "c", **other), "weights of model start")
 
 
 class Agree(Method):
@@ -290,9 +267,9 @@ def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
     [(8, 0, 0, 1), (8, 0, 4, 4), (2, 0, 4, 2), (8, 3, 4, 3), (0, 0, 4, 1), (0, 2, 4, 2)],
 )
 def test_as_many_processes_as_asked_for(betons, tmp_path, monkeypatch, ngpus, world_size, there, started):
-    words = command(betons, tmp_path, dist__ngpus=ngpus, dist__world_size=world_size)[1:]
+    words = command(betons, tmp_path, dist__ngpus=ngpus, dist__world_size=world_size)
     found = []
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", ["train_SSL.py", *words])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(train_SSL, "start_here", lambda job, processes: found.append(processes))
     train_SSL.main()
@@ -303,26 +280,25 @@ def test_as_many_processes_as_asked_for(betons, tmp_path, monkeypatch, ngpus, wo
 def test_two_processes_here(betons, tmp_path):
     settings = dict(dist__ngpus=0, dist__world_size=2, training__batch_size=4, training__loss="barlow")
     settings["model__arch"] = "resnet18"  # whose steps are slow enough to be stopped
-    result = ok(run_apart(command(betons, tmp_path, **settings)))
+    result = ok(run_script("train_SSL.py", *command(betons, tmp_path, **settings)))
     assert "steps of 8 images per epoch (2 processes)" in result.stdout
     records = read_log(tmp_path / "log")
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
-    code, output = interrupted_run(command(betons, tmp_path / "x", **settings), signal.SIGTERM, 2)
+    words = command(betons, tmp_path / "x", **settings)
+    code, output = interrupted("train_SSL.py", words, signal.SIGTERM, "epoch 2/")
     assert code == 128 + signal.SIGTERM and output.count("stopped after epoch") == 1
-    ok(run_apart(command(betons, tmp_path / "x", **settings)))
+    ok(run_script("train_SSL.py", *command(betons, tmp_path / "x", **settings)))
     assert_same_weights(tmp_path / "x", tmp_path)
     # Ctrl-C: the terminal sends it to every process.
-    process = started(command(betons, tmp_path / "z", **settings, training__epochs=60), start_new_session=True)
-    for line in process.stdout:
-        if line.startswith("epoch 2/"):
-            os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() > 128 and (tmp_path / "z/model.pth").exists()
+    words = command(betons, tmp_path / "z", **settings, training__epochs=60)
+    code, _ = interrupted("train_SSL.py", words, signal.SIGINT, "epoch 2/", os.killpg)
+    assert code > 128 and (tmp_path / "z/model.pth").exists()
     assert not list((tmp_path / "z").glob(".*tmp*"))
     assert_one_line_error(
-        run_apart(command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1})),
+        run_script("train_SSL.py", *command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1})),
         "2 processes, and so another global batch",
     )
-    result = run_apart(command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15}))
+    result = run_script("train_SSL.py", *command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15}))
     assert result.returncode == 2 and "there are only 20 images" in result.stderr  # a line of each process
     assert "Traceback" not in result.stderr
 
@@ -331,19 +307,19 @@ def test_two_processes_here(betons, tmp_path):
 def test_torchrun(betons, tmp_path):
     arguments = command(betons, tmp_path, training__batch_size=4, training__epochs=2)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = ok(run_apart([*torchrun, *arguments[1:]]))
+    result = ok(run_process(*torchrun, ROOT / "train_SSL.py", *arguments, OMP_NUM_THREADS=1))
     assert "(2 processes)" in result.stdout and len((tmp_path / "log").read_text().splitlines()) == 2
 
 
 def test_eval_only_and_probes_only(betons, whole_run, tmp_path):
     folder = shutil.copytree(whole_run, tmp_path / "run")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    result = ok(run(command(betons, folder, training__eval_only=1)))
+    result = ok(train(betons, folder, training__eval_only=1))
     last = json.loads((folder / "log").read_text().splitlines()[-1])
     found = json.loads(result.stdout.splitlines()[-1])
     assert found == {name: value for name, value in last.items() if "_val_" in name or name == "epoch"}
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    result = ok(run(command(betons, folder, training__train_probes_only=1, data__random_seed=7, training__epochs=2)))
+    result = ok(train(betons, folder, training__train_probes_only=1, data__random_seed=7, training__epochs=2))
     assert len((folder / "log_probes_7").read_text().splitlines()) == 2
     probes = load(folder / "probes_7.pth")["probes"]
     trained = load(folder / "model.pth")["probes"]
@@ -351,13 +327,13 @@ def test_eval_only_and_probes_only(betons, whole_run, tmp_path):
     assert not torch.equal(probes["module.probes.0.weight"], trained["module.probes.0.weight"])
     assert (folder / "model.pth").stat().st_mtime_ns == before["model.pth"]
     assert_one_line_error(
-        run(command(betons, tmp_path / "nothing", training__eval_only=1)), "--training.eval_only 1: there is no"
+        train(betons, tmp_path / "nothing", training__eval_only=1), "--training.eval_only 1: there is no"
     )
 
 
 def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
     settings = dict(training__optimizer="sgd", training__epochs=4, training__warmup_epochs=0)
-    result = run(command(betons, tmp_path, **settings, training__base_lr=1e30))
+    result = train(betons, tmp_path, **settings, training__base_lr=1e30)
     assert_one_line_error(result, "the loss is", "a smaller --training.base_lr")
     assert not (tmp_path / "model.pth").exists()
 
@@ -380,14 +356,14 @@ def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
 """,
 )
 def test_bad_settings_are_one_line(betons, tmp_path, changes, texts):
-    assert_one_line_error(run(command(betons, tmp_path, **changes)), *texts)
+    assert_one_line_error(train(betons, tmp_path, **changes), *texts)
 
 
 @pytest.mark.parametrize("name", [*LOSSES, "demo"])
 def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name):
     loss = {} if name == "demo" else {"training__loss": name}
     arguments = command(betons, tmp_path, training__epochs=2, **loss)
-    ok(run([*arguments[:2], "--config-file", str(ROOT / f"configs/{name}_cfg.yaml"), *arguments[2:]]))
+    ok(run_here("train_SSL.py", "--config-file", ROOT / f"configs/{name}_cfg.yaml", *arguments))
     params = read_json(tmp_path / "params.json")
     assert params["model.arch"] == "test_resnet" and params["training.epochs"] == 2
     assert load_network(tmp_path / "model_ep2.pth").loss == params["training.loss"]
@@ -443,17 +419,13 @@ def test_resuming_takes_what_does_not_touch_the_weights(betons, whole_run, tmp_p
     moved = shutil.copy(betons / "train.beton", tmp_path / "moved.beton")
     with open(folder / "log", "a") as log:
         log.write('{"epo')  # a crash in the middle of a line
-    result = ok(
-        run(command(betons, folder, data__train_dataset=moved, training__eval_freq=1, validation__batch_size=3))
-    )
+    result = ok(train(betons, folder, data__train_dataset=moved, training__eval_freq=1, validation__batch_size=3))
     assert "4 epochs are done" in result.stdout
     assert len((folder / "log").read_text().splitlines()) == 4
     assert_one_line_error(
-        run(command(betons, folder, data__train_dataset=betons / "val.beton")), "was trained with other images"
+        train(betons, folder, data__train_dataset=betons / "val.beton"), "was trained with other images"
     )
-    assert_one_line_error(
-        run(command(betons, folder, training__epochs=6)), "--training.epochs 6", "no run can be extended"
-    )
+    assert_one_line_error(train(betons, folder, training__epochs=6), "--training.epochs 6", "no run can be extended")
 
 
 def test_the_pixels_of_a_beton_are_compared(betons, whole_run, tmp_path):
@@ -466,14 +438,13 @@ def test_the_pixels_of_a_beton_are_compared(betons, whole_run, tmp_path):
     contents[place] ^= 255
     other.write_bytes(contents)
     assert Beton(other).fingerprint == Beton(betons / "train.beton").fingerprint
-    assert_one_line_error(
-        run(command(betons, tmp_path / "run", data__train_dataset=other)), f"--data.train_dataset {other}"
-    )
+    assert_one_line_error(train(betons, tmp_path / "run", data__train_dataset=other), f"--data.train_dataset {other}")
 
 
 def test_keys_without_effect_are_accepted_with_a_notice(betons, tmp_path):
     extra = ["--attack.k", "100", "--lr.tta", "1", "--training.bn_wd=0"]
-    result = ok(run([*command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0)[:-1], *extra, "0"]))
+    words = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0)[:-1]
+    result = ok(run_here("train_SSL.py", *words, *extra, "0"))
     assert [line for line in result.stdout.splitlines() if line.startswith("note:")] == [
         "note: --attack.k has no effect here and is ignored",
         "note: --lr.tta has no effect here and is ignored",

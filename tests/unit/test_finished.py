@@ -3,12 +3,11 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 
 import pytest
-from helpers import ROOT, ok
+from helpers import ROOT, ok, run_process
 
 from dejavu_utils.finished import (
     awaited_jobs,
@@ -107,18 +106,16 @@ def test_scripts_leave_what_is_finished_or_queued(tmp_path, script, line, flag, 
     (folder / last).parent.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(record))
     (folder / last).write_text(json.dumps(record))
-    command = [sys.executable, str(ROOT / script), flag, str(folder), *line.split()]
-    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    result = ok(subprocess.run(command, capture_output=True, text=True, env=environment))
+    command = [sys.executable, ROOT / script, flag, folder, *line.split()]
+    result = ok(run_process(*command, PYTHONPROFILEIMPORTTIME=1))
     assert "argparse" not in result.stderr and "torch" not in result.stderr
     assert result.stdout.startswith(f"{folder}: there already")
     assert ("but made with" in result.stdout) == bool(record)
 
     (folder / last).unlink()
     (tmp_path / "a run.job").write_text("17\n")
-    environment = {**os.environ, "PATH": queue_of(tmp_path, "16", "17")}
     submit = ["--dist.use_submitit", "1"] if script == "train_SSL.py" else ["--local", "0"]
-    result = subprocess.run([*command, *submit], capture_output=True, text=True, env=environment)
+    result = run_process(*command, *submit, PATH=queue_of(tmp_path, "16", "17"))
     assert result.stdout == f"{folder}: in the queue as job 17\n", result.stderr
 
 

@@ -1,10 +1,9 @@
 """The names of points and folders."""
 
-import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_process
 
 from dejavu_utils.naming import ATTACK_PREFIX, SWEEPS, fraction_digits, sslmem_beside, sweep_points
 
@@ -12,7 +11,7 @@ from dejavu_utils.naming import ATTACK_PREFIX, SWEEPS, fraction_digits, sslmem_b
 def test_points_are_read_without_torch_or_pandas():
     modules = "dejavu_utils.naming, dejavu_utils.cli"
     code = f"import sys, {modules}; print({{'torch', 'pandas', 'numpy'}} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = run_process(sys.executable, "-c", code, cwd=ROOT)
     assert result.stdout == "set()\n", result.stderr
 
 

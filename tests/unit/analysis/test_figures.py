@@ -1,13 +1,11 @@
 """What is drawn: one unit per axis, lines from two points on, hatched where nothing can be concluded."""
 
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, ok
+from helpers import ROOT, ok, run_process
 from matplotlib.figure import Figure
 
 from dejavu_utils.analysis import figures
@@ -90,7 +88,5 @@ def test_no_matplotlibrc_and_no_backend_changes_a_figure(tmp_path):
     frame.to_csv(tmp_path / "rows.csv", index=False)
     code = "import pandas; from dejavu_utils.analysis import figures\n"
     code += "figures.save_figure('there', figures.draw_accuracies, pandas.read_csv('rows.csv'))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "absent"}
-    command = [sys.executable, "-c", code]
-    ok(subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True))
+    ok(run_process(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=ROOT, MPLBACKEND="absent"))
     assert (tmp_path / "here_legend.png").read_bytes() == (tmp_path / "there_legend.png").read_bytes()

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import draw_tree
+from helpers import annotation, draw_tree
 from pages import Page, thumbnails
 from PIL import Image
 
@@ -30,9 +30,8 @@ def attacked(tmp_path_factory):
     for number, path in enumerate(folder.glob("images/*/*")):
         pixels = rng.integers(0, 256, (90 + number % PER_CLASS, 300, 3), dtype=np.uint8)  # noise: the largest JPEGs
         Image.fromarray(pixels).save(path)
-    box = "<xmin>5</xmin><ymin>9</ymin><xmax>80</xmax><ymax>70</ymax>"
     for path in folder.glob("boxes/Annotation/*/*"):
-        path.write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
+        path.write_text(annotation((5, 9, 80, 70)))
     listing = list_images(folder / "images")
     rank = np.arange(len(listing)) % PER_CLASS
     public = np.flatnonzero(rank >= 16)

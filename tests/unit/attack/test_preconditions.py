@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import (
     RECIPE,
+    annotation,
     assert_one_line_error,
     draw_tree,
     flags,
@@ -127,7 +128,7 @@ def test_models_of_the_partition_are_attacked_without_a_warning(attacked):
 @rows_of(
     "trained, texts",
     """
-    A=A B=A seed=0          -> same weights
+    A=A B=A seed=0          -> --model_B_pth ;; the same weights as --model_A_pth
     A=A B=A seed=1          -> same 12 images
     A=A B=A seed=2 epoch=5  -> same 12 images
     A=B B=A seed=1          -> --bbox_A_idx_pth ;; not trained on ;; swapped?
@@ -174,9 +175,8 @@ def test_models_that_were_not_trained_the_same_way_are_named(data, tmp_path, mod
 
 def test_boxes_in_per_cent_are_named(data, tmp_path, models):
     boxes = shutil.copytree(data[0] / "boxes", tmp_path / "boxes")
-    box = "<xmin>20</xmin><ymin>20</ymin><xmax>60</xmax><ymax>60</ymax>"  # of images of 60 x 50
     for path in boxes.rglob("*.xml"):
-        path.write_text(f"<annotation><object><bndbox>{box}</bndbox></object></annotation>")
+        path.write_text(annotation((20, 20, 60, 60)))  # of images of 60 x 50
     result, results = attack(data, tmp_path, *models, imgnet_bbox_pth=boxes)
     (warning,) = results["warnings"]
     assert f"--imgnet_bbox_pth {boxes}: boxes reach beyond the image" in warning

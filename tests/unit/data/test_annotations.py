@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import refused
+from helpers import annotation, in_folder, refused
 from PIL import Image
 
 from dejavu_utils.crops import CropRule
@@ -22,28 +22,19 @@ from dejavu_utils.data.background_crops import frame_warnings, in_words, take_cr
 from dejavu_utils.imagenet import list_images
 
 FIVE = CropRule(min_px=5)
-SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def xml(*boxes, size=None):
-    objects = "".join(
-        "<object><bndbox>" + "".join(f"<{s}>{v}</{s}>" for s, v in zip(SIDES, box)) + "</bndbox></object>"
-        for box in boxes
-    )
-    stated = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
-    return f"<annotation>{stated}{objects}</annotation>"
+def said_size(width, height):
+    return f"<size><width>{width}</width><height>{height}</height></size>"
 
 
-def crops_of(folder, annotation, rule=FIVE, size=(60, 50), orientation=None, name="c0/a.JPEG"):
+def crops_of(folder, xml, rule=FIVE, size=(60, 50), orientation=None, name="c0/a.JPEG"):
     """(the crop or None, the counts) of one image with this XML."""
-    path = folder / "images" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     if orientation:
         exif[274] = orientation
-    Image.new("RGB", size).save(path, exif=exif)
-    (folder / "boxes/Annotation/c0").mkdir(parents=True, exist_ok=True)
-    (folder / "boxes/Annotation/c0/a.xml").write_text(annotation)
+    Image.new("RGB", size).save(in_folder(folder / "images" / name), exif=exif)
+    in_folder(folder / "boxes/Annotation/c0/a.xml").write_text(xml)
     listing = list_images(folder / "images")
     found = take_crops(listing, [0], rule, Annotations(folder / "boxes", listing))
     return tuple(found.crops[0].tolist()) if len(found) else None, found.counts
@@ -96,10 +87,11 @@ def test_images_whose_boxes_may_be_in_another_frame_are_counted(tmp_path, line):
     words, _, expected = line.partition(" -> ")
     sides = [word for word in words.split() if "=" not in word]
     said = dict(word.split("=") for word in words.split() if "=" in word)
-    annotation = xml(*np.reshape(sides, (-1, 4)), size=said["size"].split("x") if "size" in said else None)
+    size = said_size(*said["size"].split("x")) if "size" in said else ""
+    xml = annotation(*np.reshape(sides, (-1, 4)), before=size)
     rule = CropRule(min_px=5, margin=float(said.get("margin", 0)), scale="scale" in said)
     name = f"c0/a.{said.get('kind', 'JPEG')}"
-    crop, counts = crops_of(tmp_path, annotation, rule, orientation=int(said.get("turn", 0)), name=name)
+    crop, counts = crops_of(tmp_path, xml, rule, orientation=int(said.get("turn", 0)), name=name)
     if expected.strip().isupper():
         reason = getattr(annotations, expected.strip())
         assert crop is None and counts[reason] == 1 and in_words(counts) == f"1 {reason}"
@@ -122,11 +114,8 @@ def test_many_boxes_tell_that_they_are_per_cent(tmp_path, line):
     given, words = line.split(" -> ")
     side, box = int(given.split(":")[0]), given.split(":")[1].split()
     for number in range(12):
-        paths = tmp_path / f"images/c0/{number}.png", tmp_path / f"boxes/c0/{number}.xml"
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (60 * side, 50 * side)).save(paths[0])
-        paths[1].write_text(xml(box))
+        Image.new("RGB", (60 * side, 50 * side)).save(in_folder(tmp_path / f"images/c0/{number}.png"))
+        in_folder(tmp_path / f"boxes/c0/{number}.xml").write_text(annotation(box))
     listing = list_images(tmp_path / "images")
     boxes, sets = Annotations(tmp_path / "boxes", listing), {"A": np.arange(6), "B": np.arange(6, 12)}
     found = frame_warnings(boxes, sets, FIVE, "--b x")
@@ -147,13 +136,9 @@ def test_rules_are_those_of_the_settings():
 @pytest.fixture
 def tree(tmp_path):
     for name in ("c0/a.JPEG", "c0/b.JPEG", "c0/more/b.JPEG", "c0/d.JPEG", "c0/d.png", "c0/e.JPEG", "c1/f.JPEG"):
-        path = tmp_path / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (60, 50)).save(path)
+        Image.new("RGB", (60, 50)).save(in_folder(tmp_path / "images" / name))
     for name in ("c0/a.xml", "c0/b.xml", "c0/d.xml", "c0/e.xml", "c0/e.XML", "c0/._a.xml", "c1/f.XML"):
-        path = tmp_path / "xml" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(xml(BOX))
+        in_folder(tmp_path / "xml" / name).write_text(annotation(BOX))
     return tmp_path
 
 
@@ -202,33 +187,30 @@ def test_where_nothing_fits_a_name_of_each_side_is_shown(tree):
         Annotations(tree / "xml", listing, "--b")
 
 
-@pytest.mark.parametrize(
-    "second, is_read",
-    [
-        ("<object><name>x</name><bndbox>1 2 3 4</bndbox></object>", True),
-        ("<object><name>x</name><polygon><x1>1</x1></polygon></object>", False),
-        ("<object><robndbox><cx>4</cx></robndbox><bndbox>1 2 3 4</bndbox></object>", False),
-        ("<object><name>x</name><part><bndbox>1 2 3 4</bndbox></part></object>", False),
-        ("<object><bndbox>1 2 9 9</bndbox><part><name>x</name><bndbox>1 2 3 4</bndbox></part></object>", True),
-        ("<object><bndbox>1 2 9 9</bndbox><part><name>x</name><bndbox>1 2 30 4</bndbox></part></object>", False),
-        ("<group><object><bndbox>1 2 9 9</bndbox></object></group>", False),
-        ("<Object><bndbox>1 2 9 9</bndbox></Object>", False),
-        ("<objects><obj><BndBox>1 2 9 9</BndBox></obj></objects>", False),
-        ("<region><polygon>1,2 9,9 1,9</polygon></region>", False),
-        ("<v:object xmlns:v='urn:x'><v:bndbox>1</v:bndbox></v:object>", False),
-        ("<segmented>0</segmented><polygon/><object><bndbox>1 2 3 4</bndbox></object>", True),
-    ],
-)
-def test_objects_that_no_box_marks_are_a_reason_of_their_own(tmp_path, second, is_read):
-    def written_out(match):
-        names = ("xmin", "ymin", "xmax", "ymax")
-        values = match[1].split()
-        return "<bndbox>" + "".join(f"<{n}>{v}</{n}>" for n, v in zip(names, values)) + "</bndbox>"
+SECOND = """
+    <object><name>x</name>[1 2 3 4]</object>                               -> read
+    <object><name>x</name><polygon><x1>1</x1></polygon></object>           -> refused
+    <object><robndbox><cx>4</cx></robndbox>[1 2 3 4]</object>              -> refused
+    <object><name>x</name><part>[1 2 3 4]</part></object>                  -> refused
+    <object>[1 2 9 9]<part><name>x</name>[1 2 3 4]</part></object>         -> read
+    <object>[1 2 9 9]<part><name>x</name>[1 2 30 4]</part></object>        -> refused
+    <group><object>[1 2 9 9]</object></group>                              -> refused
+    <Object>[1 2 9 9]</Object>                                             -> refused
+    <objects><obj><BndBox>1 2 9 9</BndBox></obj></objects>                 -> refused
+    <region><polygon>1,2 9,9 1,9</polygon></region>                        -> refused
+    <v:object xmlns:v='urn:x'><v:bndbox>1</v:bndbox></v:object>            -> refused
+    <segmented>0</segmented><polygon/><object>[1 2 3 4]</object>           -> read
+"""
 
-    first = "<object><name>y</name><bndbox>1 1 5 5</bndbox></object>"
-    xml = re.sub(r"<bndbox>([\d ]+)</bndbox>", written_out, f"<annotation>{first}{second}</annotation>")
+
+@pytest.mark.parametrize("line", SECOND.strip().splitlines())
+def test_objects_that_no_box_marks_are_a_reason_of_their_own(tmp_path, line):
+    """Beside an object with a box: [xmin ymin xmax ymax] is a bndbox."""
+    second, _, how = line.partition("->")
+    box = r"<bndbox><xmin>\1</xmin><ymin>\2</ymin><xmax>\3</xmax><ymax>\4</ymax></bndbox>"
+    xml = annotation((1, 1, 5, 5), before=re.sub(r"\[(\d+) (\d+) (\d+) (\d+)\]", box, second))
     (tmp_path / "x.xml").write_text(xml)
-    if is_read:
+    if how.strip() == "read":
         assert len(read_annotation(tmp_path / "x.xml")[0]) == 2
     else:
         with pytest.raises(Unusable, match=NO_BNDBOX):

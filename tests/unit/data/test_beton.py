@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from helpers import assert_one_line_error, draw_tree, ok, options, refused, rows_of, run_example
+from helpers import assert_one_line_error, draw_tree, in_folder, ok, options, refused, rows_of, run_example
 from PIL import Image
 
 from dejavu_utils.data.beton import _FIELD, _HEADER, Beton, Encoding, shrink, write_beton
@@ -181,8 +181,7 @@ def test_ffcv_reads_what_is_written_here(source, tmp_path):
 def folders(tmp_path):
     rng = np.random.default_rng(0)
     for index in range(6):
-        path = tmp_path / f"images/class_{index % 2}/{index}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = in_folder(tmp_path / f"images/class_{index % 2}/{index}.JPEG")
         Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
     for n in (1, 2):
         (tmp_path / f"index/{n}_per_class").mkdir(parents=True)

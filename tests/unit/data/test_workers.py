@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import namedtuple
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, draw_tree, refused
+from helpers import ROOT, draw_tree, refused, run_process
 from torch.utils.data import get_worker_info
 
 from dejavu_utils import imagenet
@@ -22,7 +21,7 @@ from dejavu_utils.errors import InputError
 from dejavu_utils.imagenet import list_images, load_image
 
 POSITIONS = [range(0, 3), range(3, 6), range(6, 7)]
-IMPORTS = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))}
+IMPORTS = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -36,6 +35,11 @@ class Numbers:
         if self.fault and get_worker_info() and position == 4:
             self.fault()
         return torch.full((4,), float(position)), position
+
+
+def run_text(path, text, *words):
+    path.write_text(text)
+    return run_process(sys.executable, path, *words, timeout=120, PYTHONPATH=IMPORTS)
 
 
 def read(dataset, num_workers, **options):
@@ -110,8 +114,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch's workers look for their parent every 5 s")
 def test_workers_end_with_a_run_that_is_killed(tmp_path):
-    (tmp_path / "left.py").write_text(LEFT)
-    result = subprocess.run([sys.executable, tmp_path / "left.py"], env=IMPORTS, capture_output=True, text=True)
+    result = run_text(tmp_path / "left.py", LEFT)
     assert result.returncode == -signal.SIGKILL and len(result.stdout.split()) == 2
     for pid in result.stdout.split():
         deadline = time.monotonic() + 2
@@ -146,14 +149,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("where", ["here", "spawn"])
 def test_the_end_of_a_failing_script_waits_for_no_reader(tmp_path, where):
     """What holds the processes is alive to its end, and so are they, whom nobody has told to end."""
-    (tmp_path / "fails.py").write_text(FAILS)
-    result = subprocess.run(
-        [sys.executable, tmp_path / "fails.py", where],
-        env=IMPORTS,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run_text(tmp_path / "fails.py", FAILS, where)
     assert (result.returncode, result.stderr) == (2, "fails.py: error: a: is wrong\n")
 
 
@@ -176,9 +172,8 @@ print(next(read)[1].tolist())
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
 def test_a_worker_that_starts_late_does_not_outlive_the_run(tmp_path):
     """Under load the run may be over, and end its workers, before one of them has replaced the run's handlers."""
-    (tmp_path / "late.py").write_text(LATE)
-    result = subprocess.run([sys.executable, tmp_path / "late.py"], env=IMPORTS, capture_output=True, timeout=60)
-    assert (result.returncode, result.stdout, result.stderr) == (0, b"[0, 1, 2]\n", b"")
+    result = run_text(tmp_path / "late.py", LATE)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "[0, 1, 2]\n", "")
 
 
 def raising(error):

@@ -43,6 +43,10 @@ def save(checkpoint, path):
     return str(path)
 
 
+def assert_near(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def randomized(module, seed=0):
     """Weights and statistics that differ from the initial ones everywhere, and batches counted as in training."""
     generator = torch.Generator().manual_seed(seed)
@@ -229,14 +233,14 @@ def test_a_published_layout_gives_the_outputs_of_its_network(tmp_path, name):
         assert words in network.notes
     backbone = net(IMAGES)
     embedded = network.embed_layers(IMAGES, ["backbone", "backbone:l2"])
-    torch.testing.assert_close(embedded["backbone"], backbone, rtol=1e-4, atol=1e-4)
+    assert_near(embedded["backbone"], backbone)
     torch.testing.assert_close(embedded["backbone:l2"], backbone / backbone.norm(dim=1, keepdim=True))
     assert network.width("backbone") == network.width("backbone:l2") == backbone.shape[1]
     assert ("projector" in network.layer_names()) == (head is not None)
     if head is not None:
         projected = head(backbone)
         embedded = network.embed_layers(IMAGES, ["projector", "projector:l2", "projector.0"])
-        torch.testing.assert_close(embedded["projector"], projected, rtol=1e-4, atol=1e-4)
+        assert_near(embedded["projector"], projected)
         torch.testing.assert_close(embedded["projector:l2"].norm(dim=1), torch.ones(2))
         assert network.width("projector") == projected.shape[1]
         assert network.width("projector.0") == embedded["projector.0"].shape[1]
@@ -257,7 +261,7 @@ def test_inner_layers_by_the_networks_own_names(tmp_path, name, inner, width):
     else:
         net.blocks[1]["norm1"].register_forward_hook(lambda module, inputs, output: kept.append(inputs[0][:, 0]))
     net(IMAGES)
-    torch.testing.assert_close(network.embed(IMAGES, inner), kept[0], rtol=1e-4, atol=1e-4)
+    assert_near(network.embed(IMAGES, inner), kept[0])
     assert network.width(inner) == width
     with refused("layer layer9: this network has backbone"):
         network.width("layer9")
@@ -276,7 +280,7 @@ def test_positions_are_interpolated_as_published(tmp_path, name, offset):
     table = F.interpolate(table, **factor, mode="bicubic", antialias=antialias)
     positions = torch.cat([net.pos_embed[:, :1], table.flatten(2).transpose(1, 2)], 1)
     network = load_network(str(tmp_path / "public.pth"))
-    torch.testing.assert_close(network.embed(images, "backbone"), net(images, positions), rtol=1e-4, atol=1e-4)
+    assert_near(network.embed(images, "backbone"), net(images, positions))
 
 
 def test_a_wide_bottleneck_network_is_built(tmp_path):
@@ -320,7 +324,7 @@ def test_supervised_files_of_torchvision(tmp_path):
         torch.save(net.state_dict(), tmp_path / name)
         network = load_network(str(tmp_path / name))
         assert (network.loss, network.num_classes, network.arch) == ("supervised", 7, "resnet18")
-        torch.testing.assert_close(network.embed(IMAGES, "logits"), net(IMAGES), rtol=1e-4, atol=1e-4)
+        assert_near(network.embed(IMAGES, "logits"), net(IMAGES))
         assert network.preprocessing.resize == 256
 
 
@@ -344,7 +348,7 @@ def test_fixed_positions_384_wide_need_the_projects_name(tmp_path, wrap):
     with refused(f"--model_A_pth {path}: .*12 heads.*--arch mocov3 or --arch mae"):
         load_network(path, "--model_A_pth")
     network = load_network(path, arch=wrap)
-    torch.testing.assert_close(network.embed(IMAGES, "backbone"), net(IMAGES), rtol=1e-4, atol=1e-4)
+    assert_near(network.embed(IMAGES, "backbone"), net(IMAGES))
 
 
 REFUSED = {
@@ -428,7 +432,7 @@ def test_a_name_of_torchvision_takes_its_cache(tmp_path, monkeypatch):
     name = torchvision.models.ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
     torch.save(net.state_dict(), tmp_path / "checkpoints" / name)
     network = load_network("torchvision:resnet18")
-    torch.testing.assert_close(network.embed(IMAGES, "logits"), net(IMAGES), rtol=1e-4, atol=1e-4)
+    assert_near(network.embed(IMAGES, "logits"), net(IMAGES))
     for model, reason in (("torchvision:resnet1", "no classifier resnet1"), ("torchvision:resnet18@x.pth", "no such")):
         with refused(reason):
             load_network(model)
@@ -453,8 +457,8 @@ def test_networks_of_timm(tmp_path, monkeypatch):
     for model, arch in ((f"timm:vit_tiny_patch16_224@{path}", None), (path, "vit_tiny_patch16_224")):
         network = load_network(model, arch=arch)
         features = net.forward_features(images)
-        torch.testing.assert_close(network.embed(images, "backbone"), features[:, 0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(network.embed(images, "logits"), net(images), rtol=1e-4, atol=1e-4)
+        assert_near(network.embed(images, "backbone"), features[:, 0])
+        assert_near(network.embed(images, "logits"), net(images))
         assert network.preprocessing.mean == (0.5, 0.5, 0.5) and network.preprocessing.interpolation == "bicubic"
         assert network.width("blocks.11") == 192
     with refused("timm:vit_nothing_patch16_224: neither torchvision nor timm has it"):
