@@ -2,10 +2,9 @@
 
 import os
 import re
-from pathlib import Path
 
 import pytest
-from helpers import ok
+from helpers import draw_alone, ok
 
 
 def pytest_configure(config):
@@ -15,25 +14,9 @@ def pytest_configure(config):
 
 
 @pytest.fixture
-def drawn_alone(monkeypatch):
-    """drawn_alone(NAME, ...): other figures are files without content: drawing takes most of a plot's time."""
-    from matplotlib.figure import Figure
-
-    savefig = Figure.savefig
-
-    def choose(*names):
-        def save(figure, path, **options):
-            savefig(figure, path, **options) if any(n in Path(path).name for n in names) else Path(path).touch()
-
-        monkeypatch.setattr(Figure, "savefig", save)
-
-    return choose
-
-
-@pytest.fixture
-def undrawn(drawn_alone):
+def undrawn(monkeypatch):
     """No figure is drawn, for tests of the numbers alone."""
-    drawn_alone()
+    draw_alone(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dejavu_utils.checkpoint import save_checkpoint, with_prefix
@@ -167,6 +168,19 @@ def kept_signals():
             signal.signal(number, handler)
 
 
+def draw_alone(monkeypatch, *names):
+    """Of the figures that are saved only these are drawn, which takes most of a plot's time; others are empty."""
+    savefig = Figure.savefig
+
+    def save(figure, path, **options):
+        if any(name in Path(path).name for name in names):
+            savefig(figure, path, **options)
+        else:
+            Path(path).touch()
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
 def debug_cluster(monkeypatch, folder):
     """submitit's debug executor in place of SLURM: a job runs here when its result is asked for.
 
@@ -252,6 +266,12 @@ def assert_one_line_error(result, *texts):
     assert len(errors) == 1 and "Traceback" not in result.stderr
     for text in texts:
         assert text in errors[0]
+
+
+def noise(sizes):
+    """Random images of these (height, width)."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
 def in_folder(path):

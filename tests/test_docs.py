@@ -12,6 +12,7 @@ from helpers import (
     assert_one_line_error,
     documentation,
     documented_commands,
+    draw_alone,
     flags,
     ok,
     read_json,
@@ -166,8 +167,10 @@ def small_demo(tmp_path_factory):
     plot = plot_settings(attacks[0].parent, logs / "plot", k_neighb=3, pct_confidences="20,100")
     commands.append(("plot_quant_results.py", plot))
     (folder / "betons").mkdir()
-    for script, settings in commands:
-        ok(run_here(script, *flags(settings)))
+    with pytest.MonkeyPatch.context() as patch:
+        draw_alone(patch)
+        for script, settings in commands:
+            ok(run_here(script, *flags(settings)))
     named = [f"{name}={out}" for name, out in zip(("projector", "backbone"), attacks)]
     table = ok(run_here("bash_examples/summary_table.py", "--save_path", logs / "summary.csv", *named))
     return folder, table.stdout

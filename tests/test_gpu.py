@@ -10,7 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from helpers import flags, interrupted, load, ok, read_json, read_log, run_script
+from helpers import flags, interrupted, load, noise, ok, read_json, read_log, run_script
 from parts import CLASSES, PARTS, training_run, training_settings
 from stages import SCRIPTS, TRAINING, settings
 
@@ -99,8 +99,7 @@ def test_an_overflow_in_fp16_skips_the_step(optimizer):
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (40 + i % 7, 60 - i % 5, 3), dtype=np.uint8) for i in range(200)]
+    images = noise((40 + i % 7, 60 - i % 5) for i in range(200))
     path = tmp_path_factory.mktemp("betons") / "train.beton"
     write_beton(path, images, np.arange(200) % CLASSES)
     return Beton(path)

@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from helpers import noise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -158,8 +159,7 @@ def test_any_box_file_gives_boxes_or_its_error(folder, data):
 
 @pytest.fixture(scope="module")
 def beton(folder):
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (5 + i, 7, 3), dtype=np.uint8) for i in range(4)]
+    images = noise((5 + i, 7) for i in range(4))
     write_beton(folder / "good.beton", images, [0, 1, 2, 1], Encoding("smart", smart_threshold=130))
     return (folder / "good.beton").read_bytes()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import assert_one_line_error, flags, ok, read_json, rows_of, run_here
+from helpers import assert_one_line_error, draw_alone, flags, ok, read_json, rows_of, run_here
 from PIL import Image
 
 from dejavu_utils.analysis.attack_files import read_attack
@@ -42,8 +42,8 @@ def mean_of_traces(*names):
     return pytest.approx(np.mean([TRACES[f"{name}_300pc"][0] for name in names]), abs=1e-12)
 
 
-def test_one_published_point_gives_the_published_figures(tmp_path, drawn_alone):
-    drawn_alone("attk_epochs_acc_top1")
+def test_one_published_point_gives_the_published_figures(tmp_path, monkeypatch):
+    draw_alone(monkeypatch, "attk_epochs_acc_top1")
     ok(plot(tmp_path))
     for plural, x, position in (("epochs", "epoch", 50), ("datasets", "dataset", 300)):
         for top_k in (1, 5):
@@ -121,10 +121,10 @@ def test_corner_fractions_have_no_probes_of_their_own(tmp_path, undrawn):
     assert pd.read_csv(tmp_path / "plot/attk_params_acc_top1.csv")["param"].unique().tolist() == [0.2, 0.35]
 
 
-def test_layers_confidence_curve_and_probe_gap(tmp_path, drawn_alone):
+def test_layers_confidence_curve_and_probe_gap(tmp_path, monkeypatch):
     """Layers as the attack writes them, in subfolders; a backbone that others attacked by itself; and logits."""
     figures = ("attk_layers_acc_top1", "attk_confidence_top1", "score_probe_gap_top1")
-    drawn_alone(*figures)
+    draw_alone(monkeypatch, *figures)
     name = "NN_attk_vicreg_300pc_50ep"
     for layer in ("projector", "projector.1", "projector.0"):
         shutil.copytree(POINT, tmp_path / "attack_sweeps" / name / layer)

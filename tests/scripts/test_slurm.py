@@ -26,6 +26,7 @@ from helpers import (
     draw_tree,
     flags,
     load,
+    noise,
     ok,
     read_json,
     run_here,
@@ -92,8 +93,7 @@ def data(tmp_path_factory):
             chosen = {"bbox_B": (rank >= 4) & (rank < 8), "public": rank >= 8}.get(name, rank < 4)
             np.save(index / f"{n}_per_class/{name}.npy", np.flatnonzero(chosen))
     np.save(index / "val_set.npy", np.flatnonzero(rank >= 10))
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8) for i in range(24)]
+    images = noise((40 + i, 50) for i in range(24))
     (folder / "betons").mkdir()
     for name in ("300_per_class_A", "300_per_class_B"):  # the same images: B's weights must be A's
         write_beton(folder / f"betons/{name}.beton", images, [i % 3 for i in range(24)])

@@ -10,7 +10,7 @@ import pytest
 import stages
 import timm
 import torch
-from helpers import assert_one_line_error, flags, ok, read_json, rows_of, run_example, run_here
+from helpers import assert_one_line_error, draw_alone, flags, ok, read_json, rows_of, run_example, run_here
 from pages import Page, thumbnails
 
 from dejavu_utils.analysis.intervals import Estimate
@@ -178,9 +178,9 @@ def test_the_gallery_shows_the_most_and_least_memorized(tiny, done):
     assert all(max(image.size) <= 160 for image in thumbnails(page))
 
 
-def test_attack_and_plots_read_scores_that_lie_beside_them(tiny, done, tmp_path, drawn_alone):
+def test_attack_and_plots_read_scores_that_lie_beside_them(tiny, done, tmp_path, monkeypatch):
     """With paths as the study names them."""
-    drawn_alone("attk_sslmem_outcomes_top1")
+    draw_alone(monkeypatch, "attk_sslmem_outcomes_top1")
     point = SWEEPS["epochs"].at("1", "simclr", 4)
     attack, beside = tmp_path / point.attack("projector"), tmp_path / point.sslmem
     shutil.copytree(done, beside)

@@ -15,6 +15,7 @@ from helpers import (
     ROOT,
     assert_one_line_error,
     debug_cluster,
+    draw_alone,
     draw_tree,
     in_folder,
     kept_signals,
@@ -429,10 +430,10 @@ README = {
 }
 
 
-def test_published_commands_from_training_to_figures(tmp_path, monkeypatch, drawn_alone):
+def test_published_commands_from_training_to_figures(tmp_path, monkeypatch):
     """submitit's debug executor in place of SLURM; only flags of size are appended."""
     figures = ("attk_datasets_partition_top1", "lp_epochs_top1", "lp_datasets_top1", "attk_confidence_top1")
-    drawn_alone(*figures)
+    draw_alone(monkeypatch, *figures)
     folders = {**small_data(tmp_path), "LOGGING_FOLDER": str(tmp_path / "logs")}
     for n, published_n in ((4, 300), (6, 500)):
         (tmp_path / f"index/{n}_per_class").rename(tmp_path / f"index/{published_n}_per_class")

@@ -20,6 +20,7 @@ from helpers import (
     interrupted,
     kept_signals,
     load,
+    noise,
     ok,
     one_thread,
     options,
@@ -49,10 +50,9 @@ SMALL = TRAINING | options("""--data.num_workers 2 --training.loss vicreg --trai
 @pytest.fixture(scope="module")
 def betons(tmp_path_factory):
     folder = tmp_path_factory.mktemp("betons")
-    rng = np.random.default_rng(0)
-    for name, n in (("train", 20), ("val", 10)):
-        images = [rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8) for i in range(n)]
-        write_beton(folder / f"{name}.beton", images, [i % 6 for i in range(n)])
+    images = noise((40 + i, 50) for i in range(30))
+    for name, some in (("train", images[:20]), ("val", images[20:])):
+        write_beton(folder / f"{name}.beton", some, np.arange(len(some)) % 6)
     return folder
 
 

@@ -25,12 +25,6 @@ def test_boxes_outside_the_image_hide_nothing():
         assert 0 <= xmin < xmax <= 500 and (ymin, ymax) == (0, 256)
 
 
-def clipped(case):
-    return [
-        (max(x0, 0), max(y0, 0), min(x1, case["width"]), min(y1, case["height"])) for x0, y0, x1, y1 in case["boxes"]
-    ]
-
-
 @pytest.mark.parametrize(
     "boxes, crop",
     [

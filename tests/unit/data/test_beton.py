@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from helpers import assert_one_line_error, draw_tree, in_folder, ok, options, refused, rows_of, run_example
+from helpers import assert_one_line_error, draw_tree, in_folder, noise, ok, options, refused, rows_of, run_example
 from PIL import Image
 
 from dejavu_utils.data.beton import _FIELD, _HEADER, Beton, Encoding, shrink, write_beton
@@ -69,9 +69,8 @@ def test_writes_what_ffcv_writes(theirs, source, tmp_path):
 
 
 def test_no_image_crosses_a_page_and_pages_grow(tmp_path):
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (500, 400 + 7 * i, 3), dtype=np.uint8) for i in range(9)]
-    images.insert(4, rng.integers(0, 256, (900, 900, 3), dtype=np.uint8))  # 2.4 MB: more than the smallest page
+    images = noise([(500, 400 + 7 * i) for i in range(9)] + [(900, 900)])
+    images.insert(4, images.pop())  # 2.4 MB: more than the smallest page
     write_beton(tmp_path / "x.beton", images, range(10), page_size=2**21, num_workers=3)
     data = (tmp_path / "x.beton").read_bytes()
     page_size = int.from_bytes(data[4:8], "little")
@@ -133,8 +132,7 @@ FIELDS = """image=2 label=1
 @pytest.mark.parametrize("fields", FIELDS.splitlines())
 def test_of_further_fields_image_and_label_are_taken(tmp_path, fields):
     fields = [(name, int(kind)) for name, kind in options(fields).items()]
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (4 + row, 7, 3), dtype=np.uint8) for row in range(5)]
+    images = noise((4 + row, 7) for row in range(5))
     with_fields(tmp_path / "x.beton", fields, images, [3, 1, 0, 2, 2])
     beton = Beton(tmp_path / "x.beton")
     assert beton.labels.tolist() == [3, 1, 0, 2, 2]
@@ -179,10 +177,8 @@ def test_ffcv_reads_what_is_written_here(source, tmp_path):
 
 @pytest.fixture
 def folders(tmp_path):
-    rng = np.random.default_rng(0)
-    for index in range(6):
-        path = in_folder(tmp_path / f"images/class_{index % 2}/{index}.JPEG")
-        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    for index, image in enumerate(noise([(30, 40)] * 6)):
+        Image.fromarray(image).save(in_folder(tmp_path / f"images/class_{index % 2}/{index}.JPEG"))
     for n in (1, 2):
         (tmp_path / f"index/{n}_per_class").mkdir(parents=True)
         np.save(tmp_path / f"index/{n}_per_class/train_A.npy", np.array([0, 5])[:n])
@@ -265,8 +261,7 @@ def test_the_digest_is_made_while_the_file_is_written(tmp_path, mode):
                 raise InputError("broken")
             return super().__getitem__(index)
 
-    rng = np.random.default_rng(0)
-    images = WithBroken(rng.integers(0, 256, (150 + 3 * n, 200, 3), dtype=np.uint8) for n in range(12))
+    images = WithBroken(noise((150 + 3 * n, 200) for n in range(12)))
     encoding, path = Encoding(mode, jpeg_quality=99), tmp_path / "x.beton"
     skipped, digest = write_beton(path, images, range(12), encoding, num_workers=3, skip_unreadable=True)
     beton, data = Beton(path), path.read_bytes()

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import refused
+from helpers import noise, refused
 
 from dejavu_utils.data import augment
 from dejavu_utils.data import beton_loader as loaders
@@ -25,14 +25,13 @@ VIEWS = [augment.FIRST_VIEW, augment.SECOND_VIEW]
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (40 + i % 7, 60 - i % 5, 3), dtype=np.uint8) for i in range(90)]
+    images = noise((40 + i % 7, 60 - i % 5) for i in range(90))
     path = tmp_path_factory.mktemp("betons") / "train.beton"
     write_beton(path, images, np.arange(90))
     return path
 
 
-def batches(path, batch_size=20, views=VIEWS, seed=5, num_workers=2, epoch=3, resolution=32, first_step=0, **changes):
+def batches(path, batch_size=20, views=VIEWS, seed=5, num_workers=0, epoch=3, resolution=32, first_step=0, **changes):
     beton = Beton(path, in_memory=changes.pop("in_memory", False))
     loader = NativeLoader(beton, Batching(batch_size, num_workers, CPU, **changes), views, seed)
     return list(loader.epoch(epoch, resolution, first_step))
@@ -62,9 +61,9 @@ def way(request, monkeypatch):
         monkeypatch.setattr(loaders, "_for_a_cpu", loaders._for_a_gpu)
 
 
-@pytest.mark.parametrize("changes", [{"num_workers": 1}, {"num_workers": 2}, {"in_memory": True}])
+@pytest.mark.parametrize("changes", [{"num_workers": 1}, {"num_workers": 2}, {"num_workers": 2, "in_memory": True}])
 def test_workers_and_memory_change_nothing(path, changes, way):
-    assert_same(batches(path, num_workers=0), batches(path, **changes))
+    assert_same(batches(path), batches(path, **changes))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -77,7 +76,7 @@ def test_what_is_for_a_gpu_is_what_is_for_a_cpu(path, num_workers, monkeypatch):
 
 
 def test_the_number_of_threads_changes_nothing(path):
-    options = {"batch_size": 40, "resolution": 208, "num_workers": 0}  # pixels that PyTorch would divide among threads
+    options = {"batch_size": 40, "resolution": 208}  # pixels that PyTorch would divide among threads
     threads = torch.get_num_threads()
     found = []
     try:
@@ -112,7 +111,7 @@ def test_a_slow_consumer_keeps_its_batches(path, monkeypatch, workers, ahead):
             kept.append(batch)
         if epoch % 2:  # of some batches parts alone are kept
             kept[-2:] = [([view[3:] for view in views], labels[3:]) for views, labels in kept[-2:]]
-    expected = [batches(path, 36, epoch=epoch, resolution=16, num_workers=0) for epoch in range(6)]
+    expected = [batches(path, 36, epoch=epoch, resolution=16) for epoch in range(6)]
     for of_epoch in expected[1::2]:
         of_epoch[-2:] = [([view[3:] for view in views], labels[3:]) for views, labels in of_epoch[-2:]]
     assert_same(kept, [batch for of_epoch in expected for batch in of_epoch])
@@ -219,7 +218,7 @@ def test_a_broken_image_is_named(path, tmp_path):
     data[start : start + 30] = bytes(30)
     (tmp_path / "x.beton").write_bytes(data)
     with refused("x.beton: image 3 cannot be decoded"):
-        batches(tmp_path / "x.beton", batch_size=8)
+        batches(tmp_path / "x.beton", batch_size=8, num_workers=2)
 
 
 @pytest.mark.skipif(ffcv_is_installed(), reason="FFCV-SSL is installed")

@@ -144,6 +144,7 @@ def test_two_processes_train_as_one(halves, loss):
         torch.testing.assert_close(halves[0][0], values, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.kills
 def test_exchanges(halves):
     for gradient, gathered, flags, total in (of_process["exchange"] for of_process in halves):
         assert gradient.tolist() == [1.5, 3.0] and gathered.ravel().tolist() == [0, 0, 1, 1]
