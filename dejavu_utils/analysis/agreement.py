@@ -75,6 +75,18 @@ def disagreements(reader: str, folders: Mapping[Key, Path]) -> tuple[dict[Key, s
     return words, notes
 
 
+def misnamed(folder: Path, epoch: int) -> str:
+    """In words, of which epoch the networks are, if a folder's record says another than its name,
+    `epoch`; "" where they agree or are unknown."""
+    record = read_record(folder / RESULTS)
+    models = (record.models if record else None) or {}
+    for name in ("A", "B", "model"):  # not the classifiers of a test of one model
+        of_model = models[name].epoch if name in models else None
+        if of_model not in (None, epoch):
+            return f"epoch of the model ({of_model}, not {epoch})"
+    return ""
+
+
 def foreign_probe(attack: Path, probe: Path) -> bool:
     """Do the records of these folders say that the probed network is none of the attacked ones?"""
     attacked = read_record(attack / RESULTS)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from dejavu_utils.analysis.agreement import copies, disagreements, foreign_probe
+from dejavu_utils.analysis.agreement import copies, disagreements, foreign_probe, misnamed
 from dejavu_utils.analysis.attack_files import TooManyVotes
 from dejavu_utils.analysis.figures import Draw, save_figure
 from dejavu_utils.analysis.frames import AttackScores, Content, ScoredPoint, SweepPoint
@@ -156,7 +156,9 @@ class Series:
                 dataset = {"epoch": self.dataset, "dataset": value}.get(x)
                 param = value if x == "param" else None
                 probe = of_probes.get(value)
-                scored = ScoredPoint(self.model, x, value, epoch, dataset, point.content, probe)
+                scored = ScoredPoint(
+                    self.model, x, value, epoch, dataset, point.content, probe, point.differs
+                )
                 points.setdefault((epoch, dataset, param), scored)
         return list(points.values())
 
@@ -177,6 +179,7 @@ class Series:
                 wanted = [(position, path) for position, path in wanted if position in self.values]
             complete, errors = read_all(wanted, read)
             reasons += errors
+            complete = [self._checked(point, x) for point in complete]
             if x == GRID and not self._has_grid(complete):
                 continue
             if complete:
@@ -191,6 +194,18 @@ class Series:
                 f"{flag} {folder}: nothing matches {' or '.join(tried)}; {_those_there(folder, prefix)} there"
             )
         return points
+
+    def _checked(self, point: SweepPoint[Content], x: str) -> SweepPoint[Content]:
+        """The point, with a word and a note if it is of another epoch than its folder's name says."""
+        epoch = self.epoch
+        if x == "epoch":
+            epoch = point.value
+        elif x == GRID:
+            _, epoch = point.value
+        other = misnamed(point.folder, epoch)
+        if other:
+            note(f"{point.folder} is named for another {other}")
+        return replace(point, differs=other)
 
     def _has_grid(self, points: list[SweepPoint]) -> bool:
         """Are there points of neither of the two sweeps?"""
@@ -220,7 +235,7 @@ def compared(points: Sequence[T], reader: str = "table") -> list[T]:
     kept = []
     for number, words in differs.items():
         same = f"results of {points[earlier[number]].folder}" if number in earlier else ""
-        kept.append(replace(points[number], differs=words or same))
+        kept.append(replace(points[number], differs=words or points[number].differs or same))
     return kept
 
 

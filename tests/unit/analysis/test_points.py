@@ -48,6 +48,22 @@ def test_points_made_otherwise_are_named_in_the_tables(tmp_path, capsys):
     assert printed.count("_50ep: holds the same results as") == 1
 
 
+def test_a_folder_named_for_another_epoch_is_marked(tmp_path, capsys):
+    of = {
+        epoch: Provenance(models={"A": ModelRecord(epoch=epoch), "reference": ModelRecord(epoch=7)})
+        for epoch in (50, 100)
+    }
+    write_points(
+        tmp_path, {"300pc_50ep": of[50], "300pc_100ep": of[50], "100pc_50ep": of[100], "300pc_200ep": Provenance()}
+    )
+    sweeps = Series("vicreg", tmp_path, None, 300, 50, 100, [100.0]).read_attacks()
+    epochs = accuracy_table(sweeps["epoch"], [100.0], "epoch", 1)
+    assert epochs["epoch"].tolist() == [50, 100, 200]
+    assert epochs["differs"].tolist()[:2] == ["", "epoch of the model (50, not 100)"]
+    assert sweeps["dataset"][0].differs == "epoch of the model (100, not 50)"
+    assert "300pc_100ep is named for another epoch" in capsys.readouterr().out
+
+
 def test_each_file_is_read_once(tmp_path, monkeypatch):
     write_points(tmp_path, {f"{n}pc_{epoch}ep": Provenance() for n in (100, 300) for epoch in (50, 100)})
     read = []
