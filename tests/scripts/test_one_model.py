@@ -17,6 +17,7 @@ from helpers import (
     draw_tree,
     flags,
     ok,
+    options,
     read_json,
     rows_of,
     run_example,
@@ -403,10 +404,10 @@ def test_the_sweep_goes_from_index_files_to_the_figure(tmp_path):
     index.mkdir(parents=True)
     for path in (index / "bbox_A.npy", index / "bbox_B.npy", tmp_path / "public.npy"):
         np.save(path, np.arange(3))
-    folders = {"LOGGING_FOLDER": "logs", "BETONS_FOLDER": "betons", "INDEX_FOLDER": "index", "PUBLIC_IDX": "public.npy"}
-    folders |= dict.fromkeys(("IMAGENET_DATASET_DIR", "IMAGENET_BBOX_ANNOTATIONS"), "")
-    environment = {name: str(tmp_path / place) for name, place in folders.items()}
-    environment |= {"MODEL_PTH": __file__, "DRY_RUN": "1", "LOCAL": "1", "NAME": "vicreg", "EPOCH": "1000"}
+    folders = options("""LOGGING_FOLDER=logs BETONS_FOLDER=betons INDEX_FOLDER=index PUBLIC_IDX=public.npy
+        IMAGENET_DATASET_DIR= IMAGENET_BBOX_ANNOTATIONS=""")
+    environment = {name: tmp_path / place for name, place in folders.items()}
+    environment |= options("DRY_RUN=1 LOCAL=1 NAME=vicreg EPOCH=1000") | {"MODEL_PTH": __file__}
     result = ok(run_example("one_model.sh", **{**environment, "MODEL_PTH": "timm:resnet18"}))
     scripts = [line.split()[1].rpartition("/")[2] for line in result.stdout.splitlines()]
     half = ["write_ffcv_dataset.py", *["train_SSL.py"] * 3]
@@ -439,18 +440,12 @@ def test_the_recipe_of_imagenet_gives_disjoint_sets(tmp_path):
             path.rename(path.with_name(f"{part}_{path.name}"))
     for xml in list(tmp_path.glob("val/boxes/Annotation/*/*")):  # which lie in one folder
         xml.rename(tmp_path / "val/boxes" / xml.name)
-    folders = {
-        "IMAGENET_DATASET_DIR": "train/images",
-        "IMAGENET_VAL_DIR": "val/images",
-        "IMAGENET_BBOX_ANNOTATIONS": "train/boxes/Annotation",
-        "IMAGENET_VAL_BBOX": "val/boxes",
-        "INDEX_FOLDER": "index",
-        "BETONS_FOLDER": "betons",
-        "LOGGING_FOLDER": "logs",
-    }
+    folders = options("""IMAGENET_DATASET_DIR=train/images IMAGENET_VAL_DIR=val/images INDEX_FOLDER=index
+        IMAGENET_BBOX_ANNOTATIONS=train/boxes/Annotation IMAGENET_VAL_BBOX=val/boxes BETONS_FOLDER=betons
+        LOGGING_FOLDER=logs""")
     environment = {variable: tmp_path / name for variable, name in folders.items()}
-    environment |= {"PER_CLASS": 4, "DATASET": 4, "MODEL_PTH": __file__, "DRY_RUN": 1, "LOCAL": 1}
-    environment |= {"PYTHON": sys.executable, "CDPATH": "."}
+    environment |= options("PER_CLASS=4 DATASET=4 DRY_RUN=1 LOCAL=1 CDPATH=.")
+    environment |= {"MODEL_PTH": __file__, "PYTHON": sys.executable}
     results = [ok(run_example("one_model_imagenet.sh", **environment)) for _ in range(2)]
     assert results[0].stdout == results[1].stdout  # the sets are made once
     for flag, name in (("public", "public_val"), ("unseen", "unseen")):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import assert_one_line_error, draw_alone, flags, ok, read_json, rows_of, run_here
+from helpers import assert_one_line_error, draw_alone, flags, ok, options, read_json, rows_of, run_here
 from PIL import Image
 
 from dejavu_utils.analysis.attack_files import read_attack
@@ -25,16 +25,9 @@ OUTCOMES = ("memorized yes no", "correlated yes yes", "misrepresented no yes", "
 
 
 def plot(tmp_path, **changes):
-    settings = {
-        "model": "vicreg",
-        "epoch_sweep_dataset": 300,
-        "dataset_sweep_epoch": 50,
-        "pct_confidences": "5,20,100",
-        "attk_folder_path": DATA / "attack",
-        "plot_lin_probe": 0,
-        "save_path": tmp_path / "plot",
-        **changes,
-    }
+    settings = options("""--model vicreg --epoch_sweep_dataset 300 --dataset_sweep_epoch 50 --pct_confidences 5,20,100
+        --plot_lin_probe 0""")
+    settings |= {"attk_folder_path": DATA / "attack", "save_path": tmp_path / "plot", **changes}
     return run_here("plot_quant_results.py", *flags(settings))
 
 

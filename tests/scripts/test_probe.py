@@ -15,6 +15,7 @@ from helpers import (
     in_folder,
     load,
     ok,
+    options,
     read_json,
     rows_of,
     run_here,
@@ -42,21 +43,18 @@ def data(tiny, tmp_path_factory):
     return folder, save_untrained(folder / "model.pth")
 
 
+SMALL = options("--local 1 --resolution 32 --batch_size 10 --start_lr 0.1 --end_lr 0.01 --epochs 3 --num_workers 0")
+
+
 def settings_of(data, output_dir, **changes):
     folder = data[0]
     return {
-        "local": 1,
+        **SMALL,
         "output_dir": output_dir,
         "model_pth": folder / "model.pth",
         "train_idx_pth": folder / "train.npy",
         "val_idx_pth": folder / "val.npy",
         "imgnet_train_pth": folder / "images",
-        "resolution": 32,
-        "batch_size": 10,
-        "start_lr": 0.1,
-        "end_lr": 0.01,
-        "epochs": 3,
-        "num_workers": 0,
         **changes,
     }
 

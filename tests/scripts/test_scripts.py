@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import ROOT, ok, read_json, rows_of, run_example, run_here, run_process, script_module
+from helpers import ROOT, ok, options, read_json, rows_of, run_example, run_here, run_process, script_module
 
-MINIATURE = dict(EPOCHS="12", PER_CLASS="20", CLASSES="4", SNAPSHOTS="2", K="10", SEED="3", PRECISION="fp32")
+MINIATURE = options("EPOCHS=12 PER_CLASS=20 CLASSES=4 SNAPSHOTS=2 K=10 SEED=3 PRECISION=fp32")
 
 
 def demo(folder, script="demo.sh", code=0, **environment):

@@ -56,19 +56,21 @@ def betons(tmp_path_factory):
     return folder
 
 
-def command(betons, folder, **changes):
+def command(betons, folder, words="", **changes):
+    """The flags of a small training. words: more of them."""
     settings = {
         **SMALL,
         "data.train_dataset": betons / "train.beton",
         "data.val_dataset": betons / "val.beton",
         "logging.folder": folder,
+        **options(words),
         **{name.replace("__", "."): str(value) for name, value in changes.items()},
     }
     return [*flags(settings), "0"]
 
 
-def train(betons, folder, **changes):
-    return run_here("train_SSL.py", *command(betons, folder, **changes))
+def train(betons, folder, words="", **changes):
+    return run_here("train_SSL.py", *command(betons, folder, words, **changes))
 
 
 def assert_same_weights(folder, other):
@@ -113,7 +115,7 @@ def test_checkpoint_rebuilds_the_network(whole_run):
 
 
 def test_number_of_workers_and_a_second_run_change_nothing(betons, whole_run, tmp_path):
-    ok(train(betons, tmp_path, data__num_workers=1, data__in_memory=1))
+    ok(train(betons, tmp_path, "--data.num_workers 1 --data.in_memory 1"))
     assert_same_weights(tmp_path, whole_run)
     again = ok(train(betons, tmp_path))
     assert "4 epochs are done" in again.stdout
@@ -204,7 +206,7 @@ def test_the_backbone_starts_from_a_public_checkpoint(betons, whole_run, tmp_pat
     """Any file that the attack reads; projector and head are new, and the checkpoint says what it started from."""
     public = whole_run / "model_ep4.pth"
     settings = dict(model__weights=public, model__mlp="24-8", training__epochs=1, training__warmup_epochs=0)
-    ok(train(betons, tmp_path / "a", **settings, training__base_lr=0))
+    ok(train(betons, tmp_path / "a", "--training.base_lr 0", **settings))
     backbone = load_network(public).net.state_dict()
     started = load_network(tmp_path / "a/model_ep1.pth")
     trained = dict(started.net.named_parameters())
@@ -213,7 +215,7 @@ def test_the_backbone_starts_from_a_public_checkpoint(betons, whole_run, tmp_pat
     params = read_json(tmp_path / "a/params.json")
     assert params["model.weights"] == str(public) and len(params["made_from"]["models"]["start"]["weights"]) == 64
     assert_one_line_error(
-        train(betons, tmp_path / "b", **settings, model__arch="resnet34"),
+        train(betons, tmp_path / "b", "--model.arch resnet34", **settings),
         "give --model.arch test_resnet",
         "--model.weights",
     )
@@ -249,7 +251,7 @@ def test_a_method_is_a_class_and_two_lines(betons, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "agree", Agree)
     monkeypatch.setitem(HEADS, "agree", head)
     for folder in ("whole", "parts"):
-        settings = settings_of(command(betons, tmp_path / folder, training__epochs=2))
+        settings = settings_of(command(betons, tmp_path / folder, "--training.epochs 2"))
         settings.training.loss = "agree"
         if folder == "parts":
             with monkeypatch.context() as patch:
@@ -278,8 +280,8 @@ def test_as_many_processes_as_asked_for(betons, tmp_path, monkeypatch, ngpus, wo
 
 @pytest.mark.kills
 def test_two_processes_here(betons, tmp_path):
-    settings = dict(dist__ngpus=0, dist__world_size=2, training__batch_size=4, training__loss="barlow")
-    settings["model__arch"] = "resnet18"  # whose steps are slow enough to be stopped
+    settings = options("--dist.ngpus 0 --dist.world_size 2 --training.batch_size 4 --training.loss barlow")
+    settings["model.arch"] = "resnet18"  # whose steps are slow enough to be stopped
     result = ok(run_script("train_SSL.py", *command(betons, tmp_path, **settings)))
     assert "steps of 8 images per epoch (2 processes)" in result.stdout
     records = read_log(tmp_path / "log")
@@ -290,22 +292,22 @@ def test_two_processes_here(betons, tmp_path):
     ok(run_script("train_SSL.py", *command(betons, tmp_path / "x", **settings)))
     assert_same_weights(tmp_path / "x", tmp_path)
     # Ctrl-C: the terminal sends it to every process.
-    words = command(betons, tmp_path / "z", **settings, training__epochs=60)
+    words = command(betons, tmp_path / "z", "--training.epochs 60", **settings)
     code, _ = interrupted("train_SSL.py", words, signal.SIGINT, "epoch 2/", os.killpg)
     assert code > 128 and (tmp_path / "z/model.pth").exists()
     assert not list((tmp_path / "z").glob(".*tmp*"))
     assert_one_line_error(
-        run_script("train_SSL.py", *command(betons, tmp_path / "x", **{**settings, "dist__world_size": 1})),
+        run_script("train_SSL.py", *command(betons, tmp_path / "x", **{**settings, "dist.world_size": 1})),
         "2 processes, and so another global batch",
     )
-    result = run_script("train_SSL.py", *command(betons, tmp_path / "y", **{**settings, "training__batch_size": 15}))
+    result = run_script("train_SSL.py", *command(betons, tmp_path / "y", **{**settings, "training.batch_size": 15}))
     assert result.returncode == 2 and "there are only 20 images" in result.stderr  # a line of each process
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.kills
 def test_torchrun(betons, tmp_path):
-    arguments = command(betons, tmp_path, training__batch_size=4, training__epochs=2)
+    arguments = command(betons, tmp_path, "--training.batch_size 4 --training.epochs 2")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = ok(run_process(*torchrun, ROOT / "train_SSL.py", *arguments, OMP_NUM_THREADS=1))
     assert "(2 processes)" in result.stdout and len((tmp_path / "log").read_text().splitlines()) == 2
@@ -314,12 +316,12 @@ def test_torchrun(betons, tmp_path):
 def test_eval_only_and_probes_only(betons, whole_run, tmp_path):
     folder = shutil.copytree(whole_run, tmp_path / "run")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    result = ok(train(betons, folder, training__eval_only=1))
+    result = ok(train(betons, folder, "--training.eval_only 1"))
     last = json.loads((folder / "log").read_text().splitlines()[-1])
     found = json.loads(result.stdout.splitlines()[-1])
     assert found == {name: value for name, value in last.items() if "_val_" in name or name == "epoch"}
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    result = ok(train(betons, folder, training__train_probes_only=1, data__random_seed=7, training__epochs=2))
+    result = ok(train(betons, folder, "--training.train_probes_only 1 --data.random_seed 7 --training.epochs 2"))
     assert len((folder / "log_probes_7").read_text().splitlines()) == 2
     probes = load(folder / "probes_7.pth")["probes"]
     trained = load(folder / "model.pth")["probes"]
@@ -327,13 +329,13 @@ def test_eval_only_and_probes_only(betons, whole_run, tmp_path):
     assert not torch.equal(probes["module.probes.0.weight"], trained["module.probes.0.weight"])
     assert (folder / "model.pth").stat().st_mtime_ns == before["model.pth"]
     assert_one_line_error(
-        train(betons, tmp_path / "nothing", training__eval_only=1), "--training.eval_only 1: there is no"
+        train(betons, tmp_path / "nothing", "--training.eval_only 1"), "--training.eval_only 1: there is no"
     )
 
 
 def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(betons, tmp_path):
-    settings = dict(training__optimizer="sgd", training__epochs=4, training__warmup_epochs=0)
-    result = train(betons, tmp_path, **settings, training__base_lr=1e30)
+    settings = options("--training.optimizer sgd --training.epochs 4 --training.warmup_epochs 0")
+    result = train(betons, tmp_path, "--training.base_lr 1e+30", **settings)
     assert_one_line_error(result, "the loss is", "a smaller --training.base_lr")
     assert not (tmp_path / "model.pth").exists()
 
@@ -362,7 +364,7 @@ def test_bad_settings_are_one_line(betons, tmp_path, changes, texts):
 @pytest.mark.parametrize("name", [*LOSSES, "demo"])
 def test_configs_hold_only_known_keys_and_flags_beat_them(betons, tmp_path, name):
     loss = {} if name == "demo" else {"training__loss": name}
-    arguments = command(betons, tmp_path, training__epochs=2, **loss)
+    arguments = command(betons, tmp_path, "--training.epochs 2", **loss)
     ok(run_here("train_SSL.py", "--config-file", ROOT / f"configs/{name}_cfg.yaml", *arguments))
     params = read_json(tmp_path / "params.json")
     assert params["model.arch"] == "test_resnet" and params["training.epochs"] == 2
@@ -395,7 +397,7 @@ def test_a_signal_is_obeyed_within_validation(betons, whole_run, tmp_path, monke
                 if not seen.append(batch):
                     os.kill(os.getpid(), signal.SIGUSR2)
 
-    settings = settings_of(command(betons, tmp_path, validation__batch_size=2))
+    settings = settings_of(command(betons, tmp_path, "--validation.batch_size 2"))
     monkeypatch.setattr(train_SSL, "EvaluationLoader", Signalled)
     with pytest.raises(SystemExit) as end:
         train_here(settings)
@@ -410,7 +412,7 @@ def test_a_signal_is_obeyed_within_validation(betons, whole_run, tmp_path, monke
 
 
 def test_a_signal_is_obeyed_where_an_epoch_is_one_step(betons, tmp_path, monkeypatch):
-    _, saved = stopped_after_a_step(settings_of(command(betons, tmp_path, training__batch_size=20)), monkeypatch)
+    _, saved = stopped_after_a_step(settings_of(command(betons, tmp_path, "--training.batch_size 20")), monkeypatch)
     assert (saved["epoch"], saved["steps_done"]) == (1, 0)
 
 
@@ -419,13 +421,13 @@ def test_resuming_takes_what_does_not_touch_the_weights(betons, whole_run, tmp_p
     moved = shutil.copy(betons / "train.beton", tmp_path / "moved.beton")
     with open(folder / "log", "a") as log:
         log.write('{"epo')  # a crash in the middle of a line
-    result = ok(train(betons, folder, data__train_dataset=moved, training__eval_freq=1, validation__batch_size=3))
+    result = ok(train(betons, folder, "--training.eval_freq 1 --validation.batch_size 3", data__train_dataset=moved))
     assert "4 epochs are done" in result.stdout
     assert len((folder / "log").read_text().splitlines()) == 4
     assert_one_line_error(
         train(betons, folder, data__train_dataset=betons / "val.beton"), "was trained with other images"
     )
-    assert_one_line_error(train(betons, folder, training__epochs=6), "--training.epochs 6", "no run can be extended")
+    assert_one_line_error(train(betons, folder, "--training.epochs 6"), "--training.epochs 6", "no run can be extended")
 
 
 def test_the_pixels_of_a_beton_are_compared(betons, whole_run, tmp_path):
@@ -443,7 +445,7 @@ def test_the_pixels_of_a_beton_are_compared(betons, whole_run, tmp_path):
 
 def test_keys_without_effect_are_accepted_with_a_notice(betons, tmp_path):
     extra = ["--attack.k", "100", "--lr.tta", "1", "--training.bn_wd=0"]
-    words = command(betons, tmp_path, training__epochs=1, training__warmup_epochs=0)[:-1]
+    words = command(betons, tmp_path, "--training.epochs 1 --training.warmup_epochs 0")[:-1]
     result = ok(run_here("train_SSL.py", *words, *extra, "0"))
     assert [line for line in result.stdout.splitlines() if line.startswith("note:")] == [
         "note: --attack.k has no effect here and is ignored",

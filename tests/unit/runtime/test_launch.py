@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from helpers import debug_cluster, refused, rows_of
+from helpers import debug_cluster, options, refused, rows_of
 
 from dejavu_utils.errors import InputError
 from dejavu_utils.runtime import processes
@@ -90,8 +90,8 @@ def test_a_port_in_use_and_processes_that_never_come_are_named(monkeypatch):
 
 
 def test_a_shell_of_a_job_is_not_that_job(monkeypatch, tmp_path):
-    of_the_job = {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": "x", "SLURM_JOB_ID": "5", "SLURM_PROCID": "1"}
-    set_all(monkeypatch, {**of_the_job, "SLURM_NTASKS": "2", processes.JOB_PROCESS: str(os.getpid() + 1)})
+    of_the_job = options("SUBMITIT_EXECUTOR=slurm SUBMITIT_FOLDER=x SLURM_JOB_ID=5 SLURM_PROCID=1 SLURM_NTASKS=2")
+    set_all(monkeypatch, {**of_the_job, processes.JOB_PROCESS: str(os.getpid() + 1)})
     handlers = {number: signal.getsignal(number) for number in StopSignal.SIGNALS}
     found = []
 
@@ -205,11 +205,10 @@ def test_sbatch_sees_nothing_of_another_job(monkeypatch, tmp_path):
         (tmp_path / program).touch()
         (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    of_the_other = {"SLURM_JOB_ID": "5", "SLURM_MEM_PER_CPU": "100", "SLURM_CPU_BIND": "quiet", "SLURM_NTASKS": "3",
-                    "SRUN_DEBUG": "3", "SLURMD_NODENAME": "n", "SUBMITIT_EXECUTOR": "slurm", "RANK": "1",
-                    "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29500", "CUDA_VISIBLE_DEVICES": "3",
-                    "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "lab", "SUBMITIT_PREEMPT_SIGNAL": "USR2", "RANKING": "1"}
+    of_the_other = options("""SLURM_JOB_ID=5 SLURM_MEM_PER_CPU=100 SLURM_CPU_BIND=quiet SLURM_NTASKS=3 SRUN_DEBUG=3
+        SLURMD_NODENAME=n SUBMITIT_EXECUTOR=slurm RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 MASTER_PORT=29500
+        CUDA_VISIBLE_DEVICES=3 TORCHELASTIC_USE_AGENT_STORE=True""")
+    kept = options("SLURM_CONF=/etc/slurm.conf SBATCH_ACCOUNT=lab SUBMITIT_PREEMPT_SIGNAL=USR2 RANKING=1")
     set_all(monkeypatch, {**of_the_other, **kept})
     before = dict(os.environ)
     assert submit(ScriptJob(note_device, []), tmp_path / "run", RESOURCES, "--local 1") == "17"
