@@ -255,6 +255,11 @@ def rows_of(names, text):
     return pytest.mark.parametrize(names, cases(text))
 
 
+def each_file(paths):
+    """A test for each of these files."""
+    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(ROOT)))
+
+
 def refused(match=None):
     """Within it an InputError is raised whose text this regular expression finds."""
     return pytest.raises(InputError, match=match)

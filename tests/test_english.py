@@ -8,8 +8,7 @@ import io
 import re
 import tokenize
 
-import pytest
-from helpers import ROOT
+from helpers import ROOT, each_file
 
 INSTEAD = {
     # single sentences
@@ -101,12 +100,12 @@ def problems(path, text):
     return [f"{name}:{number}: {words!r}: {instead}" for number, words, instead in hits(text)]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@each_file(DOCUMENTS)
 def test_documents_and_shell_scripts(path):
     assert not problems(path, path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", [*CODE, *TEMPLATES], ids=lambda path: str(path.relative_to(ROOT)))
+@each_file([*CODE, *TEMPLATES])
 def test_comments_docstrings_messages_and_templates(path):
     text = path.read_text(encoding="utf-8")
     found = problems(path, words_of(text) if path.suffix == ".py" else text)

@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from helpers import flags
+from helpers import flags, options
 from parts import CLASSES, PARTS, training_run, training_settings
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
@@ -225,9 +225,8 @@ def test_a_step_of_the_linear_probe():
         def last(self):
             return None
 
-    args = lin_probe.parse_args(flags({name: "x" for name in ("output_dir", "model_pth", "train_idx_pth")})
-                                + flags({"val_idx_pth": "x", "imgnet_train_pth": "x", "batch_size": 4}))  # fmt: skip
-    job = lin_probe.Job.of(args)
+    words = "--output_dir x --model_pth x --train_idx_pth x --val_idx_pth x --imgnet_train_pth x --batch_size 4"
+    job = lin_probe.Job.of(lin_probe.parse_args(words.split()))
     job = replace(job, inference=replace(job.inference, device=CUDA))
     listing = SimpleNamespace(classes=["a", "b"], labels=np.zeros(8, np.int64), fingerprint={"sha256": ""})
     operations = augment.draw_parameters(uniforms(0, 0, 0, 0, 4), lin_probe.VIEW).operations()
@@ -271,10 +270,10 @@ def test_a_step_of_rcdm(tmp_path, precision):
         def __call__(self, images):
             return images.new_zeros(len(images), 16)
 
-    given = {**dict.fromkeys(("ssl_model_pth", "data_dir", "dataset_indices"), "x"), "out_dir": tmp_path}
-    given |= {"image_size": 32, "num_channels": 32, "channel_mult": "1,2", "attention_resolutions": 16}
-    given |= {"schedule_sampler": "loss-second-moment", "microbatch": 2, "backend": "diffusers"}
-    args = train_RCDM.parse_args(flags({**given, "precision": precision}))
+    given = options("""--ssl_model_pth x --data_dir x --dataset_indices x --image_size 32 --num_channels 32
+        --channel_mult 1,2 --attention_resolutions 16 --schedule_sampler loss-second-moment --microbatch 2
+        --backend diffusers""")
+    args = train_RCDM.parse_args(flags({**given, "out_dir": tmp_path, "precision": precision}))
     listing = SimpleNamespace(fingerprint={"sha256": ""})
     process = diffusion.Diffusion(vars(args))  # whose tables are made by NumPy
     with (

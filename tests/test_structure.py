@@ -4,7 +4,7 @@ import ast
 import subprocess
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, each_file
 
 # Each may import those before it; all may import the core, the flat modules.
 WINGS = ["runtime", "data", "networks", "training", "attack", "analysis", "label_free", "reconstruction"]
@@ -21,7 +21,7 @@ def imported(tree):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@each_file(FILES)
 def test_a_package_imports_the_core_and_earlier_ones(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = [name.split(".") for name in imported(tree)]
@@ -33,7 +33,7 @@ def test_a_package_imports_the_core_and_earlier_ones(path):
         assert not later
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@each_file(FILES)
 def test_functions_are_short_and_take_few_parameters(path):
     functions = [
         node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import annotation, draw_tree
+from helpers import annotation, draw_tree, noise
 from pages import Page, thumbnails
 from PIL import Image
 
@@ -24,17 +24,16 @@ PER_CLASS, K = 24, 6
 def attacked(tmp_path_factory):
     """An image folder whose class names may hold anything, and the files of an attack on it with known shares."""
     folder = tmp_path_factory.mktemp("gallery")
-    rng = np.random.default_rng(0)
     folders = [name.replace("/", "\u2215") for name in HOSTILE]  # a folder's name cannot hold a slash
     draw_tree(folder, classes=folders, per_class=PER_CLASS, boxed=PER_CLASS)
-    for number, path in enumerate(folder.glob("images/*/*")):
-        pixels = rng.integers(0, 256, (90 + number % PER_CLASS, 300, 3), dtype=np.uint8)  # noise: the largest JPEGs
+    paths = list(folder.glob("images/*/*"))
+    for path, pixels in zip(paths, noise((90 + n % PER_CLASS, 300) for n in range(len(paths)))):  # the largest JPEGs
         Image.fromarray(pixels).save(path)
     for path in folder.glob("boxes/Annotation/*/*"):
         path.write_text(annotation((5, 9, 80, 70)))
     listing = list_images(folder / "images")
     rank = np.arange(len(listing)) % PER_CLASS
-    public = np.flatnonzero(rank >= 16)
+    public = np.flatnonzero(rank >= 16).reshape(len(HOSTILE), 8)  # by class
     indices = np.concatenate([np.flatnonzero(rank < 8), np.flatnonzero((rank >= 8) & (rank < 16))])
     crops = take_crops(listing, indices, CropRule(min_px=20), Annotations(folder / "boxes", listing)).crops
     neighbors = {}
@@ -45,9 +44,8 @@ def attacked(tmp_path_factory):
             # Of eight images of a class and set: 3 memorized, 2 correlated, 1 misrepresented, 2 unassociated.
             right = index % 8 in ((0, 1, 2, 3, 4) if target else (3, 4, 5))
             shown = (listing.labels[index] + (0 if right else 1)) % len(HOSTILE)
-            votes = rng.integers(4, K + 1)  # how many of its neighbors are of that class: the confidence
-            rest = rng.choice(public[listing.labels[public] == (shown + 1) % len(HOSTILE)], K - votes, replace=False)
-            rows.append(np.r_[rng.choice(public[listing.labels[public] == shown], votes, replace=False), rest])
+            votes = 4 + index % 3  # how many of its neighbors are of that class: the confidence
+            rows.append([*public[shown][:votes], *public[shown - 1][: K - votes]])
         neighbors[model] = np.array(rows)
         for name, half in zip("AB", np.split(np.arange(len(indices)), 2)):
             for what, array in (
