@@ -392,6 +392,7 @@ def test_bad_flags_are_named_before_anything_is_read(data, changes, texts):
     """
     --local 0            -> srun ;; --local 1
     --ssl_arch resnet101 -> --ssl_arch resnet101 ;; holds resnet18
+    --use_supervised_activations 1 -> --use_supervised_activations 1 ;; has no supervised head
     --batch_size 4       -> : needs about ;; make room, name another --out_dir, or raise --save_interval
 """,
 )
@@ -400,18 +401,6 @@ def test_bad_input_is_one_line(data, tmp_path, monkeypatch, changes, texts):
     path = os.path.dirname(sys.executable)  # without srun
     assert_one_line_error(run_here("train_RCDM.py", *published(data, out_dir=tmp_path, **changes), PATH=path), *texts)
     assert not files(tmp_path)
-
-
-def test_only_a_supervised_encoder_has_activations_of_its_own(data, tmp_path):
-    arguments = published(data, use_supervised_activations=1)
-    with refused("--use_supervised_activations 1.*no supervised head"):
-        train_RCDM.load_encoder(train_RCDM.Job.of(train_RCDM.parse_args(arguments)), torch.device("cpu"))
-    network = save_untrained(tmp_path / "supervised.pth", loss="supervised")
-    changes = {"use_supervised_activations": 1, "ssl_model_pth": tmp_path / "supervised.pth", "ssl_loss": "supervised"}
-    job = train_RCDM.Job.of(train_RCDM.parse_args(published(data, **changes)))
-    encoder = train_RCDM.load_encoder(job, torch.device("cpu"))
-    images = torch.randn(2, 3, 32, 32)
-    assert encoder.width == 3 and torch.equal(encoder(images), network.fc(network(images)[-1]))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("guided_diffusion_rcdm") is not None, reason="the rcdm package is there")
@@ -424,6 +413,15 @@ def test_the_absent_package_is_named_and_auto_does_without():
 # Reconstruction.
 
 
+def embed(rcdm, images, layer):
+    with torch.no_grad():
+        return rcdm.network.embed(torch.stack([evaluation_transform(32)(image) for image in images]), layer)
+
+
+def crop_of(attack, index):
+    return load_image(attack.listing.path(index)).crop(tuple(attack.crops(np.array([index]))[0]))
+
+
 def test_condition_is_neighbors_backbone_and_crops_projector(data, trained, attacked):
     attack = rec.Attack(attacked)
     rcdm = rec.load_rcdm(trained["B"])
@@ -431,17 +429,11 @@ def test_condition_is_neighbors_backbone_and_crops_projector(data, trained, atta
     indices = attack.tables["A"]["index"].to_numpy()[:3]
     found, neighbors = rec.conditions(source, "A", indices)
     assert neighbors.shape == (3, 5)
-    transform, crops = evaluation_transform(32), attack.crops(indices)
     row = list(np.load(attacked / "B_attk_A_attk_idxs.npy")).index(indices[1])
     assert neighbors[1].tolist() == np.load(attacked / "B_attk_A_neighb_idxs.npy")[row, :5].tolist()
-
-    def embed(images, layer):
-        with torch.no_grad():
-            return rcdm.network.embed(torch.stack([transform(image) for image in images]), layer)
-
-    listing = attack.listing
-    mean = embed([load_image(listing.path(index)) for index in neighbors[1]], "backbone").mean(dim=0)
-    crop = embed([load_image(listing.path(indices[1])).crop(tuple(crops[1]))], "projector")[0]
+    images = [load_image(attack.listing.path(index)) for index in neighbors[1]]
+    mean = embed(rcdm, images, "backbone").mean(dim=0)
+    crop = embed(rcdm, [crop_of(attack, indices[1])], "projector")[0]
     torch.testing.assert_close(found[1], torch.cat([mean, crop]), rtol=1e-4, atol=1e-5)
 
 
@@ -455,6 +447,10 @@ def test_a_supervised_row_is_of_a_model_of_the_same_images(data, trained, attack
     indices = attack.tables["A"]["index"].to_numpy()[:3]
     condition, neighbors = rec.conditions(supervised, "A", indices)
     assert condition.shape == (3, 3) and neighbors.shape == (3, 0)  # of three classes
+    logits = embed(of_logits, [crop_of(attack, index) for index in indices], "logits")
+    torch.testing.assert_close(condition, logits, rtol=1e-4, atol=1e-5)
+    params = read_json(tmp_path / "rcdm/params.json")
+    assert (params["layers"], params["width"]) == (["logits"], 3)
 
     with refused("needs the neighbors of an attack on that model"):
         rec.sources_of(attack, "A", *rcdms, rcdms[1])
