@@ -104,6 +104,10 @@ def test_parameter_sweep(tmp_path, undrawn):
     settings = flags({**changes, "dataset_sweep_epoch": 50, "plot_lin_probe": 0, "save_path": tmp_path / "two"})
     ok(run_here("plot_quant_results.py", *settings, "--sweep_values", ".075", ".99"))
     assert pd.read_csv(tmp_path / "two/attk_params_acc_top1.csv")["param"].unique().tolist() == [0.075, 0.99]
+    for value in ("25", "100"):
+        shutil.copytree(POINT, tmp_path / f"attack_sweeps/NN_attk_vicreg_sim{value}_50ep")
+    ok(plot(tmp_path, attk_folder_path=tmp_path, sweep_param="vicreg.sim_coeff", save_path=tmp_path / "sim"))
+    assert pd.read_csv(tmp_path / "sim/attk_params_acc_top1.csv")["param"].unique().tolist() == [25, 100]
 
 
 def test_corner_fractions_have_no_probes_of_their_own(tmp_path, undrawn):
