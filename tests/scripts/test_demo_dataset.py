@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import draw_demo, flags, ok, read_json, run_here, save_color_reader
+from helpers import draw_demo, flags, ok, options, read_json, run_here, save_color_reader
 from PIL import Image, ImageChops
 from stages import attack_settings
 
@@ -51,7 +51,7 @@ def test_correlation_changes_tied_backgrounds_alone(tied_data, tmp_path):
 
 def test_stream_of_random_numbers_is_that_of_earlier_versions(tmp_path):
     """Colors of three images as they were before --correlation came; another order of draws would change them."""
-    settings = {"classes": 3, "images_per_class": 20, "unboxed_per_class": 4, "side": 128, "object_size": 0.5}
+    settings = options("--classes 3 --images_per_class 20 --unboxed_per_class 4 --side 128 --object_size 0.5")
     folder = draw_demo(tmp_path / "data", seed=SEED, **settings)
     for name, rank, color in EARLIER_COLORS:
         with Image.open(folder / "images" / name / f"{name}_{rank:05d}.JPEG") as image:

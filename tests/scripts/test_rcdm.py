@@ -24,6 +24,7 @@ from helpers import (
     interrupted,
     load,
     ok,
+    options,
     read_json,
     read_log,
     refused,
@@ -59,7 +60,7 @@ PUBLISHED = (
     "$ROOT/vicreg_dssweep_300pc_A.pth --use_supervised_activations 0 --dataset_indices $ROOT/public.npy --nodes 4 "
     f"--ngpus 8 --timeout 4320 {MODEL_FLAGS_128}"
 )
-SMALLER = {**SMALL_RCDM, "ssl_arch": "resnet18", "mlp": "32-16", "lr_anneal_steps": 6, "save_interval": 3}
+SMALLER = SMALL_RCDM | options("--ssl_arch resnet18 --mlp 32-16 --lr_anneal_steps 6 --save_interval 3")
 
 
 def published(folder, side="A", **changes):
@@ -313,9 +314,10 @@ def test_stopped_and_killed_and_continued_equals_uninterrupted(data, trained, tm
 
 @pytest.mark.kills
 def test_two_processes_microbatches_samplers_and_another_start(data, trained, tmp_path):
-    changes = {"world_size": 2, "microbatch": 1, "batch_size": 2, "schedule_sampler": "loss-second-moment"}
-    changes |= {"ema_rate": "0.9,0.99", "lr_anneal_steps": 9, "resume_checkpoint": trained["A"] / "model000006.pt"}
-    result = ok(run_script("train_RCDM.py", *published(data, out_dir=tmp_path, **changes)))
+    changes = options("""--world_size 2 --microbatch 1 --batch_size 2 --schedule_sampler loss-second-moment
+        --ema_rate 0.9,0.99 --lr_anneal_steps 9""")
+    start = trained["A"] / "model000006.pt"
+    result = ok(run_script("train_RCDM.py", *published(data, out_dir=tmp_path, resume_checkpoint=start, **changes)))
     assert "(2 processes)" in result.stdout and "resumes after step 6" in result.stdout
     assert "this average starts from the weights" in result.stdout
     # The processes share the grid's samples: none is left black.

@@ -482,22 +482,20 @@ def test_small_sweeps_of_each_kind_run_here(tmp_path):
     folders = small_data(tmp_path)
     for script in ("gen_betons.sh", "gen_val_betons.sh"):
         subprocess.run([str(ROOT / script)], env={**os.environ, **folders, "PYTHON": sys.executable}, check=True)
-    small = dict(
-        **{"LOCAL": "1", "EPOCH": "4", "DATASET": "6", "PARAM_DATASET": "4", "PUBLIC": "6", "K": "3"},
-        TRAIN_FLAGS=f"{SMALL_TRAINING} --training.epochs 4 --logging.snapshot_freq 2",
-        ATTACK_FLAGS="--resolution 32 --min_px 5 --num_workers 0",
-        PROBE_FLAGS="--resolution 32 --num_workers 0 --epochs 1 --start_lr 0.1",
-    )
-    logits = dict(LOSS="supervised", ATTACKS="logits corner_crop", SWEEP="datasets", DATASETS="6")
+    small = options(f"""LOCAL=1 EPOCH=4 DATASET=6 PARAM_DATASET=4 PUBLIC=6 K=3
+        TRAIN_FLAGS="{SMALL_TRAINING} --training.epochs 4 --logging.snapshot_freq 2"
+        ATTACK_FLAGS="--resolution 32 --min_px 5 --num_workers 0"
+        PROBE_FLAGS="--resolution 32 --num_workers 0 --epochs 1 --start_lr 0.1" """)
     kinds = [
-        (dict(EPOCHS="2 4", DATASETS="4 6", ATTACKS="projector backbone"), "attk_epochs", [2, 4]),
-        (dict(SWEEP="temperature", LOSS="simclr", TEMPERATURES=".15 .5"), "attk_params", [0.15, 0.5]),
-        (dict(SWEEP="corner_fraction", FRACTIONS=".3 .40"), "attk_params", [0.3, 0.4]),
-        (logits, "attk_datasets", [6]),
+        ('EPOCHS="2 4" DATASETS="4 6" ATTACKS="projector backbone"', "attk_epochs", [2, 4]),
+        ('SWEEP=temperature LOSS=simclr TEMPERATURES=".15 .5"', "attk_params", [0.15, 0.5]),
+        ('SWEEP=corner_fraction FRACTIONS=".3 .40"', "attk_params", [0.3, 0.4]),
+        ('LOSS=supervised ATTACKS="logits corner_crop" SWEEP=datasets DATASETS=6', "attk_datasets", [6]),
     ]
     for environment, figure, points in kinds:
-        ok(sweep(folders, tmp_path / "logs", **small, **environment))
-        again = ok(sweep(folders, tmp_path / "logs", **small, **environment))
+        case = {**small, **options(environment)}
+        ok(sweep(folders, tmp_path / "logs", **case))
+        again = ok(sweep(folders, tmp_path / "logs", **case))
         assert "there already" in again.stdout and "epochs are done" not in again.stdout
         saved = re.findall(rf"(/.*{figure}_acc_top1)\.png$", again.stdout, re.MULTILINE)
         assert saved and all(pd.read_csv(f"{path}.csv").iloc[:, 0].unique().tolist() == points for path in saved)
