@@ -496,7 +496,7 @@ def test_small_sweeps_of_each_kind_run_here(tmp_path):
         case = {**small, **options(environment)}
         ok(sweep(folders, tmp_path / "logs", **case))
         again = ok(sweep(folders, tmp_path / "logs", **case))
-        assert "there already" in again.stdout and "epochs are done" not in again.stdout
+        assert "there already" in again.stdout and ": 4 epochs are done" not in again.stdout
         saved = re.findall(rf"(/.*{figure}_acc_top1)\.png$", again.stdout, re.MULTILINE)
         assert saved and all(pd.read_csv(f"{path}.csv").iloc[:, 0].unique().tolist() == points for path in saved)
     layers = pd.read_csv(tmp_path / "logs/vicreg/plot/attk_layers_acc_top1.csv")
