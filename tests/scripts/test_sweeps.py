@@ -497,7 +497,7 @@ def test_small_sweeps_of_each_kind_run_here(tmp_path):
         ok(sweep(folders, tmp_path / "logs", **case))
         again = ok(sweep(folders, tmp_path / "logs", **case))
         assert "there already" in again.stdout and ": 4 epochs are done" not in again.stdout
-        saved = re.findall(rf"(/.*{figure}_acc_top1)\.png$", again.stdout, re.MULTILINE)
+        saved = re.findall(rf"(/.*{figure}_acc_top1)_legend\.png$", again.stdout, re.MULTILINE)
         assert saved and all(pd.read_csv(f"{path}.csv").iloc[:, 0].unique().tolist() == points for path in saved)
     layers = pd.read_csv(tmp_path / "logs/vicreg/plot/attk_layers_acc_top1.csv")
     assert layers["layer"].unique().tolist() == ["backbone", "projector"]
