@@ -146,6 +146,10 @@ def numbers_of(demo):
             tables[name] = pd.read_csv(demo.folder / path)
     if demo.label_free().is_dir():
         tables["membership"] = membership_of(demo.label_free())
+    judged = demo.results / "RCDM" / "reconstructions" / "judged.json"
+    if judged.exists():
+        judged = json.loads(judged.read_text())
+        tables["judged_images"], tables["judged_crops"] = judged_images(judged), judged_crops(judged)
     return {"run": demo.results.name, **{name: rows_of(table) for name, table in tables.items()}}
 
 
@@ -156,6 +160,30 @@ def membership_of(scores):
         for score, found in of_layer.items():
             rows.append({"layer": layer, "score": score, **columns("auc", found["auc"])})
             rows[-1] |= columns("tpr", found["tpr_at_1_percent"])
+    return pd.DataFrame(rows)
+
+
+def judged_images(judged):
+    """A row per kind of whole image of judge_rcdm.py: how often the judge names its class."""
+    whole = judged["samples from whole images"]
+    kinds = {
+        "real images that the judge never saw, for comparison": judged["real images"],
+        "samples from whole public images": whole["public images"],
+        "samples from whole images that neither RCDM nor its encoder saw": whole["held-out images"],
+    }
+    rows = [{"what": kind, "n": found["n"], **columns("correct", found)} for kind, found in kinds.items()]
+    return pd.DataFrame(rows)
+
+
+def judged_crops(judged):
+    """A row per selection of attacked images of judge_rcdm.py: samples from their crops that show the class."""
+    rows = []
+    for what, found in judged["samples from crops"].items():
+        n = found.get("n", judged["samples from whole images"]["held-out images"]["n"])
+        row = {"what": "all attacked images" if what == "all" else what, "n": n}
+        for name in ("target", "reference", "score"):
+            row |= columns(name, found[name])
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -245,6 +273,23 @@ def membership_table(numbers):
     return "\n".join(lines)
 
 
+def judged_images_table(numbers):
+    """Real images, and samples from whole images, whose class the judge names."""
+    lines = ["| images | n | correct class |", "| --- | --- | --- |"]
+    for row in first(numbers).get("judged_images", []):
+        lines.append(f"| {row['what']} | {row['n']} | {estimate(row, 'correct')} |")
+    return "\n".join(lines)
+
+
+def judged_crops_table(numbers):
+    """Samples from crops whose class the judge names, of both models' RCDMs."""
+    lines = ["| samples from crops of | n | target | reference | difference |", "| --- " * 5 + "|"]
+    for row in first(numbers).get("judged_crops", []):
+        cells = [estimate(row, name) for name in ("target", "reference", "score")]
+        lines.append(" | ".join([f"| {row['what']}", str(row["n"]), *cells]) + " |")
+    return "\n".join(lines)
+
+
 TABLES = {
     "summary": summary_table,
     "epochs": epochs_table,
@@ -252,6 +297,8 @@ TABLES = {
     "losses": losses_table,
     "agreement": agreement_table,
     "membership": membership_table,
+    "judged_images": judged_images_table,
+    "judged_crops": judged_crops_table,
 }
 
 
