@@ -36,7 +36,7 @@ projector=$attack last_probe=$probe
 
 cd "$root"
 started=$SECONDS
-echo "The demo writes below $run and takes about 5 minutes on two cores, 110 MB of disk. Rerun it to resume."
+echo "The demo writes below $run and takes 2 to 5 minutes on two cores, 110 MB of disk. Rerun it to resume."
 
 say "1/7 data: $run/data"
 if [ -e "$run/data/demo.json" ]; then
