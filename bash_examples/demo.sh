@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a measured déjà vu: draws a data set with a known answer and runs every stage on it, with the scripts
-# and flags that ImageNet users use. About 5 minutes on two CPU cores; finished stages are skipped when rerun.
+# and flags that ImageNet users use. 2 to 5 minutes on two CPU cores; finished stages are skipped when rerun.
 #
 #   bash bash_examples/demo.sh
 #   SEED=1 DEMO_DIR=/tmp/demo bash bash_examples/demo.sh

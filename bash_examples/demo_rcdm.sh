@@ -69,7 +69,9 @@ say "2/2 reconstructions: $LOGGING_FOLDER/RCDM/reconstructions"
 export RCDM_ATTACK=$attack RCDM_RESPACING=$RESPACING RCDM_FIGURES=$LOGGING_FOLDER/RCDM/reconstructions
 export RCDM_A=${rcdm}_A RCDM_B=${rcdm}_B
 mkdir -p "$RCDM_FIGURES"
-OMP_NUM_THREADS=$cores jupyter execute --output="$RCDM_FIGURES/visualization_RCDM.ipynb" visualization_RCDM.ipynb
+# ipykernel warns of its socket at each start; notebook and kernel are of one user on one machine.
+OMP_NUM_THREADS=$cores jupyter execute --output="$RCDM_FIGURES/visualization_RCDM.ipynb" visualization_RCDM.ipynb \
+  2> >(grep -v --line-buffered "running over TCP without encryption" >&2)
 echo "The notebook with its figures: $RCDM_FIGURES/visualization_RCDM.ipynb, $((SECONDS - started)) s in all."
 [ "$JUDGE" = 1 ] || exit 0
 

@@ -276,7 +276,7 @@ def membership_table(numbers):
 def judged_images_table(numbers):
     """Real images, and samples from whole images, whose class the judge names."""
     lines = ["| images | n | correct class |", "| --- | --- | --- |"]
-    for row in first(numbers).get("judged_images", []):
+    for row in first_with(numbers, "judged_images"):
         lines.append(f"| {row['what']} | {row['n']} | {estimate(row, 'correct')} |")
     return "\n".join(lines)
 
@@ -284,7 +284,7 @@ def judged_images_table(numbers):
 def judged_crops_table(numbers):
     """Samples from crops whose class the judge names, of both models' RCDMs."""
     lines = ["| samples from crops of | n | target | reference | difference |", "| --- " * 5 + "|"]
-    for row in first(numbers).get("judged_crops", []):
+    for row in first_with(numbers, "judged_crops"):
         cells = [estimate(row, name) for name in ("target", "reference", "score")]
         lines.append(" | ".join([f"| {row['what']}", str(row["n"]), *cells]) + " |")
     return "\n".join(lines)
@@ -304,6 +304,11 @@ TABLES = {
 
 def first(numbers):
     return next(iter(numbers.values()))
+
+
+def first_with(numbers, table):
+    """The rows of a table in the first demo that has it."""
+    return next((of_demo[table] for of_demo in numbers.values() if table in of_demo), [])
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
