@@ -34,7 +34,6 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
     leave_if_finished()
 
 from argparse import Namespace, _ArgumentGroup
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,11 +67,10 @@ from dejavu_utils.cli import (
 )
 from dejavu_utils.crops import CropRule
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.provenance import ModelRecord, Provenance, is_made
+from dejavu_utils.data.provenance import ModelRecord, still_valid
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import check_place, complete_files
 from dejavu_utils.imagenet import list_images, read_class_names
-from dejavu_utils.log import say
 from dejavu_utils.models import L2
 from dejavu_utils.naming import LOGITS, SETS, attack_path
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference, progress_of
@@ -285,8 +283,8 @@ def attack(given: tuple[Job, Resources]) -> None:
     public = ImageSet("public", public_indices)
     embedder = Embedder(networks, of_each, listing, job.inference)
     record = job.record(records, listing, sets, queries, public_indices)
-    if from_first(None if rank() else all(is_made(*of_layer) for of_layer in made_of_layers(job, record))):
-        say(f"{job.folder}: there already, made from the same models and sets")
+    of_layers = {job.folder_of(layer) / RESULTS: job.of_layer(record, layer) for layer in job.models.layers}
+    if still_valid(job.folder, of_layers, job.settings):
         return
     pieces = ShardStore(
         job.folder / "unfinished", None if rank() else job.key(record, listing, queries, public_indices)
@@ -324,11 +322,6 @@ def attack(given: tuple[Job, Resources]) -> None:
             print(unreadable_in_words(listing, public_indices[searched.unreadable]))
         pieces.remove()
     wait_for_all()
-
-
-def made_of_layers(job: Job, record: Provenance) -> list[tuple[Path, Provenance, Mapping[str, object]]]:
-    """What `is_made` is asked about each layer's results."""
-    return [(job.folder_of(layer) / RESULTS, job.of_layer(record, layer), job.settings) for layer in job.models.layers]
 
 
 if __name__ == "__main__":

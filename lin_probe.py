@@ -61,7 +61,7 @@ from dejavu_utils.data import augment
 from dejavu_utils.data.beton_loader import random_crop
 from dejavu_utils.data.image_dataset import IndexedImages
 from dejavu_utils.data.index_files import load_indices
-from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, check_same, is_made
+from dejavu_utils.data.provenance import MADE_FROM, ModelRecord, Provenance, check_same, still_valid
 from dejavu_utils.data.workers import batches, without_unreadable
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import digest, save_json
@@ -72,7 +72,7 @@ from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference
 from dejavu_utils.networks.inference import check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ModelFile, add_network_flags, existing_model
 from dejavu_utils.randomness import epoch_order, seed_everything, uniforms
-from dejavu_utils.runtime.distributed import average_gradients, from_first, rank, sum_over_processes, world_size
+from dejavu_utils.runtime.distributed import average_gradients, rank, sum_over_processes, world_size
 from dejavu_utils.runtime.launch import Resources, init_from_args, launch
 from dejavu_utils.runtime.processes import StepWatch, StopSignal
 from dejavu_utils.runtime.resumable import count_images
@@ -171,8 +171,7 @@ def probe(given: tuple[Job, Resources]) -> None:
         say(f"warning: {warning}")
     stop = StopSignal()  # not before that pass, which does not look at it: submitit's own handler requeues the job
     state = ProbeRun(job, network, listing, train, val, stop)
-    if from_first(None if rank() else is_made(job.folder / RESULTS, state.made_from, job.settings)):
-        say(f"{job.folder}: there already, made from the same models and sets")
+    if still_valid(job.folder, {job.folder / RESULTS: state.made_from}, job.settings):
         return
     checkpoint = agreed_checkpoint(state.path, "--output_dir")
     if checkpoint:

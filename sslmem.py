@@ -64,9 +64,9 @@ from dejavu_utils.data.provenance import (
     Provenance,
     Value,
     check_same,
-    is_made,
     read_record,
     sets_record,
+    still_valid,
 )
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_files
@@ -80,7 +80,7 @@ from dejavu_utils.naming import SETS
 from dejavu_utils.networks.embedder import Embedder, ImageSet, Inference, progress_of
 from dejavu_utils.networks.inference import check_layers, prepared_for_inference
 from dejavu_utils.networks.loading import ARCH_HELP, ModelFile, existing_model
-from dejavu_utils.runtime.distributed import from_first, rank, wait_for_all, world_size
+from dejavu_utils.runtime.distributed import rank, wait_for_all, world_size
 from dejavu_utils.runtime.launch import Resources, init_from_args, launch
 from dejavu_utils.runtime.resumable import ShardStore
 
@@ -202,9 +202,7 @@ def measure(given: tuple[Job, Resources]) -> None:
     record = record_of(job, networks, listing, sets)
     if job.attack:
         warnings += check_attack(job.attack, record)
-    results_path = Path(job.folder) / RESULTS
-    if from_first(None if rank() else is_made(results_path, record, job.settings)):
-        say(f"{job.folder}: there already, made from the same models and sets")
+    if still_valid(job.folder, {Path(job.folder) / RESULTS: record}, job.settings):
         return
     augmented = networks["A"].about["settings"] or networks["B"].about["settings"]
     resolution = networks["A"].preprocessing.side

@@ -113,7 +113,8 @@ def list_images(root: str | Path | None, flag: str = "the image folder") -> Imag
                     labels.append(label)
                 elif not file_name.startswith("."):
                     passed_over[os.path.splitext(file_name)[1] or "no extension"] += 1
-    empty = [classes[label] for label in np.setdiff1d(range(len(classes)), labels)]
+    of_images = np.array(labels, np.int64)
+    empty = [classes[label] for label in np.setdiff1d(range(len(classes)), of_images)]
     if not paths or empty:
         what = f"no image in {', '.join(empty[:5])}" if empty else "there is none"
         there = ""
@@ -123,7 +124,7 @@ def list_images(root: str | Path | None, flag: str = "the image folder") -> Imag
             f"{flag} {root}: expected class folders with images below it: {what}{there}"
         )
     by_extension = dict(sorted(passed_over.items()))
-    return ImageListing(Path(root), classes, paths, np.array(labels, np.int64), by_extension)
+    return ImageListing(Path(root), classes, paths, of_images, by_extension)
 
 
 def _folders_below(

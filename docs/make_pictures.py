@@ -1,13 +1,14 @@
 """Draws the documentation's pictures and writes its numbers from finished demos.
 
-Reads the folders of bash_examples/demo.sh: the pictures are of the first, the numbers of all. Writes, below --docs,
+Reads the folders of bash_examples/demo.sh: the pictures are of the first, the reconstructions of the first that has
+them, the numbers of all, each under its folder's name and precision. Writes, below --docs,
 crops.png, augmented_pairs.png, memorized.png, demo_accuracy.png; after demo_sslmem.sh demo_membership.png and
 label_free_{epochs,margin,images}.png; after demo_losses.sh demo_{criteria,utility}.png; with the agreement of two
 trainings (runs_agreement.csv) demo_agreement.png; after demo_rcdm.sh reconstructions.png; figures.json, the numbers;
 and into *.md beside and above it the blocks between <!-- demo: NAME --> and <!-- end -->, tables of these numbers.
 
     python docs/make_pictures.py demo/seed0
-    python docs/make_pictures.py --docs /tmp/docs demo/seed0 demo/seed1 demo/seed2
+    python docs/make_pictures.py --docs /tmp/docs fp32/seed0 fp32/seed1 fp32/seed2 bf16/seed0 bf16/seed1 bf16/seed2
 """
 
 import json
@@ -61,6 +62,13 @@ class Demo:
             raise InputError(f"{folder}: one finished demo is needed (summary.csv), there are: {names}")
         return cls(folder, finished[0])
 
+    @property
+    def name(self):
+        """seed0, with the precision where it is not fp32: seed0 in bf16."""
+        chosen = self.folder / "precision.txt"
+        precision = chosen.read_text().strip() if chosen.exists() else "fp32"
+        return self.folder.name + ("" if precision == "fp32" else f" in {precision}")
+
     def last_attack(self):
         """The attack on the projector of the last snapshot."""
         attacks = (self.results / "attack_sweeps").glob("NN_attk_*ep")
@@ -91,7 +99,10 @@ def main():
     docs = Path(args.docs)
     docs.mkdir(parents=True, exist_ok=True)
     draw_all(demos[0], docs)
-    numbers = {demo.folder.name: numbers_of(demo) for demo in demos}
+    with_rcdm = next((demo for demo in demos if (demo.results / "RCDM").is_dir()), None)
+    if with_rcdm:
+        save_figure(docs / "reconstructions.png", draw_reconstructions(with_rcdm))
+    numbers = {demo.name: numbers_of(demo) for demo in demos}
     save_json(docs / "figures.json", numbers)
     for page in [*docs.glob("*.md"), *docs.parent.glob("README.md")]:
         text = page.read_text(encoding="utf-8")
@@ -102,7 +113,7 @@ def main():
 
 
 def draw_all(demo, docs):
-    """Every picture that the demo's folders suffice for."""
+    """Every picture that the demo's folders suffice for, but the reconstructions."""
     listing = list_images(demo.folder / "data" / "images")
     indices = demo.index("bbox_A")
     chosen = indices[:: max(1, len(indices) // COLUMNS)][:COLUMNS]
@@ -125,8 +136,6 @@ def draw_all(demo, docs):
             shutil.copy(drawn, docs / f"{name}.png")
     if scores.is_dir():
         draw_sslmem(listing, scores).savefig(docs / "label_free_images.png", dpi=70)
-    if (demo.results / "RCDM").is_dir():
-        save_figure(docs / "reconstructions.png", draw_reconstructions(demo))
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -76,8 +76,8 @@ def disagreements(reader: str, folders: Mapping[Key, Path]) -> tuple[dict[Key, s
 
 
 def misnamed(folder: Path, epoch: int) -> str:
-    """In words, of which epoch the networks are, if a folder's record says another than its name,
-    `epoch`; "" where they agree or are unknown."""
+    """The epoch of a folder's networks, in words, where its record says another than its name,
+    `epoch`; "" where they agree or it is unknown."""
     record = read_record(folder / RESULTS)
     models = (record.models if record else None) or {}
     for name in ("A", "B", "model"):  # not the classifiers of a test of one model

@@ -142,10 +142,10 @@ def layer_result(layer: str, answers: Answers, comparison: TargetReference) -> L
         reference = of_references[0]
         if comparison.classifiers:
             reference = one_model.log_mean_probabilities(of_references)
-        of_target = result.scores if target[1] == LOGITS else result.nearest
-        of_target[name, name] = answers.of(target, name)
-        of_reference = result.scores if references[0][1] == LOGITS else result.nearest
-        of_reference[TWIN[name], name] = reference
+        given = {name: (target, answers.of(target, name)), TWIN[name]: (references[0], reference)}
+        for model, ((_, of), array) in given.items():
+            kept = result.scores if of == LOGITS else result.nearest
+            kept[model, name] = array
     for model, key in zip(comparison.models, comparison.keys(layer, comparison.models)):
         result.ceiling[model] = ceiling(answers.predictions(key, CEILING), answers.labels(CEILING))
     return result

@@ -38,7 +38,8 @@ class TargetReference:
         """
         names = list(names)
         if ONE not in names:
-            return cls({"A": "A", "B": "B"}, {"A": ["B"], "B": ["A"]}, {})
+            own = {name: name for name in SETS}
+            return cls(own, {name: [TWIN[name]] for name in SETS}, {})
         reference = {}
         half = {}
         for name in SETS:

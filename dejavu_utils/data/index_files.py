@@ -66,21 +66,23 @@ def listing_of(path: str | Path) -> str | None:
     """SHA-256 of the listing that an index file was made for, as the partition.json near it says;
     None if none does."""
     for folder in Path(path).parents[:2]:
-        try:
-            recorded = json.loads((folder / PARTITION_FILE).read_text(encoding="utf-8"))
-            return str(recorded["fingerprint"]["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        if (folder / PARTITION_FILE).is_file():
+            return _recorded_fingerprint(folder / PARTITION_FILE).get("sha256")
     return None
 
 
-def _check_fingerprint(partition_file: Path, listing: ImageListing, source: str) -> None:
+def _recorded_fingerprint(partition_file: Path) -> dict:
     try:
-        recorded = json.loads(partition_file.read_text(encoding="utf-8"))["fingerprint"]
+        recorded = json.loads(partition_file.read_text(encoding="utf-8"))
+        return dict(recorded["fingerprint"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{partition_file}: not written by imagenet_partition.py ({error!r}); make it again"
         ) from None
+
+
+def _check_fingerprint(partition_file: Path, listing: ImageListing, source: str) -> None:
+    recorded = _recorded_fingerprint(partition_file)
     current = listing.fingerprint
     if recorded.get("sha256") == current["sha256"]:
         return

@@ -20,6 +20,7 @@ import numpy as np
 from dejavu_utils.errors import InputError
 from dejavu_utils.files import complete_file, digest, load_npz
 from dejavu_utils.finished import changed_input, difference, recorded_settings
+from dejavu_utils.log import say
 
 if TYPE_CHECKING:  # figures and tables compare records without PyTorch
     from dejavu_utils.data.beton import Beton
@@ -245,12 +246,28 @@ def read_record(path: Path) -> Provenance | None:
         return None
 
 
-def is_made(results: Path, record: Provenance, settings: Mapping[str, object]) -> bool:
-    """Does a results.json still stand after one of the files that the flags name has changed?
+def still_valid(
+    folder: str | Path, records: Mapping[Path, Provenance], settings: Mapping[str, object]
+) -> bool:
+    """Are finished results those of the same contents, although a file that a flag names has
+    changed since? Says so; all processes must call this.
 
-    It does if its record and its flags are the same. Of flags of paths, which end in _pth, the
-    record has the contents.
+    records: {results.json: what it would be made from now}, of the first process. settings: the
+    flags.
     """
+    # Readers of records alone do without PyTorch.
+    from dejavu_utils.runtime.distributed import from_first, rank
+
+    same = not rank() and all(
+        _is_same(results, record, settings) for results, record in records.items()
+    )
+    if not from_first(same):
+        return False
+    say(f"{folder}: there already, made from the same models and sets")
+    return True
+
+
+def _is_same(results: Path, record: Provenance, settings: Mapping[str, object]) -> bool:
     flags = {}
     for name, value in settings.items():
         if value is not None:
@@ -260,6 +277,7 @@ def is_made(results: Path, record: Provenance, settings: Mapping[str, object]) -
     there = read_record(results)
     if there is None or differences(record, there):
         return False
+    # of flags of paths, which end in _pth, the record has the contents
     others = {name: values for name, values in flags.items() if not name.endswith("_pth")}
     return not difference(others, recorded_settings(results))
 
